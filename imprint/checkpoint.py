@@ -1,0 +1,162 @@
+"""The checkpoint: one `.safetensors` file with everything that a composite needs.
+
+Tensors are named `encoder.*` (DINOv2's hub names), `adapter.*`, `null_embedding`, `unet.*` and `vae.*` (diffusers' names;
+the autoencoder may be absent). The metadata holds the format's version, the configuration as JSON, and a SHA-256 of both,
+so that a damaged file is a sentence and not a strange picture. Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .config import ImprintConfig
+from .errors import ImprintError
+
+FORMAT_VERSION = 1
+PARTS = ("encoder", "adapter", "unet", "vae")
+REQUIRED_PARTS = PARTS[:3]
+SHIPPED = Path(__file__).parent / "assets" / "imprint-tiny.safetensors"
+"""The checkpoint that comes with the package."""
+
+_NULL = "null_embedding"  # stands alone in the file, and belongs to the adapter in memory
+
+
+@dataclass
+class Checkpoint:
+    """A configuration and the tensors of each part, by the names of `PARTS`."""
+
+    config: ImprintConfig
+    parts: dict[str, dict[str, torch.Tensor]]
+    path: Path = field(default=Path("checkpoint"))
+
+    def check(self, part: str, expected: Mapping[str, torch.Size | tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """The part's tensors, when their names and shapes are exactly the expected ones, else `ImprintError`."""
+        tensors = self.parts.get(part, {})
+        where = f"{self.path}: part '{part}'"
+        cure = "the file is not whole or was made by other code; export or download it again"
+        missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+        if missing or surplus:
+            first = f"'{missing[0]}' is missing" if missing else f"'{surplus[0]}' is not of the model"
+            raise ImprintError(
+                f"{where} has {len(tensors)} tensors where its configuration asks for {len(expected)} "
+                f"({len(missing)} missing, {len(surplus)} surplus: {first}); {cure}"
+            )
+        for name, shape in expected.items():
+            if tuple(tensors[name].shape) != tuple(shape):
+                raise ImprintError(
+                    f"{where} has '{name}' of shape {tuple(tensors[name].shape)} where its configuration asks for "
+                    f"{tuple(shape)}; {cure}"
+                )
+        return tensors
+
+
+def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Write the file beside its place under a temporary name, then rename: it is whole or it is not there."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    tensors = {}
+    for part, named in checkpoint.parts.items():
+        for name, tensor in named.items():
+            key = _NULL if (part, name) == ("adapter", _NULL) else f"{part}.{name}"
+            tensors[key] = tensor.detach().to("cpu", copy=True).contiguous()
+    config = checkpoint.config.to_json()
+    metadata = {
+        "format": "imprint",
+        "format_version": str(FORMAT_VERSION),
+        "config": config,
+        "sha256": _digest(config, tensors),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_config(path: str | os.PathLike) -> ImprintConfig:
+    """The configuration alone, without reading the tensors. Raises `ImprintError` as `load_checkpoint` does."""
+    with _open(Path(path)) as file:
+        return _config(Path(path), file.metadata() or {})
+
+
+def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises `ImprintError`, one sentence with the file, what is wrong and the remedy, for a file that is absent, a pickle,
+    truncated, damaged, not an Imprint checkpoint, of a newer format version, or whose parts do not fit together. Names
+    and shapes of the tensors are compared with the modules by whoever builds them: see `Checkpoint.check`.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        metadata = file.metadata() or {}
+        config = _config(path, metadata)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if _digest(metadata["config"], tensors) != metadata.get("sha256"):
+        raise ImprintError(f"{path}: its content does not match its checksum; the file is damaged, copy or download it again")
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = ("adapter", "", _NULL) if key == _NULL else key.partition(".")
+        if part not in PARTS:
+            raise ImprintError(f"{path}: tensor '{key}' is of no known part ({', '.join(PARTS)}); it was made by other code")
+        parts.setdefault(part, {})[name] = tensor
+    for part in REQUIRED_PARTS:
+        if part not in parts:
+            raise ImprintError(f"{path}: part '{part}' is missing; export the checkpoint again with all of {REQUIRED_PARTS}")
+    return Checkpoint(config, parts, path)
+
+
+def _open(path: Path):
+    """The open safetensors file; every way in which it can fail to be one is an `ImprintError`."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise ImprintError(f"{path}: no such file; give the path of an Imprint checkpoint (.safetensors)")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        raise ImprintError(f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead")
+    if len(start) < 9 or start[8:] != b"{":
+        raise ImprintError(f"{path} is not a safetensors file (or only its first bytes); download or export it again")
+    try:
+        return safe_open(str(path), framework="pt")
+    except Exception as error:  # the Rust library's own classes differ between versions
+        raise ImprintError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
+
+
+def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
+    if metadata.get("format") != "imprint":
+        raise ImprintError(f"{path} is a safetensors file but not an Imprint checkpoint; choose one that was exported as such")
+    version = metadata.get("format_version")
+    if version != str(FORMAT_VERSION):
+        raise ImprintError(
+            f"{path} has format version {version!r}, and this code reads version {FORMAT_VERSION}; "
+            "update Imprint, or export the checkpoint again"
+        )
+    if "config" not in metadata:
+        raise ImprintError(f"{path} has no configuration in its metadata; export the checkpoint again")
+    try:
+        return ImprintConfig.from_json(metadata["config"])
+    except ImprintError as error:
+        raise ImprintError(f"{path}: {error}") from error
+
+
+def _digest(config: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(config.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,331 @@
+"""What a checkpoint says of itself: every size, schedule and convention that its weights were trained with.
+
+All fields are required; `PRESETS` names two complete configurations. A configuration travels as JSON in the checkpoint's
+metadata, and nothing is ever guessed from a file's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import ImprintError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ImprintError(message)` unless the condition holds."""
+    if not condition:
+        raise ImprintError(message)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """DINOv2 (arXiv 2304.07193) as the ID encoder; sizes as in transformers' `Dinov2Config`."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: int
+    swiglu: bool
+    patch_size: int
+    image_size: int
+    """Side of the square input in pixels."""
+    register_tokens: int
+    """Register tokens (arXiv 2309.16588) of the backbone; they are dropped from its output."""
+    object_margin: float
+    """Free border around the object in the square input, as a part of the object's longer side."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.image_size % self.patch_size == 0,
+            f"the encoder's image size {self.image_size} is not a multiple of its patch size {self.patch_size}",
+        )
+        require(self.width % self.heads == 0, f"the encoder's width {self.width} is not a multiple of its {self.heads} heads")
+
+    @property
+    def tokens(self) -> int:
+        """CLS and patch tokens of one view."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The content adapter (ObjectStitch, arXiv 2212.00932, section 3.2) from encoder tokens to UNet context."""
+
+    kind: Literal["tokens", "conv"]
+    """`tokens` keeps every token; `conv` first reduces their number by a 1x1 convolution over the token axis."""
+    layers: int
+    heads: int
+    input_width: int
+    input_tokens: int
+    output_width: int
+    output_tokens: int
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("tokens", "conv"), f"adapter kind is {self.kind!r}; it must be 'tokens' or 'conv'")
+        require(
+            self.kind == "conv" or self.input_tokens == self.output_tokens,
+            f"a 'tokens' adapter keeps its tokens, but gets {self.input_tokens} and gives {self.output_tokens}; use 'conv'",
+        )
+        require(
+            self.input_width % self.heads == 0,
+            f"the adapter's width {self.input_width} is not a multiple of its {self.heads} heads",
+        )
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The Stable Diffusion UNet: diffusers' `UNet2DConditionModel`, ComfyUI's `UNetModel`."""
+
+    in_channels: int
+    out_channels: int
+    widths: tuple[int, ...]
+    """Channels of each level, finest first; ComfyUI needs whole multiples of the first."""
+    layers_per_block: int
+    transformer_layers: tuple[int, ...]
+    """Transformer blocks per layer at each level; 0 = a level without attention."""
+    mid_transformer_layers: int
+    heads: tuple[int, ...]
+    """Attention heads at each level; the middle has the last level's."""
+    context_width: int
+
+    def __post_init__(self) -> None:
+        levels = len(self.widths)
+        for name in ("transformer_layers", "heads"):
+            got = len(getattr(self, name))
+            require(got == levels, f"the UNet's {name} has {got} entries for {levels} levels of widths {self.widths}")
+        for width in self.widths:
+            require(
+                width % self.widths[0] == 0 and width % 32 == 0,
+                f"UNet width {width} must be a multiple of 32 and of the first width, {self.widths[0]}",
+            )
+        require(
+            self.transformer_layers[-1] in (0, self.mid_transformer_layers),
+            f"the UNet's last level has {self.transformer_layers[-1]} transformer layers and the middle "
+            f"{self.mid_transformer_layers}; the last level must have the same number or none",
+        )
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """The autoencoder's latent space."""
+
+    autoencoder: Literal["tiny", "kl"]
+    """`tiny` = TAESD (diffusers' `AutoencoderTiny`), `kl` = SD's own (`AutoencoderKL`)."""
+    channels: int
+    downscale: int
+    """Pixels of one latent cell along a side."""
+    scale_factor: float
+    """The UNet's latents are the autoencoder's times this."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.autoencoder in ("tiny", "kl"), f"autoencoder is {self.autoencoder!r}; it must be 'tiny' or 'kl'"
+        )
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """The forward process: SD's scaled-linear betas, if wished rescaled to zero terminal SNR (arXiv 2305.08891)."""
+
+    timesteps: int
+    beta_start: float
+    beta_end: float
+    prediction_type: Literal["epsilon", "v_prediction"]
+    zero_terminal_snr: bool
+
+    def __post_init__(self) -> None:
+        require(
+            self.prediction_type in ("epsilon", "v_prediction"),
+            f"prediction type is {self.prediction_type!r}; it must be 'epsilon' or 'v_prediction'",
+        )
+        require(
+            self.prediction_type == "v_prediction" or not self.zero_terminal_snr,
+            "zero terminal SNR needs 'v_prediction': from pure noise, epsilon says nothing of the picture",
+        )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """What the checkpoint's authors recommend; every caller may choose otherwise."""
+
+    steps: int
+    guidance_scale: float
+    context: float
+    """Side of the square crop over the longer side of the hole's box."""
+
+
+@dataclass(frozen=True)
+class ImprintConfig:
+    """A whole model. `to_json` and `from_json` are exact inverses."""
+
+    resolution: int
+    """Side in pixels of the square crop that the model was trained at."""
+    background: Literal["blend", "concat"]
+    """How the UNet sees the background: `blend` is IMPRINT's, `concat` is SD-inpainting's nine channels."""
+    encoder: EncoderConfig
+    adapter: AdapterConfig
+    unet: UNetConfig
+    latent: LatentConfig
+    noise: NoiseConfig
+    sampling: SamplingConfig
+
+    def __post_init__(self) -> None:
+        encoder, adapter, unet, latent = self.encoder, self.adapter, self.unet, self.latent
+        require(
+            self.background in ("blend", "concat"),
+            f"background is {self.background!r}; it must be 'blend' or 'concat'",
+        )
+        require(
+            (encoder.width, encoder.tokens) == (adapter.input_width, adapter.input_tokens),
+            f"the encoder gives {encoder.tokens} tokens of width {encoder.width}, but the adapter takes "
+            f"{adapter.input_tokens} of width {adapter.input_width}; use an encoder and an adapter that were trained together",
+        )
+        require(
+            adapter.output_width == unet.context_width,
+            f"the adapter gives context of width {adapter.output_width}, but the UNet takes {unet.context_width}; "
+            "use an adapter and a UNet that were trained together",
+        )
+        expected = latent.channels if self.background == "blend" else 2 * latent.channels + 1
+        require(
+            (unet.in_channels, unet.out_channels) == (expected, latent.channels),
+            f"the UNet has {unet.in_channels} input and {unet.out_channels} output channels; background "
+            f"'{self.background}' on {latent.channels} latent channels needs {expected} and {latent.channels}",
+        )
+        step = latent.downscale * 2 ** (len(unet.widths) - 1)
+        require(
+            self.resolution % step == 0,
+            f"resolution {self.resolution} is not a multiple of {step} (latent cell times UNet levels)",
+        )
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ImprintConfig:
+        """Raises `ImprintError` for anything that is not a complete, known and consistent configuration."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ImprintError(f"the configuration is not JSON ({error}); it must be what `to_json` writes") from error
+        return _from_dict(cls, values, "configuration")
+
+
+def _from_dict(cls: type, values: Any, where: str) -> Any:
+    """A dataclass from plain JSON values, strictly: names and types must fit."""
+    require(isinstance(values, dict), f"{where} is {values!r}; it must be a JSON object")
+    types = typing.get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cls)}
+    missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
+    require(
+        not (missing or unknown),
+        f"{where} lacks {missing or 'nothing'} and has unknown {unknown or 'nothing'}; "
+        "it was written by another version of this code, or by other code",
+    )
+    return cls(**{name: _from_value(types[name], values[name], f"{where}.{name}") for name in names})
+
+
+def _from_value(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _from_dict(kind, value, where)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        require(isinstance(value, list) and value, f"{where} is {value!r}; it must be a list of whole numbers")
+        return tuple(_from_value(int, item, where) for item in value)
+    if origin is Literal:
+        return value  # the dataclass itself names the choices
+    if kind is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        require(fits, f"{where} is {value!r}; it must be a finite number")
+        return float(value)
+    require(type(value) is kind, f"{where} is {value!r}; it must be of type {kind.__name__}")
+    require(kind is not int or value >= 0, f"{where} is {value}; it must not be negative")
+    return value
+
+
+def dinov2(
+    width: int, layers: int, heads: int, swiglu: bool = False, register_tokens: int = 0, image_size: int = 224
+) -> EncoderConfig:
+    """A DINOv2 of patch size 14 with the published conventions (MLP ratio 4; SwiGLU in ViT-g)."""
+    return EncoderConfig(
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_ratio=4,
+        swiglu=swiglu,
+        patch_size=14,
+        image_size=image_size,
+        register_tokens=register_tokens,
+        object_margin=0.05,
+    )
+
+
+def tokens_adapter(encoder: EncoderConfig, layers: int, heads: int, output_width: int) -> AdapterConfig:
+    """A `tokens` adapter that fits the encoder."""
+    return AdapterConfig(
+        kind="tokens",
+        layers=layers,
+        heads=heads,
+        input_width=encoder.width,
+        input_tokens=encoder.tokens,
+        output_width=output_width,
+        output_tokens=encoder.tokens,
+    )
+
+
+def _tiny() -> ImprintConfig:
+    encoder = dinov2(width=256, layers=5, heads=8)
+    return ImprintConfig(
+        resolution=256,
+        background="blend",
+        encoder=encoder,
+        adapter=tokens_adapter(encoder, layers=1, heads=8, output_width=256),
+        unet=UNetConfig(
+            in_channels=4,
+            out_channels=4,
+            widths=(96, 192, 192),
+            layers_per_block=1,
+            transformer_layers=(1, 2, 0),
+            mid_transformer_layers=1,
+            heads=(3, 6, 6),
+            context_width=256,
+        ),
+        latent=LatentConfig(autoencoder="tiny", channels=4, downscale=8, scale_factor=1.0),
+        noise=NoiseConfig(1000, 0.00085, 0.012, prediction_type="v_prediction", zero_terminal_snr=True),
+        sampling=SamplingConfig(steps=20, guidance_scale=3.0, context=1.6),
+    )
+
+
+def _sd15(encoder: EncoderConfig) -> ImprintConfig:
+    return ImprintConfig(
+        resolution=512,
+        background="blend",
+        encoder=encoder,
+        adapter=tokens_adapter(encoder, layers=5, heads=16, output_width=768),
+        unet=UNetConfig(
+            in_channels=4,
+            out_channels=4,
+            widths=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            transformer_layers=(1, 1, 1, 0),
+            mid_transformer_layers=1,
+            heads=(8, 8, 8, 8),
+            context_width=768,
+        ),
+        latent=LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215),
+        noise=NoiseConfig(1000, 0.00085, 0.012, prediction_type="epsilon", zero_terminal_snr=False),
+        sampling=SamplingConfig(steps=50, guidance_scale=5.0, context=2.0),
+    )
+
+
+PRESETS: dict[str, ImprintConfig] = {
+    "tiny": _tiny(),
+    "sd15": _sd15(dinov2(width=1024, layers=24, heads=16)),
+    "sd15-g": _sd15(dinov2(width=1536, layers=40, heads=24, swiglu=True)),
+}
+"""`tiny` is the shipped checkpoint's; `sd15` and `sd15-g` are SD 1.5 with DINOv2 ViT-L/14 and ViT-g/14."""

@@ -1,0 +1,71 @@
+"""The ID encoder's backbone: DINOv2 through transformers, with the hub's tensor names in every checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .config import EncoderConfig
+
+# transformers 5 renamed these modules in memory; hub files, transformers 4 and ComfyUI use the names on the right.
+_HUB_NAMES = (
+    (".attention.q_proj.", ".attention.attention.query."),
+    (".attention.k_proj.", ".attention.attention.key."),
+    (".attention.v_proj.", ".attention.attention.value."),
+    (".attention.o_proj.", ".attention.output.dense."),
+)
+
+
+def hub_name(name: str) -> str:
+    """A DINOv2 tensor's name as in the hub's files, from its name in any version of transformers."""
+    for new, old in _HUB_NAMES:
+        name = name.replace(new, old)
+    return name
+
+
+class IDEncoder(nn.Module):
+    """Prepared views of an object -> its CLS and patch tokens (IMPRINT, arXiv 2403.10701, section 3.1)."""
+
+    def __init__(self, config: EncoderConfig):
+        from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+        super().__init__()
+        sizes = dict(
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            use_swiglu_ffn=config.swiglu,
+            patch_size=config.patch_size,
+            image_size=config.image_size,
+        )
+        self.config = config
+        if config.register_tokens:
+            sizes["num_register_tokens"] = config.register_tokens
+            self.backbone = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes))
+        else:
+            self.backbone = Dinov2Model(Dinov2Config(**sizes))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) from `preprocess.prepare_object` -> (B, 1 + patches, width), after the last LayerNorm.
+
+        Register tokens, where the backbone has them, are left out.
+        """
+        tokens = self.backbone(pixel_values).last_hidden_state
+        return torch.cat([tokens[:, :1], tokens[:, 1 + self.config.register_tokens :]], 1)
+
+    def hub_state_dict(self) -> dict[str, torch.Tensor]:
+        """The backbone's tensors under their hub names."""
+        return {hub_name(name): tensor for name, tensor in self.backbone.state_dict().items()}
+
+    def load_hub_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Strictly the inverse of `hub_state_dict`."""
+        self.backbone.load_state_dict({name: tensors[hub_name(name)] for name in self.backbone.state_dict()})

@@ -1,0 +1,93 @@
+"""Pictures in and out: files, Pillow and tensors. Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .errors import ImprintError
+
+MAX_PIXELS = 1 << 28
+"""Larger pictures (268 megapixels; 16,384 x 16,384) are refused before they are decoded."""
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """A picture file, turned as its EXIF says. Raises `ImprintError` if it is absent, no picture, broken, or too large."""
+    path = Path(path)
+    if not path.is_file():
+        raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImprintError(
+                        f"{path} is {image.width}x{image.height}; at most {MAX_PIXELS / 1e6:.0f} megapixels are "
+                        "handled: make it smaller"
+                    )
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise ImprintError(f"{path} is too large to decode ({error}); make it smaller") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, ImprintError):
+            raise
+        raise ImprintError(f"{path} cannot be read as a picture ({error}); save it again as PNG or JPEG") from error
+
+
+def save_image(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write beside the place under a temporary name, then rename. The format follows the file's ending."""
+    path = Path(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ImprintError(f"{path}: '{path.suffix}' is no picture format; end the name in .png, .jpg or .webp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        image = image.convert("RGB")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        image.save(temporary, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def image_to_tensor(image: Image.Image) -> torch.Tensor:
+    """Any Pillow picture -> (1, 3, H, W); transparency is dropped, 16-bit grey is scaled."""
+    return torch.from_numpy(_rgb(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def mask_to_tensor(image: Image.Image) -> torch.Tensor:
+    """A mask picture, white = 1 -> (1, H, W): its brightness, times its alpha where it has one (white strokes on nothing)."""
+    white = torch.from_numpy(np.asarray(Image.fromarray(_rgb(image)).convert("L")).copy())[None].float() / 255
+    alpha = alpha_to_tensor(image)
+    return white if alpha is None else white * alpha
+
+
+def alpha_to_tensor(image: Image.Image) -> torch.Tensor | None:
+    """The alpha channel -> (1, H, W), or None where the picture has none or it is opaque everywhere."""
+    if not image.has_transparency_data:
+        return None
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    return None if alpha.min() == 255 else torch.from_numpy(alpha.copy())[None].float() / 255
+
+
+def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] -> Pillow RGB, rounded."""
+    array = (tensor.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        grey = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((grey / (257 if image.mode != "F" else 1 / 255)).clip(0, 255).round().astype(np.uint8))
+    return np.asarray(image.convert("RGB")).copy()

@@ -1,0 +1,113 @@
+"""Coarse masks: four levels from the object's own outline to its bounding box.
+
+IMPRINT trains with a random level, so that a user may draw as coarsely as they like, and the mask's shape steers the pose
+(arXiv 2403.10701, section 3.3). Blur and threshold after SmartBrush (arXiv 2212.05034, section 3.2). Masks are BHW, 1 = hole.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .errors import ImprintError
+from .preprocess import bounding_boxes
+
+LEVELS = ("precise", "fine", "coarse", "box")
+"""From the exact outline to the bounding box; each contains the one before it, and the object."""
+
+_BLUR = {"fine": 0.03, "coarse": 0.1}  # standard deviation of the blur over the longer side of the object's box
+_THRESHOLD = 0.1
+_WORK_SIDE = 1024  # larger masks are blurred at reduced size: coarse shapes have no finer detail
+
+
+def grow(masks: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Dilate (B, H, W) by a square of `pixels` to every side."""
+    for kernel in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):
+        masks = F.max_pool2d(masks[:, None], kernel, 1, tuple(k // 2 for k in kernel))[:, 0]
+    return masks
+
+
+def box(masks: torch.Tensor) -> torch.Tensor:
+    """(B, H, W) -> the filled bounding box of each mask."""
+    top, left, bottom, right = bounding_boxes(masks).T[:, :, None]
+    rows, columns = (torch.arange(n, device=masks.device) for n in masks.shape[1:])
+    inside_rows, inside_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    return (inside_rows[:, :, None] & inside_columns[:, None, :]).to(masks)
+
+
+def _blob(masks: torch.Tensor, blur: float) -> torch.Tensor:
+    """The mask swollen and rounded: Gaussian blur by a part of the object's size, then threshold."""
+    height, width = masks.shape[1:]
+    factor = math.ceil(max(height, width) / _WORK_SIDE)
+    small = F.max_pool2d(masks[:, None], factor, ceil_mode=True)[:, 0]
+    boxes = bounding_boxes(small)
+    sigma = ((boxes[:, 2:] - boxes[:, :2]).amax(1) * blur).clamp(min=0.5)[:, None, None]
+    for _ in range(2):  # blur the columns, turn, blur the rows, turn back
+        place = torch.arange(small.shape[1], device=masks.device)
+        kernel = torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2)
+        kernel = kernel / (sigma * math.sqrt(2 * math.pi))
+        small = (kernel @ small).transpose(1, 2)
+    blob = (small > _THRESHOLD).to(masks)
+    return blob.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, :height, :width]
+
+
+def mask_levels(masks: torch.Tensor, margin: int = 0, min_size: int = 0) -> torch.Tensor:
+    """All four levels of each mask: (B, H, W) in [0, 1] -> (B, 4, H, W) of 0 and 1, in the order of `LEVELS`.
+
+    margin: pixels added to every side of every level. min_size: every level reaches at least this many pixels along both
+    sides of its box (as far as the picture goes). Raises `ImprintError` for an empty mask or a negative number.
+    """
+    if margin < 0 or min_size < 0:
+        raise ImprintError(f"margin is {margin} and minimum size {min_size}; both are pixels and must be 0 or more")
+    precise = (masks > 0.5).to(masks)
+    faint = ~precise.flatten(1).any(1)
+    precise = grow(torch.where(faint[:, None, None], (masks > 0).to(masks), precise), margin)
+    precise = torch.maximum(precise, _smallest_box(precise, min_size))
+    fine = torch.maximum(precise, _blob(precise, _BLUR["fine"]))
+    coarse = torch.maximum(fine, _blob(fine, _BLUR["coarse"]))
+    return torch.stack([precise, fine, coarse, box(coarse)], 1)
+
+
+def _smallest_box(masks: torch.Tensor, size: int) -> torch.Tensor:
+    """A box of `size` pixels at the centre of each mask that is smaller than that along a side; else nothing."""
+    boxes = bounding_boxes(masks)
+    extents, limits = boxes[:, 2:] - boxes[:, :2], torch.tensor(masks.shape[1:], device=masks.device)
+    small = extents < torch.minimum(limits, torch.tensor(size, device=masks.device))
+    wanted = torch.minimum(torch.where(small, size, extents), limits)
+    start = (boxes[:, :2] + (extents - wanted).div(2, rounding_mode="floor")).clamp(min=0)
+    start = torch.minimum(start, limits - wanted)
+    inside = []
+    for axis in (0, 1):
+        place = torch.arange(masks.shape[1 + axis], device=masks.device)
+        inside.append((place >= start[:, axis, None]) & (place < (start + wanted)[:, axis, None]))
+    return (inside[0][:, :, None] & inside[1][:, None, :] & small.any(1)[:, None, None]).to(masks)
+
+
+def coarsen(masks: torch.Tensor, level: str, margin: int = 0, min_size: int = 0) -> torch.Tensor:
+    """One level of each mask, (B, H, W) -> (B, H, W); see `mask_levels`."""
+    if level not in LEVELS:
+        raise ImprintError(f"mask level is {level!r}; it must be one of {', '.join(LEVELS)}")
+    return mask_levels(masks, margin, min_size)[:, LEVELS.index(level)]
+
+
+def random_level(masks: torch.Tensor, generator: torch.Generator | None = None, margin: int = 0) -> torch.Tensor:
+    """A level drawn at random for each mask, (B, H, W) -> (B, H, W): what stage 2 trains with."""
+    index = torch.randint(len(LEVELS), (len(masks),), generator=generator, device=masks.device)
+    return mask_levels(masks, margin)[torch.arange(len(masks), device=masks.device), index]
+
+
+def latent_hole(masks: torch.Tensor, downscale: int) -> torch.Tensor:
+    """(B, H, W) -> (B, 1, H / downscale, W / downscale) of 0 and 1: every latent cell that the hole touches."""
+    return (F.max_pool2d(masks[:, None], downscale) > 0).to(masks)
+
+
+def paint_hole(images: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """The background with its hole in mid-grey, so that nothing of what lay there reaches the autoencoder.
+
+    images (B, 3, H, W) in [0, 1]; hole (B, 1, h, w) of 0 and 1 from `latent_hole`.
+    """
+    factor = images.shape[2] // hole.shape[2]
+    pixels = hole.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return torch.where(pixels > 0.5, 0.5, images)

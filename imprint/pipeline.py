@@ -1,0 +1,329 @@
+"""`ImprintPipeline`: an object's photo and a photo with a hole in, the composite out."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+from .adapter import ContentAdapter
+from .blending import feather, match_colour
+from .checkpoint import SHIPPED, Checkpoint, load_checkpoint, save_checkpoint
+from .config import ImprintConfig
+from .encoder import IDEncoder
+from .errors import ImprintError
+from .images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image
+from .masks import latent_hole, paint_hole
+from .noise import make_scheduler
+from .placement import Placement
+from .preprocess import prepare_object
+from .unet import build_autoencoder, build_unet, decode, encode, unet_input
+
+Picture: TypeAlias = "Image.Image | torch.Tensor"
+
+FEATHER = 4
+"""Default width of the soft edge around the hole, in pixels of the model's crop."""
+
+
+@dataclass
+class ImprintPipelineOutput(BaseOutput):
+    """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
+    (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in."""
+
+    images: list[Image.Image] | torch.Tensor
+    placement: Placement
+
+
+class ImprintPipeline(DiffusionPipeline):
+    """Put an object into a background (IMPRINT, arXiv 2403.10701).
+
+    Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16.
+    """
+
+    model_cpu_offload_seq = "encoder->adapter->unet->vae"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(self, vae, encoder: IDEncoder, adapter: ContentAdapter, unet, scheduler, model_config: ImprintConfig):
+        super().__init__()
+        self.register_modules(
+            vae=vae, encoder=encoder, adapter=adapter, unet=unet, scheduler=scheduler, model_config=model_config
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | os.PathLike = SHIPPED, torch_dtype: torch.dtype = torch.float32, vae: torch.nn.Module | None = None
+    ) -> ImprintPipeline:
+        """Load a checkpoint; without a path, the one that comes with the package.
+
+        vae: an autoencoder of the configuration's kind for a checkpoint that holds none. Raises `ImprintError` as
+        `load_checkpoint` does, and when there is no autoencoder.
+        """
+        checkpoint = load_checkpoint(path)
+        config = checkpoint.config
+        if vae is None and "vae" not in checkpoint.parts:
+            raise ImprintError(
+                f"{path} holds no autoencoder (kind '{config.latent.autoencoder}'); pass one as `vae=`, for example "
+                "diffusers' AutoencoderKL.from_pretrained(...)"
+            )
+        modules = build_modules(config, with_vae=vae is None)
+        load_modules(modules, checkpoint)
+        modules.setdefault("vae", vae)
+        for module in modules.values():
+            # Not module.to(): diffusers warns there of modules to keep in fp32 even where the list of them is empty.
+            torch.nn.Module.to(module, torch_dtype).eval().requires_grad_(False)
+        return cls(**modules, scheduler=make_scheduler(config.noise), model_config=config)
+
+    def save_checkpoint(self, path: str | os.PathLike) -> None:
+        """Write all parts in their present precision; see `imprint.checkpoint`."""
+        modules = {part: getattr(self, part) for part in ("encoder", "adapter", "unet", "vae")}
+        save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
+
+    def save_pretrained(self, *_args, **_kwargs) -> None:
+        """An Imprint model is one file, not a folder."""
+        raise ImprintError("an Imprint model is saved as one file; call save_checkpoint('name.safetensors') instead")
+
+    def encode_object(
+        self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
+    ) -> torch.Tensor:
+        """One or several views of one object -> (1, V, N, C) encoder tokens.
+
+        images: Pillow pictures or (1, 3, H, W) tensors in [0, 1]; views may differ in size. masks: as many, Pillow or
+        (1, H, W); without them each picture's alpha channel is its mask. Raises `ImprintError` for an empty mask, sizes
+        or counts that differ, or a picture without mask and alpha.
+        """
+        images = _listed(images)
+        masks = [None] * len(images) if masks is None else _listed(masks)
+        if not images or len(images) != len(masks):
+            raise ImprintError(f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view")
+        views = []
+        for image, mask in zip(images, masks):
+            pixels, alpha = _picture(image), _mask(mask) if mask is not None else _alpha(image)
+            values, _ = prepare_object(pixels, alpha, self.model_config.encoder)
+            views.append(values)
+        return self.encoder(torch.cat(views).to(self._execution_device, self.encoder.dtype))[None]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        object_image: Picture | Sequence[Picture],
+        object_mask: Picture | Sequence[Picture] | None,
+        background: Picture,
+        mask: Picture,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        *,
+        num_results: int = 1,
+        context: float | None = None,
+        resolution: int | None = None,
+        feather_pixels: int | None = None,
+        colour_match: float = 0.0,
+        latents: torch.Tensor | None = None,
+        eta: float = 0.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImprintPipelineOutput | tuple:
+        """Composite the object into the background's hole.
+
+        Args:
+            object_image, object_mask: the object, or a list of several views of it; see `encode_object`.
+            background: Pillow picture or (1, 3, H, W) tensor in [0, 1].
+            mask: the hole, Pillow or (1, H, W), white = 1, of the background's size; its shape steers the pose.
+            num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
+            generator: for reproducible noise; a CPU generator gives the same picture on every device.
+            num_results: composites to make at once.
+            context: side of the model's square crop over the longer side of the hole's box; by default the checkpoint's.
+            resolution: side at which the model sees that crop, by default what it was trained at.
+            feather_pixels: width of the soft edge outside the hole, in pixels of the background; by default
+                `FEATHER` pixels of the crop. Beyond it the background stays bit for bit.
+            colour_match: from 0 to 1, how far the crop's colours are moved to the background's around the hole.
+            latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
+            eta: for schedulers that take it (DDIM).
+            output_type: "pil", "pt" or "latent".
+            callback_on_step_end: called as in every diffusers pipeline; it may change the latents it is given.
+
+        Raises:
+            ImprintError: for input that cannot be used; the message says what to change.
+        """
+        config, device = self.model_config, self._execution_device
+        steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
+        guidance = config.sampling.guidance_scale if guidance_scale is None else guidance_scale
+        if steps < 1 or num_results < 1:
+            raise ImprintError(f"got {steps} steps and {num_results} results; both must be 1 or more")
+        if output_type not in ("pil", "pt", "latent"):
+            raise ImprintError(f"output type is {output_type!r}; it must be 'pil', 'pt' or 'latent'")
+
+        frame, hole = _picture(background), (_mask(mask) > 0.5).float()
+        if hole.shape[1:] != frame.shape[2:]:
+            raise ImprintError(
+                f"the background is {frame.shape[3]}x{frame.shape[2]}, but its mask {hole.shape[2]}x{hole.shape[1]}; "
+                "make them the same size"
+            )
+        placement = Placement.around(
+            hole[0],
+            resolution or config.resolution,
+            context or config.sampling.context,
+            multiple=config.latent.downscale * 2 ** (len(config.unet.widths) - 1),
+        )
+        tokens = self.encode_object(object_image, object_mask)
+
+        crop = placement.extract(frame).to(device)
+        latent_mask = latent_hole(placement.extract_mask(hole), config.latent.downscale).to(device)
+        clean = encode(self.vae, paint_hole(crop, latent_mask).to(self.vae.dtype), config.latent).float()
+        # The latents stay in fp32 whatever the models' precision: the first sigma of a zero-terminal-SNR schedule is 4,518.
+        shape = (num_results, *clean.shape[1:])
+        noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
+        if tuple(noise.shape) != shape:
+            raise ImprintError(f"the given latents have shape {tuple(noise.shape)}; expected {shape}")
+        latents = self.denoise(
+            self.adapter(tokens).expand(num_results, -1, -1),
+            clean.expand(shape),
+            latent_mask.expand(num_results, -1, -1, -1),
+            noise,
+            steps,
+            guidance,
+            {"eta": eta, "generator": generator},
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+        if output_type == "latent":
+            images = latents
+        else:
+            crops = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
+            width = round(FEATHER * placement.side / placement.resolution) if feather_pixels is None else feather_pixels
+            images = self._paste(frame, hole, crops, placement, width, colour_match)
+            if output_type == "pil":
+                images = [_like(background, picture) for picture in images]
+        self.maybe_free_model_hooks()
+        return ImprintPipelineOutput(images, placement) if return_dict else (images, placement)
+
+    def denoise(
+        self,
+        context: torch.Tensor,
+        background: torch.Tensor,
+        hole: torch.Tensor,
+        noise: torch.Tensor,
+        steps: int | None = None,
+        guidance: float | None = None,
+        scheduler_arguments: dict | None = None,
+        callback: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
+        callback_inputs: Sequence[str] = ("latents",),
+    ) -> torch.Tensor:
+        """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole.
+
+        context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h, w)
+        of 0 and 1; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance
+        (arXiv 2207.12598, equation 6) against the null embedding.
+        """
+        config = self.model_config
+        guidance = config.sampling.guidance_scale if guidance is None else guidance
+        contexts = context
+        if guidance != 1:
+            contexts = torch.cat([self.adapter.null_context(context), context])
+        self.scheduler.set_timesteps(config.sampling.steps if steps is None else steps, device=noise.device)
+        latents = noise * self.scheduler.init_noise_sigma
+        accepted = inspect.signature(self.scheduler.step).parameters
+        extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+            for index, timestep in enumerate(self.scheduler.timesteps):
+                seen = unet_input(self.scheduler.scale_model_input(latents, timestep), background, hole, config)
+                seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
+                prediction = self.unet(seen, timestep, contexts.to(self.unet.dtype)).sample.float()
+                if guidance != 1:
+                    without, with_object = prediction.chunk(2)
+                    prediction = torch.lerp(without, with_object, guidance)
+                latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
+                if callback is not None:
+                    known = {name: locals()[name] for name in callback_inputs}
+                    latents = callback(self, index, timestep, known).get("latents", latents)
+                progress.update()
+        return torch.where(hole > 0, latents, background)
+
+    @staticmethod
+    def _paste(
+        frame: torch.Tensor, hole: torch.Tensor, crops: torch.Tensor, placement: Placement, width: int, colour_match: float
+    ) -> torch.Tensor:
+        """The crops in their place, everything outside the feathered hole as it was: -> (B, 3, H, W)."""
+        if colour_match:
+            scene, inside = placement.extract(frame), placement.extract_mask(hole)
+            many = (len(crops), -1, -1)
+            crops = match_colour(crops, scene.expand(*many, -1), inside.expand(*many), strength=colour_match)
+        count = len(crops)
+        return placement.insert(
+            frame.expand(count, -1, -1, -1), crops, feather(hole, outwards=width).expand(count, -1, -1)
+        )
+
+
+def build_modules(config: ImprintConfig, with_vae: bool = True) -> dict[str, torch.nn.Module]:
+    """The parts of a model with fresh weights, by the names of `checkpoint.PARTS`."""
+    modules = {
+        "encoder": IDEncoder(config.encoder),
+        "adapter": ContentAdapter(config.adapter),
+        "unet": build_unet(config.unet, config.resolution // config.latent.downscale),
+    }
+    if with_vae:
+        modules["vae"] = build_autoencoder(config.latent)
+    return modules
+
+
+def module_tensors(modules: dict[str, torch.nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
+    """The modules' tensors as a checkpoint names them."""
+    return {
+        part: module.hub_state_dict() if isinstance(module, IDEncoder) else module.state_dict()
+        for part, module in modules.items()
+    }
+
+
+def load_modules(modules: dict[str, torch.nn.Module], checkpoint: Checkpoint) -> None:
+    """Strictly copy the checkpoint's tensors into the modules."""
+    for part, expected in module_tensors(modules).items():
+        tensors = checkpoint.check(part, {name: tensor.shape for name, tensor in expected.items()})
+        module = modules[part]
+        load = module.load_hub_state_dict if isinstance(module, IDEncoder) else module.load_state_dict
+        load(tensors)
+
+
+def _listed(value):
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _picture(image: Picture) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        return image_to_tensor(image)
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise ImprintError(f"a picture has shape {tuple(image.shape)}; expected (1, 3, H, W) or a Pillow picture")
+    return image.float().cpu()
+
+
+def _mask(mask: Picture) -> torch.Tensor:
+    if isinstance(mask, Image.Image):
+        return mask_to_tensor(mask)
+    if mask.ndim != 3 or len(mask) != 1:
+        raise ImprintError(f"a mask has shape {tuple(mask.shape)}; expected (1, H, W) or a Pillow picture")
+    return mask.float().cpu()
+
+
+def _alpha(image: Picture) -> torch.Tensor:
+    alpha = alpha_to_tensor(image) if isinstance(image, Image.Image) else None
+    if alpha is None:
+        raise ImprintError("the object's picture has no mask and no transparency; give its mask, white on the object")
+    return alpha
+
+
+def _like(background: Picture, picture: torch.Tensor) -> Image.Image:
+    """(3, H, W) as a Pillow picture, with the background's own transparency."""
+    image = tensor_to_image(picture)
+    if isinstance(background, Image.Image) and background.has_transparency_data:
+        image.putalpha(background.convert("RGBA").getchannel("A"))
+    return image

@@ -1,0 +1,73 @@
+"""The generator: Stable Diffusion's UNet, and the autoencoder, built from the configuration with diffusers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .blending import blend_latents
+from .config import ImprintConfig, LatentConfig, UNetConfig
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+
+def build_unet(config: UNetConfig, sample_size: int | None = None) -> UNet2DConditionModel:
+    """diffusers' UNet of these sizes, with fresh weights."""
+    from diffusers import UNet2DConditionModel
+
+    down = tuple("CrossAttnDownBlock2D" if layers else "DownBlock2D" for layers in config.transformer_layers)
+    up = tuple("CrossAttnUpBlock2D" if layers else "UpBlock2D" for layers in reversed(config.transformer_layers))
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.widths,
+        layers_per_block=config.layers_per_block,
+        down_block_types=down,
+        up_block_types=up,
+        # diffusers takes the middle's number from the last level, whose own blocks have no attention or the same number.
+        transformer_layers_per_block=(*config.transformer_layers[:-1], config.mid_transformer_layers),
+        attention_head_dim=config.heads,  # for old reasons diffusers' name for the *number* of heads
+        cross_attention_dim=config.context_width,
+    )
+
+
+def build_autoencoder(config: LatentConfig) -> AutoencoderTiny | AutoencoderKL:
+    """TAESD or SD's autoencoder, with fresh weights."""
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    if config.autoencoder == "tiny":
+        return AutoencoderTiny(latent_channels=config.channels)
+    return AutoencoderKL(
+        latent_channels=config.channels,
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        scaling_factor=config.scale_factor,
+    )
+
+
+def encode(autoencoder: AutoencoderTiny | AutoencoderKL, images: torch.Tensor, config: LatentConfig) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, C, H / downscale, W / downscale) latents as the UNet sees them; the mean, no noise."""
+    encoded = autoencoder.encode(images * 2 - 1)
+    latents = encoded.latents if config.autoencoder == "tiny" else encoded.latent_dist.mode()
+    return latents * config.scale_factor
+
+
+def decode(autoencoder: AutoencoderTiny | AutoencoderKL, latents: torch.Tensor, config: LatentConfig) -> torch.Tensor:
+    """The inverse of `encode`: -> (B, 3, H, W) in [0, 1]."""
+    return (autoencoder.decode(latents / config.scale_factor).sample / 2 + 0.5).clamp(0, 1)
+
+
+def unet_input(noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, config: ImprintConfig) -> torch.Tensor:
+    """What the UNet sees of the scene, in training and at every sampling step.
+
+    noisy, background: (B, C, h, w) latents, the background's with its hole painted grey; hole (B, 1, h, w) of 0 and 1.
+    `blend` is IMPRINT's (arXiv 2403.10701, figure 2); `concat` SD-inpainting's order: noisy latent, mask, background.
+    """
+    if config.background == "blend":
+        return blend_latents(noisy, background, hole)
+    return torch.cat([noisy, hole, background], 1)

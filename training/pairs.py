@@ -1,0 +1,514 @@
+"""Pairs (reference view, target) made on the device, in batches, from pictures that lie in its memory.
+
+IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and what stands in for its data sets:
+- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow;
+- `still`: an annotated object of a photo is the target, its warped and re-coloured cut-out the reference;
+- `video`: as `still`, but the reference comes from another frame of the clip, at most 7 frames away;
+- `piece`: as `still`, but the object is a piece of a photo of random outline, which brings in real textures.
+
+Everything is a function of the generator alone, so that a run that continues makes the same pairs as one that never
+stopped. Pictures are BCHW in [0, 1], RGBA with colours not multiplied by alpha, masks BHW. Matrices (B, 3, 3) take output
+coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from imprint.config import ImprintConfig
+from imprint.errors import ImprintError
+from imprint.masks import latent_hole, mask_levels, paint_hole
+from imprint.preprocess import bounding_boxes, prepare_object
+
+from .shards import read_shards
+
+KINDS = ("rendered", "still", "video", "piece")
+MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7
+PHOTO_SIDE = 384  # pixels of the square photos in memory
+MIN_OBJECT_SIDE = 0.15  # of the photo: smaller annotated objects show nothing to learn
+
+
+@dataclass
+class Views:
+    """Rendered cut-outs: rgba (N, 4, S, S) uint8; an object's views are rows first ... first + count - 1."""
+
+    rgba: torch.Tensor
+    boxes: torch.Tensor
+    """(N, 4) as `bounding_boxes` gives them."""
+    first: torch.Tensor
+    count: torch.Tensor
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, device: torch.device, limit: int | None = None) -> Views:
+        """All views of a folder's shards, or the first `limit`."""
+        pictures, objects = [], []
+        for record, picture, _ in read_shards(folder, limit):
+            if picture.mode != "RGBA":
+                raise ImprintError(f"{folder}: a view of '{record.object}' is {picture.mode}; views are RGBA cut-outs")
+            pictures.append(_to_uint8(picture))
+            objects.append(record.object)
+        rgba = torch.stack(pictures).to(device)
+        boxes = torch.cat([bounding_boxes(part[:, 3].float(), threshold=127) for part in rgba.split(1024)])
+        starts = [i for i, name in enumerate(objects) if i == 0 or name != objects[i - 1]]
+        first = torch.tensor(starts, device=device)
+        return cls(rgba, boxes, first, torch.diff(first, append=first.new_tensor([len(objects)])))
+
+
+@dataclass
+class Photos:
+    """Square photos and their annotated objects."""
+
+    rgb: torch.Tensor
+    """(M, 3, S, S) uint8."""
+    objects: torch.Tensor
+    """(M, S, S) uint8: 0 = background, n = the n-th object."""
+    items: torch.Tensor
+    """(K, 2) usable objects: photo, number in it."""
+    boxes: torch.Tensor
+    """(K, 4) their boxes, as `bounding_boxes` gives them."""
+    partners: torch.Tensor
+    """(K, P) items that show the same object in a neighbouring frame, padded with the item itself."""
+    partner_count: torch.Tensor
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, device: torch.device, limit: int | None = None) -> Photos:
+        """Photos of a folder's shards, each as one or two squares along its longer side."""
+        rgb, objects, sources, items = [], [], [], []
+        for record, picture, mask in read_shards(folder, limit):
+            picture = picture.convert("RGB")
+            side = min(picture.size)
+            spare = max(picture.size) - side
+            for part in (0, 1) if spare > side // 4 else (0.5,):
+                offset = round(spare * part)
+                left, top = (offset, 0) if picture.width > picture.height else (0, offset)
+                box = (left, top, left + side, top + side)
+                size = (PHOTO_SIDE, PHOTO_SIDE)
+                rgb.append(_to_uint8(picture.resize(size, 2, box=box)))
+                square = torch.zeros(size, dtype=torch.uint8)
+                if mask is not None:
+                    square = _to_uint8(mask.resize(size, 0, box=box))[0]
+                    items += [(len(objects), int(number)) for number in square.unique() if number]
+                objects.append(square)
+                sources.append((record.clip, part, record.frame))
+        if not rgb:
+            raise ImprintError(f"{folder}: no photo in it")
+        objects = torch.stack(objects)
+        table = torch.tensor(items, dtype=torch.long).reshape(-1, 2)
+        boxes = _object_boxes(objects, table)
+        usable = _usable(boxes)
+        table, boxes = table[usable], boxes[usable]
+        partners = _neighbours(table, sources)
+        width = max((len(row) for row in partners), default=0) + 1
+        padded = [row + [index] * (width - len(row)) for index, row in enumerate(partners)]
+        return cls(
+            torch.stack(rgb).to(device),
+            objects.to(device),
+            table.to(device),
+            boxes.to(device),
+            torch.tensor(padded, dtype=torch.long, device=device).reshape(-1, width),
+            torch.tensor([len(row) for row in partners], dtype=torch.long, device=device),
+        )
+
+
+def _to_uint8(picture) -> torch.Tensor:
+    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return data.reshape(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
+
+
+def _object_boxes(objects: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    rows = [bounding_boxes((objects[photo] == number)[None].float()) for photo, number in table.tolist()]
+    return torch.cat(rows) if rows else torch.zeros(0, 4, dtype=torch.long)
+
+
+def _usable(boxes: torch.Tensor) -> torch.Tensor:
+    """Objects of a useful size that the picture's border does not cut."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).float() / PHOTO_SIDE
+    within = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < PHOTO_SIDE - 1).all(1)
+    return within & (sides.amin(1) > MIN_OBJECT_SIDE) & (sides.amax(1) < 0.9)
+
+
+def _neighbours(table: torch.Tensor, sources: list[tuple]) -> list[list[int]]:
+    """For each item the items with the same clip, square and number, at most `MAX_FRAME_GAP` frames away."""
+    groups: dict[tuple, list[tuple[int, int]]] = {}
+    for index, (photo, number) in enumerate(table.tolist()):
+        clip, part, frame = sources[photo]
+        groups.setdefault((clip, part, number), []).append((frame, index))
+    rows: list[list[int]] = [[] for _ in range(len(table))]
+    for members in groups.values():
+        for frame, index in members:
+            rows[index] = [other for at, other in members if 0 < abs(at - frame) <= MAX_FRAME_GAP]
+    return rows
+
+
+@dataclass
+class Batch:
+    """What a training step needs; latents as the UNet sees them."""
+
+    reference: torch.Tensor
+    """(B, 3, S, S) uint8: the cut-out of the reference view."""
+    target: torch.Tensor
+    """(B, C, h, w) latents of the target."""
+    background: torch.Tensor
+    """(B, C, h, w) latents of the background with its hole in grey."""
+    hole: torch.Tensor
+    """(B, 1, h, w) of 0 and 1."""
+
+    def __getitem__(self, index) -> Batch:
+        return Batch(self.reference[index], self.target[index], self.background[index], self.hole[index])
+
+
+@dataclass
+class Pairs:
+    """Pictures of pairs, before the autoencoder."""
+
+    reference: torch.Tensor
+    """(B, 3, S, S) the cut-out of the reference view in [0, 1]."""
+    target: torch.Tensor
+    """(B, 3, R, R)."""
+    background: torch.Tensor
+    """(B, 3, R, R), its hole in grey."""
+    hole: torch.Tensor
+    """(B, 1, R / 8, R / 8)."""
+
+
+class PairMaker:
+    """Draws pairs of one stage; `mix` gives the kinds' shares."""
+
+    def __init__(self, config: ImprintConfig, stage: str, views: Views, photos: Photos, mix: dict[str, float]):
+        self.config, self.stage, self.views, self.photos = config, stage, views, photos
+        has = {
+            "rendered": len(views.first) > 0,
+            "still": len(photos.items) > 0,
+            "video": bool((photos.partner_count > 0).any()),
+            "piece": True,
+        }
+        self.mix = {kind: share for kind, share in mix.items() if share > 0 and has[kind]}
+        self.moving = photos.partner_count.nonzero()[:, 0]
+
+    def __call__(self, count: int, generator: torch.Generator) -> Pairs:
+        """`count` pairs of all kinds in random order."""
+        draw = Draw(generator)
+        total = sum(self.mix.values())
+        ends = [round(count * sum(list(self.mix.values())[: i + 1]) / total) for i in range(len(self.mix))]
+        made = []
+        for kind, start, end in zip(self.mix, [0, *ends], ends):
+            if end > start:
+                made.append(self._rendered(end - start, draw) if kind == "rendered" else self._photo(kind, end - start, draw))
+        order = draw.permutation(count)
+        return Pairs(*(torch.cat([getattr(pairs, name) for pairs in made])[order] for name in Pairs.__annotations__))
+
+    def _rendered(self, count: int, draw: Draw) -> Pairs:
+        """Two views of a rendered object; for compositing the second stands in a photo."""
+        views, side = self.views, self.config.resolution
+        index = draw.integers(len(views.first), count)
+        first = views.first[index] + (draw.uniform(count) * views.count[index]).long()
+        second = views.first[index] + (draw.uniform(count) * views.count[index]).long()
+        second = torch.where(draw.chance(0.2, count), first, second)
+
+        # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
+        # alone teaches that the hole decides which way the object looks.
+        turn = hue_turn(torch.where(draw.chance(0.6, count), draw.uniform(count, 0, 2 * math.pi), 0.0))
+        mirrored = draw.chance(0.5, count)
+        turned = mirrored ^ draw.chance(0.15, count)
+        reference, target = (_float(views.rgba[rows]) for rows in (first, second))
+        reference = torch.where(mirrored[:, None, None, None], reference.flip(3), reference)
+
+        to_view = self._object_to_frame(views.boxes[second], views.rgba.shape[-1], turned, draw)
+        target = torch.cat([target[:, :3] * target[:, 3:], target[:, 3:]], 1)
+        layer = warp(target, to_view, side)
+        alpha = layer[:, 3:].clamp(0, 1)
+        colour = recolour(layer[:, :3] / alpha.clamp(min=1e-3), turn).clamp(0, 1)
+        cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
+        if self.stage == "views":
+            return self._on_black(cutout, colour * alpha)
+
+        photo = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
+        scene = jitter(photo, draw, 0.3)
+        # A mild match to the place: the scene's mean colour, partly, as the light that falls on the object.
+        light = scene.mean((2, 3), keepdim=True) / 0.45
+        colour = (colour * light.clamp(0.3, 1.8) ** draw.uniform((count, 1, 1, 1), 0.0, 0.5)).clamp(0, 1)
+        shadow = contact_shadow(alpha, draw) * draw.chance(0.75, count)[:, None, None, None]
+        target = torch.lerp(scene * (1 - shadow), colour, alpha)
+        reach = torch.maximum(alpha, (shadow > 0.08).float())[:, 0]
+        return self._in_scene(cutout, target, scene, alpha[:, 0], reach, draw)
+
+    def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
+        """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
+        photos, side = self.photos, self.config.resolution
+        flip = draw.chance(0.5, count)
+        if kind == "piece":
+            rows = source_rows = draw.integers(len(photos.rgb), count)
+            to_photo = self._crop_matrix(flip, draw, count)
+            sizes = (0.5, 0.9) if self.stage == "views" else (0.25, 0.65)
+            outline = blobs(draw.uniform(count, *sizes), side, draw)
+            boxes = bounding_boxes(outline)
+            within = self._zoom(boxes, side, draw)
+            zoom = to_photo @ within
+        else:
+            item = draw.integers(len(photos.items), count)
+            if kind == "video":
+                item = self.moving[draw.integers(len(self.moving), count)]
+            other = item
+            if kind == "video":
+                pick = (draw.uniform(count) * photos.partner_count[item]).long()
+                other = photos.partners[item, pick]
+            rows, source_rows = photos.items[item, 0], photos.items[other, 0]
+            to_photo = self._object_to_frame(photos.boxes[item], PHOTO_SIDE, flip, draw, upright=True)
+            mask = (photos.objects[rows] == photos.items[item, 1, None, None])[:, None].float()
+            outline = (warp(mask, to_photo, side) > 0.5).float()[:, 0]
+            empty = outline.flatten(1).amax(1) == 0
+            outline[empty] = blobs(draw.uniform(count, 0.25, 0.65), side, draw)[empty]
+            zoom = self._zoom(photos.boxes[other], PHOTO_SIDE, draw, flip)
+            other_mask = (photos.objects[source_rows] == photos.items[other, 1, None, None])[:, None].float()
+
+        rgb = _float(photos.rgb[rows])
+        scene = warp(rgb, to_photo, side, "reflection")
+        source = rgb if source_rows is rows else _float(photos.rgb[source_rows])
+        reference = warp(source, zoom, side, "reflection")
+        seen = warp(outline[:, None], within, side) if kind == "piece" else warp(other_mask, zoom, side)
+        lost = seen.flatten(1).amax(1) < 0.5
+        seen[lost] = 1.0
+        shade = jitter_parameters(draw, count, 0.3)  # of the photo as a whole, shared; the reference's own comes on top
+        scene = apply_jitter(scene, shade)
+        reference = jitter(apply_jitter(reference, shade), draw, 0.2)
+        cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
+        if self.stage == "views":
+            return self._on_black(cutout, scene * outline[:, None])
+        return self._in_scene(cutout, scene, scene, outline, outline, draw)
+
+    def _on_black(self, cutout: torch.Tensor, target: torch.Tensor) -> Pairs:
+        """Stage 1: the target is the object alone, on black, and the hole is the whole picture."""
+        cells = self.config.resolution // self.config.latent.downscale
+        hole = target.new_ones(len(target), 1, cells, cells)
+        return Pairs(cutout, target, paint_hole(target, hole), hole)
+
+    def _in_scene(
+        self, cutout: torch.Tensor, target: torch.Tensor, scene: torch.Tensor, mask: torch.Tensor, reach: torch.Tensor, draw: Draw
+    ) -> Pairs:
+        """Stage 2: a hole of random coarseness, with room for the shadow (`reach`) at every level but the tightest."""
+        levels = mask_levels((mask > 0.3).float())
+        roomy = mask_levels(((mask > 0.3) | (reach > 0)).float())
+        roomy = torch.where(draw.chance(0.7, len(mask))[:, None, None, None], roomy, levels)
+        levels = torch.cat([levels[:, :1], torch.maximum(levels, roomy)[:, 1:]], 1)
+        levels[:, -1] = loosened_box(levels[:, -1], draw)
+        choice = draw.categorical((0.15, 0.15, 0.2, 0.5), len(mask))
+        hole = levels[torch.arange(len(mask), device=mask.device), choice]
+        hole = latent_hole(hole, self.config.latent.downscale)
+        return Pairs(cutout, target, paint_hole(scene, hole), hole)
+
+    def _object_to_frame(
+        self, boxes: torch.Tensor, side: int, mirrored: torch.Tensor, draw: Draw, upright: bool = False
+    ) -> torch.Tensor:
+        """Matrices that put a source's boxed object into the frame: its size, place and turn there are drawn here."""
+        count = len(boxes)
+        centre, extent = _centres(boxes, side)
+        if self.stage == "views":
+            size, reach = draw.uniform(count, 0.6, 0.95), 0.05
+        else:
+            size, reach = draw.uniform(count, 0.3, 0.7), 0.5
+        angle = draw.normal(count) * (0.03 if upright else 0.17)
+        stretch = torch.exp(draw.normal(count) * 0.06)
+        free = (1 - size).clamp(min=0)
+        place = (draw.normal((count, 2)) * 0.3 * reach).clamp(-1, 1) * free[:, None]
+        zoom = extent / size
+        if not upright:
+            return _matrix(centre, zoom, angle, stretch, mirrored) @ _shift(-place)
+        # A photo has an edge: the frame must lie within it, even if the object is then large or not central.
+        zoom = zoom.clamp(max=1)
+        spare = (1 - zoom)[:, None]
+        centre = torch.minimum(torch.maximum(centre - place * zoom[:, None], -spare), spare)
+        return _matrix(centre, zoom, angle, stretch, mirrored)
+
+    def _zoom(self, boxes: torch.Tensor, side: int, draw: Draw, mirrored: torch.Tensor | None = None) -> torch.Tensor:
+        """Matrices that show the boxed object large and warped: affine and perspective."""
+        count = len(boxes)
+        centre, extent = _centres(boxes, side)
+        angle = draw.normal(count) * 0.15
+        stretch = torch.exp(draw.normal(count) * 0.1)
+        mirrored = torch.zeros(count, dtype=torch.bool, device=boxes.device) if mirrored is None else mirrored
+        mirrored = mirrored ^ draw.chance(0.1, count)
+        matrix = _matrix(centre, extent * draw.uniform(count, 1.15, 1.4), angle, stretch, mirrored)
+        tilt = torch.eye(3, device=boxes.device).repeat(count, 1, 1)
+        tilt[:, 2, :2] = draw.normal((count, 2)).clamp(-2, 2) * 0.08
+        return matrix @ tilt
+
+    def _crop_matrix(self, flip: torch.Tensor, draw: Draw, count: int) -> torch.Tensor:
+        """A random square of a photo."""
+        zoom = draw.uniform(count, 0.5, 1.0)
+        place = draw.uniform((count, 2), -1, 1) * (1 - zoom)[:, None]
+        return _matrix(place, zoom, draw.normal(count) * 0.03, torch.ones_like(zoom), flip)
+
+    def _photo_crop(self, rows: torch.Tensor, draw: Draw) -> torch.Tensor:
+        matrix = self._crop_matrix(draw.chance(0.5, len(rows)), draw, len(rows))
+        return warp(_float(self.photos.rgb[rows]), matrix, self.config.resolution, "reflection")
+
+
+class Draw:
+    """Random numbers of one generator, on its device."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def uniform(self, shape, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+        shape = (shape,) if isinstance(shape, int) else shape
+        return torch.rand(shape, generator=self.generator, device=self.generator.device) * (high - low) + low
+
+    def normal(self, shape) -> torch.Tensor:
+        shape = (shape,) if isinstance(shape, int) else shape
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+    def integers(self, high: int, count: int) -> torch.Tensor:
+        return torch.randint(high, (count,), generator=self.generator, device=self.generator.device)
+
+    def chance(self, probability: float, count: int) -> torch.Tensor:
+        return self.uniform(count) < probability
+
+    def categorical(self, weights: tuple[float, ...], count: int) -> torch.Tensor:
+        table = torch.tensor(weights, device=self.generator.device).expand(count, -1)
+        return torch.multinomial(table, 1, generator=self.generator)[:, 0]
+
+    def permutation(self, count: int) -> torch.Tensor:
+        return torch.randperm(count, generator=self.generator, device=self.generator.device)
+
+
+def warp(images: torch.Tensor, matrices: torch.Tensor, side: int, beyond: str = "zeros") -> torch.Tensor:
+    """Resample (B, C, H, W) by (B, 3, 3) to (B, C, side, side), at twice the side and averaged against aliasing."""
+    line = (torch.arange(2 * side, device=images.device) + 0.5) / side - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1)
+    mapped = points @ matrices.transpose(1, 2)
+    grid = (mapped[..., :2] / mapped[..., 2:]).unflatten(1, (2 * side, 2 * side))
+    return F.avg_pool2d(F.grid_sample(images, grid, padding_mode=beyond, align_corners=False), 2)
+
+
+def _matrix(
+    centre: torch.Tensor, zoom: torch.Tensor, angle: torch.Tensor, stretch: torch.Tensor, mirrored: torch.Tensor
+) -> torch.Tensor:
+    """Turn, scale, mirror and move: (B, 3, 3). zoom < 1 enlarges; stretch > 1 widens x and narrows y in the source."""
+    sign = torch.where(mirrored, -1.0, 1.0)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    rows = [
+        torch.stack([cos * stretch * sign, -sin * stretch, centre[:, 0]], 1),
+        torch.stack([sin * sign / stretch, cos / stretch, centre[:, 1]], 1),
+        torch.stack([torch.zeros_like(zoom), torch.zeros_like(zoom), torch.ones_like(zoom)], 1),
+    ]
+    return torch.stack(rows, 1)
+
+
+def _shift(offset: torch.Tensor) -> torch.Tensor:
+    matrix = torch.eye(3, device=offset.device).repeat(len(offset), 1, 1)
+    matrix[:, :2, 2] = offset
+    return matrix
+
+
+def _centres(boxes: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes in pixels -> centres (B, 2) as x, y in [-1, 1] and longer sides (B,) over the picture's."""
+    boxes = boxes.float()
+    centre = (boxes[:, :2] + boxes[:, 2:]).flip(1) / side - 1
+    return centre, (boxes[:, 2:] - boxes[:, :2]).amax(1) / side
+
+
+def _float(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 255
+
+
+def hue_turn(angles: torch.Tensor) -> torch.Tensor:
+    """(B,) radians -> (B, 3, 3): rotations of RGB space about the grey axis."""
+    cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
+    ones = torch.ones(3, 3, device=angles.device)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angles.device) / math.sqrt(3)
+    return cos * torch.eye(3, device=angles.device) + (1 - cos) / 3 * ones + sin * cross
+
+
+def recolour(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Apply (B, 3, 3) to the colours of (B, 3, H, W)."""
+    return torch.einsum("bij,bjhw->bihw", matrices, images)
+
+
+def jitter_parameters(draw: Draw, count: int, strength: float) -> tuple[torch.Tensor, ...]:
+    """Exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1)."""
+    gain = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.7 + draw.normal((count, 3, 1, 1)) * strength * 0.25)
+    gamma = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.4)
+    saturation = (1 + draw.normal((count, 1, 1, 1)) * strength).clamp(0, 2)
+    return gain, gamma, saturation
+
+
+def apply_jitter(images: torch.Tensor, parameters: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    gain, gamma, saturation = parameters
+    images = (images.clamp(1e-3, 1) ** gamma * gain).clamp(0, 1)
+    return torch.lerp(images.mean(1, keepdim=True), images, saturation).clamp(0, 1)
+
+
+def jitter(images: torch.Tensor, draw: Draw, strength: float) -> torch.Tensor:
+    """Change exposure, white balance, contrast and saturation of (B, 3, H, W), each picture on its own."""
+    return apply_jitter(images, jitter_parameters(draw, len(images), strength))
+
+
+def contact_shadow(alpha: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """(B, 1, R, R) alpha -> (B, 1, R, R) share of light lost: the outline flattened onto the ground below it, blurred."""
+    count, side = len(alpha), alpha.shape[-1]
+    solid = (alpha[:, 0] > 0.5).float()
+    solid[solid.flatten(1).amax(1) == 0] = 1.0
+    boxes = bounding_boxes(solid)
+    foot = boxes[:, 2].float() / side * 2 - 1
+    flat, shear = draw.uniform(count, 0.1, 0.45), draw.uniform(count, -0.8, 0.8)
+    # Output to source: y is measured from the foot and stretched back up; x leans with the height.
+    zero, one = torch.zeros(count, device=alpha.device), torch.ones(count, device=alpha.device)
+    rows = [
+        torch.stack([one, shear / flat, -shear / flat * foot], 1),
+        torch.stack([zero, 1 / flat, foot - foot / flat], 1),
+        torch.stack([zero, zero, one], 1),
+    ]
+    shadow = warp(alpha, torch.stack(rows, 1), side)
+    soft = [shadow]
+    for _ in range(2):
+        soft.append(_box_blur(_box_blur(soft[-1], side // 24), side // 24))
+    choice = draw.uniform((count, 1, 1, 1), 0.4, 2)
+    blurred = torch.where(choice < 1, torch.lerp(soft[0], soft[1], choice), torch.lerp(soft[1], soft[2], choice - 1))
+    return blurred * draw.uniform((count, 1, 1, 1), 0.2, 0.65)
+
+
+def _box_blur(images: torch.Tensor, radius: int) -> torch.Tensor:
+    for kernel in ((2 * radius + 1, 1), (1, 2 * radius + 1)):
+        images = F.avg_pool2d(images, kernel, 1, tuple(k // 2 for k in kernel))
+    return images
+
+
+def blobs(size: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
+    """(B,) sizes over the side -> (B, side, side) of 0 and 1: pieces of random outline, smooth to jagged."""
+    count = len(size)
+    line = (torch.arange(side, device=draw.generator.device) + 0.5) / side * 2 - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    centre = (draw.normal((count, 2)) * 0.25).clamp(-0.8, 0.8) * (1 - size)[:, None]
+    aspect = torch.exp(draw.normal(count) * 0.3).clamp(0.5, 2)
+    dx = (x - centre[:, 0, None, None]) / (size * aspect.clamp(max=1))[:, None, None]
+    dy = (y - centre[:, 1, None, None]) / (size / aspect.clamp(min=1))[:, None, None]
+    angle = torch.atan2(dy, dx)
+    radius = torch.ones_like(angle)
+    for order in range(2, 8):
+        strength = draw.normal((count, 1, 1)) * 0.28 / order**0.7
+        radius = radius + strength * torch.cos(order * angle + draw.uniform((count, 1, 1), 0, 2 * math.pi))
+    power = torch.where(draw.chance(0.5, count), 2.0, draw.uniform(count, 2, 8))[:, None, None]
+    distance = (dx.abs() ** power + dy.abs() ** power) ** (1 / power)
+    inside = (distance < radius.clamp(0.35, 1.0)).float()
+    inside[inside.flatten(1).amax(1) == 0] = 1.0
+    return inside
+
+
+def loosened_box(boxes: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """(B, R, R) filled boxes -> boxes grown by a random part of their size on each side, more often little than much."""
+    count, side = len(boxes), boxes.shape[-1]
+    edges = bounding_boxes(boxes).float()
+    extent = (edges[:, 2:] - edges[:, :2]).repeat(1, 2)
+    most = torch.tensor([0.05, 0.25, 0.8], device=boxes.device)[draw.categorical((0.5, 0.35, 0.15), count)]
+    room = draw.uniform((count, 4)) * extent * most[:, None]
+    top, left, bottom, right = (edges + torch.cat([-room[:, :2], room[:, 2:]], 1)).T[:, :, None]
+    place = torch.arange(side, device=boxes.device)
+    rows, columns = (place >= top.floor()) & (place < bottom), (place >= left.floor()) & (place < right)
+    return (rows[:, :, None] & columns[:, None, :]).to(boxes)
+

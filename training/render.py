@@ -1,0 +1,628 @@
+"""Render view sets of re-textured meshes into WebDataset shards: python -m training.render --help
+
+An identity is a mesh with a material drawn for it, seen in a few views that differ in camera and light.
+A sample is one view: `<object>_<view>.webp` (RGBA cut-out) and `<object>_<view>.json` (where it comes from).
+Running the same command again continues: shards that exist are kept.
+"""
+
+import argparse
+import functools
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+TEXTURE_SIZE = 256  # pixels a side of a drawn texture
+ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
+SHADOW_SIZE = 512  # pixels a side of the shadow map
+SUPERSAMPLING = 2
+PROCEDURAL_WEIGHT = 0.5  # abstract shapes teach less than real objects
+STYLES = {"original": 0.35, "colours": 0.1, "photo": 0.15, "pattern": 0.13, "label": 0.13, "mixed": 0.14}
+
+VERTEX_SHADER = """
+#version 330
+uniform mat4 camera;
+in vec3 in_position; in vec3 in_normal; in vec2 in_uv; in vec3 in_colour;
+out vec3 position; out vec3 normal; out vec2 uv; out vec3 colour;
+void main() {
+    position = in_position; normal = in_normal; uv = in_uv; colour = in_colour;
+    gl_Position = camera * vec4(in_position, 1.0);
+}
+"""
+
+DEPTH_VERTEX_SHADER = """
+#version 330
+uniform mat4 shadow_camera;
+in vec3 in_position;
+void main() { gl_Position = shadow_camera * vec4(in_position, 1.0); }
+"""
+DEPTH_FRAGMENT_SHADER = "#version 330\nvoid main() {}"
+
+FRAGMENT_SHADER = """
+#version 330
+uniform sampler2D base_colour;
+uniform sampler2DShadow shadow_map;
+uniform mat4 shadow_camera;
+uniform mat3 recolour;        // of the mesh's own colours
+uniform bool triplanar;       // drawn textures need no UVs, they are projected along the axes
+uniform vec3 part_centre; uniform float part_scale;
+uniform float roughness; uniform float metallic;
+uniform vec3 eye;
+uniform vec3 key_direction; uniform vec3 key_light; uniform vec3 rim_direction; uniform vec3 rim_light;
+uniform vec3 sky; uniform vec3 ground;
+in vec3 position; in vec3 normal; in vec2 uv; in vec3 colour;
+out vec4 pixel;
+
+vec3 to_linear(vec3 c) { return pow(max(c, 0.0), vec3(2.2)); }
+
+vec3 projected(vec3 n) {
+    vec3 q = (position - part_centre) * part_scale;
+    vec3 w = pow(abs(n), vec3(12.0));
+    w /= w.x + w.y + w.z;
+    vec3 s = vec3(n.x < 0.0 ? 1.0 : -1.0, n.y < 0.0 ? 1.0 : -1.0, n.z < 0.0 ? -1.0 : 1.0);  // no mirrored words
+    return w.x * texture(base_colour, 0.5 + vec2(s.x * q.z, q.y)).rgb
+         + w.y * texture(base_colour, 0.5 + vec2(q.x, s.y * q.z)).rgb
+         + w.z * texture(base_colour, 0.5 + vec2(s.z * q.x, q.y)).rgb;
+}
+
+// Lambert and GGX (Walter et al. 2007) with Schlick's Fresnel term; radiance is scaled so that white returns light.
+vec3 lit(vec3 albedo, vec3 f0, vec3 n, vec3 v, vec3 l, vec3 light) {
+    vec3 h = normalize(l + v);
+    float nl = max(dot(n, l), 0.0), nv = max(dot(n, v), 0.05), nh = max(dot(n, h), 0.0);
+    float a2 = pow(roughness, 4.0), d = nh * nh * (a2 - 1.0) + 1.0;
+    vec3 fresnel = f0 + (1.0 - f0) * pow(1.0 - max(dot(h, v), 0.0), 5.0);
+    float k = (roughness + 1.0) * (roughness + 1.0) / 8.0;
+    float visibility = 0.25 / ((nl * (1.0 - k) + k) * (nv * (1.0 - k) + k));
+    vec3 specular = min(a2 / (d * d) * visibility, 4.0) * fresnel;
+    return (albedo * (1.0 - metallic) + specular) * light * nl;
+}
+
+vec3 surroundings(vec3 direction, float blur) { return mix(ground, sky, smoothstep(-blur, blur, direction.y)); }
+
+void main() {
+    vec3 v = normalize(eye - position);
+    vec3 face = normalize(cross(dFdx(position), dFdy(position)));
+    face *= dot(face, v) < 0.0 ? -1.0 : 1.0;
+    // Winding and normals of free meshes are often inconsistent: every face is two-sided, seen from the camera's side.
+    vec3 n = dot(normal, normal) > 0.0 ? normalize(normal) : face;
+    n *= dot(n, face) < 0.0 ? -1.0 : 1.0;
+    vec3 albedo = triplanar ? to_linear(projected(n))
+        : clamp(recolour * (to_linear(texture(base_colour, uv).rgb) * to_linear(colour)), 0.0, 1.0);
+    vec3 f0 = mix(vec3(0.04), albedo, metallic);
+    vec4 s = shadow_camera * vec4(position + 0.015 * face, 1.0);
+    float shadow = texture(shadow_map, 0.5 + 0.5 * s.xyz);
+    vec3 c = lit(albedo, f0, n, v, key_direction, key_light) * shadow;
+    c += lit(albedo, f0, n, v, rim_direction, rim_light);
+    c += albedo * (1.0 - metallic) * surroundings(n, 1.0);
+    float grazing = pow(1.0 - max(dot(n, v), 0.0), 5.0) * (1.0 - roughness);
+    c += (f0 + (1.0 - f0) * grazing) * surroundings(reflect(-v, n), 0.1 + roughness) * (1.0 - 0.5 * roughness);
+    c = mix(c, 1.0 - 0.3 * exp((0.7 - c) / 0.3), step(0.7, c));  // a soft shoulder keeps highlights from clipping
+    pixel = vec4(mix(12.92 * c, 1.055 * pow(max(c, 0.0), vec3(1.0 / 2.4)) - 0.055, step(0.0031308, c)), 1.0);
+}
+"""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A file and what the mesh index says of it."""
+
+    file: str
+    source: str = "unknown"
+    licence: str = "unknown"
+    procedural: bool = False
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Object `index` of the data set: a mesh, and which of its materials this is (0 is the mesh's own)."""
+
+    index: int
+    mesh: Mesh
+    variant: int
+
+
+Shard = tuple[Path, list[Identity]]  # one work item
+
+
+@dataclass
+class Part:
+    """One part of a mesh: vertices (V, 11) float32 of xyz, normal, uv and sRGB in [0, 1]; faces (F, 3) int32."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    texture: Image.Image
+    triplanar: bool = False
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Centre (3,) and extent (3,) of the box around it."""
+        low, high = self.vertices[:, :3].min(0), self.vertices[:, :3].max(0)
+        return (low + high) / 2, np.maximum(high - low, 1e-4)
+
+
+def read_meshes(folder: Path) -> list[Mesh]:
+    """The .glb files of a folder, with source and licence where index.json gives them."""
+    files = sorted(path.name for path in folder.glob("*.glb"))
+    if not files:
+        raise ValueError(f"{folder} holds no .glb files; name a folder of meshes with --meshes.")
+    index_file = folder / "index.json"
+    lines = json.loads(index_file.read_text()) if index_file.exists() else []
+    facts = {line["file"]: {name: line[name] for name in ("source", "licence", "procedural")} for line in lines}
+    return [Mesh(file, **facts.get(file, {})) for file in files]
+
+
+def read_photos(folders: list[Path], exclude: Path | None) -> list[Path]:
+    """The pictures of the folders, less those whose file names occur in the text file `exclude`."""
+    left_out = set(exclude.read_text().split()) if exclude else set()
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.name not in left_out]
+    photos = [path for path in files if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    if not photos:
+        names = " and ".join(map(str, folders))
+        raise ValueError(f"{names} hold no .jpg or .png to cut textures from; name folders of pictures with --photos.")
+    return photos
+
+
+def plan_shards(meshes: list[Mesh], options: argparse.Namespace) -> list[Shard]:
+    """Spread the identities over the meshes and cut both splits into shards; no mesh is on both sides."""
+    weights = np.array([PROCEDURAL_WEIGHT if mesh.procedural else 1.0 for mesh in meshes])
+    edges = np.rint(np.cumsum(weights) / weights.sum() * options.identities).astype(int)
+    counts = np.diff(edges, prepend=0)
+    pairs = [(mesh, variant) for mesh, count in zip(meshes, counts, strict=True) for variant in range(count)]
+    order = np.random.default_rng(options.seed).permutation(len(pairs))
+    splits: dict[str, list[Identity]] = {"train": [], "held-out": []}
+    for index, place in enumerate(order):
+        mesh, variant = pairs[place]
+        fraction = int(hashlib.sha256(mesh.file.encode()).hexdigest()[:8], 16) / 2**32
+        splits["held-out" if fraction < options.held_out else "train"].append(Identity(index, mesh, variant))
+    size = options.shard_objects
+    return [
+        (options.output / split / f"views-{start // size:06d}.tar", identities[start : start + size])
+        for split, identities in splits.items()
+        for start in range(0, len(identities), size)
+    ]
+
+
+def load_parts(path: Path) -> list[Part]:
+    """The parts of a mesh, moved and scaled into the unit sphere."""
+    import trimesh
+
+    parts = []
+    for mesh in trimesh.load(path, force="scene").dump():
+        texture, uv = Image.new("RGB", (1, 1), "white"), np.zeros((len(mesh.vertices), 2))
+        colours = np.full((len(mesh.vertices), 3), 0.8)
+        if mesh.visual.kind == "vertex":
+            colours = mesh.visual.vertex_colors[:, :3] / 255
+        elif mesh.visual.kind == "texture":
+            material = mesh.visual.material
+            if isinstance(material, trimesh.visual.material.SimpleMaterial):
+                material = material.to_pbr()
+            if material.baseColorTexture is not None and mesh.visual.uv is not None:
+                texture, uv = material.baseColorTexture.convert("RGB"), mesh.visual.uv
+                texture.thumbnail((ORIGINAL_TEXTURE_SIZE, ORIGINAL_TEXTURE_SIZE))
+                colours[:] = 1
+            if material.baseColorFactor is not None:  # linear in glTF, 0 to 255 in trimesh
+                colours[:] = (material.baseColorFactor[:3] / 255) ** (1 / 2.2)
+        vertices = np.hstack([mesh.vertices, mesh.vertex_normals, uv, colours]).astype(np.float32)
+        parts.append(Part(vertices, mesh.faces.astype(np.int32), texture))
+    points = np.concatenate([part.vertices[:, :3] for part in parts])
+    centre = (points.min(0) + points.max(0)) / 2
+    radius = np.linalg.norm(points - centre, axis=1).max()
+    if not np.isfinite(radius) or radius == 0:
+        raise ValueError(f"{path.name} has radius {radius}")
+    for part in parts:
+        part.vertices[:, :3] = (part.vertices[:, :3] - centre) / radius
+    return parts
+
+
+def is_plain(parts: list[Part]) -> bool:
+    """Whether the mesh is about one grey all over, so that its own colours tell no identity."""
+    colours = np.concatenate([part.vertices[:, 8:] for part in parts])
+    textured = any(part.texture.width > 1 for part in parts)
+    return not textured and np.ptp(colours, axis=1).max() < 0.1 and np.ptp(colours, axis=0).max() < 0.3
+
+
+def draw_palette(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 3) sRGB in [0, 1]: hues of one harmony, with some greys, black and white among them."""
+    hues = (rng.uniform() + rng.choice([[0, 0.08, -0.08], [0, 0.5, 0.05], [0, 1 / 3, 2 / 3]])) % 1
+    hue, saturation, value = rng.choice(hues, count), rng.uniform(0.25, 0.95, count), rng.uniform(0.25, 0.95, count)
+    grey = rng.uniform(size=count) < 0.25
+    saturation[grey] = 0
+    value[grey] = rng.choice([0.04, 0.3, 0.6, 0.95], grey.sum())
+    channels = np.clip(np.abs((hue[:, None] + [0, 2 / 3, 1 / 3]) % 1 * 6 - 3) - 1, 0, 1)
+    return value[:, None] * (1 + saturation[:, None] * (channels - 1))
+
+
+def to_image(colours: np.ndarray) -> Image.Image:
+    """(H, W, 3) sRGB in [0, 1] to a picture."""
+    return Image.fromarray(np.rint(colours * 255).astype(np.uint8))
+
+
+def draw_clouds(rng: np.random.Generator) -> np.ndarray:
+    """(S, S) smooth noise in [0, 1]."""
+    clouds = np.zeros((TEXTURE_SIZE, TEXTURE_SIZE), np.float32)
+    for octave in range(2, 7):
+        noise = Image.fromarray(rng.uniform(size=(2**octave, 2**octave)).astype(np.float32))
+        clouds += np.asarray(noise.resize(clouds.shape, Image.Resampling.BICUBIC)) / 2**octave
+    return (clouds - clouds.min()) / np.ptp(clouds)
+
+
+def draw_pattern(rng: np.random.Generator) -> Image.Image:
+    """Stripes, dots, checks, a gradient, noise or marble in two to four colours."""
+    y, x = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE] / TEXTURE_SIZE
+    angle, frequency = rng.choice([0, math.pi / 2, rng.uniform(0, math.pi)]), rng.uniform(3, 14)
+    u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    match rng.integers(6):
+        case 0:
+            value = np.sin(2 * math.pi * frequency * u) > rng.uniform(-0.7, 0.7)
+        case 1:
+            value = np.hypot((u * frequency) % 1 - 0.5, (v * frequency) % 1 - 0.5) < rng.uniform(0.2, 0.4)
+        case 2:
+            value = (np.floor(u * frequency) + np.floor(v * frequency)) % 2
+        case 3:
+            value = (u - u.min()) / np.ptp(u)
+        case 4:
+            value = draw_clouds(rng)
+        case _:
+            value = 0.5 + 0.5 * np.sin(math.pi * frequency * u + rng.uniform(4, 12) * draw_clouds(rng))
+    colours = draw_palette(rng, rng.integers(2, 5))
+    stops = np.linspace(0, 1, len(colours))
+    return to_image(np.stack([np.interp(value, stops, channel) for channel in colours.T], axis=-1))
+
+
+def draw_photo(rng: np.random.Generator, photos: list[Path]) -> Image.Image:
+    """A random square crop of a random photo."""
+    with Image.open(photos[rng.integers(len(photos))]) as file:
+        photo = file.convert("RGB")
+    side = rng.uniform(0.4, 1) * min(photo.size)
+    left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
+    return photo.resize((TEXTURE_SIZE, TEXTURE_SIZE), box=(left, top, left + side, top + side))
+
+
+def draw_word(rng: np.random.Generator) -> str:
+    """A number or a short word that can be pronounced."""
+    if rng.uniform() < 0.25:
+        return str(rng.integers(1, 10000))
+    word = "".join(rng.choice(list("bdfgklmnprstvz")) + rng.choice(list("aeiou")) for _ in range(rng.integers(1, 4)))
+    return str(rng.choice([word.upper(), word.capitalize()]))
+
+
+def draw_label(rng: np.random.Generator, extent: np.ndarray) -> Image.Image:
+    """A label band with one to three lines of text, placed and sized for a part of bounding box `extent` (3,)."""
+    base, band, ink = (tuple(colour) for colour in np.rint(draw_palette(rng, 3) * 255).astype(int).tolist())
+    if abs(sum(band) - sum(ink)) < 240:  # text must stand out
+        ink = (250, 250, 250) if sum(band) < 380 else (10, 10, 10)
+    texture = draw_pattern(rng) if rng.uniform() < 0.2 else Image.new("RGB", (TEXTURE_SIZE, TEXTURE_SIZE), base)
+    draw = ImageDraw.Draw(texture)
+    width, height = TEXTURE_SIZE * np.array([min(extent[0], extent[2]), extent[1]]) / extent.max()
+    lines = rng.integers(1, 4)
+    middle = TEXTURE_SIZE / 2 + rng.uniform(-0.15, 0.15) * height
+    half = rng.uniform(0.2, 0.42) * height
+    draw.rectangle((0, middle - half, TEXTURE_SIZE, middle + half), fill=band)
+    for line in range(lines):
+        text = draw_word(rng)
+        pitch = 2 * half / lines
+        size = max(6.0, min(0.9 * pitch, rng.uniform(0.9, 1.4) * width / len(text)))
+        place = (TEXTURE_SIZE / 2, middle - half + (line + 0.5) * pitch)
+        draw.text(place, text, fill=ink, font=ImageFont.load_default(size), anchor="mm")
+    return texture
+
+
+def retexture(parts: list[Part], style: str, rng: np.random.Generator, photos: list[Path]) -> None:
+    """Give the parts the textures of a style, in place."""
+    if style == "colours" and len(parts) == 1:
+        style = "pattern"  # one plain colour is hardly an identity
+    largest = max(range(len(parts)), key=lambda i: np.prod(np.sort(parts[i].bounds[1])[1:]))
+    colours = draw_palette(rng, len(parts))
+    for i, part in enumerate(parts):
+        kind = style
+        if style == "mixed":
+            kind = rng.choice(["original", "colours", "photo", "pattern", "label"])
+        elif style in ("photo", "pattern", "label") and i != largest and rng.uniform() < 0.6:
+            kind = "colours"
+        if kind == "original":
+            continue
+        part.triplanar = True
+        if kind == "colours":
+            part.texture = to_image(colours[None, None, i])
+        elif kind == "photo":
+            part.texture = draw_photo(rng, photos)
+        elif kind == "pattern":
+            part.texture = draw_pattern(rng)
+        else:
+            part.texture = draw_label(rng, part.bounds[1])
+
+
+def draw_material(rng: np.random.Generator, keep_colours: bool) -> dict[str, Any]:
+    """Uniforms of an identity: roughness, metallic and the hue rotation of the mesh's own colours."""
+    angle = 0.0 if keep_colours else rng.uniform(0, 2 * math.pi)
+    c, s = math.cos(angle), math.sin(angle)
+    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # Rodrigues' rotation about grey
+    hue = c * np.eye(3) + s * axis + (1 - c) / 3
+    metallic = rng.uniform(0.2, 0.7) if rng.uniform() < 0.15 else 0.0
+    return {"roughness": rng.uniform(0.2, 0.95), "metallic": metallic, "recolour": tuple(hue.T.ravel())}
+
+
+def direction(azimuth: float, elevation: float) -> np.ndarray:
+    """Unit vector (3,), y up, of two angles in radians."""
+    return np.array(
+        [math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)]
+    )
+
+
+def look_at(towards: np.ndarray, roll: float = 0.0) -> np.ndarray:
+    """Rotation (3, 3) into the frame of a camera that sits at `towards` and looks at the origin."""
+    right = np.cross([0, 1, 0], towards)
+    right /= np.linalg.norm(right)
+    up = np.cross(towards, right)
+    c, s = math.cos(roll), math.sin(roll)
+    return np.stack([c * right + s * up, c * up - s * right, towards])
+
+
+def draw_azimuths(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count,) radians whose pairs range from near (15 degrees) to opposite."""
+    gaps = rng.permutation(np.resize([[15, 30], [30, 60], [15, 30], [60, 120], [40, 90]], (count, 2)))
+    return np.radians(rng.uniform(0, 360) + np.cumsum(rng.uniform(gaps[:, 0], gaps[:, 1])))
+
+
+def draw_camera(rng: np.random.Generator, azimuth: float, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix (4, 4) and eye (3,) of a camera in whose frame the points (N, 3) fill 70 to 95 %, about centred."""
+    extent = np.ptp(points, axis=0)
+    lowest = 20 if extent[1] < 0.3 * extent.max() else -5  # a flat object seen edge-on shows nothing
+    elevation = rng.uniform(lowest, 50) if rng.uniform() < 0.87 else rng.uniform(50, 75)
+    roll = rng.uniform(-15, 15) if rng.uniform() < 0.9 else rng.uniform(-40, 40)
+    distance = 1 / math.sin(math.radians(rng.uniform(20, 50)) / 2)
+    towards = direction(azimuth, math.radians(elevation))
+    rotation = look_at(towards, math.radians(roll))
+    seen = points @ rotation.T
+    image = seen[:, :2] / (distance - seen[:, 2:])
+    low, high = image.min(0), image.max(0)
+    fill = rng.uniform(0.7, 0.95)
+    scale = 2 * fill / (high - low).max()
+    shift = scale * (low + high) / 2 - rng.uniform(-0.5, 0.5, 2) * (1 - fill)
+    near, far = distance - 1.01, distance + 1.01
+    view = np.eye(4)
+    view[:3, :3], view[2, 3] = rotation, -distance
+    projection = np.array(
+        [
+            [scale, 0, shift[0], 0],
+            [0, scale, shift[1], 0],
+            [0, 0, -(far + near) / (far - near), -2 * far * near / (far - near)],
+            [0, 0, -1, 0],
+        ]
+    )
+    return projection @ view, distance * towards
+
+
+def draw_tint(rng: np.random.Generator) -> np.ndarray:
+    """(3,) linear colour of a light between warm and cool, its largest channel 1."""
+    warmth = np.clip(rng.normal(0, 0.5), -1, 1)
+    end = np.array([1, 0.68, 0.4]) if warmth > 0 else np.array([0.6, 0.78, 1])
+    return 1 + abs(warmth) * (end - 1)
+
+
+def draw_light(rng: np.random.Generator, azimuth: float) -> dict[str, Any]:
+    """Uniforms of a view's light; a white surface facing the key light returns 0.35 (dim) to 1.5 (bright)."""
+    exposure = math.exp(rng.uniform(math.log(0.35), math.log(1.5)))
+    ambient = rng.uniform(0.2, 0.65)
+    key = direction(azimuth + math.radians(rng.uniform(-120, 120)), math.radians(rng.uniform(15, 75)))
+    rim = direction(azimuth + math.radians(rng.uniform(120, 240)), math.radians(rng.uniform(-10, 50)))
+    sky = exposure * ambient * draw_tint(rng)
+    shadow_camera = np.diag([1, 1, -1, 1]).astype(float)
+    shadow_camera[:3, :3] = shadow_camera[:3, :3] @ look_at(key)
+    return {
+        "key_direction": tuple(key),
+        "key_light": tuple(exposure * (1 - ambient) * draw_tint(rng)),
+        "rim_direction": tuple(rim),
+        "rim_light": tuple((rng.uniform() < 0.35) * exposure * rng.uniform(0.2, 0.7) * draw_tint(rng)),
+        "sky": tuple(sky),
+        "ground": tuple(sky * rng.uniform(0.25, 0.8) * draw_tint(rng)),
+        "shadow_camera": tuple(shadow_camera.T.ravel()),
+    }
+
+
+class Renderer:
+    """An OpenGL context without a window that draws parts into square RGBA pictures."""
+
+    def __init__(self, backend: str, resolution: int) -> None:
+        # One thread a worker: llvmpipe's own threads would compete with the other workers.
+        os.environ.setdefault("LP_NUM_THREADS", "1")
+        import moderngl
+
+        self.moderngl = moderngl
+        self.context = context = moderngl.create_context(standalone=True, backend=backend)
+        context.gc_mode = "auto"
+        context.enable_only(moderngl.DEPTH_TEST)
+        self.program = context.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
+        self.depth_program = context.program(vertex_shader=DEPTH_VERTEX_SHADER, fragment_shader=DEPTH_FRAGMENT_SHADER)
+        self.shadow_map = context.depth_texture((SHADOW_SIZE, SHADOW_SIZE))
+        self.shadow_map.compare_func = "<="
+        self.shadow_map.repeat_x = self.shadow_map.repeat_y = False
+        self.shadow_frame = context.framebuffer(depth_attachment=self.shadow_map)
+        self.frame = context.simple_framebuffer((resolution * SUPERSAMPLING,) * 2, components=4)
+        self.program["shadow_map"] = 1
+
+    def upload(self, parts: list[Part]) -> list[tuple[Any, Any, Any, dict[str, Any]]]:
+        """For each part its vertex array, its vertex array for the shadow map, its texture and its uniforms."""
+        uploaded = []
+        for part in parts:
+            buffer, faces = self.context.buffer(part.vertices.tobytes()), self.context.buffer(part.faces.tobytes())
+            layout = (buffer, "3f 3f 2f 3f", "in_position", "in_normal", "in_uv", "in_colour")
+            image = part.texture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+            texture = self.context.texture(image.size, 3, image.tobytes(), alignment=1)
+            texture.build_mipmaps()
+            centre, extent = part.bounds
+            uniforms = {"triplanar": part.triplanar, "part_centre": tuple(centre), "part_scale": 1 / extent.max()}
+            array = self.context.vertex_array(self.program, [layout], faces)
+            shadow_layout = (buffer, "3f 32x", "in_position")
+            uploaded.append(
+                (array, self.context.vertex_array(self.depth_program, [shadow_layout], faces), texture, uniforms)
+            )
+        return uploaded
+
+    def render(self, uploaded: list, camera: np.ndarray, eye: np.ndarray, uniforms: dict[str, Any]) -> Image.Image:
+        """One view as a picture with straight alpha, black where alpha is 0."""
+        self.depth_program["shadow_camera"] = uniforms["shadow_camera"]
+        self.shadow_frame.use()
+        self.shadow_frame.clear()
+        for _, shadow_array, _, _ in uploaded:
+            shadow_array.render()
+        self.frame.use()
+        self.frame.clear()
+        self.shadow_map.use(1)
+        for name, value in {**uniforms, "camera": tuple(camera.T.ravel()), "eye": tuple(eye)}.items():
+            self.program[name] = value
+        for array, _, texture, part_uniforms in uploaded:
+            texture.use(0)
+            for name, value in part_uniforms.items():
+                self.program[name] = value
+            array.render()
+        picture = Image.frombytes("RGBA", self.frame.size, self.frame.read(components=4, alignment=1))
+        # Pillow's reduce averages with premultiplied alpha and so keeps the edges free of black.
+        return picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).reduce(SUPERSAMPLING)
+
+
+@functools.cache
+def get_renderer(backend: str, resolution: int) -> Renderer:
+    """The renderer of this worker process."""
+    return Renderer(backend, resolution)
+
+
+def render_identity(identity: Identity, parts: list[Part], options: argparse.Namespace) -> list[Image.Image]:
+    """All views of an identity; a function of the seed and the identity alone."""
+    rng = np.random.default_rng([options.seed, identity.index])
+    style = rng.choice(list(STYLES), p=list(STYLES.values()))
+    if is_plain(parts):
+        style = rng.choice(["colours", "photo", "pattern", "label", "mixed"])
+    elif identity.variant == 0:
+        style = "original"
+    retexture(parts, style, rng, options.photo_files)
+    material = draw_material(rng, keep_colours=identity.variant == 0 or rng.uniform() < 0.5)
+    points = np.concatenate([part.vertices[:, :3] for part in parts])
+    renderer = get_renderer(options.backend, options.resolution)
+    uploaded = renderer.upload(parts)
+    views = []
+    for azimuth in draw_azimuths(rng, options.views):
+        camera, eye = draw_camera(rng, azimuth, points)
+        views.append(renderer.render(uploaded, camera, eye, material | draw_light(rng, azimuth)))
+    return views
+
+
+def write_shard(shard: Shard, options: argparse.Namespace) -> tuple[Shard, list[str]]:
+    """Render a shard, and name the meshes that could not be read."""
+    path, identities = shard
+    broken = []
+    unfinished = path.with_suffix(".tar.tmp")
+    with tarfile.open(unfinished, "w") as tar:
+        for identity in identities:
+            try:
+                parts = load_parts(options.meshes / identity.mesh.file)
+            except Exception as error:  # noqa: BLE001  trimesh raises whatever the broken bytes led to
+                broken.append(f"{identity.mesh.file}: {error}")
+                continue
+            name = f"{identity.index:06d}"
+            origin = {"source": identity.mesh.source, "licence": identity.mesh.licence, "mesh": identity.mesh.file}
+            for view, picture in enumerate(render_identity(identity, parts, options)):
+                encoded = io.BytesIO()
+                picture.save(encoded, "webp", quality=85, exact=True)
+                facts = json.dumps({"object": name, "clip": name, "frame": view, **origin})
+                for suffix, data in (("webp", encoded.getvalue()), ("json", facts.encode())):
+                    member = tarfile.TarInfo(f"{name}_{view:02d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    unfinished.replace(path)
+    return shard, broken
+
+
+def write_contact_sheet(path: Path, options: argparse.Namespace, rows: int = 12) -> None:
+    """Draw the first identities of a shard on grey, one a row, into contact.png."""
+    size = options.resolution
+    with tarfile.open(path) as tar:
+        names = [name for name in tar.getnames() if name.endswith(".webp")][: rows * options.views]
+        sheet = Image.new("RGB", (size * options.views, size * math.ceil(len(names) / options.views)), (128, 128, 128))
+        for i, name in enumerate(names):
+            view = Image.open(tar.extractfile(name))
+            sheet.paste(view, (i % options.views * size, i // options.views * size), view)
+    sheet.save(options.output / "contact.png")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.render", description=__doc__.splitlines()[0])
+    parser.add_argument("--meshes", type=Path, required=True, help="folder of .glb files, with index.json if there is")
+    parser.add_argument("--photos", type=Path, required=True, action="append", help="folder of pictures for textures")
+    parser.add_argument("--exclude", type=Path, help="text file that names pictures to leave out")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--identities", type=int, default=6000)
+    parser.add_argument("--views", type=int, default=6, help="views of each identity")
+    parser.add_argument("--resolution", type=int, default=256, help="pixels a side")
+    parser.add_argument("--shard-objects", type=int, default=250, help="identities in a shard")
+    parser.add_argument("--held-out", type=float, default=0.04, help="fraction of the meshes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--backend", choices=("egl", "x11", "wgl", "darwin"), default="egl", help="OpenGL platform")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved options and counts, and stop")
+    return parser
+
+
+def resolve(options: argparse.Namespace) -> tuple[list[Shard], dict[str, Any]]:
+    """The shards of a data set, and all that decides what is in them; complains about options that make none."""
+    for name in ("identities", "views", "resolution", "shard_objects", "workers"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give at least 1.")
+    meshes = read_meshes(options.meshes)
+    options.photo_files = read_photos(options.photos, options.exclude)
+    shards = plan_shards(meshes, options)
+    names = ("identities", "views", "resolution", "shard_objects", "held_out", "seed")
+    counts = {"mesh_files": len(meshes), "photo_files": len(options.photo_files), "shards": len(shards)}
+    resolved = {name: getattr(options, name) for name in names} | counts
+    file = options.output / "options.json"
+    if file.exists() and json.loads(file.read_text()) != resolved:
+        raise ValueError(f"{file} tells of other options than {resolved}; repeat those or name another --output.")
+    return shards, resolved
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Render what is missing of the data set."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    try:
+        shards, resolved = resolve(options)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    missing = [(path, identities) for path, identities in shards if not path.exists()]
+    if options.dry_run:
+        print(json.dumps(resolved | {"missing_shards": len(missing)}, indent=2))
+        return
+    try:
+        Renderer(options.backend, options.resolution)
+    except Exception as error:  # noqa: BLE001  moderngl raises a bare Exception when there is no context
+        expected = "OpenGL 3.3 was expected; install its driver (Debian: libegl1 libgl1-mesa-dri) or change --backend"
+        parser.exit(2, f"{parser.prog}: --backend {options.backend} gave '{error}', {expected}.\n")
+    for path, _ in shards:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    (options.output / "options.json").write_text(json.dumps(resolved, indent=2) + "\n")
+    broken = []
+    left = sum(len(identities) for _, identities in missing)
+    with (
+        multiprocessing.get_context("spawn").Pool(options.workers) as pool,
+        tqdm(total=options.identities, initial=options.identities - left, unit="identity") as progress,
+    ):
+        for (_, identities), failures in pool.imap_unordered(functools.partial(write_shard, options=options), missing):
+            broken += failures
+            progress.update(len(identities))
+    write_contact_sheet(shards[0][0], options)
+    print(f"{left - len(broken)} identities rendered, {len(broken)} skipped", *broken, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
