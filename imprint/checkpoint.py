@@ -103,18 +103,29 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     with _open(path) as file:
         metadata = file.metadata() or {}
         config = _config(path, metadata)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        try:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except Exception as error:  # as in `_open`; also types of numbers that this torch does not have
+            raise ImprintError(
+                f"{path} holds a tensor that cannot be read ({error}); copy or download it again"
+            ) from error
     if _digest(metadata["config"], tensors) != metadata.get("sha256"):
-        raise ImprintError(f"{path}: its content does not match its checksum; the file is damaged, copy or download it again")
+        raise ImprintError(
+            f"{path}: its content does not match its checksum; the file is damaged, copy or download it again"
+        )
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         part, _, name = ("adapter", "", _NULL) if key == _NULL else key.partition(".")
         if part not in PARTS:
-            raise ImprintError(f"{path}: tensor '{key}' is of no known part ({', '.join(PARTS)}); it was made by other code")
+            raise ImprintError(
+                f"{path}: tensor '{key}' is of no known part ({', '.join(PARTS)}); it was made by other code"
+            )
         parts.setdefault(part, {})[name] = tensor
     for part in REQUIRED_PARTS:
         if part not in parts:
-            raise ImprintError(f"{path}: part '{part}' is missing; export the checkpoint again with all of {REQUIRED_PARTS}")
+            raise ImprintError(
+                f"{path}: part '{part}' is missing; export the checkpoint again with all of {REQUIRED_PARTS}"
+            )
     return Checkpoint(config, parts, path)
 
 
@@ -122,13 +133,21 @@ def _open(path: Path):
     """The open safetensors file; every way in which it can fail to be one is an `ImprintError`."""
     from safetensors import safe_open
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of an Imprint checkpoint (.safetensors)")
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        raise ImprintError(f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead")
-    if len(start) < 9 or start[8:] != b"{":
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise ImprintError(
+            f"{path} cannot be opened ({error.strerror}); make it readable or choose another file"
+        ) from error
+    # Eight bytes of the header's length, then JSON. A length may well begin with 0x80, as a pickle does.
+    if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
+        raise ImprintError(
+            f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead"
+        )
+    if start[8:] != b"{":
         raise ImprintError(f"{path} is not a safetensors file (or only its first bytes); download or export it again")
     try:
         return safe_open(str(path), framework="pt")
@@ -138,7 +157,9 @@ def _open(path: Path):
 
 def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
     if metadata.get("format") != "imprint":
-        raise ImprintError(f"{path} is a safetensors file but not an Imprint checkpoint; choose one that was exported as such")
+        raise ImprintError(
+            f"{path} is a safetensors file but not an Imprint checkpoint; choose one that was exported as such"
+        )
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
         raise ImprintError(

@@ -22,6 +22,16 @@ def require(condition: bool, message: str) -> None:
         raise ImprintError(message)
 
 
+def require_positive(part: Any, *may_be_zero: str) -> None:
+    """Raise `ImprintError` unless all numbers in a dataclass are above 0, or are 0 and named here."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                fits = number > 0 or (number == 0 and field.name in may_be_zero)
+                require(fits, f"{type(part).__name__}.{field.name} is {value}; it must be above 0")
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """DINOv2 (arXiv 2304.07193) as the ID encoder; sizes as in transformers' `Dinov2Config`."""
@@ -40,11 +50,15 @@ class EncoderConfig:
     """Free border around the object in the square input, as a part of the object's longer side."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "register_tokens", "object_margin")
         require(
             self.image_size % self.patch_size == 0,
             f"the encoder's image size {self.image_size} is not a multiple of its patch size {self.patch_size}",
         )
-        require(self.width % self.heads == 0, f"the encoder's width {self.width} is not a multiple of its {self.heads} heads")
+        require(
+            self.width % self.heads == 0,
+            f"the encoder's width {self.width} is not a multiple of its {self.heads} heads",
+        )
 
     @property
     def tokens(self) -> int:
@@ -66,6 +80,7 @@ class AdapterConfig:
     output_tokens: int
 
     def __post_init__(self) -> None:
+        require_positive(self, "layers")
         require(self.kind in ("tokens", "conv"), f"adapter kind is {self.kind!r}; it must be 'tokens' or 'conv'")
         require(
             self.kind == "conv" or self.input_tokens == self.output_tokens,
@@ -94,6 +109,7 @@ class UNetConfig:
     context_width: int
 
     def __post_init__(self) -> None:
+        require_positive(self, "transformer_layers", "mid_transformer_layers")
         levels = len(self.widths)
         for name in ("transformer_layers", "heads"):
             got = len(getattr(self, name))
@@ -103,6 +119,8 @@ class UNetConfig:
                 width % self.widths[0] == 0 and width % 32 == 0,
                 f"UNet width {width} must be a multiple of 32 and of the first width, {self.widths[0]}",
             )
+        for width, heads in zip(self.widths, self.heads):
+            require(width % heads == 0, f"UNet width {width} is not a multiple of its level's {heads} heads")
         require(
             self.transformer_layers[-1] in (0, self.mid_transformer_layers),
             f"the UNet's last level has {self.transformer_layers[-1]} transformer layers and the middle "
@@ -123,9 +141,8 @@ class LatentConfig:
     """The UNet's latents are the autoencoder's times this."""
 
     def __post_init__(self) -> None:
-        require(
-            self.autoencoder in ("tiny", "kl"), f"autoencoder is {self.autoencoder!r}; it must be 'tiny' or 'kl'"
-        )
+        require_positive(self)
+        require(self.autoencoder in ("tiny", "kl"), f"autoencoder is {self.autoencoder!r}; it must be 'tiny' or 'kl'")
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,11 @@ class NoiseConfig:
     zero_terminal_snr: bool
 
     def __post_init__(self) -> None:
+        require_positive(self)
+        require(
+            self.beta_start <= self.beta_end < 1,
+            f"betas run from {self.beta_start} to {self.beta_end}; they must rise and stay below 1",
+        )
         require(
             self.prediction_type in ("epsilon", "v_prediction"),
             f"prediction type is {self.prediction_type!r}; it must be 'epsilon' or 'v_prediction'",
@@ -158,6 +180,9 @@ class SamplingConfig:
     context: float
     """Side of the square crop over the longer side of the hole's box."""
 
+    def __post_init__(self) -> None:
+        require_positive(self)
+
 
 @dataclass(frozen=True)
 class ImprintConfig:
@@ -175,6 +200,7 @@ class ImprintConfig:
     sampling: SamplingConfig
 
     def __post_init__(self) -> None:
+        require_positive(self)
         encoder, adapter, unet, latent = self.encoder, self.adapter, self.unet, self.latent
         require(
             self.background in ("blend", "concat"),
@@ -211,7 +237,7 @@ class ImprintConfig:
         """Raises `ImprintError` for anything that is not a complete, known and consistent configuration."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ImprintError(f"the configuration is not JSON ({error}); it must be what `to_json` writes") from error
         return _from_dict(cls, values, "configuration")
 

@@ -13,6 +13,9 @@ _HUB_NAMES = (
     (".attention.k_proj.", ".attention.attention.key."),
     (".attention.v_proj.", ".attention.attention.value."),
     (".attention.o_proj.", ".attention.output.dense."),
+    (".mlp.gate_proj.", ".mlp.weights_in."),  # SwiGLU's two inputs are one tensor in the hub's files: gate above up
+    (".mlp.up_proj.", ".mlp.weights_in."),
+    (".mlp.down_proj.", ".mlp.weights_out."),
 )
 
 
@@ -30,15 +33,15 @@ class IDEncoder(nn.Module):
         from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
         super().__init__()
-        sizes = dict(
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            mlp_ratio=config.mlp_ratio,
-            use_swiglu_ffn=config.swiglu,
-            patch_size=config.patch_size,
-            image_size=config.image_size,
-        )
+        sizes = {
+            "hidden_size": config.width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "use_swiglu_ffn": config.swiglu,
+            "patch_size": config.patch_size,
+            "image_size": config.image_size,
+        }
         self.config = config
         if config.register_tokens:
             sizes["num_register_tokens"] = config.register_tokens
@@ -64,8 +67,16 @@ class IDEncoder(nn.Module):
 
     def hub_state_dict(self) -> dict[str, torch.Tensor]:
         """The backbone's tensors under their hub names."""
-        return {hub_name(name): tensor for name, tensor in self.backbone.state_dict().items()}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in self.backbone.state_dict().items():
+            key = hub_name(name)
+            tensors[key] = torch.cat([tensors[key], tensor]) if key in tensors else tensor
+        return tensors
 
     def load_hub_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         """Strictly the inverse of `hub_state_dict`."""
-        self.backbone.load_state_dict({name: tensors[hub_name(name)] for name in self.backbone.state_dict()})
+        own = {name: tensors[hub_name(name)] for name in self.backbone.state_dict()}
+        for name, tensor in own.items():
+            if ".mlp.gate_proj." in name or ".mlp.up_proj." in name:
+                own[name] = tensor.chunk(2)[".mlp.up_proj." in name]
+        self.backbone.load_state_dict(own)

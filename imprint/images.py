@@ -13,14 +13,13 @@ from PIL import Image, ImageOps
 
 from .errors import ImprintError
 
-MAX_PIXELS = 1 << 28
-"""Larger pictures (268 megapixels; 16,384 x 16,384) are refused before they are decoded."""
+MAX_PIXELS = 1 << 27
+"""Larger pictures (134 megapixels) are refused before they are decoded; Pillow's own limit is a little higher."""
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
     """A picture file, turned as its EXIF says. Raises `ImprintError` if it is absent, no picture, broken, or too large."""
-    path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
     try:
         with warnings.catch_warnings():
@@ -33,20 +32,36 @@ def open_image(path: str | os.PathLike) -> Image.Image:
                     )
                 image.load()
                 return ImageOps.exif_transpose(image)
+    except ImprintError:
+        raise
     except Image.DecompressionBombError as error:
         raise ImprintError(f"{path} is too large to decode ({error}); make it smaller") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, ImprintError):
-            raise
+    except Exception as error:  # Pillow's decoders let errors of any class through
         raise ImprintError(f"{path} cannot be read as a picture ({error}); save it again as PNG or JPEG") from error
 
 
-def save_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write beside the place under a temporary name, then rename. The format follows the file's ending."""
+def require_writable(path: str | os.PathLike) -> None:
+    """Make the folder if need be; raise `ImprintError` unless a picture of this name can be written there."""
     path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ImprintError(f"{path}: '{path.suffix}' is no picture format; end the name in .png, .jpg or .webp")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.isdir(path):
+        raise ImprintError(f"{path} is a folder; give the name of a picture in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix):
+            pass
+    except (OSError, ValueError) as error:
+        raise ImprintError(f"{path} cannot be written ({error}); choose another folder") from error
+
+
+def save_image(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write beside the place under a temporary name, then rename. The format follows the file's ending.
+
+    Raises `ImprintError` where `require_writable` does, and for a picture that its format cannot hold.
+    """
+    path = Path(path)
+    require_writable(path)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         image = image.convert("RGB")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
@@ -55,9 +70,10 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
         image.save(temporary, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except (OSError, ValueError) as error:
+        raise ImprintError(f"{path} cannot be written ({error}); choose another place or format") from error
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:

@@ -41,7 +41,7 @@ def _blob(masks: torch.Tensor, blur: float) -> torch.Tensor:
     """The mask swollen and rounded: Gaussian blur by a part of the object's size, then threshold."""
     height, width = masks.shape[1:]
     factor = math.ceil(max(height, width) / _WORK_SIDE)
-    small = F.max_pool2d(masks[:, None], factor, ceil_mode=True)[:, 0]
+    small = F.max_pool2d(masks[:, None].float(), factor, ceil_mode=True)[:, 0]
     boxes = bounding_boxes(small)
     sigma = ((boxes[:, 2:] - boxes[:, :2]).amax(1) * blur).clamp(min=0.5)[:, None, None]
     for _ in range(2):  # blur the columns, turn, blur the rows, turn back

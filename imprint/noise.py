@@ -37,9 +37,11 @@ def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
 
     alpha_bar = alphas_cumprod(config)
     alphas = alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    return EulerDiscreteScheduler(
+    scheduler = EulerDiscreteScheduler(
         num_train_timesteps=config.timesteps,
         trained_betas=(1 - alphas).tolist(),
         prediction_type=config.prediction_type,
         timestep_spacing="trailing",  # zero terminal SNR needs the last timestep, which "leading" leaves out
     )
+    scheduler.register_to_config(clip_sample=False)  # for those made of it: DDIM and DDPM would clip latents to [-1, 1]
+    return scheduler

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline
@@ -49,7 +50,7 @@ class ImprintPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "encoder->adapter->unet->vae"
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     def __init__(self, vae, encoder: IDEncoder, adapter: ContentAdapter, unet, scheduler, model_config: ImprintConfig):
         super().__init__()
@@ -59,7 +60,10 @@ class ImprintPipeline(DiffusionPipeline):
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike = SHIPPED, torch_dtype: torch.dtype = torch.float32, vae: torch.nn.Module | None = None
+        cls,
+        path: str | os.PathLike = SHIPPED,
+        torch_dtype: torch.dtype = torch.float32,
+        vae: torch.nn.Module | None = None,
     ) -> ImprintPipeline:
         """Load a checkpoint; without a path, the one that comes with the package.
 
@@ -102,7 +106,9 @@ class ImprintPipeline(DiffusionPipeline):
         images = _listed(images)
         masks = [None] * len(images) if masks is None else _listed(masks)
         if not images or len(images) != len(masks):
-            raise ImprintError(f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view")
+            raise ImprintError(
+                f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view"
+            )
         views = []
         for image, mask in zip(images, masks):
             pixels, alpha = _picture(image), _mask(mask) if mask is not None else _alpha(image)
@@ -163,16 +169,28 @@ class ImprintPipeline(DiffusionPipeline):
         if output_type not in ("pil", "pt", "latent"):
             raise ImprintError(f"output type is {output_type!r}; it must be 'pil', 'pt' or 'latent'")
 
-        frame, hole = _picture(background), (_mask(mask) > 0.5).float()
+        if not (math.isfinite(guidance) and 0 <= colour_match <= 1):
+            raise ImprintError(
+                f"guidance is {guidance:g} and colour match {colour_match:g}; the first must be finite, the second from 0 to 1"
+            )
+        if feather_pixels is not None and feather_pixels < 0:
+            raise ImprintError(f"feather is {feather_pixels} pixels; it must be 0 or more")
+        frame, drawn = _picture(background), _mask(mask)
+        hole = (drawn > 0.5).float()
         if hole.shape[1:] != frame.shape[2:]:
             raise ImprintError(
                 f"the background is {frame.shape[3]}x{frame.shape[2]}, but its mask {hole.shape[2]}x{hole.shape[1]}; "
                 "make them the same size"
             )
+        if not hole.any():
+            raise ImprintError(
+                f"the mask of the hole is empty (its largest value is {float(drawn.max()):g}, and above 0.5 is hole); "
+                "paint the hole white on black"
+            )
         placement = Placement.around(
             hole[0],
-            resolution or config.resolution,
-            context or config.sampling.context,
+            config.resolution if resolution is None else resolution,
+            config.sampling.context if context is None else context,
             multiple=config.latent.downscale * 2 ** (len(config.unet.widths) - 1),
         )
         tokens = self.encode_object(object_image, object_mask)
@@ -232,7 +250,8 @@ class ImprintPipeline(DiffusionPipeline):
         if guidance != 1:
             contexts = torch.cat([self.adapter.null_context(context), context])
         self.scheduler.set_timesteps(config.sampling.steps if steps is None else steps, device=noise.device)
-        latents = noise * self.scheduler.init_noise_sigma
+        # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, here the background's.
+        latents = self.scheduler.add_noise(background, noise, self.scheduler.timesteps[:1])
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
@@ -245,14 +264,19 @@ class ImprintPipeline(DiffusionPipeline):
                     prediction = torch.lerp(without, with_object, guidance)
                 latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback is not None:
-                    known = {name: locals()[name] for name in callback_inputs}
-                    latents = callback(self, index, timestep, known).get("latents", latents)
+                    given = {"latents": latents} if "latents" in callback_inputs else {}
+                    latents = callback(self, index, timestep, given).get("latents", latents)
                 progress.update()
         return torch.where(hole > 0, latents, background)
 
     @staticmethod
     def _paste(
-        frame: torch.Tensor, hole: torch.Tensor, crops: torch.Tensor, placement: Placement, width: int, colour_match: float
+        frame: torch.Tensor,
+        hole: torch.Tensor,
+        crops: torch.Tensor,
+        placement: Placement,
+        width: int,
+        colour_match: float,
     ) -> torch.Tensor:
         """The crops in their place, everything outside the feathered hole as it was: -> (B, 3, H, W)."""
         if colour_match:

@@ -6,6 +6,7 @@ section 3.3; IMPRINT does the same).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +38,10 @@ class Placement:
         at least 1. The square is moved to lie within the frame where it fits there. Raises `ImprintError` for an empty
         mask, a context below 1, or a resolution that is not a whole multiple of `multiple`.
         """
-        if context < 1:
-            raise ImprintError(f"context is {context:g}; the crop must hold the whole hole, so give 1 or more")
+        if not 1 <= context < math.inf:
+            raise ImprintError(
+                f"context is {context:g}; the crop must hold the whole hole, so give a number of 1 or more"
+            )
         if resolution < multiple or resolution % multiple:
             raise ImprintError(f"resolution is {resolution}; it must be a positive multiple of {multiple}")
         height, width = mask.shape
@@ -57,27 +60,16 @@ class Placement:
 
     def extract(self, frames: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, resolution, resolution), antialiased; border pixels are repeated beyond the frame."""
-        self._check(frames)
-        rows, columns = self._inside
-        crop = frames[:, :, rows, columns]
-        pads = (
-            columns.start - self.left,
-            self.left + self.side - columns.stop,
-            rows.start - self.top,
-            self.top + self.side - rows.stop,
-        )
-        return _resize(F.pad(crop, pads, mode="replicate"), self.resolution)
+        return _resize(self._square(frames), self.resolution)
 
     def extract_mask(self, masks: torch.Tensor) -> torch.Tensor:
-        """(B, H, W) -> (B, resolution, resolution) of 0 and 1: 1 wherever the hole is touched, 0 beyond the frame."""
-        self._check(masks)
-        rows, columns = self._inside
-        canvas = masks.new_zeros(len(masks), self.side, self.side)
-        inside = (slice(rows.start - self.top, rows.stop - self.top), slice(columns.start - self.left, columns.stop - self.left))
-        canvas[:, inside[0], inside[1]] = masks[:, rows, columns]
-        if self.side > self.resolution:  # a reduction must lose no part of the hole, however thin
-            return (F.adaptive_max_pool2d(canvas[:, None], self.resolution)[:, 0] > 0).to(masks)
-        return (F.interpolate(canvas[:, None], (self.resolution,) * 2, mode="nearest-exact")[:, 0] > 0).to(masks)
+        """(B, H, W) -> (B, resolution, resolution) of 0 and 1: 1 wherever the hole is touched.
+
+        Beyond the frame the border is repeated here too: where the hole touches the border, the repeated pixels are the
+        hole's, and must not be seen either.
+        """
+        # Every pixel that overlaps the hole, however thin it is; the nearest pixel alone could miss it.
+        return (F.adaptive_max_pool2d(self._square(masks[:, None]), self.resolution)[:, 0] > 0).to(masks)
 
     def insert(self, frames: torch.Tensor, crops: torch.Tensor, blend: torch.Tensor | None = None) -> torch.Tensor:
         """Put (B, C, resolution, resolution) back into a copy of (B, C, H, W).
@@ -98,6 +90,18 @@ class Placement:
         else:
             result[:, :, rows, columns] = composite(frames[:, :, rows, columns], square, blend[:, rows, columns])
         return result
+
+    def _square(self, frames: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, side, side)."""
+        self._check(frames)
+        rows, columns = self._inside
+        pads = (
+            columns.start - self.left,
+            self.left + self.side - columns.stop,
+            rows.start - self.top,
+            self.top + self.side - rows.stop,
+        )
+        return F.pad(frames[:, :, rows, columns], pads, mode="replicate")
 
     @property
     def _inside(self) -> tuple[slice, slice]:

@@ -17,10 +17,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the mask") -> torch.Tensor:
     """(B, H, W) -> (B, 4) int64 boxes (top, left, bottom, right) in pixels, the last two exclusive.
 
-    Boxes bound what is above the threshold; where nothing is, what is above 0. Raises `ImprintError` for an empty mask.
+    Boxes bound what is above the threshold; where nothing is, what is above 0. Raises `ImprintError` for an empty mask,
+    which it calls `what`.
     """
     inside = masks > threshold
     faint = ~inside.flatten(1).any(1)
@@ -28,7 +29,7 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
     rows, columns = inside.any(2), inside.any(1)
     if not bool(rows.any(1).all()):
         raise ImprintError(
-            f"the mask is empty (size {masks.shape[-1]}x{masks.shape[-2]}, largest value {float(masks.max()):g}); "
+            f"{what} is empty (size {masks.shape[-1]}x{masks.shape[-2]}, largest value {float(masks.max()):g}); "
             "draw the region in white, 1, on black"
         )
     edges = []
@@ -69,7 +70,7 @@ def _filter(start: torch.Tensor, end: torch.Tensor, length: int, size: int) -> t
 
 def cut_out(images: torch.Tensor, masks: torch.Tensor, size: int, margin: float) -> torch.Tensor:
     """The object on black, centred in a square with a margin: (B, 3, H, W) in [0, 1], (B, H, W) -> (B, 3, size, size)."""
-    boxes = bounding_boxes(masks).to(images)
+    boxes = bounding_boxes(masks, what="the object's mask").to(images)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) * (0.5 + margin)
     return resample(images * masks[:, None].to(images), torch.cat([centre - half, centre + half], 1), size).clamp(0, 1)
@@ -81,7 +82,9 @@ def normalise(cutouts: torch.Tensor) -> torch.Tensor:
     return (cutouts - mean) / std
 
 
-def prepare_object(images: torch.Tensor, masks: torch.Tensor, config: EncoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def prepare_object(
+    images: torch.Tensor, masks: torch.Tensor, config: EncoderConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The encoder's input and the cut-out it shows.
 
     images (B, 3, H, W) in [0, 1], masks (B, H, W) in [0, 1] with 1 = object (soft edges are kept) -> normalised pixel

@@ -62,7 +62,9 @@ def decode(autoencoder: AutoencoderTiny | AutoencoderKL, latents: torch.Tensor, 
     return (autoencoder.decode(latents / config.scale_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
-def unet_input(noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, config: ImprintConfig) -> torch.Tensor:
+def unet_input(
+    noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, config: ImprintConfig
+) -> torch.Tensor:
     """What the UNet sees of the scene, in training and at every sampling step.
 
     noisy, background: (B, C, h, w) latents, the background's with its hole painted grey; hole (B, 1, h, w) of 0 and 1.

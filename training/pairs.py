@@ -198,7 +198,9 @@ class PairMaker:
         made = []
         for kind, start, end in zip(self.mix, [0, *ends], ends):
             if end > start:
-                made.append(self._rendered(end - start, draw) if kind == "rendered" else self._photo(kind, end - start, draw))
+                made.append(
+                    self._rendered(end - start, draw) if kind == "rendered" else self._photo(kind, end - start, draw)
+                )
         order = draw.permutation(count)
         return Pairs(*(torch.cat([getattr(pairs, name) for pairs in made])[order] for name in Pairs.__annotations__))
 
@@ -288,7 +290,13 @@ class PairMaker:
         return Pairs(cutout, target, paint_hole(target, hole), hole)
 
     def _in_scene(
-        self, cutout: torch.Tensor, target: torch.Tensor, scene: torch.Tensor, mask: torch.Tensor, reach: torch.Tensor, draw: Draw
+        self,
+        cutout: torch.Tensor,
+        target: torch.Tensor,
+        scene: torch.Tensor,
+        mask: torch.Tensor,
+        reach: torch.Tensor,
+        draw: Draw,
     ) -> Pairs:
         """Stage 2: a hole of random coarseness, with room for the shadow (`reach`) at every level but the tightest."""
         levels = mask_levels((mask > 0.3).float())
@@ -511,4 +519,3 @@ def loosened_box(boxes: torch.Tensor, draw: Draw) -> torch.Tensor:
     place = torch.arange(side, device=boxes.device)
     rows, columns = (place >= top.floor()) & (place < bottom), (place >= left.floor()) & (place < right)
     return (rows[:, :, None] & columns[:, None, :]).to(boxes)
-

@@ -50,7 +50,11 @@ def coco(path: Path, licence: str) -> Iterator[Item]:
         for index, (_, shapes) in enumerate(sorted(polygons[entry["id"]], key=lambda pair: -pair[0])[:255]):
             for shape in shapes:
                 draw.polygon(shape, fill=index + 1)
-        yield Record("", Path(entry["file_name"]).stem, 0, "COCO 2017", licence), path / "images" / entry["file_name"], mask
+        yield (
+            Record("", Path(entry["file_name"]).stem, 0, "COCO 2017", licence),
+            path / "images" / entry["file_name"],
+            mask,
+        )
 
 
 def davis(path: Path, licence: str) -> Iterator[Item]:

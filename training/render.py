@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import os
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
+
+from .shards import Record, read_shards, sample, shard_writer
 
 TEXTURE_SIZE = 256  # pixels a side of a drawn texture
 ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
@@ -521,37 +522,29 @@ def write_shard(shard: Shard, options: argparse.Namespace) -> tuple[Shard, list[
     """Render a shard, and name the meshes that could not be read."""
     path, identities = shard
     broken = []
-    unfinished = path.with_suffix(".tar.tmp")
-    with tarfile.open(unfinished, "w") as tar:
+    with shard_writer(path) as writer:
         for identity in identities:
             try:
                 parts = load_parts(options.meshes / identity.mesh.file)
-            except Exception as error:  # noqa: BLE001  trimesh raises whatever the broken bytes led to
+            except Exception as error:
                 broken.append(f"{identity.mesh.file}: {error}")
                 continue
             name = f"{identity.index:06d}"
-            origin = {"source": identity.mesh.source, "licence": identity.mesh.licence, "mesh": identity.mesh.file}
             for view, picture in enumerate(render_identity(identity, parts, options)):
                 encoded = io.BytesIO()
                 picture.save(encoded, "webp", quality=85, exact=True)
-                facts = json.dumps({"object": name, "clip": name, "frame": view, **origin})
-                for suffix, data in (("webp", encoded.getvalue()), ("json", facts.encode())):
-                    member = tarfile.TarInfo(f"{name}_{view:02d}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-    unfinished.replace(path)
+                record = Record(name, name, view, f"{identity.mesh.source} {identity.mesh.file}", identity.mesh.licence)
+                writer.write(sample(f"{name}_{view:02d}", encoded.getvalue(), "webp", record))
     return shard, broken
 
 
 def write_contact_sheet(path: Path, options: argparse.Namespace, rows: int = 12) -> None:
     """Draw the first identities of a shard on grey, one a row, into contact.png."""
     size = options.resolution
-    with tarfile.open(path) as tar:
-        names = [name for name in tar.getnames() if name.endswith(".webp")][: rows * options.views]
-        sheet = Image.new("RGB", (size * options.views, size * math.ceil(len(names) / options.views)), (128, 128, 128))
-        for i, name in enumerate(names):
-            view = Image.open(tar.extractfile(name))
-            sheet.paste(view, (i % options.views * size, i // options.views * size), view)
+    views = [picture for _, picture, _ in read_shards(path, rows * options.views)]
+    sheet = Image.new("RGB", (size * options.views, size * math.ceil(len(views) / options.views)), (128, 128, 128))
+    for i, view in enumerate(views):
+        sheet.paste(view, (i % options.views * size, i // options.views * size), view)
     sheet.save(options.output / "contact.png")
 
 
@@ -605,7 +598,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     try:
         Renderer(options.backend, options.resolution)
-    except Exception as error:  # noqa: BLE001  moderngl raises a bare Exception when there is no context
+    except Exception as error:
         expected = "OpenGL 3.3 was expected; install its driver (Debian: libegl1 libgl1-mesa-dri) or change --backend"
         parser.exit(2, f"{parser.prog}: --backend {options.backend} gave '{error}', {expected}.\n")
     for path, _ in shards:

@@ -58,14 +58,17 @@ def sample(key: str, picture: bytes, kind: str, record: Record, mask: Image.Imag
     return parts
 
 
-def read_shards(folder: str | os.PathLike, limit: int | None = None) -> Iterator[tuple[Record, Image.Image, Image.Image | None]]:
-    """Records, pictures and masks of all shards in a folder, in order, decoded by threads.
+def read_shards(
+    folder: str | os.PathLike, limit: int | None = None
+) -> Iterator[tuple[Record, Image.Image, Image.Image | None]]:
+    """Records, pictures and masks of all shards in a folder (or of one shard), in order, decoded by threads.
 
     Raises `ImprintError` when there is no shard, or a sample lacks a part or cannot be decoded, naming both.
     """
     import webdataset
 
-    paths = sorted(str(path) for path in Path(folder).glob("*.tar"))
+    folder = Path(folder)
+    paths = [str(folder)] if folder.is_file() else sorted(str(path) for path in folder.glob("*.tar"))
     if not paths:
         raise ImprintError(f"{folder} holds no .tar shard; make some with training.render or training.photos")
     # Every process reads every shard: which pairs it draws from them is what differs.

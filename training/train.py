@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -38,7 +37,10 @@ from .pairs import Batch, PairMaker, Photos, Views
 
 CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
 KEPT_STATES = 2
+# Options that may differ when a run goes on: they do not change what it learns.
+FREE_OPTIONS = "time_limit log_every save_every dry_run device chunk compile output views photos".split()
 VALIDATION_SIZE = 512  # pairs, the same for every run of a stage
+SHOWN = 16  # of them, as pictures
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,16 @@ class Source:
         return self.block[1][order[index * size : (index + 1) * size]]
 
 
+@torch.no_grad()
+def update_average(average: torch.nn.Module, model: torch.nn.Module, step: int, decay: float) -> None:
+    """Move the averaged weights towards the model's: an exponential average that at first forgets faster.
+
+    With a fixed decay the first, random weights would still make up a tenth of the average after two thousand steps.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
+
+
 def learning_rate(done: int, options: argparse.Namespace) -> float:
     """Linear warm-up, then a cosine to `final_lr` of the peak; `done` counts pictures."""
     warm = (done + 1) / max(1, options.warmup)
@@ -187,11 +199,11 @@ class Run:
         self.autoencoder = self._autoencoder(source)
         model = Model(modules).to(self.device, memory_format=torch.channels_last)
         # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
-        trained = self.stage.trained if source else ("",)
+        self.trained_names = ("",) if options.train_all or not source else self.stage.trained
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(trained) and "mask_token" not in name)
+            parameter.requires_grad_(name.startswith(self.trained_names) and "mask_token" not in name)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).requires_grad_(False)
+        self.ema = copy.deepcopy(model).requires_grad_(False)
         optimizer = torch.optim.AdamW(
             self.trained, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=self.device.type == "cuda"
         )
@@ -211,7 +223,9 @@ class Run:
         elif source and "vae" in source.parts:
             tensors = source.parts["vae"]
         else:
-            raise ImprintError("no autoencoder: give --vae FILE (diffusers names), or --init with a checkpoint that has one")
+            raise ImprintError(
+                "no autoencoder: give --vae FILE (diffusers names), or --init with a checkpoint that has one"
+            )
         expected = {name: tensor.shape for name, tensor in autoencoder.state_dict().items()}
         checked = Checkpoint(self.config, {"vae": tensors}, Path(self.options.vae or self.options.init))
         autoencoder.load_state_dict(checked.check("vae", expected))
@@ -225,7 +239,7 @@ class Run:
             "processes": self.accelerator.num_processes,
             "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
             "steps": self.steps,
-            "trained": "all (random weights)" if not self.options.init else list(self.stage.trained),
+            "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
             "trained_parameters": parameters,
             "mix": self.stage.mix,
             "model": json.loads(self.config.to_json()),
@@ -241,7 +255,9 @@ class Run:
         validation = self._validation_set() if self.main else None
         if self.main:
             write_text(self.folder / "options.json", json.dumps(self.describe(), indent=1))
-        bar = tqdm(total=options.images, initial=step * self.step_size, unit="picture", disable=not self.main, mininterval=2)
+        bar = tqdm(
+            total=options.images, initial=step * self.step_size, unit="picture", disable=not self.main, mininterval=2
+        )
         totals, mark, marked_at = torch.zeros(2, device=self.device), step, time.monotonic()
         self.model.train()
         while step < self.steps:
@@ -254,7 +270,7 @@ class Run:
             norm = self.accelerator.clip_grad_norm_(self.trained, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self.ema.update_parameters(self.raw)
+            update_average(self.ema, self.raw, step, options.ema)
             totals += torch.stack([loss.detach(), norm])
             step += 1
             bar.update(min(self.step_size, options.images - bar.n))
@@ -314,11 +330,11 @@ class Run:
                 part = held_out[slice(start, start + self.options.batch)]
                 losses.append(diffusion_loss(self.ema, part, self.config, self.alpha_bar, generator, dropout=0.0))
         self._log(bar, step, held_out_loss=torch.cat(losses).mean().item())
-        self._sample(step, held_out[slice(0, 16)])
+        self._sample(step, held_out[slice(0, min(SHOWN, self.options.batch))])
 
     def _sample(self, step: int, batch: Batch) -> None:
         """A grid of reference, background and composite."""
-        model = self.ema.module
+        model = self.ema
         pipeline = ImprintPipeline(
             vae=self.autoencoder,
             encoder=model.encoder,
@@ -333,7 +349,10 @@ class Run:
         with self.accelerator.autocast():
             context = model.adapter(model.encoder(normalise(batch.reference.float() / 255))[:, None])
             latents = pipeline.denoise(context, batch.background.float(), batch.hole, noise)
-            shown = [decode(self.autoencoder, z.float(), self.config.latent) for z in (batch.background, latents, batch.target)]
+            shown = [
+                decode(self.autoencoder, z.float(), self.config.latent)
+                for z in (batch.background, latents, batch.target)
+            ]
         side = shown[0].shape[-1]
         reference = F.interpolate(batch.reference.float() / 255, (side, side), mode="bilinear", antialias=True)
         rows = torch.cat([reference, *(picture.float() for picture in shown)], 3)
@@ -382,8 +401,7 @@ class Run:
         """A run goes on with the options that it began with, save those that do not change what it learns."""
         before = json.loads((self.folder / "options.json").read_text())
         now = json.loads(json.dumps(self.describe()))
-        free = {"time_limit", "log_every", "save_every", "dry_run", "device", "chunk", "compile", "output", "views", "photos"}
-        changed = [name for name in now if name not in free and before.get(name) != now[name]]
+        changed = [name for name in now if name not in FREE_OPTIONS and before.get(name) != now[name]]
         if changed:
             raise ImprintError(
                 f"{self.folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {now[changed[0]]!r}; "
@@ -395,11 +413,12 @@ class Run:
         path = self.folder / "stats.jsonl"
         if path.exists():
             lines = path.read_text().splitlines(keepends=True)
-            write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+            kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            write_text(path, "".join(kept))
 
     def export(self, path: Path) -> None:
         """The averaged weights in fp16 with the autoencoder, as nodes and pipeline load them."""
-        model = self.ema.module
+        model = self.ema
         modules = {"encoder": model.encoder, "adapter": model.adapter, "unet": model.unet, "vae": self.autoencoder}
         parts = {
             part: {name: tensor.half() for name, tensor in tensors.items()}
@@ -435,12 +454,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=16, help="batches of pairs made at once")
     parser.add_argument("--chunk", type=int, default=256, help="pairs made in one piece; less needs less memory")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
+    parser.add_argument(
+        "--train-all",
+        action="store_true",
+        help="freeze no part: for small models whose encoder is not a pretrained DINOv2",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="read only so many samples of each data set")
     parser.add_argument("--log-every", type=int, default=50, help="steps")
-    parser.add_argument("--save-every", type=int, default=1000, help="steps between states, held-out losses and samples")
+    parser.add_argument(
+        "--save-every", type=int, default=1000, help="steps between states, held-out losses and samples"
+    )
     parser.add_argument("--time-limit", type=float, help="seconds after which to save and stop")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and stop")
     options = parser.parse_args(argv)

@@ -1,0 +1,377 @@
+"""The command `imprint`: a demo, one composite, many composites, and what is in a checkpoint.
+
+Bad input ends with one sentence on stderr and exit code 2. Torch and diffusers are imported only by the commands that
+need them, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import ImprintError
+
+if TYPE_CHECKING:
+    from .pipeline import ImprintPipeline
+
+SAMPLES = Path(__file__).parent / "assets" / "samples"
+"""The demo's pictures: object.png, background.png and hole.png."""
+
+EXIT_BAD_INPUT = 2  # as argparse's own
+EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
+    options = _parser().parse_args(argv)
+    # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too, spinning
+    # makes a composite five times slower; where none does, sleeping costs a few percent.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return options.run(options)
+    except ImprintError as error:
+        print(f"imprint: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+@dataclass(frozen=True)
+class Job:
+    """The files and the seed of one composite."""
+
+    objects: tuple[Path, ...]
+    """One or several views of the object."""
+    object_masks: tuple[Path, ...]
+    """As many as views, or none: then each view's alpha channel is its mask."""
+    background: Path
+    mask: Path
+    out: Path
+    seed: int
+
+    def __post_init__(self) -> None:
+        if len(self.object_masks) not in (0, len(self.objects)):
+            raise ImprintError(
+                f"got {len(self.objects)} view(s) of the object and {len(self.object_masks)} mask(s) of it; give one mask "
+                "a view, or none where the pictures are transparent around the object"
+            )
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise ImprintError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1")
+
+    @classmethod
+    def from_json(cls, line: bytes, folder: Path, seed: int) -> Job:
+        """A line of a jobs file in `folder`; `seed` is for a line without one. Raises `ImprintError` for a bad line."""
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ImprintError(f"this is not JSON ({error}); write one object a line") from error
+        required, known = ("object", "background", "mask", "out"), ("object_mask", "seed")
+        if not isinstance(values, dict):
+            raise ImprintError(f"this is {type(values).__name__}, not an object with the keys {', '.join(required)}")
+        missing = [key for key in required if key not in values]
+        unknown = [key for key in values if key not in required + known]
+        if missing or unknown:
+            raise ImprintError(
+                f"missing keys: {', '.join(missing) or 'none'}, unknown keys: {', '.join(unknown) or 'none'}; "
+                f"a line has {', '.join(required)} and may have {' and '.join(known)}"
+            )
+
+        def paths(key: str) -> tuple[Path, ...]:
+            names = values.get(key)
+            names = [] if names is None and key in known else names if isinstance(names, list) else [names]
+            if not all(isinstance(name, str) and name for name in names) or not (names or key in known):
+                raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of a file")
+            return tuple(folder / name for name in names)
+
+        def path(key: str) -> Path:
+            found = paths(key)
+            if len(found) != 1:
+                raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of one file")
+            return found[0]
+
+        return cls(
+            paths("object"),
+            paths("object_mask"),
+            path("background"),
+            path("mask"),
+            path("out"),
+            values.get("seed", seed),
+        )
+
+    def read(self) -> dict[str, Any]:
+        """The pictures, by the names of the pipeline's arguments. Raises `ImprintError` for what cannot be used."""
+        from .images import open_image, require_writable
+
+        require_writable(self.out)  # before the work, not after it
+        pictures = {
+            "object_image": [open_image(path) for path in self.objects],
+            "object_mask": [open_image(path) for path in self.object_masks] or None,
+            "background": open_image(self.background),
+            "mask": open_image(self.mask),
+        }
+        pairs = [(self.background, pictures["background"], self.mask, pictures["mask"])]
+        pairs += zip(self.objects, pictures["object_image"], self.object_masks, pictures["object_mask"] or ())
+        for path, picture, mask_path, mask in pairs:
+            if picture.size != mask.size:
+                raise ImprintError(
+                    f"{path} is {picture.width}x{picture.height}, but its mask {mask_path} is {mask.width}x{mask.height}; "
+                    "make them the same size"
+                )
+        return pictures
+
+
+def demo(options: argparse.Namespace) -> int:
+    """The packaged pictures."""
+    return _one(
+        Job(
+            objects=(SAMPLES / "object.png",),
+            object_masks=(),
+            background=SAMPLES / "background.png",
+            mask=SAMPLES / "hole.png",
+            out=options.out,
+            seed=options.seed,
+        ),
+        options,
+    )
+
+
+def composite(options: argparse.Namespace) -> int:
+    """One composite from files."""
+    return _one(
+        Job(
+            objects=tuple(options.object),
+            object_masks=tuple(options.object_mask),
+            background=options.background,
+            mask=options.mask,
+            out=options.out,
+            seed=options.seed,
+        ),
+        options,
+    )
+
+
+def _one(job: Job, options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    with _collector_paused():
+        pictures = job.read()
+        pipeline = _pipeline(options)
+    _make(job, pictures, pipeline, options)
+    print(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
+    return 0
+
+
+def batch(options: argparse.Namespace) -> int:
+    """One composite a line; goes on past a bad line, and past what is written already."""
+    from tqdm import tqdm
+
+    def report(number: int, error: ImprintError) -> None:
+        tqdm.write(f"imprint: error: {options.jobs}, line {number}: {error}", file=sys.stderr)
+
+    jobs, errors = _read_jobs(options.jobs, options.seed)
+    for number, error in errors.items():
+        report(number, error)
+    waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
+    failed = len(errors)
+    if waiting:
+        with _collector_paused():
+            pipeline = _pipeline(options)
+        pipeline.set_progress_bar_config(disable=True)
+        for number, job in tqdm(waiting.items(), unit="picture"):
+            try:
+                _make(job, job.read(), pipeline, options)
+            except ImprintError as error:
+                failed += 1
+                report(number, error)
+    written = len(waiting) - (failed - len(errors))
+    print(f"{written} written, {len(jobs) - len(waiting)} skipped, {failed} failed")
+    return EXIT_BAD_INPUT if failed else 0
+
+
+def _read_jobs(path: Path, seed: int) -> tuple[dict[int, Job], dict[int, ImprintError]]:
+    """The jobs and the errors of a file, by line number from 1."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ImprintError(
+            f"{path} cannot be read ({error.strerror}); give a text file of one JSON object a line"
+        ) from error
+    jobs, errors, writers = {}, {}, {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            job = Job.from_json(line, path.parent, seed)
+            first = writers.setdefault(job.out, number)
+            if first != number:
+                raise ImprintError(f"{job.out} is what line {first} writes; give every line its own 'out'")
+            jobs[number] = job
+        except ImprintError as error:
+            errors[number] = error
+    return jobs, errors
+
+
+def info(options: argparse.Namespace) -> int:
+    """What is in a checkpoint, once its checksum has been found right."""
+    from .checkpoint import FORMAT_VERSION, load_checkpoint
+
+    checkpoint = load_checkpoint(options.file)
+    parts = {
+        part: {
+            "tensors": len(tensors),
+            "parameters": sum(tensor.numel() for tensor in tensors.values()),
+            "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
+            "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        }
+        for part, tensors in checkpoint.parts.items()
+    }
+    config = dataclasses.asdict(checkpoint.config)
+    if options.json:
+        found = {"file": str(options.file), "format_version": FORMAT_VERSION, "checksum": "verified"}
+        print(json.dumps(found | {"parts": parts, "config": config}, indent=1))
+        return 0
+
+    print(f"{options.file}: format version {FORMAT_VERSION}, checksum verified\n")
+    print(f"{'part':<10}{'tensors':>8}{'parameters':>15}{'bytes':>15}  dtype")
+    total = {name: sum(part[name] for part in parts.values()) for name in ("tensors", "parameters", "bytes")}
+    total["dtypes"] = []
+    for name, part in (parts | {"total": total}).items():
+        counts = f"{part['tensors']:>8,}{part['parameters']:>15,}{part['bytes']:>15,}"
+        print(f"{name:<10}{counts}  {', '.join(part['dtypes'])}".rstrip())
+    print()
+    for name, values in config.items():
+        fields = values.items() if isinstance(values, dict) else [("", values)]
+        for field, value in fields:
+            print(f"{name + ('.' + field if field else ''):<32}{value}")
+    return 0
+
+
+def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
+    import torch
+
+    from .checkpoint import SHIPPED
+    from .pipeline import ImprintPipeline
+
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    device = options.device
+    if device == "auto":
+        device = next(name for name, found in available.items() if found)
+    if not available[device]:
+        raise ImprintError(
+            f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
+        )
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.dtype]
+    pipeline = ImprintPipeline.from_checkpoint(options.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
+    if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
+        for module in (pipeline.unet, pipeline.vae):
+            torch.nn.Module.to(module, memory_format=torch.channels_last)
+    return pipeline
+
+
+def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options: argparse.Namespace) -> None:
+    import torch
+
+    from .images import save_image
+
+    made = pipeline(
+        **pictures,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        generator=torch.Generator().manual_seed(job.seed),
+        context=options.context,
+        feather_pixels=options.feather,
+        colour_match=options.colour_match,
+    )
+    save_image(made.images[0], job.out)
+
+
+@contextmanager
+def _collector_paused():
+    """For importing and loading: it makes a million objects that stay, and walking them costs seconds, also at the end."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _parser() -> argparse.ArgumentParser:
+    settings = argparse.ArgumentParser(add_help=False)
+    group = settings.add_argument_group("model and sampling")
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="by default the one that comes with the package")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    group.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default: %(default)s")
+    group.add_argument("--steps", type=int, help="sampling steps; by default the checkpoint's")
+    group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
+    group.add_argument(
+        "--context", type=float, help="the model's crop over the hole's longer side; by default the checkpoint's"
+    )
+    group.add_argument(
+        "--feather", type=int, metavar="PIXELS", help="soft edge outside the hole; by default by the crop's size"
+    )
+    group.add_argument(
+        "--colour-match",
+        type=float,
+        default=0.0,
+        metavar="0..1",
+        help="move colours to the background's; default: %(default)s",
+    )
+
+    parser = argparse.ArgumentParser(
+        prog="imprint",
+        description="Put an object's photo into a background photo so that it belongs there.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"imprint {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, name: str, help: str, parents=(settings,)) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, parents=parents, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    added = command(demo, "demo", "make a composite of the pictures that come with the package")
+    added.add_argument("--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder")
+
+    added = command(composite, "composite", "put an object into a background")
+    added.add_argument("--object", type=Path, action="append", required=True, help="its photo; again for further views")
+    added.add_argument(
+        "--object-mask",
+        type=Path,
+        action="append",
+        default=[],
+        help="white on the object; without it the photo's alpha",
+    )
+    added.add_argument("--background", type=Path, required=True, help="the photo to put it into")
+    added.add_argument("--mask", type=Path, required=True, help="the hole, white; its shape steers the pose")
+    added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg or .webp")
+
+    added = command(batch, "batch", "make many composites with one loaded model")
+    added.add_argument(
+        "jobs",
+        type=Path,
+        metavar="JOBS.jsonl",
+        help="one JSON object a line: object, background, mask, out, and if wished object_mask, seed; "
+        "paths are relative to this file's folder",
+    )
+    added.add_argument("--overwrite", action="store_true", help="also make what is already written")
+
+    added = command(info, "info", "show what is in a checkpoint, and check it", parents=())
+    added.add_argument("file", type=Path, help="an Imprint checkpoint, .safetensors")
+    added.add_argument("--json", action="store_true", help="for programs")
+    return parser
