@@ -259,7 +259,11 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
     import torch
 
     from .checkpoint import SHIPPED
-    from .pipeline import ImprintPipeline
+
+    try:
+        from .pipeline import ImprintPipeline
+    except ModuleNotFoundError as error:  # the nodes do without diffusers, so that it is an extra
+        raise ImprintError(f"the package '{error.name}' is missing; pip install 'imprint[pipeline]'") from error
 
     available = {
         "cuda": torch.cuda.is_available(),

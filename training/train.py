@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -219,7 +220,12 @@ class Run:
     def _autoencoder(self, source: Checkpoint | None):
         autoencoder = build_autoencoder(self.config.latent)
         if self.options.vae:
-            tensors = load_file(self.options.vae)
+            try:
+                tensors = load_file(self.options.vae)
+            except (OSError, SafetensorError) as error:
+                raise ImprintError(
+                    f"{self.options.vae} cannot be read as an autoencoder ({error}); give a .safetensors file"
+                ) from error
         elif source and "vae" in source.parts:
             tensors = source.parts["vae"]
         else:
@@ -277,7 +283,8 @@ class Run:
 
             late = options.time_limit is not None and time.monotonic() - self.began > options.time_limit
             last = step == self.steps or self._agree(late, step)
-            if step % options.log_every == 0 or last:
+            saving = step % options.save_every == 0 or last
+            if step % options.log_every == 0 or saving:  # before every save, so that no bad state is kept
                 mean = self.accelerator.reduce(totals, "mean") / (step - mark)
                 if not bool(mean.isfinite().all()):
                     raise ImprintError(
@@ -288,7 +295,7 @@ class Run:
                 self._log(bar, step, loss=mean[0].item(), gradient=mean[1].item(), lr=rate, pictures_per_second=speed)
                 totals.zero_()
                 mark, marked_at = step, time.monotonic()
-            if step % options.save_every == 0 or last:
+            if saving:
                 if self.main:
                     self._validate(bar, step, validation)
                 self._save(step)
@@ -388,11 +395,11 @@ class Run:
             shutil.rmtree(self.folder / "state.tmp", ignore_errors=True)
         self.accelerator.wait_for_everyone()
         states = sorted(self.folder.glob("state-*"))
-        if not states:
-            return 0
-        self._same_options()
-        self.accelerator.load_state(str(states[-1]))
-        step = int(states[-1].name.removeprefix("state-"))
+        step = 0
+        if states:
+            self._same_options()
+            self.accelerator.load_state(str(states[-1]))
+            step = int(states[-1].name.removeprefix("state-"))
         if self.main:
             self._forget_after(step)
         return step

@@ -1,0 +1,11 @@
+"""The ComfyUI side of Imprint: ComfyUI imports this folder, the nodes are in `nodes/`."""
+
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint():
+    # Imported late: outside ComfyUI (pytest, packaging) this file must import without it.
+    from .nodes import ImprintExtension, register_model_folder
+
+    register_model_folder()
+    return ImprintExtension()

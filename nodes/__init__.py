@@ -1,0 +1,62 @@
+"""The nodes: thin schemas over `imprint`, which does the arithmetic and knows nothing of ComfyUI."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from ..imprint.checkpoint import SHIPPED
+from .conditioning import ImprintContentAdapter, ImprintIDEncoder
+from .image import ImprintBackgroundBlend
+from .loaders import FOLDER, ImprintLoadCheckpoint
+from .mask import ImprintMaskCoarsener
+from .sampling import ImprintCompositeSampler
+
+SAMPLES = SHIPPED.parent / "samples"
+
+
+class ImprintExtension(ComfyExtension):
+    """Six nodes: load, encode, adapt, coarsen, sample, blend."""
+
+    async def on_load(self) -> None:
+        copy_samples(Path(folder_paths.get_input_directory()))
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            ImprintLoadCheckpoint,
+            ImprintIDEncoder,
+            ImprintContentAdapter,
+            ImprintMaskCoarsener,
+            ImprintCompositeSampler,
+            ImprintBackgroundBlend,
+        ]
+
+
+def register_model_folder() -> None:
+    """`models/imprint`, then the folder of the shipped checkpoint; a user's own file of the same name comes first."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    folder_paths.add_model_folder_path(FOLDER, str(SHIPPED.parent))
+    paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
+    if not extensions:  # an empty set would list every file; pickles are listed to be refused with a reason
+        folder_paths.folder_names_and_paths[FOLDER] = (paths, set(folder_paths.supported_pt_extensions))
+
+
+def copy_samples(folder: Path) -> None:
+    """Put the sample workflow's pictures into ComfyUI's input folder, where it does not have them yet."""
+    for sample in sorted(SAMPLES.glob("*.png")):
+        target = folder / f"imprint_{sample.name}"
+        temporary = target.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            if not target.exists():
+                shutil.copyfile(sample, temporary)
+                os.replace(temporary, target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            logging.warning(
+                "Imprint: the sample picture %s could not be copied (%s); the nodes work without it", target, error
+            )

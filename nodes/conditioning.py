@@ -1,0 +1,122 @@
+"""DINOv2 ID Encoder and Content Adapter: from pictures of an object to the UNet's conditioning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..imprint.errors import ImprintError
+from ..imprint.preprocess import prepare_object
+from . import models, sockets
+from .tensors import fit_mask, to_bchw, to_bhwc
+
+
+class ImprintIDEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ImprintIDEncoder",
+            display_name="DINOv2 ID Encoder",
+            category="imprint/conditioning",
+            description="Turns one or several pictures of one object into its identity, and shows the cut-out it saw.",
+            search_aliases=["imprint encoder", "object identity", "reference object", "dino", "dinov2"],
+            is_output_node=True,  # the front end shows previews of output nodes only
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="DINOv2, from Load Imprint Checkpoint."),
+                io.Image.Input(
+                    "image", tooltip="The object. The pictures of a batch are views of one and the same object."
+                ),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="Which part of the picture is the object: one mask, or one for each view. "
+                    "A mask of another size is stretched to the picture.",
+                ),
+                io.Combo.Input(
+                    "mask_marks",
+                    options=["background", "object"],
+                    default="background",
+                    tooltip="What is white in the mask. background: the MASK of Load Image for a cut-out, white where "
+                    "the picture is transparent. object: a mask painted over the object, or a segmentation.",
+                ),
+            ],
+            outputs=[
+                sockets.Identity.Output(
+                    display_name="identity",
+                    tooltip="All tokens that DINOv2 gives for the views. Goes to Content Adapter.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
+        views, _ = to_bchw(image)
+        masks = fit_mask(mask, views, "object's mask")
+        if mask_marks == "background":
+            masks = 1 - masks
+        _require_object(masks, mask_marks)
+        if len(masks) not in (1, len(views)):
+            raise ImprintError(
+                f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one a picture"
+            )
+        pixels, cutouts = prepare_object(views, masks.expand(len(views), -1, -1), models.encoder_config(clip_vision))
+        identity = models.encode_views(clip_vision, pixels)
+        return io.NodeOutput(identity, ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
+
+
+def _require_object(masks: torch.Tensor, mask_marks: str) -> None:
+    for index, mask in enumerate(masks):
+        if not bool(mask.any()):
+            reason = "is white everywhere" if mask_marks == "background" else "is empty"
+            other = "object" if mask_marks == "background" else "background"
+            raise ImprintError(
+                f"the object's mask {index + 1} of {len(masks)} {reason}, so that no object is left; "
+                f"connect the object's mask, or set mask_marks to '{other}' if it is the other way round"
+            )
+
+
+class ImprintContentAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ImprintContentAdapter",
+            display_name="Content Adapter",
+            category="imprint/conditioning",
+            description="Turns the object's identity into conditioning for the sampler.",
+            search_aliases=["imprint adapter", "identity conditioning", "object conditioning"],
+            inputs=[
+                sockets.Adapter.Input("adapter", tooltip="From Load Imprint Checkpoint."),
+                sockets.Identity.Input("identity", tooltip="From DINOv2 ID Encoder."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How much of the object's identity is used: 0 none, 1 as trained, above 1 exaggerated.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The object."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="No object: the learned null embedding, for guidance (cfg)."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, adapter: models.Adapter, identity: torch.Tensor, strength: float) -> io.NodeOutput:
+        (tokens, width), config = identity.shape[2:], adapter.config
+        if width != config.input_width:
+            raise ImprintError(
+                f"DINOv2 ID Encoder gives tokens of width {width}, but Content Adapter takes {config.input_width}; "
+                "use the CLIP_VISION and the adapter of the same Load Imprint Checkpoint"
+            )
+        if config.kind == "conv" and tokens != config.input_tokens:
+            raise ImprintError(
+                f"DINOv2 ID Encoder gives {tokens} tokens a view, but Content Adapter takes {config.input_tokens}; "
+                "use the CLIP_VISION and the adapter of the same Load Imprint Checkpoint"
+            )
+        positive, negative = adapter.contexts(identity, strength)
+        return io.NodeOutput([[positive, {}]], [[negative, {}]])

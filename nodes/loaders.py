@@ -1,0 +1,61 @@
+"""Load Imprint Checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import folder_paths
+from comfy_api.latest import io
+
+from . import models, sockets
+
+FOLDER = "imprint"
+"""The folder within ComfyUI's models folder."""
+
+
+class ImprintLoadCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ImprintLoadCheckpoint",
+            display_name="Load Imprint Checkpoint",
+            category="imprint/loaders",
+            description="Loads all parts of an Imprint model from one file of models/imprint.",
+            search_aliases=["imprint", "object insertion", "object compositing", "load imprint model"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="A file of models/imprint; imprint-tiny.safetensors comes with this pack.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The UNet. Goes to Imprint Composite Sampler; LoRA and model patches work.",
+                ),
+                io.ClipVision.Output(display_name="clip_vision", tooltip="DINOv2, for DINOv2 ID Encoder."),
+                sockets.Adapter.Output(
+                    display_name="adapter",
+                    tooltip="The content adapter that was trained with this DINOv2 and this UNet.",
+                ),
+                io.Vae.Output(
+                    display_name="vae",
+                    tooltip="The autoencoder. Empty if the file holds none: then use Load VAE instead.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str) -> tuple[str, int, int]:
+        path = folder_paths.get_full_path_or_raise(FOLDER, checkpoint)
+        state = os.stat(path)
+        return path, state.st_mtime_ns, state.st_size
+
+    @classmethod
+    def execute(cls, checkpoint: str) -> io.NodeOutput:
+        model, clip_vision, adapter, vae = models.load(folder_paths.get_full_path_or_raise(FOLDER, checkpoint))
+        if vae is None:
+            logging.warning("Imprint: %s holds no autoencoder; connect Load VAE where a VAE is needed", checkpoint)
+        return io.NodeOutput(model, clip_vision, adapter, vae)

@@ -1,0 +1,326 @@
+"""ComfyUI's own MODEL, CLIP_VISION and VAE, and the adapter, from the parts of an Imprint checkpoint.
+
+Nothing of `comfy` is patched. Names are looked up when they are used: ComfyUI replaces `CoreModelPatcher` after it has
+imported the nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.clip_vision
+import comfy.diffusers_convert
+import comfy.latent_formats
+import comfy.ldm.models.autoencoder
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.supported_models_base
+import comfy.taesd.taesd
+import comfy.utils
+import torch
+
+from ..imprint.adapter import ContentAdapter
+from ..imprint.checkpoint import Checkpoint, load_checkpoint
+from ..imprint.config import EncoderConfig, ImprintConfig, UNetConfig, dinov2
+from ..imprint.errors import ImprintError
+from ..imprint.preprocess import IMAGENET_MEAN, IMAGENET_STD
+
+_CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
+_SD_SCALE = 0.18215  # SD 1.5's factor. With it TAESD's LATENTs are, like in all of ComfyUI, interchangeable with SD's
+
+# Plain layers to ask for names and shapes: with dynamic VRAM, comfy.ops' own have no weights before they are loaded.
+_PLAIN = SimpleNamespace(
+    Linear=torch.nn.Linear,
+    Conv2d=torch.nn.Conv2d,
+    GroupNorm=torch.nn.GroupNorm,
+    LayerNorm=torch.nn.LayerNorm,
+    conv_nd=lambda dims, *args, **kwargs: torch.nn.Conv2d(*args, **kwargs),
+)
+
+
+class _AdapterModule(ContentAdapter):
+    device = None  # a plain attribute instead of the property: the ModelPatcher writes the weights' device here
+
+
+class Adapter:
+    """The content adapter under ComfyUI's memory management, like its CLIP_VISION objects."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.config = checkpoint.config.adapter
+        tensors = checkpoint.check("adapter", _shapes(ContentAdapter(self.config, device="meta")))
+        manage = comfy.model_management
+        self.load_device, offload_device = manage.text_encoder_device(), manage.text_encoder_offload_device()
+        dtype = manage.text_encoder_dtype(self.load_device)
+        self.model = _AdapterModule(self.config, comfy.ops.manual_cast, dtype=dtype, device=offload_device).eval()
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.model, load_device=self.load_device, offload_device=offload_device
+        )
+        self.model.load_state_dict(tensors, strict=False, assign=self.patcher.is_dynamic())
+
+    @torch.no_grad()
+    def contexts(self, tokens: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1, V, N, C) tokens -> the context with the object and the one without, both (1, V * N', C')."""
+        comfy.model_management.load_model_gpu(self.patcher)
+        context = self.model(tokens.to(self.load_device, torch.float32))
+        device = comfy.model_management.intermediate_device()
+        return self.model.scale(context, strength).to(device), self.model.null_context(context).to(device)
+
+
+class CleanBackground(comfy.model_base.BaseModel):
+    """IMPRINT's blend (arXiv 2403.10701, figure 2): outside the noise mask the UNet sees the clean background.
+
+    Wherever the noise mask is 0, ComfyUI mixes this method's result into the noisy latent, with every sampler. Plain SD
+    returns a noised background; the factor here is the one by which ComfyUI then divides the UNet's input.
+    """
+
+    def scale_latent_inpaint(self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, **_: Any):
+        sigma = sigma.reshape([sigma.shape[0]] + [1] * (latent_image.ndim - 1))
+        return latent_image * (sigma**2 + self.model_sampling.sigma_data**2) ** 0.5
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI needs to know of the UNet."""
+
+    unet_extra_config: dict = {}  # the base class would overwrite the attention heads
+    memory_usage_factor = 1.0
+
+    def __init__(self, config: ImprintConfig):
+        super().__init__(_unet_options(config.unet))
+        self.background = config.background
+        self.prediction_type = config.noise.prediction_type
+        self.sampling_settings = {
+            "linear_start": config.noise.beta_start,
+            "linear_end": config.noise.beta_end,
+            "timesteps": config.noise.timesteps,
+            "zsnr": config.noise.zero_terminal_snr,
+        }
+        scale = config.latent.scale_factor * (_SD_SCALE if config.latent.autoencoder == "tiny" else 1)
+        self.latent_format = comfy.latent_formats.SD15(scale)
+
+    def model_type(self, state_dict: dict, prefix: str = "") -> comfy.model_base.ModelType:
+        types = comfy.model_base.ModelType
+        return types.V_PREDICTION if self.prediction_type == "v_prediction" else types.EPS
+
+    def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> comfy.model_base.BaseModel:
+        concat = self.background == "concat"
+        kind = comfy.model_base.BaseModel if concat else CleanBackground
+        model = kind(self, model_type=self.model_type(state_dict, prefix), device=device)
+        if concat:
+            model.set_inpaint()  # noisy latent, mask, background: SD-inpainting's order, and ours
+        return model
+
+
+def load(path: str) -> tuple[Any, Any, Adapter, Any]:
+    """A file -> MODEL, CLIP_VISION, adapter and VAE; None for the VAE of a file that holds none."""
+    checkpoint = load_checkpoint(path)
+    built = {part: build(checkpoint) for part, build in _BUILDERS.items() if part in checkpoint.parts}
+    for part, thing in built.items():
+        # ComfyUI reads the part again by this for hooks under dynamic VRAM, and for a second GPU.
+        _patcher(thing).cached_patcher_init = (reload_patcher, (path, part))
+    return built["unet"], built["encoder"], built["adapter"], built.get("vae")
+
+
+def reload_patcher(path: str, part: str, disable_dynamic: bool = False) -> Any:
+    """One part's ModelPatcher, fresh from the file. Like in ComfyUI, only a UNet comes without dynamic VRAM."""
+    checkpoint = load_checkpoint(path)
+    return _patcher(build_model(checkpoint, disable_dynamic) if part == "unet" else _BUILDERS[part](checkpoint))
+
+
+def imprint_config(model: Any) -> ImprintConfig:
+    """The configuration of a MODEL of ours. Raises `ImprintError` for any other."""
+    config = model.get_attachment(_CONFIG)
+    if config is None:
+        raise ImprintError(
+            f"the MODEL is a {type(model.model).__name__} that does not come from an Imprint checkpoint; "
+            "connect the MODEL of Load Imprint Checkpoint"
+        )
+    return config
+
+
+def encoder_config(clip_vision: Any) -> EncoderConfig:
+    """How to prepare a CLIP_VISION's input: from our checkpoint, or by DINOv2's sizes at 224 px for ComfyUI's own."""
+    if hasattr(clip_vision, "imprint_encoder"):
+        return clip_vision.imprint_encoder
+    if clip_vision.model_type != "dinov2":
+        raise ImprintError(
+            f"the CLIP_VISION is a '{clip_vision.model_type}', but the identity comes from DINOv2; "
+            "connect the CLIP_VISION of Load Imprint Checkpoint"
+        )
+    sizes = clip_vision.config
+    return dinov2(
+        width=sizes["hidden_size"],
+        layers=sizes["num_hidden_layers"],
+        heads=sizes["num_attention_heads"],
+        swiglu=sizes["use_swiglu_ffn"],
+    )
+
+
+@torch.no_grad()
+def encode_views(clip_vision: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Prepared views (V, 3, S, S) -> their tokens after the last LayerNorm, CLS first: (1, V, N, C).
+
+    Not `encode_image`: that one crops, resizes and rounds to 8 bit what `prepare_object` has already made fit.
+    """
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    tokens = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device, torch.float32))[0]
+    return tokens[None].to(comfy.model_management.intermediate_device())
+
+
+def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
+    """Part `unet` as a MODEL (a ModelPatcher), with the dtype and devices that ComfyUI chooses."""
+    config = checkpoint.config
+    _need((config.latent.channels, config.latent.downscale) == (4, 8), checkpoint, "another latent space than SD 1.5")
+    _need(config.unet.mid_transformer_layers > 0, checkpoint, "a UNet without attention in its middle")
+    manage, core = comfy.model_management, ModelConfig(config)
+    shapes = _shapes(comfy.model_base.UNetModel(**core.unet_config, device="meta", operations=_PLAIN))
+    names = comfy.utils.unet_to_diffusers(core.unet_config)
+    names = {diffusers: name for diffusers, name in names.items() if name in shapes}  # it also lists absent layers
+    tensors = checkpoint.check("unet", {diffusers: shapes[name] for diffusers, name in names.items()})
+
+    weight_dtype, load_device, supported = (
+        comfy.utils.weight_dtype(tensors),
+        manage.get_torch_device(),
+        core.supported_inference_dtypes,
+    )
+    dtype = manage.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(tensors), supported_dtypes=supported, weight_dtype=weight_dtype
+    )
+    core.set_inference_dtype(dtype, manage.unet_manual_cast(dtype, load_device, supported), device=load_device)
+    model = core.get_model({})
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=manage.unet_offload_device())
+    if not manage.is_device_cpu(patcher.offload_device):
+        model.to(patcher.offload_device)
+    model.load_model_weights({names[name]: tensor for name, tensor in tensors.items()}, "", assign=patcher.is_dynamic())
+    patcher.set_attachments(_CONFIG, config)
+    return patcher
+
+
+def build_clip_vision(checkpoint: Checkpoint) -> Any:
+    """Part `encoder` as a CLIP_VISION."""
+    encoder = checkpoint.config.encoder
+    _need(encoder.register_tokens == 0, checkpoint, "a DINOv2 with register tokens")
+    _need(encoder.mlp_ratio == 4, checkpoint, f"a DINOv2 with an MLP ratio of {encoder.mlp_ratio}")
+    options = {
+        "model_type": "dinov2",
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.layers,
+        "num_attention_heads": encoder.heads,
+        "use_swiglu_ffn": encoder.swiglu,
+        "patch_size": encoder.patch_size,
+        "image_size": encoder.image_size,
+        "layer_norm_eps": 1e-6,
+        "use_mask_token": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+    plain = comfy.clip_vision.IMAGE_ENCODERS["dinov2"](options, torch.float32, "meta", _PLAIN)
+    tensors = checkpoint.check("encoder", _shapes(plain))
+    clip_vision = comfy.clip_vision.ClipVisionModel(options)
+    clip_vision.load_sd(tensors)
+    clip_vision.imprint_encoder = encoder
+    return clip_vision
+
+
+def build_vae(checkpoint: Checkpoint) -> Any:
+    """Part `vae` as a VAE: TAESD or SD's own."""
+    tensors = checkpoint.parts["vae"]
+    with torch.device("meta"):
+        if checkpoint.config.latent.autoencoder == "tiny":
+            tensors = _taesd_names(tensors)
+            plain = comfy.taesd.taesd.TAESD(latent_channels=checkpoint.config.latent.channels)
+        else:
+            tensors = comfy.diffusers_convert.convert_vae_state_dict(tensors)
+            plain = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=_KL, embed_dim=_KL["z_channels"])
+    # Compared under ComfyUI's names, which it would only warn about.
+    tensors = replace(checkpoint, parts={"vae": tensors}).check("vae", _shapes(plain))
+    vae = comfy.sd.VAE(sd=dict(tensors))
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+_BUILDERS = {"unet": build_model, "encoder": build_clip_vision, "adapter": Adapter, "vae": build_vae}
+_KL = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+
+
+def _need(condition: bool, checkpoint: Checkpoint, what: str) -> None:
+    if not condition:
+        raise ImprintError(f"{checkpoint.path} has {what}, which ComfyUI cannot run; use the Python pipeline for it")
+
+
+def _patcher(thing: Any) -> Any:
+    return getattr(thing, "patcher", thing)
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _unet_options(unet: UNetConfig) -> dict[str, Any]:
+    """The UNet in the words of ComfyUI's UNetModel."""
+    per_level, blocks = list(zip(unet.transformer_layers, unet.widths, unet.heads)), unet.layers_per_block
+    return {
+        "image_size": 32,
+        "in_channels": unet.in_channels,
+        "out_channels": unet.out_channels,
+        "model_channels": unet.widths[0],
+        "num_res_blocks": [blocks] * len(unet.widths),
+        "channel_mult": [width // unet.widths[0] for width in unet.widths],
+        "transformer_depth": [depth for depth in unet.transformer_layers for _ in range(blocks)],
+        "transformer_depth_output": [depth for depth in unet.transformer_layers for _ in range(blocks + 1)],
+        "transformer_depth_middle": unet.mid_transformer_layers,
+        "context_dim": unet.context_width,
+        # The middle has the last level's heads, also where that level's own blocks have no attention.
+        **_head_options((width, heads) for depth, width, heads in [*per_level[:-1], (1, *per_level[-1][1:])] if depth),
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": False,
+        "legacy": False,
+        "use_checkpoint": False,
+        "adm_in_channels": None,
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+    }
+
+
+def _head_options(levels: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """ComfyUI knows heads of one width everywhere, or one number of heads everywhere."""
+    levels = list(levels)
+    widths, counts = {width / heads for width, heads in levels}, {heads for _, heads in levels}
+    if len(widths) == 1 and (width := widths.pop()).is_integer():
+        return {"num_heads": -1, "num_head_channels": int(width)}
+    if len(counts) == 1:
+        return {"num_heads": counts.pop(), "num_head_channels": -1}
+    raise ImprintError(
+        f"the UNet's levels with attention have (width, heads) {levels}; ComfyUI needs the same number of heads, or "
+        "heads of the same width, at all of them: use the Python pipeline for this checkpoint"
+    )
+
+
+def _taesd_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """diffusers' names of TAESD -> ComfyUI's, with the scale of its latents; unknown names stay and are found later."""
+    named = {"vae_scale": torch.tensor(_SD_SCALE, device="cpu"), "vae_shift": torch.tensor(0.0, device="cpu")}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".layers.")
+        index, _, rest = rest.partition(".")
+        if part in ("encoder", "decoder") and index.isdecimal():
+            # ComfyUI's decoder starts with a layer of its own, the clamp.
+            name = f"taesd_{part}.{int(index) + (part == 'decoder')}.{rest}"
+        named[name] = tensor
+    return named

@@ -1,0 +1,66 @@
+"""The border between ComfyUI's tensors and `imprint`'s: BHWC becomes BCHW here and nowhere else.
+
+ComfyUI: IMAGE (B, H, W, 3 or 4) in [0, 1]; MASK (H, W) or (B, H, W). `imprint`: (B, 3, H, W) and (B, H, W), float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..imprint.errors import ImprintError
+
+
+def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """IMAGE -> colours (B, 3, H, W) and alpha (B, 1, H, W), or None where it has none."""
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise ImprintError(
+            f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels)"
+        )
+    image = image.float().movedim(-1, 1)
+    if image.shape[1] == 1:
+        image = image.expand(-1, 3, -1, -1)
+    return image[:, :3], image[:, 3:] if image.shape[1] == 4 else None
+
+
+def to_bhwc(colours: torch.Tensor, alpha: torch.Tensor | None = None) -> torch.Tensor:
+    """Colours (B, 3, H, W), and the alpha of `to_bchw` for each or for all of them -> IMAGE."""
+    if alpha is not None:
+        colours = torch.cat([colours, alpha.expand(len(colours), -1, -1, -1)], 1)
+    return colours.movedim(1, -1).contiguous()
+
+
+def fit_mask(mask: torch.Tensor, images: torch.Tensor, name: str) -> torch.Tensor:
+    """MASK -> (B, H, W) in [0, 1], resized to the images (B, 3, H, W) as ComfyUI's own nodes do.
+
+    name: what the mask is called in an error.
+    """
+    size = tuple(images.shape[2:])
+    mask = listed_masks(mask, name, size)
+    if tuple(mask.shape[1:]) != size:
+        mask = F.interpolate(mask[:, None], size, mode="bilinear")[:, 0]
+    return mask
+
+
+def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """MASK of any accepted shape -> (B, H, W) in [0, 1]. size: the picture's, where it is known."""
+    if mask.ndim not in (2, 3) and not (mask.ndim == 4 and mask.shape[1] == 1):
+        raise ImprintError(
+            f"the {name} has shape {tuple(mask.shape)}; expected (height, width) or (batch, height, width)"
+        )
+    mask = mask.float().reshape(-1, *mask.shape[-2:]).clamp(0, 1)
+    if tuple(mask.shape[1:]) == (64, 64) != size and not bool(mask.any()):
+        raise ImprintError(
+            f"the {name} is the empty 64x64 mask that Load Image gives for a picture without transparency; "
+            "paint a mask in the mask editor, load one with Load Image (as Mask), or connect another MASK"
+        )
+    return mask
+
+
+def broadcast(**batches: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of equal batch size: a single one serves all, any other difference is an `ImprintError`."""
+    count = max(len(batch) for batch in batches.values())
+    if any(len(batch) not in (1, count) for batch in batches.values()):
+        counts = ", ".join(f"{len(batch)} of {name}" for name, batch in batches.items())
+        raise ImprintError(f"the batches do not fit together: {counts}; give one, or equally many of each")
+    return [batch.expand(count, *batch.shape[1:]) for batch in batches.values()]

@@ -1,0 +1,529 @@
+"""Checks of the nodes inside ComfyUI's own process and Python; `test_checks.py` runs this file and reports each check.
+
+    python comfy_checks.py COMFYUI PACK FOLDER [NAME ...]
+
+FOLDER is empty and writable. The result is FOLDER/result.json: {check: null or the traceback}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+COMFYUI, PACK, FOLDER, *NAMES = sys.argv[1:]
+sys.path.insert(0, COMFYUI)
+
+import comfy.cli_args  # noqa: E402
+
+comfy.cli_args.args.cpu = True  # before comfy.model_management is imported
+comfy.cli_args.args.fp32_text_enc = True
+
+import comfy.clip_vision  # noqa: E402
+import comfy.model_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+import folder_paths  # noqa: E402
+import server  # noqa: E402
+import torch  # noqa: E402
+
+import nodes as core  # noqa: E402
+
+MODELS = Path(FOLDER) / "models"
+SHIPPED = "imprint-tiny.safetensors"
+STEPS = 2
+
+
+async def load_pack() -> None:
+    server.PromptServer(asyncio.get_running_loop())
+    assert await core.load_custom_node(PACK)
+
+
+def prepare() -> None:
+    folder_paths.models_dir = str(MODELS)
+    for name in ("input", "output", "temp", "models/imprint"):
+        (Path(FOLDER) / name).mkdir(parents=True, exist_ok=True)
+    folder_paths.set_input_directory(f"{FOLDER}/input")
+    folder_paths.set_output_directory(f"{FOLDER}/output")
+    folder_paths.set_temp_directory(f"{FOLDER}/temp")
+    asyncio.run(load_pack())
+
+
+def module(name: str):
+    """A module of the loaded pack, such as "imprint.checkpoint"."""
+    root = core.NODE_CLASS_MAPPINGS["ImprintLoadCheckpoint"].__module__.removesuffix(".nodes.loaders")
+    __import__(f"{root}.{name}")
+    return sys.modules[f"{root}.{name}"]
+
+
+def run(node: str, *args, **kwargs):
+    """A node's outputs."""
+    return core.NODE_CLASS_MAPPINGS[f"Imprint{node}"].execute(*args, **kwargs).result
+
+
+def fails(*words: str, call) -> str:
+    """The message of the ImprintError that the call raises; it must hold the words and be one paragraph."""
+    try:
+        call()
+    except ValueError as error:
+        message = str(error)
+        assert type(error).__name__ == "ImprintError", repr(error)
+        assert "\n" not in message and len(message) < 600, message
+        for word in words:
+            assert word in message, f"{word!r} is not in: {message}"
+        return message
+    raise AssertionError("no error was raised")
+
+
+class Scene:
+    """The shipped model, its samples, and a frame of exactly the model's size, so that nothing is resampled."""
+
+    def __init__(self, checkpoint: str = SHIPPED):
+        self.model, self.clip, self.adapter, self.vae = run("LoadCheckpoint", checkpoint)
+        self.config = module("nodes.models").imprint_config(self.model)
+        self.object, self.transparent = core.LoadImage().load_image("imprint_object.png")
+        (self.identity,) = run("IDEncoder", self.clip, self.object, self.transparent, "background")
+        self.positive, self.negative = run("ContentAdapter", self.adapter, self.identity, 1.0)
+        side = self.config.resolution
+        generator = torch.Generator().manual_seed(3)
+        noise = torch.rand(1, 3, 16, 16, generator=generator)
+        self.frame = torch.nn.functional.interpolate(noise, (side, side), mode="bicubic").clamp(0, 1).movedim(1, -1)
+        self.mask = torch.zeros(1, side, side)
+        self.mask[:, 64:200, 80:176] = 1
+
+    def sample(self, frame=None, mask=None, **options) -> torch.Tensor:
+        given = dict(
+            model=self.model,
+            vae=self.vae,
+            positive=self.positive,
+            negative=self.negative,
+            background=self.frame if frame is None else frame,
+            mask=self.mask if mask is None else mask,
+            seed=5,
+            steps=STEPS,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="simple",
+            context=8.0,  # the whole frame
+            resolution=0,
+        )
+        return run("CompositeSampler", **given | options)[0]
+
+
+_scene: list[Scene] = []
+
+
+def scene() -> Scene:
+    if not _scene:
+        _scene.append(Scene())
+    return _scene[0]
+
+
+def write_checkpoint(name: str, change) -> str:
+    """A changed copy of the shipped checkpoint among ComfyUI's models, with a right checksum.
+
+    change: gets the checkpoint, and changes its parts in place or returns another.
+    """
+    files = module("imprint.checkpoint")
+    checkpoint = files.load_checkpoint(files.SHIPPED)
+    changed = change(checkpoint)
+    checkpoint = changed if isinstance(changed, files.Checkpoint) else checkpoint
+    files.save_checkpoint(MODELS / "imprint" / name, checkpoint)
+    return name
+
+
+def concat_checkpoint() -> str:
+    """The shipped weights with five more input channels, as SD-inpainting has."""
+
+    def change(checkpoint):
+        config, unet = checkpoint.config, checkpoint.parts["unet"]
+        first = unet["conv_in.weight"].float()
+        more = torch.randn(len(first), 5, 3, 3, generator=torch.Generator().manual_seed(0)) * first.std()
+        unet["conv_in.weight"] = torch.cat([first, more], 1).half()
+        unet = replace(config.unet, in_channels=9)
+        return replace(checkpoint, config=replace(config, background="concat", unet=unet))
+
+    return write_checkpoint("concat.safetensors", change)
+
+
+def split_path(of: Scene, sampler: str = "euler", scheduler: str = "simple") -> torch.Tensor:
+    """The same crop by ComfyUI's own nodes."""
+    pixels = torch.where(of.mask[..., None] > 0.5, 0.5, of.frame)
+    (latent,) = core.VAEEncode().encode(of.vae, pixels)
+    if of.config.background == "blend":
+        (latent,) = core.SetLatentNoiseMask().set_mask(latent, of.mask)
+        positive, negative = of.positive, of.negative
+    else:
+        positive, negative, latent = core.InpaintModelConditioning().encode(
+            of.positive, of.negative, pixels, of.vae, of.mask, noise_mask=False
+        )
+    (out,) = core.KSampler().sample(of.model, 5, STEPS, 3.0, sampler, scheduler, positive, negative, latent)
+    if of.config.background == "concat":  # nothing holds the background there while sampling; put it back
+        hole = torch.nn.functional.max_pool2d(of.mask[:, None], 8)
+        out["samples"] = torch.where(hole > 0, out["samples"], latent["samples"])
+    return core.VAEDecode().decode(of.vae, out)[0]
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+def check_split_path_gives_the_same_picture():
+    of = scene()
+    for sampler, scheduler in (("euler", "simple"), ("dpmpp_2m", "karras"), ("euler_ancestral", "sgm_uniform")):
+        ours = of.sample(sampler_name=sampler, scheduler=scheduler)
+        theirs = split_path(of, sampler, scheduler)
+        difference = (ours - theirs).abs().max()
+        # From sigma 4518 down, core's sum outside the mask keeps a rounding error: half of an 8-bit step at most.
+        assert difference < 1e-3, f"{sampler}/{scheduler}: {difference:g}"
+        assert (ours - of.frame).abs().max() > 0.1
+
+
+def check_concat_checkpoints():
+    of = Scene(concat_checkpoint())
+    assert type(of.model.model).__name__ == "BaseModel" and of.model.model.concat_keys == ("mask", "masked_image")
+    ours, inside = of.sample(), of.mask[..., None] > 0.5
+    difference = (ours - split_path(of)).abs().max()
+    assert difference < 1e-4, difference
+    moved = of.sample(torch.flip(of.frame, (1,)))  # another background is seen, through the extra channels
+    assert ((ours - moved) * inside).abs().max() > 1e-3
+
+
+def check_background_stays_clean():
+    """IMPRINT's rule: at every step the UNet sees the clean background outside the hole."""
+    of, seen = scene(), []
+
+    def record(apply, arguments):
+        scaled = arguments["input"] / (arguments["timestep"][:, None, None, None] ** 2 + 1) ** 0.5
+        seen.append(scaled.clone())
+        return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    model = of.model.clone()
+    model.set_model_unet_function_wrapper(record)
+    of.sample(model=model, steps=4)
+    outside = torch.nn.functional.max_pool2d(of.mask[:, None], 8) == 0
+    first = seen[0] * outside
+    assert len(seen) >= 4 and first.abs().max() > 0.1
+    for later in seen[1:]:
+        assert (later * outside - first[: len(later)]).abs().max() < 1e-5
+
+
+def check_same_seed_twice():
+    of = scene()
+    assert torch.equal(of.sample(), of.sample())
+    assert not torch.equal(of.sample(), of.sample(seed=6))
+
+
+def check_sampler_batches():
+    of = scene()
+    frames, other = of.frame.repeat(3, 1, 1, 1), torch.zeros_like(of.mask)
+    other[:, 10:60, 20:100] = 1
+    masks = torch.cat([of.mask, other])
+    small = {"context": 1.6, "resolution": 64, "steps": 1}
+    assert of.sample(frames, of.mask, **small).shape == frames.shape
+    two = of.sample(of.frame, masks, **small)
+    assert two.shape == (2, *of.frame.shape[1:])
+    assert not torch.equal(two[0], two[1])
+    assert torch.equal(two[1, 220:], of.frame[0, 220:])  # far from the second mask nothing is touched
+    assert of.sample(frames[:2], masks, **small).shape[0] == 2
+    fails("3 of backgrounds", "2 of masks", call=lambda: of.sample(frames, masks, **small))
+
+
+def check_sampler_masks():
+    of, small = scene(), {"context": 1.6, "resolution": 64, "steps": 1}
+    whole = of.sample(mask=of.mask, **small)
+    assert torch.equal(of.sample(mask=of.mask[0], **small), whole)
+    assert torch.equal(of.sample(mask=of.mask[:, None], **small), whole)
+    assert torch.equal(of.sample(mask=of.mask * 0.98, **small), whole)
+    assert of.sample(mask=of.mask[:, ::2, ::2], **small).shape == of.frame.shape  # another size is stretched
+    full = of.sample(mask=torch.ones_like(of.mask), **small)
+    assert full.isfinite().all() and (full - of.frame).abs().mean() > 0.01
+    fails("64x64", "Load Image", call=lambda: of.sample(mask=torch.zeros(1, 64, 64)))
+    fails("no hole", "0.5", call=lambda: of.sample(mask=of.mask * 0))
+    fails("no hole", "0.4", call=lambda: of.sample(mask=of.mask * 0.4))
+    fails("mask 2 of 2", call=lambda: of.sample(mask=torch.cat([of.mask, of.mask * 0])))
+    fails("shape", call=lambda: of.sample(mask=torch.zeros(1, 3, 8, 8)))
+    fails("resolution is 40", call=lambda: of.sample(resolution=40))
+    border = torch.zeros_like(of.mask)
+    border[:, :9, -30:] = 1
+    assert of.sample(mask=border, **small).shape == of.frame.shape
+
+
+def check_sampler_keeps_alpha():
+    of, alpha = scene(), torch.rand(1, 256, 256, 1)
+    rgba = torch.cat([of.frame, alpha], -1)
+    result = of.sample(rgba, context=1.6, resolution=64, steps=1)
+    assert torch.equal(result[..., 3:], alpha)
+    assert torch.equal(result[..., :3], of.sample(context=1.6, resolution=64, steps=1))
+    (blended,) = run("BackgroundBlend", rgba, result, of.mask, 4, 0, 0.5)
+    assert torch.equal(blended[..., 3:], alpha)
+
+
+def check_sampler_refuses_what_does_not_fit():
+    of = scene()
+    foreign = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), torch.device("cpu"), torch.device("cpu"))
+    fails("Linear", "Load Imprint Checkpoint", call=lambda: of.sample(model=foreign))
+    fails("VAE is empty", "Load VAE", call=lambda: of.sample(vae=None))
+    fails("16", "4", call=lambda: of.sample(vae=SimpleNamespace(latent_channels=16)))
+    text = [[torch.zeros(1, 77, 768), {}]]
+    fails("positive", "768", "256", call=lambda: of.sample(positive=text))
+    fails("negative", "768", "256", call=lambda: of.sample(negative=text))
+
+
+# ---------------------------------------------------------------------------------------------------- encoder, adapter
+
+
+def check_encoder_masks():
+    of = scene()
+    opaque = 1 - of.transparent
+    same = run("IDEncoder", of.clip, of.object, opaque, "object")[0]
+    assert torch.equal(same, of.identity)
+    assert torch.equal(run("IDEncoder", of.clip, of.object, opaque[0], "object")[0], same)
+    views = of.object.repeat(3, 1, 1, 1)
+    (three,) = run("IDEncoder", of.clip, views, opaque, "object")
+    assert three.shape == (1, 3, *same.shape[2:]) and torch.allclose(three[:, 1:2], same, atol=1e-4)
+    assert run("IDEncoder", of.clip, of.object, torch.ones(1, 8, 8), "object")[0].shape == same.shape
+    assert run("IDEncoder", of.clip, of.object, torch.zeros(1, 8, 8), "background")[0].shape == same.shape
+    assert run("IDEncoder", of.clip, of.object, opaque * 0.7, "object")[0].isfinite().all()
+    empty = torch.zeros(1, 64, 64)
+    for marks in ("object", "background"):
+        fails("64x64", call=lambda marks=marks: run("IDEncoder", of.clip, of.object, empty, marks))
+    fails("empty", "'background'", call=lambda: run("IDEncoder", of.clip, of.object, opaque * 0, "object"))
+    fails("white everywhere", call=lambda: run("IDEncoder", of.clip, of.object, opaque * 0 + 1, "background"))
+    two = opaque.repeat(2, 1, 1)
+    fails("2 masks", "1 picture", call=lambda: run("IDEncoder", of.clip, of.object, two, "object"))
+    fails("2 masks", "3 picture", call=lambda: run("IDEncoder", of.clip, views, two, "object"))
+
+
+def check_encoder_shows_the_cutout():
+    of = scene()
+    node = core.NODE_CLASS_MAPPINGS["ImprintIDEncoder"]
+    (shown,) = node.execute(of.clip, of.object, of.transparent, "background").ui.as_dict()["images"]
+    picture, _ = core.LoadImage().load_image(f"{shown['filename']} [temp]")
+    assert picture.shape == (1, 224, 224, 3) and float(picture[0, 0].max()) == 0  # black around the object
+
+
+def check_core_dinov2_works_too():
+    of = scene()
+    options = of.clip.config | {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 1}
+    clip = comfy.clip_vision.ClipVisionModel(options)
+    for parameter in clip.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    (identity,) = run("IDEncoder", clip, of.object, of.transparent, "background")
+    assert identity.shape == (1, 1, 257, 128)
+    fails("ID Encoder", "128", "Adapter", "256", call=lambda: run("ContentAdapter", of.adapter, identity, 1.0))
+    clip.model_type = "clip_vision_model"
+    fails("DINOv2", call=lambda: run("IDEncoder", clip, of.object, of.transparent, "background"))
+
+
+def check_adapter_strength():
+    of = scene()
+    (positive, _), (negative, _) = of.positive[0], of.negative[0]
+    assert positive.shape == negative.shape == (1, 257, of.config.unet.context_width)
+    none = run("ContentAdapter", of.adapter, of.identity, 0.0)[0][0][0]
+    assert torch.allclose(none, negative, atol=1e-6)
+    double = run("ContentAdapter", of.adapter, of.identity, 2.0)[0][0][0]
+    assert torch.allclose(double, 2 * positive - negative, atol=1e-4)
+    views = run("ContentAdapter", of.adapter, of.identity.repeat(1, 2, 1, 1), 1.0)
+    assert views[0][0][0].shape == views[1][0][0].shape == (1, 514, of.config.unet.context_width)
+
+
+# ---------------------------------------------------------------------------------------------------- masks, blend
+
+
+def check_coarsener():
+    mask = torch.zeros(2, 96, 128)
+    mask[0, 30:50, 40:70] = mask[1, 80:96, 0:5] = 1
+    levels = [run("MaskCoarsener", mask, level, 2, 0)[0] for level in module("imprint.masks").LEVELS]
+    for finer, coarser in zip([mask, *levels], levels):
+        assert coarser.shape == mask.shape and bool((coarser >= finer).all())
+    assert torch.equal(run("MaskCoarsener", mask[0], "box", 2, 0)[0], levels[-1][:1])
+    assert run("MaskCoarsener", mask, "precise", 0, 60)[0].sum(2).amax(1).min() >= 60
+    fails("64x64", call=lambda: run("MaskCoarsener", torch.zeros(1, 64, 64), "box", 0, 0))
+    fails("empty", call=lambda: run("MaskCoarsener", torch.zeros(1, 96, 128), "box", 0, 0))
+    full = torch.ones(1, 32, 32)
+    assert torch.equal(run("MaskCoarsener", full, "coarse", 0, 0)[0], full)
+
+
+def check_blend():
+    background, generated = torch.rand(1, 60, 80, 3), torch.rand(1, 60, 80, 3)
+    mask = torch.zeros(1, 60, 80)
+    mask[:, 20:40, 30:50] = 1
+    grown = torch.nn.functional.max_pool2d(mask, 9, 1, 4)[..., None].expand_as(background) > 0
+    for match in (0.0, 1.0):
+        (result,) = run("BackgroundBlend", background, generated, mask, 4, 2, match)
+        assert torch.equal(result[~grown], background[~grown]) and not torch.equal(result, background)
+    (hard,) = run("BackgroundBlend", background, generated, mask, 0, 0, 0.0)
+    assert torch.equal(hard, torch.where(mask[..., None] > 0.5, generated, background))
+    assert torch.equal(run("BackgroundBlend", background, generated, mask * 0, 4, 0, 0.5)[0], background)
+    assert torch.equal(run("BackgroundBlend", background, generated, mask * 0 + 1, 4, 0, 0.0)[0], generated)
+    assert run("BackgroundBlend", background, generated, mask[:, ::2, ::2], 4, 0, 0.0)[0].shape == background.shape
+    three, two = generated.repeat(3, 1, 1, 1), mask.repeat(2, 1, 1)
+    assert len(run("BackgroundBlend", background, three, mask, 4, 0, 0.0)[0]) == 3
+    fails("3 of generated", "2 of masks", call=lambda: run("BackgroundBlend", background, three, two, 4, 0, 0.0))
+    fails("79x60", "80x60", call=lambda: run("BackgroundBlend", background, generated[:, :, 1:], mask, 4, 0, 0.0))
+    fails("64x64", call=lambda: run("BackgroundBlend", background, generated, torch.zeros(1, 64, 64), 4, 0, 0.0))
+
+
+# ---------------------------------------------------------------------------------------------------- loader
+
+
+def check_loader_lists_files():
+    write_checkpoint("mine.safetensors", lambda checkpoint: None)
+    schema = core.NODE_CLASS_MAPPINGS["ImprintLoadCheckpoint"].define_schema()
+    assert {SHIPPED, "mine.safetensors"} <= set(schema.inputs[0].options)
+    assert not any(name.endswith(".png") for name in schema.inputs[0].options)
+    loader = core.NODE_CLASS_MAPPINGS["ImprintLoadCheckpoint"]
+    before = loader.fingerprint_inputs("mine.safetensors")
+    os.utime(MODELS / "imprint" / "mine.safetensors", (1, 1))
+    assert loader.fingerprint_inputs("mine.safetensors") != before
+
+
+def check_wrong_files():
+    def load(name: str):
+        return lambda: run("LoadCheckpoint", name)
+
+    def drop(part, name):
+        return lambda checkpoint: checkpoint.parts[part].pop(name)
+
+    for part, name in (
+        ("unet", "conv_out.bias"),
+        ("encoder", "layernorm.weight"),
+        ("adapter", "null_embedding"),
+        ("vae", "decoder.layers.0.weight"),
+    ):
+        file = write_checkpoint(f"no-{part}.safetensors", drop(part, name))
+        fails(file, f"'{part}'", "1 missing", call=load(file))
+
+    def reshape(checkpoint):
+        checkpoint.parts["unet"]["conv_out.bias"] = torch.zeros(5)
+
+    fails("(5,)", "(4,)", call=load(write_checkpoint("reshaped.safetensors", reshape)))
+
+    def add(checkpoint):
+        checkpoint.parts["encoder"]["extra"] = torch.zeros(5)
+
+    fails("'extra'", call=load(write_checkpoint("surplus.safetensors", add)))
+    whole = Path(folder_paths.get_full_path("imprint", SHIPPED)).read_bytes()
+    (MODELS / "imprint" / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    fails("half.safetensors", "truncated", call=load("half.safetensors"))
+    torch.save({"a": torch.zeros(1)}, MODELS / "imprint" / "pickle.pt")
+    fails("pickle.pt", "pickle", call=load("pickle.pt"))
+    torch.save({"a": torch.zeros(1)}, MODELS / "imprint" / "disguised.safetensors")
+    fails("pickle", call=load("disguised.safetensors"))
+
+    def registers(checkpoint):
+        encoder = replace(checkpoint.config.encoder, register_tokens=4)
+        return replace(checkpoint, config=replace(checkpoint.config, encoder=encoder))
+
+    fails("register", "pipeline", call=load(write_checkpoint("registers.safetensors", registers)))
+
+    def heads(checkpoint):
+        unet = replace(checkpoint.config.unet, heads=(3, 2, 6))
+        return replace(checkpoint, config=replace(checkpoint.config, unet=unet))
+
+    fails("heads", "pipeline", call=load(write_checkpoint("heads.safetensors", heads)))
+
+
+def check_checkpoint_without_vae():
+    name = write_checkpoint("without-vae.safetensors", lambda checkpoint: checkpoint.parts.pop("vae"))
+    *_, vae = run("LoadCheckpoint", name)
+    assert vae is None
+
+
+def check_noise_schedule_is_the_config_s():
+    noise, of = module("imprint.noise"), scene()
+    alpha_bar = noise.alphas_cumprod(of.config.noise)
+    sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
+    ours = of.model.model.model_sampling.sigmas.double()
+    assert ((ours - sigmas) / sigmas).abs().max() < 1e-4
+    epsilon = replace(of.config.noise, prediction_type="epsilon", zero_terminal_snr=False, beta_end=0.02)
+    core_config = module("nodes.models").ModelConfig(replace(of.config, noise=epsilon))
+    assert core_config.model_type({}).name == "EPS"
+    assert core_config.sampling_settings["linear_end"] == 0.02 and not core_config.sampling_settings["zsnr"]
+
+
+def check_clones_and_reloads():
+    of = scene()
+    imprint_config = module("nodes.models").imprint_config
+    assert imprint_config(of.model.clone()) == of.config
+    for patcher in (of.model, of.clip.patcher, of.adapter.patcher, of.vae.patcher):
+        load, arguments = patcher.cached_patcher_init
+        fresh = load(*arguments, disable_dynamic=True)
+        assert fresh is not patcher and type(fresh.model) is type(patcher.model)
+        ours, theirs = patcher.model.state_dict(), fresh.model.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def check_nothing_keeps_the_models_alive():
+    of = Scene()
+    of.sample(steps=1, resolution=64)
+    patchers = (of.model, of.clip.patcher, of.adapter.patcher, of.vae.patcher)
+    watched = [weakref.ref(patcher.model) for patcher in patchers]
+    del of, patchers
+    gc.collect()
+    comfy.model_management.cleanup_models()
+    assert [watch() for watch in watched] == [None] * 4
+
+
+def check_strange_folders_do_no_harm():
+    """No input folder, or one that cannot be written: a line in the log, and the nodes load."""
+    pack = module("nodes")
+    pack.copy_samples(Path(FOLDER) / "absent")
+    target = Path(FOLDER) / "own"
+    target.mkdir()
+    (target / "imprint_object.png").write_bytes(b"mine")
+    pack.copy_samples(target)
+    assert (target / "imprint_object.png").read_bytes() == b"mine"
+    assert sorted(path.name for path in target.iterdir()) == [
+        "imprint_background.png",
+        "imprint_hole.png",
+        "imprint_object.png",
+    ]
+
+
+def write_graph_latents(folder: Path) -> None:
+    """For test_parity.py: the final latents, in the UNet's scale, of the shipped samples through the graph."""
+    saved = {}
+    for name in (SHIPPED, concat_checkpoint()):
+        of, decoded = Scene(name), []
+        background, _ = core.LoadImage().load_image("imprint_background.png")
+        (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")
+        decode = of.vae.decode
+        of.vae.decode = lambda latent, decode=decode, decoded=decoded: decoded.append(latent) or decode(latent)
+        picture = of.sample(background, hole, steps=10, context=1.6)
+        (picture,) = run("BackgroundBlend", background, picture, hole, 3, 0, 0.0)
+        kind = of.config.background
+        saved |= {f"{kind}.latent": of.model.model.process_latent_in(decoded[0]), f"{kind}.picture": picture}
+        saved |= {f"{kind}.identity": of.identity, f"{kind}.context": of.positive[0][0]}
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in saved.items()}, folder / "graph.safetensors")
+
+
+def main() -> None:
+    prepare()
+    checks = {name: check for name, check in globals().items() if name.startswith("check_")}
+    results, seconds = {}, {}
+    for name in NAMES or [*checks, "write_graph_latents"]:
+        start = time.monotonic()
+        try:
+            with torch.inference_mode():  # as ComfyUI's executor does
+                write_graph_latents(Path(FOLDER)) if name == "write_graph_latents" else checks[name]()
+            results[name] = None
+        except BaseException:
+            results[name] = traceback.format_exc()
+        seconds[name] = round(time.monotonic() - start, 1)
+    (Path(FOLDER) / "result.json").write_text(json.dumps({"results": results, "seconds": seconds}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

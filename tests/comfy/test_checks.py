@@ -1,0 +1,70 @@
+"""Runs `comfy_checks.py` once in ComfyUI's Python and reports each of its checks."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PACK
+
+pytestmark = pytest.mark.comfyui
+
+SCRIPT = Path(__file__).with_name("comfy_checks.py")
+CHECKS = re.findall(r"^def (check_\w+)", SCRIPT.read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="session")
+def checked(comfyui: Path, python: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the script has written to."""
+    folder = tmp_path_factory.mktemp("checks")
+    command = [python, str(SCRIPT), str(comfyui), str(base / "custom_nodes" / PACK), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if not (folder / "result.json").is_file():
+        pytest.fail(f"the checks did not run:\n{done.stdout[-1000:]}{done.stderr[-4000:]}")
+    return folder
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_inside_comfyui(checked: Path, check: str):
+    failure = json.loads((checked / "result.json").read_text())["results"][check]
+    assert failure is None, failure
+
+
+@pytest.mark.parametrize("background", ["blend", "concat"])
+def test_pipeline_and_graph_agree(checked: Path, background: str):
+    """The same weights, noise, steps and Euler schedule, both in fp32: the final latents differ by at most 1e-3."""
+    pytest.importorskip("diffusers")
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    from imprint.checkpoint import SHIPPED
+    from imprint.pipeline import ImprintPipeline
+
+    failure = json.loads((checked / "result.json").read_text())["results"]["write_graph_latents"]
+    assert failure is None, failure
+    graph = load_file(checked / "graph.safetensors")
+    graph = {key.partition(".")[2]: value for key, value in graph.items() if key.startswith(background)}
+    file = SHIPPED if background == "blend" else checked / "models" / "imprint" / "concat.safetensors"
+    pipeline = ImprintPipeline.from_checkpoint(file)
+    pipeline.set_progress_bar_config(disable=True)
+    views = [Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background", "hole")]
+
+    with torch.no_grad():
+        identity = pipeline.encode_object(views[0])
+        assert (identity - graph["identity"]).abs().max() < 1e-4
+        assert (pipeline.adapter(identity) - graph["context"]).abs().max() < 1e-4
+    options = dict(
+        num_inference_steps=10,  # divides 1000: then both round the timesteps alike
+        guidance_scale=3.0,
+        context=1.6,
+        latents=torch.randn(graph["latent"].shape, generator=torch.manual_seed(5)),
+        feather_pixels=3,
+    )
+    latent = pipeline(views[0], None, *views[1:], **options, output_type="latent").images
+    assert (latent - graph["latent"]).abs().max() < 1e-3
+    picture = pipeline(views[0], None, *views[1:], **options, output_type="pt").images
+    assert (picture - graph["picture"].movedim(-1, 1)).abs().max() < 4e-3  # one step of 8 bits

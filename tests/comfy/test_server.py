@@ -1,0 +1,177 @@
+"""The pack in a running ComfyUI: what a user sees and gets."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import PACK, ROOT, Server
+from PIL import Image, ImageDraw
+from ui_workflow import to_prompt
+
+from imprint.blending import feather
+from imprint.masks import coarsen
+
+pytestmark = pytest.mark.comfyui
+
+NODES = {
+    "ImprintLoadCheckpoint": "Load Imprint Checkpoint",
+    "ImprintIDEncoder": "DINOv2 ID Encoder",
+    "ImprintContentAdapter": "Content Adapter",
+    "ImprintMaskCoarsener": "Mask Coarsener",
+    "ImprintCompositeSampler": "Imprint Composite Sampler",
+    "ImprintBackgroundBlend": "Background Blend",
+}
+SAMPLES = ROOT / "imprint" / "assets" / "samples"
+
+
+@pytest.fixture(scope="module")
+def object_info(server: Server) -> dict:
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="module")
+def prompt(object_info: dict) -> dict:
+    """The shipped workflow, in five steps."""
+    workflow = json.loads((ROOT / "workflows" / "imprint_object_insert.json").read_text())
+    prompt = to_prompt(workflow, object_info)
+    one(prompt, "ImprintCompositeSampler")["steps"] = 5
+    return prompt
+
+
+@pytest.fixture(scope="module")
+def picture(server: Server, prompt: dict) -> np.ndarray:
+    return server.picture(prompt)
+
+
+@pytest.fixture(scope="module")
+def blend(prompt: dict) -> np.ndarray:
+    """(H, W): how much of the generated picture each pixel may take in the shipped workflow."""
+    hole = torch.from_numpy(np.asarray(Image.open(SAMPLES / "hole.png").convert("L"))[None] / np.float32(255))
+    options, edge = one(prompt, "ImprintMaskCoarsener"), one(prompt, "ImprintBackgroundBlend")
+    coarse = coarsen(hole, options["level"], options["margin"], options["min_size"])
+    return feather(coarse, edge["feather_in"], edge["feather_out"])[0].numpy()
+
+
+def one(prompt: dict, kind: str) -> dict:
+    """The inputs of the prompt's only node of a kind."""
+    (inputs,) = (node["inputs"] for node in prompt.values() if node["class_type"] == kind)
+    return inputs
+
+
+def visible_inputs(info: dict) -> list[tuple[str, list]]:
+    return [item for group in ("required", "optional") for item in info["input"].get(group, {}).items()]
+
+
+def test_nodes_are_there(object_info: dict):
+    ours = {name: info for name, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK}"}
+    assert {name: info["display_name"] for name, info in ours.items()} == NODES
+    for name, info in ours.items():
+        assert info["category"].startswith("imprint/") and info["description"] and info["search_aliases"], name
+        inputs = visible_inputs(info)
+        for label, (_, options) in inputs:
+            assert options.get("tooltip"), f"{name}: input {label} has no tooltip"
+        assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"]), name
+
+
+def test_help_and_translations(server: Server, object_info: dict):
+    translations = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text())
+    assert translations == node_definitions(object_info)
+    for name, title in NODES.items():
+        page = server.request(f"/extensions/{PACK}/docs/{name}.md").decode()
+        assert page.startswith(f"# {title}\n")
+
+
+def node_definitions(object_info: dict) -> dict:
+    """What locales/en/nodeDefs.json must hold: the nodes' own words."""
+    definitions = {}
+    for name in NODES:
+        info = object_info[name]
+        inputs = visible_inputs(info)
+        definitions[name] = {
+            "display_name": info["display_name"],
+            "description": info["description"],
+            "inputs": {label: {"name": label, "tooltip": options["tooltip"]} for label, (_, options) in inputs},
+            "outputs": {
+                str(index): {"name": label, "tooltip": tooltip}
+                for index, (label, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"]))
+            },
+        }
+    return definitions
+
+
+def test_import_is_quick(server: Server):
+    assert server.import_seconds() < 1
+
+
+def test_template_is_offered(server: Server):
+    assert "imprint_object_insert" in server.get("/workflow_templates")[PACK]
+
+
+def test_samples_are_in_the_input_folder(server: Server):
+    for sample in ("object", "background", "hole"):
+        copied = server.base / "input" / f"imprint_{sample}.png"
+        assert copied.read_bytes() == (SAMPLES / f"{sample}.png").read_bytes()
+
+
+def test_workflow_keeps_the_background(picture: np.ndarray, blend: np.ndarray):
+    background = np.asarray(Image.open(SAMPLES / "background.png").convert("RGB"))
+    assert picture.shape == background.shape
+    assert np.array_equal(picture[blend == 0], background[blend == 0])
+    assert (picture[blend == 1] != background[blend == 1]).any(1).mean() > 0.9
+
+
+def test_same_seed_same_picture(server: Server, prompt: dict, picture: np.ndarray):
+    server.request("/free", {"unload_models": True, "free_memory": True})
+    wait_until_free(server)  # or ComfyUI would answer from its cache
+    assert np.array_equal(server.picture(prompt), picture)
+
+
+def test_other_seed_other_picture(server: Server, prompt: dict, picture: np.ndarray, blend: np.ndarray):
+    other = copy.deepcopy(prompt)
+    one(other, "ImprintCompositeSampler")["seed"] += 1
+    changed = (server.picture(other) != picture).any(2)
+    assert changed.any() and not changed[blend == 0].any()
+
+
+def test_other_object_changes_only_the_hole(server: Server, prompt: dict, picture: np.ndarray, blend: np.ndarray):
+    disc = Image.new("RGBA", (160, 120))
+    ImageDraw.Draw(disc).ellipse((20, 10, 140, 110), fill=(20, 160, 60, 255))
+    disc.save(server.base / "input" / "disc.png")
+    other = copy.deepcopy(prompt)
+    for node in other.values():
+        if node["inputs"].get("image") == "imprint_object.png":
+            node["inputs"]["image"] = "disc.png"
+    changed = (server.picture(other) != picture).any(2)
+    assert changed.any() and not changed[blend == 0].any()
+
+
+def test_everything_can_be_freed(server: Server, prompt: dict, picture: np.ndarray):
+    server.picture(prompt)
+    assert server.get("/imprint_probe")["alive"] == ["CleanBackground", "Dinov2Model", "TAESD", "_AdapterModule"]
+    server.request("/free", {"unload_models": True, "free_memory": True})
+    assert wait_until_free(server) == {"alive": [], "loaded": 0}
+
+
+def wait_until_free(server: Server, seconds: float = 30) -> dict:
+    """The probe's last answer."""
+    end = time.monotonic() + seconds
+    while (probe := server.get("/imprint_probe"))["alive"] and time.monotonic() < end:
+        time.sleep(0.2)
+    return probe
+
+
+def test_error_reaches_the_user(server: Server, prompt: dict):
+    """A picture without transparency: Load Image gives a 64x64 mask of zeros."""
+    other = copy.deepcopy(prompt)
+    for node in other.values():
+        if node["inputs"].get("image") == "imprint_object.png":
+            node["inputs"]["image"] = "imprint_background.png"
+    entry = server.run(other)
+    (error,) = (message for kind, message in entry["status"]["messages"] if kind == "execution_error")
+    assert error["exception_type"].endswith("ImprintError") and error["node_type"] == "ImprintIDEncoder"
+    assert "64x64" in error["exception_message"]

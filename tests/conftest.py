@@ -1,0 +1,57 @@
+"""Fixtures of the unit tests; nothing here needs a network or a GPU."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: tests share their cores with other work
+
+from pathlib import Path
+
+import pytest
+import torch
+from micro import cutout, fresh_checkpoint, micro_config, photo, rectangle
+from PIL import Image
+
+from imprint.checkpoint import save_checkpoint
+from imprint.config import ImprintConfig
+
+torch.set_num_threads(1)  # the tests' models are too small to share
+
+
+@pytest.fixture(scope="session")
+def micro() -> ImprintConfig:
+    return micro_config()
+
+
+@pytest.fixture(scope="session")
+def micro_file(tmp_path_factory, micro) -> Path:
+    """A whole checkpoint, with its autoencoder."""
+    path = tmp_path_factory.mktemp("checkpoint") / "micro.safetensors"
+    save_checkpoint(path, fresh_checkpoint(micro))
+    return path
+
+
+@pytest.fixture(scope="session")
+def _loaded(micro_file):
+    from imprint.pipeline import ImprintPipeline
+
+    return ImprintPipeline.from_checkpoint(micro_file)
+
+
+@pytest.fixture
+def pipeline(_loaded):
+    """The micro model with a scheduler of its own; the weights are shared and must be left as they are."""
+    from imprint.noise import make_scheduler
+    from imprint.pipeline import ImprintPipeline
+
+    parts = {name: part for name, part in _loaded.components.items() if name != "scheduler"}
+    made = ImprintPipeline(**parts, scheduler=make_scheduler(_loaded.model_config.noise))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture
+def scene() -> tuple[Image.Image, Image.Image, Image.Image]:
+    """(object with alpha, background, hole)."""
+    return cutout(50, 40, seed=1), photo(120, 90, seed=2), rectangle(120, 90, (40, 30, 75, 60))

@@ -1,0 +1,76 @@
+"""What the tests work with: a model of a few hundred kilobytes, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imprint.checkpoint import Checkpoint
+from imprint.config import ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig, dinov2, tokens_adapter
+
+
+def micro_config(**changes) -> ImprintConfig:
+    """The smallest model with every part of a real one: 64 px, 8x8 latents, two UNet levels, 5 tokens."""
+    encoder = dinov2(width=32, layers=1, heads=2, image_size=28)
+    config = ImprintConfig(
+        resolution=64,
+        background="blend",
+        encoder=encoder,
+        adapter=tokens_adapter(encoder, layers=1, heads=2, output_width=32),
+        unet=UNetConfig(
+            in_channels=4,
+            out_channels=4,
+            widths=(32, 64),
+            layers_per_block=1,
+            transformer_layers=(1, 0),
+            mid_transformer_layers=1,
+            heads=(1, 2),
+            context_width=32,
+        ),
+        latent=LatentConfig(autoencoder="tiny", channels=4, downscale=8, scale_factor=1.0),
+        noise=NoiseConfig(1000, 0.00085, 0.012, prediction_type="v_prediction", zero_terminal_snr=True),
+        sampling=SamplingConfig(steps=3, guidance_scale=2.0, context=1.6),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def concat_config() -> ImprintConfig:
+    """As `micro_config`, with SD-inpainting's nine input channels."""
+    config = micro_config()
+    return micro_config(background="concat", unet=dataclasses.replace(config.unet, in_channels=9))
+
+
+def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True) -> Checkpoint:
+    """Random weights that react to the object as strongly as trained ones."""
+    from imprint.pipeline import build_modules, module_tensors
+
+    torch.manual_seed(seed)
+    modules = build_modules(config, with_vae)
+    torch.nn.init.normal_(modules["adapter"].null_embedding)
+    return Checkpoint(config, module_tensors(modules))
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with noise on top: every pixel differs from its neighbours."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    return Image.fromarray((np.asarray(coarse) * 0.8 + random.integers(0, 50, (height, width, 3))).astype(np.uint8))
+
+
+def rectangle(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
+    """A mask, white in (left, top, right, bottom)."""
+    mask = Image.new("L", (width, height))
+    mask.paste(255, box)
+    return mask
+
+
+def cutout(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An object: a photo with an alpha channel that is opaque in an ellipse."""
+    picture = photo(width, height, seed)
+    y, x = np.mgrid[:height, :width]
+    inside = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2) < 0.16
+    picture.putalpha(Image.fromarray((inside * 255).astype(np.uint8)))
+    return picture

@@ -1,0 +1,491 @@
+"""Forty and more damaged files: each one sentence that names the file, and nothing in any of them is executed."""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from micro import fresh_checkpoint, micro_config
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from imprint.checkpoint import FORMAT_VERSION, PARTS, Checkpoint, load_checkpoint, read_config, save_checkpoint
+from imprint.errors import ImprintError
+from imprint.pipeline import ImprintPipeline, module_tensors
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory, micro) -> Path:
+    """The micro model without its autoencoder: under two megabytes."""
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    checkpoint = fresh_checkpoint(micro, with_vae=False)
+    for tensors in checkpoint.parts.values():
+        tensors.update({name: tensor.half() for name, tensor in tensors.items()})
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vae() -> torch.nn.Module:
+    """Stands in for the autoencoder that `small_file` lacks; no damaged file may come so far as to use it."""
+    return torch.nn.Identity()
+
+
+def sentence(path: Path, vae: torch.nn.Module) -> str:
+    """The error of a file that cannot be used."""
+    with pytest.raises(ImprintError) as caught:
+        ImprintPipeline.from_checkpoint(path, vae=vae)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message and len(message) < 1000
+    return message
+
+
+def header_of(data: bytes) -> dict:
+    return json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+
+
+def with_header(data: bytes, header: dict) -> bytes:
+    """The same tensors behind another header."""
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + struct.unpack("<Q", data[:8])[0] :]
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same; the order of the metadata in a file is by chance."""
+    with safe_open(one, framework="pt") as first, safe_open(other, framework="pt") as second:
+        if first.metadata() != second.metadata():
+            return False
+    tensors, others = load_file(one), load_file(other)
+    return tensors.keys() == others.keys() and all(
+        tensor.dtype == others[name].dtype and torch.equal(tensor, others[name]) for name, tensor in tensors.items()
+    )
+
+
+def resaved(small_file: Path, path: Path, change) -> None:
+    """Written anew with a right checksum, after `change(config, parts)`: what another exporter could have made."""
+    checkpoint = load_checkpoint(small_file)
+    parts = {part: dict(tensors) for part, tensors in checkpoint.parts.items()}
+    save_checkpoint(path, Checkpoint(change(parts) or checkpoint.config, parts))
+
+
+class Payload:
+    """A pickle that makes a file when it is opened."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+# --- whole files -----------------------------------------------------------------------------------------------------
+
+
+def test_round_trip_is_exact(tmp_path, micro, micro_file):
+    checkpoint = load_checkpoint(micro_file)
+    assert checkpoint.config == micro and set(checkpoint.parts) == set(PARTS)
+    expected = fresh_checkpoint(micro)
+    for part, tensors in expected.parts.items():
+        assert tensors.keys() == checkpoint.parts[part].keys()
+        assert all(torch.equal(tensor, checkpoint.parts[part][name]) for name, tensor in tensors.items())
+    again = tmp_path / "again.safetensors"
+    save_checkpoint(again, checkpoint)
+    assert same(again, micro_file)
+
+
+def test_the_file_is_plain_safetensors_with_the_documented_names(micro, micro_file):
+    with safe_open(micro_file, framework="pt") as file:
+        metadata, names = file.metadata(), set(file.keys())
+    assert metadata["format"] == "imprint" and metadata["format_version"] == str(FORMAT_VERSION)
+    assert json.loads(metadata["config"])["resolution"] == micro.resolution
+    assert "null_embedding" in names and "adapter.null_embedding" not in names
+    assert {name.partition(".")[0] for name in names} == {*PARTS, "null_embedding"}
+    assert "encoder.encoder.layer.0.attention.attention.query.weight" in names
+    assert {"unet.conv_in.weight", "adapter.blocks.0.qkv.weight"} <= names
+    assert any(name.startswith("vae.decoder.layers.") for name in names)
+
+
+def test_the_pipeline_saves_what_it_loaded(tmp_path, micro_file, pipeline):
+    path = tmp_path / "new folder" / "saved.safetensors"
+    pipeline.save_checkpoint(path)
+    assert same(path, micro_file)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_memory_layout_and_shared_memory_are_no_matter(tmp_path, micro, micro_file):
+    checkpoint = load_checkpoint(micro_file)
+    unet = checkpoint.parts["unet"]
+    for name, tensor in unet.items():
+        unet[name] = tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+    save_checkpoint(tmp_path / "last.safetensors", checkpoint)
+    assert same(tmp_path / "last.safetensors", micro_file)
+    whole = torch.rand(8, 8)
+    checkpoint.parts["unet"] = {"a": whole, "b": whole[2:4], "c": whole.T}
+    save_checkpoint(tmp_path / "shared.safetensors", checkpoint)
+    shared = load_checkpoint(tmp_path / "shared.safetensors").parts["unet"]
+    assert torch.equal(shared["b"], whole[2:4]) and torch.equal(shared["c"], whole.T)
+
+
+def test_read_config_reads_the_configuration_alone(micro, micro_file, tmp_path):
+    assert read_config(micro_file) == micro
+    with pytest.raises(ImprintError, match="no such file"):
+        read_config(tmp_path / "absent.safetensors")
+
+
+def test_half_precision_is_kept_in_the_file(small_file):
+    assert {tensor.dtype for tensors in load_checkpoint(small_file).parts.values() for tensor in tensors.values()} == {
+        torch.float16
+    }
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_no_pickle(tmp_path, small_file):
+    """One header in 32 has a length whose first byte is 0x80."""
+    tensors = load_file(small_file)
+    with safe_open(small_file, framework="pt") as file:
+        metadata = file.metadata()
+    path = tmp_path / "eighty.safetensors"
+    for length in range(0, 256, 4):
+        save_file(tensors, path, metadata | {"note": "x" * length})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert load_checkpoint(path).config == load_checkpoint(small_file).config
+
+
+def test_saving_over_a_file_is_whole_or_not_at_all(tmp_path, small_file, monkeypatch):
+    path = tmp_path / "kept.safetensors"
+    path.write_bytes(b"old")
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, load_checkpoint(small_file))
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_without_an_autoencoder_one_must_be_given(small_file, pipeline):
+    with pytest.raises(ImprintError, match="holds no autoencoder.*vae="):
+        ImprintPipeline.from_checkpoint(small_file)
+    given = ImprintPipeline.from_checkpoint(small_file, vae=pipeline.vae)
+    assert given.vae is pipeline.vae
+
+
+def test_save_pretrained_says_what_to_call(tmp_path, pipeline):
+    with pytest.raises(ImprintError, match="save_checkpoint"):
+        pipeline.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+# --- damaged files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0002, 0.001, 0.01, 0.03, 0.1, 0.3, 0.5, 0.8, 0.99, 0.99999])
+def test_truncated(tmp_path, small_file, vae, share):
+    data = small_file.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(data[: int(len(data) * share)])
+    sentence(path, vae)
+
+
+@pytest.mark.parametrize("length", range(17))
+def test_truncated_at_the_very_start(tmp_path, small_file, vae, length):
+    path = tmp_path / "start.safetensors"
+    path.write_bytes(small_file.read_bytes()[:length])
+    sentence(path, vae)
+
+
+@pytest.mark.parametrize("bit", range(0, 64, 3))
+def test_flipped_bits_of_the_header_s_length(tmp_path, small_file, vae, bit):
+    data = bytearray(small_file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path = tmp_path / "length.safetensors"
+    path.write_bytes(bytes(data))
+    sentence(path, vae)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_flipped_bits_of_the_header(tmp_path, small_file, vae, seed):
+    """Tensors' names, types, shapes and places, the configuration, the version and the checksum."""
+    data = bytearray(small_file.read_bytes())
+    length = struct.unpack("<Q", data[:8])[0]
+    text = bytes(data[8 : 8 + length]).rstrip()  # spaces after the JSON carry nothing
+    random = torch.Generator().manual_seed(seed)
+    metadata = text.index(b"__metadata__")
+    low, high = (metadata, metadata + 2500) if seed % 2 else (0, len(text))
+    place = int(torch.randint(low, high, (1,), generator=random))
+    data[8 + place] ^= 1 << int(torch.randint(8, (1,), generator=random))
+    path = tmp_path / "header.safetensors"
+    path.write_bytes(bytes(data))
+    sentence(path, vae)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_flipped_bits_of_the_tensors(tmp_path, small_file, vae, seed):
+    data = bytearray(small_file.read_bytes())
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    random = torch.Generator().manual_seed(seed)
+    place = (start, len(data) - 1)[seed] if seed < 2 else int(torch.randint(start, len(data), (1,), generator=random))
+    data[place] ^= 1 << int(torch.randint(8, (1,), generator=random))
+    path = tmp_path / "tensor.safetensors"
+    path.write_bytes(bytes(data))
+    assert "does not match its checksum" in sentence(path, vae)
+
+
+@pytest.mark.parametrize("part", ["encoder", "adapter", "unet"])
+def test_a_renamed_tensor(tmp_path, small_file, vae, part):
+    def rename(parts):
+        name = sorted(parts[part])[3]
+        parts[part][f"{name}.old"] = parts[part].pop(name)
+
+    path = tmp_path / "renamed.safetensors"
+    resaved(small_file, path, rename)
+    message = sentence(path, vae)
+    assert f"part '{part}'" in message and "1 missing, 1 surplus" in message
+
+
+@pytest.mark.parametrize("part", ["encoder", "adapter", "unet"])
+@pytest.mark.parametrize("surplus", [False, True])
+def test_a_missing_and_a_surplus_tensor(tmp_path, small_file, vae, part, surplus):
+    def change(parts):
+        if surplus:
+            parts[part]["more.weight"] = torch.zeros(3)
+        else:
+            parts[part].pop(min(parts[part]))
+
+    path = tmp_path / "count.safetensors"
+    resaved(small_file, path, change)
+    message = sentence(path, vae)
+    count = len(load_checkpoint(small_file).parts[part])
+    assert f"part '{part}' has {count + (1 if surplus else -1)} tensors" in message and f"asks for {count}" in message
+
+
+@pytest.mark.parametrize("part", ["encoder", "adapter", "unet"])
+def test_a_tensor_of_another_shape(tmp_path, small_file, vae, part):
+    def reshape(parts):
+        name = next(name for name in sorted(parts[part]) if parts[part][name].ndim > 1)
+        parts[part][name] = parts[part][name].flatten()
+
+    path = tmp_path / "shape.safetensors"
+    resaved(small_file, path, reshape)
+    message = sentence(path, vae)
+    assert f"part '{part}'" in message and "of shape (" in message and "asks for (" in message
+
+
+@pytest.mark.parametrize("part", ["encoder", "adapter", "unet"])
+def test_a_missing_part(tmp_path, small_file, vae, part):
+    path = tmp_path / "part.safetensors"
+    resaved(small_file, path, lambda parts: parts.pop(part) and None)
+    message = sentence(path, vae)
+    assert f"'{part}'" in message and "missing" in message
+
+
+def test_a_missing_null_embedding(tmp_path, small_file, vae):
+    path = tmp_path / "null.safetensors"
+    resaved(small_file, path, lambda parts: parts["adapter"].pop("null_embedding") is None)
+    assert "'null_embedding' is missing" in sentence(path, vae)
+
+
+def test_an_unknown_part(tmp_path, small_file, vae):
+    path = tmp_path / "unknown.safetensors"
+    resaved(small_file, path, lambda parts: parts.update(lora={"a": torch.zeros(2)}))
+    assert "'lora.a' is of no known part (encoder, adapter, unet, vae)" in sentence(path, vae)
+
+
+def test_a_part_of_another_model(tmp_path, small_file, vae):
+    """A whole encoder, but not the one that the configuration describes."""
+    other = dataclasses.replace(micro_config().encoder, layers=2)
+    adapter = micro_config().adapter
+
+    def swap(parts):
+        return micro_config(encoder=other, adapter=adapter)
+
+    path = tmp_path / "deeper.safetensors"
+    resaved(small_file, path, swap)
+    message = sentence(path, vae)
+    assert "part 'encoder'" in message and "configuration asks for" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"encoder": {"width": 64}}, "64.*the adapter takes 5 of width 32"),
+        ({"adapter": {"input_width": 16}}, "width 32.*of width 16"),
+        ({"encoder": {"image_size": 42}}, "gives 10 tokens.*takes 5"),
+        ({"adapter": {"output_width": 64}}, "width 64, but the UNet takes 32"),
+        ({"latent": {"channels": 16}}, "16"),
+        ({"unet": {"in_channels": 9}}, "9 input.*needs 4 and 4"),
+        ({"resolution": 72}, "72 is not a multiple of 16"),
+        ({"encoder": {"depth": 1}}, "unknown.*depth"),
+    ],
+)
+def test_parts_that_do_not_fit_together(tmp_path, small_file, vae, changes, expected):
+    data = small_file.read_bytes()
+    header = header_of(data)
+    config = json.loads(header["__metadata__"]["config"])
+    for name, change in changes.items():
+        config[name] = config[name] | change if isinstance(change, dict) else change
+    header["__metadata__"]["config"] = json.dumps(config)
+    path = tmp_path / "mismatch.safetensors"
+    path.write_bytes(with_header(data, header))
+    message = sentence(path, vae)
+    assert re.search(expected, message), message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"format_version": "2"}, "version '2'.*reads version 1"),
+        ({"format_version": "1000"}, "update Imprint"),
+        ({"format_version": "one"}, "'one'"),
+        ({"format_version": None}, "version None"),
+        ({"format": "pt"}, "not an Imprint checkpoint"),
+        ({"format": None}, "not an Imprint checkpoint"),
+        ({"config": None}, "no configuration"),
+        ({"config": "{}"}, "lacks"),
+        ({"config": "not json"}, "not JSON"),
+        ({"config": "[" * 100_000}, "not JSON"),
+        ({"sha256": None}, "checksum"),
+        ({"sha256": ""}, "checksum"),
+    ],
+)
+def test_metadata(tmp_path, small_file, vae, changes, expected):
+    data = small_file.read_bytes()
+    header = header_of(data)
+    header["__metadata__"] |= changes
+    header["__metadata__"] = {key: value for key, value in header["__metadata__"].items() if value is not None}
+    path = tmp_path / "metadata.safetensors"
+    path.write_bytes(with_header(data, header))
+    message = sentence(path, vae)
+    assert re.search(expected, message), message
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "BOOL", "U64", "F99"])
+def test_a_type_of_numbers_that_was_not_written(tmp_path, small_file, vae, dtype):
+    data = small_file.read_bytes()
+    header = header_of(data)
+    header["null_embedding"]["dtype"] = dtype
+    path = tmp_path / "dtype.safetensors"
+    path.write_bytes(with_header(data, header))
+    sentence(path, vae)
+
+
+def foreign(path: Path, metadata=None) -> None:
+    save_file({"model.weight": torch.zeros(4, 4), "lora.up": torch.ones(2)}, path, metadata)
+
+
+def test_a_foreign_safetensors_file(tmp_path, vae):
+    path = tmp_path / "foreign.safetensors"
+    foreign(path)
+    assert "not an Imprint checkpoint" in sentence(path, vae)
+    foreign(path, {"format": "pt"})
+    assert "not an Imprint checkpoint" in sentence(path, vae)
+    save_file({}, path)
+    assert "not an Imprint checkpoint" in sentence(path, vae)
+
+
+def pickles() -> dict:
+    def torch_zip(target: Path) -> bytes:
+        buffer = io.BytesIO()
+        torch.save({"unet": torch.zeros(2), "payload": Payload(target)}, buffer)
+        return buffer.getvalue()
+
+    def torch_legacy(target: Path) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(Payload(target), buffer, _use_new_zipfile_serialization=False)
+        return buffer.getvalue()
+
+    def zip_of_pickle(target: Path) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(Payload(target)))
+        return buffer.getvalue()
+
+    def behind_a_header(target: Path) -> bytes:
+        """What looks like safetensors for nine bytes."""
+        return struct.pack("<Q", 0x80) + b"{" + pickle.dumps(Payload(target))
+
+    made = {f"protocol {number}": lambda target, n=number: pickle.dumps(Payload(target), n) for number in range(6)}
+    return made | {"torch": torch_zip, "legacy": torch_legacy, "zip": zip_of_pickle, "disguised": behind_a_header}
+
+
+@pytest.mark.parametrize("kind", pickles())
+def test_a_pickle_is_refused_and_not_executed(tmp_path, vae, kind):
+    target, path = tmp_path / "executed", tmp_path / "model.safetensors"
+    path.write_bytes(pickles()[kind](target))
+    message = sentence(path, vae)
+    assert not target.exists()
+    if kind not in ("protocol 0", "protocol 1", "disguised"):  # text without a mark
+        assert "is a pickle" in message
+    if kind.startswith("protocol"):
+        pickle.loads(path.read_bytes())  # it would have worked
+        assert target.exists()
+
+
+def test_what_is_no_file_of_tensors(tmp_path, vae, small_file):
+    folder = tmp_path / "folder.safetensors"
+    folder.mkdir()
+    made = {
+        "empty": b"",
+        "zeros": bytes(4096),
+        "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 48000000\n",
+        "html": b"<!DOCTYPE html><html><body>404</body></html>",
+        "json": b'{"resolution": 256}',
+        "long": struct.pack("<Q", 2**63) + b"{",
+        "no tensors": struct.pack("<Q", 8) + b"{}      ",
+        "doubled": small_file.read_bytes() * 2,
+        "with a tail": small_file.read_bytes() + b"\0",
+        "not utf-8": struct.pack("<Q", 8) + b'{"\xff\xff":1',
+    }
+    for name, content in made.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(content)
+        sentence(path, vae)
+    for path in (folder, tmp_path / "absent.safetensors", tmp_path / ("n" * 400), tmp_path / "a\0b.safetensors"):
+        with pytest.raises(ImprintError, match="no such file"):
+            ImprintPipeline.from_checkpoint(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_does_not_hang(tmp_path):
+    path = tmp_path / "pipe.safetensors"
+    os.mkfifo(path)
+    caught = []
+
+    def load():
+        try:
+            load_checkpoint(path)
+        except ImprintError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive() and len(caught) == 1
+
+
+def test_loading_is_strict_for_the_autoencoder_too(tmp_path, micro_file):
+    checkpoint = load_checkpoint(micro_file)
+    name = min(checkpoint.parts["vae"])
+    checkpoint.parts["vae"][name] = checkpoint.parts["vae"][name][:1]
+    path = tmp_path / "vae.safetensors"
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(ImprintError, match=f"part 'vae' has '{name}' of shape"):
+        ImprintPipeline.from_checkpoint(path)
+
+
+def test_module_tensors_are_what_a_checkpoint_of_the_model_holds(micro_file, pipeline):
+    parts = module_tensors({part: getattr(pipeline, part) for part in PARTS})
+    for part, tensors in load_checkpoint(micro_file).parts.items():
+        assert tensors.keys() == parts[part].keys()

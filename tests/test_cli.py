@@ -1,0 +1,464 @@
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from micro import cutout, fresh_checkpoint, micro_config, rectangle
+from PIL import Image
+from test_images import huge_png
+
+from imprint import __version__, cli
+from imprint.blending import feather
+from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from imprint.images import mask_to_tensor
+from imprint.pipeline import FEATHER
+from imprint.placement import Placement
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def files(tmp_path, scene, micro_file) -> Path:
+    """A folder with object.png (with alpha), plain.png and object-mask.png, background.png, hole.png and unusable files."""
+    subject, background, hole = scene
+    subject.save(tmp_path / "object.png")
+    subject.convert("RGB").save(tmp_path / "plain.png")
+    subject.getchannel("A").save(tmp_path / "object-mask.png")
+    background.save(tmp_path / "background.png")
+    hole.save(tmp_path / "hole.png")
+    (tmp_path / "model.safetensors").symlink_to(micro_file)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "background.png").read_bytes()[:500])
+    (tmp_path / "huge.png").write_bytes(huge_png(40_000, 4_000))
+    Image.new("L", background.size).save(tmp_path / "empty.png")
+    rectangle(60, 45, (10, 10, 30, 30)).save(tmp_path / "small.png")
+    return tmp_path
+
+
+def command(folder: Path, **changes) -> list[str]:
+    """A `composite` command line; a change to None leaves an option out."""
+    options = {
+        "object": folder / "object.png",
+        "background": folder / "background.png",
+        "mask": folder / "hole.png",
+        "out": folder / "out.png",
+        "checkpoint": folder / "model.safetensors",
+    } | changes
+    words = ["composite"]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if one is None else [f"--{name.replace('_', '-')}", str(one)]
+    return words
+
+
+def failure(capsys, words: list[str]) -> str:
+    """The one line on stderr of a command that must fail."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("imprint: error: ")
+    assert err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def blend_of(background: Path, hole: Path, config) -> np.ndarray:
+    """(H, W) bool: where the picture may change."""
+    mask = (mask_to_tensor(Image.open(hole)) > 0.5).float()
+    place = Placement.around(mask[0], config.resolution, config.sampling.context)
+    return (feather(mask, outwards=round(FEATHER * place.side / place.resolution))[0] > 0).numpy()
+
+
+# --- composite -------------------------------------------------------------------------------------------------------
+
+
+def test_composite_writes_the_picture_and_says_where(files, capsys, micro):
+    assert cli.main(command(files)) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"{re.escape(str(files / 'out.png'))} \(\d+\.\d s\)\n", out)
+    assert "3/3" in err  # the progress bar over the steps
+    within = blend_of(files / "background.png", files / "hole.png", micro)
+    made, before = pixels(files / "out.png"), pixels(files / "background.png")
+    assert made.shape == before.shape
+    assert np.array_equal(made[~within], before[~within])
+    assert not np.array_equal(made[within], before[within])
+
+
+def test_the_seed_decides(files):
+    pictures = []
+    for seed, name in ((0, "a"), (0, "b"), (1, "c"), (None, "d")):
+        assert cli.main(command(files, seed=seed, out=files / f"{name}.png")) == 0
+        pictures.append(pixels(files / f"{name}.png"))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+    assert np.array_equal(pictures[0], pictures[3])  # by default 0
+
+
+def test_a_mask_or_the_alpha_channel(files):
+    cli.main(command(files, out=files / "alpha.png"))
+    masked = command(files, object=files / "plain.png", object_mask=files / "object-mask.png", out=files / "masked.png")
+    assert cli.main(masked) == 0
+    assert np.array_equal(pixels(files / "alpha.png"), pixels(files / "masked.png"))
+
+
+def test_several_views(files):
+    cutout(30, 60, seed=5).save(files / "second.png")
+    cli.main(command(files, out=files / "one.png"))
+    assert cli.main(command(files, object=[files / "object.png", files / "second.png"], out=files / "two.png")) == 0
+    assert not np.array_equal(pixels(files / "one.png"), pixels(files / "two.png"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 1},
+        {"guidance": 1},
+        {"context": 3},
+        {"feather": 0},
+        {"colour_match": 1},
+        {"dtype": "bf16", "steps": 1},
+    ],
+)
+def test_every_setting_counts(files, changes):
+    cli.main(command(files, out=files / "plain-out.png"))
+    assert cli.main(command(files, device="cpu", **changes)) == 0
+    assert not np.array_equal(pixels(files / "plain-out.png"), pixels(files / "out.png"))
+
+
+def test_other_formats_and_new_folders(files):
+    out = files / "new" / "folder" / "out.jpg"
+    assert cli.main(command(files, out=out)) == 0
+    assert Image.open(out).format == "JPEG" and [path.name for path in out.parent.iterdir()] == ["out.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"object": "absent.png"}, "absent.png: no such file"),
+        ({"background": "broken.png"}, "broken.png cannot be read as a picture"),
+        ({"mask": "huge.png"}, "huge.png is 40000x4000.*megapixels"),
+        ({"object": "model.safetensors"}, "cannot be read as a picture"),
+        ({"mask": "empty.png"}, "mask of the hole is empty"),
+        ({"mask": "small.png"}, "background.png is 120x90, but its mask .*small.png is 60x45"),
+        ({"object": "plain.png"}, "no mask and no transparency"),
+        ({"object": "plain.png", "object_mask": "small.png"}, "plain.png is 50x40, but its mask .*small.png is 60x45"),
+        ({"object": "background.png", "object_mask": "empty.png"}, "object's mask is empty"),
+        ({"object": ["object.png", "object.png"], "object_mask": "object-mask.png"}, "2 view.*1 mask"),
+        ({"checkpoint": "absent.safetensors"}, "absent.safetensors: no such file"),
+        ({"checkpoint": "background.png"}, "not a safetensors file"),
+        ({"out": "out.txt"}, "'.txt' is no picture format"),
+        ({"out": "out"}, "is no picture format"),
+        ({"out": "object.png/out.png"}, "cannot be written"),
+        ({"out": "."}, "no picture format"),
+    ],
+)
+def test_unusable_files(files, capsys, monkeypatch, changes, message):
+    monkeypatch.chdir(files)
+    before = sorted(files.iterdir())
+    assert re.search(message, failure(capsys, command(Path(), **changes)))
+    assert sorted(files.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**70}, "seed is"),
+        ({"steps": 0}, "0 steps"),
+        ({"context": 0.3}, "context is 0.3"),
+        ({"context": "nan"}, "context is nan"),
+        ({"guidance": "inf"}, "guidance is inf"),
+        ({"feather": -2}, "feather is -2 pixels"),
+        ({"colour_match": 2}, "colour match 2"),
+        ({"device": "cuda"}, "no 'cuda' device"),
+    ],
+)
+def test_unusable_settings(files, capsys, changes, message):
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    assert message in failure(capsys, command(files, **changes)).replace("(", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["paint"],
+        ["composite"],
+        ["composite", "--object", "a.png"],
+        ["demo", "--steps", "many"],
+        ["demo", "--seed", "1.5"],
+        ["demo", "--device", "tpu"],
+        ["demo", "--dtype", "int8"],
+        ["batch"],
+        ["info"],
+        ["info", "a", "b"],
+        ["demo", "--stps", "3"],
+    ],
+)
+def test_wrong_command_lines_leave_with_two(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    assert left.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_bad_input_fails_before_the_model_is_loaded(files, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_pipeline", lambda options: pytest.fail("loaded"))
+    failure(capsys, command(files, object=files / "absent.png"))
+    failure(capsys, command(files, out=files / "out.txt"))
+    failure(capsys, command(files, seed=-1))
+
+
+def test_without_diffusers_the_extra_is_named(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as Python marks what cannot be imported
+    monkeypatch.delitem(sys.modules, "imprint.pipeline")
+    assert "pip install 'imprint[pipeline]'" in failure(capsys, command(files))
+
+
+def test_ctrl_c_leaves_silently(files, capsys, monkeypatch):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_pipeline", interrupt)
+    assert cli.main(command(files)) == 130
+    assert capsys.readouterr() == ("", "")
+    assert not (files / "out.png").exists()
+
+
+# --- batch -----------------------------------------------------------------------------------------------------------
+
+
+def job(**changes) -> dict:
+    values = {"object": "object.png", "background": "background.png", "mask": "hole.png", "out": "out.png", "seed": 0}
+    return {key: value for key, value in (values | changes).items() if value is not ...}
+
+
+def batch(files: Path, lines: list, *words: str) -> int:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (files / "jobs.jsonl").write_text(text + "\n", encoding="utf-8")
+    return cli.main(["batch", str(files / "jobs.jsonl"), "--checkpoint", str(files / "model.safetensors"), *words])
+
+
+def test_batch_makes_what_composite_makes(files, capsys, monkeypatch):
+    loads, load = [], cli._pipeline
+    monkeypatch.setattr(cli, "_pipeline", lambda options: loads.append(1) or load(options))
+    monkeypatch.chdir(files.parent)  # paths are relative to the jobs' folder and not to this one
+    lines = [
+        job(out="made/a.png", seed=3),
+        "",
+        job(out="made/b.png", object="plain.png", object_mask="object-mask.png", seed=...),
+        job(out="made/c.png", object=["object.png", "plain.png"], object_mask=["object-mask.png"] * 2),
+        job(out=str(files / "made" / "ü.png"), object_mask=None),
+    ]
+    assert batch(files, lines) == 0
+    out, err = capsys.readouterr()
+    assert out == "4 written, 0 skipped, 0 failed\n"
+    assert "4/4" in err and "3/3" not in err  # one bar, over the jobs
+    assert loads == [1]
+    for seed, name in ((3, "a"), (0, "b")):
+        cli.main(command(files, seed=seed))
+        assert np.array_equal(pixels(files / "out.png"), pixels(files / "made" / f"{name}.png"))
+    assert sorted(path.name for path in (files / "made").iterdir()) == ["a.png", "b.png", "c.png", "ü.png"]
+
+
+BAD_LINES = {
+    "{": "not JSON",
+    "[" * 100_000: "not JSON",
+    "3": "is int, not an object",
+    '["object"]': "is list",
+    json.dumps(job(out=...)): "missing keys: out",
+    json.dumps(job(stepz=3)): "unknown keys: stepz",
+    json.dumps(job(object=3)): "'object' is 3",
+    json.dumps(job(object=[])): "'object' is []",
+    json.dumps(job(object="")): "'object' is ''",
+    json.dumps(job(out=None)): "'out' is None",
+    json.dumps(job(background=["a.png", "b.png"])): "path of one file",
+    json.dumps(job(object_mask=7)): "'object_mask' is 7",
+    json.dumps(job(object_mask=["a.png", "b.png"])): "1 view(s) of the object and 2 mask(s)",
+    json.dumps(job(seed=1.5)): "seed is 1.5",
+    json.dumps(job(seed=True)): "seed is True",
+    json.dumps(job(seed="1")): "seed is '1'",
+    json.dumps(job(seed=-1)): "seed is -1",
+    json.dumps(job(object="absent.png")): "absent.png: no such file",
+    json.dumps(job(background="huge.png")): "huge.png is 40000x4000",
+    json.dumps(job(background="broken.png")): "broken.png cannot be read",
+    json.dumps(job(mask="empty.png")): "mask of the hole is empty",
+    json.dumps(job(mask="small.png")): "make them the same size",
+    json.dumps(job(object="plain.png")): "no mask and no transparency",
+    json.dumps(job(out="bad.txt")): "no picture format",
+    json.dumps(job(object="a\0b.png")): "no such file",
+}
+
+
+def test_batch_goes_on_past_bad_lines_and_reports_each(files, capsys):
+    bad = [
+        json.dumps(json.loads(line) | {"out": f"bad-{n}.png"})
+        if line.startswith("{") and line != "{" and '"out": "out.png"' in line
+        else line
+        for n, line in enumerate(BAD_LINES)
+    ]
+    lines = [job(out="first.png"), *bad, job(out="first.png"), job(out="last.png")]
+    assert batch(files, lines) == 2
+    out, err = capsys.readouterr()
+    reports = dict(re.findall(r"imprint: error: [^\n]*jobs\.jsonl, line (\d+): (.*)", err))
+    for number, message in enumerate(BAD_LINES.values(), start=2):
+        assert message in reports.pop(str(number))
+    assert "is what line 1 writes" in reports.pop(str(len(lines) - 1))
+    assert not reports
+    assert out == f"2 written, 0 skipped, {len(BAD_LINES) + 1} failed\n"
+    assert (files / "first.png").is_file() and (files / "last.png").is_file()
+    assert not list(files.glob("bad*")) and "Traceback" not in err
+
+
+def test_batch_skips_what_is_written(files, capsys, monkeypatch):
+    lines = [job(out="a.png"), job(out="b.png")]
+    assert batch(files, lines[:1]) == 0
+    stamp = (files / "a.png").stat().st_mtime_ns
+    assert batch(files, lines) == 0
+    assert capsys.readouterr().out.endswith("1 written, 1 skipped, 0 failed\n")
+    assert (files / "a.png").stat().st_mtime_ns == stamp
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "_pipeline", lambda options: pytest.fail("loaded for nothing"))
+        assert batch(files, lines) == 0
+    assert capsys.readouterr().out == "0 written, 2 skipped, 0 failed\n"
+    assert batch(files, lines, "--overwrite") == 0
+    assert capsys.readouterr().out == "2 written, 0 skipped, 0 failed\n"
+    assert (files / "a.png").stat().st_mtime_ns > stamp
+
+
+def test_batch_stopped_in_the_middle_goes_on_there(files, capsys, monkeypatch):
+    make, made = cli._make, []
+
+    def stop_at_the_second(*args):
+        if made:
+            raise KeyboardInterrupt
+        made.append(make(*args))
+
+    lines = [job(out=f"{name}.png", seed=5) for name in "abc"]
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "_make", stop_at_the_second)
+        assert batch(files, lines) == 130
+    assert [(files / f"{name}.png").exists() for name in "abc"] == [True, False, False]
+    capsys.readouterr()
+    assert batch(files, lines) == 0
+    assert capsys.readouterr().out == "2 written, 1 skipped, 0 failed\n"
+    assert np.array_equal(pixels(files / "a.png"), pixels(files / "c.png"))
+
+
+def test_batch_of_a_bad_file(files, capsys):
+    assert "cannot be read" in failure(capsys, ["batch", str(files / "absent.jsonl")])
+    assert "cannot be read" in failure(capsys, ["batch", str(files)])
+    (files / "empty.jsonl").write_text("\n\n")
+    assert cli.main(["batch", str(files / "empty.jsonl")]) == 0
+    assert capsys.readouterr().out == "0 written, 0 skipped, 0 failed\n"
+    assert cli.main(["batch", str(files / "background.png")]) == 2  # lines of anything
+    assert "Traceback" not in capsys.readouterr().err
+    (files / "jobs.jsonl").write_text(json.dumps(job()))
+    words = ["batch", str(files / "jobs.jsonl"), "--checkpoint", str(files / "background.png")]
+    assert "not a safetensors file" in failure(capsys, words)
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info(micro_file, capsys, micro):
+    assert cli.main(["info", str(micro_file)]) == 0
+    text = capsys.readouterr().out
+    assert "checksum verified" in text and "unet.widths" in text
+    checkpoint = load_checkpoint(micro_file)
+    for part, tensors in checkpoint.parts.items():
+        row = next(line for line in text.splitlines() if line.startswith(part + " ")).split()
+        count = sum(tensor.numel() for tensor in tensors.values())
+        assert row[1:] == [f"{len(tensors):,}", f"{count:,}", f"{4 * count:,}", "float32"]
+
+
+def test_info_json(micro_file, capsys, micro):
+    assert cli.main(["info", str(micro_file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["format_version"] == 1 and found["checksum"] == "verified"
+    assert set(found["parts"]) == {"encoder", "adapter", "unet", "vae"}
+    assert found["config"] == json.loads(micro.to_json())
+
+
+def test_info_of_mixed_precision_and_of_damaged_files(tmp_path, micro_file, capsys):
+    checkpoint = fresh_checkpoint(micro_config(), with_vae=False)
+    checkpoint.parts["adapter"]["null_embedding"] = checkpoint.parts["adapter"]["null_embedding"].half()
+    save_checkpoint(tmp_path / "mixed.safetensors", checkpoint)
+    assert cli.main(["info", str(tmp_path / "mixed.safetensors"), "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert parts["adapter"]["dtypes"] == ["float16", "float32"] and "vae" not in parts
+    data = bytearray(micro_file.read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "damaged.safetensors").write_bytes(bytes(data))
+    assert "checksum" in failure(capsys, ["info", str(tmp_path / "damaged.safetensors")])
+    assert "no such file" in failure(capsys, ["info", str(tmp_path / "absent")])
+
+
+# --- the installed command -------------------------------------------------------------------------------------------
+
+
+def process(folder: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess:
+    """`python -m imprint` in a process of its own."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'imprint'; import runpy; "
+    code += "runpy.run_module('imprint', run_name='__main__', alter_sys=False)"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom imprint.cli import main\ntry: main(['--help'])\n"
+    code += (
+        "except SystemExit: print(sorted({'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 5
+    assert all(name in done.stdout for name in ("demo", "composite", "batch", "info"))
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import imprint; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"imprint {__version__}\n"
+
+
+def test_demo(tmp_path):
+    """The README's first command, with the shipped checkpoint."""
+    done = process(tmp_path, "demo")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "imprint-demo.png"
+    assert re.fullmatch(rf"{re.escape(str(path))} \(\d+\.\d s\)\n", done.stdout)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    background, hole = cli.SAMPLES / "background.png", cli.SAMPLES / "hole.png"
+    made, before = Image.open(path), Image.open(background)
+    assert made.size == before.size
+    within = blend_of(background, hole, load_checkpoint(SHIPPED).config)
+    assert np.array_equal(pixels(path)[~within], pixels(background)[~within])
+    assert (np.abs(pixels(path).astype(int) - pixels(background))[within] > 4).mean() > 0.2
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_errors_of_the_process(tmp_path):
+    done = process(tmp_path, "info", "absent.safetensors")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("imprint: error: absent.safetensors: no such file") and done.stderr.count("\n") == 1
+
+
+def test_the_demo_s_pictures_are_usable():
+    subject, background, hole = (Image.open(cli.SAMPLES / f"{name}.png") for name in ("object", "background", "hole"))
+    assert subject.has_transparency_data and background.size == hole.size
+    assert 0 < float((mask_to_tensor(hole) > 0.5).float().mean()) < 0.5

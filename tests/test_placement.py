@@ -1,0 +1,221 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from imprint.blending import feather
+from imprint.errors import ImprintError
+from imprint.placement import Placement
+
+
+def hole(height: int, width: int, top: int, left: int, bottom: int, right: int) -> torch.Tensor:
+    mask = torch.zeros(height, width)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_context_is_the_side_over_the_longer_side_of_the_hole():
+    mask = hole(300, 400, 100, 150, 120, 210)  # 20 x 60
+    for context, side in ((1, 60), (1.5, 90), (2, 120), (3.5, 210)):
+        place = Placement.around(mask, 64, context)
+        assert place.side == side
+        # The hole lies in the middle.
+        assert abs((place.top + side / 2) - 110) <= 0.5 and abs((place.left + side / 2) - 180) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("box", "top", "left"),
+    [
+        ((0, 0, 40, 40), 0, 0),
+        ((0, 360, 40, 400), 0, 320),
+        ((260, 0, 300, 40), 220, 0),
+        ((260, 360, 300, 400), 220, 320),
+        ((130, 0, 170, 40), 110, 0),
+    ],
+)
+def test_at_a_border_the_square_moves_into_the_frame(box, top, left):
+    place = Placement.around(hole(300, 400, *box), 64, 2.0)
+    assert (place.side, place.top, place.left) == (80, top, left)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 100), (100, 300)])
+def test_a_frame_narrower_than_the_square_is_centred_in_it(height, width):
+    mask = hole(height, width, height // 2 - 40, width // 2 - 40, height // 2 + 40, width // 2 + 40)
+    place = Placement.around(mask, 64, 2.0)
+    assert place.side == 160
+    narrow, wide = (place.left, place.top) if width < height else (place.top, place.left)
+    assert narrow == -30
+    assert wide == 70
+    crop = place.extract(torch.ones(1, 3, height, width))
+    assert torch.allclose(crop, torch.ones_like(crop), atol=1e-6)  # border pixels are repeated, nothing is black
+
+
+def test_more_context_than_there_is_gives_the_whole_frame():
+    place = Placement.around(hole(90, 160, 20, 20, 60, 60), 64, 100.0)
+    assert (place.side, place.left, place.top) == (160, 0, -35)
+
+
+def test_a_frame_smaller_than_the_model_s_crop_is_enlarged():
+    place = Placement.around(hole(20, 24, 5, 5, 15, 15), 64, 2.0)
+    assert place.side == 20
+    assert place.extract(noise(1, 3, 20, 24)).shape == (1, 3, 64, 64)
+
+
+def test_a_full_hole_and_one_pixel():
+    full = Placement.around(torch.ones(50, 70), 64, 2.0)
+    assert full.side == 70 and full.left == 0
+    one = Placement.around(hole(50, 70, 10, 10, 11, 11), 64, 1.0)
+    assert (one.side, one.top, one.left) == (1, 10, 10)
+
+
+def test_at_the_model_s_own_size_the_crop_is_the_frame_s_pixels():
+    frames = noise(2, 3, 200, 300)
+    place = Placement.around(hole(200, 300, 50, 60, 82, 92), 64, 2.0)
+    assert place.side == 64
+    crop = place.extract(frames)
+    assert torch.equal(crop, frames[:, :, place.top : place.top + 64, place.left : place.left + 64])
+    assert torch.equal(place.insert(frames, crop), frames)
+
+
+def test_several_frames_are_each_frame():
+    frames = noise(3, 3, 70, 110)
+    place = Placement.around(hole(70, 110, 20, 30, 45, 50), 32, 1.5)
+    crops = place.extract(frames)
+    for frame, crop in zip(frames, crops):
+        assert torch.equal(place.extract(frame[None])[0], crop)
+    back = place.insert(frames, crops)
+    for frame, crop, one in zip(frames, crops, back):
+        assert torch.equal(place.insert(frame[None], crop[None])[0], one)
+
+
+def test_insert_does_not_change_its_input():
+    frames = noise(1, 3, 70, 110)
+    before = frames.clone()
+    Placement.around(hole(70, 110, 20, 30, 45, 50), 32).insert(frames, torch.zeros(1, 3, 32, 32))
+    assert torch.equal(frames, before)
+
+
+def test_forth_and_back_keeps_the_picture():
+    """Smooth content survives a crop of larger and of smaller size than the model's."""
+    line = torch.linspace(0.1, 0.9, 240)
+    frames = (line[:, None] * line)[None, None].repeat(1, 3, 1, 1)
+    for size in (20, 60):
+        place = Placement.around(hole(240, 240, 90, 90, 90 + size, 90 + size), 64, 2.0)
+        assert (place.insert(frames, place.extract(frames)) - frames).abs().max() < 2e-3
+
+
+def test_the_mask_s_crop_touches_whatever_the_hole_touches():
+    mask = hole(400, 400, 100, 100, 101, 300)  # a line, one pixel thin, that the crop reduces
+    place = Placement.around(mask, 64, 1.0)
+    crop = place.extract_mask(mask[None])[0]
+    assert set(crop.unique().tolist()) == {0.0, 1.0}
+    assert bool(crop.any(0).all())
+
+
+def test_beyond_the_frame_a_hole_at_the_border_goes_on():
+    """There its pixels are repeated: they must not be seen either."""
+    mask = hole(40, 200, 0, 50, 20, 150)
+    place = Placement.around(mask, 64, 1.0)
+    assert place.side == 100 and place.top == -30
+    crop = place.extract_mask(mask[None])[0]
+    assert bool(crop[:20].all()) and not bool(crop[-20:].any())
+    frames = noise(1, 3, 40, 200)
+    other = torch.where(mask > 0, noise(1, 3, 40, 200, seed=1), frames)
+    first, second = place.extract(frames), place.extract(other)
+    seen = F.max_pool2d(crop[None, None], 5, 1, 2)[0, 0] == 0  # the resize's filter reaches two pixels
+    assert not torch.equal(first, second)
+    assert torch.equal(first[:, :, seen], second[:, :, seen])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Placement.around(torch.zeros(64, 64), 64), "empty"),
+        (lambda: Placement.around(torch.ones(64, 64), 60), "resolution is 60.*multiple of 8"),
+        (lambda: Placement.around(torch.ones(64, 64), 72, multiple=16), "multiple of 16"),
+        (lambda: Placement.around(torch.ones(64, 64), 0), "resolution is 0"),
+        (lambda: Placement.around(torch.ones(64, 64), -64), "resolution is -64"),
+        (lambda: Placement.around(torch.ones(64, 64), 64, 0.9), "context is 0.9"),
+        (lambda: Placement.around(torch.ones(64, 64), 64, float("nan")), "context is nan"),
+        (lambda: Placement.around(torch.ones(64, 64), 64, float("inf")), "context is inf"),
+        (lambda: Placement.around(torch.ones(64, 64), 64).extract(torch.ones(1, 3, 64, 65)), "65x64.*64x64"),
+        (lambda: Placement.around(torch.ones(64, 64), 64).extract_mask(torch.ones(1, 32, 64)), "64x32"),
+        (
+            lambda: Placement.around(torch.ones(64, 64), 64).insert(torch.ones(1, 3, 9, 9), torch.ones(1, 3, 64, 64)),
+            "9x9",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ImprintError, match=message):
+        call()
+
+
+@st.composite
+def scenes(draw):
+    """(mask, resolution, context): a box with a hole in it, anywhere in a frame of any shape."""
+    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    bottom, right = draw(st.integers(top + 1, height)), draw(st.integers(left + 1, width))
+    mask = hole(height, width, top, left, bottom, right)
+    if draw(st.booleans()) and bottom - top > 2 and right - left > 2:
+        mask[top + 1 : bottom - 1, left + 1 : right - 1] = 0
+    return mask, draw(st.sampled_from((8, 32, 40))), draw(st.floats(1, 5))
+
+
+@given(scenes(), st.integers(0, 6), st.integers(0, 6))
+@example((torch.ones(1, 1), 8, 1.0), 0, 0)
+@example((hole(1, 90, 0, 89, 1, 90), 8, 1.0), 3, 3)
+@settings(max_examples=120, deadline=None)
+def test_no_pixel_changes_outside_the_blend_mask_and_every_crop_maps_back(scene, inwards, outwards):
+    mask, resolution, context = scene
+    height, width = mask.shape
+    place = Placement.around(mask, resolution, context)
+
+    # The square holds the whole hole, is no larger than the frame, and lies in it wherever it fits.
+    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    assert place.top <= rows[0] and rows[-1] < place.top + place.side
+    assert place.left <= columns[0] and columns[-1] < place.left + place.side
+    assert place.side <= max(height, width)
+    for start, frame in ((place.top, height), (place.left, width)):
+        if place.side <= frame:
+            assert 0 <= start <= frame - place.side
+        else:
+            assert start <= 0 and start + place.side >= frame
+
+    frames = noise(1, 3, height, width, seed=height * width)
+    crop = place.extract(frames)
+    assert crop.shape == (1, 3, resolution, resolution)
+    assert bool(crop.isfinite().all()) and 0 <= crop.min() and crop.max() <= 1
+
+    # A crop of another colour goes to the hole and nowhere else.
+    blend = feather(mask[None], inwards, outwards)
+    result = place.insert(frames, 1 - crop, blend)
+    untouched = (blend[:, None] == 0).expand_as(frames)
+    assert torch.equal(result[untouched], frames[untouched])
+    painted = place.insert(frames, torch.ones_like(crop), blend)
+    assert torch.allclose(
+        painted, torch.lerp(frames, torch.ones_like(frames), blend[:, None] * inside(place)), atol=1e-5
+    )
+
+    # Every pixel of the model's crop that overlaps the hole in the frame is hole there too.
+    there = place.extract_mask(mask[None])
+    least = -F.adaptive_max_pool2d(-there[:, None], place.side)[0, 0]
+    rows, columns = mask.nonzero().T
+    assert bool((least[rows - place.top, columns - place.left] == 1).all())
+
+    # The untouched crop of a plain frame gives the plain frame back.
+    plain = torch.full((1, 3, height, width), 0.25)
+    assert torch.allclose(place.insert(plain, place.extract(plain)), plain, atol=1e-5)
+
+
+def inside(place: Placement) -> torch.Tensor:
+    """(H, W): 1 where the frame lies in the square."""
+    square = torch.zeros(place.height, place.width)
+    square[max(0, place.top) : place.top + place.side, max(0, place.left) : place.left + place.side] = 1
+    return square

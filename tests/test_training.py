@@ -1,0 +1,527 @@
+"""Both stages for a few steps on a CPU, with data made here in the documented layouts."""
+
+import argparse
+import dataclasses
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from micro import cutout, fresh_checkpoint, micro_config, photo
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
+pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
+
+from imprint.checkpoint import load_checkpoint, save_checkpoint
+from imprint.config import PRESETS
+from imprint.errors import ImprintError
+from imprint.noise import alphas_cumprod
+from imprint.pipeline import ImprintPipeline
+from training import photos, train
+from training.pairs import KINDS, MAX_FRAME_GAP, Batch, PairMaker, Photos, Views, _neighbours
+from training.shards import Record, read_shards, sample, shard_writer
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+def webp(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+def write_views(folder: Path, objects: int, views: int, seed: int) -> None:
+    with shard_writer(folder / "views-000000.tar") as writer:
+        for number in range(objects):
+            for view in range(views):
+                record = Record(f"thing-{seed}-{number}", "", view, "test", "CC0")
+                picture = cutout(48, 48, seed=100 * seed + 10 * number + view)
+                writer.write(sample(f"{number:03d}-{view:02d}", webp(picture), "webp", record))
+
+
+def write_davis(folder: Path, frames: range) -> None:
+    """A clip in DAVIS's own layout: one object that moves to the right."""
+    for kind in ("JPEGImages", "Annotations"):
+        (folder / kind / "360p" / "clip").mkdir(parents=True)
+    for frame in frames:
+        picture, mask = photo(160, 120, seed=frame), Image.new("L", (160, 120))
+        box = (30 + frame, 30, 80 + frame, 80)
+        ImageDraw.Draw(picture).ellipse(box, fill=(200, 40, 40))
+        ImageDraw.Draw(mask).ellipse(box, fill=255)
+        picture.save(folder / "JPEGImages" / "360p" / "clip" / f"{frame:05d}.jpg")
+        mask.save(folder / "Annotations" / "360p" / "clip" / f"{frame:05d}.png")
+
+
+def write_coco(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    photo(120, 120, seed=7).save(folder / "images" / "one.jpg")
+    outline = [20, 20, 90, 25, 85, 95, 25, 80]
+    small = [30, 30, 40, 30, 40, 40, 30, 40]
+    annotations = [
+        {"image_id": 1, "area": 100, "segmentation": [small]},
+        {"image_id": 1, "area": 4000, "segmentation": [outline]},
+        {"image_id": 1, "area": 14400, "segmentation": {"counts": []}, "iscrowd": 1},
+    ]
+    images = [{"id": 1, "file_name": "one.jpg", "width": 120, "height": 120}]
+    (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """views/ and photos/, each with train/ and held-out/; vae.safetensors; a micro checkpoint to start from."""
+    root = tmp_path_factory.mktemp("data")
+    for split, seed in (("train", 1), ("held-out", 2)):
+        write_views(root / "views" / split, 3, 4, seed)
+    write_davis(root / "davis", range(0, 12, 3))
+    write_coco(root / "coco")
+    (root / "plain").mkdir()
+    for number in range(2):
+        photo(150, 100, seed=number).save(root / "plain" / f"{number}.png")
+    for source, folder in (("davis", "davis"), ("coco", "coco"), ("folder", "plain")):
+        for part in (0.0, 1.0):  # all into train/, then all into held-out/
+            photos.prepare(source, root / folder, root / "photos", "CC0", part=part)
+    checkpoint = fresh_checkpoint(micro_config())
+    save_checkpoint(root / "start.safetensors", checkpoint)
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint.parts["vae"].items()}, root / "vae.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def loaded(data) -> tuple[Views, Photos]:
+    return Views.load(data / "views" / "train", CPU), Photos.load(data / "photos" / "train", CPU)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def micro_preset():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "micro", micro_config())
+        yield
+
+
+@pytest.fixture(scope="module")
+def first_run(data, tmp_path_factory, micro_preset) -> Path:
+    """The folder of stage 1 after two steps, from random weights; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("run") / "views"
+    train.main(words(data, folder))
+    return folder
+
+
+def words(data: Path, output: Path, stage: str = "views", steps: int = 2, **changes) -> list[str]:
+    """A command line for `steps` steps of two pictures; a change to None leaves an option out."""
+    options = {
+        "output": output,
+        "views": data / "views",
+        "photos": data / "photos",
+        "images": 2 * steps,
+        "batch": 2,
+        "block": 2,
+        "reuse": 2,
+        "warmup": 1,
+        "lr": 0.01,
+        "ema": 0.5,
+        "log-every": 1,
+        "save-every": 2,
+        "device": "cpu",
+    }
+    options |= {"config": "micro", "vae": data / "vae.safetensors"} if "init" not in changes else {}
+    options |= changes
+    return [
+        stage,
+        *(str(word) for name, value in options.items() if value is not None for word in (f"--{name}", value)),
+    ]
+
+
+def stats(folder: Path) -> list[dict]:
+    """The log, without the clock's part in it."""
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "pictures_per_second"} for line in lines]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    parts = load_checkpoint(path).parts
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+# --- two steps of each stage -----------------------------------------------------------------------------------------
+
+
+def test_two_steps_of_each_stage_write_checkpoints_that_the_pipeline_loads(data, tmp_path, scene, first_run):
+    subject, background, hole = scene
+    train.main(words(data, tmp_path / "two", "compositing", init=first_run / "checkpoint.safetensors"))
+    for folder in (first_run, tmp_path / "two"):
+        names = {path.name for path in folder.iterdir()}
+        assert names == {
+            "options.json",
+            "stats.jsonl",
+            "samples-000000004.png",
+            "state-000000002",
+            "checkpoint.safetensors",
+        }
+        described = json.loads((folder / "options.json").read_text())
+        assert described["steps"] == 2 and described["model"]["resolution"] == 64 and described["mix"]
+        assert [line["step"] for line in stats(folder)] == [1, 2, 2]
+        assert all(np.isfinite(line["loss"]) for line in stats(folder)[:2]) and np.isfinite(
+            stats(folder)[2]["held_out_loss"]
+        )
+        assert Image.open(folder / "samples-000000004.png").width % 64 == 0
+        pipeline = ImprintPipeline.from_checkpoint(folder / "checkpoint.safetensors")
+        pipeline.set_progress_bar_config(disable=True)
+        assert pipeline(subject, None, background, hole).images[0].size == background.size
+        assert {tensor.dtype for tensor in weights(folder / "checkpoint.safetensors").values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained", "frozen"),
+    [
+        (
+            "views",
+            ("encoder.", "adapter.", "unet.up_blocks.", "unet.conv_out."),
+            ("unet.down_blocks.", "unet.conv_in.", "vae."),
+        ),
+        ("compositing", ("adapter.", "unet.down_blocks.", "unet.up_blocks."), ("encoder.", "vae.")),
+    ],
+)
+def test_each_stage_trains_its_own_part(data, tmp_path, stage, trained, frozen):
+    train.main(words(data, tmp_path / "run", stage, init=data / "start.safetensors"))
+    before, after = weights(data / "start.safetensors"), weights(tmp_path / "run" / "checkpoint.safetensors")
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name].half())}
+    assert not [name for name in changed if name.startswith(frozen)]
+    for prefix in trained:
+        assert any(name.startswith(prefix) for name in changed), prefix
+
+
+def test_from_random_weights_everything_is_trained(data, tmp_path):
+    run = train.Run(train.parse(words(data, tmp_path / "run")))
+    names = {name for name, parameter in run.raw.named_parameters() if not parameter.requires_grad}
+    assert names and all("mask_token" in name for name in names)
+
+
+# --- continuing ------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_continues_with_the_losses_of_an_unbroken_one(data, tmp_path):
+    """Killed outright after the fifth of six steps: from the state of the fourth, steps five and six are done again."""
+    steps = {"steps": 6}
+    train.main(words(data, tmp_path / "unbroken", **steps))
+    code = f"""
+import os, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import torch
+torch.set_num_threads(1)
+from micro import micro_config
+from training import train
+train.PRESETS["micro"] = micro_config()
+log = train.Run._log
+def log_then_die(self, bar, step, **values):
+    log(self, bar, step, **values)
+    if step == 5:
+        open(self.folder / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
+        os.kill(os.getpid(), signal.SIGKILL)
+train.Run._log = log_then_die
+train.main(sys.argv[1:])
+"""
+    command = words(data, tmp_path / "killed", **steps)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
+    (tmp_path / "killed" / "state.tmp").mkdir()  # as if it had been killed while saving
+    (tmp_path / "killed" / "state.tmp" / "model.safetensors").write_bytes(b"half")
+
+    train.main(command)
+    assert stats(tmp_path / "killed") == stats(tmp_path / "unbroken")
+    assert [line["step"] for line in stats(tmp_path / "killed")] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    first, second = (weights(tmp_path / run / "checkpoint.safetensors") for run in ("unbroken", "killed"))
+    assert first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    states = sorted(path.name for path in (tmp_path / "killed").glob("state*"))
+    assert states == ["state-000000004", "state-000000006"]  # the newest two, and nothing half done
+
+
+def test_a_finished_run_is_left_as_it_is(data, first_run):
+    before, log = weights(first_run / "checkpoint.safetensors"), stats(first_run)
+    train.main(words(data, first_run))
+    after = weights(first_run / "checkpoint.safetensors")
+    assert stats(first_run) == log and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_continuing_with_other_options_is_refused(data, first_run):
+    with pytest.raises(SystemExit, match=r"begun with lr = 0\.01, not 0\.02"):
+        train.main(words(data, first_run, lr=0.02))
+
+
+def test_a_run_killed_before_its_first_state_begins_anew(data, tmp_path, first_run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "_save", lambda run, step: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            train.main(words(data, tmp_path / "run"))
+    train.main(words(data, tmp_path / "run"))
+    assert stats(tmp_path / "run") == stats(first_run)
+
+
+def test_the_seed_decides(data, tmp_path, first_run):
+    for name, seed in (("again", 0), ("other", 1)):
+        train.main(words(data, tmp_path / name, seed=seed))
+    assert stats(tmp_path / "again") == stats(first_run)
+    assert stats(tmp_path / "other")[0]["loss"] != stats(first_run)[0]["loss"]
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_the_run_and_makes_nothing(data, tmp_path, capsys):
+    train.main([*words(data, tmp_path / "run"), "--dry-run"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["steps"] == 2 and printed["batch"] == 2 and printed["model"]["encoder"]["width"] == 32
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae": None}, "give --vae"),
+        ({"vae": "absent.safetensors"}, "absent.safetensors cannot be read"),
+        ({"views": "absent"}, "holds no .tar shard"),
+        ({"photos": "absent"}, "holds no .tar shard"),
+        ({"init": "absent.safetensors"}, "absent.safetensors: no such file"),
+    ],
+)
+def test_bad_input_leaves_with_a_sentence(data, tmp_path, changes, message):
+    with pytest.raises(SystemExit) as left:
+        train.main(words(data, tmp_path / "run", **changes))
+    assert str(left.value.code).startswith("error: ") and message in str(left.value.code)
+
+
+@pytest.mark.parametrize("changes", [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"config": "none"}])
+def test_wrong_options_leave_with_two(data, tmp_path, capsys, changes):
+    with pytest.raises(SystemExit) as left:
+        train.main(words(data, tmp_path / "run", **changes))
+    assert left.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_the_second_stage_needs_the_first(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        train.main(words(data, tmp_path / "run", "compositing"))
+    assert left.value.code == 2 and "give --init" in capsys.readouterr().err
+
+
+# --- the loss and the order of the data ------------------------------------------------------------------------------
+
+
+def batch_of(count: int) -> Batch:
+    random = torch.Generator().manual_seed(0)
+    hole = torch.zeros(count, 1, 8, 8)
+    hole[:, :, 2:6, 3:5] = 1
+    target, background = (torch.randn(count, 4, 8, 8, generator=random) for _ in range(2))
+    return Batch(torch.zeros(count, 3, 28, 28, dtype=torch.uint8), target, background, hole)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_loss_is_the_equation_s_and_only_in_the_hole(prediction):
+    config = micro_config()
+    config = dataclasses.replace(
+        config, noise=dataclasses.replace(config.noise, prediction_type=prediction, zero_terminal_snr=False)
+    )
+    alpha_bar, batch, offset = alphas_cumprod(config.noise).float(), batch_of(4), torch.zeros(1)
+
+    def oracle(reference, seen, timesteps, dropped):
+        """The exact prediction in the hole (plus `offset`), and nonsense outside it."""
+        share = alpha_bar[timesteps][:, None, None, None]
+        noise = (seen - share.sqrt() * batch.target) / (1 - share).sqrt()
+        exact = noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * batch.target
+        return torch.where(batch.hole > 0, exact + offset, 1e3)
+
+    def loss() -> torch.Tensor:
+        return train.diffusion_loss(oracle, batch, config, alpha_bar, torch.Generator().manual_seed(1))
+
+    assert loss().shape == (4,) and loss().max() < 1e-6
+    offset += 2.0
+    assert torch.allclose(loss(), torch.full((4,), 4.0), rtol=1e-3)  # a small and a large hole weigh the same
+    batch.hole[0, :, 0] = 1
+    assert torch.allclose(loss(), torch.full((4,), 4.0), rtol=1e-3)
+
+
+def test_conditions_are_dropped_at_the_given_rate():
+    seen = []
+
+    def model(reference, picture, timesteps, dropped):
+        seen.append(dropped)
+        return torch.zeros(len(dropped), 4, 8, 8)
+
+    config, random = micro_config(), torch.Generator().manual_seed(0)
+    alpha_bar = alphas_cumprod(config.noise).float()
+    for rate in (0.0, 0.3, 1.0):
+        train.diffusion_loss(model, batch_of(400), config, alpha_bar, random, dropout=rate)
+        assert abs(float(seen[-1].float().mean()) - rate) < 0.07
+
+
+def test_learning_rate():
+    options = argparse.Namespace(lr=1.0, warmup=100, images=1000, final_lr=0.1)
+    rates = [train.learning_rate(done, options) for done in range(0, 1001, 10)]
+    assert rates[0] < 0.02 and max(rates) > 0.95 and rates.index(max(rates)) in range(8, 12)
+    assert abs(rates[-1] - 0.1) < 1e-6 and rates[11:] == sorted(rates[11:], reverse=True)
+
+
+def test_what_a_step_sees_does_not_depend_on_the_steps_before(data, tmp_path, loaded):
+    run = train.Run(train.parse(words(data, tmp_path / "run")))
+    maker = PairMaker(run.config, "views", *loaded, run.stage.mix)
+    walked = train.Source(maker, run.autoencoder, run.options, 0, CPU)
+    seen = [walked.batch(step) for step in range(6)]
+    for step in (5, 1):
+        fresh = train.Source(maker, run.autoencoder, run.options, 0, CPU).batch(step)
+        for name in Batch.__annotations__:
+            assert torch.equal(getattr(fresh, name), getattr(seen[step], name))
+    assert not torch.equal(seen[0].target, seen[1].target)
+    other = train.Source(maker, run.autoencoder, run.options, 1, CPU).batch(0)
+    assert not torch.equal(other.target, seen[0].target)  # every process has its own
+    # A block of two batches is used twice in another order: the same pairs, all of them.
+    for name in ("target", "reference"):
+        one, two = (
+            torch.cat([getattr(seen[step], name).float() for step in pair]).flatten(1) for pair in ((0, 1), (2, 3))
+        )
+        assert sorted(row.sum().item() for row in one) == pytest.approx(sorted(row.sum().item() for row in two))
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["views", "compositing"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_of_every_kind(loaded, stage, kind):
+    config = micro_config()
+    maker = PairMaker(config, stage, *loaded, {kind: 1.0})
+    pairs = maker(6, torch.Generator().manual_seed(0))
+    assert pairs.reference.shape == (6, 3, 28, 28)
+    assert pairs.target.shape == pairs.background.shape == (6, 3, 64, 64)
+    assert pairs.hole.shape == (6, 1, 8, 8) and set(pairs.hole.unique().tolist()) <= {0.0, 1.0}
+    for pictures in (pairs.reference, pairs.target, pairs.background):
+        assert bool(pictures.isfinite().all()) and pictures.min() >= 0 and pictures.max() <= 1
+    assert bool((pairs.reference.flatten(1).std(1) > 0).all()) and bool((pairs.target.flatten(1).std(1) > 0).all())
+    hole = pairs.hole.repeat_interleave(8, 2).repeat_interleave(8, 3).bool().expand_as(pairs.target)
+    assert bool(hole.flatten(1).any(1).all())
+    assert bool((pairs.background[hole] == 0.5).all())  # nothing of the target shows in the hole
+    if stage == "views":
+        assert bool(hole.all())
+    else:
+        assert torch.equal(pairs.background[~hole], pairs.target[~hole]) or kind == "rendered"
+    again = maker(6, torch.Generator().manual_seed(0))
+    assert all(torch.equal(getattr(pairs, name), getattr(again, name)) for name in ("reference", "target", "hole"))
+    other = maker(6, torch.Generator().manual_seed(1))
+    assert not torch.equal(other.target, pairs.target)
+
+
+def test_composited_pairs_differ_from_their_background_only_in_the_hole(loaded):
+    """The object and its shadow lie in the hole at every level but the tightest, which cuts the shadow off."""
+    maker = PairMaker(micro_config(), "compositing", *loaded, {"rendered": 1.0})
+    pairs = maker(40, torch.Generator().manual_seed(0))
+    hole = pairs.hole.repeat_interleave(8, 2).repeat_interleave(8, 3).bool()
+    outside = ((pairs.target - pairs.background).abs().amax(1, keepdim=True) > 0.15) & ~hole
+    assert float(outside.float().mean()) < 0.02
+
+
+def test_a_kind_without_data_is_left_out(loaded):
+    views, pictures = loaded
+    empty = dataclasses.replace(pictures, items=pictures.items[:0], partner_count=pictures.partner_count[:0] * 0)
+    maker = PairMaker(
+        micro_config(), "views", views, empty, {"rendered": 0.5, "still": 0.3, "video": 0.1, "piece": 0.1}
+    )
+    assert set(maker.mix) == {"rendered", "piece"}
+    assert maker(7, torch.Generator().manual_seed(0)).target.shape[0] == 7
+
+
+def test_views_are_grouped_by_object(loaded):
+    views, _ = loaded
+    assert views.rgba.shape == (12, 4, 48, 48) and views.rgba.dtype == torch.uint8
+    assert views.first.tolist() == [0, 4, 8] and views.count.tolist() == [4, 4, 4]
+
+
+def test_neighbours_are_the_same_object_at_most_seven_frames_away(loaded):
+    sources = [("clip", 0.5, 0), ("clip", 0.5, MAX_FRAME_GAP), ("clip", 0.5, MAX_FRAME_GAP + 1), ("other", 0.5, 1)]
+    table = torch.tensor([[0, 1], [1, 1], [2, 1], [2, 2], [3, 1]])  # photo, number of the object in it
+    assert _neighbours(table, sources) == [[1], [0, 2], [1], [], []]
+    _, pictures = loaded
+    assert int(pictures.partner_count.max()) > 0
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def test_shards_round_trip(tmp_path):
+    record = Record("thing", "clip", 3, "test", "CC0")
+    picture, mask = photo(20, 10), Image.new("L", (20, 10), 2)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    with shard_writer(tmp_path / "a.tar") as writer:
+        writer.write(sample("one", buffer.getvalue(), "png", record, mask))
+        writer.write(sample("two", webp(cutout(8, 8)), "webp", record))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+    (first, image, objects), (_, view, nothing) = read_shards(tmp_path)
+    assert first == record and np.array_equal(np.asarray(image), np.asarray(picture))
+    assert np.asarray(objects).max() == 2 and nothing is None and view.mode == "RGBA"
+    assert len(list(read_shards(tmp_path, limit=1))) == 1
+
+
+def test_a_shard_is_whole_or_absent(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"), shard_writer(tmp_path / "a.tar") as writer:
+        writer.write(sample("one", webp(photo(8, 8)), "webp", Record("", "", 0, "", "")))
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lacking", ["json", "webp", "field", "picture"])
+def test_bad_samples_are_named(tmp_path, lacking):
+    parts = {"json": json.dumps(dataclasses.asdict(Record("a", "", 0, "", ""))).encode(), "webp": webp(photo(8, 8))}
+    if lacking == "field":
+        parts["json"] = b'{"object": "a"}'
+    elif lacking == "picture":
+        parts["webp"] = b"no picture"
+    else:
+        parts.pop(lacking)
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        for kind, content in parts.items():
+            member = tarfile.TarInfo(f"sample-7.{kind}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(ImprintError, match=r"bad\.tar.*sample-7"):
+        list(read_shards(tmp_path))
+
+
+def test_photos_are_prepared_from_three_layouts(data):
+    read = {record.clip: (record, picture, mask) for record, picture, mask in read_shards(data / "photos" / "train")}
+    assert {"clip", "one", "0", "1"} == set(read)
+    assert read["0"][2] is None and read["0"][0].licence == "CC0"
+    record, picture, mask = read["one"]
+    assert record.source == "COCO 2017" and picture.size == mask.size == (120, 120)
+    # Two objects, the crowd left out; the small one lies in front.
+    assert set(np.unique(mask)) == {0, 1, 2} and np.asarray(mask)[35, 35] == 2
+    assert set(np.unique(read["clip"][2])) == {0, 1}
+
+
+def test_preparing_leaves_out_and_counts(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        photo(900, 30, seed=1).save(tmp_path / "in" / f"{name}.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "exclude.txt").write_text("b.png\n")
+    counts = photos.prepare("folder", tmp_path / "in", tmp_path / "out", "CC0", tmp_path / "exclude.txt", part=0.0)
+    assert counts == {"train": 2, "excluded": 1, "broken": 1}
+    assert {picture.size for _, picture, _ in read_shards(tmp_path / "out" / "train")} == {(640, 21)}
+    with pytest.raises(ImprintError, match="no such folder"):
+        photos.prepare("folder", tmp_path / "absent", tmp_path / "out", "CC0")
+
+
+def test_the_split_never_moves():
+    kept = [name for name in map(str, range(1000)) if photos.held_out(name, 0.05)]
+    assert 20 < len(kept) < 90
+    assert set(kept) <= {name for name in map(str, range(1000)) if photos.held_out(name, 0.1)}
+    assert not photos.held_out("bear", 0.0) and photos.held_out("bear", 1.0)
