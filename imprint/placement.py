@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .blending import composite
 from .errors import ImprintError
 from .preprocess import bounding_boxes
 
@@ -77,8 +78,6 @@ class Placement:
         blend (B, H, W) in [0, 1]: how much of the crop each frame pixel takes; where it is 0 the frame's pixels stay bit
         for bit. Without it the whole square is replaced.
         """
-        from .blending import composite
-
         self._check(frames)
         rows, columns = self._inside
         square = _resize(crops, self.side)[

@@ -7,7 +7,6 @@ Training reads these shards for backgrounds, for still pairs (a photo's own obje
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import sys
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from imprint.errors import ImprintError
 from imprint.images import open_image
 
-from .shards import Record, sample, shard_writer
+from .shards import Record, held_out, sample, shard_writer
 
 SHARD_SIZE = 500  # pictures
 
@@ -68,11 +67,6 @@ def davis(path: Path, licence: str) -> Iterator[Item]:
 
 
 SOURCES = {"folder": folder, "coco": coco, "davis": davis}
-
-
-def held_out(clip: str, part: float) -> bool:
-    """Whether a clip is kept for validation: by a hash of its name, so that the split never moves."""
-    return int(hashlib.sha256(clip.encode()).hexdigest()[:8], 16) / 2**32 < part
 
 
 def main(argv: list[str] | None = None) -> None:

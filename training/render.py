@@ -7,7 +7,6 @@ Running the same command again continues: shards that exist are kept.
 
 import argparse
 import functools
-import hashlib
 import io
 import json
 import math
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from .shards import Record, read_shards, sample, shard_writer
+from .shards import Record, held_out, read_shards, sample, shard_writer
 
 TEXTURE_SIZE = 256  # pixels a side of a drawn texture
 ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
@@ -183,8 +182,8 @@ def plan_shards(meshes: list[Mesh], options: argparse.Namespace) -> list[Shard]:
     splits: dict[str, list[Identity]] = {"train": [], "held-out": []}
     for index, place in enumerate(order):
         mesh, variant = pairs[place]
-        fraction = int(hashlib.sha256(mesh.file.encode()).hexdigest()[:8], 16) / 2**32
-        splits["held-out" if fraction < options.held_out else "train"].append(Identity(index, mesh, variant))
+        split = "held-out" if held_out(mesh.file, options.held_out) else "train"
+        splits[split].append(Identity(index, mesh, variant))
     size = options.shard_objects
     return [
         (options.output / split / f"views-{start // size:06d}.tar", identities[start : start + size])

@@ -8,6 +8,7 @@ is its mask. Frames of one clip share `clip`; views of one object share `object`
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -31,6 +32,11 @@ class Record:
     frame: int
     source: str
     licence: str
+
+
+def held_out(name: str, part: float) -> bool:
+    """Whether a clip or mesh is kept for validation: by a hash of its name, so that the split never moves."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < part
 
 
 @contextmanager
