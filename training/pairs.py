@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
 from imprint.masks import latent_hole, mask_levels, paint_hole
-from imprint.preprocess import bounding_boxes, prepare_object
+from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
 from .shards import read_shards
 
@@ -227,7 +227,7 @@ class PairMaker:
         colour = recolour(layer[:, :3] / alpha.clamp(min=1e-3), turn).clamp(0, 1)
         cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
         if self.stage == "views":
-            return self._on_black(cutout, colour * alpha)
+            return self._on_black(cutout, colour, alpha[:, 0])
 
         photo = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
         scene = jitter(photo, draw, 0.3)
@@ -280,11 +280,18 @@ class PairMaker:
         reference = jitter(apply_jitter(reference, shade), draw, 0.2)
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
         if self.stage == "views":
-            return self._on_black(cutout, scene * outline[:, None])
+            return self._on_black(cutout, scene, outline)
         return self._in_scene(cutout, scene, scene, outline, outline, draw)
 
-    def _on_black(self, cutout: torch.Tensor, target: torch.Tensor) -> Pairs:
-        """Stage 1: the target is the object alone, on black, and the hole is the whole picture."""
+    def _on_black(self, cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor) -> Pairs:
+        """Stage 1: the target is the object alone, on black, and the hole is the whole picture.
+
+        It is framed as the reference is. A random place and size, which nothing tells the model, would be most of the
+        loss, and it would learn blots of the right colour before any detail.
+        """
+        masks = masks.clone()
+        masks[masks.flatten(1).amax(1) == 0] = 1.0
+        target = cut_out(pictures, masks, self.config.resolution, self.config.encoder.object_margin)
         cells = self.config.resolution // self.config.latent.downscale
         hole = target.new_ones(len(target), 1, cells, cells)
         return Pairs(cutout, target, paint_hole(target, hole), hole)
@@ -315,10 +322,9 @@ class PairMaker:
         """Matrices that put a source's boxed object into the frame: its size, place and turn there are drawn here."""
         count = len(boxes)
         centre, extent = _centres(boxes, side)
-        if self.stage == "views":
-            size, reach = draw.uniform(count, 0.6, 0.95), 0.05
-        else:
-            size, reach = draw.uniform(count, 0.3, 0.7), 0.5
+        size, reach = draw.uniform(count, 0.3, 0.7), 0.5
+        if self.stage == "views":  # large and central; the target is cut out of it
+            size, reach = draw.uniform(count, 0.8, 0.9), 0.0
         angle = draw.normal(count) * (0.03 if upright else 0.17)
         stretch = torch.exp(draw.normal(count) * 0.06)
         free = (1 - size).clamp(min=0)
