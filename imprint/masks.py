@@ -17,7 +17,9 @@ from .preprocess import bounding_boxes
 LEVELS = ("precise", "fine", "coarse", "box")
 """From the exact outline to the bounding box; each contains the one before it, and the object."""
 
-_BLUR = {"fine": 0.03, "coarse": 0.1}  # standard deviation of the blur over the longer side of the object's box
+# Standard deviation of the blur over the longer side of the object's box. With these the box, which contains all other
+# levels, is about 1.2 times the object's own: the relatives' room for a shadow is 1.1 to 1.2.
+_BLUR = {"fine": 0.02, "coarse": 0.05}
 _THRESHOLD = 0.1
 _WORK_SIDE = 1024  # larger masks are blurred at reduced size: coarse shapes have no finer detail
 
@@ -29,12 +31,18 @@ def grow(masks: torch.Tensor, pixels: int) -> torch.Tensor:
     return masks
 
 
+def fill_boxes(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(B, 4) boxes as `bounding_boxes` gives them -> (B, height, width) bool, True inside."""
+    inside = []
+    for axis, length in enumerate((height, width)):
+        place = torch.arange(length, device=boxes.device)
+        inside.append((place >= boxes[:, axis, None]) & (place < boxes[:, 2 + axis, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
 def box(masks: torch.Tensor) -> torch.Tensor:
     """(B, H, W) -> the filled bounding box of each mask."""
-    top, left, bottom, right = bounding_boxes(masks).T[:, :, None]
-    rows, columns = (torch.arange(n, device=masks.device) for n in masks.shape[1:])
-    inside_rows, inside_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
-    return (inside_rows[:, :, None] & inside_columns[:, None, :]).to(masks)
+    return fill_boxes(bounding_boxes(masks), *masks.shape[1:]).to(masks)
 
 
 def _blob(masks: torch.Tensor, blur: float) -> torch.Tensor:
@@ -78,11 +86,8 @@ def _smallest_box(masks: torch.Tensor, size: int) -> torch.Tensor:
     wanted = torch.minimum(torch.where(small, size, extents), limits)
     start = (boxes[:, :2] + (extents - wanted).div(2, rounding_mode="floor")).clamp(min=0)
     start = torch.minimum(start, limits - wanted)
-    inside = []
-    for axis in (0, 1):
-        place = torch.arange(masks.shape[1 + axis], device=masks.device)
-        inside.append((place >= start[:, axis, None]) & (place < (start + wanted)[:, axis, None]))
-    return (inside[0][:, :, None] & inside[1][:, None, :] & small.any(1)[:, None, None]).to(masks)
+    filled = fill_boxes(torch.cat([start, start + wanted], 1), *masks.shape[1:])
+    return (filled & small.any(1)[:, None, None]).to(masks)
 
 
 def coarsen(masks: torch.Tensor, level: str, margin: int = 0, min_size: int = 0) -> torch.Tensor:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
-from imprint.masks import latent_hole, mask_levels, paint_hole
+from imprint.masks import box, fill_boxes, latent_hole, mask_levels, paint_hole
 from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
 from .shards import read_shards
@@ -86,12 +86,12 @@ class Photos:
             for part in (0, 1) if spare > side // 4 else (0.5,):
                 offset = round(spare * part)
                 left, top = (offset, 0) if picture.width > picture.height else (0, offset)
-                box = (left, top, left + side, top + side)
+                crop = (left, top, left + side, top + side)
                 size = (PHOTO_SIDE, PHOTO_SIDE)
-                rgb.append(_to_uint8(picture.resize(size, 2, box=box)))
+                rgb.append(_to_uint8(picture.resize(size, 2, box=crop)))
                 square = torch.zeros(size, dtype=torch.uint8)
                 if mask is not None:
-                    square = _to_uint8(mask.resize(size, 0, box=box))[0]
+                    square = _to_uint8(mask.resize(size, 0, box=crop))[0]
                     items += [(len(objects), int(number)) for number in square.unique() if number]
                 objects.append(square)
                 sources.append((record.clip, part, record.frame))
@@ -310,7 +310,8 @@ class PairMaker:
         roomy = mask_levels(((mask > 0.3) | (reach > 0)).float())
         roomy = torch.where(draw.chance(0.7, len(mask))[:, None, None, None], roomy, levels)
         levels = torch.cat([levels[:, :1], torch.maximum(levels, roomy)[:, 1:]], 1)
-        levels[:, -1] = loosened_box(levels[:, -1], draw)
+        # A user's box may be as tight as the object itself: tighter than the level that contains all others.
+        levels[:, -1] = loosened_box(box(roomy[:, 0]), draw)
         choice = draw.categorical((0.15, 0.15, 0.2, 0.5), len(mask))
         hole = levels[torch.arange(len(mask), device=mask.device), choice]
         hole = latent_hole(hole, self.config.latent.downscale)
@@ -516,12 +517,10 @@ def blobs(size: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
 
 def loosened_box(boxes: torch.Tensor, draw: Draw) -> torch.Tensor:
     """(B, R, R) filled boxes -> boxes grown by a random part of their size on each side, more often little than much."""
-    count, side = len(boxes), boxes.shape[-1]
+    count = len(boxes)
     edges = bounding_boxes(boxes).float()
     extent = (edges[:, 2:] - edges[:, :2]).repeat(1, 2)
     most = torch.tensor([0.05, 0.25, 0.8], device=boxes.device)[draw.categorical((0.5, 0.35, 0.15), count)]
     room = draw.uniform((count, 4)) * extent * most[:, None]
-    top, left, bottom, right = (edges + torch.cat([-room[:, :2], room[:, 2:]], 1)).T[:, :, None]
-    place = torch.arange(side, device=boxes.device)
-    rows, columns = (place >= top.floor()) & (place < bottom), (place >= left.floor()) & (place < right)
-    return (rows[:, :, None] & columns[:, None, :]).to(boxes)
+    grown = torch.cat([(edges[:, :2] - room[:, :2]).floor(), edges[:, 2:] + room[:, 2:]], 1)
+    return fill_boxes(grown, *boxes.shape[1:]).to(boxes)
