@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from .config import ImprintConfig
 from .errors import ImprintError
+from .files import replacing
 
 FORMAT_VERSION = 1
 PARTS = ("encoder", "adapter", "unet", "vae")
@@ -61,7 +61,6 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Write the file beside its place under a temporary name, then rename: it is whole or it is not there."""
     from safetensors.torch import save_file
 
-    path = Path(path)
     tensors = {}
     for part, named in checkpoint.parts.items():
         for name, tensor in named.items():
@@ -74,16 +73,8 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         "config": config,
         "sha256": _digest(config, tensors),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_config(path: str | os.PathLike) -> ImprintConfig:

@@ -222,11 +222,15 @@ class ImprintConfig:
             f"the UNet has {unet.in_channels} input and {unet.out_channels} output channels; background "
             f"'{self.background}' on {latent.channels} latent channels needs {expected} and {latent.channels}",
         )
-        step = latent.downscale * 2 ** (len(unet.widths) - 1)
         require(
-            self.resolution % step == 0,
-            f"resolution {self.resolution} is not a multiple of {step} (latent cell times UNet levels)",
+            self.resolution % self.multiple == 0,
+            f"resolution {self.resolution} is not a multiple of {self.multiple} (latent cell times UNet levels)",
         )
+
+    @property
+    def multiple(self) -> int:
+        """Every side that the model works at is a multiple of this, in pixels: a latent cell at the UNet's coarsest level."""
+        return self.latent.downscale * 2 ** (len(self.unet.widths) - 1)
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .errors import ImprintError
+from .files import replacing
 
 MAX_PIXELS = 1 << 27
 """Larger pictures (134 megapixels) are refused before they are decoded; Pillow's own limit is a little higher."""
@@ -64,16 +65,13 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     require_writable(path)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         image = image.convert("RGB")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    quality = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
     try:
-        image.save(temporary, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            image.save(temporary, kind, **quality)
     except (OSError, ValueError) as error:
         raise ImprintError(f"{path} cannot be written ({error}); choose another place or format") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:

@@ -191,13 +191,13 @@ class ImprintPipeline(DiffusionPipeline):
             hole[0],
             config.resolution if resolution is None else resolution,
             config.sampling.context if context is None else context,
-            multiple=config.latent.downscale * 2 ** (len(config.unet.widths) - 1),
+            config.multiple,
         )
         tokens = self.encode_object(object_image, object_mask)
 
-        crop = placement.extract(frame).to(device)
-        latent_mask = latent_hole(placement.extract_mask(hole), config.latent.downscale).to(device)
-        clean = encode(self.vae, paint_hole(crop, latent_mask).to(self.vae.dtype), config.latent).float()
+        scene, inside = placement.extract(frame), placement.extract_mask(hole)
+        latent_mask = latent_hole(inside, config.latent.downscale).to(device)
+        clean = encode(self.vae, paint_hole(scene.to(device), latent_mask).to(self.vae.dtype), config.latent).float()
         # The latents stay in fp32 whatever the models' precision: the first sigma of a zero-terminal-SNR schedule is 4,518.
         shape = (num_results, *clean.shape[1:])
         noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
@@ -220,7 +220,16 @@ class ImprintPipeline(DiffusionPipeline):
         else:
             crops = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
             width = round(FEATHER * placement.side / placement.resolution) if feather_pixels is None else feather_pixels
-            images = self._paste(frame, hole, crops, placement, width, colour_match)
+            if colour_match:
+                crops = match_colour(
+                    crops, scene.expand_as(crops), inside.expand(num_results, -1, -1), strength=colour_match
+                )
+            # Everything beyond the feathered hole stays as it was.
+            images = placement.insert(
+                frame.expand(num_results, -1, -1, -1),
+                crops,
+                feather(hole, outwards=width).expand(num_results, -1, -1),
+            )
             if output_type == "pil":
                 images = [_like(background, picture) for picture in images]
         self.maybe_free_model_hooks()
@@ -246,9 +255,8 @@ class ImprintPipeline(DiffusionPipeline):
         """
         config = self.model_config
         guidance = config.sampling.guidance_scale if guidance is None else guidance
-        contexts = context
-        if guidance != 1:
-            contexts = torch.cat([self.adapter.null_context(context), context])
+        contexts = context if guidance == 1 else torch.cat([self.adapter.null_context(context), context])
+        contexts = contexts.to(self.unet.dtype)
         self.scheduler.set_timesteps(config.sampling.steps if steps is None else steps, device=noise.device)
         # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, here the background's.
         latents = self.scheduler.add_noise(background, noise, self.scheduler.timesteps[:1])
@@ -258,7 +266,7 @@ class ImprintPipeline(DiffusionPipeline):
             for index, timestep in enumerate(self.scheduler.timesteps):
                 seen = unet_input(self.scheduler.scale_model_input(latents, timestep), background, hole, config)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                prediction = self.unet(seen, timestep, contexts.to(self.unet.dtype)).sample.float()
+                prediction = self.unet(seen, timestep, contexts).sample.float()
                 if guidance != 1:
                     without, with_object = prediction.chunk(2)
                     prediction = torch.lerp(without, with_object, guidance)
@@ -268,25 +276,6 @@ class ImprintPipeline(DiffusionPipeline):
                     latents = callback(self, index, timestep, given).get("latents", latents)
                 progress.update()
         return torch.where(hole > 0, latents, background)
-
-    @staticmethod
-    def _paste(
-        frame: torch.Tensor,
-        hole: torch.Tensor,
-        crops: torch.Tensor,
-        placement: Placement,
-        width: int,
-        colour_match: float,
-    ) -> torch.Tensor:
-        """The crops in their place, everything outside the feathered hole as it was: -> (B, 3, H, W)."""
-        if colour_match:
-            scene, inside = placement.extract(frame), placement.extract_mask(hole)
-            many = (len(crops), -1, -1)
-            crops = match_colour(crops, scene.expand(*many, -1), inside.expand(*many), strength=colour_match)
-        count = len(crops)
-        return placement.insert(
-            frame.expand(count, -1, -1, -1), crops, feather(hole, outwards=width).expand(count, -1, -1)
-        )
 
 
 def build_modules(config: ImprintConfig, with_vae: bool = True) -> dict[str, torch.nn.Module]:

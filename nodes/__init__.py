@@ -11,6 +11,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from ..imprint.checkpoint import SHIPPED
+from ..imprint.files import replacing
 from .conditioning import ImprintContentAdapter, ImprintIDEncoder
 from .image import ImprintBackgroundBlend
 from .loaders import FOLDER, ImprintLoadCheckpoint
@@ -50,13 +51,11 @@ def copy_samples(folder: Path) -> None:
     """Put the sample workflow's pictures into ComfyUI's input folder, where it does not have them yet."""
     for sample in sorted(SAMPLES.glob("*.png")):
         target = folder / f"imprint_{sample.name}"
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
         try:
             if not target.exists():
-                shutil.copyfile(sample, temporary)
-                os.replace(temporary, target)
+                with replacing(target) as temporary:
+                    shutil.copyfile(sample, temporary)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             logging.warning(
                 "Imprint: the sample picture %s could not be copied (%s); the nodes work without it", target, error
             )

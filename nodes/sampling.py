@@ -123,8 +123,9 @@ class ImprintCompositeSampler(io.ComfyNode):
         holes = (masks > 0.5).float()
         _require_holes(holes, masks)
 
-        multiple = config.latent.downscale * 2 ** (len(config.unet.widths) - 1)
-        placements = [Placement.around(hole, resolution or config.resolution, context, multiple) for hole in holes]
+        placements = [
+            Placement.around(hole, resolution or config.resolution, context, config.multiple) for hole in holes
+        ]
         crops = torch.cat([place.extract(frame[None]) for place, frame in zip(placements, frames)])
         crop_holes = torch.cat([place.extract_mask(hole[None]) for place, hole in zip(placements, holes)])
 

@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from imprint.files import replacing
+
 from .shards import Record, held_out, read_shards, sample, shard_writer
 
 TEXTURE_SIZE = 256  # pixels a side of a drawn texture
@@ -544,7 +546,8 @@ def write_contact_sheet(path: Path, options: argparse.Namespace, rows: int = 12)
     sheet = Image.new("RGB", (size * options.views, size * math.ceil(len(views) / options.views)), (128, 128, 128))
     for i, view in enumerate(views):
         sheet.paste(view, (i % options.views * size, i // options.views * size), view)
-    sheet.save(options.output / "contact.png")
+    with replacing(options.output / "contact.png") as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -600,9 +603,8 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         expected = "OpenGL 3.3 was expected; install its driver (Debian: libegl1 libgl1-mesa-dri) or change --backend"
         parser.exit(2, f"{parser.prog}: --backend {options.backend} gave '{error}', {expected}.\n")
-    for path, _ in shards:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    (options.output / "options.json").write_text(json.dumps(resolved, indent=2) + "\n")
+    with replacing(options.output / "options.json") as temporary:
+        temporary.write_text(json.dumps(resolved, indent=2) + "\n")
     broken = []
     left = sum(len(identities) for _, identities in missing)
     with (

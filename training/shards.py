@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from imprint.errors import ImprintError
+from imprint.files import replacing
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,8 @@ def shard_writer(path: Path):
     """A `webdataset.TarWriter` on a temporary name; the shard takes its own name only when it is whole."""
     import webdataset
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with webdataset.TarWriter(str(temporary), mtime=0) as writer:
-            yield writer
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
+        yield writer
 
 
 def sample(key: str, picture: bytes, kind: str, record: Record, mask: Image.Image | None = None) -> dict:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
+from imprint.files import replacing
 from imprint.images import save_image, tensor_to_image
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
@@ -435,10 +436,9 @@ class Run:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside the place, then rename."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    """Write a whole text, or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
