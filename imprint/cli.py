@@ -263,6 +263,7 @@ def convert(options: argparse.Namespace) -> int:
 
     from .files import require_writable
     from .originals import convert as write_converted
+    from .originals import kind_of
 
     if options.out.suffix != ".safetensors":
         raise ImprintError(f"{options.out}: a checkpoint is a .safetensors file; end the name so")
@@ -270,8 +271,7 @@ def convert(options: argparse.Namespace) -> int:
     began = time.monotonic()
     with _needs_diffusers():
         config = write_converted(options.file, options.out, options.kind, partial(tqdm, unit="tensor"))
-    made = f"{options.out.resolve()} ({config.encoder.kind} encoder, {config.encoder.tokens} token(s), "
-    print(f"{made}{config.resolution} px; {time.monotonic() - began:.1f} s)")
+    print(f"{options.out.resolve()} ({kind_of(config)}, fp16, {time.monotonic() - began:.1f} s)")
     return 0
 
 

@@ -152,6 +152,11 @@ class _Tensors:
         return max((int(match[1]) + 1 for match in map(pattern.match, self.named) if match), default=0)
 
 
+def kind_of(config: ImprintConfig) -> str:
+    """Which of `KINDS` an original's configuration has been made for."""
+    return next(kind for kind, says in KINDS.items() if all(getattr(config.encoder, n) == v for n, v in says.items()))
+
+
 def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
     """What the tensors' sizes and the relatives' code say together."""
     vision = _PREFIXES["encoder"] + "vision_model."

@@ -44,26 +44,30 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
     return torch.stack([top, left, bottom, right], 1)
 
 
-def resample(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+def resample(images: torch.Tensor, boxes: torch.Tensor, size: int, cropped: bool = False) -> torch.Tensor:
     """Cut a box out of each image and resize it, antialiased, to size x size; black beyond the image's border.
 
-    images (B, C, H, W), boxes (B, 4) in pixels, fractions and places outside the image allowed. A triangle filter as wide
-    as the reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one
-    call on any device.
+    images (B, C, H, W), boxes (B, 4) in pixels, fractions and places outside the image allowed. cropped: nothing beyond
+    the box or the image has a part in the result, as if the image had been cropped first. A triangle filter as wide as the
+    reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one call on any
+    device.
     """
     boxes = boxes.to(images)
-    rows = _filter(boxes[:, 0], boxes[:, 2], images.shape[2], size)
-    columns = _filter(boxes[:, 1], boxes[:, 3], images.shape[3], size)
+    rows = _filter(boxes[:, 0], boxes[:, 2], images.shape[2], size, cropped)
+    columns = _filter(boxes[:, 1], boxes[:, 3], images.shape[3], size, cropped)
     return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
 
 
-def _filter(start: torch.Tensor, end: torch.Tensor, length: int, size: int) -> torch.Tensor:
+def _filter(start: torch.Tensor, end: torch.Tensor, length: int, size: int, cropped: bool) -> torch.Tensor:
     """(B, size, length): each output pixel's weights over the input pixels of one axis."""
     scale = ((end - start) / size)[:, None]
     support = scale.clamp(min=1)
     centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale - 0.5
     pixels = torch.arange(length, device=start.device)
     weights = (1 - (pixels - centre[..., None]).abs() / support[..., None]).clamp(min=0)
+    if cropped:
+        weights = weights * ((pixels >= start[:, None].floor()) & (pixels < end[:, None].ceil()))[:, None]
+        return weights / weights.sum(-1, keepdim=True)
     # Normalised over the endless pixel grid and not the image alone: beyond the border there is black, not nothing.
     reach = math.ceil(float(support.max())) + 1
     taps = torch.arange(-reach, reach + 1, device=start.device)
@@ -76,13 +80,17 @@ def cut_out(
 ) -> torch.Tensor:
     """The object, centred in a square with a margin: (B, 3, H, W) in [0, 1], (B, H, W) -> (B, 3, size, size).
 
-    margin, surroundings, fit: see `EncoderConfig`. Beyond the picture there is black.
+    margin, surroundings, fit: see `EncoderConfig`. Beyond the picture there is black; a stretched box ends there.
     """
     boxes = bounding_boxes(masks, what="the object's mask").to(images)
     centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     half = (sides.amax(1, keepdim=True) if fit == "pad" else sides) * (0.5 + margin)
+    reach = torch.cat([centre - half, centre + half], 1)
     seen = images * masks[:, None].to(images) if surroundings == "black" else images
-    return resample(seen, torch.cat([centre - half, centre + half], 1), size).clamp(0, 1)
+    if fit == "stretch":
+        height, width = images.shape[2:]
+        reach = reach.clamp(min=0).minimum(reach.new_tensor([height, width, height, width]))
+    return resample(seen, reach, size, cropped=fit == "stretch").clamp(0, 1)
 
 
 def normalise(cutouts: torch.Tensor, config: EncoderConfig) -> torch.Tensor:

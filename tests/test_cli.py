@@ -384,7 +384,7 @@ def test_info_json(micro_file, capsys, micro):
     found = json.loads(capsys.readouterr().out)
     assert found["format_version"] == 1 and found["checksum"] == "verified"
     assert set(found["parts"]) == {"encoder", "adapter", "unet", "vae"}
-    assert found["config"] == json.loads(micro.to_json())
+    assert ImprintConfig.from_json(json.dumps(found["config"])) == micro
 
 
 def test_info_of_mixed_precision_and_of_damaged_files(tmp_path, micro_file, capsys):

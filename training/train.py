@@ -355,7 +355,9 @@ class Run:
         generator = torch.Generator(self.device).manual_seed(0)
         noise = torch.randn(batch.target.shape, generator=generator, device=self.device)
         with self.accelerator.autocast():
-            context = model.adapter(model.encoder(normalise(batch.reference.float() / 255, self.config.encoder))[:, None])
+            context = model.adapter(
+                model.encoder(normalise(batch.reference.float() / 255, self.config.encoder))[:, None]
+            )
             latents = pipeline.denoise(context, batch.background.float(), batch.hole, noise)
             shown = [
                 decode(self.autoencoder, z.float(), self.config.latent)
