@@ -70,10 +70,16 @@ def read_original(path: str | os.PathLike, kind: str | None = None) -> Checkpoin
     used. kind: one of `KINDS`; without it, it is told from the weights. Raises `ImprintError` for a file that holds anything
     but weights, or is not whole, or of another model.
     """
-    path = Path(path)
+    return from_tensors(_read(Path(path)), kind, Path(path))
+
+
+def from_tensors(
+    named: Mapping[str, torch.Tensor], kind: str | None = None, path: Path = Path("original")
+) -> Checkpoint:
+    """As `read_original`, from tensors by name; path: what they are called in an error."""
     if kind is not None and kind not in KINDS:
         raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-    tensors = _Tensors(path, _read(path))
+    tensors = _Tensors(path, named)
     config = _config(tensors, kind or _kind(tensors))
     parts = {part: tensors.under(prefix) for part, prefix in _PREFIXES.items()}
     # An index that transformers kept in its files until 4.31.
@@ -121,7 +127,7 @@ def convert(
 class _Tensors:
     """An original's tensors by name, with errors that say what is missing."""
 
-    def __init__(self, path: Path, named: dict[str, torch.Tensor]):
+    def __init__(self, path: Path, named: Mapping[str, torch.Tensor]):
         self.path, self.named = path, named
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -296,9 +302,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             "it again from its authors, or give a .safetensors file"
         ) from error
     except Exception as error:  # torch's reader fails in many ways on files that are cut off or of another kind
-        raise ImprintError(f"{path} is truncated, or no torch file ({error}); download it again") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ImprintError(f"{path} is truncated, or no torch file ({reason}); download it again") from error
     found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
-    named = {name: value for name, value in found.items() if isinstance(value, torch.Tensor) and isinstance(name, str)}
+    items = found.items() if isinstance(found, Mapping) else ()
+    named = {name: value for name, value in items if isinstance(value, torch.Tensor) and isinstance(name, str)}
     if not named:
         raise ImprintError(f"{path} holds no tensors by name; give the file that the model's README names")
     return named

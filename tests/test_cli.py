@@ -15,6 +15,7 @@ from test_images import huge_png
 from imprint import __version__, cli
 from imprint.blending import feather
 from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
 from imprint.pipeline import FEATHER
 from imprint.placement import Placement
