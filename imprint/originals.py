@@ -271,24 +271,28 @@ def _kind(tensors: _Tensors) -> str:
 
 
 def _is_original(path: Path) -> bool:
-    """A pickle, as our own never are, or a safetensors file with the relatives' learned vector."""
+    """Any torch file, as our own never are, or a safetensors file with the relatives' learned vector."""
     if not os.path.isfile(path):
         return False
+    if _says_safetensors(path):
+        with open_safetensors(path) as file:
+            return "learnable_vector" in file.keys()
     with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] != b"{":
-        return start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"
-    with open_safetensors(path) as file:
-        return "learnable_vector" in file.keys()
+        start = file.read(4)
+    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+
+
+def _says_safetensors(path: Path) -> bool:
+    """By its first bytes or its name; torch's reader goes by the name too."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a file by name, left on disk where the format allows it."""
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a released checkpoint (.pth, .ckpt, .safetensors)")
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] == b"{":
+    if _says_safetensors(path):
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     try:
@@ -317,6 +321,7 @@ def _inert_classes():
     names = (
         ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
         ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
         ("numpy", "dtype"),
     )
     nothing = {"__init__": lambda self, *_: None, "__setstate__": lambda self, _: None}

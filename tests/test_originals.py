@@ -307,7 +307,7 @@ def test_what_lightning_writes_beside_the_weights_is_passed_over(tmp_path, monke
     for name in ("pytorch_lightning", "pytorch_lightning.callbacks", home.__name__):
         monkeypatch.setitem(sys.modules, name, home if name == home.__name__ else types.ModuleType(name))
     callbacks = {home.ModelCheckpoint: {"best_model_score": torch.tensor(1.0), "monitor": "val/loss"}}
-    file = write(tmp_path / "a.ckpt", synthetic("small"), callbacks=callbacks, epoch=3, state={"lr": 1e-5})
+    file = write(tmp_path / "a.ckpt", synthetic("small"), callbacks=callbacks, epoch=3, state={"lr": np.float64(1e-5)})
     for name in (home.__name__, "pytorch_lightning.callbacks", "pytorch_lightning"):
         monkeypatch.delitem(sys.modules, name)
     assert read_original(file).names == "ldm"
