@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -68,22 +68,30 @@ def save_checkpoint(
 ) -> None:
     """Write the file beside its place under a temporary name, then rename: it is whole or it is not there.
 
-    dtype: of the numbers in the file, by default their own. track: wraps the list of tensors as they are read and cast,
-    for a progress bar.
+    dtype: of the numbers in the file, by default their own. track: wraps the list of tensors as they are read, cast and
+    summed, for a progress bar.
     """
     from safetensors.torch import save_file
 
+    sources = {
+        _NULL if (part, name) == ("adapter", _NULL) else f"{part}.{name}": tensor.detach()
+        for part, named in checkpoint.parts.items()
+        for name, tensor in named.items()
+    }
     tensors = {}
-    for part, name in track([(part, name) for part, named in checkpoint.parts.items() for name in named]):
-        tensor = checkpoint.parts[part][name].detach()
-        key = _NULL if (part, name) == ("adapter", _NULL) else f"{part}.{name}"
-        tensors[key] = tensor.to("cpu", dtype or tensor.dtype, copy=True).contiguous()
+
+    def cast() -> Iterator[tuple[str, torch.Tensor]]:
+        for key in track(sorted(sources)):
+            source = sources[key]
+            tensors[key] = source.to("cpu", dtype or source.dtype, copy=True).contiguous()
+            yield key, tensors[key]
+
     config = checkpoint.config.to_json()
     metadata = {
         "format": "imprint",
         "format_version": str(FORMAT_VERSION),
         "config": config,
-        "sha256": _digest(config, tensors),
+        "sha256": _digest(config, cast()),
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -112,7 +120,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
             raise ImprintError(
                 f"{path} holds a tensor that cannot be read ({error}); copy or download it again"
             ) from error
-    if _digest(metadata["config"], tensors) != metadata.get("sha256"):
+    if _digest(metadata["config"], sorted(tensors.items())) != metadata.get("sha256"):
         raise ImprintError(
             f"{path}: its content does not match its checksum; the file is damaged, copy or download it again"
         )
@@ -178,10 +186,10 @@ def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
         raise ImprintError(f"{path}: {error}") from error
 
 
-def _digest(config: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(config: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of the configuration and the tensors in the order of their names."""
     digest = hashlib.sha256(config.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
