@@ -194,6 +194,8 @@ def test_convert(tmp_path, kind, capsys):
     assert {part: tensors.keys() for part, tensors in expected.items()} == {
         part: tensors.keys() for part, tensors in checkpoint.parts.items()
     }
+    pipeline = ImprintPipeline.from_checkpoint(out, torch_dtype=torch.float16)
+    assert pipeline.model_config == checkpoint.config and pipeline.scheduler.config.timestep_spacing == "leading"
 
 
 def test_the_kind_can_be_said(tmp_path):
