@@ -210,7 +210,7 @@ class PairMaker:
         index = draw.integers(len(views.first), count)
         first = views.first[index] + (draw.uniform(count) * views.count[index]).long()
         second = views.first[index] + (draw.uniform(count) * views.count[index]).long()
-        second = torch.where(draw.chance(0.2, count), first, second)
+        second = torch.where(draw.chance(0.3, count), first, second)
 
         # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
         # alone teaches that the hole decides which way the object looks.
@@ -306,13 +306,12 @@ class PairMaker:
         draw: Draw,
     ) -> Pairs:
         """Stage 2: a hole of random coarseness, with room for the shadow (`reach`) at every level but the tightest."""
-        levels = mask_levels((mask > 0.3).float())
-        roomy = mask_levels(((mask > 0.3) | (reach > 0)).float())
-        roomy = torch.where(draw.chance(0.7, len(mask))[:, None, None, None], roomy, levels)
-        levels = torch.cat([levels[:, :1], torch.maximum(levels, roomy)[:, 1:]], 1)
-        # A user's box may be as tight as the object itself: tighter than the level that contains all others.
-        levels[:, -1] = loosened_box(box(roomy[:, 0]), draw)
         choice = draw.categorical((0.15, 0.15, 0.2, 0.5), len(mask))
+        roomy = draw.chance(0.7, len(mask)) & (choice > 0)
+        outline = ((mask > 0.3) | ((reach > 0) & roomy[:, None, None])).float()
+        levels = mask_levels(outline)
+        # A user's box may be as tight as the object itself: tighter than the level that contains all others.
+        levels[:, -1] = loosened_box(box(outline), draw)
         hole = levels[torch.arange(len(mask), device=mask.device), choice]
         hole = latent_hole(hole, self.config.latent.downscale)
         return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole)

@@ -459,7 +459,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--final-lr", type=float, default=0.03, help="learning rate at the end, as a part of the peak")
     parser.add_argument("--warmup", type=int, default=200_000, help="pictures of linear warm-up")
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
-    parser.add_argument("--reuse", type=int, default=5, help="how often each pair is used, with fresh noise")
+    parser.add_argument("--reuse", type=int, default=8, help="how often each pair is used, with fresh noise")
     parser.add_argument("--block", type=int, default=16, help="batches of pairs made at once")
     parser.add_argument("--chunk", type=int, default=256, help="pairs made in one piece; less needs less memory")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
