@@ -1,6 +1,6 @@
 """The checkpoint: one `.safetensors` file with everything that a composite needs.
 
-Tensors are named `encoder.*` (DINOv2's hub names), `adapter.*`, `null_embedding`, `unet.*` and `vae.*` (diffusers' names;
+Tensors are named `encoder.*` (the hub's names of DINOv2 and CLIP), `adapter.*`, `null_embedding`, `unet.*` and `vae.*` (diffusers' names;
 the autoencoder may be absent). The metadata holds the format's version, the configuration as JSON, and a SHA-256 of both,
 so that a damaged file is a sentence and not a strange picture. Nothing in a file is ever executed.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -35,6 +36,8 @@ class Checkpoint:
     config: ImprintConfig
     parts: dict[str, dict[str, torch.Tensor]]
     path: Path = field(default=Path("checkpoint"))
+    names: Literal["diffusers", "ldm"] = "diffusers"
+    """Whose names `unet` and `vae` have: our files have diffusers', the relatives' originals latent diffusion's."""
 
     def check(self, part: str, expected: Mapping[str, torch.Size | tuple[int, ...]]) -> dict[str, torch.Tensor]:
         """The part's tensors, when their names and shapes are exactly the expected ones, else `ImprintError`."""
@@ -57,21 +60,38 @@ class Checkpoint:
         return tensors
 
 
-def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
-    """Write the file beside its place under a temporary name, then rename: it is whole or it is not there."""
+def save_checkpoint(
+    path: str | os.PathLike,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
+    track: Callable[[list], Iterable] = iter,
+) -> None:
+    """Write the file beside its place under a temporary name, then rename: it is whole or it is not there.
+
+    dtype: of the numbers in the file, by default their own. track: wraps the list of tensors as they are read, cast and
+    summed, for a progress bar.
+    """
     from safetensors.torch import save_file
 
+    sources = {
+        _NULL if (part, name) == ("adapter", _NULL) else f"{part}.{name}": tensor.detach()
+        for part, named in checkpoint.parts.items()
+        for name, tensor in named.items()
+    }
     tensors = {}
-    for part, named in checkpoint.parts.items():
-        for name, tensor in named.items():
-            key = _NULL if (part, name) == ("adapter", _NULL) else f"{part}.{name}"
-            tensors[key] = tensor.detach().to("cpu", copy=True).contiguous()
+
+    def cast() -> Iterator[tuple[str, torch.Tensor]]:
+        for key in track(sorted(sources)):
+            source = sources[key]
+            tensors[key] = source.to("cpu", dtype or source.dtype, copy=True).contiguous()
+            yield key, tensors[key]
+
     config = checkpoint.config.to_json()
     metadata = {
         "format": "imprint",
         "format_version": str(FORMAT_VERSION),
         "config": config,
-        "sha256": _digest(config, tensors),
+        "sha256": _digest(config, cast()),
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -79,7 +99,7 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
 
 def read_config(path: str | os.PathLike) -> ImprintConfig:
     """The configuration alone, without reading the tensors. Raises `ImprintError` as `load_checkpoint` does."""
-    with _open(Path(path)) as file:
+    with open_safetensors(Path(path)) as file:
         return _config(Path(path), file.metadata() or {})
 
 
@@ -91,16 +111,16 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     and shapes of the tensors are compared with the modules by whoever builds them: see `Checkpoint.check`.
     """
     path = Path(path)
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         metadata = file.metadata() or {}
         config = _config(path, metadata)
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except Exception as error:  # as in `_open`; also types of numbers that this torch does not have
+        except Exception as error:  # as in `open_safetensors`; also types of numbers that this torch does not have
             raise ImprintError(
                 f"{path} holds a tensor that cannot be read ({error}); copy or download it again"
             ) from error
-    if _digest(metadata["config"], tensors) != metadata.get("sha256"):
+    if _digest(metadata["config"], sorted(tensors.items())) != metadata.get("sha256"):
         raise ImprintError(
             f"{path}: its content does not match its checksum; the file is damaged, copy or download it again"
         )
@@ -120,8 +140,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     return Checkpoint(config, parts, path)
 
 
-def _open(path: Path):
-    """The open safetensors file; every way in which it can fail to be one is an `ImprintError`."""
+def open_safetensors(path: Path):
+    """The open safetensors file, safetensors' `safe_open`; every way in which it can fail to be one is an `ImprintError`."""
     from safetensors import safe_open
 
     if not os.path.isfile(path):
@@ -136,7 +156,8 @@ def _open(path: Path):
     # Eight bytes of the header's length, then JSON. A length may well begin with 0x80, as a pickle does.
     if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise ImprintError(
-            f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead"
+            f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead, or make one of a "
+            "relative's released weights with `imprint convert`"
         )
     if start[8:] != b"{":
         raise ImprintError(f"{path} is not a safetensors file (or only its first bytes); download or export it again")
@@ -165,10 +186,10 @@ def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
         raise ImprintError(f"{path}: {error}") from error
 
 
-def _digest(config: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(config: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of the configuration and the tensors in the order of their names."""
     digest = hashlib.sha256(config.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

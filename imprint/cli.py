@@ -1,4 +1,4 @@
-"""The command `imprint`: a demo, one composite, many composites, and what is in a checkpoint.
+"""The command `imprint`: a demo, one composite, many composites, what is in a checkpoint, and converting others' weights.
 
 Bad input ends with one sentence on stderr and exit code 2. Torch and diffusers are imported only by the commands that
 need them, so that `--help` and a mistyped option answer at once.
@@ -255,15 +255,33 @@ def info(options: argparse.Namespace) -> int:
     return 0
 
 
+def convert(options: argparse.Namespace) -> int:
+    """A relative's released weights as one of our checkpoints."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from .files import require_writable
+    from .originals import convert as write_converted
+    from .originals import kind_of
+
+    if options.out.suffix != ".safetensors":
+        raise ImprintError(f"{options.out}: a checkpoint is a .safetensors file; end the name so")
+    require_writable(options.out)
+    began = time.monotonic()
+    with _needs_diffusers():
+        config = write_converted(options.file, options.out, options.kind, partial(tqdm, unit="tensor"))
+    print(f"{options.out.resolve()} ({kind_of(config)}, fp16, {time.monotonic() - began:.1f} s)")
+    return 0
+
+
 def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
     import torch
 
     from .checkpoint import SHIPPED
 
-    try:
+    with _needs_diffusers():
         from .pipeline import ImprintPipeline
-    except ModuleNotFoundError as error:  # the nodes do without diffusers, so that it is an extra
-        raise ImprintError(f"the package '{error.name}' is missing; pip install 'imprint[pipeline]'") from error
 
     available = {
         "cuda": torch.cuda.is_available(),
@@ -300,6 +318,15 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
         colour_match=options.colour_match,
     )
     save_image(made.images[0], job.out)
+
+
+@contextmanager
+def _needs_diffusers():
+    """For what imports it: the nodes do without, so that it is an extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImprintError(f"the package '{error.name}' is missing; pip install 'imprint[pipeline]'") from error
 
 
 @contextmanager
@@ -374,6 +401,15 @@ def _parser() -> argparse.ArgumentParser:
         "paths are relative to this file's folder",
     )
     added.add_argument("--overwrite", action="store_true", help="also make what is already written")
+
+    added = command(
+        convert, "convert", "make a checkpoint of the weights that a relative of IMPRINT has released", parents=()
+    )
+    added.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")
+    added.add_argument("out", type=Path, help="the checkpoint to write, .safetensors")
+    added.add_argument(
+        "--kind", metavar="NAME", help="objectstitch or paint-by-example; by default it is told from the weights"
+    )
 
     added = command(info, "info", "show what is in a checkpoint, and check it", parents=())
     added.add_argument("file", type=Path, help="an Imprint checkpoint, .safetensors")

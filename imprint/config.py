@@ -1,7 +1,9 @@
 """What a checkpoint says of itself: every size, schedule and convention that its weights were trained with.
 
-All fields are required; `PRESETS` names two complete configurations. A configuration travels as JSON in the checkpoint's
-metadata, and nothing is ever guessed from a file's name.
+Fields without a default are required; `PRESETS` names complete configurations. A field with a default came later: the
+default is what files without it mean, and it is written only where it differs, so that older code goes on reading all
+that it can run. A configuration travels as JSON in the checkpoint's metadata, and nothing is ever guessed from a file's
+name.
 """
 
 from __future__ import annotations
@@ -22,6 +24,15 @@ def require(condition: bool, message: str) -> None:
         raise ImprintError(message)
 
 
+def require_choice(part: Any, *names: str) -> None:
+    """Raise `ImprintError` unless the named fields of a dataclass each hold one of their type's literals."""
+    kinds = typing.get_type_hints(type(part))
+    for name in names:
+        value, choices = getattr(part, name), typing.get_args(kinds[name])
+        listed = " or ".join(repr(choice) for choice in choices)
+        require(value in choices, f"{type(part).__name__}.{name} is {value!r}; it must be {listed}")
+
+
 def require_positive(part: Any, *may_be_zero: str) -> None:
     """Raise `ImprintError` unless all numbers in a dataclass are above 0, or are 0 and named here."""
     for field in dataclasses.fields(part):
@@ -34,7 +45,10 @@ def require_positive(part: Any, *may_be_zero: str) -> None:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """DINOv2 (arXiv 2304.07193) as the ID encoder; sizes as in transformers' `Dinov2Config`."""
+    """The image encoder, DINOv2 (arXiv 2304.07193) or CLIP's (arXiv 2103.00020), and what it is shown.
+
+    Sizes as in transformers' `Dinov2Config` and `CLIPVisionConfig`.
+    """
 
     width: int
     layers: int
@@ -47,10 +61,24 @@ class EncoderConfig:
     register_tokens: int
     """Register tokens (arXiv 2309.16588) of the backbone; they are dropped from its output."""
     object_margin: float
-    """Free border around the object in the square input, as a part of the object's longer side."""
+    """Free border around the object in the square input, as a part of the object's longer side (of each, if stretched)."""
+    kind: Literal["dinov2", "clip"] = "dinov2"
+    output: Literal["tokens", "cls"] = "tokens"
+    """CLS and patch tokens, or the CLS token alone; both after the last LayerNorm."""
+    surroundings: Literal["black", "kept"] = "black"
+    """What lies around the object in the input: black, or what lay there in its picture."""
+    fit: Literal["pad", "stretch"] = "pad"
+    """How the object's box becomes the square input: with a free border beside its shorter sides, or stretched."""
+    several_views: bool = True
+    """Whether the model takes more than one picture of the object."""
 
     def __post_init__(self) -> None:
         require_positive(self, "register_tokens", "object_margin")
+        require_choice(self, "kind", "output", "surroundings", "fit")
+        require(
+            self.kind == "dinov2" or not (self.swiglu or self.register_tokens),
+            "a CLIP encoder has neither SwiGLU nor register tokens",
+        )
         require(
             self.image_size % self.patch_size == 0,
             f"the encoder's image size {self.image_size} is not a multiple of its patch size {self.patch_size}",
@@ -62,8 +90,8 @@ class EncoderConfig:
 
     @property
     def tokens(self) -> int:
-        """CLS and patch tokens of one view."""
-        return 1 + (self.image_size // self.patch_size) ** 2
+        """The output's tokens of one view."""
+        return 1 if self.output == "cls" else 1 + (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
@@ -154,9 +182,13 @@ class NoiseConfig:
     beta_end: float
     prediction_type: Literal["epsilon", "v_prediction"]
     zero_terminal_snr: bool
+    timestep_spacing: Literal["trailing", "leading"] = "trailing"
+    """The timesteps of n sampling steps: T, T - T/n, ... as diffusers' `trailing`, or ..., 1 + T/n, 1 as latent diffusion's
+    own DDIM sampler."""
 
     def __post_init__(self) -> None:
         require_positive(self)
+        require_choice(self, "timestep_spacing")
         require(
             self.beta_start <= self.beta_end < 1,
             f"betas run from {self.beta_start} to {self.beta_end}; they must rise and stay below 1",
@@ -191,16 +223,24 @@ class ImprintConfig:
     resolution: int
     """Side in pixels of the square crop that the model was trained at."""
     background: Literal["blend", "concat"]
-    """How the UNet sees the background: `blend` is IMPRINT's, `concat` is SD-inpainting's nine channels."""
+    """How the UNet sees the background: `blend` is IMPRINT's, `concat` is nine channels as in SD-inpainting."""
     encoder: EncoderConfig
     adapter: AdapterConfig
     unet: UNetConfig
     latent: LatentConfig
     noise: NoiseConfig
     sampling: SamplingConfig
+    concat_order: Literal["mask, background", "background, mask"] = "mask, background"
+    """What follows the noisy latent in the UNet's input; SD-inpainting has the mask first."""
+    concat_mask: Literal["hole", "background"] = "hole"
+    """Where the mask channel is 1."""
+    hole_value: float = 0.5
+    """The grey in [0, 1] of the hole in the picture that the autoencoder encodes."""
 
     def __post_init__(self) -> None:
-        require_positive(self)
+        require_positive(self, "hole_value")
+        require_choice(self, "concat_order", "concat_mask")
+        require(0 <= self.hole_value <= 1, f"hole_value is {self.hole_value}; it is a grey from 0 to 1")
         encoder, adapter, unet, latent = self.encoder, self.adapter, self.unet, self.latent
         require(
             self.background in ("blend", "concat"),
@@ -234,7 +274,7 @@ class ImprintConfig:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(_to_dict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ImprintConfig:
@@ -246,18 +286,29 @@ class ImprintConfig:
         return _from_dict(cls, values, "configuration")
 
 
+def _to_dict(part: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values, without the fields that have their default."""
+    values = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if value != field.default:
+            values[field.name] = _to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
+
+
 def _from_dict(cls: type, values: Any, where: str) -> Any:
     """A dataclass from plain JSON values, strictly: names and types must fit."""
     require(isinstance(values, dict), f"{where} is {values!r}; it must be a JSON object")
     types = typing.get_type_hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}
-    missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
+    names = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
+    missing = sorted(name for name, required in names.items() if required and name not in values)
+    unknown = sorted(values.keys() - names.keys())
     require(
         not (missing or unknown),
         f"{where} lacks {missing or 'nothing'} and has unknown {unknown or 'nothing'}; "
         "it was written by another version of this code, or by other code",
     )
-    return cls(**{name: _from_value(types[name], values[name], f"{where}.{name}") for name in names})
+    return cls(**{name: _from_value(types[name], values[name], f"{where}.{name}") for name in values})
 
 
 def _from_value(kind: Any, value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""The ID encoder's backbone: DINOv2 through transformers, with the hub's tensor names in every checkpoint."""
+"""The ID encoder's backbone, DINOv2 or CLIP, through transformers, with the hub's tensor names in every checkpoint."""
 
 from __future__ import annotations
 
@@ -19,35 +19,43 @@ _HUB_NAMES = (
 )
 
 
-def hub_name(name: str) -> str:
-    """A DINOv2 tensor's name as in the hub's files, from its name in any version of transformers."""
+def hub_name(name: str, kind: str = "dinov2") -> str:
+    """A tensor's name as in the hub's files, from its name in any version of transformers; kind: `EncoderConfig.kind`."""
+    if kind == "clip":  # transformers 5 has left out the prefix
+        return "vision_model." + name.removeprefix("vision_model.")
     for new, old in _HUB_NAMES:
         name = name.replace(new, old)
     return name
 
 
+def build_backbone(config: EncoderConfig) -> nn.Module:
+    """transformers' model of these sizes, with fresh weights."""
+    import transformers
+
+    sizes = {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "patch_size": config.patch_size,
+        "image_size": config.image_size,
+    }
+    if config.kind == "clip":
+        inner = config.width * config.mlp_ratio
+        return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(intermediate_size=inner, **sizes))
+    sizes |= {"mlp_ratio": config.mlp_ratio, "use_swiglu_ffn": config.swiglu}
+    if config.register_tokens:
+        sizes["num_register_tokens"] = config.register_tokens
+        return transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**sizes))
+    return transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
+
+
 class IDEncoder(nn.Module):
-    """Prepared views of an object -> its CLS and patch tokens (IMPRINT, arXiv 2403.10701, section 3.1)."""
+    """Prepared views of an object -> its tokens (IMPRINT, arXiv 2403.10701, section 3.1)."""
 
     def __init__(self, config: EncoderConfig):
-        from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
-
         super().__init__()
-        sizes = {
-            "hidden_size": config.width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "mlp_ratio": config.mlp_ratio,
-            "use_swiglu_ffn": config.swiglu,
-            "patch_size": config.patch_size,
-            "image_size": config.image_size,
-        }
         self.config = config
-        if config.register_tokens:
-            sizes["num_register_tokens"] = config.register_tokens
-            self.backbone = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes))
-        else:
-            self.backbone = Dinov2Model(Dinov2Config(**sizes))
+        self.backbone = build_backbone(config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,24 +66,28 @@ class IDEncoder(nn.Module):
         return self.backbone.device
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) from `preprocess.prepare_object` -> (B, 1 + patches, width), after the last LayerNorm.
+        """(B, 3, S, S) from `preprocess.prepare_object` -> (B, `config.tokens`, width), after the last LayerNorm.
 
-        Register tokens, where the backbone has them, are left out.
+        CLS comes first; register tokens, where the backbone has them, are left out.
         """
         tokens = self.backbone(pixel_values).last_hidden_state
+        if self.config.output == "cls":
+            tokens = tokens[:, :1]
+        if self.config.kind == "clip":  # whose model normalises the CLS token alone
+            return getattr(self.backbone, "vision_model", self.backbone).post_layernorm(tokens)
         return torch.cat([tokens[:, :1], tokens[:, 1 + self.config.register_tokens :]], 1)
 
     def hub_state_dict(self) -> dict[str, torch.Tensor]:
         """The backbone's tensors under their hub names."""
         tensors: dict[str, torch.Tensor] = {}
         for name, tensor in self.backbone.state_dict().items():
-            key = hub_name(name)
+            key = hub_name(name, self.config.kind)
             tensors[key] = torch.cat([tensors[key], tensor]) if key in tensors else tensor
         return tensors
 
     def load_hub_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         """Strictly the inverse of `hub_state_dict`."""
-        own = {name: tensors[hub_name(name)] for name in self.backbone.state_dict()}
+        own = {name: tensors[hub_name(name, self.config.kind)] for name in self.backbone.state_dict()}
         for name, tensor in own.items():
             if ".mlp.gate_proj." in name or ".mlp.up_proj." in name:
                 own[name] = tensor.chunk(2)[".mlp.up_proj." in name]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import ImprintError
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -26,3 +28,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | os.PathLike) -> None:
+    """Make the folder if need be; raise `ImprintError` unless a file of this name can be written there."""
+    path = Path(path)
+    if os.path.isdir(path):
+        raise ImprintError(f"{path} is a folder; give the name of a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix):
+            pass
+    except (OSError, ValueError) as error:
+        raise ImprintError(f"{path} cannot be written ({error}); choose another folder") from error

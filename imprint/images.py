@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from . import files
 from .errors import ImprintError
-from .files import replacing
 
 MAX_PIXELS = 1 << 27
 """Larger pictures (134 megapixels) are refused before they are decoded; Pillow's own limit is a little higher."""
@@ -46,14 +45,7 @@ def require_writable(path: str | os.PathLike) -> None:
     path = Path(path)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ImprintError(f"{path}: '{path.suffix}' is no picture format; end the name in .png, .jpg or .webp")
-    if os.path.isdir(path):
-        raise ImprintError(f"{path} is a folder; give the name of a picture in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix):
-            pass
-    except (OSError, ValueError) as error:
-        raise ImprintError(f"{path} cannot be written ({error}); choose another folder") from error
+    files.require_writable(path)
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
@@ -68,7 +60,7 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     kind = Image.registered_extensions()[path.suffix.lower()]
     quality = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
     try:
-        with replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             image.save(temporary, kind, **quality)
     except (OSError, ValueError) as error:
         raise ImprintError(f"{path} cannot be written ({error}); choose another place or format") from error

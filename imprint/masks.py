@@ -108,11 +108,11 @@ def latent_hole(masks: torch.Tensor, downscale: int) -> torch.Tensor:
     return (F.max_pool2d(masks[:, None], downscale) > 0).to(masks)
 
 
-def paint_hole(images: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """The background with its hole in mid-grey, so that nothing of what lay there reaches the autoencoder.
+def paint_hole(images: torch.Tensor, hole: torch.Tensor, value: float) -> torch.Tensor:
+    """The background with its hole in one grey, so that nothing of what lay there reaches the autoencoder.
 
-    images (B, 3, H, W) in [0, 1]; hole (B, 1, h, w) of 0 and 1 from `latent_hole`.
+    images (B, 3, H, W) in [0, 1]; hole (B, 1, h, w) of 0 and 1 from `latent_hole`; value: `ImprintConfig.hole_value`.
     """
     factor = images.shape[2] // hole.shape[2]
     pixels = hole.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return torch.where(pixels > 0.5, 0.5, images)
+    return torch.where(pixels > 0.5, value, images)

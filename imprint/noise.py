@@ -41,7 +41,9 @@ def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
         num_train_timesteps=config.timesteps,
         trained_betas=(1 - alphas).tolist(),
         prediction_type=config.prediction_type,
-        timestep_spacing="trailing",  # zero terminal SNR needs the last timestep, which "leading" leaves out
+        timestep_spacing=config.timestep_spacing,
+        steps_offset=1,  # as latent diffusion's samplers, whose last timestep is 1; "trailing" takes no notice
     )
-    scheduler.register_to_config(clip_sample=False)  # for those made of it: DDIM and DDPM would clip latents to [-1, 1]
+    # For those made of it: DDIM and DDPM would clip latents to [-1, 1], and DDIM end at no noise where its authors' does not.
+    scheduler.register_to_config(clip_sample=False, set_alpha_to_one=config.timestep_spacing == "trailing")
     return scheduler

@@ -25,7 +25,7 @@ from .images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_
 from .masks import latent_hole, paint_hole
 from .noise import make_scheduler
 from .placement import Placement
-from .preprocess import prepare_object
+from .preprocess import prepare_object, require_views
 from .unet import build_autoencoder, build_unet, decode, encode, unet_input
 
 Picture: TypeAlias = "Image.Image | torch.Tensor"
@@ -109,6 +109,7 @@ class ImprintPipeline(DiffusionPipeline):
             raise ImprintError(
                 f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view"
             )
+        require_views(len(images), self.model_config.encoder)
         views = []
         for image, mask in zip(images, masks):
             pixels, alpha = _picture(image), _mask(mask) if mask is not None else _alpha(image)
@@ -197,7 +198,8 @@ class ImprintPipeline(DiffusionPipeline):
 
         scene, inside = placement.extract(frame), placement.extract_mask(hole)
         latent_mask = latent_hole(inside, config.latent.downscale).to(device)
-        clean = encode(self.vae, paint_hole(scene.to(device), latent_mask).to(self.vae.dtype), config.latent).float()
+        painted = paint_hole(scene.to(device), latent_mask, config.hole_value)
+        clean = encode(self.vae, painted.to(self.vae.dtype), config.latent).float()
         # The latents stay in fp32 whatever the models' precision: the first sigma of a zero-terminal-SNR schedule is 4,518.
         shape = (num_results, *clean.shape[1:])
         noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
@@ -258,8 +260,11 @@ class ImprintPipeline(DiffusionPipeline):
         contexts = context if guidance == 1 else torch.cat([self.adapter.null_context(context), context])
         contexts = contexts.to(self.unet.dtype)
         self.scheduler.set_timesteps(config.sampling.steps if steps is None else steps, device=noise.device)
-        # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, here the background's.
-        latents = self.scheduler.add_noise(background, noise, self.scheduler.timesteps[:1])
+        if config.background == "blend":
+            # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, here the background's.
+            latents = self.scheduler.add_noise(background, noise, self.scheduler.timesteps[:1])
+        else:  # noise alone, and of variance 1 at the UNet: in latent diffusion's samplers and in ComfyUI
+            latents = noise / self.scheduler.scale_model_input(torch.ones_like(noise), self.scheduler.timesteps[0])
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:

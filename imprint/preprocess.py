@@ -1,4 +1,4 @@
-"""The ID encoder's input: the object cut out on black, tight, square and normalised.
+"""The ID encoder's input: the object cut out as its configuration says, tight, square and normalised.
 
 One function, `prepare_object`, serves training, pipeline and node, so that a checkpoint sees at inference what it was
 trained on. Tensors are BCHW; masks BHW with 1 = object.
@@ -13,8 +13,11 @@ import torch
 from .config import EncoderConfig
 from .errors import ImprintError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+MEAN_AND_STD = {
+    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+"""Of the colours in [0, 1] that each kind of encoder was trained with: ImageNet's, and those of CLIP's own data."""
 
 
 def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the mask") -> torch.Tensor:
@@ -41,26 +44,30 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
     return torch.stack([top, left, bottom, right], 1)
 
 
-def resample(images: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+def resample(images: torch.Tensor, boxes: torch.Tensor, size: int, cropped: bool = False) -> torch.Tensor:
     """Cut a box out of each image and resize it, antialiased, to size x size; black beyond the image's border.
 
-    images (B, C, H, W), boxes (B, 4) in pixels, fractions and places outside the image allowed. A triangle filter as wide
-    as the reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one
-    call on any device.
+    images (B, C, H, W), boxes (B, 4) in pixels, fractions and places outside the image allowed. cropped: nothing beyond
+    the box or the image has a part in the result, as if the image had been cropped first. A triangle filter as wide as the
+    reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one call on any
+    device.
     """
     boxes = boxes.to(images)
-    rows = _filter(boxes[:, 0], boxes[:, 2], images.shape[2], size)
-    columns = _filter(boxes[:, 1], boxes[:, 3], images.shape[3], size)
+    rows = _filter(boxes[:, 0], boxes[:, 2], images.shape[2], size, cropped)
+    columns = _filter(boxes[:, 1], boxes[:, 3], images.shape[3], size, cropped)
     return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
 
 
-def _filter(start: torch.Tensor, end: torch.Tensor, length: int, size: int) -> torch.Tensor:
+def _filter(start: torch.Tensor, end: torch.Tensor, length: int, size: int, cropped: bool) -> torch.Tensor:
     """(B, size, length): each output pixel's weights over the input pixels of one axis."""
     scale = ((end - start) / size)[:, None]
     support = scale.clamp(min=1)
     centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale - 0.5
     pixels = torch.arange(length, device=start.device)
     weights = (1 - (pixels - centre[..., None]).abs() / support[..., None]).clamp(min=0)
+    if cropped:
+        weights = weights * ((pixels >= start[:, None].floor()) & (pixels < end[:, None].ceil()))[:, None]
+        return weights / weights.sum(-1, keepdim=True)
     # Normalised over the endless pixel grid and not the image alone: beyond the border there is black, not nothing.
     reach = math.ceil(float(support.max())) + 1
     taps = torch.arange(-reach, reach + 1, device=start.device)
@@ -68,18 +75,34 @@ def _filter(start: torch.Tensor, end: torch.Tensor, length: int, size: int) -> t
     return weights / total[..., None]
 
 
-def cut_out(images: torch.Tensor, masks: torch.Tensor, size: int, margin: float) -> torch.Tensor:
-    """The object on black, centred in a square with a margin: (B, 3, H, W) in [0, 1], (B, H, W) -> (B, 3, size, size)."""
+def cut_out(
+    images: torch.Tensor, masks: torch.Tensor, size: int, margin: float, surroundings: str = "black", fit: str = "pad"
+) -> torch.Tensor:
+    """The object, centred in a square with a margin: (B, 3, H, W) in [0, 1], (B, H, W) -> (B, 3, size, size).
+
+    margin, surroundings, fit: see `EncoderConfig`. Beyond the picture there is black; a stretched box ends there.
+    """
     boxes = bounding_boxes(masks, what="the object's mask").to(images)
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) * (0.5 + margin)
-    return resample(images * masks[:, None].to(images), torch.cat([centre - half, centre + half], 1), size).clamp(0, 1)
+    centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    half = (sides.amax(1, keepdim=True) if fit == "pad" else sides) * (0.5 + margin)
+    reach = torch.cat([centre - half, centre + half], 1)
+    seen = images * masks[:, None].to(images) if surroundings == "black" else images
+    if fit == "stretch":
+        height, width = images.shape[2:]
+        reach = reach.clamp(min=0).minimum(reach.new_tensor([height, width, height, width]))
+    return resample(seen, reach, size, cropped=fit == "stretch").clamp(0, 1)
 
 
-def normalise(cutouts: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> ImageNet-normalised, as DINOv2 expects."""
-    mean, std = (cutouts.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+def normalise(cutouts: torch.Tensor, config: EncoderConfig) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> of mean 0 and variance 1 over the encoder's training data."""
+    mean, std = (cutouts.new_tensor(values)[:, None, None] for values in MEAN_AND_STD[config.kind])
     return (cutouts - mean) / std
+
+
+def require_views(count: int, config: EncoderConfig) -> None:
+    """Raise `ImprintError` for more views of an object than the model takes."""
+    if count > 1 and not config.several_views:
+        raise ImprintError(f"got {count} views of the object, but this checkpoint takes one picture; give the best one")
 
 
 def prepare_object(
@@ -101,7 +124,7 @@ def prepare_object(
             f"the object's {images.shape[0]} picture(s) of {images.shape[3]}x{images.shape[2]} and its {masks.shape[0]} "
             f"mask(s) of {masks.shape[2]}x{masks.shape[1]} differ; give one mask of the same size for every picture"
         )
-    cutout = cut_out(images, masks, config.image_size, config.object_margin)
+    cutout = cut_out(images, masks, config.image_size, config.object_margin, config.surroundings, config.fit)
     if not bool(cutout.isfinite().all()):
         raise ImprintError("the object's picture holds values that are not finite; give numbers in [0, 1]")
-    return normalise(cutout), cutout
+    return normalise(cutout, config), cutout

@@ -68,8 +68,11 @@ def unet_input(
     """What the UNet sees of the scene, in training and at every sampling step.
 
     noisy, background: (B, C, h, w) latents, the background's with its hole painted grey; hole (B, 1, h, w) of 0 and 1.
-    `blend` is IMPRINT's (arXiv 2403.10701, figure 2); `concat` SD-inpainting's order: noisy latent, mask, background.
+    `blend` is IMPRINT's (arXiv 2403.10701, figure 2); `concat` puts mask and background beside the noisy latent, in the
+    configuration's order.
     """
     if config.background == "blend":
         return blend_latents(noisy, background, hole)
-    return torch.cat([noisy, hole, background], 1)
+    mask = hole if config.concat_mask == "hole" else 1 - hole
+    beside = [mask, background] if config.concat_order == "mask, background" else [background, mask]
+    return torch.cat([noisy, *beside], 1)

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..imprint.errors import ImprintError
-from ..imprint.preprocess import prepare_object
+from ..imprint.preprocess import prepare_object, require_views
 from . import models, sockets
 from .tensors import fit_mask, to_bchw, to_bhwc
 
@@ -24,9 +24,11 @@ class ImprintIDEncoder(io.ComfyNode):
             search_aliases=["imprint encoder", "object identity", "reference object", "dino", "dinov2"],
             is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
-                io.ClipVision.Input("clip_vision", tooltip="DINOv2, from Load Imprint Checkpoint."),
+                io.ClipVision.Input("clip_vision", tooltip="DINOv2 or CLIP, from Load Imprint Checkpoint."),
                 io.Image.Input(
-                    "image", tooltip="The object. The pictures of a batch are views of one and the same object."
+                    "image",
+                    tooltip="The object. The pictures of a batch are views of one and the same object, where the "
+                    "checkpoint takes several.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -44,7 +46,7 @@ class ImprintIDEncoder(io.ComfyNode):
             outputs=[
                 sockets.Identity.Output(
                     display_name="identity",
-                    tooltip="All tokens that DINOv2 gives for the views. Goes to Content Adapter.",
+                    tooltip="The tokens that the encoder gives for the views. Goes to Content Adapter.",
                 ),
             ],
         )
@@ -52,6 +54,8 @@ class ImprintIDEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
         views, _ = to_bchw(image)
+        config = models.encoder_config(clip_vision)
+        require_views(len(views), config)
         masks = fit_mask(mask, views, "object's mask")
         if mask_marks == "background":
             masks = 1 - masks
@@ -60,7 +64,7 @@ class ImprintIDEncoder(io.ComfyNode):
             raise ImprintError(
                 f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one a picture"
             )
-        pixels, cutouts = prepare_object(views, masks.expand(len(views), -1, -1), models.encoder_config(clip_vision))
+        pixels, cutouts = prepare_object(views, masks.expand(len(views), -1, -1), config)
         identity = models.encode_views(clip_vision, pixels)
         return io.NodeOutput(identity, ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
 
@@ -113,7 +117,7 @@ class ImprintContentAdapter(io.ComfyNode):
                 f"DINOv2 ID Encoder gives tokens of width {width}, but Content Adapter takes {config.input_width}; "
                 "use the CLIP_VISION and the adapter of the same Load Imprint Checkpoint"
             )
-        if config.kind == "conv" and tokens != config.input_tokens:
+        if tokens != config.input_tokens:
             raise ImprintError(
                 f"DINOv2 ID Encoder gives {tokens} tokens a view, but Content Adapter takes {config.input_tokens}; "
                 "use the CLIP_VISION and the adapter of the same Load Imprint Checkpoint"

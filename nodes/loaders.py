@@ -21,7 +21,8 @@ class ImprintLoadCheckpoint(io.ComfyNode):
             node_id="ImprintLoadCheckpoint",
             display_name="Load Imprint Checkpoint",
             category="imprint/loaders",
-            description="Loads all parts of an Imprint model from one file of models/imprint.",
+            description="Loads all parts of an Imprint model from one file of models/imprint: a checkpoint of ours, "
+            "or ObjectStitch's or Paint-by-Example's as its authors released it.",
             search_aliases=["imprint", "object insertion", "object compositing", "load imprint model"],
             inputs=[
                 io.Combo.Input(
@@ -35,10 +36,12 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                     display_name="model",
                     tooltip="The UNet. Goes to Imprint Composite Sampler; LoRA and model patches work.",
                 ),
-                io.ClipVision.Output(display_name="clip_vision", tooltip="DINOv2, for DINOv2 ID Encoder."),
+                io.ClipVision.Output(
+                    display_name="clip_vision", tooltip="The image encoder, DINOv2 or CLIP, for DINOv2 ID Encoder."
+                ),
                 sockets.Adapter.Output(
                     display_name="adapter",
-                    tooltip="The content adapter that was trained with this DINOv2 and this UNet.",
+                    tooltip="The content adapter that was trained with this encoder and this UNet.",
                 ),
                 io.Vae.Output(
                     display_name="vae",

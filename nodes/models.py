@@ -6,6 +6,7 @@ imported the nodes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -26,10 +27,11 @@ import comfy.utils
 import torch
 
 from ..imprint.adapter import ContentAdapter
-from ..imprint.checkpoint import Checkpoint, load_checkpoint
+from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import EncoderConfig, ImprintConfig, UNetConfig, dinov2
 from ..imprint.errors import ImprintError
-from ..imprint.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from ..imprint.originals import kind_of, open_checkpoint
+from ..imprint.preprocess import MEAN_AND_STD
 
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
 _SD_SCALE = 0.18215  # SD 1.5's factor. With it TAESD's LATENTs are, like in all of ComfyUI, interchangeable with SD's
@@ -40,6 +42,7 @@ _PLAIN = SimpleNamespace(
     Conv2d=torch.nn.Conv2d,
     GroupNorm=torch.nn.GroupNorm,
     LayerNorm=torch.nn.LayerNorm,
+    Embedding=torch.nn.Embedding,
     conv_nd=lambda dims, *args, **kwargs: torch.nn.Conv2d(*args, **kwargs),
 )
 
@@ -93,6 +96,9 @@ class ModelConfig(comfy.supported_models_base.BASE):
     def __init__(self, config: ImprintConfig):
         super().__init__(_unet_options(config.unet))
         self.background = config.background
+        mask = "mask" if config.concat_mask == "hole" else "mask_inverted"
+        mask_first = config.concat_order == "mask, background"
+        self.concat_keys = (mask, "masked_image") if mask_first else ("masked_image", mask)
         self.prediction_type = config.noise.prediction_type
         self.sampling_settings = {
             "linear_start": config.noise.beta_start,
@@ -112,13 +118,16 @@ class ModelConfig(comfy.supported_models_base.BASE):
         kind = comfy.model_base.BaseModel if concat else CleanBackground
         model = kind(self, model_type=self.model_type(state_dict, prefix), device=device)
         if concat:
-            model.set_inpaint()  # noisy latent, mask, background: SD-inpainting's order, and ours
+            model.set_inpaint()
+            model.concat_keys = self.concat_keys  # set_inpaint's are SD-inpainting's
         return model
 
 
 def load(path: str) -> tuple[Any, Any, Adapter, Any]:
     """A file -> MODEL, CLIP_VISION, adapter and VAE; None for the VAE of a file that holds none."""
-    checkpoint = load_checkpoint(path)
+    checkpoint = open_checkpoint(path)
+    if checkpoint.names == "ldm":
+        logging.info("Imprint: %s is read as an original of kind %s", path, kind_of(checkpoint.config))
     built = {part: build(checkpoint) for part, build in _BUILDERS.items() if part in checkpoint.parts}
     for part, thing in built.items():
         # ComfyUI reads the part again by this for hooks under dynamic VRAM, and for a second GPU.
@@ -128,7 +137,7 @@ def load(path: str) -> tuple[Any, Any, Adapter, Any]:
 
 def reload_patcher(path: str, part: str, disable_dynamic: bool = False) -> Any:
     """One part's ModelPatcher, fresh from the file. Like in ComfyUI, only a UNet comes without dynamic VRAM."""
-    checkpoint = load_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     return _patcher(build_model(checkpoint, disable_dynamic) if part == "unet" else _BUILDERS[part](checkpoint))
 
 
@@ -149,7 +158,7 @@ def encoder_config(clip_vision: Any) -> EncoderConfig:
         return clip_vision.imprint_encoder
     if clip_vision.model_type != "dinov2":
         raise ImprintError(
-            f"the CLIP_VISION is a '{clip_vision.model_type}', but the identity comes from DINOv2; "
+            f"the CLIP_VISION is a '{clip_vision.model_type}' of another loader, and only DINOv2 can come from there; "
             "connect the CLIP_VISION of Load Imprint Checkpoint"
         )
     sizes = clip_vision.config
@@ -163,12 +172,17 @@ def encoder_config(clip_vision: Any) -> EncoderConfig:
 
 @torch.no_grad()
 def encode_views(clip_vision: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Prepared views (V, 3, S, S) -> their tokens after the last LayerNorm, CLS first: (1, V, N, C).
+    """Prepared views (V, 3, S, S) -> their tokens after the last LayerNorm, CLS first or alone: (1, V, N, C).
 
     Not `encode_image`: that one crops, resizes and rounds to 8 bit what `prepare_object` has already made fit.
     """
     comfy.model_management.load_model_gpu(clip_vision.patcher)
+    config = encoder_config(clip_vision)
     tokens = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device, torch.float32))[0]
+    if config.output == "cls":
+        tokens = tokens[:, :1]
+    if config.kind == "clip":  # ComfyUI's model normalises the CLS token alone
+        tokens = clip_vision.model.vision_model.post_layernorm(tokens)
     return tokens[None].to(comfy.model_management.intermediate_device())
 
 
@@ -179,9 +193,11 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
     _need(config.unet.mid_transformer_layers > 0, checkpoint, "a UNet without attention in its middle")
     manage, core = comfy.model_management, ModelConfig(config)
     shapes = _shapes(comfy.model_base.UNetModel(**core.unet_config, device="meta", operations=_PLAIN))
-    names = comfy.utils.unet_to_diffusers(core.unet_config)
-    names = {diffusers: name for diffusers, name in names.items() if name in shapes}  # it also lists absent layers
-    tensors = checkpoint.check("unet", {diffusers: shapes[name] for diffusers, name in names.items()})
+    names = {name: name for name in shapes}  # ComfyUI's own are latent diffusion's
+    if checkpoint.names == "diffusers":
+        names = comfy.utils.unet_to_diffusers(core.unet_config)
+        names = {diffusers: name for diffusers, name in names.items() if name in shapes}  # it also lists absent layers
+    tensors = checkpoint.check("unet", {theirs: shapes[name] for theirs, name in names.items()})
 
     weight_dtype, load_device, supported = (
         comfy.utils.weight_dtype(tensors),
@@ -206,21 +222,33 @@ def build_clip_vision(checkpoint: Checkpoint) -> Any:
     """Part `encoder` as a CLIP_VISION."""
     encoder = checkpoint.config.encoder
     _need(encoder.register_tokens == 0, checkpoint, "a DINOv2 with register tokens")
-    _need(encoder.mlp_ratio == 4, checkpoint, f"a DINOv2 with an MLP ratio of {encoder.mlp_ratio}")
+    dinov2_ratio = encoder.kind == "clip" or encoder.mlp_ratio == 4
+    _need(dinov2_ratio, checkpoint, f"a DINOv2 with an MLP ratio of {encoder.mlp_ratio}")
+    mean, std = MEAN_AND_STD[encoder.kind]
     options = {
-        "model_type": "dinov2",
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.layers,
         "num_attention_heads": encoder.heads,
-        "use_swiglu_ffn": encoder.swiglu,
         "patch_size": encoder.patch_size,
         "image_size": encoder.image_size,
-        "layer_norm_eps": 1e-6,
-        "use_mask_token": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
+        "image_mean": list(mean),
+        "image_std": list(std),
     }
-    plain = comfy.clip_vision.IMAGE_ENCODERS["dinov2"](options, torch.float32, "meta", _PLAIN)
+    if encoder.kind == "clip":
+        options |= {
+            "model_type": "clip_vision_model",
+            "intermediate_size": encoder.width * encoder.mlp_ratio,
+            "hidden_act": "quick_gelu",
+            "num_channels": 3,
+        }
+    else:
+        options |= {
+            "model_type": "dinov2",
+            "use_swiglu_ffn": encoder.swiglu,
+            "layer_norm_eps": 1e-6,
+            "use_mask_token": True,
+        }
+    plain = comfy.clip_vision.IMAGE_ENCODERS[options["model_type"]](options, torch.float32, "meta", _PLAIN)
     tensors = checkpoint.check("encoder", _shapes(plain))
     clip_vision = comfy.clip_vision.ClipVisionModel(options)
     clip_vision.load_sd(tensors)
@@ -236,7 +264,8 @@ def build_vae(checkpoint: Checkpoint) -> Any:
             tensors = _taesd_names(tensors)
             plain = comfy.taesd.taesd.TAESD(latent_channels=checkpoint.config.latent.channels)
         else:
-            tensors = comfy.diffusers_convert.convert_vae_state_dict(tensors)
+            if checkpoint.names == "diffusers":
+                tensors = comfy.diffusers_convert.convert_vae_state_dict(tensors)
             plain = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=_KL, embed_dim=_KL["z_channels"])
     # Compared under ComfyUI's names, which it would only warn about.
     tensors = replace(checkpoint, parts={"vae": tensors}).check("vae", _shapes(plain))

@@ -130,13 +130,15 @@ class ImprintCompositeSampler(io.ComfyNode):
         crop_holes = torch.cat([place.extract_mask(hole[None]) for place, hole in zip(placements, holes)])
 
         hole = latent_hole(crop_holes, config.latent.downscale)
-        clean = vae.encode(to_bhwc(paint_hole(crops, hole)))
+        clean = vae.encode(to_bhwc(paint_hole(crops, hole, config.hole_value)))
         hole = hole.to(clean)
         latent = {"samples": clean}
         if config.background == "blend":
             latent["noise_mask"] = hole
         else:
-            # No noise mask: this UNet was trained with noise everywhere, and has the background in channels of its own.
+            # This UNet was trained with noise everywhere, and has the background in channels of its own: no noise mask, and
+            # an empty latent to start from, so that the first step sees noise alone.
+            latent = {"samples": torch.zeros_like(clean)}
             channels = {"concat_latent_image": clean, "concat_mask": hole}
             positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)

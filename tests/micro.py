@@ -43,6 +43,32 @@ def concat_config() -> ImprintConfig:
     return micro_config(background="concat", unet=dataclasses.replace(config.unet, in_channels=9))
 
 
+def relative_config() -> ImprintConfig:
+    """As `concat_config`, with all that the relatives do otherwise: CLIP, a stretched object, channels, timesteps."""
+    config = concat_config()
+    encoder = dataclasses.replace(
+        config.encoder,
+        kind="clip",
+        output="cls",
+        surroundings="kept",
+        fit="stretch",
+        object_margin=0.0,
+        several_views=False,
+    )
+    noise = dataclasses.replace(
+        config.noise, prediction_type="epsilon", zero_terminal_snr=False, timestep_spacing="leading"
+    )
+    return dataclasses.replace(
+        config,
+        encoder=encoder,
+        adapter=tokens_adapter(encoder, layers=1, heads=1, output_width=32),
+        noise=noise,
+        concat_order="background, mask",
+        concat_mask="background",
+        hole_value=0.25,
+    )
+
+
 def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True) -> Checkpoint:
     """Random weights that react to the object as strongly as trained ones."""
     from imprint.pipeline import build_modules, module_tensors

@@ -15,6 +15,7 @@ from test_images import huge_png
 from imprint import __version__, cli
 from imprint.blending import feather
 from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
 from imprint.pipeline import FEATHER
 from imprint.placement import Placement
@@ -384,7 +385,7 @@ def test_info_json(micro_file, capsys, micro):
     found = json.loads(capsys.readouterr().out)
     assert found["format_version"] == 1 and found["checksum"] == "verified"
     assert set(found["parts"]) == {"encoder", "adapter", "unet", "vae"}
-    assert found["config"] == json.loads(micro.to_json())
+    assert ImprintConfig.from_json(json.dumps(found["config"])) == micro
 
 
 def test_info_of_mixed_precision_and_of_damaged_files(tmp_path, micro_file, capsys):

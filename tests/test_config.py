@@ -2,13 +2,13 @@ import dataclasses
 import json
 
 import pytest
-from micro import concat_config, micro_config
+from micro import concat_config, micro_config, relative_config
 
 from imprint.config import PRESETS, ImprintConfig, LatentConfig, dinov2
 from imprint.errors import ImprintError
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), micro_config(), concat_config()])
+@pytest.mark.parametrize("config", [*PRESETS.values(), micro_config(), concat_config(), relative_config()])
 def test_json_round_trip_is_exact(config):
     text = config.to_json()
     again = ImprintConfig.from_json(text)
@@ -94,6 +94,17 @@ def change(path: str, value) -> str:
         ("noise.prediction_type", "sample", "prediction"),
         ("noise.prediction_type", "epsilon", "zero terminal SNR"),
         ("noise.timesteps", 0, "timesteps"),
+        ("noise.timestep_spacing", "linspace", "'trailing' or 'leading'"),
+        ("encoder.kind", "siglip", "'dinov2' or 'clip'"),
+        ("encoder.kind", ["clip"], "'dinov2' or 'clip'"),
+        ("encoder.output", "cls", "gives 1 tokens.*257"),
+        ("encoder.surroundings", "white", "'black' or 'kept'"),
+        ("encoder.fit", "crop", "'pad' or 'stretch'"),
+        ("encoder.several_views", 1, "several_views"),
+        ("concat_order", "mask", "'mask, background' or 'background, mask'"),
+        ("concat_mask", "object", "'hole' or 'background'"),
+        ("hole_value", 1.5, "from 0 to 1"),
+        ("hole_value", -0.5, "hole_value"),
         ("sampling.steps", 0, "steps"),
     ],
 )
@@ -101,6 +112,12 @@ def test_a_wrong_value_is_named(path, value, message):
     with pytest.raises(ImprintError, match=message) as caught:
         ImprintConfig.from_json(change(path, value))
     assert "\n" not in str(caught.value)
+
+
+def test_a_clip_encoder_has_no_parts_of_dinov2():
+    for part in ({"swiglu": True}, {"register_tokens": 4}):
+        with pytest.raises(ImprintError, match="CLIP"):
+            dataclasses.replace(dinov2(width=32, layers=1, heads=2, image_size=28), kind="clip", **part)
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"tiny"', "{}", "[" * 100_000, '{"resolution": NaN}'])

@@ -11,6 +11,7 @@ from imprint.config import AdapterConfig, dinov2, tokens_adapter
 from imprint.encoder import IDEncoder, hub_name
 from imprint.errors import ImprintError
 
+CLIP = dataclasses.replace(dinov2(width=32, layers=1, heads=2, image_size=28), kind="clip")
 REGISTERS = dinov2(width=32, layers=1, heads=2, image_size=28, register_tokens=4)
 SWIGLU = dinov2(width=32, layers=1, heads=2, image_size=28, swiglu=True)
 PLAIN = micro_config().encoder
@@ -24,7 +25,7 @@ def pixels(count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("config", [PLAIN, REGISTERS, SWIGLU])
+@pytest.mark.parametrize("config", [PLAIN, REGISTERS, SWIGLU, CLIP])
 def test_output_is_cls_and_patches(config):
     tokens = IDEncoder(config).eval()(pixels())
     assert tokens.shape == (2, 5, 32) == (2, config.tokens, config.width)
@@ -37,6 +38,36 @@ def test_register_tokens_are_left_out():
     everything = encoder.backbone(pixels()).last_hidden_state
     assert everything.shape[1] == 9
     assert torch.equal(encoder(pixels()), everything[:, [0, 5, 6, 7, 8]])
+
+
+def test_the_cls_token_alone_is_the_first_of_all():
+    for config in (PLAIN, REGISTERS, CLIP):
+        torch.manual_seed(0)
+        every = IDEncoder(config).eval()
+        alone = IDEncoder(dataclasses.replace(config, output="cls")).eval()
+        alone.load_hub_state_dict(every.hub_state_dict())
+        assert alone.config.tokens == 1
+        assert torch.allclose(alone(pixels()), every(pixels())[:, :1], atol=1e-6)
+
+
+def test_clip_s_cls_token_is_the_library_s_own():
+    torch.manual_seed(0)
+    encoder = IDEncoder(CLIP).eval()
+    assert torch.allclose(encoder(pixels())[:, 0], encoder.backbone(pixels()).pooler_output, atol=1e-6)
+
+
+def test_clip_s_tensors_have_the_names_of_the_hub_s_files():
+    """As in openai/clip-vit-large-patch14."""
+    names = set(IDEncoder(CLIP).hub_state_dict())
+    assert len(names) == 23 and all(name.startswith("vision_model.") for name in names)
+    assert {
+        "vision_model.embeddings.class_embedding",
+        "vision_model.embeddings.position_embedding.weight",
+        "vision_model.pre_layrnorm.weight",
+        "vision_model.encoder.layers.0.self_attn.q_proj.weight",
+        "vision_model.encoder.layers.0.mlp.fc2.bias",
+        "vision_model.post_layernorm.bias",
+    } <= names
 
 
 BLOCK_NAMES = {
@@ -101,7 +132,7 @@ def test_swiglu_s_hub_tensor_holds_the_gate_and_then_the_input():
     assert torch.allclose(mlp(x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [PLAIN, REGISTERS, SWIGLU])
+@pytest.mark.parametrize("config", [PLAIN, REGISTERS, SWIGLU, CLIP])
 def test_hub_tensors_load_strictly(config):
     torch.manual_seed(1)
     source, target = IDEncoder(config).eval(), IDEncoder(config).eval()
@@ -109,7 +140,7 @@ def test_hub_tensors_load_strictly(config):
     tensors = source.hub_state_dict()
     target.load_hub_state_dict(tensors)
     assert torch.equal(source(pixels()), target(pixels()))
-    lacking = {name: tensor for name, tensor in tensors.items() if "query" not in name}
+    lacking = {name: tensor for name, tensor in tensors.items() if "query" not in name and "q_proj" not in name}
     with pytest.raises(KeyError):
         target.load_hub_state_dict(lacking)
 

@@ -142,7 +142,7 @@ def test_painting_leaves_nothing_of_the_hole_and_all_of_the_rest():
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     cells = torch.zeros(2, 1, 8, 8)
     cells[:, :, 2:5, 3:4] = 1
-    painted = paint_hole(images, cells)
+    painted = paint_hole(images, cells, 0.5)
     assert bool((painted[:, :, 16:40, 24:32] == 0.5).all())
     assert torch.equal(painted[:, :, :16], images[:, :, :16])
     assert torch.equal(painted[:, :, :, 32:], images[:, :, :, 32:])

@@ -5,7 +5,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from micro import concat_config, cutout, fresh_checkpoint, micro_config, photo, rectangle
+from micro import concat_config, cutout, fresh_checkpoint, micro_config, photo, rectangle, relative_config
 from PIL import Image
 
 from imprint.blending import feather
@@ -335,9 +335,10 @@ def test_half_precision(micro_file, scene, pipeline, dtype):
     ).abs().mean() < 0.05
 
 
-def test_concat_conditioning(tmp_path, scene):
+@pytest.mark.parametrize("config", [concat_config(), relative_config()])
+def test_concat_conditioning(tmp_path, scene, config):
     path = tmp_path / "concat.safetensors"
-    save_checkpoint(path, fresh_checkpoint(concat_config()))
+    save_checkpoint(path, fresh_checkpoint(config))
     pipeline = ImprintPipeline.from_checkpoint(path)
     pipeline.set_progress_bar_config(disable=True)
     seen, forward = [], pipeline.unet.forward
@@ -347,11 +348,23 @@ def test_concat_conditioning(tmp_path, scene):
         return forward(sample, *args, **kwargs)
 
     pipeline.unet.forward = watch
-    image = run(pipeline, scene).images[0]
+    encoded, encode_latents = [], pipeline.vae.encode
+    pipeline.vae.encode = lambda images: encoded.append(images) or encode_latents(images)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    image = run(pipeline, scene, latents=noise).images[0]
     assert {tensor.shape[1] for tensor in seen} == {9}
-    noisy, mask, background = seen[0].split((4, 1, 4), 1)  # SD-inpainting's order
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(background, seen[-1][:, 5:]) and not torch.equal(noisy, seen[-1][:, :4])
+    mask_first = config.concat_order == "mask, background"
+    channels = [tensor.split((4, 1, 4) if mask_first else (4, 4, 1), 1) for tensor in (seen[0], seen[-1])]
+    (noisy, *beside), (later, *same) = channels
+    mask, background = beside if mask_first else beside[::-1]
+    assert torch.allclose(noisy[:1], noise, atol=1e-6) and not torch.equal(noisy, later)
+    assert all(torch.equal(first, last) for first, last in zip(beside, same))
+    hole = mask == (1 if config.concat_mask == "hole" else 0)
+    assert set(mask.unique().tolist()) == {0.0, 1.0} and 0 < hole.float().mean() < 0.7
+    (painted,) = encoded
+    pixels = hole[:1].repeat_interleave(8, 2).repeat_interleave(8, 3).expand_as(painted)
+    assert (painted[pixels] == config.hole_value * 2 - 1).all() and painted[~pixels].std() > 0.1
+    assert torch.equal(background[:1], encode_latents(painted).latents)
     within = blend_of(scene[1], scene[2], pipeline)
     assert torch.equal(image[:, ~within], image_to_tensor(scene[1])[0][:, ~within])
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from imprint.config import dinov2
 from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor
-from imprint.preprocess import IMAGENET_MEAN, IMAGENET_STD, bounding_boxes, normalise, prepare_object, resample
+from imprint.preprocess import MEAN_AND_STD, bounding_boxes, normalise, prepare_object, resample
 
 ENCODER = dinov2(width=32, layers=1, heads=2, image_size=56)
 
@@ -79,12 +81,34 @@ def test_where_the_object_lies_makes_no_difference():
     assert torch.allclose(views[0], views[1], atol=1e-5) and torch.allclose(views[0], views[2], atol=1e-5)
 
 
-def test_values_are_imagenet_s():
-    values, seen = prepare_object(torch.rand(2, 3, 40, 40), torch.ones(2, 40, 40), ENCODER)
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+def test_values_are_of_the_encoder_s_own_colours(kind):
+    encoder = dataclasses.replace(ENCODER, kind=kind)
+    values, seen = prepare_object(torch.rand(2, 3, 40, 40), torch.ones(2, 40, 40), encoder)
+    mean, std = MEAN_AND_STD[kind]
     for channel in range(3):
-        expected = (seen[:, channel] - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+        expected = (seen[:, channel] - mean[channel]) / std[channel]
         assert torch.allclose(values[:, channel], expected, atol=1e-6)
-    assert torch.equal(values, normalise(seen))
+    assert torch.equal(values, normalise(seen, encoder))
+
+
+@pytest.mark.parametrize("surroundings", ["black", "kept"])
+def test_a_stretched_object_fills_its_square(surroundings):
+    """As Pillow resizes the cropped picture: nothing beyond the object's box has a part in it."""
+    encoder = dataclasses.replace(ENCODER, fit="stretch", object_margin=0.0, surroundings=surroundings)
+    picture, mask = photo(60, 50, seed=1), np.zeros((50, 60), np.uint8)
+    mask[8:50, 20:45] = 1
+    mask[10:20, 25:30] = 0  # a hole in the object
+    seen = prepare_object(image_to_tensor(picture), torch.from_numpy(mask)[None].float(), encoder)[1]
+    pixels = np.asarray(picture) * (mask[..., None] if surroundings == "black" else 1)
+    expected = Image.fromarray(pixels.astype(np.uint8)).crop((20, 8, 45, 50)).resize((56, 56), Image.BILINEAR)
+    assert np.abs(seen[0].permute(1, 2, 0).numpy() - np.asarray(expected) / 255).max() < 1.5 / 255
+
+
+def test_a_stretched_box_ends_at_the_picture_s_border():
+    encoder = dataclasses.replace(ENCODER, fit="stretch", object_margin=0.5)
+    seen = prepare_object(torch.ones(1, 3, 40, 40), torch.ones(1, 40, 40), encoder)[1]
+    assert seen.min() > 0.999
 
 
 def test_soft_edges_stay_soft_and_a_faint_mask_is_a_mask():

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from micro import cutout, fresh_checkpoint, micro_config, photo
+from micro import cutout, fresh_checkpoint, micro_config, photo, relative_config
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
-from imprint.checkpoint import load_checkpoint, save_checkpoint
+from imprint.checkpoint import load_checkpoint, read_config, save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.noise import alphas_cumprod
@@ -91,6 +91,7 @@ def data(tmp_path_factory) -> Path:
             photos.prepare(source, root / folder, root / "photos", "CC0", part=part)
     checkpoint = fresh_checkpoint(micro_config())
     save_checkpoint(root / "start.safetensors", checkpoint)
+    save_checkpoint(root / "relative.safetensors", fresh_checkpoint(relative_config()))
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.parts["vae"].items()}, root / "vae.safetensors")
     return root
 
@@ -190,9 +191,13 @@ def test_two_steps_of_each_stage_write_checkpoints_that_the_pipeline_loads(data,
         ("compositing", ("adapter.", "unet.down_blocks.", "unet.up_blocks."), ("encoder.", "vae.")),
     ],
 )
-def test_each_stage_trains_its_own_part(data, tmp_path, stage, trained, frozen):
-    train.main(words(data, tmp_path / "run", stage, init=data / "start.safetensors"))
-    before, after = weights(data / "start.safetensors"), weights(tmp_path / "run" / "checkpoint.safetensors")
+@pytest.mark.parametrize("start", ["start", "relative"])
+def test_each_stage_trains_its_own_part(data, tmp_path, start, stage, trained, frozen):
+    """Also from a relative's checkpoint: CLIP, nine channels in their order, epsilon."""
+    start, made = data / f"{start}.safetensors", tmp_path / "run" / "checkpoint.safetensors"
+    train.main(words(data, tmp_path / "run", stage, init=start))
+    assert read_config(made) == read_config(start)
+    before, after = weights(start), weights(made)
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name].half())}
     assert not [name for name in changed if name.startswith(frozen)]
     for prefix in trained:

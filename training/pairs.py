@@ -294,7 +294,7 @@ class PairMaker:
         target = cut_out(pictures, masks, self.config.resolution, self.config.encoder.object_margin)
         cells = self.config.resolution // self.config.latent.downscale
         hole = target.new_ones(len(target), 1, cells, cells)
-        return Pairs(cutout, target, paint_hole(target, hole), hole)
+        return Pairs(cutout, target, paint_hole(target, hole, self.config.hole_value), hole)
 
     def _in_scene(
         self,
@@ -314,7 +314,7 @@ class PairMaker:
         levels[:, -1] = loosened_box(box(outline), draw)
         hole = levels[torch.arange(len(mask), device=mask.device), choice]
         hole = latent_hole(hole, self.config.latent.downscale)
-        return Pairs(cutout, target, paint_hole(scene, hole), hole)
+        return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole)
 
     def _object_to_frame(
         self, boxes: torch.Tensor, side: int, mirrored: torch.Tensor, draw: Draw, upright: bool = False

@@ -83,7 +83,7 @@ class Model(torch.nn.Module):
         self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
     ) -> torch.Tensor:
         """reference (B, 3, S, S) uint8, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> prediction (B, C, h, w)."""
-        tokens = self.encoder(normalise(reference.float() / 255))
+        tokens = self.encoder(normalise(reference.float() / 255, self.encoder.config))
         context = self.adapter(tokens[:, None])
         context = torch.where(dropped[:, None, None], self.adapter.null_context(context), context)
         return self.unet(seen, timesteps, context).sample
@@ -355,7 +355,9 @@ class Run:
         generator = torch.Generator(self.device).manual_seed(0)
         noise = torch.randn(batch.target.shape, generator=generator, device=self.device)
         with self.accelerator.autocast():
-            context = model.adapter(model.encoder(normalise(batch.reference.float() / 255))[:, None])
+            context = model.adapter(
+                model.encoder(normalise(batch.reference.float() / 255, self.config.encoder))[:, None]
+            )
             latents = pipeline.denoise(context, batch.background.float(), batch.hole, noise)
             shown = [
                 decode(self.autoencoder, z.float(), self.config.latent)

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 COMFYUI, PACK, FOLDER, *NAMES = sys.argv[1:]
 sys.path.insert(0, COMFYUI)
+sys.path.append(str(Path(__file__).parents[1]))
 
 import comfy.cli_args  # noqa: E402
 
@@ -33,6 +34,7 @@ import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import folder_paths  # noqa: E402
+import original_weights  # noqa: E402
 import server  # noqa: E402
 import torch  # noqa: E402
 
@@ -155,6 +157,14 @@ def concat_checkpoint() -> str:
     return write_checkpoint("concat.safetensors", change)
 
 
+def write_original(kind: str) -> str:
+    """A relative's file with the seeded weights, among ComfyUI's models."""
+    path = MODELS / "imprint" / f"{kind}.pth"
+    if not path.exists():
+        torch.save({"state_dict": original_weights.random_weights("small", kind)}, path)
+    return path.name
+
+
 def split_path(of: Scene, sampler: str = "euler", scheduler: str = "simple") -> torch.Tensor:
     """The same crop by ComfyUI's own nodes."""
     pixels = torch.where(of.mask[..., None] > 0.5, 0.5, of.frame)
@@ -163,13 +173,14 @@ def split_path(of: Scene, sampler: str = "euler", scheduler: str = "simple") -> 
         (latent,) = core.SetLatentNoiseMask().set_mask(latent, of.mask)
         positive, negative = of.positive, of.negative
     else:
-        positive, negative, latent = core.InpaintModelConditioning().encode(
+        positive, negative, background = core.InpaintModelConditioning().encode(
             of.positive, of.negative, pixels, of.vae, of.mask, noise_mask=False
         )
+        latent = {"samples": torch.zeros_like(background["samples"])}
     (out,) = core.KSampler().sample(of.model, 5, STEPS, 3.0, sampler, scheduler, positive, negative, latent)
     if of.config.background == "concat":  # nothing holds the background there while sampling; put it back
         hole = torch.nn.functional.max_pool2d(of.mask[:, None], 8)
-        out["samples"] = torch.where(hole > 0, out["samples"], latent["samples"])
+        out["samples"] = torch.where(hole > 0, out["samples"], background["samples"])
     return core.VAEDecode().decode(of.vae, out)[0]
 
 
@@ -195,6 +206,59 @@ def check_concat_checkpoints():
     assert difference < 1e-4, difference
     moved = of.sample(torch.flip(of.frame, (1,)))  # another background is seen, through the extra channels
     assert ((ours - moved) * inside).abs().max() > 1e-3
+
+
+def check_originals():
+    """The relatives' files as they lie, against what their own code made of these weights; in fp32."""
+    from safetensors.torch import load_file
+
+    models, noise = module("nodes.models"), module("imprint.noise")
+    given = original_weights.scene("small")
+    for kind in original_weights.KINDS:
+        golden = load_file(original_weights.FOLDER / f"{kind}.safetensors")
+        model, clip, adapter, vae = run("LoadCheckpoint", write_original(kind))
+        config = models.imprint_config(model)
+        positive, negative = run("ContentAdapter", adapter, models.encode_views(clip, golden["pixels"]), 1.0)
+        difference = (positive[0][0] - golden["context"]).abs().max()
+        assert difference < 1e-3, f"{kind}'s tokens: {difference:g}"
+
+        def close(name: str, found: torch.Tensor, kind=kind, golden=golden):
+            difference = (found - golden[name]).abs().max()
+            assert difference < 1e-3, f"{kind}'s {name}: {difference:g}"
+
+        scale = config.latent.scale_factor  # of the UNet's latents over ComfyUI's
+        beside = {"concat_latent_image": given["background"] / scale, "concat_mask": given["hole"]}
+        positive, negative = ([[context, values | beside] for context, values in each] for each in (positive, negative))
+        alpha_bar = noise.alphas_cumprod(config.noise)
+        sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().float()
+        first = sigmas[901]
+        # Their sampler starts with noise alone at a timestep before the last, where ComfyUI's sampling scales it by sigma.
+        start = given["noise"] * (first**2 + 1).sqrt() / first
+        seen = []
+
+        def record(apply, arguments, seen=seen):
+            seen.append(apply(arguments["input"], arguments["timestep"], **arguments["c"]))
+            return seen[-1]
+
+        watched = model.clone()
+        watched.set_model_unet_function_wrapper(record)
+        steps = sigmas[[*range(901, 0, -100), 0]]  # their ten timesteps; the end keeps the first timestep's noise
+        options = (5.0, comfy.samplers.sampler_object("euler"), steps, positive, negative, torch.zeros_like(start))
+        found = comfy.sample.sample_custom(watched, start, *options, disable_pbar=True)
+        close("latent", found * scale * alpha_bar[0].sqrt().float())
+        assert len(seen) in (10, 20)
+        close("encoded", vae.encode(given["picture"].movedim(1, -1)) * scale)
+
+        fails("2 views", "one picture", call=lambda clip=clip: run("IDEncoder", clip, *two_views(), "object"))
+        with torch.inference_mode():
+            of = Scene(write_original(kind))
+            small = {"resolution": 64, "cfg": 5.0, "scheduler": "ddim_uniform"}
+            ours = of.sample(**small)
+            assert ours.isfinite().all() and (ours - of.frame).abs().max() > 0.1
+
+
+def two_views() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(2, 40, 40, 3), torch.ones(1, 40, 40)
 
 
 def check_background_stays_clean():
@@ -387,6 +451,13 @@ def check_loader_lists_files():
     assert loader.fingerprint_inputs("mine.safetensors") != before
 
 
+class Executed:
+    """A pickle that would end this process when it is opened."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
 def check_wrong_files():
     def load(name: str):
         return lambda: run("LoadCheckpoint", name)
@@ -416,7 +487,9 @@ def check_wrong_files():
     (MODELS / "imprint" / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     fails("half.safetensors", "truncated", call=load("half.safetensors"))
     torch.save({"a": torch.zeros(1)}, MODELS / "imprint" / "pickle.pt")
-    fails("pickle.pt", "pickle", call=load("pickle.pt"))
+    fails("pickle.pt", "lacks the tensor", "download", call=load("pickle.pt"))
+    torch.save({"state_dict": Executed()}, MODELS / "imprint" / "hostile.ckpt")
+    fails("hostile.ckpt", "not a weight", call=load("hostile.ckpt"))
     torch.save({"a": torch.zeros(1)}, MODELS / "imprint" / "disguised.safetensors")
     fails("pickle", call=load("disguised.safetensors"))
 

@@ -7,6 +7,7 @@ import json
 import time
 
 import numpy as np
+import original_weights
 import pytest
 import torch
 from conftest import PACK, ROOT, Server
@@ -27,6 +28,7 @@ NODES = {
     "ImprintBackgroundBlend": "Background Blend",
 }
 SAMPLES = ROOT / "imprint" / "assets" / "samples"
+OBJECTSTITCH = "insert an object at 512 px (ObjectStitch)"
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_import_is_quick(server: Server):
 
 
 def test_template_is_offered(server: Server):
-    assert "imprint_object_insert" in server.get("/workflow_templates")[PACK]
+    assert {"imprint_object_insert", OBJECTSTITCH} <= set(server.get("/workflow_templates")[PACK])
 
 
 def test_samples_are_in_the_input_folder(server: Server):
@@ -175,3 +177,31 @@ def test_error_reaches_the_user(server: Server, prompt: dict):
     (error,) = (message for kind, message in entry["status"]["messages"] if kind == "execution_error")
     assert error["exception_type"].endswith("ImprintError") and error["node_type"] == "ImprintIDEncoder"
     assert "64x64" in error["exception_message"]
+
+
+def test_a_relative_s_file_runs_its_workflow(server: Server):
+    """Random weights, as released and converted, in few steps and at 64 px; the object is seen, the background stays."""
+    pytest.importorskip("diffusers")
+    from imprint.originals import convert
+
+    workflow = json.loads((ROOT / "workflows" / f"{OBJECTSTITCH}.json").read_text())
+    (loader,) = (node for node in workflow["nodes"] if node["type"] == "ImprintLoadCheckpoint")
+    (model,) = loader["properties"]["models"]
+    assert loader["widgets_values"] == [model["name"]] and model["directory"] == "imprint"
+    assert model["url"].startswith("https://") and model["url"].endswith("/" + model["name"])
+
+    folder = server.base / "models" / model["directory"]
+    torch.save({"state_dict": original_weights.random_weights("small", "objectstitch")}, folder / model["name"])
+    convert(folder / model["name"], folder / "converted.safetensors")
+    prompt = to_prompt(workflow, server.get("/object_info"))
+    one(prompt, "ImprintCompositeSampler").update(steps=2, resolution=64)
+    released = server.picture(prompt)
+    one(prompt, "ImprintLoadCheckpoint")["checkpoint"] = "converted.safetensors"
+    converted = server.picture(prompt)
+
+    background = np.asarray(Image.open(SAMPLES / "background.png").convert("RGB"))
+    changed = (released != background).any(2)
+    assert released.shape == background.shape and 0.02 < changed.mean() < 0.9
+    assert np.abs(released.astype(int) - converted).mean() < 2  # one is fp16
+    one(prompt, "ImprintContentAdapter")["strength"] = 0.0
+    assert (server.picture(prompt) != converted).any()

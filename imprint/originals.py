@@ -1,0 +1,330 @@
+"""The files of IMPRINT's relatives as their authors released them: open ObjectStitch and Paint-by-Example.
+
+Both are latent diffusion's LDM code with the same modules: CLIP ViT-L/14, a mapper (our adapter), SD 1's UNet with nine input
+channels and SD's autoencoder, in a torch dict of `state_dict`. Their tensors have the same names and shapes. What differs is
+how they use them, and `KINDS` says that in our configuration's words. Sizes are read from the tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
+from .config import (
+    AdapterConfig,
+    EncoderConfig,
+    ImprintConfig,
+    LatentConfig,
+    NoiseConfig,
+    SamplingConfig,
+    UNetConfig,
+)
+from .errors import ImprintError
+
+KINDS: dict[str, dict[str, Any]] = {
+    # scripts/inference.py: the object on black; all tokens; "the object should fully extend to the edges of the image"
+    "objectstitch": {"output": "tokens", "surroundings": "black"},
+    # scripts/inference.py: a reference picture as it is; pooler_output, which is the normalised CLS token
+    "paint-by-example": {"output": "cls", "surroundings": "kept"},
+}
+"""The encoder's conventions in which the relatives differ."""
+
+_PREFIXES = {
+    "encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
+_MAPPER = "cond_stage_model.mapper.resblocks."
+_ADAPTER_NAMES = {
+    "attn.c_qkv": "qkv",
+    "attn.c_proj": "out",
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "mlp.c_fc": "fc1",
+    "mlp.c_proj": "fc2",
+}
+_HEAD_WIDTH = 64  # of every CLIP that OpenAI released
+_UNET_HEADS = 8  # at every level of SD 1's UNet
+
+
+def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """One of our checkpoints, or an original as it lies; raises `ImprintError` as the two readers do."""
+    return read_original(path) if _is_original(Path(path)) else load_checkpoint(path)
+
+
+def read_original(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
+    """An original's tensors as the parts of a checkpoint; `unet` and `vae` keep their LDM names.
+
+    path: `.pth`, `.ckpt` (through torch's `weights_only` reader) or `.safetensors`. Tensors stay on disk until they are
+    used. kind: one of `KINDS`; without it, it is told from the weights. Raises `ImprintError` for a file that holds anything
+    but weights, or is not whole, or of another model.
+    """
+    return from_tensors(_read(Path(path)), kind, Path(path))
+
+
+def from_tensors(
+    named: Mapping[str, torch.Tensor], kind: str | None = None, path: Path = Path("original")
+) -> Checkpoint:
+    """As `read_original`, from tensors by name; path: what they are called in an error."""
+    if kind is not None and kind not in KINDS:
+        raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    tensors = _Tensors(path, named)
+    config = _config(tensors, kind or _kind(tensors))
+    parts = {part: tensors.under(prefix) for part, prefix in _PREFIXES.items()}
+    # An index that transformers kept in its files until 4.31.
+    parts["encoder"].pop("vision_model.embeddings.position_ids", None)
+    parts["adapter"] = _adapter_tensors(tensors, config.adapter)
+    return Checkpoint(config, parts, path, names="ldm")
+
+
+def with_diffusers_names(checkpoint: Checkpoint) -> Checkpoint:
+    """An original's checkpoint with the names that our files have, and every tensor's name and shape checked."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    from .pipeline import build_modules, module_tensors
+
+    config = checkpoint.config
+    prefixed = {
+        _PREFIXES[part] + name: tensor for part in ("unet", "vae") for name, tensor in checkpoint.parts[part].items()
+    }
+    with torch.device("meta"):
+        modules = build_modules(config)
+    converted = dict(checkpoint.parts)
+    converted["unet"] = convert_ldm_unet_checkpoint(prefixed, {"layers_per_block": config.unet.layers_per_block})
+    converted["vae"] = convert_ldm_vae_checkpoint(prefixed, modules["vae"].config)
+    for part, named in converted.items():  # the library leaves None where a tensor's companion is missing
+        converted[part] = {name: tensor for name, tensor in named.items() if tensor is not None}
+    converted = replace(checkpoint, parts=converted, names="diffusers")
+    for part, expected in module_tensors(modules).items():
+        converted.check(part, {name: tensor.shape for name, tensor in expected.items()})
+    return converted
+
+
+def convert(
+    path: str | os.PathLike, out: str | os.PathLike, kind: str | None = None, track: Callable[[list], Iterable] = iter
+) -> ImprintConfig:
+    """Write an original as one of our checkpoints, in fp16 and with its autoencoder; returns its configuration.
+
+    kind: as in `read_original`. track: wraps the list of tensors as they are converted, for a progress bar. Raises
+    `ImprintError` as `read_original`, and then writes nothing.
+    """
+    checkpoint = with_diffusers_names(read_original(path, kind))
+    save_checkpoint(out, checkpoint, dtype=torch.float16, track=track)
+    return checkpoint.config
+
+
+class _Tensors:
+    """An original's tensors by name, with errors that say what is missing."""
+
+    def __init__(self, path: Path, named: Mapping[str, torch.Tensor]):
+        self.path, self.named = path, named
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.named:
+            raise ImprintError(
+                f"{self.path} lacks the tensor '{name}', which every file of {' and '.join(KINDS)} has; it is another "
+                "model's file, or not whole: download it again, or give the file that the model's README names"
+            )
+        return self.named[name]
+
+    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """The tensor's shape, which must have so many dimensions."""
+        shape = tuple(self[name].shape)
+        if len(shape) != dimensions:
+            raise ImprintError(
+                f"{self.path}: '{name}' has shape {shape} where {' and '.join(KINDS)} have {dimensions} dimensions; it "
+                "is another model's file"
+            )
+        return shape
+
+    def under(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Those whose names start so, without it."""
+        return {name[len(prefix) :]: tensor for name, tensor in self.named.items() if name.startswith(prefix)}
+
+    def count(self, prefix: str) -> int:
+        """How many numbered modules follow the prefix, by the highest number."""
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        return max((int(match[1]) + 1 for match in map(pattern.match, self.named) if match), default=0)
+
+
+def kind_of(config: ImprintConfig) -> str:
+    """Which of `KINDS` an original's configuration has been made for."""
+    return next(kind for kind, says in KINDS.items() if all(getattr(config.encoder, n) == v for n, v in says.items()))
+
+
+def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
+    """What the tensors' sizes and the relatives' code say together."""
+    vision = _PREFIXES["encoder"] + "vision_model."
+    width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
+    positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
+    encoder = EncoderConfig(
+        kind="clip",
+        width=width,
+        layers=tensors.count(f"{vision}encoder.layers."),
+        heads=max(1, width // _HEAD_WIDTH),
+        mlp_ratio=tensors.shape(f"{vision}encoder.layers.0.mlp.fc1.weight", 2)[0] // width,
+        swiglu=False,
+        patch_size=patch,
+        image_size=math.isqrt(max(0, positions - 1)) * patch,
+        register_tokens=0,
+        object_margin=0.0,
+        fit="stretch",
+        several_views=False,
+        **KINDS[kind],
+    )
+    context_width, input_width = tensors.shape("proj_out.weight", 2)
+    tensors.shape("learnable_vector", 3)
+    adapter = AdapterConfig(
+        kind="tokens",
+        layers=tensors.count(_MAPPER),
+        heads=1,
+        input_width=input_width,
+        input_tokens=encoder.tokens,
+        output_width=context_width,
+        output_tokens=encoder.tokens,
+    )
+    return ImprintConfig(
+        resolution=512,
+        background="concat",
+        concat_order="background, mask",
+        concat_mask="background",
+        hole_value=0.5,
+        encoder=encoder,
+        adapter=adapter,
+        unet=_unet_config(tensors),
+        latent=LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215),
+        noise=NoiseConfig(
+            timesteps=1000,
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type="epsilon",
+            zero_terminal_snr=False,
+            timestep_spacing="leading",
+        ),
+        sampling=SamplingConfig(steps=50, guidance_scale=5.0, context=2.0),
+    )
+
+
+def _unet_config(tensors: _Tensors) -> UNetConfig:
+    """SD 1's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
+    unet = _PREFIXES["unet"]
+    first, in_channels, _, _ = tensors.shape(f"{unet}input_blocks.0.0.weight", 4)
+    widths, depths, layers = [first], [0], [0]
+    for index in range(1, tensors.count(f"{unet}input_blocks.")):
+        block = f"{unet}input_blocks.{index}."
+        if f"{block}0.op.weight" in tensors.named:
+            widths, depths, layers = [*widths, widths[-1]], [*depths, 0], [*layers, 0]
+            continue
+        widths[-1] = tensors.shape(f"{block}0.out_layers.3.weight", 4)[0]
+        depths[-1] = tensors.count(f"{block}1.transformer_blocks.")
+        layers[-1] += 1
+    middle = f"{unet}middle_block.1.transformer_blocks."
+    return UNetConfig(
+        in_channels=in_channels,
+        out_channels=tensors.shape(f"{unet}out.2.weight", 4)[0],
+        widths=tuple(widths),
+        layers_per_block=max(layers),
+        transformer_layers=tuple(depths),
+        mid_transformer_layers=tensors.count(middle),
+        heads=(_UNET_HEADS,) * len(widths),
+        context_width=tensors.shape(f"{middle}0.attn2.to_k.weight", 2)[1],
+    )
+
+
+def _adapter_tensors(tensors: _Tensors, config: AdapterConfig) -> dict[str, torch.Tensor]:
+    """The mapper, its LayerNorm, the projection and the learned vector, under our adapter's names."""
+    named = {"null_embedding": tensors["learnable_vector"]}
+    for kind in ("weight", "bias"):
+        named[f"norm.{kind}"] = tensors[f"cond_stage_model.final_ln.{kind}"]
+        named[f"project.{kind}"] = tensors[f"proj_out.{kind}"]
+        for block in range(config.layers):
+            for theirs, ours in _ADAPTER_NAMES.items():
+                named[f"blocks.{block}.{ours}.{kind}"] = tensors[f"{_MAPPER}{block}.{theirs}.{kind}"]
+    return named
+
+
+def _kind(tensors: _Tensors) -> str:
+    """Which relative's weights these are.
+
+    Paint-by-Example's mapper has one token. A softmax over one score is 1 whatever the score, so that the weights of query
+    and key never had a gradient: they lie where torch's Linear draws them, within 1 / sqrt(width), if not nearer to 0 by
+    weight decay. ObjectStitch's had 257 tokens and were trained.
+    """
+    for block in range(tensors.count(_MAPPER)):
+        weight = tensors[f"{_MAPPER}{block}.attn.c_qkv.weight"]
+        query_and_key = weight[: 2 * weight.shape[1]]
+        bound = weight.shape[1] ** -0.5 * 1.001  # room for the file's precision
+        if float(query_and_key.abs().max()) > bound:
+            return "objectstitch"
+    return "paint-by-example"
+
+
+def _is_original(path: Path) -> bool:
+    """Any torch file, as our own never are, or a safetensors file with the relatives' learned vector."""
+    if not os.path.isfile(path):
+        return False
+    if _says_safetensors(path):
+        with open_safetensors(path) as file:
+            return "learnable_vector" in file.keys()
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+
+
+def _says_safetensors(path: Path) -> bool:
+    """By its first bytes or its name; torch's reader goes by the name too."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a file by name, left on disk where the format allows it."""
+    if not os.path.isfile(path):
+        raise ImprintError(f"{path}: no such file; give the path of a released checkpoint (.pth, .ckpt, .safetensors)")
+    if _says_safetensors(path):
+        with open_safetensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with _inert_classes():
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        reason = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
+        what = f"'{reason[1]}'" if reason else "something"
+        raise ImprintError(
+            f"{path} holds {what} that is not a weight, and could run any code when opened; it was not opened: download "
+            "it again from its authors, or give a .safetensors file"
+        ) from error
+    except Exception as error:  # torch's reader fails in many ways on files that are cut off or of another kind
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ImprintError(f"{path} is truncated, or no torch file ({reason}); download it again") from error
+    found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
+    items = found.items() if isinstance(found, Mapping) else ()
+    named = {name: value for name, value in items if isinstance(value, torch.Tensor) and isinstance(name, str)}
+    if not named:
+        raise ImprintError(f"{path} holds no tensors by name; give the file that the model's README names")
+    return named
+
+
+def _inert_classes():
+    """Lets torch's safe reader pass over what Lightning writes beside the weights: stand-ins that do nothing."""
+    names = (
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy", "dtype"),
+    )
+    nothing = {"__init__": lambda self, *_: None, "__setstate__": lambda self, _: None}
+    stand_ins = [type(name, (), nothing | {"__module__": home, "__qualname__": name}) for home, name in names]
+    safe_globals = getattr(torch.serialization, "safe_globals", nullcontext)  # new in torch 2.5
+    return safe_globals(stand_ins)

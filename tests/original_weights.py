@@ -1,0 +1,71 @@
+"""Random weights under the names and shapes of the relatives' released files, the same for their code and for ours.
+
+`originals/full.txt` lists what their code holds at its own sizes, `originals/small.txt` with two layers of CLIP at 56 px and a
+UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change. Both relatives have the
+same lists. `originals/*.safetensors` hold what their code made of these weights; repository and commit are in the metadata.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent / "originals"
+KINDS = ("objectstitch", "paint-by-example")
+SIDES = {"small": (56, 16), "full": (224, 16)}
+"""Pixels of CLIP's input, and latent cells of the scene, along a side."""
+
+
+def shapes(size: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a released file: name -> shape."""
+    lines = (line.split() for line in (FOLDER / f"{size}.txt").read_text().splitlines())
+    return {name: tuple(map(int, sides.split("x"))) for name, sides in lines}
+
+
+def is_schedule(name: str) -> bool:
+    """Whether a tensor is a table of the noise schedule, which is no weight."""
+    return "." not in name and name != "learnable_vector"
+
+
+def uniform(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Numbers in [-1, 1) that depend on the name alone, the same on every machine."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.rand(shape, generator=generator) * 2 - 1
+
+
+def random_weight(name: str, shape: tuple[int, ...], kind: str) -> torch.Tensor:
+    """Scaled so that every layer's output is about as large as its input."""
+    values = uniform(name, shape)
+    if name.endswith(("learnable_vector", "class_embedding", "position_embedding.weight")):
+        return values
+    if len(shape) == 1:
+        return 0.1 * values + name.endswith(".weight")  # a norm's weight is about 1
+    values = values * math.sqrt(3 / math.prod(shape[1:]))
+    if kind == "paint-by-example" and name.endswith("attn.c_qkv.weight"):
+        values[: 2 * shape[1]] /= math.sqrt(3)  # as torch's Linear draws them: they never had a gradient
+    return values
+
+
+def random_weights(size: str, kind: str) -> dict[str, torch.Tensor]:
+    """A whole file's weights, without the schedule's tables."""
+    return {name: random_weight(name, shape, kind) for name, shape in shapes(size).items() if not is_schedule(name)}
+
+
+def scene(size: str) -> dict[str, torch.Tensor]:
+    """What is put in: an object's colours and mask, a picture for the autoencoder, and latents with a hole."""
+    side = SIDES[size][1]
+    hole = torch.zeros(1, 1, side, side)
+    hole[:, :, 4:12, 5:13] = 1
+    rows, columns = torch.meshgrid(torch.arange(60), torch.arange(80), indexing="ij")
+    waves = [((rows * a + columns * b) / 40).sin() for a, b in ((1, 2), (3, 1), (2, -1))]
+    return {
+        "object": (torch.stack(waves)[None] * 100 + 128).round() / 255,  # (1, 3, 60, 80), whole 8-bit steps
+        "mask": (((rows / 59 - 0.5) ** 2 + (columns / 79 - 0.5) ** 2) <= 0.26).float()[None],  # touches every side
+        "picture": uniform("picture", (1, 3, 32, 32)) / 2 + 0.5,
+        "background": uniform("background", (1, 4, side, side)) * 2,
+        "hole": hole,
+        "noise": uniform("noise", (1, 4, side, side)) * math.sqrt(3),
+    }
