@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import PACK, ROOT, Server
+from comfy_server import PACK, ROOT, Server
 from PIL import Image, ImageDraw
 from ui_workflow import to_prompt
 
@@ -27,11 +27,6 @@ NODES = {
     "ImprintBackgroundBlend": "Background Blend",
 }
 SAMPLES = ROOT / "imprint" / "assets" / "samples"
-
-
-@pytest.fixture(scope="module")
-def object_info(server: Server) -> dict:
-    return server.get("/object_info")
 
 
 @pytest.fixture(scope="module")
