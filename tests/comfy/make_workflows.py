@@ -1,12 +1,13 @@
 """Writes workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
 
-    COMFYUI_PATH=... [COMFYUI_PYTHON=...] python tests/comfy/make_workflows.py [NAME ...]
+    COMFYUI_PATH=... [COMFYUI_PYTHON=...] python tests/comfy/make_workflows.py [--graphs-only] [NAME ...]
 
 Run it after a change of the nodes' inputs, of the sample pictures, or of the shipped checkpoint. Without names, all.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -402,7 +403,7 @@ def text(workflow: dict) -> str:
     return json.dumps(workflow, indent=2) + "\n"
 
 
-def tile(image: Image.Image, side: int = 240) -> Image.Image:
+def tile(image: Image.Image, side: int) -> Image.Image:
     """The picture on a grey square."""
     image = ImageOps.contain(image.convert("RGBA"), (side, side))
     square = Image.new("RGBA", (side, side), (128, 128, 128, 255))
@@ -410,23 +411,35 @@ def tile(image: Image.Image, side: int = 240) -> Image.Image:
     return square.convert("RGB")
 
 
-def thumbnail(workflow: dict, results: list[Image.Image]) -> Image.Image:
-    """The objects that the workflow loads and the pictures that it made, as tiles."""
+def sheet(pictures: list[Image.Image], width: int) -> Image.Image:
+    """The pictures as squares in as many columns as rows, or one more."""
+    columns, gap = math.ceil(len(pictures) ** 0.5), 4
+    rows, side = math.ceil(len(pictures) / columns), (width + gap) // columns - gap
+    made = Image.new("RGB", (width, rows * (side + gap) - gap), "white")
+    for index, picture in enumerate(pictures):
+        made.paste(tile(picture, side), (index % columns * (side + gap), index // columns * (side + gap)))
+    return made
+
+
+def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> Image.Image:
+    """The objects that the workflow loads and what it made of them: side by side where that fills a square, or inset."""
     loaded = [node for node in workflow["nodes"] if node["type"] == "LoadImage" and "bject" in node.get("title", "")]
-    names = [node["widgets_values"][0].removeprefix("imprint_") for node in loaded]
-    tiles = [tile(Image.open(SAMPLES / name)) for name in names] + [tile(result) for result in results]
-    columns = math.ceil(len(tiles) ** 0.5)
-    side, rows = tiles[0].width, math.ceil(len(tiles) / columns)
-    sheet = Image.new("RGB", (columns * (side + 4) - 4, rows * (side + 4) - 4), "white")
-    for index, each in enumerate(tiles):
-        sheet.paste(each, (index % columns * (side + 4), index // columns * (side + 4)))
-    return sheet
+    objects = [Image.open(SAMPLES / node["widgets_values"][0].removeprefix("imprint_")) for node in loaded]
+    if len(objects) + len(results) in (4, 9):
+        return sheet([*objects, *results], width)
+    made, inset = sheet(results, width), width // 4
+    for index, each in enumerate(objects):
+        made.paste(ImageOps.expand(tile(each, inset), 2, "white"), (8 + index * (inset + 12), made.height - inset - 12))
+    return made
 
 
-def make(server: Server, name: str, object_info: dict[str, dict]) -> None:
-    workflow = build(name, object_info)
+def write_graph(name: str, object_info: dict[str, dict]) -> None:
     with replacing(ROOT / "workflows" / f"{name}.json") as file:
-        file.write_text(text(workflow), encoding="utf-8")
+        file.write_text(text(build(name, object_info)), encoding="utf-8")
+
+
+def write_thumbnail(name: str, server: Server, object_info: dict[str, dict]) -> None:
+    workflow = build(name, object_info)
     start = time.monotonic()
     results = server.pictures(to_prompt(workflow, object_info), seconds=900)
     print(f"{name}: {len(results)} pictures in {time.monotonic() - start:.1f} s", flush=True)
@@ -435,13 +448,20 @@ def make(server: Server, name: str, object_info: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(WORKFLOWS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--graphs-only", action="store_true", help="run nothing, leave the thumbnails as they are")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WORKFLOWS))
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(Path(folder) / "base")
-        with running(Path(os.environ["COMFYUI_PATH"]), os.environ.get("COMFYUI_PYTHON", sys.executable), base) as server:
+        with running(
+            Path(os.environ["COMFYUI_PATH"]), os.environ.get("COMFYUI_PYTHON", sys.executable), base
+        ) as server:
             object_info = server.get("/object_info")
-            for name in names:
-                make(server, name, object_info)
+            for name in options.names or WORKFLOWS:
+                write_graph(name, object_info)
+                if not options.graphs_only:
+                    write_thumbnail(name, server, object_info)
 
 
 if __name__ == "__main__":

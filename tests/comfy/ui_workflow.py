@@ -36,6 +36,13 @@ class Node:
         return self.outputs[name]
 
 
+@dataclass(frozen=True)
+class _Input:
+    name: str
+    type: str
+    source: Output | None = None
+
+
 class Graph:
     """A graph under construction: nodes stand in columns, each below the one before it."""
 
@@ -51,49 +58,52 @@ class Graph:
     def add(
         self, kind: str, column: float, title: str = "", models: list[dict] | None = None, columns: float = 1, **given
     ) -> Node:
-        """A node. given: an `Output`, or a widget's value; a list of outputs for inputs that grow.
+        """A node. given: its inputs' `Output`s, its widgets' values; a list of outputs for an input that grows.
 
         models: files that a user needs for it, as {"name", "url", "directory"}. Raises KeyError for an unknown input.
         """
-        info, number = self.object_info[kind], len(self.nodes) + 1
-        inputs, values, uploads = [], [], 0
-        given = dict(given)
+        info, optional = self.object_info[kind], self.object_info[kind]["input"].get("optional", {})
+        sockets, widgets, values = [], [], []  # the front end puts widgets last
         for name, spec, options in _declared(info["input"]):
-            if spec == "COMFY_AUTOGROW_V3":
-                grown = self._grown(name, options["template"], given.pop(name))
-                inputs += [self._input(number, len(inputs) + index, *each) for index, each in enumerate(grown)]
-                continue
             value = given.pop(name, None)
-            source = value if isinstance(value, Output) else None
-            if spec not in _WIDGETS and source is None and name not in info["input"].get("optional", {}):
+            if spec == "COMFY_AUTOGROW_V3":
+                grown = [*value, None]  # one input for each, and the empty one that the front end adds
+                prefix = f"{name}.{options['template']['prefix']}"
+                sockets += [_Input(f"{prefix}{index}", value[0].type, source) for index, source in enumerate(grown)]
+            elif spec in _WIDGETS:
+                widgets.append(_Input(name, spec))
+                values += _saved_values(spec, options, value)
+            elif value is None and name not in optional:
                 raise KeyError(f"{kind}: input {name} is not given")
-            inputs.append(self._input(number, len(inputs), name, spec, source, widget=spec in _WIDGETS))
-            if name in info["input"].get("optional", {}):
-                inputs[-1]["shape"] = 7
-            if spec in _WIDGETS:
-                values += _saved_values(spec, options, None if source else value)
-                uploads += bool(options.get("image_upload"))
+            else:
+                sockets.append(_Input(name, spec, value))
         if given:
             raise KeyError(f"{kind} has no input {', '.join(given)}")
+        if any(options.get("image_upload") for _, _, options in _declared(info["input"])):
+            widgets.append(_Input("upload", "IMAGEUPLOAD"))
+            values.append("image")
+        number = len(self.nodes) + 1
+        matched = next((each.source.type for each in sockets if each.source), "*")
         outputs = [
-            {"name": label, "type": type_, "links": []} for label, type_ in zip(info["output_name"], info["output"])
+            {"name": label, "type": matched if type_ == "COMFY_MATCHTYPE_V3" else type_, "links": []}
+            for label, type_ in zip(info["output_name"], info["output"])
         ]
         properties: dict[str, Any] = {"Node name for S&R": kind}
         if models:
             properties["models"] = models
-        rows = max(sum("widget" not in each for each in inputs), len(outputs))
-        height = 50 + 24 * rows + 28 * len(values)
-        height += _PREVIEW if kind in _PREVIEWS or info["output_node"] or "BOUNDING_BOX" in str(inputs) else 0
+        height = 50 + 24 * max(len(sockets), len(outputs)) + 28 * len(values)
+        height += _PREVIEW if kind in _PREVIEWS or info["output_node"] else 0
         self._place(
             kind,
             column,
             height,
             columns,
             title,
-            inputs=inputs,
+            inputs=[self._connect(number, slot, each) for slot, each in enumerate(sockets)]
+            + [{"name": each.name, "type": each.type, "widget": {"name": each.name}, "link": None} for each in widgets],
             outputs=outputs,
             properties=properties,
-            widgets_values=values + ["image"] * uploads,  # an upload button is a widget too, and comes last
+            **({"widgets_values": values} if values else {}),
         )
         return Node(
             number,
@@ -134,22 +144,13 @@ class Graph:
             }
         )
 
-    def _input(self, node: int, slot: int, name: str, spec: str, source: Output | None, widget: bool = False) -> dict:
-        entry: dict[str, Any] = {"name": name, "type": spec}
-        if widget:
-            entry["widget"] = {"name": name}
-        entry["link"] = None
-        if source:
+    def _connect(self, node: int, slot: int, given: _Input) -> dict:
+        entry: dict[str, Any] = {"name": given.name, "type": given.type, "link": None}
+        if given.source:
             entry["link"] = len(self.links) + 1
-            self.links.append([entry["link"], source.node, source.slot, node, slot, source.type])
-            self.nodes[source.node - 1]["outputs"][source.slot]["links"].append(entry["link"])
+            self.links.append([entry["link"], given.source.node, given.source.slot, node, slot, given.source.type])
+            self.nodes[given.source.node - 1]["outputs"][given.source.slot]["links"].append(entry["link"])
         return entry
-
-    @staticmethod
-    def _grown(name: str, template: dict, sources: list[Output]) -> Iterator[tuple[str, str, Output | None]]:
-        """One input for each source, and the empty one that the front end adds."""
-        for index, source in enumerate([*sources, None]):
-            yield f"{name}.{template['prefix']}{index}", sources[0].type, source
 
 
 def to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:
@@ -185,7 +186,7 @@ def _saved_values(kind: str, options: dict, value: Any) -> list:
 
 
 def _widget_values(node: dict, declared: dict[str, dict]) -> dict[str, Any]:
-    values, left = {}, list(node["widgets_values"])
+    values, left = {}, list(node.get("widgets_values", ()))
     uploads = 0
     for name, kind, options in _declared(declared):
         if kind not in _WIDGETS:
@@ -196,5 +197,5 @@ def _widget_values(node: dict, declared: dict[str, dict]) -> dict[str, Any]:
         if kind == "BOUNDING_BOX":
             del left[:4]
         uploads += bool(options.get("image_upload"))
-    assert left == ["image"] * uploads, f"{node['type']}: {left} left of {node['widgets_values']}"
+    assert left == ["image"] * uploads, f"{node['type']}: {left} left over"
     return values
