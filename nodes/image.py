@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..imprint.blending import composite, feather, match_colour
+from ..imprint.blending import BLENDS, blend_pictures, match_colour
 from ..imprint.errors import ImprintError
 from .tensors import broadcast, fit_mask, to_bchw, to_bhwc
 
@@ -45,6 +45,38 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     tooltip="How far the generated colours are moved to agree with the background's "
                     "on a ring just outside the mask; 0 is off.",
                 ),
+                io.Combo.Input(
+                    "method",
+                    options=list(BLENDS),
+                    default="feather",
+                    optional=True,
+                    tooltip="How the soft edge mixes. feather: all detail alike. multiband: broad colours over the whole "
+                    "edge, fine detail in its middle; with wide edges (16 and more) neither seam nor double image.",
+                ),
+                io.Mask.Input(
+                    "generation_mask",
+                    optional=True,
+                    tooltip="The mask that was sampled with, if 'mask' is another one: "
+                    "the colours are compared outside this one.",
+                ),
+                io.Int.Input(
+                    "match_from",
+                    default=0,
+                    min=0,
+                    max=4095,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The colours are compared from so many pixels outside the mask on.",
+                ),
+                io.Int.Input(
+                    "match_to",
+                    default=16,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The colours are compared up to so many pixels outside the mask.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The finished picture, of the background's size.")],
         )
@@ -58,6 +90,10 @@ class ImprintBackgroundBlend(io.ComfyNode):
         feather_out: int,
         feather_in: int,
         colour_match: float,
+        method: str = "feather",
+        generation_mask: torch.Tensor | None = None,
+        match_from: int = 0,
+        match_to: int = 16,
     ) -> io.NodeOutput:
         frames, alpha = to_bchw(background)
         made, _ = to_bchw(generated)
@@ -66,7 +102,9 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 f"the generated picture is {made.shape[3]}x{made.shape[2]}, but the background {frames.shape[3]}x"
                 f"{frames.shape[2]}; connect the whole frame that Imprint Composite Sampler made from this background"
             )
-        frames, made, masks = broadcast(backgrounds=frames, generated=made, masks=fit_mask(mask, frames, "mask"))
+        masks = fit_mask(mask, frames, "mask")
+        holes = masks if generation_mask is None else fit_mask(generation_mask, frames, "generation mask")
+        frames, made, masks, holes = broadcast(backgrounds=frames, generated=made, masks=masks, generation_masks=holes)
         if colour_match:
-            made = match_colour(made, frames, masks, strength=colour_match)
-        return io.NodeOutput(to_bhwc(composite(frames, made, feather(masks, feather_in, feather_out)), alpha))
+            made = match_colour(made, frames, holes, match_to, colour_match, match_from)
+        return io.NodeOutput(to_bhwc(blend_pictures(frames, made, masks, feather_in, feather_out, method), alpha))

@@ -135,7 +135,7 @@ def test_a_hole_that_fills_the_frame_leaves_the_colours():
     [
         (lambda: feather(square(), -1, 2), "-1 pixels inwards and 2 outwards"),
         (lambda: feather(square(), 0, -3), "-3 outwards"),
-        (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), ring=0), "ring is 0"),
+        (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), ring=0), "ring is from 0 to 0"),
     ],
 )
 def test_bad_input(call, message):

@@ -247,8 +247,8 @@ def check_sampler_masks():
     full = of.sample(mask=torch.ones_like(of.mask), **small)
     assert full.isfinite().all() and (full - of.frame).abs().mean() > 0.01
     fails("64x64", "Load Image", call=lambda: of.sample(mask=torch.zeros(1, 64, 64)))
-    fails("no hole", "0.5", call=lambda: of.sample(mask=of.mask * 0))
-    fails("no hole", "0.4", call=lambda: of.sample(mask=of.mask * 0.4))
+    fails("empty", "0.5", call=lambda: of.sample(mask=of.mask * 0))
+    fails("empty", "0.4", call=lambda: of.sample(mask=of.mask * 0.4))
     fails("mask 2 of 2", call=lambda: of.sample(mask=torch.cat([of.mask, of.mask * 0])))
     fails("shape", call=lambda: of.sample(mask=torch.zeros(1, 3, 8, 8)))
     fails("resolution is 40", call=lambda: of.sample(resolution=40))
