@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -19,11 +20,13 @@ from pathlib import Path
 
 from comfy_server import ROOT, Server, make_base, running
 from PIL import Image, ImageOps
-from ui_workflow import Graph, Node, Output, to_prompt
+from ui_workflow import Graph, Node, Output, subgraph_inputs, to_prompt
 
 from imprint.files import replacing
 
 SAMPLES = ROOT / "imprint" / "assets" / "samples"
+STAND_IN = Path(__file__).with_name("bear_mask.png")
+BLUEPRINT = "Imprint - insert object"  # also the file's name, which the front end shows, and where ":" cannot stand
 BACKGROUND_REMOVAL = {
     "name": "birefnet.safetensors",
     "url": "https://huggingface.co/Comfy-Org/BiRefNet/resolve/main/background_removal/birefnet.safetensors",
@@ -396,7 +399,47 @@ def build(name: str, object_info: dict[str, dict]) -> dict:
     return graph.workflow(name)
 
 
+def blueprint(object_info: dict[str, dict]) -> dict:
+    """The subgraph: the five nodes as one."""
+    g = Graph(object_info)
+    inputs = subgraph_inputs(object="IMAGE", object_mask="MASK", background="IMAGE", hole="MASK")
+    parts = checkpoint(g)
+    positive_negative = conditioning(g, 1, parts, inputs["object"], inputs["object_mask"])
+    mask = coarsen(g, 1, inputs["hole"], inputs["background"], "box")
+    finished = insert(g, 2, parts, positive_negative, inputs["background"], mask)
+    kinds = {node["type"]: node["id"] for node in g.nodes}
+    shown = [
+        ("ImprintLoadCheckpoint", "checkpoint"),
+        ("ImprintIDEncoder", "mask_marks"),
+        ("ImprintMaskCoarsener", "level"),
+        ("ImprintCompositeSampler", "seed"),
+        ("ImprintCompositeSampler", "steps"),
+        ("ImprintCompositeSampler", "cfg"),
+        ("ImprintBackgroundBlend", "feather_out"),
+    ]
+    return g.blueprint(
+        BLUEPRINT,
+        "Puts an object into a background, where the hole is white. object_mask: the MASK of Load Image for a cut-out; "
+        "for a mask painted over the object, set mask_marks to object.",
+        inputs,
+        {"image": finished},
+        [(kinds[kind], widget) for kind, widget in shown],
+    )
+
+
 # ---------------------------------------------------------------------------------------------------- files
+
+
+def runnable(workflow: dict, object_info: dict[str, dict], base: Path) -> dict[str, dict]:
+    """The prompt. Core's background removal needs a file that does not come with ComfyUI: a mask takes its place."""
+    prompt = to_prompt(workflow, object_info)
+    for number in [number for number, node in prompt.items() if node["class_type"] == "LoadBackgroundRemovalModel"]:
+        del prompt[number]
+    for node in prompt.values():
+        if node["class_type"] == "RemoveBackground":
+            shutil.copy(STAND_IN, base / "input")
+            node.update(class_type="LoadImageMask", inputs={"image": STAND_IN.name, "channel": "red"})
+    return prompt
 
 
 def text(workflow: dict) -> str:
@@ -433,15 +476,15 @@ def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> I
     return made
 
 
-def write_graph(name: str, object_info: dict[str, dict]) -> None:
-    with replacing(ROOT / "workflows" / f"{name}.json") as file:
-        file.write_text(text(build(name, object_info)), encoding="utf-8")
+def write(path: Path, graph: dict) -> None:
+    with replacing(path) as file:
+        file.write_text(text(graph), encoding="utf-8")
 
 
 def write_thumbnail(name: str, server: Server, object_info: dict[str, dict]) -> None:
     workflow = build(name, object_info)
     start = time.monotonic()
-    results = server.pictures(to_prompt(workflow, object_info), seconds=900)
+    results = server.pictures(runnable(workflow, object_info, server.base), seconds=900)
     print(f"{name}: {len(results)} pictures in {time.monotonic() - start:.1f} s", flush=True)
     with replacing(ROOT / "workflows" / f"{name}.jpg") as file:
         thumbnail(workflow, results).save(file, "JPEG", quality=85, optimize=True)
@@ -458,8 +501,9 @@ def main() -> None:
             Path(os.environ["COMFYUI_PATH"]), os.environ.get("COMFYUI_PYTHON", sys.executable), base
         ) as server:
             object_info = server.get("/object_info")
+            write(ROOT / "subgraphs" / f"{BLUEPRINT}.json", blueprint(object_info))
             for name in options.names or WORKFLOWS:
-                write_graph(name, object_info)
+                write(ROOT / "workflows" / f"{name}.json", build(name, object_info))
                 if not options.graphs_only:
                     write_thumbnail(name, server, object_info)
 

@@ -43,6 +43,11 @@ class _Input:
     source: Output | None = None
 
 
+def subgraph_inputs(**types: str) -> dict[str, Output]:
+    """The inputs of a subgraph, as sources for the nodes in it."""
+    return {name: Output(-10, slot, type_) for slot, (name, type_) in enumerate(types.items())}
+
+
 class Graph:
     """A graph under construction: nodes stand in columns, each below the one before it."""
 
@@ -125,6 +130,83 @@ class Graph:
             "version": 0.4,
         }
 
+    def blueprint(
+        self, name: str, description: str, inputs: dict[str, Output], outputs: dict[str, Output], widgets: list[tuple]
+    ) -> dict:
+        """The graph as one node that holds it, a subgraph blueprint.
+
+        inputs: of `subgraph_inputs`; widgets: (node's id, widget's name) of those that the outer node shows.
+        """
+        ids = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, f"imprint/{name}/{key}")) for key in ("", *inputs, *outputs)}
+        for slot, output in enumerate(outputs.values()):
+            self.links.append([len(self.links) + 1, output.node, output.slot, -20, slot, output.type])
+            self.nodes[output.node - 1]["outputs"][output.slot]["links"].append(len(self.links))
+        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+        links = [dict(zip(names, link)) for link in self.links]
+        right = max(node["pos"][0] + node["size"][0] for node in self.nodes)
+
+        def ports(ends: dict[str, Output], end: str, number: int) -> list[dict]:
+            return [
+                {
+                    "id": ids[label],
+                    "name": label,
+                    "type": output.type,
+                    "linkIds": [
+                        link["id"] for link in links if (link[f"{end}_id"], link[f"{end}_slot"]) == (number, slot)
+                    ],
+                }
+                for slot, (label, output) in enumerate(ends.items())
+            ]
+
+        definition = {
+            "id": ids[""],
+            "version": 1,
+            "state": {
+                "lastGroupId": 0,
+                "lastNodeId": len(self.nodes),
+                "lastLinkId": len(self.links),
+                "lastRerouteId": 0,
+            },
+            "revision": 0,
+            "config": {},
+            "name": name,
+            "inputNode": {"id": -10, "bounding": [-250, 0, 120, 40 + 20 * len(inputs)]},
+            "outputNode": {"id": -20, "bounding": [right + 100, 0, 120, 40 + 20 * len(outputs)]},
+            "inputs": ports(inputs, "origin", -10),
+            "outputs": ports(outputs, "target", -20),
+            "widgets": [],
+            "nodes": self.nodes,
+            "groups": [],
+            "links": links,
+            "extra": {},
+            "category": "imprint",
+            "description": description,
+        }
+        node = {
+            "id": 1,
+            "type": ids[""],
+            "pos": [0, 0],
+            "size": [320, 40 + 24 * len(inputs) + 28 * len(widgets)],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [{"name": label, "type": output.type, "link": None} for label, output in inputs.items()],
+            "outputs": [{"name": label, "type": output.type, "links": []} for label, output in outputs.items()],
+            "properties": {"proxyWidgets": [[str(number), widget] for number, widget in widgets]},
+            "widgets_values": [],
+            "title": name,
+        }
+        return {
+            "revision": 0,
+            "last_node_id": 1,
+            "last_link_id": 0,
+            "nodes": [node],
+            "links": [],
+            "version": 0.4,
+            "definitions": {"subgraphs": [definition]},
+            "extra": {},
+        }
+
     def _place(self, kind: str, column: float, height: int, columns: float, title: str = "", **parts) -> None:
         top = self._bottom.get(column, 0)
         self._bottom[column] = top + height + _GAP
@@ -149,7 +231,8 @@ class Graph:
         if given.source:
             entry["link"] = len(self.links) + 1
             self.links.append([entry["link"], given.source.node, given.source.slot, node, slot, given.source.type])
-            self.nodes[given.source.node - 1]["outputs"][given.source.slot]["links"].append(entry["link"])
+            if given.source.node > 0:
+                self.nodes[given.source.node - 1]["outputs"][given.source.slot]["links"].append(entry["link"])
         return entry
 
 
