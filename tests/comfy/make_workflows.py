@@ -93,6 +93,7 @@ def insert(
         background=background,
         mask=mask,
         seed=seed,
+        show_crop=True,
     )
     blended = g.add(
         "ImprintBackgroundBlend",
@@ -407,7 +408,6 @@ def blueprint(object_info: dict[str, dict]) -> dict:
     positive_negative = conditioning(g, 1, parts, inputs["object"], inputs["object_mask"])
     mask = coarsen(g, 1, inputs["hole"], inputs["background"], "box")
     finished = insert(g, 2, parts, positive_negative, inputs["background"], mask)
-    kinds = {node["type"]: node["id"] for node in g.nodes}
     shown = [
         ("ImprintLoadCheckpoint", "checkpoint"),
         ("ImprintIDEncoder", "mask_marks"),
@@ -423,7 +423,7 @@ def blueprint(object_info: dict[str, dict]) -> dict:
         "for a mask painted over the object, set mask_marks to object.",
         inputs,
         {"image": finished},
-        [(kinds[kind], widget) for kind, widget in shown],
+        shown,
     )
 
 

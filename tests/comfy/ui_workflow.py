@@ -135,8 +135,17 @@ class Graph:
     ) -> dict:
         """The graph as one node that holds it, a subgraph blueprint.
 
-        inputs: of `subgraph_inputs`; widgets: (node's id, widget's name) of those that the outer node shows.
+        inputs: of `subgraph_inputs`; widgets: (node's type, widget's name) of those that the outer node shows.
         """
+        sockets, inputs, values = len(inputs), dict(inputs), []
+        for kind, widget in widgets:
+            (inner,) = (node for node in self.nodes if node["type"] == kind)
+            slot, entry = next((i, each) for i, each in enumerate(inner["inputs"]) if each["name"] == widget)
+            inputs[widget] = Output(-10, len(inputs), entry["type"])
+            inner["inputs"][slot] |= self._connect(inner["id"], slot, _Input(widget, entry["type"], inputs[widget]))
+            declared = [each for each in _declared(self.object_info[kind]["input"]) if each[1] in _WIDGETS]
+            before = declared[: [name for name, _, _ in declared].index(widget)]
+            values.append(inner["widgets_values"][sum(len(_saved_values(*each[1:], None)) for each in before)])
         ids = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, f"imprint/{name}/{key}")) for key in ("", *inputs, *outputs)}
         for slot, output in enumerate(outputs.values()):
             self.links.append([len(self.links) + 1, output.node, output.slot, -20, slot, output.type])
@@ -186,14 +195,18 @@ class Graph:
             "id": 1,
             "type": ids[""],
             "pos": [0, 0],
-            "size": [320, 40 + 24 * len(inputs) + 28 * len(widgets)],
+            "size": [320, 40 + 28 * len(inputs)],
             "flags": {},
             "order": 0,
             "mode": 0,
-            "inputs": [{"name": label, "type": output.type, "link": None} for label, output in inputs.items()],
+            "inputs": [
+                {"name": label, "type": output.type, "link": None}
+                | ({"widget": {"name": label}} if output.slot >= sockets else {})
+                for label, output in inputs.items()
+            ],
             "outputs": [{"name": label, "type": output.type, "links": []} for label, output in outputs.items()],
-            "properties": {"proxyWidgets": [[str(number), widget] for number, widget in widgets]},
-            "widgets_values": [],
+            "properties": {},
+            "widgets_values": values,
             "title": name,
         }
         return {
