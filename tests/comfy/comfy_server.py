@@ -72,11 +72,11 @@ class Server:
         return float(seconds)
 
 
-def make_base(base: Path, pack: Path = ROOT, name: str = PACK) -> Path:
-    """A base directory for ComfyUI with this pack, a probe, and no models but the shipped one."""
+def make_base(base: Path, name: str = PACK) -> Path:
+    """A base directory for ComfyUI with this pack, under that folder name, a probe, and no models."""
     for folder in ("custom_nodes", "models/imprint", "input", "output", "temp", "user"):
         (base / folder).mkdir(parents=True)
-    (base / "custom_nodes" / name).symlink_to(pack, target_is_directory=True)
+    (base / "custom_nodes" / name).symlink_to(ROOT, target_is_directory=True)
     shutil.copytree(Path(__file__).parent / "probe_pack", base / "custom_nodes" / "imprint_probe")
     return base
 

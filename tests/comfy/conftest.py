@@ -1,6 +1,7 @@
 """A real ComfyUI for the tests of the nodes.
 
 COMFYUI_PATH: a ComfyUI checkout. COMFYUI_PYTHON: the Python with ComfyUI's requirements, by default this one.
+COMFYUI_FRONT_END: the folder `static` of another comfyui-frontend-package than the one that ComfyUI pins.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(comfyui: Path, python: str, base: Path) -> Iterator[Server]:
-    with running(comfyui, python, base) as server:
+    front_end = os.environ.get("COMFYUI_FRONT_END")
+    with running(comfyui, python, base, *(["--front-end-root", front_end] if front_end else [])) as server:
         yield server
 
 
