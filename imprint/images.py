@@ -100,8 +100,13 @@ def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow picture -> a copy in 8-bit RGB; transparency is dropped, 16-bit grey is scaled."""
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's own conversion clips instead of scaling
         grey = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((grey / (257 if image.mode != "F" else 1 / 255)).clip(0, 255).round().astype(np.uint8))
-    return np.asarray(image.convert("RGB")).copy()
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    return np.asarray(to_rgb(image)).copy()

@@ -145,11 +145,14 @@ def latent_hole(masks: torch.Tensor, downscale: int) -> torch.Tensor:
     return (F.max_pool2d(masks[:, None], downscale) > 0).to(masks)
 
 
+def hole_pixels(hole: torch.Tensor, downscale: int) -> torch.Tensor:
+    """`latent_hole`'s cells (B, 1, h, w) -> (B, 1, h * downscale, w * downscale): all that is generated anew."""
+    return hole.repeat_interleave(downscale, 2).repeat_interleave(downscale, 3)
+
+
 def paint_hole(images: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     """The background with its hole in mid-grey, so that nothing of what lay there reaches the autoencoder.
 
     images (B, 3, H, W) in [0, 1]; hole (B, 1, h, w) of 0 and 1 from `latent_hole`.
     """
-    factor = images.shape[2] // hole.shape[2]
-    pixels = hole.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return torch.where(pixels > 0.5, 0.5, images)
+    return torch.where(hole_pixels(hole, images.shape[2] // hole.shape[2]) > 0.5, 0.5, images)

@@ -19,22 +19,45 @@ class ImprintBackgroundBlend(io.ComfyNode):
             category="imprint/image",
             description="Puts the generated picture into the background through a soft mask. "
             "Beyond the soft edge the background's pixels are unchanged, bit for bit.",
-            search_aliases=["paste back", "composite", "feather", "seamless", "imprint blend"],
+            search_aliases=[
+                "paste back",
+                "stitch",
+                "composite",
+                "feather",
+                "seamless",
+                "colour match",
+                "color match",
+                "laplacian blend",
+                "imprint blend",
+            ],
             inputs=[
-                io.Image.Input("background", tooltip="The untouched picture. Its transparency, if any, is kept."),
                 io.Image.Input(
-                    "generated", tooltip="The result of Imprint Composite Sampler: a picture of the background's size."
+                    "background", tooltip="The untouched picture that was sampled with. Its transparency is kept."
                 ),
-                io.Mask.Input("mask", tooltip="The mask that was sampled with. Values above 0.5 are the hole."),
+                io.Image.Input(
+                    "generated",
+                    tooltip="The image of Imprint Composite Sampler, made from this background: of the same size.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="Where to put the generated picture: values above 0.5. The mask that was sampled with, or a tighter "
+                    "one; then connect the first to generation_mask.",
+                ),
                 io.Int.Input(
                     "feather_out",
                     default=4,
                     min=0,
                     max=512,
-                    tooltip="Width in pixels of the soft edge outside the mask. Beyond it nothing changes.",
+                    tooltip="Width in pixels of the soft edge outside the mask, 0 to 512; default 4. Beyond it not a bit "
+                    "changes. Raise it (16 to 64 on large photos) when the edge shows.",
                 ),
                 io.Int.Input(
-                    "feather_in", default=0, min=0, max=512, tooltip="Width in pixels of the soft edge within the mask."
+                    "feather_in",
+                    default=0,
+                    min=0,
+                    max=512,
+                    tooltip="Width in pixels of the soft edge within the mask, 0 to 512; default 0. Use it instead of "
+                    "feather_out when nothing outside the mask may change.",
                 ),
                 io.Float.Input(
                     "colour_match",
@@ -42,22 +65,22 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the generated colours are moved to agree with the background's "
-                    "on a ring just outside the mask; 0 is off.",
+                    tooltip="How far the generated colours are moved to agree with the background's on a ring just outside "
+                    "the mask, 0 to 1; 0 (default) is off. Raise it when the place looks tinted as a whole.",
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(BLENDS),
                     default="feather",
                     optional=True,
-                    tooltip="How the soft edge mixes. feather: all detail alike. multiband: broad colours over the whole "
-                    "edge, fine detail in its middle; with wide edges (16 and more) neither seam nor double image.",
+                    tooltip="How the soft edge mixes. feather (default): all detail alike. multiband: broad colours over "
+                    "the whole edge, fine detail in its middle only; take it with wide edges (16 and more pixels).",
                 ),
                 io.Mask.Input(
                     "generation_mask",
                     optional=True,
-                    tooltip="The mask that was sampled with, if 'mask' is another one: "
-                    "the colours are compared outside this one.",
+                    tooltip="The mask that was sampled with, if 'mask' is another one: colour_match compares outside this "
+                    "one, where both pictures show the same place.",
                 ),
                 io.Int.Input(
                     "match_from",
@@ -66,7 +89,8 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     max=4095,
                     optional=True,
                     advanced=True,
-                    tooltip="The colours are compared from so many pixels outside the mask on.",
+                    tooltip="colour_match compares from so many pixels outside the mask on; default 0. On large photos "
+                    "about 5 % of the mask's longer side: nearer the object may still reach.",
                 ),
                 io.Int.Input(
                     "match_to",
@@ -75,7 +99,8 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     max=4096,
                     optional=True,
                     advanced=True,
-                    tooltip="The colours are compared up to so many pixels outside the mask.",
+                    tooltip="colour_match compares up to so many pixels outside the mask; default 16. More on large "
+                    "photos; it must be above match_from, and within the sampler's crop.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The finished picture, of the background's size.")],

@@ -21,25 +21,38 @@ class ImprintMaskCoarsener(io.ComfyNode):
             display_name="Mask Coarsener",
             category="imprint/mask",
             description="Makes a mask as coarse as the ones the model was trained with, from outline to box.",
-            search_aliases=["coarse mask", "grow mask", "bounding box mask", "imprint mask"],
+            search_aliases=[
+                "coarse mask",
+                "grow mask",
+                "expand mask",
+                "dilate mask",
+                "bounding box mask",
+                "mask to box",
+                "shadow mask",
+                "imprint mask",
+            ],
             is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
                 io.Mask.Input(
-                    "mask", tooltip="White where the object shall be. Each mask of a batch is treated on its own."
+                    "mask",
+                    tooltip="White where the object shall be. Each mask of a batch is treated on its own. "
+                    "Values above 0.5 count; in a mask that is fainter everywhere, all above 0.",
                 ),
                 io.Combo.Input(
                     "level",
                     options=list(LEVELS),
                     default="box",
-                    tooltip="The closer to the outline, the more the mask decides the object's pose; "
-                    "a box leaves it to the model, with room for a shadow. Each level contains the one before it.",
+                    tooltip="How closely the mask is followed; each level contains the one before it. precise: your own "
+                    "outline decides shape and pose. fine, coarse: swollen and rounded. box (default): the model decides, "
+                    "with room for a shadow. Take precise for a drawn silhouette, box for a quick scribble.",
                 ),
                 io.Int.Input(
                     "margin",
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Pixels added to every side of the mask before it is made coarse.",
+                    tooltip="Pixels added to every side of the mask before it is made coarse, 0 to 1024; default 0. "
+                    "Raise it when the object is cut off or looks squeezed.",
                 ),
                 io.Int.Input(
                     "min_size",
@@ -47,7 +60,8 @@ class ImprintMaskCoarsener(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="The result reaches at least this many pixels in width and height; 0 is off.",
+                    tooltip="A mask smaller than this many pixels in width or height is enlarged around its centre, and "
+                    "this node says so; 0 is off. Default 32: in less, hardly any object can be seen.",
                 ),
                 io.Int.Input(
                     "shadow_room",
@@ -55,16 +69,22 @@ class ImprintMaskCoarsener(io.ComfyNode):
                     min=0,
                     max=1024,
                     optional=True,
-                    tooltip="Further pixels added at the bottom of the mask, where a shadow on the ground falls. "
-                    "0 to a fifth of the object's height is usual.",
+                    tooltip="Further pixels added at the bottom of the mask, where a shadow on the ground falls, 0 to "
+                    "1024; default 0. A tenth to a fifth of the object's height is a good start.",
                 ),
                 io.Image.Input(
                     "background",
                     optional=True,
-                    tooltip="For the preview alone: shows the mask over this picture, so that you see where it lies.",
+                    tooltip="Only for the picture on this node: shows the mask over the background, so that you see where "
+                    "the object will stand. The result does not change.",
                 ),
             ],
-            outputs=[io.Mask.Output(display_name="mask", tooltip="The coarse mask, 0 and 1 only.")],
+            outputs=[
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="The coarse mask, 0 and 1 only. For both Imprint Composite Sampler and Background Blend.",
+                )
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -29,20 +29,32 @@ class ImprintCompositeSampler(io.ComfyNode):
             category="imprint/sampling",
             description="Generates the object in the masked place: crops a square around the mask, samples there at "
             "the model's own resolution, and puts it back. Follow it with Background Blend for soft edges.",
-            search_aliases=["imprint sampler", "inpaint", "object insertion", "insert object", "crop and stitch"],
+            search_aliases=[
+                "imprint sampler",
+                "inpaint",
+                "inpaint crop",
+                "object insertion",
+                "insert object",
+                "add object",
+                "compositing",
+                "crop and stitch",
+                "ksampler",
+            ],
             is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
-                io.Model.Input("model", tooltip="From Load Imprint Checkpoint."),
-                io.Vae.Input("vae", tooltip="From Load Imprint Checkpoint, or any VAE of SD 1.5."),
+                io.Model.Input("model", tooltip="From Load Imprint Checkpoint, with LoRA or patches if you like."),
+                io.Vae.Input("vae", tooltip="From Load Imprint Checkpoint; Load VAE if that file holds none."),
                 io.Conditioning.Input("positive", tooltip="The object, from Content Adapter."),
                 io.Conditioning.Input("negative", tooltip="No object, from Content Adapter."),
                 io.Image.Input(
-                    "background", tooltip="The picture to put the object into. A batch gives one composite for each."
+                    "background",
+                    tooltip="The picture to put the object into, of any size. A batch gives one composite for each; "
+                    "transparency is kept.",
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where the object goes: values above 0.5. Its outline steers the pose. "
-                    "A mask of another size is stretched to the background.",
+                    tooltip="Where the object goes: values above 0.5; its outline steers the pose. Best from Mask Coarsener. "
+                    "Another size is stretched to the background; too small a hole is enlarged, and the node says so.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -50,9 +62,17 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The same seed and inputs give the same picture.",
+                    tooltip="The random start. The same seed and inputs give the same picture; try some when you do not "
+                    "like the first.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps."),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a quick "
+                    "look; beyond 50 little changes.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=3.0,
@@ -60,19 +80,22 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance: how strongly to push towards the object. 1 is off, and twice as fast.",
+                    tooltip="Guidance: how strongly to push towards the object. 3 (default) is a good start, 2 to 5 usual. "
+                    "Higher: clearer, then hard colours. 1 is off, and twice as fast.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
-                    tooltip="The sampling algorithm.",
+                    tooltip="The sampling algorithm. euler (default) is what the model was measured with; "
+                    "dpmpp_2m needs fewer steps, names with 'ancestral' or 'sde' never settle.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
-                    tooltip="How the noise levels are spread over the steps.",
+                    tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
+                    "model, which starts from pure noise; karras spends most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -80,8 +103,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=1.0,
                     max=8.0,
                     step=0.1,
-                    tooltip="Side of the square crop over the longer side of the mask's box. "
-                    "More shows the model more of the scene, and leaves fewer pixels for the object.",
+                    tooltip="Side of the square crop over the longer side of the mask's box, 1 to 8; default 1.6. "
+                    "Raise it (2 to 3) when light or perspective do not fit the scene: the model sees more of it, with "
+                    "fewer pixels for the object.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -90,20 +114,23 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side in pixels at which the model sees the crop; 0 = what the checkpoint was trained at.",
+                    tooltip="Side in pixels at which the model sees the crop; 0 (default) is what the checkpoint was "
+                    "trained at. Others, in multiples of 8 and more for some models, seldom look better.",
                 ),
                 io.Boolean.Input(
                     "show_crop",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Show on this node the crop that the model works in: with its hole, and with the object.",
+                    tooltip="Show on this node the crop that the model works in: with its hole, and with the object. "
+                    "Switch it on to see what the model sees.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The whole background with the generated square in its place, hard-edged.",
+                    tooltip="The whole background with the generated square in its place, hard-edged. "
+                    "For Background Blend's generated.",
                 ),
                 io.Mask.Output(
                     display_name="mask",
