@@ -15,9 +15,9 @@ from ..imprint.errors import ImprintError
 
 def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """IMAGE -> colours (B, 3, H, W) and alpha (B, 1, H, W), or None where it has none."""
-    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise ImprintError(
-            f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels)"
+            f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels), none of them 0"
         )
     # By the sum, because a comparison of every value would take as much memory as the picture.
     if not bool(image.sum(dtype=torch.float32).isfinite()):
@@ -62,9 +62,9 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
         raise ImprintError(
             f"the {name} has shape {tuple(mask.shape)}; expected (height, width) or (batch, height, width)"
         )
-    mask = mask.float().reshape(-1, *mask.shape[-2:])
     if not mask.numel():
         raise ImprintError(f"the {name} has no pixels (shape {tuple(mask.shape)}); connect a MASK of a picture")
+    mask = mask.float().reshape(-1, *mask.shape[-2:])
     low, high = (float(value) for value in mask.aminmax())
     if not math.isfinite(high - low):
         raise ImprintError(f"the {name} holds values that are not finite (NaN or infinity); give numbers in [0, 1]")

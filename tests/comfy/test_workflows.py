@@ -51,7 +51,9 @@ def test_runs(server: Server, object_info: dict, name: str):
     assert len(results) == PICTURES.get(name, 1)
     side = 3072 if name == "imprint_large_photo" else 400
     assert {result.size for result in results} == {(side, side)}
-    assert len({result.tobytes() for result in results}) >= len(results) - (name == "imprint_batch")  # one is made twice
+    assert len({result.tobytes() for result in results}) >= len(results) - (
+        name == "imprint_batch"
+    )  # one is made twice
 
 
 def test_missing_model_has_an_address(object_info: dict):
