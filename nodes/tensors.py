@@ -19,6 +19,8 @@ def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         raise ImprintError(
             f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels)"
         )
+    if not image.numel():
+        raise ImprintError(f"the IMAGE has no pixels (shape {tuple(image.shape)}); connect a picture")
     # By the sum, because a comparison of every value would take as much memory as the picture.
     if not bool(image.sum(dtype=torch.float32).isfinite()):
         raise ImprintError(
@@ -62,9 +64,9 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
         raise ImprintError(
             f"the {name} has shape {tuple(mask.shape)}; expected (height, width) or (batch, height, width)"
         )
-    mask = mask.float().reshape(-1, *mask.shape[-2:])
     if not mask.numel():
         raise ImprintError(f"the {name} has no pixels (shape {tuple(mask.shape)}); connect a MASK of a picture")
+    mask = mask.float().reshape(-1, *mask.shape[-2:])
     low, high = (float(value) for value in mask.aminmax())
     if not math.isfinite(high - low):
         raise ImprintError(f"the {name} holds values that are not finite (NaN or infinity); give numbers in [0, 1]")

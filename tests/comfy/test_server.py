@@ -154,7 +154,8 @@ def test_everything_can_be_freed(server: Server, prompt: dict, picture: np.ndarr
     server.picture(prompt)
     assert server.get("/imprint_probe")["alive"] == ["CleanBackground", "Dinov2Model", "TAESD", "_AdapterModule"]
     server.request("/free", {"unload_models": True, "free_memory": True})
-    assert wait_until_free(server) == {"alive": [], "loaded": 0}
+    probe = wait_until_free(server)
+    assert (probe["alive"], probe["loaded"]) == ([], 0)
 
 
 def wait_until_free(server: Server, seconds: float = 30) -> dict:
