@@ -19,6 +19,8 @@ def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         raise ImprintError(
             f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels), none of them 0"
         )
+    if not image.numel():
+        raise ImprintError(f"the IMAGE has no pixels (shape {tuple(image.shape)}); connect a picture")
     # By the sum, because a comparison of every value would take as much memory as the picture.
     if not bool(image.sum(dtype=torch.float32).isfinite()):
         raise ImprintError(

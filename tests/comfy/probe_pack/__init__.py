@@ -1,9 +1,11 @@
-"""A test-only pack: tells which models are alive in the server's process, and makes tensors that no core node makes."""
+"""A test-only pack: which models are alive in the server's process, what it occupies, and tensors that no core node makes."""
 
 import gc
+import os
 
 import comfy.clip_vision
 import comfy.model_management
+import psutil
 import torch
 from aiohttp import web
 from comfy_api.latest import ComfyExtension, io
@@ -17,7 +19,9 @@ _FILLS = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 async def probe(_request: web.Request) -> web.Response:
     gc.collect()
     alive = sorted(type(thing).__name__ for thing in gc.get_objects() if type(thing).__name__ in _NAMES)
-    return web.json_response({"alive": alive, "loaded": len(comfy.model_management.current_loaded_models)})
+    loaded = len(comfy.model_management.current_loaded_models)
+    resident = psutil.Process(os.getpid()).memory_info().rss
+    return web.json_response({"alive": alive, "loaded": loaded, "resident": resident})
 
 
 class ProbeTensor(io.ComfyNode):
