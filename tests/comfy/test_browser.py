@@ -53,10 +53,9 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         context.set_default_timeout(30_000)
         page = context.pages[0]
         page.goto(server.url)
-        page.wait_for_function("!!(window.app?.extensionManager && app.graph && app.canvas)", timeout=120_000)
-        page.wait_for_function("'ImprintLoadCheckpoint' in LiteGraph.registered_node_types")
+        wait_until_ready(page)
         for name, value in SETTINGS.items():
-            page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+            set_setting(page, name, value)
         yield page
         context.close()
 
@@ -66,6 +65,15 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(os.environ.get("IMPRINT_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def wait_until_ready(page) -> None:
+    page.wait_for_function("!!(window.app?.extensionManager && app.graph && app.canvas)", timeout=120_000)
+    page.wait_for_function("'ImprintLoadCheckpoint' in LiteGraph.registered_node_types")
+
+
+def set_setting(page, name: str, value) -> None:
+    page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
 
 
 def command(page, name: str) -> None:
@@ -157,6 +165,18 @@ def test_help_pages(page, object_info: dict):
         title = object_info[kind]["display_name"]
         page.locator("h1", has_text=title).filter(visible=True).first.wait_for()
     assert len(ours) == 6
+
+
+@pytest.mark.parametrize("language", ["zh-TW", "en"])
+def test_nodes_speak_the_user_s_language(page, language: str):
+    set_setting(page, "Comfy.Locale", language)
+    page.reload()
+    wait_until_ready(page)
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    names = {kind: each["display_name"] for kind, each in words.items()}
+    page.wait_for_function(
+        "names => Object.entries(names).every(([kind, name]) => LiteGraph.createNode(kind).title === name)", arg=names
+    )
 
 
 def test_blueprint(page):
