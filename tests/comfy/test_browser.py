@@ -84,17 +84,17 @@ def templates(page):
     """The template browser, opened at this pack."""
     command(page, "Comfy.BrowseTemplates")
     dialog = page.get_by_role("dialog")
-    dialog.get_by_text(PACK, exact=True).click()
+    dialog.get_by_text(PACK, exact=True).first.click()
     return dialog
 
 
 def open_template(page, name: str) -> None:
-    before = page.evaluate("app.extensionManager.workflow.activeWorkflow?.path")
+    page.evaluate("app.graph.extra.opened_before = true")
     templates(page).get_by_text(name, exact=True).first.click()
     page.wait_for_function(
-        "([name, before]) => { const now = app.extensionManager.workflow.activeWorkflow; "
-        "return now && now.path !== before && now.filename.startsWith(name) }",
-        arg=[name, before],
+        "name => !app.graph.extra.opened_before && "
+        "app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)",
+        arg=name,
     )
     page.get_by_role("dialog").wait_for(state="hidden")
     page.wait_for_function("app.graph.nodes.length > 5")
@@ -107,6 +107,11 @@ def run(page, steps: int | None = STEPS, seconds: int = 300) -> None:
     page.get_by_test_id("queue-button").click()
     page.wait_for_function(f"{HAS_PICTURES} || app.extensionManager.lastExecutionError", timeout=seconds * 1000)
     assert page.evaluate("app.extensionManager.lastExecutionError") is None
+
+
+def open_help(page) -> None:
+    """The help page of the selected node, by the button above it or, where the side panel is open, by its tab."""
+    page.get_by_test_id("info-button").or_(page.get_by_text("Info", exact=True)).first.click()
 
 
 def set_widget(page, name: str, value) -> None:
@@ -161,7 +166,7 @@ def test_help_pages(page, object_info: dict):
     for index, kind in enumerate(ours):
         page.evaluate("type => app.canvas.selectNode(app.graph.nodes.find(n => n.type === type))", kind)
         if index == 0:
-            page.get_by_test_id("info-button").click()
+            open_help(page)
         title = object_info[kind]["display_name"]
         page.locator("h1", has_text=title).filter(visible=True).first.wait_for()
     assert len(ours) == 6
@@ -212,23 +217,12 @@ def test_blueprint(page):
     run(page)
 
 
-def test_error_is_shown_at_its_node(page):
-    """A photo without transparency: Load Image gives an empty mask of 64x64, and the encoder says what to do."""
-    open_template(page, "imprint_object_insert")
-    page.evaluate("app.graph.nodes.find(n => n.title.startsWith('Object')).widgets[0].value = 'imprint_background.png'")
-    page.get_by_test_id("queue-button").click()
-    page.wait_for_function("app.extensionManager.lastExecutionError", timeout=60_000)
-    error = page.evaluate("app.extensionManager.lastExecutionError")
-    assert error["node_type"] == "ImprintIDEncoder" and "64x64" in error["exception_message"]
-    page.get_by_text("64x64").first.wait_for()
-
-
 def test_pictures_for_the_readme(page, screenshots: Path):
     """The first workflow after a run in full, with a help page beside it; and the template browser."""
     open_template(page, "imprint_object_insert")
     run(page, steps=None)
     page.evaluate("app.canvas.selectNode(app.graph.nodes.find(n => n.type === 'ImprintCompositeSampler'))")
-    page.get_by_test_id("info-button").click()
+    open_help(page)
     page.locator("h1", has_text="Imprint Composite Sampler").filter(visible=True).first.wait_for()
     command(page, "Comfy.Canvas.FitView")
     page.wait_for_timeout(4000)  # the view glides, notices fade
@@ -238,5 +232,18 @@ def test_pictures_for_the_readme(page, screenshots: Path):
     page.wait_for_timeout(2000)
     page.screenshot(path=screenshots / "templates.jpg", type="jpeg", quality=82)
     page.keyboard.press("Escape")
-    assert cards.count() == 0
+    page.get_by_role("dialog").wait_for(state="hidden")
     assert all((screenshots / f"{name}.jpg").stat().st_size > 50_000 for name in ("graph", "templates"))
+
+
+def test_error_is_shown_at_its_node(page):
+    """A photo without transparency: Load Image gives an empty mask of 64x64, and the encoder says what to do."""
+    open_template(page, "imprint_object_insert")
+    page.evaluate("app.graph.nodes.find(n => n.title.startsWith('Object')).widgets[0].value = 'imprint_background.png'")
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("app.extensionManager.lastExecutionError", timeout=60_000)
+    error = page.evaluate("app.extensionManager.lastExecutionError")
+    assert error["node_type"] == "ImprintIDEncoder" and "64x64" in error["exception_message"]
+    assert page.evaluate("app.graph.nodes.find(n => n.type === 'ImprintIDEncoder').has_errors")
+    page.get_by_text("View details").click()
+    page.get_by_text("64x64").filter(visible=True).first.wait_for()
