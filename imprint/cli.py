@@ -108,7 +108,7 @@ class Job:
             path("mask"),
             path("out"),
             values.get("seed", seed),
-            path("blend_mask") if "blend_mask" in values else None,
+            None if values.get("blend_mask") is None else path("blend_mask"),
         )
 
     def read(self) -> dict[str, Any]:
