@@ -109,6 +109,10 @@ def run(page, steps: int | None = STEPS, seconds: int = 300) -> None:
     assert page.evaluate("app.extensionManager.lastExecutionError") is None
 
 
+def select(page, kind: str) -> None:
+    page.evaluate("kind => app.canvas.selectNode(app.graph.nodes.find(n => n.type === kind))", kind)
+
+
 def open_help(page) -> None:
     """The help page of the selected node, by the button above it or, where the side panel is open, by its tab."""
     page.get_by_test_id("info-button").or_(page.get_by_text("Info", exact=True)).first.click()
@@ -164,7 +168,7 @@ def test_help_pages(page, object_info: dict):
     open_template(page, "imprint_object_insert")
     ours = [kind for kind, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK}"]
     for index, kind in enumerate(ours):
-        page.evaluate("type => app.canvas.selectNode(app.graph.nodes.find(n => n.type === type))", kind)
+        select(page, kind)
         if index == 0:
             open_help(page)
         title = object_info[kind]["display_name"]
@@ -193,7 +197,9 @@ def test_blueprint(page):
     page.get_by_text(BLUEPRINT).filter(visible=True).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("app.graph.nodes.length === 1")
-    page.mouse.click(700, 600)  # some versions let the new node follow the pointer until a click
+    page.mouse.move(710, 610)  # the new node follows the pointer until a click
+    page.mouse.click(710, 610)
+    page.wait_for_function("!app.graph.nodes[0].flags.ghost")
     node = page.evaluate("app.graph.nodes.map(n => ({title: n.title, widgets: n.widgets.map(w => w.name)}))[0]")
     assert node["title"] == BLUEPRINT
     assert {"checkpoint", "mask_marks", "level", "seed", "steps", "cfg"} <= set(node["widgets"])
@@ -221,11 +227,14 @@ def test_pictures_for_the_readme(page, screenshots: Path):
     """The first workflow after a run in full, with a help page beside it; and the template browser."""
     open_template(page, "imprint_object_insert")
     run(page, steps=None)
-    page.evaluate("app.canvas.selectNode(app.graph.nodes.find(n => n.type === 'ImprintCompositeSampler'))")
+    select(page, "ImprintCompositeSampler")
     open_help(page)
+    page.evaluate("app.canvas.deselectAll()")
+    command(page, "Comfy.Canvas.FitView")  # of all nodes, now that the side panel has its place
+    page.wait_for_timeout(2000)  # the view glides, notices fade
+    select(page, "ImprintCompositeSampler")
     page.locator("h1", has_text="Imprint Composite Sampler").filter(visible=True).first.wait_for()
-    command(page, "Comfy.Canvas.FitView")
-    page.wait_for_timeout(4000)  # the view glides, notices fade
+    page.wait_for_timeout(2000)
     page.screenshot(path=screenshots / "graph.jpg", type="jpeg", quality=82)
     cards = templates(page).locator("img")
     cards.first.wait_for()
