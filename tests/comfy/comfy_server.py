@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-PACK = "imprint-nodes-test"  # a user's folder may have any name
+PACK = "imprint-nodes"  # a user's folder may have any name
 START_SECONDS = 240
 
 

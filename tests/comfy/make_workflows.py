@@ -470,7 +470,7 @@ def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> I
     objects = [Image.open(SAMPLES / node["widgets_values"][0].removeprefix("imprint_")) for node in loaded]
     if len(objects) + len(results) in (4, 9):
         return sheet([*objects, *results], width)
-    made, inset = sheet(results, width), width // 4
+    made, inset = sheet(results, width), width // (4 * math.ceil(len(results) ** 0.5))
     for index, each in enumerate(objects):
         made.paste(ImageOps.expand(tile(each, inset), 2, "white"), (8 + index * (inset + 12), made.height - inset - 12))
     return made
