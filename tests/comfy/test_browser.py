@@ -193,7 +193,8 @@ def test_blueprint(page):
     """From the search box into an empty graph, wired, and run."""
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
-    page.mouse.dblclick(700, 600)
+    page.mouse.move(700, 600)
+    command(page, "Workspace.SearchBox.Toggle")
     page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
     page.keyboard.type(BLUEPRINT)
     page.get_by_text(BLUEPRINT).filter(visible=True).first.wait_for()
