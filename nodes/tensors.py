@@ -15,9 +15,9 @@ from ..imprint.errors import ImprintError
 
 def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """IMAGE -> colours (B, 3, H, W) and alpha (B, 1, H, W), or None where it has none."""
-    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ImprintError(
-            f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels), none of them 0"
+            f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels)"
         )
     if not image.numel():
         raise ImprintError(f"the IMAGE has no pixels (shape {tuple(image.shape)}); connect a picture")
