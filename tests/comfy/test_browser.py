@@ -177,18 +177,6 @@ def test_help_pages(page, object_info: dict):
     assert len(ours) == 6
 
 
-@pytest.mark.parametrize("language", ["zh-TW", "en"])
-def test_nodes_speak_the_user_s_language(page, language: str):
-    set_setting(page, "Comfy.Locale", language)
-    page.reload()
-    wait_until_ready(page)
-    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    names = {kind: each["display_name"] for kind, each in words.items()}
-    page.wait_for_function(
-        "names => Object.entries(names).every(([kind, name]) => LiteGraph.createNode(kind).title === name)", arg=names
-    )
-
-
 def test_blueprint(page):
     """From the search box into an empty graph, wired, and run."""
     command(page, "Comfy.NewBlankWorkflow")
@@ -262,3 +250,16 @@ def test_error_is_shown_at_its_node(page):
     assert error["node_type"] == "ImprintIDEncoder" and "64x64" in error["exception_message"]
     page.get_by_text("View details").click()
     page.get_by_text("64x64").filter(visible=True).first.wait_for()
+
+
+@pytest.mark.parametrize("language", ["zh-TW", "en"])
+def test_nodes_speak_the_user_s_language(page, language: str):
+    """Last in this file: after the reload the front end opens the former workflows again, at a time of its own."""
+    set_setting(page, "Comfy.Locale", language)
+    page.reload()
+    wait_until_ready(page)
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    names = {kind: each["display_name"] for kind, each in words.items()}
+    page.wait_for_function(
+        "names => Object.entries(names).every(([kind, name]) => LiteGraph.createNode(kind).title === name)", arg=names
+    )
