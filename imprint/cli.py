@@ -58,6 +58,8 @@ class Job:
     mask: Path
     out: Path
     seed: int
+    blend_mask: Path | None = None
+    """Where to put what was generated, if not in `mask`."""
 
     def __post_init__(self) -> None:
         if len(self.object_masks) not in (0, len(self.objects)):
@@ -75,7 +77,7 @@ class Job:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ImprintError(f"this is not JSON ({error}); write one object a line") from error
-        required, known = ("object", "background", "mask", "out"), ("object_mask", "seed")
+        required, known = ("object", "background", "mask", "out"), ("object_mask", "blend_mask", "seed")
         if not isinstance(values, dict):
             raise ImprintError(f"this is {type(values).__name__}, not an object with the keys {', '.join(required)}")
         missing = [key for key in required if key not in values]
@@ -83,7 +85,7 @@ class Job:
         if missing or unknown:
             raise ImprintError(
                 f"missing keys: {', '.join(missing) or 'none'}, unknown keys: {', '.join(unknown) or 'none'}; "
-                f"a line has {', '.join(required)} and may have {' and '.join(known)}"
+                f"a line has {', '.join(required)} and may have {', '.join(known)}"
             )
 
         def paths(key: str) -> tuple[Path, ...]:
@@ -106,6 +108,7 @@ class Job:
             path("mask"),
             path("out"),
             values.get("seed", seed),
+            None if values.get("blend_mask") is None else path("blend_mask"),
         )
 
     def read(self) -> dict[str, Any]:
@@ -120,6 +123,9 @@ class Job:
             "mask": open_image(self.mask),
         }
         pairs = [(self.background, pictures["background"], self.mask, pictures["mask"])]
+        if self.blend_mask:
+            pictures["blend_mask"] = open_image(self.blend_mask)
+            pairs.append((self.background, pictures["background"], self.blend_mask, pictures["blend_mask"]))
         pairs += zip(self.objects, pictures["object_image"], self.object_masks, pictures["object_mask"] or ())
         for path, picture, mask_path, mask in pairs:
             if picture.size != mask.size:
@@ -155,6 +161,7 @@ def composite(options: argparse.Namespace) -> int:
             mask=options.mask,
             out=options.out,
             seed=options.seed,
+            blend_mask=options.blend_mask,
         ),
         options,
     )
@@ -315,6 +322,8 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
         generator=torch.Generator().manual_seed(job.seed),
         context=options.context,
         feather_pixels=options.feather,
+        feather_inwards=options.feather_in,
+        blend_method=options.blend,
         colour_match=options.colour_match,
     )
     save_image(made.images[0], job.out)
@@ -356,6 +365,15 @@ def _parser() -> argparse.ArgumentParser:
         "--feather", type=int, metavar="PIXELS", help="soft edge outside the hole; by default by the crop's size"
     )
     group.add_argument(
+        "--feather-in", type=int, default=0, metavar="PIXELS", help="soft edge within the hole; default: %(default)s"
+    )
+    group.add_argument(
+        "--blend",
+        choices=("feather", "multiband"),
+        default="feather",
+        help="how the soft edge mixes: all detail alike, or fine detail over a narrower edge; default: %(default)s",
+    )
+    group.add_argument(
         "--colour-match",
         type=float,
         default=0.0,
@@ -390,6 +408,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--background", type=Path, required=True, help="the photo to put it into")
     added.add_argument("--mask", type=Path, required=True, help="the hole, white; its shape steers the pose")
+    added.add_argument("--blend-mask", type=Path, help="where to put what was generated, if not in the mask")
     added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg or .webp")
 
     added = command(batch, "batch", "make many composites with one loaded model")
@@ -397,7 +416,7 @@ def _parser() -> argparse.ArgumentParser:
         "jobs",
         type=Path,
         metavar="JOBS.jsonl",
-        help="one JSON object a line: object, background, mask, out, and if wished object_mask, seed; "
+        help="one JSON object a line: object, background, mask, out, and if wished object_mask, blend_mask, seed; "
         "paths are relative to this file's folder",
     )
     added.add_argument("--overwrite", action="store_true", help="also make what is already written")

@@ -68,12 +68,13 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:
     """Any Pillow picture -> (1, 3, H, W); transparency is dropped, 16-bit grey is scaled."""
-    return torch.from_numpy(_rgb(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.asarray(to_rgb(image)).copy()).permute(2, 0, 1)[None].float() / 255
 
 
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
     """A mask picture, white = 1 -> (1, H, W): its brightness, times its alpha where it has one (white strokes on nothing)."""
-    white = torch.from_numpy(np.asarray(Image.fromarray(_rgb(image)).convert("L")).copy())[None].float() / 255
+    grey = image if image.mode == "L" else to_rgb(image).convert("L")
+    white = torch.from_numpy(np.asarray(grey).copy())[None].float().div_(255)
     alpha = alpha_to_tensor(image)
     return white if alpha is None else white * alpha
 
@@ -92,8 +93,9 @@ def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow picture -> a copy in 8-bit RGB; transparency is dropped, 16-bit grey is scaled."""
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's own conversion clips instead of scaling
         grey = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((grey / (257 if image.mode != "F" else 1 / 255)).clip(0, 255).round().astype(np.uint8))
-    return np.asarray(image.convert("RGB")).copy()
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")

@@ -7,6 +7,8 @@ IMPRINT trains with a random level, so that a user may draw as coarsely as they 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +26,22 @@ _THRESHOLD = 0.1
 _WORK_SIDE = 1024  # larger masks are blurred at reduced size: coarse shapes have no finer detail
 
 
-def grow(masks: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Dilate (B, H, W) by a square of `pixels` to every side."""
-    for kernel in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):
-        masks = F.max_pool2d(masks[:, None], kernel, 1, tuple(k // 2 for k in kernel))[:, 0]
+def grow(masks: torch.Tensor, pixels: int, below: int = 0) -> torch.Tensor:
+    """Dilate (B, H, W) by a square of `pixels` to every side, and by `below` more downwards."""
+    for axis, before, after in ((1, pixels, pixels + below), (2, pixels, pixels)):
+        masks = _spread(_spread(masks, after, axis).flip(axis), before, axis).flip(axis)
+    return masks
+
+
+def _spread(masks: torch.Tensor, pixels: int, axis: int) -> torch.Tensor:
+    """The largest of each pixel and the `pixels` before it along an axis; doubling the reach, so that far costs little."""
+    length, reach = masks.shape[axis], 0
+    pixels = min(pixels, length - 1)
+    while reach < pixels:
+        step = min(reach + 1, pixels - reach)
+        moved = torch.maximum(masks.narrow(axis, step, length - step), masks.narrow(axis, 0, length - step))
+        masks = torch.cat([masks.narrow(axis, 0, step), moved], axis)
+        reach += step
     return masks
 
 
@@ -61,40 +75,21 @@ def _blob(masks: torch.Tensor, blur: float) -> torch.Tensor:
     return blob.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, :height, :width]
 
 
-def mask_levels(masks: torch.Tensor, margin: int = 0, min_size: int = 0) -> torch.Tensor:
+def mask_levels(masks: torch.Tensor, margin: int = 0, min_size: int = 0, shadow_room: int = 0) -> torch.Tensor:
     """All four levels of each mask: (B, H, W) in [0, 1] -> (B, 4, H, W) of 0 and 1, in the order of `LEVELS`.
 
-    margin: pixels added to every side of every level. min_size: every level reaches at least this many pixels along both
-    sides of its box (as far as the picture goes). Raises `ImprintError` for an empty mask or a negative number.
+    margin: pixels added to every side of every level; shadow_room: further ones at the bottom. min_size: every level
+    reaches at least this many pixels along both sides of its box (as far as the picture goes). Raises `ImprintError` for
+    an empty mask or a negative number.
     """
-    if margin < 0 or min_size < 0:
-        raise ImprintError(f"margin is {margin} and minimum size {min_size}; both are pixels and must be 0 or more")
-    precise = (masks > 0.5).to(masks)
-    faint = ~precise.flatten(1).any(1)
-    precise = grow(torch.where(faint[:, None, None], (masks > 0).to(masks), precise), margin)
-    precise = torch.maximum(precise, _smallest_box(precise, min_size))
-    fine = torch.maximum(precise, _blob(precise, _BLUR["fine"]))
-    coarse = torch.maximum(fine, _blob(fine, _BLUR["coarse"]))
-    return torch.stack([precise, fine, coarse, box(coarse)], 1)
+    return torch.stack(list(_levels(masks, margin, min_size, shadow_room)), 1)
 
 
-def _smallest_box(masks: torch.Tensor, size: int) -> torch.Tensor:
-    """A box of `size` pixels at the centre of each mask that is smaller than that along a side; else nothing."""
-    boxes = bounding_boxes(masks)
-    extents, limits = boxes[:, 2:] - boxes[:, :2], torch.tensor(masks.shape[1:], device=masks.device)
-    small = extents < torch.minimum(limits, torch.tensor(size, device=masks.device))
-    wanted = torch.minimum(torch.where(small, size, extents), limits)
-    start = (boxes[:, :2] + (extents - wanted).div(2, rounding_mode="floor")).clamp(min=0)
-    start = torch.minimum(start, limits - wanted)
-    filled = fill_boxes(torch.cat([start, start + wanted], 1), *masks.shape[1:])
-    return (filled & small.any(1)[:, None, None]).to(masks)
-
-
-def coarsen(masks: torch.Tensor, level: str, margin: int = 0, min_size: int = 0) -> torch.Tensor:
+def coarsen(masks: torch.Tensor, level: str, margin: int = 0, min_size: int = 0, shadow_room: int = 0) -> torch.Tensor:
     """One level of each mask, (B, H, W) -> (B, H, W); see `mask_levels`."""
     if level not in LEVELS:
         raise ImprintError(f"mask level is {level!r}; it must be one of {', '.join(LEVELS)}")
-    return mask_levels(masks, margin, min_size)[:, LEVELS.index(level)]
+    return next(islice(_levels(masks, margin, min_size, shadow_room), LEVELS.index(level), None))
 
 
 def random_level(masks: torch.Tensor, generator: torch.Generator | None = None, margin: int = 0) -> torch.Tensor:
@@ -103,9 +98,56 @@ def random_level(masks: torch.Tensor, generator: torch.Generator | None = None, 
     return mask_levels(masks, margin)[torch.arange(len(masks), device=masks.device), index]
 
 
+def _levels(masks: torch.Tensor, margin: int, min_size: int, shadow_room: int) -> Iterator[torch.Tensor]:
+    if min(margin, min_size, shadow_room) < 0:
+        raise ImprintError(
+            f"margin is {margin}, minimum size {min_size} and shadow room {shadow_room}; "
+            "all are pixels and must be 0 or more"
+        )
+    precise = (masks > 0.5).to(masks)
+    faint = ~precise.flatten(1).any(1)
+    precise = grow(torch.where(faint[:, None, None], (masks > 0).to(masks), precise), margin, shadow_room)
+    precise = enlarge(precise, min_size)
+    yield precise
+    fine = torch.maximum(precise, _blob(precise, _BLUR["fine"]))
+    yield fine
+    coarse = torch.maximum(fine, _blob(fine, _BLUR["coarse"]))
+    yield coarse
+    yield box(coarse)
+
+
+def enlarge(masks: torch.Tensor, size: int) -> torch.Tensor:
+    """Masks (B, H, W) whose box measures fewer than `size` pixels along a side get a box of that size around its centre.
+
+    The box stays within the picture; all others are given back unchanged.
+    """
+    boxes = bounding_boxes(masks)
+    larger = enlarge_boxes(boxes, size, *masks.shape[1:])
+    changed = (larger != boxes).any(1)
+    if not bool(changed.any()):
+        return masks
+    filled = fill_boxes(larger, *masks.shape[1:]) & changed[:, None, None]
+    return torch.maximum(masks, filled.to(masks))
+
+
+def enlarge_boxes(boxes: torch.Tensor, size: int, height: int, width: int) -> torch.Tensor:
+    """(B, 4) boxes in pixels -> at least `size` along both sides, around their centres, as far as the picture goes."""
+    limits = torch.tensor((height, width), device=boxes.device)
+    extents = boxes[:, 2:] - boxes[:, :2]
+    wanted = torch.minimum(extents.clamp(min=size), limits)
+    start = (boxes[:, :2] + (extents - wanted).div(2, rounding_mode="floor")).clamp(min=0)
+    start = torch.minimum(start, limits - wanted)
+    return torch.cat([start, start + wanted], 1)
+
+
 def latent_hole(masks: torch.Tensor, downscale: int) -> torch.Tensor:
     """(B, H, W) -> (B, 1, H / downscale, W / downscale) of 0 and 1: every latent cell that the hole touches."""
     return (F.max_pool2d(masks[:, None], downscale) > 0).to(masks)
+
+
+def hole_pixels(hole: torch.Tensor, downscale: int) -> torch.Tensor:
+    """`latent_hole`'s cells (B, 1, h, w) -> (B, 1, h * downscale, w * downscale): all that is generated anew."""
+    return hole.repeat_interleave(downscale, 2).repeat_interleave(downscale, 3)
 
 
 def paint_hole(images: torch.Tensor, hole: torch.Tensor, value: float) -> torch.Tensor:
@@ -113,6 +155,4 @@ def paint_hole(images: torch.Tensor, hole: torch.Tensor, value: float) -> torch.
 
     images (B, 3, H, W) in [0, 1]; hole (B, 1, h, w) of 0 and 1 from `latent_hole`; value: `ImprintConfig.hole_value`.
     """
-    factor = images.shape[2] // hole.shape[2]
-    pixels = hole.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return torch.where(pixels > 0.5, value, images)
+    return torch.where(hole_pixels(hole, images.shape[2] // hole.shape[2]) > 0.5, value, images)

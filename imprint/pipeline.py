@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -16,17 +17,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from .adapter import ContentAdapter
-from .blending import feather, match_colour
+from .blending import BLENDS, blend_pictures, match_colour
 from .checkpoint import SHIPPED, Checkpoint, load_checkpoint, save_checkpoint
 from .config import ImprintConfig
 from .encoder import IDEncoder
 from .errors import ImprintError
-from .images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image
-from .masks import latent_hole, paint_hole
+from .images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image, to_rgb
+from .masks import hole_pixels, latent_hole, paint_hole
 from .noise import make_scheduler
-from .placement import Placement
+from .placement import Hole, Placement
 from .preprocess import prepare_object, require_views
 from .unet import build_autoencoder, build_unet, decode, encode, unet_input
+
+_log = logging.getLogger(__name__)
 
 Picture: TypeAlias = "Image.Image | torch.Tensor"
 
@@ -132,6 +135,9 @@ class ImprintPipeline(DiffusionPipeline):
         context: float | None = None,
         resolution: int | None = None,
         feather_pixels: int | None = None,
+        feather_inwards: int = 0,
+        blend_mask: Picture | None = None,
+        blend_method: str = "feather",
         colour_match: float = 0.0,
         latents: torch.Tensor | None = None,
         eta: float = 0.0,
@@ -153,6 +159,9 @@ class ImprintPipeline(DiffusionPipeline):
             resolution: side at which the model sees that crop, by default what it was trained at.
             feather_pixels: width of the soft edge outside the hole, in pixels of the background; by default
                 `FEATHER` pixels of the crop. Beyond it the background stays bit for bit.
+            feather_inwards: width of the soft edge within the hole, in pixels of the background.
+            blend_mask: where to put what was generated, if not in `mask`; like `mask`, and at most the crop is put back.
+            blend_method: how the soft edge mixes, one of `blending.BLENDS`.
             colour_match: from 0 to 1, how far the crop's colours are moved to the background's around the hole.
             latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
             eta: for schedulers that take it (DDIM).
@@ -174,29 +183,38 @@ class ImprintPipeline(DiffusionPipeline):
             raise ImprintError(
                 f"guidance is {guidance:g} and colour match {colour_match:g}; the first must be finite, the second from 0 to 1"
             )
-        if feather_pixels is not None and feather_pixels < 0:
-            raise ImprintError(f"feather is {feather_pixels} pixels; it must be 0 or more")
-        frame, drawn = _picture(background), _mask(mask)
-        hole = (drawn > 0.5).float()
-        if hole.shape[1:] != frame.shape[2:]:
+        if min(feather_pixels or 0, feather_inwards) < 0 or blend_method not in BLENDS:
             raise ImprintError(
-                f"the background is {frame.shape[3]}x{frame.shape[2]}, but its mask {hole.shape[2]}x{hole.shape[1]}; "
-                "make them the same size"
+                f"feather is {feather_pixels} pixels outwards and {feather_inwards} inwards, which must be 0 or more, and "
+                f"the blend method {blend_method!r}, which must be one of {', '.join(BLENDS)}"
             )
-        if not hole.any():
-            raise ImprintError(
-                f"the mask of the hole is empty (its largest value is {float(drawn.max()):g}, and above 0.5 is hole); "
-                "paint the hole white on black"
-            )
-        placement = Placement.around(
-            hole[0],
+        height, width = _size(background)
+        hole = Hole.find(
+            _fitting(mask, "mask", height, width)[0],
             config.resolution if resolution is None else resolution,
             config.sampling.context if context is None else context,
             config.multiple,
+            config.latent.downscale,
         )
+        if hole.enlarged:
+            _log.warning(
+                "the hole of %dx%d pixels is too small to generate in: enlarged around its centre to %dx%d",
+                *hole.drawn[::-1],
+                *hole.size[::-1],
+            )
+        placement = hole.placement
+        # All that follows needs the square and one pixel around it, where a hole that fills the square has its edge.
+        rows, columns = area = tuple(
+            slice(max(0, part.start - 1), min(length, part.stop + 1))
+            for part, length in zip(placement.area, (height, width))
+        )
+        local, frame = placement.within(area), _part(background, area)
+        drawn = torch.zeros(1, *frame.shape[2:])
+        drawn[(0, *local.area)] = hole.mask
+        blend = drawn if blend_mask is None else _fitting(blend_mask, "blend mask", height, width)[:, rows, columns]
         tokens = self.encode_object(object_image, object_mask)
 
-        scene, inside = placement.extract(frame), placement.extract_mask(hole)
+        scene, inside = local.extract(frame), local.extract_mask(drawn)
         latent_mask = latent_hole(inside, config.latent.downscale).to(device)
         painted = paint_hole(scene.to(device), latent_mask, config.hole_value)
         clean = encode(self.vae, painted.to(self.vae.dtype), config.latent).float()
@@ -221,19 +239,28 @@ class ImprintPipeline(DiffusionPipeline):
             images = latents
         else:
             crops = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
-            width = round(FEATHER * placement.side / placement.resolution) if feather_pixels is None else feather_pixels
             if colour_match:
+                generated = hole_pixels(latent_mask, config.latent.downscale)[:, 0].cpu()
                 crops = match_colour(
-                    crops, scene.expand_as(crops), inside.expand(num_results, -1, -1), strength=colour_match
+                    crops, scene.expand_as(crops), generated.expand(num_results, -1, -1), strength=colour_match
                 )
-            # Everything beyond the feathered hole stays as it was.
-            images = placement.insert(
-                frame.expand(num_results, -1, -1, -1),
-                crops,
-                feather(hole, outwards=width).expand(num_results, -1, -1),
+            if feather_pixels is None:
+                feather_pixels = round(FEATHER * placement.side / placement.resolution)
+            frames = frame.expand(num_results, -1, -1, -1)
+            parts = blend_pictures(
+                frames,
+                local.insert(frames, crops),
+                blend.expand(num_results, -1, -1),
+                feather_inwards,
+                feather_pixels,
+                blend_method,
             )
+            # Everything beyond stays as it was.
             if output_type == "pil":
-                images = [_like(background, picture) for picture in images]
+                images = [_like(background, part, (columns.start, rows.start)) for part in parts]
+            else:
+                images = _picture(background).repeat(num_results, 1, 1, 1)
+                images[:, :, rows, columns] = parts
         self.maybe_free_model_hooks()
         return ImprintPipelineOutput(images, placement) if return_dict else (images, placement)
 
@@ -332,6 +359,30 @@ def _mask(mask: Picture) -> torch.Tensor:
     return mask.float().cpu()
 
 
+def _size(image: Picture) -> tuple[int, int]:
+    """Height and width."""
+    return image.size[::-1] if isinstance(image, Image.Image) else tuple(_picture(image).shape[2:])
+
+
+def _fitting(mask: Picture, name: str, height: int, width: int) -> torch.Tensor:
+    """(1, H, W) of the background's size."""
+    values = _mask(mask)
+    if tuple(values.shape[1:]) != (height, width):
+        raise ImprintError(
+            f"the background is {width}x{height}, but its {name} {values.shape[2]}x{values.shape[1]}; "
+            "make them the same size"
+        )
+    return values
+
+
+def _part(image: Picture, area: tuple[slice, slice]) -> torch.Tensor:
+    """Rows and columns of a picture -> (1, 3, h, w); of a Pillow picture the rest is not converted."""
+    rows, columns = area
+    if isinstance(image, Image.Image):
+        return _picture(image.crop((columns.start, rows.start, columns.stop, rows.stop)))
+    return _picture(image)[:, :, rows, columns]
+
+
 def _alpha(image: Picture) -> torch.Tensor:
     alpha = alpha_to_tensor(image) if isinstance(image, Image.Image) else None
     if alpha is None:
@@ -339,9 +390,11 @@ def _alpha(image: Picture) -> torch.Tensor:
     return alpha
 
 
-def _like(background: Picture, picture: torch.Tensor) -> Image.Image:
-    """(3, H, W) as a Pillow picture, with the background's own transparency."""
-    image = tensor_to_image(picture)
-    if isinstance(background, Image.Image) and background.has_transparency_data:
+def _like(background: Picture, part: torch.Tensor, corner: tuple[int, int]) -> Image.Image:
+    """The background as an RGB picture with (3, h, w) put at a corner (left, top), and with its own transparency."""
+    own = isinstance(background, Image.Image)
+    image = to_rgb(background) if own else tensor_to_image(background[0])
+    image.paste(tensor_to_image(part), corner)
+    if own and background.has_transparency_data:
         image.putalpha(background.convert("RGBA").getchannel("A"))
     return image

@@ -7,14 +7,17 @@ section 3.3; IMPRINT does the same).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
-from .blending import composite
 from .errors import ImprintError
+from .masks import enlarge_boxes, fill_boxes
 from .preprocess import bounding_boxes
+
+LEAST_CELLS = 2
+"""A hole narrower than this many cells of the latent cannot be generated in: it is enlarged."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,12 @@ class Placement:
         at least 1. The square is moved to lie within the frame where it fits there. Raises `ImprintError` for an empty
         mask, a context below 1, or a resolution that is not a whole multiple of `multiple`.
         """
-        if not 1 <= context < math.inf:
-            raise ImprintError(
-                f"context is {context:g}; the crop must hold the whole hole, so give a number of 1 or more"
-            )
-        if resolution < multiple or resolution % multiple:
-            raise ImprintError(f"resolution is {resolution}; it must be a positive multiple of {multiple}")
-        height, width = mask.shape
-        top, left, bottom, right = bounding_boxes(mask[None], threshold=0)[0].tolist()
+        _check_crop(resolution, context, multiple)
+        return cls._around_box(bounding_boxes(mask[None], threshold=0)[0].tolist(), mask.shape, resolution, context)
+
+    @classmethod
+    def _around_box(cls, box: list[int], frame: tuple[int, int], resolution: int, context: float) -> Placement:
+        (height, width), (top, left, bottom, right) = frame, box
         longer = max(bottom - top, right - left)
         # More context than the frame has is none: beyond the frame there are only repeated border pixels.
         side = max(longer, min(round(longer * context), max(height, width)))
@@ -57,6 +58,25 @@ class Placement:
             left=_start(left, right, side, width),
             side=side,
             resolution=resolution,
+        )
+
+    @property
+    def area(self) -> tuple[slice, slice]:
+        """Rows and columns of the frame that the square covers: all that the model sees, and all that it can change."""
+        return (
+            slice(max(0, self.top), min(self.height, self.top + self.side)),
+            slice(max(0, self.left), min(self.width, self.left + self.side)),
+        )
+
+    def within(self, area: tuple[slice, slice]) -> Placement:
+        """The same square, seen from a part of the frame that covers `self.area`: a large frame need not be touched."""
+        rows, columns = area
+        return replace(
+            self,
+            height=rows.stop - rows.start,
+            width=columns.stop - columns.start,
+            top=self.top - rows.start,
+            left=self.left - columns.start,
         )
 
     def extract(self, frames: torch.Tensor) -> torch.Tensor:
@@ -72,28 +92,21 @@ class Placement:
         # Every pixel that overlaps the hole, however thin it is; the nearest pixel alone could miss it.
         return (F.adaptive_max_pool2d(self._square(masks[:, None]), self.resolution)[:, 0] > 0).to(masks)
 
-    def insert(self, frames: torch.Tensor, crops: torch.Tensor, blend: torch.Tensor | None = None) -> torch.Tensor:
-        """Put (B, C, resolution, resolution) back into a copy of (B, C, H, W).
-
-        blend (B, H, W) in [0, 1]: how much of the crop each frame pixel takes; where it is 0 the frame's pixels stay bit
-        for bit. Without it the whole square is replaced.
-        """
+    def insert(self, frames: torch.Tensor, crops: torch.Tensor) -> torch.Tensor:
+        """Put (B, C, resolution, resolution) back into a copy of (B, C, H, W); the whole square is replaced."""
         self._check(frames)
-        rows, columns = self._inside
+        rows, columns = self.area
         square = _resize(crops, self.side)[
             :, :, rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left
         ]
         result = frames.clone()
-        if blend is None:
-            result[:, :, rows, columns] = square.to(frames)
-        else:
-            result[:, :, rows, columns] = composite(frames[:, :, rows, columns], square, blend[:, rows, columns])
+        result[:, :, rows, columns] = square.to(frames)
         return result
 
     def _square(self, frames: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, side, side)."""
         self._check(frames)
-        rows, columns = self._inside
+        rows, columns = self.area
         pads = (
             columns.start - self.left,
             self.left + self.side - columns.stop,
@@ -102,20 +115,68 @@ class Placement:
         )
         return F.pad(frames[:, :, rows, columns], pads, mode="replicate")
 
-    @property
-    def _inside(self) -> tuple[slice, slice]:
-        """The part of the square within the frame."""
-        return (
-            slice(max(0, self.top), min(self.height, self.top + self.side)),
-            slice(max(0, self.left), min(self.width, self.left + self.side)),
-        )
-
     def _check(self, tensor: torch.Tensor) -> None:
         if tuple(tensor.shape[-2:]) != (self.height, self.width):
             raise ImprintError(
                 f"the picture or mask is {tensor.shape[-1]}x{tensor.shape[-2]}, but the placement was made for a frame "
                 f"of {self.width}x{self.height}; give all of them in the frame's size"
             )
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A hole in the frame and the square to generate it in."""
+
+    placement: Placement
+    mask: torch.Tensor
+    """(h, w) of 0 and 1, `placement.area` of the frame: where to generate."""
+    drawn: tuple[int, int]
+    """Height and width of the hole's box in pixels, as it was given."""
+    size: tuple[int, int]
+    """Height and width to generate in; more than `drawn` where that was too small."""
+
+    @classmethod
+    def find(cls, mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8, cell: int = 8) -> Hole:
+        """The hole of a mask (H, W), above 0.5, with the square around it; see `Placement.around`.
+
+        A hole that measures fewer than `LEAST_CELLS` cells of the latent along a side, in the frame or in the model's
+        crop, is enlarged around its centre to that size. cell: pixels of the crop that one of the latent covers. Raises
+        `ImprintError` as `Placement.around` does, and for a mask without a hole.
+        """
+        _check_crop(resolution, context, multiple)
+        highest = float(mask.max())
+        if not highest > 0.5:
+            raise ImprintError(
+                f"the mask of the hole is empty (its largest value is {highest:g}, and above 0.5 is hole); "
+                "paint the place for the object white on black"
+            )
+        drawn = bounding_boxes(mask[None])
+        wide = enlarge_boxes(drawn, LEAST_CELLS * cell, *mask.shape)
+        placement = Placement._around_box(wide[0].tolist(), mask.shape, resolution, context)
+        wide = enlarge_boxes(wide, math.ceil(LEAST_CELLS * cell * placement.side / resolution), *mask.shape)
+        rows, columns = placement.area
+        hole = (mask[placement.area] > 0.5).float()
+        if not torch.equal(wide, drawn):
+            corner = torch.tensor([rows.start, columns.start] * 2, device=mask.device)
+            hole = torch.maximum(hole, fill_boxes(wide - corner, *hole.shape)[0].to(hole))
+        return cls(placement, hole, _extent(drawn), _extent(wide))
+
+    @property
+    def enlarged(self) -> bool:
+        """Whether the hole was too small to generate in."""
+        return self.drawn != self.size
+
+
+def _extent(boxes: torch.Tensor) -> tuple[int, int]:
+    top, left, bottom, right = boxes[0].tolist()
+    return bottom - top, right - left
+
+
+def _check_crop(resolution: int, context: float, multiple: int) -> None:
+    if not 1 <= context < math.inf:
+        raise ImprintError(f"context is {context:g}; the crop must hold the whole hole, so give a number of 1 or more")
+    if resolution < multiple or resolution % multiple:
+        raise ImprintError(f"resolution is {resolution}; it must be a positive multiple of {multiple}")
 
 
 def _start(first: int, last: int, side: int, frame: int) -> int:

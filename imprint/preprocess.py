@@ -26,10 +26,9 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
     Boxes bound what is above the threshold; where nothing is, what is above 0. Raises `ImprintError` for an empty mask,
     which it calls `what`.
     """
-    inside = masks > threshold
-    faint = ~inside.flatten(1).any(1)
-    inside = inside | (faint[:, None, None] & (masks > 0))
-    rows, columns = inside.any(2), inside.any(1)
+    rows, columns = masks.amax(2), masks.amax(1)  # nothing of the frame's size is made: it may have 67 megapixels
+    limit = (rows.amax(1, keepdim=True) > threshold) * threshold
+    rows, columns = rows > limit, columns > limit
     if not bool(rows.any(1).all()):
         raise ImprintError(
             f"{what} is empty (size {masks.shape[-1]}x{masks.shape[-2]}, largest value {float(masks.max()):g}); "

@@ -48,8 +48,8 @@ def register_model_folder() -> None:
 
 
 def copy_samples(folder: Path) -> None:
-    """Put the sample workflow's pictures into ComfyUI's input folder, where it does not have them yet."""
-    for sample in sorted(SAMPLES.glob("*.png")):
+    """Put the sample workflows' pictures into ComfyUI's input folder, where it does not have them yet."""
+    for sample in sorted(SAMPLES.iterdir()):
         target = folder / f"imprint_{sample.name}"
         try:
             if not target.exists():

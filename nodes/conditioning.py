@@ -21,32 +21,44 @@ class ImprintIDEncoder(io.ComfyNode):
             display_name="DINOv2 ID Encoder",
             category="imprint/conditioning",
             description="Turns one or several pictures of one object into its identity, and shows the cut-out it saw.",
-            search_aliases=["imprint encoder", "object identity", "reference object", "dino", "dinov2"],
+            search_aliases=[
+                "imprint encoder",
+                "object identity",
+                "reference object",
+                "reference image",
+                "subject",
+                "image encoder",
+                "dino",
+                "dinov2",
+            ],
             is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
-                io.ClipVision.Input("clip_vision", tooltip="DINOv2 or CLIP, from Load Imprint Checkpoint."),
+                io.ClipVision.Input(
+                    "clip_vision", tooltip="DINOv2 or CLIP, from the same Load Imprint Checkpoint as the adapter."
+                ),
                 io.Image.Input(
                     "image",
-                    tooltip="The object. The pictures of a batch are views of one and the same object, where the "
-                    "checkpoint takes several.",
+                    tooltip="The object, as large and sharp as you have it. One picture is enough; a batch (2 to 5) is "
+                    "views of one and the same object, and makes it firmer, where the checkpoint takes several.",
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Which part of the picture is the object: one mask, or one for each view. "
-                    "A mask of another size is stretched to the picture.",
+                    tooltip="Which part of the picture is the object: one mask for all views, or one for each. "
+                    "A tight mask is best; check the cut-out on this node. Another size is stretched to the picture.",
                 ),
                 io.Combo.Input(
                     "mask_marks",
                     options=["background", "object"],
                     default="background",
-                    tooltip="What is white in the mask. background: the MASK of Load Image for a cut-out, white where "
-                    "the picture is transparent. object: a mask painted over the object, or a segmentation.",
+                    tooltip="What is white in the mask. background (default): the MASK of Load Image for a cut-out, white "
+                    "where the picture is transparent. object: a mask painted over the object, or a segmentation. "
+                    "Change it when the cut-out on this node shows the surroundings.",
                 ),
             ],
             outputs=[
                 sockets.Identity.Output(
                     display_name="identity",
-                    tooltip="The tokens that the encoder gives for the views. Goes to Content Adapter.",
+                    tooltip="What the encoder sees in all views, as tokens: 257 a view for DINOv2. For Content Adapter.",
                 ),
             ],
         )
@@ -88,23 +100,31 @@ class ImprintContentAdapter(io.ComfyNode):
             display_name="Content Adapter",
             category="imprint/conditioning",
             description="Turns the object's identity into conditioning for the sampler.",
-            search_aliases=["imprint adapter", "identity conditioning", "object conditioning"],
+            search_aliases=[
+                "imprint adapter",
+                "identity conditioning",
+                "object conditioning",
+                "ip adapter",
+                "image prompt",
+            ],
             inputs=[
-                sockets.Adapter.Input("adapter", tooltip="From Load Imprint Checkpoint."),
-                sockets.Identity.Input("identity", tooltip="From DINOv2 ID Encoder."),
+                sockets.Adapter.Input("adapter", tooltip="From the Load Imprint Checkpoint that gave the clip_vision."),
+                sockets.Identity.Input("identity", tooltip="The object, from DINOv2 ID Encoder."),
                 io.Float.Input(
                     "strength",
                     default=1.0,
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How much of the object's identity is used: 0 none, 1 as trained, above 1 exaggerated.",
+                    tooltip="How much of the object's identity is used, 0 to 2: 0 none, 1 as trained (default), above 1 "
+                    "exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too hard.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The object."),
+                io.Conditioning.Output(display_name="positive", tooltip="The object. For the sampler's positive."),
                 io.Conditioning.Output(
-                    display_name="negative", tooltip="No object: the learned null embedding, for guidance (cfg)."
+                    display_name="negative",
+                    tooltip="No object: the learned null embedding, which cfg pushes away from. For the sampler's negative.",
                 ),
             ],
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..imprint.blending import composite, feather, match_colour
+from ..imprint.blending import BLENDS, blend_pictures, match_colour
 from ..imprint.errors import ImprintError
 from .tensors import broadcast, fit_mask, to_bchw, to_bhwc
 
@@ -19,22 +19,45 @@ class ImprintBackgroundBlend(io.ComfyNode):
             category="imprint/image",
             description="Puts the generated picture into the background through a soft mask. "
             "Beyond the soft edge the background's pixels are unchanged, bit for bit.",
-            search_aliases=["paste back", "composite", "feather", "seamless", "imprint blend"],
+            search_aliases=[
+                "paste back",
+                "stitch",
+                "composite",
+                "feather",
+                "seamless",
+                "colour match",
+                "color match",
+                "laplacian blend",
+                "imprint blend",
+            ],
             inputs=[
-                io.Image.Input("background", tooltip="The untouched picture. Its transparency, if any, is kept."),
                 io.Image.Input(
-                    "generated", tooltip="The result of Imprint Composite Sampler: a picture of the background's size."
+                    "background", tooltip="The untouched picture that was sampled with. Its transparency is kept."
                 ),
-                io.Mask.Input("mask", tooltip="The mask that was sampled with. Values above 0.5 are the hole."),
+                io.Image.Input(
+                    "generated",
+                    tooltip="The image of Imprint Composite Sampler, made from this background: of the same size.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="Where to put the generated picture: values above 0.5. The mask that was sampled with, or a tighter "
+                    "one; then connect the first to generation_mask.",
+                ),
                 io.Int.Input(
                     "feather_out",
                     default=4,
                     min=0,
                     max=512,
-                    tooltip="Width in pixels of the soft edge outside the mask. Beyond it nothing changes.",
+                    tooltip="Width in pixels of the soft edge outside the mask, 0 to 512; default 4. Beyond it not a bit "
+                    "changes. Raise it (16 to 64 on large photos) when the edge shows.",
                 ),
                 io.Int.Input(
-                    "feather_in", default=0, min=0, max=512, tooltip="Width in pixels of the soft edge within the mask."
+                    "feather_in",
+                    default=0,
+                    min=0,
+                    max=512,
+                    tooltip="Width in pixels of the soft edge within the mask, 0 to 512; default 0. Use it instead of "
+                    "feather_out when nothing outside the mask may change.",
                 ),
                 io.Float.Input(
                     "colour_match",
@@ -42,8 +65,42 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the generated colours are moved to agree with the background's "
-                    "on a ring just outside the mask; 0 is off.",
+                    tooltip="How far the generated colours are moved to agree with the background's on a ring just outside "
+                    "the mask, 0 to 1; 0 (default) is off. Raise it when the place looks tinted as a whole.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(BLENDS),
+                    default="feather",
+                    optional=True,
+                    tooltip="How the soft edge mixes. feather (default): all detail alike. multiband: broad colours over "
+                    "the whole edge, fine detail in its middle only; take it with wide edges (16 and more pixels).",
+                ),
+                io.Mask.Input(
+                    "generation_mask",
+                    optional=True,
+                    tooltip="The mask that was sampled with, if 'mask' is another one: colour_match compares outside this "
+                    "one, where both pictures show the same place.",
+                ),
+                io.Int.Input(
+                    "match_from",
+                    default=0,
+                    min=0,
+                    max=4095,
+                    optional=True,
+                    advanced=True,
+                    tooltip="colour_match compares from so many pixels outside the mask on; default 0. On large photos "
+                    "about 5 % of the mask's longer side: nearer the object may still reach.",
+                ),
+                io.Int.Input(
+                    "match_to",
+                    default=16,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip="colour_match compares up to so many pixels outside the mask; default 16. More on large "
+                    "photos; it must be above match_from, and within the sampler's crop.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The finished picture, of the background's size.")],
@@ -58,6 +115,10 @@ class ImprintBackgroundBlend(io.ComfyNode):
         feather_out: int,
         feather_in: int,
         colour_match: float,
+        method: str = "feather",
+        generation_mask: torch.Tensor | None = None,
+        match_from: int = 0,
+        match_to: int = 16,
     ) -> io.NodeOutput:
         frames, alpha = to_bchw(background)
         made, _ = to_bchw(generated)
@@ -66,7 +127,9 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 f"the generated picture is {made.shape[3]}x{made.shape[2]}, but the background {frames.shape[3]}x"
                 f"{frames.shape[2]}; connect the whole frame that Imprint Composite Sampler made from this background"
             )
-        frames, made, masks = broadcast(backgrounds=frames, generated=made, masks=fit_mask(mask, frames, "mask"))
+        masks = fit_mask(mask, frames, "mask")
+        holes = masks if generation_mask is None else fit_mask(generation_mask, frames, "generation mask")
+        frames, made, masks, holes = broadcast(backgrounds=frames, generated=made, masks=masks, generation_masks=holes)
         if colour_match:
-            made = match_colour(made, frames, masks, strength=colour_match)
-        return io.NodeOutput(to_bhwc(composite(frames, made, feather(masks, feather_in, feather_out)), alpha))
+            made = match_colour(made, frames, holes, match_to, colour_match, match_from)
+        return io.NodeOutput(to_bhwc(blend_pictures(frames, made, masks, feather_in, feather_out, method), alpha))

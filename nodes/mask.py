@@ -6,7 +6,11 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..imprint.masks import LEVELS, coarsen
-from .tensors import listed_masks
+from ..imprint.preprocess import bounding_boxes
+from .messages import tell
+from .tensors import broadcast, fit_mask, listed_masks, to_bchw, to_bhwc
+
+_TINT = (1.0, 0.25, 0.1)  # of the mask in the preview; seldom the colour of a place to put something
 
 
 class ImprintMaskCoarsener(io.ComfyNode):
@@ -17,39 +21,109 @@ class ImprintMaskCoarsener(io.ComfyNode):
             display_name="Mask Coarsener",
             category="imprint/mask",
             description="Makes a mask as coarse as the ones the model was trained with, from outline to box.",
-            search_aliases=["coarse mask", "grow mask", "bounding box mask", "imprint mask"],
+            search_aliases=[
+                "coarse mask",
+                "grow mask",
+                "expand mask",
+                "dilate mask",
+                "bounding box mask",
+                "mask to box",
+                "shadow mask",
+                "imprint mask",
+            ],
             is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
                 io.Mask.Input(
-                    "mask", tooltip="White where the object shall be. Each mask of a batch is treated on its own."
+                    "mask",
+                    tooltip="White where the object shall be. Each mask of a batch is treated on its own. "
+                    "Values above 0.5 count; in a mask that is fainter everywhere, all above 0.",
                 ),
                 io.Combo.Input(
                     "level",
                     options=list(LEVELS),
                     default="box",
-                    tooltip="The closer to the outline, the more the mask decides the object's pose; "
-                    "a box leaves it to the model, with room for a shadow. Each level contains the one before it.",
+                    tooltip="How closely the mask is followed; each level contains the one before it. precise: your own "
+                    "outline decides shape and pose. fine, coarse: swollen and rounded. box (default): the model decides, "
+                    "with room for a shadow. Take precise for a drawn silhouette, box for a quick scribble.",
                 ),
                 io.Int.Input(
                     "margin",
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Pixels added to every side of the mask before it is made coarse.",
+                    tooltip="Pixels added to every side of the mask before it is made coarse, 0 to 1024; default 0. "
+                    "Raise it when the object is cut off or looks squeezed.",
                 ),
                 io.Int.Input(
                     "min_size",
-                    default=0,
+                    default=32,
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="The result reaches at least this many pixels in width and height; 0 is off.",
+                    tooltip="A mask smaller than this many pixels in width or height is enlarged around its centre, and "
+                    "this node says so; 0 is off. Default 32: in less, hardly any object can be seen.",
+                ),
+                io.Int.Input(
+                    "shadow_room",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    optional=True,
+                    tooltip="Further pixels added at the bottom of the mask, where a shadow on the ground falls, 0 to "
+                    "1024; default 0. A tenth to a fifth of the object's height is a good start.",
+                ),
+                io.Image.Input(
+                    "background",
+                    optional=True,
+                    tooltip="Only for the picture on this node: shows the mask over the background, so that you see where "
+                    "the object will stand. The result does not change.",
                 ),
             ],
-            outputs=[io.Mask.Output(display_name="mask", tooltip="The coarse mask, 0 and 1 only.")],
+            outputs=[
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="The coarse mask, 0 and 1 only. For both Imprint Composite Sampler and Background Blend.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, mask: torch.Tensor, level: str, margin: int, min_size: int) -> io.NodeOutput:
-        coarse = coarsen(listed_masks(mask, "mask"), level, margin, min_size)
-        return io.NodeOutput(coarse, ui=ui.PreviewMask(coarse, cls=cls))
+    def execute(
+        cls,
+        mask: torch.Tensor,
+        level: str,
+        margin: int,
+        min_size: int,
+        shadow_room: int = 0,
+        background: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        masks = listed_masks(mask, "mask")
+        coarse = coarsen(masks, level, margin, min_size, shadow_room)
+        tell(cls, _sizes(masks, coarse, min_size))
+        if background is None:
+            return io.NodeOutput(coarse, ui=ui.PreviewMask(coarse, cls=cls))
+        return io.NodeOutput(coarse, ui=ui.PreviewImage(_over(coarse, background), cls=cls))
+
+
+def _sizes(drawn: torch.Tensor, made: torch.Tensor, min_size: int) -> str:
+    """One line for each mask: how large it was drawn, and how large it is now."""
+    lines = []
+    for before, after in zip(bounding_boxes(drawn).tolist(), bounding_boxes(made).tolist()):
+        (old_width, old_height), (width, height) = _extent(before), _extent(after)
+        small = min(old_width, old_height) < min_size
+        reason = f": smaller than min_size {min_size}, enlarged around its centre" if small else ""
+        lines.append(f"{old_width}x{old_height} px drawn, {width}x{height} px now{reason}")
+    return "\n".join(lines)
+
+
+def _extent(box: list[int]) -> tuple[int, int]:
+    top, left, bottom, right = box
+    return right - left, bottom - top
+
+
+def _over(masks: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
+    """The masks as a tint over the background (IMAGE)."""
+    frames, _ = to_bchw(background)
+    frames, masks = broadcast(backgrounds=frames, masks=fit_mask(masks, frames, "mask"))
+    return to_bhwc(torch.lerp(frames, frames.new_tensor(_TINT)[:, None, None], 0.5 * masks[:, None]))

@@ -7,16 +7,17 @@ from typing import Any
 import comfy.samplers
 import node_helpers
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 import nodes  # ComfyUI's own, not this package
 
 from ..imprint.config import ImprintConfig
 from ..imprint.errors import ImprintError
 from ..imprint.masks import latent_hole, paint_hole
-from ..imprint.placement import Placement
+from ..imprint.placement import Hole
+from .messages import tell
 from .models import imprint_config
-from .tensors import broadcast, fit_mask, to_bchw, to_bhwc
+from .tensors import broadcast, copy_image, fit_mask, to_bchw, to_bhwc
 
 
 class ImprintCompositeSampler(io.ComfyNode):
@@ -28,19 +29,32 @@ class ImprintCompositeSampler(io.ComfyNode):
             category="imprint/sampling",
             description="Generates the object in the masked place: crops a square around the mask, samples there at "
             "the model's own resolution, and puts it back. Follow it with Background Blend for soft edges.",
-            search_aliases=["imprint sampler", "inpaint", "object insertion", "insert object", "crop and stitch"],
+            search_aliases=[
+                "imprint sampler",
+                "inpaint",
+                "inpaint crop",
+                "object insertion",
+                "insert object",
+                "add object",
+                "compositing",
+                "crop and stitch",
+                "ksampler",
+            ],
+            is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
-                io.Model.Input("model", tooltip="From Load Imprint Checkpoint."),
-                io.Vae.Input("vae", tooltip="From Load Imprint Checkpoint, or any VAE of SD 1.5."),
+                io.Model.Input("model", tooltip="From Load Imprint Checkpoint, with LoRA or patches if you like."),
+                io.Vae.Input("vae", tooltip="From Load Imprint Checkpoint; Load VAE if that file holds none."),
                 io.Conditioning.Input("positive", tooltip="The object, from Content Adapter."),
                 io.Conditioning.Input("negative", tooltip="No object, from Content Adapter."),
                 io.Image.Input(
-                    "background", tooltip="The picture to put the object into. A batch gives one composite for each."
+                    "background",
+                    tooltip="The picture to put the object into, of any size. A batch gives one composite for each; "
+                    "transparency is kept.",
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where the object goes: values above 0.5. Its outline steers the pose. "
-                    "A mask of another size is stretched to the background.",
+                    tooltip="Where the object goes: values above 0.5; its outline steers the pose. Best from Mask Coarsener. "
+                    "Another size is stretched to the background; too small a hole is enlarged, and the node says so.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -48,9 +62,17 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The same seed and inputs give the same picture.",
+                    tooltip="The random start. The same seed and inputs give the same picture; try some when you do not "
+                    "like the first.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps."),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a quick "
+                    "look; beyond 50 little changes.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=3.0,
@@ -58,19 +80,22 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance: how strongly to push towards the object. 1 is off, and twice as fast.",
+                    tooltip="Guidance: how strongly to push towards the object. 3 (default) is a good start, 2 to 5 usual. "
+                    "Higher: clearer, then hard colours. 1 is off, and twice as fast.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
-                    tooltip="The sampling algorithm.",
+                    tooltip="The sampling algorithm. euler (default) is what the model was measured with; "
+                    "dpmpp_2m needs fewer steps, names with 'ancestral' or 'sde' never settle.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
-                    tooltip="How the noise levels are spread over the steps.",
+                    tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
+                    "model, which starts from pure noise; karras spends most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -78,8 +103,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=1.0,
                     max=8.0,
                     step=0.1,
-                    tooltip="Side of the square crop over the longer side of the mask's box. "
-                    "More shows the model more of the scene, and leaves fewer pixels for the object.",
+                    tooltip="Side of the square crop over the longer side of the mask's box, 1 to 8; default 1.6. "
+                    "Raise it (2 to 3) when light or perspective do not fit the scene: the model sees more of it, with "
+                    "fewer pixels for the object.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -88,15 +114,31 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side in pixels at which the model sees the crop; 0 = what the checkpoint was trained at.",
+                    tooltip="Side in pixels at which the model sees the crop; 0 (default) is what the checkpoint was "
+                    "trained at. Others, in multiples of 8 and more for some models, seldom look better.",
+                ),
+                io.Boolean.Input(
+                    "show_crop",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Show on this node the crop that the model works in: with its hole, and with the object. "
+                    "Switch it on to see what the model sees.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The whole background with the generated square in its place, hard-edged.",
+                    tooltip="The whole background with the generated square in its place, hard-edged. "
+                    "For Background Blend's generated.",
+                ),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="The mask that was generated in: the given one, enlarged where it was too small. "
+                    "For Background Blend.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -115,22 +157,24 @@ class ImprintCompositeSampler(io.ComfyNode):
         scheduler: str,
         context: float,
         resolution: int,
+        show_crop: bool = False,
     ) -> io.NodeOutput:
         config = imprint_config(model)
         _check_parts(config, vae, positive, negative)
-        frames, alpha = to_bchw(background)
+        frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=fit_mask(mask, frames, "mask"))
-        holes = (masks > 0.5).float()
-        _require_holes(holes, masks)
+        holes = _find_holes(masks, resolution or config.resolution, context, config)
+        tell(cls, "\n".join(_describe(hole) for hole in holes))
 
-        placements = [
-            Placement.around(hole, resolution or config.resolution, context, config.multiple) for hole in holes
-        ]
-        crops = torch.cat([place.extract(frame[None]) for place, frame in zip(placements, frames)])
-        crop_holes = torch.cat([place.extract_mask(hole[None]) for place, hole in zip(placements, holes)])
+        # From here on only the crops are touched: the frame may have 67 megapixels.
+        places = [hole.placement.within(hole.placement.area) for hole in holes]
+        areas = [(index, slice(None), *hole.placement.area) for index, hole in enumerate(holes)]
+        crops = torch.cat([place.extract(frames[area][None]) for place, area in zip(places, areas)])
+        crop_holes = torch.cat([place.extract_mask(hole.mask[None]) for place, hole in zip(places, holes)])
 
         hole = latent_hole(crop_holes, config.latent.downscale)
-        clean = vae.encode(to_bhwc(paint_hole(crops, hole, config.hole_value)))
+        painted = to_bhwc(paint_hole(crops, hole, config.hole_value))
+        clean = vae.encode(painted)
         hole = hole.to(clean)
         latent = {"samples": clean}
         if config.background == "blend":
@@ -143,10 +187,44 @@ class ImprintCompositeSampler(io.ComfyNode):
             positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
         made, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
-        results = [
-            place.insert(frame[None], crop[None]) for place, frame, crop in zip(placements, frames, made.to(frames))
-        ]
-        return io.NodeOutput(to_bhwc(torch.cat(results), alpha))
+
+        result = copy_image(background, len(holes))
+        colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
+        for place, area, crop in zip(places, areas, made.to(colours)):
+            colours[area] = place.insert(colours[area][None], crop[None])[0]
+        shown = ui.PreviewImage(torch.cat([painted, to_bhwc(made.to(painted))]), cls=cls) if show_crop else None
+        return io.NodeOutput(result, _generated_in(masks, holes), ui=shown)
+
+
+def _find_holes(masks: torch.Tensor, resolution: int, context: float, config: ImprintConfig) -> list[Hole]:
+    holes = []
+    for index, mask in enumerate(masks):
+        try:
+            holes.append(Hole.find(mask, resolution, context, config.multiple, config.latent.downscale))
+        except ImprintError as error:
+            raise ImprintError(f"mask {index + 1} of {len(masks)}: {error}") from error
+    return holes
+
+
+def _describe(hole: Hole) -> str:
+    side, resolution = hole.placement.side, hole.placement.resolution
+    line = f"crop of {side}x{side} px, seen at {resolution}x{resolution}"
+    if not hole.enlarged:
+        return line
+    (height, width), (new_height, new_width) = hole.drawn, hole.size
+    return (
+        f"{line}\nThe hole of {width}x{height} px is too small to generate in: enlarged around its centre to "
+        f"{new_width}x{new_height} px. Connect this node's mask to Background Blend."
+    )
+
+
+def _generated_in(masks: torch.Tensor, holes: list[Hole]) -> torch.Tensor:
+    if not any(hole.enlarged for hole in holes):
+        return masks
+    masks = masks.clone()
+    for mask, hole in zip(masks, holes):
+        mask[hole.placement.area] = torch.maximum(mask[hole.placement.area], hole.mask)
+    return masks
 
 
 def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list) -> None:
@@ -166,12 +244,3 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "
                     f"{config.unet.context_width}; connect the Content Adapter of the same checkpoint"
                 )
-
-
-def _require_holes(holes: torch.Tensor, masks: torch.Tensor) -> None:
-    for index, (hole, mask) in enumerate(zip(holes, masks)):
-        if not bool(hole.any()):
-            raise ImprintError(
-                f"mask {index + 1} of {len(masks)} has no hole: its largest value is {float(mask.max()):g}, and values "
-                "above 0.5 count; paint the place for the object in white"
-            )

@@ -5,6 +5,8 @@ ComfyUI: IMAGE (B, H, W, 3 or 4) in [0, 1]; MASK (H, W) or (B, H, W). `imprint`:
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -17,6 +19,14 @@ def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         raise ImprintError(
             f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels)"
         )
+    if not image.numel():
+        raise ImprintError(f"the IMAGE has no pixels (shape {tuple(image.shape)}); connect a picture")
+    # By the sum, because a comparison of every value would take as much memory as the picture.
+    if not bool(image.sum(dtype=torch.float32).isfinite()):
+        raise ImprintError(
+            "the IMAGE holds values that are not finite (NaN or infinity); the node that made it went wrong: "
+            "look at its picture, and try it in fp32"
+        )
     image = image.float().movedim(-1, 1)
     if image.shape[1] == 1:
         image = image.expand(-1, 3, -1, -1)
@@ -28,6 +38,12 @@ def to_bhwc(colours: torch.Tensor, alpha: torch.Tensor | None = None) -> torch.T
     if alpha is not None:
         colours = torch.cat([colours, alpha.expand(len(colours), -1, -1, -1)], 1)
     return colours.movedim(1, -1).contiguous()
+
+
+def copy_image(image: torch.Tensor, count: int) -> torch.Tensor:
+    """An IMAGE to write into, float32 with 3 or 4 channels; a single picture serves `count` times."""
+    channels = max(3, image.shape[-1])
+    return image.float().expand(count, -1, -1, channels).clone(memory_format=torch.contiguous_format)
 
 
 def fit_mask(mask: torch.Tensor, images: torch.Tensor, name: str) -> torch.Tensor:
@@ -48,7 +64,14 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
         raise ImprintError(
             f"the {name} has shape {tuple(mask.shape)}; expected (height, width) or (batch, height, width)"
         )
-    mask = mask.float().reshape(-1, *mask.shape[-2:]).clamp(0, 1)
+    if not mask.numel():
+        raise ImprintError(f"the {name} has no pixels (shape {tuple(mask.shape)}); connect a MASK of a picture")
+    mask = mask.float().reshape(-1, *mask.shape[-2:])
+    low, high = (float(value) for value in mask.aminmax())
+    if not math.isfinite(high - low):
+        raise ImprintError(f"the {name} holds values that are not finite (NaN or infinity); give numbers in [0, 1]")
+    if low < 0 or high > 1:
+        mask = mask.clamp(0, 1)
     if tuple(mask.shape[1:]) == (64, 64) != size and not bool(mask.any()):
         raise ImprintError(
             f"the {name} is the empty 64x64 mask that Load Image gives for a picture without transparency; "

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from micro import cutout, fresh_checkpoint, micro_config, photo, rectangle
 from PIL import Image
 
 from imprint.checkpoint import save_checkpoint
 from imprint.config import ImprintConfig
+
+settings.register_profile("default", max_examples=200, deadline=None)
+settings.register_profile("nightly", max_examples=10_000, deadline=None)  # pytest --hypothesis-profile nightly
+settings.load_profile("default")
 
 torch.set_num_threads(1)  # the tests' models are too small to share
 

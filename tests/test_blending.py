@@ -3,7 +3,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imprint.blending import blend_latents, composite, feather, match_colour
+from imprint.blending import (
+    blend_latents,
+    blend_pictures,
+    composite,
+    composite_bands,
+    feather,
+    match_colour,
+    surroundings,
+)
 from imprint.errors import ImprintError
 
 
@@ -130,12 +138,104 @@ def test_a_hole_that_fills_the_frame_leaves_the_colours():
     assert torch.equal(match_colour(generated, background, torch.ones(2, 20, 20)), generated)
 
 
+def test_the_ring_s_gap_is_not_looked_at():
+    background, mask = noise(1, 3, 60, 60) * 0.5 + 0.25, square()
+    shifted, near = background + 0.05, feather(square(), 0, 6)[0]
+    fringed = shifted.clone()
+    fringed[:, :, (near > 0) & (near < 1)] = 0  # what the object's fringe may look like
+    outside = (near == 0).expand_as(background)
+    matched = match_colour(fringed, background, mask, ring=16, gap=6)
+    assert (matched - background)[outside].abs().max() < 5e-3
+    assert (match_colour(fringed, background, mask, ring=16) - background)[outside].abs().mean() > 0.02
+
+
+def test_the_edge_is_worked_out_around_the_hole_alone():
+    """As if over the whole frame, whatever the hole: full, at a border, of one pixel, empty."""
+    from scipy.ndimage import distance_transform_edt
+
+    for hole in (square(50, 20, 30), square(50, 0, 9), square(50, 47, 50), square(50, 7, 8), square(50, 0, 50)):
+        inside = hole[0].numpy() > 0
+        depth = distance_transform_edt(inside) - distance_transform_edt(~inside)
+        depth -= 0.5 * (depth > 0) - 0.5 * (depth < 0)
+        expected = torch.from_numpy(((depth + 6) / 9).clip(0, 1)).float()[None]
+        if inside.all():
+            expected = hole
+        assert torch.equal(feather(hole, 3, 6), expected)
+    assert surroundings(square(50, 20, 30)[0], 6) == (slice(13, 37), slice(13, 37))
+    assert surroundings(square(50, 0, 9)[0], 6) == (slice(0, 16), slice(0, 16))
+    assert surroundings(torch.zeros(50, 50), 6) is None
+
+
+def test_bands_of_a_narrow_edge_are_the_plain_ramp():
+    background, generated = noise(1, 3, 60, 60), noise(1, 3, 60, 60, seed=1)
+    for inwards, outwards in ((0, 0), (0, 1), (1, 0)):
+        expected = composite(background, generated, feather(square(), inwards, outwards))
+        assert torch.allclose(composite_bands(background, generated, square(), inwards, outwards), expected, atol=1e-6)
+
+
+def test_bands_meet_both_pictures_at_the_ends_of_the_ramp():
+    background, generated = noise(2, 3, 200, 200), noise(2, 3, 200, 200, seed=1)
+    masks = torch.cat([square(200, 60, 140), square(200, 0, 90)])
+    result, ramp = (
+        composite_bands(background, generated, masks, 8, 24),
+        feather(masks, 8, 24)[:, None].expand(2, 3, -1, -1),
+    )
+    assert torch.equal(result[ramp == 0], background[ramp == 0])
+    assert torch.allclose(result[ramp == 1], generated[ramp == 1], atol=1e-5)
+
+
+def test_broad_colours_change_over_the_whole_edge_and_detail_in_its_middle():
+    """Two flat colours mix as with a plain ramp; two fine patterns are not seen at once but near the middle."""
+    mask = square(256, 64, 192)
+    ramp = feather(mask, 16, 16)
+    flat = [torch.full((1, 3, 256, 256), value) for value in (0.2, 0.8)]
+    assert (composite_bands(*flat, mask, 16, 16) - composite(*flat, ramp)).abs().max() < 1e-5
+
+    checks = (torch.arange(256)[:, None] + torch.arange(256)) % 2
+    fine = [0.5 + 0.3 * (checks - 0.5).expand(1, 3, -1, -1) * sign for sign in (1, -1)]
+    kept = {  # the contrast left along a row, over the pictures' own
+        name: ((picture - 0.5).abs() / 0.15)[0, 0, 128]
+        for name, picture in (
+            ("feather", composite(*fine, ramp)),
+            ("multiband", composite_bands(*fine, mask, 16, 16)),
+        )
+    }
+    lost = {name: int((contrast[:128] < 0.9).sum()) for name, contrast in kept.items()}
+    assert lost["feather"] > 25 and lost["multiband"] <= 6, lost
+
+
+def test_a_wide_edge_leaves_no_seam():
+    """Neighbouring pixels of two smooth pictures of different brightness nowhere differ more than a soft edge asks for."""
+    line = torch.linspace(0, 1, 256)
+    smooth = 0.1 * torch.sin(line * 6)[:, None] * torch.cos(line * 5)
+    background, generated = (0.3 + smooth).expand(1, 3, -1, -1), (0.6 - smooth).expand(1, 3, -1, -1)
+    mask = square(256, 64, 192)
+    soft = composite_bands(background, generated, mask, 16, 16)
+    hard = composite(background, generated, mask)
+    largest = [float(picture.diff(dim=-1).abs().max()) for picture in (hard, soft)]
+    assert largest[0] > 0.2 and largest[1] < 0.025, largest
+
+
+def test_blend_pictures_is_the_chosen_method():
+    background, generated = noise(1, 3, 60, 60), noise(1, 3, 60, 60, seed=1)
+    plain = composite(background, generated, feather(square(), 2, 5))
+    assert torch.equal(blend_pictures(background, generated, square(), 2, 5), plain)
+    bands = composite_bands(background, generated, square(), 2, 5)
+    assert torch.equal(blend_pictures(background, generated, square(), 2, 5, "multiband"), bands)
+    assert torch.equal(blend_pictures(background, generated, torch.zeros(1, 60, 60), 2, 5), background)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: feather(square(), -1, 2), "-1 pixels inwards and 2 outwards"),
         (lambda: feather(square(), 0, -3), "-3 outwards"),
-        (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), ring=0), "ring is 0"),
+        (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), ring=0), "ring is from 0 to 0"),
+        (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), gap=16), "from 16 to 16"),
+        (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), gap=-1), "from -1 to 16"),
+        (lambda: composite_bands(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), 0, -1), "-1 outwards"),
+        (lambda: blend_pictures(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), -1), "-1 pixels inwards"),
+        (lambda: blend_pictures(noise(1, 3, 9, 9), noise(1, 3, 9, 9), square(9, 2, 4), method="x"), "'x'.*multiband"),
     ],
 )
 def test_bad_input(call, message):

@@ -122,14 +122,46 @@ def test_several_views(files):
         {"guidance": 1},
         {"context": 3},
         {"feather": 0},
+        {"feather_in": 9},
+        {"feather": 12, "blend": "multiband"},
         {"colour_match": 1},
         {"dtype": "bf16", "steps": 1},
     ],
 )
 def test_every_setting_counts(files, changes):
-    cli.main(command(files, out=files / "plain-out.png"))
+    plain = {"feather": 12} if "blend" in changes else {}
+    cli.main(command(files, out=files / "plain-out.png", **plain))
     assert cli.main(command(files, device="cpu", **changes)) == 0
     assert not np.array_equal(pixels(files / "plain-out.png"), pixels(files / "out.png"))
+
+
+def test_a_blend_mask_of_its_own(files, capsys):
+    tight = Image.new("L", Image.open(files / "hole.png").size)
+    tight.paste(255, (50, 40, 60, 50))
+    tight.save(files / "tight.png")
+    cli.main(command(files, feather=0))
+    whole, background = pixels(files / "out.png"), pixels(files / "background.png")
+    cli.main(command(files, feather=0, blend_mask=files / "tight.png"))
+    inside = np.asarray(tight) > 0
+    assert np.array_equal(pixels(files / "out.png")[inside], whole[inside])
+    assert np.array_equal(pixels(files / "out.png")[~inside], background[~inside])
+    lines = [job(out="a.png", blend_mask="tight.png"), job(out="b.png", blend_mask=None)]
+    assert batch(files, lines, "--feather", "0") == 0
+    assert np.array_equal(pixels(files / "a.png"), pixels(files / "out.png"))
+    assert np.array_equal(pixels(files / "b.png"), whole)
+    capsys.readouterr()
+    assert "small.png is 60x45" in failure(capsys, command(files, blend_mask=files / "small.png"))
+
+
+def test_a_small_hole_is_enlarged_and_named(tmp_path, files):
+    Image.open(files / "hole.png").point(lambda _: 0).save(files / "dot.png")
+    dot = Image.open(files / "dot.png")
+    dot.paste(255, (60, 40, 62, 43))
+    dot.save(files / "dot.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "imprint", *command(files, mask=files / "dot.png")], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "the hole of 2x3 pixels is too small" in done.stderr
 
 
 def test_other_formats_and_new_folders(files):
@@ -176,6 +208,7 @@ def test_unusable_files(files, capsys, monkeypatch, changes, message):
         ({"context": "nan"}, "context is nan"),
         ({"guidance": "inf"}, "guidance is inf"),
         ({"feather": -2}, "feather is -2 pixels"),
+        ({"feather_in": -2}, "-2 inwards"),
         ({"colour_match": 2}, "colour match 2"),
         ({"device": "cuda"}, "no 'cuda' device"),
     ],
@@ -283,6 +316,9 @@ BAD_LINES = {
     json.dumps(job(background=["a.png", "b.png"])): "path of one file",
     json.dumps(job(object_mask=7)): "'object_mask' is 7",
     json.dumps(job(object_mask=["a.png", "b.png"])): "1 view(s) of the object and 2 mask(s)",
+    json.dumps(job(blend_mask=7)): "'blend_mask' is 7",
+    json.dumps(job(blend_mask=["a.png", "b.png"])): "path of one file",
+    json.dumps(job(blend_mask="small.png")): "make them the same size",
     json.dumps(job(seed=1.5)): "seed is 1.5",
     json.dumps(job(seed=True)): "seed is True",
     json.dumps(job(seed="1")): "seed is '1'",

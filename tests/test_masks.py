@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imprint.errors import ImprintError
-from imprint.masks import LEVELS, box, coarsen, grow, latent_hole, mask_levels, paint_hole, random_level
+from imprint.masks import (
+    LEVELS,
+    box,
+    coarsen,
+    enlarge,
+    grow,
+    hole_pixels,
+    latent_hole,
+    mask_levels,
+    paint_hole,
+    random_level,
+)
 from imprint.preprocess import bounding_boxes
 
 
@@ -86,6 +97,34 @@ def test_a_small_mask_reaches_the_minimum_size(level, corner):
     assert 0 <= top and bottom <= 80 and 0 <= left and right <= 90
 
 
+@pytest.mark.parametrize("room", [1, 13, 200])
+def test_shadow_room_is_further_down_alone(room):
+    mask = torch.zeros(1, 80, 90)
+    mask[:, 30:40, 20:50] = 1
+    precise = coarsen(mask, "precise", margin=3, shadow_room=room)
+    assert bounding_boxes(precise)[0].tolist() == [27, 17, min(43 + room, 80), 53]
+    for level in LEVELS[1:]:
+        roomy, tight = (coarsen(mask, level, margin=3, shadow_room=more) for more in (room, 0))
+        assert bool((roomy >= torch.maximum(precise, tight)).all())
+        assert bounding_boxes(roomy)[0, 0] >= bounding_boxes(tight)[0, 0] - 2  # a larger blob swells a little more
+
+
+def test_shadow_room_follows_the_outline():
+    low = coarsen(star()[None], "precise", shadow_room=4)[0]
+    below = torch.zeros(96, 120)
+    for down in range(5):
+        below[down:] = torch.maximum(below[down:], star()[: 96 - down])
+    assert torch.equal(low, below)
+
+
+def test_enlarging_keeps_the_centre_and_says_nothing_of_large_masks():
+    mask = torch.zeros(2, 80, 90)
+    mask[0, 40, 50] = mask[1, 10:70, 20:80] = 1
+    larger = enlarge(mask, 9)
+    assert bounding_boxes(larger)[0].tolist() == [36, 46, 45, 55] and torch.equal(larger[1], mask[1])
+    assert enlarge(larger, 9) is larger
+
+
 def test_minimum_size_stops_at_the_picture_and_leaves_large_masks_alone():
     mask = torch.zeros(1, 20, 60)
     mask[0, 5:9, 10:50] = 1
@@ -148,10 +187,20 @@ def test_painting_leaves_nothing_of_the_hole_and_all_of_the_rest():
     assert torch.equal(painted[:, :, :, 32:], images[:, :, :, 32:])
 
 
+def test_hole_pixels_are_the_cells_in_full():
+    mask = torch.zeros(1, 32, 32)
+    mask[0, 9, 20] = 1
+    pixels = hole_pixels(latent_hole(mask, 8), 8)
+    assert pixels.shape == (1, 1, 32, 32) and pixels.sum() == 64
+    assert bounding_boxes(pixels[0])[0].tolist() == [8, 16, 16, 24]
+
+
 def test_grow_and_box():
     mask = torch.zeros(1, 9, 9)
     mask[0, 4, 4] = 1
     assert grow(mask, 2).sum() == 25
+    assert bounding_boxes(grow(mask, 2, below=1))[0].tolist() == [2, 2, 8, 7]
+    assert torch.equal(grow(mask, 30, below=30), torch.ones(1, 9, 9))
     assert torch.equal(grow(mask, 0), mask)
     mask[0, 1, 7] = 1
     assert bounding_boxes(box(mask))[0].tolist() == [1, 4, 5, 8]
@@ -165,6 +214,7 @@ def test_grow_and_box():
         (lambda: mask_levels(torch.stack([star(), torch.zeros(96, 120)])), "empty"),
         (lambda: mask_levels(star()[None], margin=-1), "margin is -1"),
         (lambda: mask_levels(star()[None], min_size=-4), "minimum size -4"),
+        (lambda: mask_levels(star()[None], shadow_room=-2), "shadow room -2"),
         (lambda: coarsen(star()[None], "rough"), "'rough'.*precise, fine, coarse, box"),
     ],
 )

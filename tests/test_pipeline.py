@@ -56,6 +56,54 @@ def test_outside_the_blend_mask_every_bit_is_the_background_s(pipeline, scene):
             assert not torch.equal(image[:, within], before[:, within])
 
 
+def test_a_blend_mask_puts_back_a_part_of_what_was_generated(pipeline, scene):
+    whole = run(pipeline, scene, feather_pixels=0).images
+    tight = torch.zeros(1, 90, 120)
+    tight[:, 38:50, 45:60] = 1
+    part = run(pipeline, scene, feather_pixels=0, blend_mask=tight).images
+    inside = (tight[:, None] > 0).expand_as(part)
+    assert torch.equal(part[inside], whole[inside])
+    assert torch.equal(part[~inside], image_to_tensor(scene[1])[~inside])
+    wide = run(pipeline, scene, feather_pixels=0, blend_mask=torch.ones(1, 90, 120))
+    rows, columns = wide.placement.area
+    assert torch.equal(
+        wide.images[:, :, rows, columns][:, :, 0, 0] != whole[:, :, rows, columns][:, :, 0, 0],
+        torch.tensor([[True] * 3]),
+    )
+    outside = torch.ones(90, 120, dtype=torch.bool)
+    outside[rows, columns] = False
+    assert torch.equal(wide.images[0][:, outside], image_to_tensor(scene[1])[0][:, outside])
+
+
+@pytest.mark.parametrize("method", ["feather", "multiband"])
+def test_feathering_inwards_leaves_everything_outside_the_hole(pipeline, scene, method):
+    settings = {"feather_pixels": 0, "feather_inwards": 6, "blend_method": method}
+    image, hard = run(pipeline, scene, **settings).images[0], run(pipeline, scene, feather_pixels=0).images[0]
+    ramp, background = feather(mask_to_tensor(scene[2]), 6, 0)[0], image_to_tensor(scene[1])[0]
+    assert torch.equal(image[:, ramp == 0], background[:, ramp == 0])
+    assert torch.allclose(image[:, ramp == 1], hard[:, ramp == 1], atol=1e-5)
+    edge = (ramp > 0) & (ramp < 0.3)
+    assert (image - background)[:, edge].abs().mean() < (hard - background)[:, edge].abs().mean()
+
+
+def test_a_hole_that_fills_the_square_is_feathered_all_around(pipeline, scene):
+    """The square's own border is the hole's: the soft edge within must be there too."""
+    subject, background, _ = scene
+    hole = rectangle(120, 90, (30, 20, 70, 60))
+    image = run(pipeline, (subject, background, hole), context=1.0, feather_pixels=0, feather_inwards=4).images[0]
+    hard = run(pipeline, (subject, background, hole), context=1.0, feather_pixels=0).images[0]
+    ramp = feather(mask_to_tensor(hole), 4, 0)
+    assert torch.allclose(image, torch.lerp(image_to_tensor(background)[0], hard, ramp), atol=1e-6)
+
+
+def test_a_small_hole_is_enlarged_and_said(pipeline, scene, caplog):
+    subject, background, _ = scene
+    image = run(pipeline, (subject, background, rectangle(120, 90, (60, 40, 62, 43))), feather_pixels=0).images
+    assert "hole of 2x3 pixels is too small" in caplog.text and "to 16x16" in caplog.text
+    changed = (image != image_to_tensor(background)).any(1)[0]
+    assert bool(changed[33:49, 53:69].float().mean() > 0.95) and int(changed.sum()) <= 16 * 16
+
+
 def test_feather_pixels_are_the_background_s(pipeline, scene):
     hard = run(pipeline, scene, feather_pixels=0).images[0]
     changed = (hard != image_to_tensor(scene[1])[0]).any(0)
@@ -469,6 +517,9 @@ EMPTY, SMALL = Image.new("L", (120, 90)), Image.new("L", (60, 45), 255)
         ({"resolution": 70}, "70.*multiple of 16"),
         ({"resolution": 0}, "resolution is 0"),
         ({"feather_pixels": -1}, "feather is -1 pixels"),
+        ({"feather_inwards": -1}, "and -1 inwards"),
+        ({"blend_method": "poisson"}, "'poisson'.*feather, multiband"),
+        ({"blend_mask": torch.ones(1, 9, 12)}, "120x90, but its blend mask 12x9"),
         ({"output_type": "np"}, "'np'.*'pil', 'pt' or 'latent'"),
         ({"latents": torch.zeros(1, 4, 9, 9)}, r"\(1, 4, 9, 9\); expected \(1, 4, 8, 8\)"),
         ({"object_image": torch.full((1, 3, 9, 9), float("nan")), "object_mask": torch.ones(1, 9, 9)}, "not finite"),

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imprint.blending import feather
+from imprint.blending import composite, feather
 from imprint.errors import ImprintError
-from imprint.placement import Placement
+from imprint.placement import Hole, Placement
 
 
 def hole(height: int, width: int, top: int, left: int, bottom: int, right: int) -> torch.Tensor:
@@ -132,9 +132,69 @@ def test_beyond_the_frame_a_hole_at_the_border_goes_on():
     assert torch.equal(first[:, :, seen], second[:, :, seen])
 
 
+@pytest.mark.parametrize("box", [(100, 150, 120, 210), (0, 0, 40, 40), (260, 360, 300, 400), (0, 100, 300, 260)])
+def test_a_part_of_the_frame_is_enough(box):
+    """What is not in the square is never looked at, and the result there is the same."""
+    mask, frames = hole(300, 400, *box), noise(2, 3, 300, 400)
+    place = Placement.around(mask, 64, 1.7)
+    rows, columns = place.area
+    local, part = place.within(place.area), frames[:, :, rows, columns]
+    assert torch.equal(local.extract(part), place.extract(frames))
+    assert torch.equal(local.extract_mask(mask[None, rows, columns]), place.extract_mask(mask[None]))
+    crops = noise(2, 3, 64, 64, seed=4)
+    whole = place.insert(frames, crops)
+    assert torch.equal(local.insert(part, crops), whole[:, :, rows, columns])
+    whole[:, :, rows, columns] = part
+    assert torch.equal(whole, frames)
+
+
+def test_a_hole_of_usual_size_is_as_drawn():
+    mask = hole(300, 400, 100, 150, 120, 210) * 0.7
+    found = Hole.find(mask, 256, 2.0)
+    assert found.placement == Placement.around((mask > 0.5).float(), 256, 2.0)
+    assert torch.equal(found.mask, (mask[found.placement.area] > 0.5).float())
+    assert found.drawn == found.size == (20, 60) and not found.enlarged
+    assert Hole.find(mask, 64, 2.0).size == (30, 60)  # two cells of 8 px in a crop of 120 px, seen at 64
+
+
+@pytest.mark.parametrize("place", [(0, 0), (150, 200), (299, 399), (0, 399)])
+@pytest.mark.parametrize("drawn", [(1, 1), (3, 12), (15, 16)])
+def test_a_hole_too_small_for_a_few_cells_is_enlarged_around_its_centre(place, drawn):
+    top, left = min(place[0], 300 - drawn[0]), min(place[1], 400 - drawn[1])
+    mask = hole(300, 400, top, left, top + drawn[0], left + drawn[1])
+    found = Hole.find(mask, 256, 1.6)
+    assert found.enlarged and found.drawn == drawn and found.size == (16, 16) and found.mask.sum() == 16 * 16
+    assert found.placement.side == 26
+    rows, columns = (indices + area.start for indices, area in zip(found.mask.nonzero().T, found.placement.area))
+    for low, high, start, length, frame in (
+        (rows.min(), rows.max(), top, drawn[0], 300),
+        (columns.min(), columns.max(), left, drawn[1], 400),
+    ):
+        assert abs((low + high + 1) / 2 - min(max(start + length / 2, 8), frame - 8)) <= 0.5
+        assert low <= start and start + length - 1 <= high
+
+
+def test_a_thin_hole_is_widened_for_the_crop_that_reduces_it():
+    found = Hole.find(hole(2000, 2000, 500, 900, 1500, 910), 256, 1.6)
+    assert found.placement.side == 1600 and found.drawn == (1000, 10) and found.size == (1000, 100)
+    assert found.mask.sum() == 1000 * 100
+    cells = F.max_pool2d(found.placement.within(found.placement.area).extract_mask(found.mask[None]), 8)
+    assert cells[0].any(0).sum() >= 2
+
+
+def test_a_frame_smaller_than_the_least_hole_is_all_hole():
+    found = Hole.find(hole(9, 12, 3, 3, 4, 4), 64, 2.0)
+    assert found.size == (9, 12) and bool(found.mask.all())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: Hole.find(torch.zeros(64, 64), 64), "empty.*value is 0"),
+        (lambda: Hole.find(torch.full((64, 64), 0.4), 64), "0.4"),
+        (lambda: Hole.find(torch.full((64, 64), float("nan")), 64), "nan"),
+        (lambda: Hole.find(torch.ones(64, 64), 60), "resolution is 60"),
+        (lambda: Hole.find(torch.ones(64, 64), 64, 0.5), "context is 0.5"),
         (lambda: Placement.around(torch.zeros(64, 64), 64), "empty"),
         (lambda: Placement.around(torch.ones(64, 64), 60), "resolution is 60.*multiple of 8"),
         (lambda: Placement.around(torch.ones(64, 64), 72, multiple=16), "multiple of 16"),
@@ -195,10 +255,10 @@ def test_no_pixel_changes_outside_the_blend_mask_and_every_crop_maps_back(scene,
 
     # A crop of another colour goes to the hole and nowhere else.
     blend = feather(mask[None], inwards, outwards)
-    result = place.insert(frames, 1 - crop, blend)
+    result = composite(frames, place.insert(frames, 1 - crop), blend)
     untouched = (blend[:, None] == 0).expand_as(frames)
     assert torch.equal(result[untouched], frames[untouched])
-    painted = place.insert(frames, torch.ones_like(crop), blend)
+    painted = composite(frames, place.insert(frames, torch.ones_like(crop)), blend)
     assert torch.allclose(
         painted, torch.lerp(frames, torch.ones_like(frames), blend[:, None] * inside(place)), atol=1e-5
     )

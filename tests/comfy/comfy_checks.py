@@ -102,7 +102,8 @@ class Scene:
         self.mask = torch.zeros(1, side, side)
         self.mask[:, 64:200, 80:176] = 1
 
-    def sample(self, frame=None, mask=None, **options) -> torch.Tensor:
+    def options(self, frame=None, mask=None, **options) -> dict:
+        """The sampler's inputs."""
         given = dict(
             model=self.model,
             vae=self.vae,
@@ -118,7 +119,13 @@ class Scene:
             context=8.0,  # the whole frame
             resolution=0,
         )
-        return run("CompositeSampler", **given | options)[0]
+        return given | options
+
+    def sample_all(self, *args, **options) -> tuple[torch.Tensor, torch.Tensor]:
+        return run("CompositeSampler", **self.options(*args, **options))
+
+    def sample(self, *args, **options) -> torch.Tensor:
+        return self.sample_all(*args, **options)[0]
 
 
 _scene: list[Scene] = []
@@ -311,8 +318,8 @@ def check_sampler_masks():
     full = of.sample(mask=torch.ones_like(of.mask), **small)
     assert full.isfinite().all() and (full - of.frame).abs().mean() > 0.01
     fails("64x64", "Load Image", call=lambda: of.sample(mask=torch.zeros(1, 64, 64)))
-    fails("no hole", "0.5", call=lambda: of.sample(mask=of.mask * 0))
-    fails("no hole", "0.4", call=lambda: of.sample(mask=of.mask * 0.4))
+    fails("empty", "0.5", call=lambda: of.sample(mask=of.mask * 0))
+    fails("empty", "0.4", call=lambda: of.sample(mask=of.mask * 0.4))
     fails("mask 2 of 2", call=lambda: of.sample(mask=torch.cat([of.mask, of.mask * 0])))
     fails("shape", call=lambda: of.sample(mask=torch.zeros(1, 3, 8, 8)))
     fails("resolution is 40", call=lambda: of.sample(resolution=40))
@@ -329,6 +336,69 @@ def check_sampler_keeps_alpha():
     assert torch.equal(result[..., :3], of.sample(context=1.6, resolution=64, steps=1))
     (blended,) = run("BackgroundBlend", rgba, result, of.mask, 4, 0, 0.5)
     assert torch.equal(blended[..., 3:], alpha)
+
+
+def peak(call) -> int:
+    """Bytes that a call occupies at most, beyond what is resident before it. Linux only."""
+
+    def status(name: str) -> int:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) * 1024
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    before = status("VmRSS")
+    call()
+    return status("VmHWM") - before
+
+
+def measure_memory() -> tuple[int, int, int]:
+    """Bytes that sampling takes on the crop alone, and on 8192 x 8192 with a hole of that size; and of that background."""
+    of, side = scene(), 8192
+    crop, hole = of.frame, of.mask
+    top, left = 5000, 3000
+    frame, mask = torch.rand(1, side, side, 3), torch.zeros(1, side, side)
+    mask[:, top : top + hole.shape[1], left : left + hole.shape[2]] = hole
+    options = {"context": 1.6, "steps": 2}
+    of.sample(crop, hole, **options)  # what is made once and kept is neither's
+    alone = peak(lambda: of.sample(crop, hole, **options))
+    large = peak(lambda: of.sample(frame, mask, **options))
+    return alone, large, frame.nbytes
+
+
+def check_a_large_background_costs_no_more_than_itself():
+    if not Path("/proc/self/clear_refs").exists():
+        return
+    sizes = measure_memory()
+    alone, large, background = sizes
+    measured = "the crop alone takes {:.0f} MiB, the large background {:.0f}, of which {:.0f} are the picture".format(
+        *(size / 2**20 for size in sizes)
+    )
+    print(measured)
+    assert large <= 1.5 * alone + background, measured
+
+
+def check_sampler_shows_its_crop():
+    of, node = scene(), core.NODE_CLASS_MAPPINGS["ImprintCompositeSampler"]
+    small = {"context": 1.6, "resolution": 64, "steps": 1}
+    assert node.execute(**of.options(**small)).ui is None
+    shown = node.execute(**of.options(**small, show_crop=True)).ui.as_dict()["images"]
+    before, after = (core.LoadImage().load_image(f"{each['filename']} [temp]")[0] for each in shown)
+    assert before.shape == after.shape == (1, 64, 64, 3)
+    grey = (before - 0.5).abs().amax(-1) < 0.01  # the hole, painted out
+    assert 0.2 < grey.float().mean() < 0.6 and not torch.equal(before, after)
+
+
+def check_sampler_enlarges_what_is_too_small():
+    of, small = scene(), {"context": 1.6, "resolution": 64, "steps": 1}
+    assert torch.equal(of.sample_all(**small)[1], of.mask)
+    soft = of.mask * 0.7
+    assert torch.equal(of.sample_all(mask=soft, **small)[1], soft)  # the user's own, not thresholded
+    dot = torch.zeros_like(of.mask)
+    dot[:, 100:104, 60:62] = 1
+    picture, mask = of.sample_all(mask=dot, **small)
+    assert mask.sum() == 16 * 16 and bool(mask[:, 94:110, 53:69].all())
+    assert (picture - of.frame)[mask > 0].abs().mean() > 0.01
 
 
 def check_sampler_refuses_what_does_not_fit():
@@ -415,6 +485,33 @@ def check_coarsener():
     fails("empty", call=lambda: run("MaskCoarsener", torch.zeros(1, 96, 128), "box", 0, 0))
     full = torch.ones(1, 32, 32)
     assert torch.equal(run("MaskCoarsener", full, "coarse", 0, 0)[0], full)
+    roomy = run("MaskCoarsener", mask[:1], "precise", 2, 0, shadow_room=9)[0][0]
+    assert roomy[28:61, 38:72].all() and roomy.sum() == 33 * 34
+
+
+def check_coarsener_shows_the_mask_over_the_background():
+    node, mask = core.NODE_CLASS_MAPPINGS["ImprintMaskCoarsener"], torch.zeros(1, 48, 64)
+    mask[:, 10:20, 30:40] = 1
+    background = torch.rand(1, 96, 128, 3)  # any size
+
+    def shown(**options) -> torch.Tensor:
+        result = node.execute(mask, "precise", 0, 0, **options)
+        assert torch.equal(result.result[0], mask)
+        (picture,) = result.ui.as_dict()["images"]
+        return core.LoadImage().load_image(f"{picture['filename']} [temp]")[0]
+
+    assert torch.equal(shown()[..., 0], mask)
+    over, inside = shown(background=background), torch.zeros(96, 128, dtype=torch.bool)
+    inside[18:42, 58:82] = True  # and the stretched edge
+    assert over.shape == background.shape
+    assert (over - background)[0, ~inside].abs().max() < 1 / 255 and (over - background)[
+        0, 22:38, 62:78
+    ].abs().mean() > 0.1
+    fails(
+        "2 of backgrounds",
+        "3 of masks",
+        call=lambda: node.execute(mask.repeat(3, 1, 1), "box", 0, 0, background=background.repeat(2, 1, 1, 1)),
+    )
 
 
 def check_blend():
@@ -430,11 +527,44 @@ def check_blend():
     assert torch.equal(run("BackgroundBlend", background, generated, mask * 0, 4, 0, 0.5)[0], background)
     assert torch.equal(run("BackgroundBlend", background, generated, mask * 0 + 1, 4, 0, 0.0)[0], generated)
     assert run("BackgroundBlend", background, generated, mask[:, ::2, ::2], 4, 0, 0.0)[0].shape == background.shape
+    (bands,) = run("BackgroundBlend", background, generated, mask, 4, 2, 0.0, "multiband")
+    assert torch.equal(bands[~grown], background[~grown]) and not torch.equal(bands, result)
     three, two = generated.repeat(3, 1, 1, 1), mask.repeat(2, 1, 1)
     assert len(run("BackgroundBlend", background, three, mask, 4, 0, 0.0)[0]) == 3
     fails("3 of generated", "2 of masks", call=lambda: run("BackgroundBlend", background, three, two, 4, 0, 0.0))
     fails("79x60", "80x60", call=lambda: run("BackgroundBlend", background, generated[:, :, 1:], mask, 4, 0, 0.0))
     fails("64x64", call=lambda: run("BackgroundBlend", background, generated, torch.zeros(1, 64, 64), 4, 0, 0.0))
+
+
+def check_blend_measures_colours_outside_what_was_generated():
+    background = torch.rand(1, 60, 80, 3) * 0.5 + 0.2
+    generated, inner, outer = background + 0.1, torch.zeros(1, 60, 80), torch.zeros(1, 60, 80)
+    inner[:, 25:30, 35:40] = outer[:, 20:40, 30:50] = 1
+    generated[:, 20:40, 30:50] = 0.9  # the object, around the inner mask
+    inside = inner[..., None].expand_as(background) > 0
+
+    def level(*more) -> float:
+        return float(
+            run("BackgroundBlend", background, generated, inner, 0, 0, 1.0, "feather", *more)[0][inside].mean()
+        )
+
+    assert abs(level(outer) - 0.8) < 0.02  # the shift of 0.1 is taken off the object
+    assert abs(level() - 0.8) > 0.05  # measured on the object itself, it would be taken for the background
+    assert abs(level(None, 16, 20) - 0.8) < 0.02
+    fails("from 20 to 16", call=lambda: level(None, 20, 16))
+
+
+def check_broken_numbers_are_refused():
+    of = scene()
+    for bad in (float("nan"), float("inf")):
+        picture, mask = of.frame.clone(), of.mask.clone()
+        picture[0, 3, 3, 0] = mask[0, 3, 3] = bad
+        fails("not finite", call=lambda picture=picture: of.sample(picture))
+        fails("not finite", call=lambda mask=mask: of.sample(mask=mask))
+        fails("not finite", call=lambda mask=mask: run("MaskCoarsener", mask, "box", 0, 0))
+        fails("not finite", call=lambda p=picture: run("BackgroundBlend", of.frame, p, of.mask, 4, 0, 0.0))
+    fails("no pixels", call=lambda: of.sample(mask=torch.zeros(1, 0, 0)))
+    fails("no pixels", call=lambda: of.sample(torch.zeros(1, 0, 8, 3)))
 
 
 # ---------------------------------------------------------------------------------------------------- loader
@@ -556,11 +686,8 @@ def check_strange_folders_do_no_harm():
     (target / "imprint_object.png").write_bytes(b"mine")
     pack.copy_samples(target)
     assert (target / "imprint_object.png").read_bytes() == b"mine"
-    assert sorted(path.name for path in target.iterdir()) == [
-        "imprint_background.png",
-        "imprint_hole.png",
-        "imprint_object.png",
-    ]
+    samples = {f"imprint_{path.name}" for path in pack.SAMPLES.iterdir()}
+    assert {path.name for path in target.iterdir()} == samples and len(samples) > 3
 
 
 def write_graph_latents(folder: Path) -> None:

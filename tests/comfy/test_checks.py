@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PACK
+from comfy_server import PACK
 
 pytestmark = pytest.mark.comfyui
 

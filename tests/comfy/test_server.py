@@ -10,7 +10,7 @@ import numpy as np
 import original_weights
 import pytest
 import torch
-from conftest import PACK, ROOT, Server
+from comfy_server import PACK, ROOT, Server
 from PIL import Image, ImageDraw
 from ui_workflow import to_prompt
 
@@ -29,11 +29,6 @@ NODES = {
 }
 SAMPLES = ROOT / "imprint" / "assets" / "samples"
 OBJECTSTITCH = "insert an object at 512 px (ObjectStitch)"
-
-
-@pytest.fixture(scope="module")
-def object_info(server: Server) -> dict:
-    return server.get("/object_info")
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +110,8 @@ def test_template_is_offered(server: Server):
 
 
 def test_samples_are_in_the_input_folder(server: Server):
-    for sample in ("object", "background", "hole"):
-        copied = server.base / "input" / f"imprint_{sample}.png"
-        assert copied.read_bytes() == (SAMPLES / f"{sample}.png").read_bytes()
+    for sample in SAMPLES.iterdir():
+        assert (server.base / "input" / f"imprint_{sample.name}").read_bytes() == sample.read_bytes()
 
 
 def test_workflow_keeps_the_background(picture: np.ndarray, blend: np.ndarray):
@@ -156,7 +150,8 @@ def test_everything_can_be_freed(server: Server, prompt: dict, picture: np.ndarr
     server.picture(prompt)
     assert server.get("/imprint_probe")["alive"] == ["CleanBackground", "Dinov2Model", "TAESD", "_AdapterModule"]
     server.request("/free", {"unload_models": True, "free_memory": True})
-    assert wait_until_free(server) == {"alive": [], "loaded": 0}
+    probe = wait_until_free(server)
+    assert (probe["alive"], probe["loaded"]) == ([], 0)
 
 
 def wait_until_free(server: Server, seconds: float = 30) -> dict:

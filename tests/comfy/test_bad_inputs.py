@@ -1,0 +1,308 @@
+"""Bad inputs through /prompt: each ends at the node that they were given to, and the server goes on.
+
+An entry names the inputs to change, the node that must complain, and words of its message. A bad value is refused
+before anything runs (ComfyUI's own check), or the node stops with an `ImprintError`. A few entries look bad and are
+not: they end in a picture.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import urllib.error
+from itertools import count
+
+import pytest
+import torch
+from comfy_server import ROOT, Server
+from PIL import Image
+from ui_workflow import to_prompt
+
+from imprint.checkpoint import SHIPPED
+
+pytestmark = pytest.mark.comfyui
+
+LOAD, ENCODE, ADAPT = "ImprintLoadCheckpoint", "ImprintIDEncoder", "ImprintContentAdapter"
+COARSEN, SAMPLE, BLEND = "ImprintMaskCoarsener", "ImprintCompositeSampler", "ImprintBackgroundBlend"
+SMALL = {"steps": 1, "resolution": 64}
+_number = count()
+
+
+def tensor(shape: str, fill="0.5", middle="", output: int = 0) -> dict:
+    """The output (0: IMAGE, 1: MASK) of a probe node that makes this tensor."""
+    return {"probe": "ProbeTensor", "inputs": {"shape": shape, "fill": fill, "middle": middle}, "output": output}
+
+
+def mask(shape: str, fill="0", middle="") -> dict:
+    return tensor(shape, fill, middle, 1)
+
+
+def conditioning(shape: str, fill="0") -> dict:
+    return {"probe": "ProbeConditioning", "inputs": {"shape": shape, "fill": fill}, "output": 0}
+
+
+REFUSED = {
+    # the checkpoint's name
+    "absent-file": (LOAD, {"checkpoint": "absent.safetensors"}, "not in"),
+    "parent-folder": (LOAD, {"checkpoint": "../../../etc/passwd"}, "not in"),
+    "hidden-parent-folder": (LOAD, {"checkpoint": "sub/../../../user/secret.safetensors"}, "not in"),
+    "absolute-path": (LOAD, {"checkpoint": "/etc/passwd"}, "not in"),
+    "windows-path": (LOAD, {"checkpoint": "..\\..\\secret.safetensors"}, "not in"),
+    "null-byte": (LOAD, {"checkpoint": "imprint-tiny.safetensors\0.png"}, "not in"),
+    "empty-name": (LOAD, {"checkpoint": ""}, "not in"),
+    "number-for-a-name": (LOAD, {"checkpoint": 7}, "not in"),
+    "list-for-a-name": (LOAD, {"checkpoint": ["imprint-tiny.safetensors"]}, ""),
+    # values
+    "unknown-level": (COARSEN, {"level": "boxy"}, "not in"),
+    "unknown-marks": (ENCODE, {"mask_marks": "Object"}, "not in"),
+    "unknown-sampler": (SAMPLE, {"sampler_name": "magic"}, "not in"),
+    "unknown-scheduler": (SAMPLE, {"scheduler": None}, ""),
+    "unknown-method": (BLEND, {"method": "poisson"}, "not in"),
+    "word-for-steps": (SAMPLE, {"steps": "many"}, "steps"),
+    "object-for-steps": (SAMPLE, {"steps": {"a": 1}}, "steps"),
+    "zero-steps": (SAMPLE, {"steps": 0}, "steps"),
+    "too-many-steps": (SAMPLE, {"steps": 10**9}, "steps"),
+    "negative-seed": (SAMPLE, {"seed": -1}, "seed"),
+    "huge-seed": (SAMPLE, {"seed": 2**70}, "seed"),
+    "negative-cfg": (SAMPLE, {"cfg": -1.0}, "cfg"),
+    "word-for-cfg": (SAMPLE, {"cfg": "strong"}, "cfg"),
+    "context-below-one": (SAMPLE, {"context": 0.5}, "context"),
+    "huge-resolution": (SAMPLE, {"resolution": 10**6}, "resolution"),
+    "negative-margin": (COARSEN, {"margin": -5}, "margin"),
+    "huge-margin": (COARSEN, {"margin": 10**7}, "margin"),
+    "negative-shadow-room": (COARSEN, {"shadow_room": -1}, "shadow_room"),
+    "negative-feather": (BLEND, {"feather_out": -1}, "feather_out"),
+    "huge-feather": (BLEND, {"feather_in": 10**5}, "feather_in"),
+    "colour-match-above-one": (BLEND, {"colour_match": 1.5}, "colour_match"),
+    "strength-above-two": (ADAPT, {"strength": 3.0}, "strength"),
+    # wires
+    "image-for-a-mask": (COARSEN, {"mask": ("LoadImage", 0)}, "mask"),
+    "mask-for-an-image": (ENCODE, {"image": ("LoadImage", 1)}, "image"),
+    "vae-for-a-model": (SAMPLE, {"model": (LOAD, 3)}, "model"),
+    "adapter-for-a-clip-vision": (ENCODE, {"clip_vision": (LOAD, 2)}, "clip_vision"),
+    "identity-for-a-conditioning": (SAMPLE, {"positive": (ENCODE, 0)}, "positive"),
+    "no-mask": (SAMPLE, {"mask": None}, "mask"),
+    "no-background": (BLEND, {"background": None}, "background"),
+    "output-that-is-not-there": (ADAPT, {"adapter": (LOAD, 9)}, ""),
+}
+
+STOPPED = {
+    # files
+    "pickle": (LOAD, {"checkpoint": "pickle.pt"}, "pickle"),
+    "pickle-named-safetensors": (LOAD, {"checkpoint": "disguised.safetensors"}, "pickle"),
+    "truncated-file": (LOAD, {"checkpoint": "truncated.safetensors"}, "truncated"),
+    "empty-file": (LOAD, {"checkpoint": "empty.safetensors"}, "empty.safetensors"),
+    "text-file": (LOAD, {"checkpoint": "text.safetensors"}, "text.safetensors"),
+    "foreign-checkpoint": (LOAD, {"checkpoint": "foreign.safetensors"}, "foreign.safetensors"),
+    "a-part-is-missing": (LOAD, {"checkpoint": "no-unet.safetensors"}, "unet"),
+    "changed-weights": (LOAD, {"checkpoint": "changed.safetensors"}, "changed.safetensors"),
+    # the object
+    "empty-object-mask": (ENCODE, {"mask": mask("1x90x70"), "mask_marks": "object"}, "empty"),
+    "object-mask-of-load-image": (ENCODE, {"mask": mask("1x64x64")}, "64x64"),
+    "object-mask-all-transparent": (ENCODE, {"mask": mask("1x90x70", "1")}, "white everywhere"),
+    "object-mask-nan": (ENCODE, {"mask": mask("1x90x70", "nan")}, "NaN"),
+    "object-nan": (ENCODE, {"image": tensor("1x90x70x3", "nan")}, "NaN"),
+    "object-inf": (ENCODE, {"image": tensor("1x90x70x3", "0.5", "inf")}, "not finite"),
+    "two-masks-three-views": (ENCODE, {"image": tensor("3x90x70x3"), "mask": mask("2x90x70", "0.2")}, "2 masks"),
+    "object-two-channels": (ENCODE, {"image": tensor("1x90x70x2")}, "shape"),
+    "object-without-batch": (ENCODE, {"image": tensor("90x70x3")}, "shape"),
+    "object-empty-batch": (ENCODE, {"image": tensor("0x90x70x3")}, "shape"),
+    "object-no-pixels": (ENCODE, {"image": tensor("1x0x70x3")}, "shape"),
+    "object-mask-five-dimensions": (ENCODE, {"mask": mask("1x1x1x90x70", "1")}, "shape"),
+    "object-video": (ENCODE, {"image": tensor("1x2x90x70x3")}, "shape"),
+    "clip-instead-of-dinov2": (ENCODE, {"clip_vision": {"probe": "ProbeClipVision", "kind": "clip"}}, "DINOv2"),
+    "dinov2-of-another-width": (
+        ADAPT,
+        {"identity": {"probe": "ProbeClipVision", "kind": "narrow"}},
+        "128",
+    ),
+    # the hole
+    "empty-mask": (COARSEN, {"mask": mask("1x400x400")}, "empty"),
+    "mask-of-load-image": (COARSEN, {"mask": mask("1x64x64")}, "64x64"),
+    "mask-nan": (COARSEN, {"mask": mask("1x400x400", "nan")}, "NaN"),
+    "mask-nan-in-the-middle": (COARSEN, {"mask": mask("1x400x400", "1", "nan")}, "NaN"),
+    "mask-three-channels": (COARSEN, {"mask": mask("1x3x400x400", "1")}, "shape"),
+    "mask-no-pixels": (COARSEN, {"mask": mask("1x0x0", "1")}, "no pixels"),
+    "mask-empty-batch": (COARSEN, {"mask": mask("0x400x400", "1")}, "no pixels"),
+    # the sampler
+    "hole-empty": (SAMPLE, {"mask": mask("1x400x400")}, "empty"),
+    "hole-faint": (SAMPLE, {"mask": mask("1x400x400", "0", "0.4")}, "0.4"),
+    "hole-nan": (SAMPLE, {"mask": mask("1x400x400", "0", "nan")}, "NaN"),
+    "second-hole-empty": (SAMPLE, {"background": tensor("3x99x99x3"), "mask": mask("2x99x99", "1")}, "2 of masks"),
+    "background-nan": (SAMPLE, {"background": tensor("1x99x99x3", "nan")}, "NaN"),
+    "background-infinite": (SAMPLE, {"background": tensor("1x99x99x3", "0.5", "inf")}, "not finite"),
+    "background-two-channels": (SAMPLE, {"background": tensor("1x99x99x2")}, "shape"),
+    "background-empty-batch": (SAMPLE, {"background": tensor("0x99x99x3")}, "shape"),
+    "background-no-pixels": (SAMPLE, {"background": tensor("1x99x0x3")}, "shape"),
+    "resolution-no-multiple": (SAMPLE, {"resolution": 40}, "40"),
+    "conditioning-of-sd15": (SAMPLE, {"positive": conditioning("1x77x768")}, "768"),
+    "negative-of-sdxl": (SAMPLE, {"negative": conditioning("1x77x2048")}, "2048"),
+    "vae-missing-in-the-checkpoint": (SAMPLE, {"vae": ("no-vae.safetensors", 3)}, "VAE is empty"),
+    # the blend
+    "generated-of-another-size": (BLEND, {"generated": tensor("1x399x400x3")}, "399"),
+    "generated-1x1": (BLEND, {"generated": tensor("1x1x1x3")}, "1x1"),
+    "generated-nan": (BLEND, {"generated": tensor("1x400x400x3", "nan")}, "NaN"),
+    "three-generated-two-masks": (
+        BLEND,
+        {"generated": tensor("3x400x400x3"), "mask": mask("2x400x400", "1")},
+        "2 of masks",
+    ),
+    "blend-mask-nan": (BLEND, {"mask": mask("1x400x400", "nan")}, "NaN"),
+    "blend-background-nan": (BLEND, {"background": tensor("1x400x400x3", "0.5", "nan")}, "NaN"),
+}
+
+FINE = {
+    "1x1-object": {ENCODE: {"image": tensor("1x1x1x3"), "mask": mask("1x1x1")}},
+    "thin-object": {ENCODE: {"image": tensor("1x3x20000x3"), "mask": mask("1x3x20000")}},
+    "1x1-background": {SAMPLE: {"background": tensor("1x1x1x3"), "mask": mask("1x1x1", "1")}},
+    "20000x3-background": {
+        SAMPLE: {"background": tensor("1x3x20000x3", "random"), "mask": mask("1x3x20000", "0", "1")}
+    },
+    "mask-of-another-size": {SAMPLE: {"mask": mask("1x33x77", "0", "1")}},
+    "mask-without-batch": {SAMPLE: {"mask": mask("400x400", "0", "1")}},
+    "mask-98-percent": {SAMPLE: {"mask": mask("1x400x400", "0", "0.98")}},
+    "rgba-background": {SAMPLE: {"background": tensor("1x99x99x4"), "mask": mask("1x99x99", "0", "1")}},
+    "grey-background": {SAMPLE: {"background": tensor("1x99x99x1"), "mask": mask("1x99x99", "0", "1")}},
+}
+
+
+@pytest.fixture(scope="module")
+def prompt(server: Server, object_info: dict) -> dict:
+    """The first workflow with as little work as possible, and the bad files in their places."""
+    write_files(server)
+    workflow = json.loads((ROOT / "workflows" / "imprint_object_insert.json").read_text(encoding="utf-8"))
+    prompt = to_prompt(workflow, object_info)
+    node(prompt, SAMPLE)["inputs"].update(SMALL, show_crop=False)
+    return prompt
+
+
+def write_files(server: Server) -> None:
+    """Files that are no checkpoints, or broken ones, in models/imprint."""
+    from safetensors.torch import load_file, save_file
+
+    from imprint.checkpoint import load_checkpoint, save_checkpoint
+
+    folder = server.base / "models" / "imprint"
+    torch.save({"a": torch.zeros(1)}, folder / "pickle.pt")
+    torch.save({"a": torch.zeros(1)}, folder / "disguised.safetensors")
+    whole = SHIPPED.read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "text.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    changed = bytearray(whole)
+    changed[-1000] ^= 255
+    (folder / "changed.safetensors").write_bytes(changed)
+    tensors = dict(list(load_file(SHIPPED).items())[:3])
+    save_file(tensors, folder / "foreign.safetensors")
+    for part in ("unet", "vae"):
+        checkpoint = load_checkpoint(SHIPPED)
+        if part == "unet":
+            checkpoint.parts["unet"].pop("conv_out.bias")
+        else:
+            checkpoint.parts.pop("vae")
+        save_checkpoint(folder / f"no-{part}.safetensors", checkpoint)
+    (server.base / "user" / "secret.safetensors").write_bytes(whole[:100])
+
+
+def node(prompt: dict, kind: str) -> dict:
+    return next(each for each in prompt.values() if each["class_type"] == kind)
+
+
+def number(prompt: dict, kind: str) -> str:
+    return next(name for name, each in prompt.items() if each["class_type"] == kind)
+
+
+def changed(prompt: dict, kind: str, inputs: dict) -> dict:
+    """The prompt with other inputs at its node of a kind."""
+    prompt = copy.deepcopy(prompt)
+    given = node(prompt, kind)["inputs"]
+    for name, value in inputs.items():
+        if isinstance(value, tuple):
+            source, slot = value
+            if source.endswith(".safetensors"):
+                prompt["other"] = {"class_type": LOAD, "inputs": {"checkpoint": source}}
+                source = "other"
+            else:
+                source = number(prompt, source)
+            given[name] = [source, slot]
+        elif isinstance(value, dict) and "probe" in value:
+            given[name] = probe(prompt, value)
+        elif value is None and isinstance(given.get(name), list):
+            del given[name]
+        else:
+            given[name] = value
+    return prompt
+
+
+def probe(prompt: dict, value: dict) -> list:
+    """Adds the probe node; its output."""
+    name = f"probe{next(_number)}"
+    if value["probe"] != "ProbeClipVision":
+        prompt[name] = {"class_type": value["probe"], "inputs": value["inputs"]}
+        return [name, value["output"]]
+    loaded = [number(prompt, LOAD), 1]
+    prompt[name] = {"class_type": "ProbeClipVision", "inputs": {"clip_vision": loaded, "kind": value["kind"]}}
+    if value["kind"] == "narrow":
+        node(prompt, ENCODE)["inputs"]["clip_vision"] = [name, 0]
+        return [number(prompt, ENCODE), 0]
+    return [name, 0]
+
+
+def answers(server: Server) -> None:
+    """A good prompt, never the same, right after the bad one."""
+    margin = next(_number)
+    good = {
+        "1": {"class_type": "ProbeTensor", "inputs": {"shape": "1x32x32", "fill": "0", "middle": "1"}},
+        "2": {
+            "class_type": COARSEN,
+            "inputs": {"mask": ["1", 1], "level": "box", "margin": margin % 1000, "min_size": 0, "shadow_room": 0},
+        },
+    }
+    assert server.run(good)["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(server: Server, prompt: dict, name: str):
+    kind, inputs, word = REFUSED[name]
+    bad = changed(prompt, kind, inputs)
+    try:
+        answer = server.request("/prompt", {"prompt": bad})  # the nodes that show a preview may still be fine, and run
+    except urllib.error.HTTPError as refusal:
+        assert refusal.code == 400
+        answer = refusal.read()
+    complaint = json.dumps(json.loads(answer)["node_errors"][number(bad, kind)]["errors"])
+    assert word in complaint and len(complaint) < 5000
+    answers(server)
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_stopped(server: Server, prompt: dict, name: str):
+    kind, inputs, word = STOPPED[name]
+    entry = server.run(changed(prompt, kind, inputs))
+    errors = [message for what, message in entry["status"]["messages"] if what == "execution_error"]
+    assert errors, f"it ended with {entry['status']['status_str']}"
+    (error,) = errors
+    message = error["exception_message"]
+    assert error["exception_type"].endswith("ImprintError"), f"{error['exception_type']}: {message[:500]}"
+    assert error["node_type"] == kind, message
+    assert word in message and len(message) < 700
+    answers(server)
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_not_bad(server: Server, prompt: dict, name: str):
+    ((kind, inputs),) = FINE[name].items()
+    fine = changed(prompt, kind, inputs)
+    if kind == SAMPLE:
+        for each in ("background", "mask"):
+            if each in inputs:
+                node(fine, BLEND)["inputs"][each] = node(fine, SAMPLE)["inputs"][each]
+    (made,) = server.pictures(fine)
+    shape = inputs.get("background", {}).get("inputs", {}).get("shape", "1x400x400x3").split("x")
+    assert made.size == (int(shape[2]), int(shape[1]))
+
+
+def test_afterwards_all_is_well(server: Server, prompt: dict):
+    with Image.open(ROOT / "imprint" / "assets" / "samples" / "background.png") as background:
+        assert server.pictures(prompt)[0].size == background.size
+    assert len(REFUSED) + len(STOPPED) >= 60

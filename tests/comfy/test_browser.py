@@ -1,0 +1,265 @@
+"""The pack in the front end: ComfyUI in Chromium, used as a person uses it.
+
+CHROMIUM: the browser's path, by default the one that is installed. COMFYUI_FRONT_END: the folder `static` of another
+comfyui-frontend-package. IMPRINT_SCREENSHOTS: a folder for the README's pictures, by default a temporary one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from comfy_server import PACK, ROOT, Server
+from make_workflows import BACKGROUND_REMOVAL, BLUEPRINT, WORKFLOWS
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
+
+FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--no-sandbox"]
+STEPS = 2
+SETTINGS = {
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # draw the words at any zoom
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+}
+NEEDS_DOWNLOAD = "imprint_automatic_cutout"
+HAS_PICTURES = (
+    "app.graph.nodes.filter(n => n.type === 'SaveImage').every(n => n.imgs?.length && n.imgs[0].naturalWidth)"
+)
+
+
+@pytest.fixture(scope="module")
+def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """The front end, ready."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+    browser = next((found for name in names if name and (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no Chromium was found; install it, or set CHROMIUM to its path")
+    with playwright.sync_playwright() as play:
+        context = play.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("chromium"),
+            executable_path=browser,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1600, "height": 1000},
+        )
+        context.set_default_timeout(30_000)
+        page = context.pages[0]
+        page.goto(server.url)
+        wait_until_ready(page)
+        for name, value in SETTINGS.items():
+            set_setting(page, name, value)
+        yield page
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("IMPRINT_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def wait_until_ready(page) -> None:
+    page.wait_for_function("!!(window.app?.extensionManager && app.graph && app.canvas)", timeout=120_000)
+    page.wait_for_function("'ImprintLoadCheckpoint' in LiteGraph.registered_node_types")
+    page.wait_for_load_state("networkidle")  # blueprints and translations come last
+
+
+def set_setting(page, name: str, value) -> None:
+    page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+
+
+def command(page, name: str) -> None:
+    page.evaluate("name => app.extensionManager.command.execute(name)", name)
+
+
+def templates(page):
+    """The template browser, opened at this pack."""
+    command(page, "Comfy.BrowseTemplates")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text(PACK, exact=True).first.click()
+    return dialog
+
+
+def open_template(page, name: str) -> None:
+    page.evaluate("app.graph.extra.opened_before = true")
+    templates(page).get_by_text(name, exact=True).first.click()
+    page.wait_for_function(
+        "name => !app.graph.extra.opened_before && "
+        "app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)",
+        arg=name,
+    )
+    page.get_by_role("dialog").wait_for(state="hidden")
+    page.wait_for_function("app.graph.nodes.length > 5")
+
+
+def run(page, steps: int | None = STEPS, seconds: int = 300) -> None:
+    """Press Run, and wait until each Save Image shows its picture."""
+    if steps:
+        set_widget(page, "steps", steps)
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function(f"{HAS_PICTURES} || app.extensionManager.lastExecutionError", timeout=seconds * 1000)
+    assert page.evaluate("app.extensionManager.lastExecutionError") is None
+
+
+def select(page, kind: str) -> None:
+    page.evaluate("kind => app.canvas.selectNode(app.graph.nodes.find(n => n.type === kind))", kind)
+
+
+def open_help(page) -> None:
+    """The help page of the selected node, by the button above it or, where the side panel is open, by its tab."""
+    page.get_by_test_id("info-button").or_(page.get_by_text("Info", exact=True)).first.click()
+
+
+def set_widget(page, name: str, value) -> None:
+    page.evaluate(
+        "([name, value]) => { for (const n of app.graph.nodes) for (const w of n.widgets ?? []) "
+        "if (w.name === name) w.value = value }",
+        [name, value],
+    )
+
+
+def complaints(page) -> list[str]:
+    """Nodes that are missing or red, and choices that the server does not offer."""
+    return page.evaluate(
+        "app.graph.nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type] || (n.widgets ?? []).some("
+        "w => w.type === 'combo' && Array.isArray(w.options.values) && !w.options.values.includes(w.value)))"
+        ".map(n => n.type)"
+    )
+
+
+def essence(workflow: dict) -> dict:
+    """What makes a graph, without how it is drawn."""
+    return {
+        "nodes": {
+            node["id"]: (
+                node["type"],
+                [(each["name"], each["type"], each.get("link")) for each in node.get("inputs", ())],
+                [(each["name"], each["type"], each.get("links") or []) for each in node.get("outputs", ())],
+                node.get("widgets_values", []),
+            )
+            for node in workflow["nodes"]
+        },
+        "links": sorted(workflow["links"]),
+    }
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_opens_and_runs(page, name: str):
+    open_template(page, name)
+    shown = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
+    assert essence(shown) == essence(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
+    if name == NEEDS_DOWNLOAD:  # the front end says which file is missing, and has its address
+        assert complaints(page) == ["LoadBackgroundRemovalModel"]
+        page.get_by_text(BACKGROUND_REMOVAL["name"]).first.wait_for()
+        return
+    assert complaints(page) == []
+    run(page)
+
+
+def test_help_pages(page, object_info: dict):
+    open_template(page, "imprint_object_insert")
+    ours = [kind for kind, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK}"]
+    for index, kind in enumerate(ours):
+        select(page, kind)
+        if index == 0:
+            open_help(page)
+        title = object_info[kind]["display_name"]
+        page.locator("h1", has_text=title).filter(visible=True).first.wait_for()
+    assert len(ours) == 6
+
+
+def test_blueprint(page):
+    """From the search box into an empty graph, wired, and run."""
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
+    page.mouse.move(700, 600)
+    command(page, "Workspace.SearchBox.Toggle")
+    page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
+    page.keyboard.type(BLUEPRINT)
+    page.get_by_text(BLUEPRINT).filter(visible=True).first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("app.graph.nodes.length === 1")
+    page.wait_for_function("app.canvas.state.ghostNodeId != null")  # the new node follows the pointer until a click
+    page.wait_for_timeout(1000)  # the search box fades
+    page.mouse.move(710, 610)
+    page.mouse.click(710, 610)
+    page.wait_for_function("app.canvas.state.ghostNodeId == null")
+    node = page.evaluate("app.graph.nodes.map(n => ({title: n.title, widgets: n.widgets.map(w => w.name)}))[0]")
+    assert node["title"] == BLUEPRINT
+    assert {"checkpoint", "mask_marks", "level", "seed", "steps", "cfg"} <= set(node["widgets"])
+    page.evaluate(
+        """() => {
+            const made = app.graph.nodes[0]
+            const add = (type, ...values) => {
+                const node = LiteGraph.createNode(type)
+                app.graph.add(node)
+                values.forEach((value, index) => { node.widgets[index].value = value })
+                return node
+            }
+            const object = add('LoadImage', 'imprint_object.png')
+            object.connect(0, made, 0)
+            object.connect(1, made, 1)
+            add('LoadImage', 'imprint_background.png').connect(0, made, 2)
+            add('LoadImageMask', 'imprint_hole.png', 'red').connect(0, made, 3)
+            made.connect(0, add('SaveImage'), 0)
+        }"""
+    )
+    run(page)
+
+
+def test_pictures_for_the_readme(page, screenshots: Path):
+    """The first workflow after a run in full, with a help page beside it; and the template browser."""
+    open_template(page, "imprint_object_insert")
+    run(page, steps=None)
+    select(page, "ImprintCompositeSampler")
+    open_help(page)
+    page.evaluate("app.canvas.deselectAll()")
+    command(page, "Comfy.Canvas.FitView")
+    page.wait_for_timeout(2000)  # the view glides, notices fade
+    page.evaluate("app.canvas.ds.changeScale(app.canvas.ds.scale * 0.84, [0, 400])")  # the side panel hides a part
+    select(page, "ImprintCompositeSampler")
+    open_help(page)
+    page.locator("h1", has_text="Imprint Composite Sampler").filter(visible=True).first.wait_for()
+    page.wait_for_timeout(2000)
+    page.screenshot(path=screenshots / "graph.jpg", type="jpeg", quality=82)
+    cards = templates(page).locator("img")
+    cards.first.wait_for()
+    page.wait_for_timeout(2000)
+    page.screenshot(path=screenshots / "templates.jpg", type="jpeg", quality=82)
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="hidden")
+    assert all((screenshots / f"{name}.jpg").stat().st_size > 50_000 for name in ("graph", "templates"))
+
+
+def test_error_is_shown_at_its_node(page):
+    """A photo without transparency: Load Image gives an empty mask of 64x64, and the encoder says what to do."""
+    open_template(page, "imprint_object_insert")
+    page.evaluate("app.graph.nodes.find(n => n.title.startsWith('Object')).widgets[0].value = 'imprint_background.png'")
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("app.extensionManager.lastExecutionError", timeout=60_000)
+    error = page.evaluate("app.extensionManager.lastExecutionError")
+    assert error["node_type"] == "ImprintIDEncoder" and "64x64" in error["exception_message"]
+    page.get_by_text("View details").click()
+    page.get_by_text("64x64").filter(visible=True).first.wait_for()
+
+
+@pytest.mark.parametrize("language", ["zh-TW", "en"])
+def test_nodes_speak_the_user_s_language(page, language: str):
+    """Last in this file: after the reload the front end opens the former workflows again, at a time of its own."""
+    set_setting(page, "Comfy.Locale", language)
+    page.reload()
+    wait_until_ready(page)
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    names = {kind: each["display_name"] for kind, each in words.items()}
+    page.wait_for_function(
+        "names => Object.entries(names).every(([kind, name]) => LiteGraph.createNode(kind).title === name)", arg=names
+    )

@@ -1,0 +1,73 @@
+"""The workflows and the blueprint in the files are what `make_workflows.py` makes, and each runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from comfy_server import PACK, ROOT, Server
+from make_workflows import BACKGROUND_REMOVAL, BLUEPRINT, SAMPLES, WORKFLOWS, blueprint, build, runnable, text
+from PIL import Image
+
+pytestmark = pytest.mark.comfyui
+
+PICTURES = {"imprint_mask_levels": 4, "imprint_shape_guided_pose": 3, "imprint_batch": 6}
+
+
+def shipped(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_file_is_current(object_info: dict, name: str):
+    assert text(build(name, object_info)) == (ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")
+    with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
+        assert thumbnail.width == 480
+
+
+def test_blueprint_is_current(server: Server, object_info: dict):
+    file = ROOT / "subgraphs" / f"{BLUEPRINT}.json"
+    assert text(blueprint(object_info)) == file.read_text(encoding="utf-8")
+    offered = server.get("/global_subgraphs").items()
+    (number,) = [key for key, each in offered if each["info"]["node_pack"] == f"custom_nodes.{PACK}"]
+    served = server.get(f"/global_subgraphs/{number}")
+    assert served["name"] == BLUEPRINT and served["data"] == file.read_text(encoding="utf-8")
+
+
+def test_all_are_offered(server: Server):
+    assert set(server.get("/workflow_templates")[PACK]) == set(WORKFLOWS)
+    for name in WORKFLOWS:
+        assert server.request(f"/api/workflow_templates/{PACK}/{name}.jpg").startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_runs(server: Server, object_info: dict, name: str):
+    """In one step; core's background removal is replaced by a mask, since its model does not come with ComfyUI."""
+    prompt = runnable(shipped(name), object_info, server.base)
+    for node in prompt.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 1
+    results = server.pictures(prompt, seconds=300)
+    assert len(results) == PICTURES.get(name, 1)
+    side = 3072 if name == "imprint_large_photo" else 400
+    assert {result.size for result in results} == {(side, side)}
+    assert len({result.tobytes() for result in results}) >= len(results) - (
+        name == "imprint_batch"
+    )  # one is made twice
+
+
+def test_missing_model_has_an_address(object_info: dict):
+    nodes = [node for name in WORKFLOWS for node in shipped(name)["nodes"]]
+    assert [node["properties"]["models"] for node in nodes if "models" in node["properties"]] == [[BACKGROUND_REMOVAL]]
+
+
+def test_samples_are_used():
+    """Each sample picture is in a workflow, and each workflow's pictures are samples."""
+    named = {
+        value.removeprefix("imprint_")
+        for name in WORKFLOWS
+        for node in shipped(name)["nodes"]
+        if node["type"] in ("LoadImage", "LoadImageMask")
+        for value in node["widgets_values"][:1]
+    }
+    assert named == {path.name for path in SAMPLES.iterdir()}
