@@ -35,7 +35,7 @@ def test_blueprint_is_current(server: Server, object_info: dict):
 
 
 def test_all_are_offered(server: Server):
-    assert set(server.get("/workflow_templates")[PACK]) == set(WORKFLOWS)
+    assert set(WORKFLOWS) <= set(server.get("/workflow_templates")[PACK])
     for name in WORKFLOWS:
         assert server.request(f"/api/workflow_templates/{PACK}/{name}.jpg").startswith(b"\xff\xd8")
 
