@@ -100,8 +100,9 @@ def blend_pictures(
     result = background.clone()
     for index, mask in enumerate(masks):
         if area := surroundings(mask, outwards):
-            place, around = (slice(index, index + 1), slice(None), *area), (slice(index, index + 1), *area)
-            result[place] = composite(background[place], generated[place], feather(masks[around], inwards, outwards))
+            place = (slice(index, index + 1), slice(None), *area)
+            ramp = _ramp(_depth(mask[area]), inwards, outwards)
+            result[place] = composite(background[place], generated[place], ramp[None])
     return result
 
 

@@ -109,7 +109,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "layers")
-        require(self.kind in ("tokens", "conv"), f"adapter kind is {self.kind!r}; it must be 'tokens' or 'conv'")
+        require_choice(self, "kind")
         require(
             self.kind == "conv" or self.input_tokens == self.output_tokens,
             f"a 'tokens' adapter keeps its tokens, but gets {self.input_tokens} and gives {self.output_tokens}; use 'conv'",
@@ -170,7 +170,7 @@ class LatentConfig:
 
     def __post_init__(self) -> None:
         require_positive(self)
-        require(self.autoencoder in ("tiny", "kl"), f"autoencoder is {self.autoencoder!r}; it must be 'tiny' or 'kl'")
+        require_choice(self, "autoencoder")
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,10 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         require_positive(self)
-        require_choice(self, "timestep_spacing")
+        require_choice(self, "prediction_type", "timestep_spacing")
         require(
             self.beta_start <= self.beta_end < 1,
             f"betas run from {self.beta_start} to {self.beta_end}; they must rise and stay below 1",
-        )
-        require(
-            self.prediction_type in ("epsilon", "v_prediction"),
-            f"prediction type is {self.prediction_type!r}; it must be 'epsilon' or 'v_prediction'",
         )
         require(
             self.prediction_type == "v_prediction" or not self.zero_terminal_snr,
@@ -239,13 +235,9 @@ class ImprintConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "hole_value")
-        require_choice(self, "concat_order", "concat_mask")
+        require_choice(self, "background", "concat_order", "concat_mask")
         require(0 <= self.hole_value <= 1, f"hole_value is {self.hole_value}; it is a grey from 0 to 1")
         encoder, adapter, unet, latent = self.encoder, self.adapter, self.unet, self.latent
-        require(
-            self.background in ("blend", "concat"),
-            f"background is {self.background!r}; it must be 'blend' or 'concat'",
-        )
         require(
             (encoder.width, encoder.tokens) == (adapter.input_width, adapter.input_tokens),
             f"the encoder gives {encoder.tokens} tokens of width {encoder.width}, but the adapter takes "

@@ -83,10 +83,13 @@ class Model(torch.nn.Module):
         self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
     ) -> torch.Tensor:
         """reference (B, 3, S, S) uint8, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> prediction (B, C, h, w)."""
-        tokens = self.encoder(normalise(reference.float() / 255, self.encoder.config))
-        context = self.adapter(tokens[:, None])
+        context = self.context(reference)
         context = torch.where(dropped[:, None, None], self.adapter.null_context(context), context)
         return self.unet(seen, timesteps, context).sample
+
+    def context(self, reference: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 cut-outs -> (B, tokens, width) what the UNet attends to."""
+        return self.adapter(self.encoder(normalise(reference.float() / 255, self.encoder.config))[:, None])
 
 
 def diffusion_loss(
@@ -355,10 +358,7 @@ class Run:
         generator = torch.Generator(self.device).manual_seed(0)
         noise = torch.randn(batch.target.shape, generator=generator, device=self.device)
         with self.accelerator.autocast():
-            context = model.adapter(
-                model.encoder(normalise(batch.reference.float() / 255, self.config.encoder))[:, None]
-            )
-            latents = pipeline.denoise(context, batch.background.float(), batch.hole, noise)
+            latents = pipeline.denoise(model.context(batch.reference), batch.background.float(), batch.hole, noise)
             shown = [
                 decode(self.autoencoder, z.float(), self.config.latent)
                 for z in (batch.background, latents, batch.target)
