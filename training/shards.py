@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import tarfile
 import time
@@ -34,7 +35,8 @@ from imprint.files import replacing
 SPLITS = ("train", "held-out")
 INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server cannot list them
 ATTEMPTS = 3  # at reading a shard from elsewhere, before the run stops
-VIDEO_GAP = (1, 7)  # IMPRINT's |n1 - n2| <= 7 (section 3.4)
+MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7 (arXiv 2403.10701, section 3.4)
+VIDEO_GAP = (1, MAX_FRAME_GAP)
 
 Sample = tuple["Record", Image.Image, "Image.Image | None"]
 
@@ -173,12 +175,12 @@ def list_shards(place: str | os.PathLike) -> list[str]:
 def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: int, count: int) -> list[str]:
     """Shards number first ... first + count - 1 of process `part` = (index, processes) in its endless sequence.
 
-    In each epoch all processes together go through all shards once, in an order that seed and epoch decide; a few are left
-    over where the shards cannot be shared out evenly, other ones in each epoch. What a process reads is a function of the
-    numbers alone, so that a run goes on where it stopped. Processes share shards where there are fewer than processes.
+    In each epoch the processes together go through all shards, in an order that seed and epoch decide; a few shards are read
+    by two where they cannot be shared out evenly. What a process reads is a function of the numbers alone, so that a run
+    goes on where it stopped.
     """
     index, processes = part
-    share = max(1, len(shards) // processes)
+    share = math.ceil(len(shards) / processes)
     found = []
     for number in range(first, first + count):
         epoch, place = divmod(number, share)

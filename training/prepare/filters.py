@@ -20,7 +20,7 @@ class Limits:
     """Smallest object, as a share of the picture's area."""
     max_area: float = 0.64
     """Largest object."""
-    border: int = 2
+    border: int = 4
     """An object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all."""
     max_edge: float = 3.0
     """Greatest mean width in pixels of a mask's edge, where alpha lies between 10 and 90 %."""

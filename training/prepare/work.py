@@ -169,7 +169,7 @@ def usable_labels(
 def _cutout_sample(item: Item, options: argparse.Namespace) -> tuple[dict, int, list[Dropped]]:
     """A rendered view; it is framed by its object, which may be as large as fits."""
     seen = np.asarray(item.picture.getchannel("A")) > 127
-    limits = Limits(options.limits.min_area, 1.0, border=1)
+    limits = Limits(options.limits.min_area, max_area=1.0, border=0)
     if reasons := unusable_objects(seen.astype(np.uint8), limits):
         raise Dropped(reasons[1], item.name)
     if not seen.any():
