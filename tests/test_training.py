@@ -333,7 +333,10 @@ def test_bad_input_leaves_with_a_sentence(data, tmp_path, changes, message):
     assert str(left.value.code).startswith("error: ") and message in str(left.value.code)
 
 
-@pytest.mark.parametrize("changes", [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"config": "none"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"config": "none"}, {"pool": 0}, {"pool": 1, "limit": 1}],
+)
 def test_wrong_options_leave_with_two(data, tmp_path, capsys, changes):
     with pytest.raises(SystemExit) as left:
         train.main(words(data, tmp_path / "run", **changes))

@@ -509,6 +509,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("images", "batch", "reuse", "block", "chunk", "log_every", "save_every", "pool", "refresh"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
+    if options.pool is not None and options.limit is not None:
+        parser.error("--limit reads the first samples, --pool all shards in turn: give one of them")
     if options.stage == "compositing" and not options.init:
         parser.error("stage 'compositing' starts from a checkpoint of stage 'views': give --init")
     if options.lr is None:

@@ -81,6 +81,9 @@ def write_shard(job: Job, options: argparse.Namespace) -> dict[str, Any]:
             except Dropped as reason:
                 dropped.append(reason)
                 continue
+            except OSError as error:  # of a disk that cannot be read; nothing is written here
+                dropped.append(Dropped("unreadable", item.name, repr(error)))
+                continue
             dropped += lost
             made.append(parts)
             objects += kept
@@ -282,7 +285,8 @@ def _finish(
             found = shards.list_shards(shards.inside(options.output, split))
             index = "".join(f"{place.rsplit('/', 1)[1]}\n" for place in found)
             shards.write_file(shards.inside(options.output, split, shards.INDEX), index.encode())
-            made += [place for place in (_shard(job, options) for job in jobs if job.split == split) if place in found]
+            mine = {_shard(job, options) for job in jobs if job.split == split}
+            made += [place for place in found if place in mine]
     buffer = io.BytesIO()
     contact_sheet(made).save(buffer, "PNG")
     shards.write_file(shards.inside(options.output, f"{options.name}.png"), buffer.getvalue())
