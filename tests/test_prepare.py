@@ -303,6 +303,8 @@ def test_any_folder(tmp_path):
     save(disc().filter(ImageFilter.GaussianBlur(6)), root / "images/soft.mask.png")
     save_photo(root / "images/other.jpg")
     save(disc(size=(60, 45)), root / "images/other.mask.png")
+    save_photo(root / "images/nothing.jpg")
+    save(disc(value=1), root / "images/nothing.mask.png")  # numbers without a palette are nearly black
     write_broken(root / "images/notes.md")
     write_broken(root / "images/broken.png")
     save_photo(root / "images/left.png")
@@ -318,17 +320,19 @@ def test_any_folder(tmp_path):
         "cutout": {0, 1},
         "soft": None,
         "other": None,
+        "nothing": None,
     }
     assert read(tmp_path / "out")["plain", 0][1].size == (640, 21)
     assert names(tmp_path / "out") == {
         ("soft mask", "soft.jpg"),
         ("mask of another size", "other.jpg"),
+        ("empty mask", "nothing.jpg"),
         ("odd file", "notes.md"),
         ("broken picture", "broken.png"),
         ("excluded", "left.png"),
         ("mask without a picture", "lonely.png"),
     }
-    assert report["counts"] == {"train": {"pictures": 6, "objects": 4, "groups": 6}, "held-out": {}}
+    assert report["counts"] == {"train": {"pictures": 7, "objects": 4, "groups": 7}, "held-out": {}}
     assert prepare("pixabay", root, tmp_path / "same")["counts"]["train"]["objects"] == 4
     assert_both_stages_train_on(tmp_path / "out/train", "still")
 

@@ -184,6 +184,8 @@ def load_parts(path: Path) -> list[Part]:
 
     parts = []
     for mesh in trimesh.load(path, force="scene").dump():
+        if not isinstance(mesh, trimesh.Trimesh):  # lines and points
+            continue
         texture, uv = Image.new("RGB", (1, 1), "white"), np.zeros((len(mesh.vertices), 2))
         colours = np.full((len(mesh.vertices), 3), 0.8)
         if mesh.visual.kind == "vertex":

@@ -74,13 +74,14 @@ def read_coco(group: Group, options: argparse.Namespace) -> Iterator[Item | Drop
         if crowd:
             yield Dropped("crowd", picture)
     record = Record(group.name, group.name, 0, "COCO 2017", licence or options.licence, STILL)
-    yield Item(record, picture, functools.partial(_coco_labels, picture, size, shapes))
+    objects = [shape for _, crowd, shape in shapes if not crowd]
+    yield Item(record, picture, functools.partial(_coco_labels, picture, size, objects) if objects else None)
 
 
-def _coco_labels(picture: Path, size: tuple[int, int], shapes: list[tuple]) -> np.ndarray:
+def _coco_labels(picture: Path, size: tuple[int, int], shapes: list) -> np.ndarray:
     labels = np.zeros(size, np.uint8)
     try:
-        for number, (_, _, shape) in enumerate([shape for shape in shapes if not shape[1]][:255], start=1):
+        for number, shape in enumerate(shapes[:255], start=1):
             labels[polygons(shape, size) if isinstance(shape, list) else run_lengths(shape["counts"], size)] = number
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise Dropped("broken mask", picture, repr(error)) from error

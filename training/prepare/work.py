@@ -12,6 +12,7 @@ import multiprocessing
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,9 +142,10 @@ def make_sample(item: Item, source: Source, options: argparse.Namespace) -> tupl
     picture.thumbnail((options.longest_side, options.longest_side), Image.LANCZOS)
     labels, more = (None, []) if values is None else usable_labels(values, picture.size, options.limits, item.name)
     kept = 0 if labels is None else len(np.unique(labels[labels > 0]))
-    if values is not None and not kept:
+    if labels is not None and not kept:
+        more = more or [Dropped("empty mask", item.name)]
         if not source.bare:
-            raise more[0] if more else Dropped("no object", item.name)
+            raise more[0]
         labels = None
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=options.quality)
@@ -176,7 +178,7 @@ def _cutout_sample(item: Item, options: argparse.Namespace) -> tuple[dict, int, 
     if reasons := unusable_objects(seen.astype(np.uint8), limits):
         raise Dropped(reasons[1], item.name)
     if not seen.any():
-        raise Dropped("no object", item.name)
+        raise Dropped("empty mask", item.name)
     buffer = io.BytesIO()
     item.picture.save(buffer, "WEBP", quality=options.quality, exact=True)
     return _parts(item, "webp", buffer, None), 1, []
@@ -220,7 +222,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
         return {"options": resolved, "shards": len(jobs)}
     shards.write_file(summary, json.dumps({"options": resolved}, indent=1).encode())
 
-    known = [(job, _read_json(_report(job, options))) for job in jobs]
+    with ThreadPoolExecutor() as pool:
+        known = list(zip(jobs, pool.map(lambda job: _read_json(_report(job, options)), jobs)))
     reports = [report for _, report in known if report is not None]
     missing = [job for job, report in known if report is None]
     done = sum(report["size"] for report in reports)
