@@ -35,6 +35,7 @@ from .metrics import COLUMNS, CONFIDENCE, RESAMPLES, bootstrap, frechet_distance
 from .tasks import Photo, Scene, Task, pair_tasks, read_boxes, read_subjects, subject_tasks
 
 METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval")
+"""Those of the field; `mobilenet`, a small network for machines without a hub, is measured only when asked for."""
 ABLATIONS = {"cls-only": "CLS only", "box-mask": "box mask only"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 COPY_PASTE = "copy-paste"
@@ -166,8 +167,8 @@ def load_metrics(options: argparse.Namespace, subjects: dict[str, list[Photo]]) 
         return backbones[name]
 
     for name in options.metrics:
-        if name in ("clip-i", "dino", "dinov2"):
-            loaded[name] = metrics.Similarity(name, backbone(name.removesuffix("-i")))
+        if name in metrics.SIMILARITIES:
+            loaded[name] = metrics.Similarity(name, backbone(metrics.SIMILARITIES[name]))
         elif name == "retrieval":
             loaded[name] = metrics.Retrieval(backbone(options.retrieval_backbone), subjects)
         elif name != "background":
@@ -400,7 +401,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--pairs", type=Path, help="folder of held-out shards of video frames with masks")
     group.add_argument("--limit", type=int, help="only so many tasks, the first of which cover all subjects")
     group = parser.add_argument_group("metrics")
-    group.add_argument("--metrics", nargs="+", choices=METRICS, help="by default all that the tasks allow")
+    group.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=(*METRICS, "mobilenet"),
+        help="by default all that the tasks allow but mobilenet",
+    )
     group.add_argument("--backbones", type=Path, help="folder of networks (see training/metrics.py) instead of the hub")
     group.add_argument(
         "--retrieval-backbone", choices=metrics.Backbone.NAMES, default="dinov2", help="default: %(default)s"

@@ -51,11 +51,15 @@ class Column:
     """"higher" or "lower"."""
 
 
+SIMILARITIES = {"clip-i": "clip", "dino": "dino", "dinov2": "dinov2", "mobilenet": "mobilenet"}
+"""Columns of cosine similarity, and their backbones."""
+
 COLUMNS = {
     "clip-i": Column("CLIP-I", "higher"),
     "dino": Column("DINO", "higher"),
     "dinov2": Column("DINOv2", "higher"),
     "dreamsim": Column("DreamSim", "lower"),
+    "mobilenet": Column("MobileNet", "higher"),
     "lpips": Column("LPIPS", "lower"),
     "top-1": Column("top-1", "higher"),
     "margin": Column("margin", "higher"),

@@ -482,7 +482,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("images", "batch", "reuse", "block", "chunk", "log_every", "save_every"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
-    if options.stage == "compositing" and not options.init:
+    if options.stage == "compositing" and not (options.init or options.train_all):
         parser.error("stage 'compositing' starts from a checkpoint of stage 'views': give --init")
     if options.lr is None:
         options.lr = STAGES[options.stage].learning_rate
