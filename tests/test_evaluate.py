@@ -334,6 +334,14 @@ def test_subjects_are_photos_with_masks(data):
     assert view.getpixel((0, 0)) == (255, 255, 255) and cut.getpixel((0, 0))[3] == 0
 
 
+def test_a_mask_of_another_size_is_refused(data, tmp_path):
+    (tmp_path / "bear").mkdir()
+    photo(30, 20).save(tmp_path / "bear" / "00.jpg")
+    rectangle(20, 30, (5, 5, 9, 9)).save(tmp_path / "bear" / "00.mask.png")
+    with pytest.raises(SystemExit, match=r"00.jpg is 30x20, its mask .* 20x30; make them the same size"):
+        evaluate.main(words(data, tmp_path / "out", subjects=tmp_path))
+
+
 def test_the_first_tasks_cover_all_subjects(data):
     boxes = tasks.read_boxes(data / "boxes.jsonl", data / "backgrounds")
     made = tasks.subject_tasks(tasks.read_subjects(data / "subjects"), boxes)
@@ -364,6 +372,9 @@ def test_a_cutout_stands_on_the_box_s_lower_edge(data):
     pasted = scene.paste(scene.cutout)
     assert pasted.getbbox() == (15, 10, 35, 50)
     assert scene.hole("box").getbbox() == (5, 10, 45, 50)
+    scene.background.paste("white", (5, 10, 45, 50))
+    assert scene.paste(scene.cutout).getpixel((5, 10)) == (255, 255, 255)
+    assert scene.paste(scene.cutout, emptied=True) == pasted
     assert scene.hole("precise").getbbox() == (15, 10, 35, 50)
     assert np.asarray(scene.hole("coarse")).sum() > np.asarray(scene.hole("precise")).sum()
 
@@ -467,16 +478,25 @@ def test_a_changed_background_is_a_failure(data, tmp_path, capsys):
     assert [record["changed_pixels"] for record in found["records"]] == [0, 0, 1, 0]
 
 
+def test_a_composite_of_another_size_is_named(data, tmp_path):
+    evaluate.main(words(data, tmp_path, limit=1))
+    path = tmp_path / "composites" / "micro" / "bear-0000-one.png"
+    photo(30, 20).save(path)
+    with pytest.raises(SystemExit, match=f"{path} is 30x20, its background 120x90; delete it"):
+        evaluate.main(words(data, tmp_path, limit=1))
+
+
 def test_video_pairs_are_compared_with_the_second_frame(data, backbones, tmp_path):
     evaluate.main(pairs(data, tmp_path, metrics="lpips", backbones=backbones))
     found = results(tmp_path)
-    assert found["tasks"] == 2 and found["rows"].keys() == {"micro", "copy-paste"}
+    assert found["tasks"] == 2 and list(found["rows"]) == ["micro", "copy-paste", "copy-paste, box emptied"]
     task = tasks.pair_tasks(data / "pairs")[0]
     scene = task.load()
     metric = metrics.LPIPS(backbones, CPU)
-    crops = [scene.crop(Image.open(tmp_path / "composites" / row / f"{task.name}.png")) for row in found["rows"]]
+    rows = ["micro", "copy-paste", "copy-paste-box-emptied"]
+    crops = [scene.crop(Image.open(tmp_path / "composites" / row / f"{task.name}.png")) for row in rows]
     expected = metric(scene, crops)["lpips"]
-    assert [record["lpips"] for record in found["records"][:2]] == pytest.approx(expected)
+    assert [record["lpips"] for record in found["records"][:3]] == pytest.approx(expected)
 
 
 def test_the_ablations_are_rows_of_their_own(data, tmp_path):

@@ -1,8 +1,8 @@
 """Measure checkpoints side by side: python -m training.evaluate --checkpoint NAME=FILE ... --output FOLDER ...
 
 Tasks are subjects in boxes on photos (--subjects, --backgrounds, --boxes) or real pairs of video frames (--pairs); the
-object copied and pasted is always one of the rows. The folder gets composites/ROW/TASK.png, results.json, results.md and
-grid.png. Composites that are there already are kept: the same command again continues.
+object copied and pasted is always one of the rows. The folder gets composites/ROW/TASK.png, results.json, results.md
+and grid.png. Composites that are there already are kept: the same command again continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from imprint.blending import feather
 from imprint.checkpoint import SHIPPED, open_safetensors, read_config
 from imprint.errors import ImprintError
-from imprint.files import replacing
+from imprint.files import write_text
 from imprint.images import mask_to_tensor, open_image, save_image
 from imprint.masks import LEVELS
 from imprint.pipeline import FEATHER, ImprintPipeline
@@ -37,8 +37,14 @@ from .tasks import Photo, Scene, Task, pair_tasks, read_boxes, read_subjects, su
 METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval")
 """Those of the field; `mobilenet`, a small network for machines without a hub, is measured only when asked for."""
 ABLATIONS = {"cls-only": "CLS only", "box-mask": "box mask only"}
+NETWORKS = {"dreamsim": metrics.DreamSim, "lpips": metrics.LPIPS, "fid": metrics.Inception}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-COPY_PASTE = "copy-paste"
+BASELINES = {
+    "copy-paste": lambda scene, _seed: scene.paste(scene.cutout),
+    "copy-paste, box emptied": lambda scene, _seed: scene.paste(scene.cutout, emptied=True),
+}
+"""All the identity that there is, and none of the scene's light, pose and shadow. On a video frame the first also leaves
+some of the true object around the pasted one, which no model sees: there the second is reported beside it."""
 SHOWN = 8  # tasks in the grid
 CELL = 192  # pixels of a picture in the grid
 
@@ -61,8 +67,19 @@ class Row:
     def composite(self, task: Task, output: Path) -> Path:
         return self.folder(output) / f"{task.name}.png"
 
+    def read(self, task: Task, scene: Scene, output: Path) -> Image.Image:
+        """The composite, RGB. Raises `ImprintError` for one that does not belong to the scene."""
+        path = self.composite(task, output)
+        picture, (width, height) = open_image(path).convert("RGB"), scene.background.size
+        if picture.size != (width, height):
+            raise ImprintError(
+                f"{path} is {picture.width}x{picture.height}, its background {width}x{height}; delete it, and it is "
+                "made anew"
+            )
+        return picture
+
     def blend_area(self, scene: Scene) -> np.ndarray:
-        """(H, W) bool: the hole, enlarged where it is too small, and its soft edge; all else must be the background's."""
+        """(H, W) bool: the hole, enlarged where it is too small, and its soft edge; all else must be background."""
         hole = mask_to_tensor(scene.hole(self.level))
         if self.checkpoint is None:
             return hole[0].numpy() > 0
@@ -74,7 +91,7 @@ class Row:
 
 
 def table_rows(options: argparse.Namespace) -> list[Row]:
-    """Each checkpoint as it is and with each ablation, then copy-paste."""
+    """Each checkpoint as it is and with each ablation, then the baselines."""
     rows = []
     for name, path in options.checkpoint:
         rows.append(Row(name, path, options.mask_level))
@@ -82,26 +99,22 @@ def table_rows(options: argparse.Namespace) -> list[Row]:
             rows.append(Row(f"{name}, {ABLATIONS['cls-only']}", path, options.mask_level, cls_only=True))
         if "box-mask" in options.ablation:
             rows.append(Row(f"{name}, {ABLATIONS['box-mask']}", path, "box"))
-    return [*rows, Row(COPY_PASTE, None, "box")]
+    baselines = BASELINES if options.pairs else ["copy-paste"]
+    return [*rows, *(Row(name, None, "box") for name in baselines)]
 
 
 # --- composites ------------------------------------------------------------------------------------------------------
 
 
 def compose(row: Row, tasks: list[Task], options: argparse.Namespace) -> None:
-    """Write the row's composites that are not there yet. Raises `ImprintError` for a folder made with other settings."""
+    """Write the row's composites that are not there yet. Raises `ImprintError` where some have other settings."""
     same_settings(row, options)
     waiting = [task for task in tasks if not row.composite(task, options.output).exists()]
     if not waiting:
         return
-    make = copy_paste if row.checkpoint is None else sampler(row, options)
+    make = BASELINES[row.name] if row.checkpoint is None else sampler(row, options)
     for task in tqdm(waiting, desc=row.name, unit="picture"):
         save_image(make(task.load(), task.seed(options.seed)), row.composite(task, options.output))
-
-
-def copy_paste(scene: Scene, _seed: int) -> Image.Image:
-    """The baseline: all the identity that there is, and none of the scene's light, pose and shadow."""
-    return scene.paste(scene.cutout)
 
 
 def sampler(row: Row, options: argparse.Namespace) -> Callable[[Scene, int], Image.Image]:
@@ -129,7 +142,8 @@ def keep_cls_only(pipeline: ImprintPipeline, path: Path) -> None:
     """Cut the patches' tokens off before the adapter (AnyDoor, arXiv 2307.09481, trains so for an ablation)."""
     if pipeline.model_config.adapter.kind == "conv":
         raise ImprintError(
-            f"{path}: its 'conv' adapter mixes a fixed number of tokens and cannot do with CLS alone; leave out --ablation cls-only"
+            f"{path}: its 'conv' adapter mixes a fixed number of tokens and cannot do with CLS alone; leave out "
+            "--ablation cls-only"
         )
     pipeline.encoder.config = dataclasses.replace(pipeline.encoder.config, output="cls")
 
@@ -172,9 +186,7 @@ def load_metrics(options: argparse.Namespace, subjects: dict[str, list[Photo]]) 
         elif name == "retrieval":
             loaded[name] = metrics.Retrieval(backbone(options.retrieval_backbone), subjects)
         elif name != "background":
-            loaded[name] = {"dreamsim": metrics.DreamSim, "lpips": metrics.LPIPS, "fid": metrics.Inception}[name](
-                folder, device
-            )
+            loaded[name] = NETWORKS[name](folder, device)
     return loaded
 
 
@@ -185,7 +197,7 @@ def measure(
     records, features = [], {name: [] for name in ("", *(row.name for row in rows))}
     for task in tqdm(tasks, desc="measuring", unit="task"):
         scene = task.load()
-        pictures = [open_image(row.composite(task, options.output)).convert("RGB") for row in rows]
+        pictures = [row.read(task, scene, options.output) for row in rows]
         crops = [scene.crop(picture) for picture in pictures]
         new = [{"row": row.name, "task": task.name, "subject": task.subject} for row in rows]
         for name, metric in loaded.items():
@@ -204,11 +216,7 @@ def measure(
 
 
 def background_change(background: Image.Image, composite: Image.Image, blend: np.ndarray) -> dict[str, int]:
-    """How many pixels outside the blend area (H, W) differ, and by how much of 255 at most."""
-    if composite.size != background.size:
-        raise ImprintError(
-            f"a composite is {composite.size}, its background {background.size}; delete it to make it anew"
-        )
+    """How many pixels outside the blend area, (H, W) bool, differ, and by how much of 255 at most."""
     before, after = (np.asarray(picture).astype(int) for picture in (background, composite))
     change = np.abs(after - before).max(2)[~blend]
     return {"changed_pixels": int((change > 0).sum()), "largest_change": int(change.max(initial=0))}
@@ -303,10 +311,10 @@ def grid(tasks: list[Task], rows: list[Row], output: Path) -> Image.Image:
         hole.paste("grey", mask=scene.hole(rows[0].level))
         shown = Image.new("RGB", scene.cutout.size, "white")
         shown.paste(scene.cutout, mask=scene.cutout)
-        composites = [open_image(row.composite(task, output)) for row in rows]
+        composites = [row.read(task, scene, output) for row in rows]
         pictures = [shown, *(picture.crop(around) for picture in (hole, *composites)), scene.target]
         for column, picture in enumerate(pictures):
-            cell = ImageOps.pad(picture.convert("RGB"), (CELL - 4, CELL - 4), Image.BICUBIC, "white")
+            cell = ImageOps.pad(picture, (CELL - 4, CELL - 4), Image.BICUBIC, "white")
             sheet.paste(cell, (column * CELL + 2, line * CELL + 20))
     return sheet
 
@@ -340,8 +348,8 @@ def evaluate(options: argparse.Namespace) -> dict:
     if "retrieval" in options.metrics:
         settings += f" Retrieval among {len(subjects)} subjects by {options.retrieval_backbone}."
     method = (
-        f"Mean over tasks [{CONFIDENCE:.0%} confidence interval: percentile bootstrap over subjects, {RESAMPLES:,} resamples; "
-        "of FID, a jackknife over subjects]."
+        f"Mean over tasks [{CONFIDENCE:.0%} confidence interval: percentile bootstrap over subjects, {RESAMPLES:,} "
+        "resamples; of FID, a jackknife over subjects]."
     )
     results = {
         "tasks": len(tasks),
@@ -367,12 +375,6 @@ def usable_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ImprintError(f"torch cannot use the device '{name}' here; give --device auto or cpu") from error
     return name
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text, or nothing."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def named_checkpoint(text: str) -> tuple[str, Path]:

@@ -165,13 +165,14 @@ def _needed(metric: str, what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ImprintError(
-            f"'{metric}' needs the package '{error.name}'; pip install 'imprint[evaluate]', or choose others with --metrics"
+            f"'{metric}' needs the package '{error.name}'; pip install 'imprint[evaluate]', or choose others with "
+            "--metrics"
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ImprintError(
-            f"'{metric}' needs {what}, which cannot be had ({type(error).__name__}: {first}); give a folder that holds it "
-            "as --backbones, or choose others with --metrics"
+            f"'{metric}' needs {what}, which cannot be had ({type(error).__name__}: {first}); give a folder that holds "
+            "it as --backbones, or choose others with --metrics"
         ) from error
 
 
@@ -241,9 +242,9 @@ class LPIPS:
 class Retrieval:
     """Is the object retrieved as itself among all subjects?
 
-    Every subject's cut-out, from another photo than the reference where there is one, is pasted into the box of the same
-    background; the composite's box is compared with all of them. top-1: whether its own is the most similar. margin: its
-    own similarity less the mean of the others'.
+    Every subject's cut-out, from another photo than the reference where there is one, is pasted into the box of the
+    same background; the composite's box is compared with all of them. top-1: whether its own is the most similar.
+    margin: its own similarity less the mean of the others'.
     """
 
     def __init__(self, backbone: Backbone, subjects: Mapping[str, list[Photo]]):
@@ -292,8 +293,9 @@ class Inception:
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Of the Gaussians fitted to two sets of features (N, D) and (M, D) (Heusel et al., arXiv 1706.08500, equation 6).
 
-    With X and Y the centred features over sqrt(N - 1) and sqrt(M - 1), the trace of (C1 C2)^(1/2) is the nuclear norm of
-    X Y^T: exact also for fewer pictures than features, where the covariances are singular, and quick enough for a jackknife.
+    With X and Y the centred features over sqrt(N - 1) and sqrt(M - 1), the trace of (C1 C2)^(1/2) is the nuclear norm
+    of X Y^T: exact also for fewer pictures than features, where the covariances are singular, and quick enough for a
+    jackknife.
     """
     centred = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (first, second)]
     roots = [np.linalg.qr(x, mode="r") for x in centred]  # X = Q R, and Q changes no singular value

@@ -1,7 +1,7 @@
-"""What composites are asked for: an object, a background, a box in it, and the picture that the result is compared with.
+"""What composites are asked for: an object, a background, a box in it, and the picture to compare the result with.
 
-Two protocols. The field's (AnyDoor, arXiv 2307.09481, section 4.1; PICS; Bifrost): subjects of DreamBooth x boxes on photos,
-compared with the reference photo. And real video pairs: object from frame n1, box of frame n2, compared with frame n2.
+Two protocols. The field's (AnyDoor, arXiv 2307.09481, section 4.1; PICS; Bifrost): subjects of DreamBooth x boxes on
+photos, compared with the reference photo. And real video: object from frame n1, box of frame n2, compared with n2.
 Boxes are (left, top, right, bottom) in pixels, the last two exclusive, as Pillow takes them.
 """
 
@@ -19,6 +19,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 from imprint.errors import ImprintError
 from imprint.images import mask_to_tensor, open_image, to_rgb
@@ -39,6 +40,7 @@ class Scene:
     """A task's pictures."""
 
     subject: str
+    """The object's name; for video, the clip's."""
     cutout: Image.Image
     """RGBA, the object's tight crop; its alpha is the object's mask."""
     background: Image.Image
@@ -52,14 +54,20 @@ class Scene:
         """The measured part of a picture of the background's size."""
         return picture.crop(self.box)
 
-    def paste(self, cutout: Image.Image) -> Image.Image:
-        """The background with a cut-out fitted into the box, standing on its lower edge."""
+    def paste(self, cutout: Image.Image, emptied: bool = False) -> Image.Image:
+        """The background with a cut-out fitted into the box, standing on its lower edge.
+
+        emptied: what is in the box goes before; every pixel gets the colour of the nearest one outside.
+        """
         picture, (fitted, corner) = self.background.copy(), self._fit(cutout)
+        if emptied:
+            places = distance_transform_edt(self.hole("box"), return_distances=False, return_indices=True)
+            picture = Image.fromarray(np.asarray(picture)[tuple(places)])
         picture.paste(fitted, corner, fitted)
         return picture
 
     def hole(self, level: str) -> Image.Image:
-        """The mask to generate in, L: the filled box, or the fitted cut-out's outline at one of `imprint.masks.LEVELS`."""
+        """The mask to generate in, L: the filled box, or the fitted cut-out's outline at a level of `imprint.masks`."""
         mask = Image.new("L", self.background.size)
         if level == "box":
             mask.paste(255, self.box)
@@ -120,9 +128,10 @@ class Photo:
 
 
 def read_subjects(folder: Path) -> dict[str, list[Photo]]:
-    """The photos with a mask of each subject: SUBJECT/NN.jpg beside SUBJECT/NN.mask.png, or SUBJECT/NN.png with transparency.
+    """The photos with a mask of each subject.
 
-    Photos without a mask are left out, and so are subjects without any other. Raises `ImprintError` when none is left.
+    SUBJECT/NN.jpg beside SUBJECT/NN.mask.png, or SUBJECT/NN.png with transparency around the object. Photos without a
+    mask are left out, and so are subjects without any other. Raises `ImprintError` when none is left.
     """
     if not folder.is_dir():
         raise ImprintError(f"{folder}: no such folder; --subjects is a folder with one folder of photos a subject")
@@ -229,11 +238,11 @@ def _placed(subject: str, photo: Photo, path: Path, box: Box) -> Scene:
 
 
 def pair_tasks(folder: Path) -> list[Task]:
-    """Pairs of frames of each object in the clips of a folder's shards of photos, from one frame to the farthest allowed.
+    """Pairs of frames of each object in the clips of a folder's shards, from one frame to the farthest allowed.
 
     The object comes from frame n1, the background is frame n2 with the object's box as the hole, 0 < n2 - n1 <=
-    `pairs.MAX_FRAME_GAP`; pairs do not overlap. Objects narrower than `MIN_OBJECT_SIDE` of the frame, or whose box covers
-    most of it, are left out. Raises `ImprintError` when no pair is left.
+    `pairs.MAX_FRAME_GAP`; pairs do not overlap, and the first tasks cover all clips. Objects narrower than
+    `MIN_OBJECT_SIDE` of the frame, or whose box covers most of it, are left out. Raises `ImprintError` for no pair.
     """
     clips = defaultdict(list)
     for record, picture, mask in read_shards(folder):
@@ -244,14 +253,16 @@ def pair_tasks(folder: Path) -> list[Task]:
         frames.sort(key=lambda entry: entry[0])
         for number in sorted({int(value) for *_, mask in frames for value in np.unique(mask)} - {0}):
             seen = [(frame, picture, mask == number) for frame, picture, mask in frames if _usable(mask == number)]
-            for first, second in _apart([frame for frame, *_ in seen]):
+            for turn, (first, second) in enumerate(_apart([frame for frame, *_ in seen])):
                 (n1, *source), (n2, *target) = seen[first], seen[second]
-                tasks.append(Task(f"{clip}-{number}-{n1:05d}-{n2:05d}", clip, partial(_moved, clip, *source, *target)))
+                name = f"{clip}-{number}-{n1:05d}-{n2:05d}"
+                tasks.append((turn, Task(name, clip, partial(_moved, clip, *source, *target))))
     if not tasks:
         raise ImprintError(
-            f"{folder} holds no two frames of an object within {MAX_FRAME_GAP} of each other; give shards of videos with masks"
+            f"{folder} holds no two frames of an object within {MAX_FRAME_GAP} of each other; give shards of videos "
+            "with masks"
         )
-    return tasks
+    return [task for _, task in sorted(tasks, key=lambda entry: entry[0])]
 
 
 def _apart(frames: list[int]) -> list[tuple[int, int]]:
