@@ -482,7 +482,7 @@ def test_a_composite_of_another_size_is_named(data, tmp_path):
     evaluate.main(words(data, tmp_path, limit=1))
     path = tmp_path / "composites" / "micro" / "bear-0000-one.png"
     photo(30, 20).save(path)
-    with pytest.raises(SystemExit, match=f"{path} is 30x20, its background 120x90; delete it"):
+    with pytest.raises(SystemExit, match=re.escape(f"{path} is 30x20, its background 120x90; delete it")):
         evaluate.main(words(data, tmp_path, limit=1))
 
 
