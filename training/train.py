@@ -540,7 +540,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
     if options.pool is not None and options.limit is not None:
         parser.error("--limit reads the first samples, --pool all shards in turn: give one of them")
-    if options.stage == "compositing" and not options.init:
+    if options.stage == "compositing" and not (options.init or options.train_all):
         parser.error("stage 'compositing' starts from a checkpoint of stage 'views': give --init")
     if options.lr is None:
         options.lr = STAGES[options.stage].learning_rate
