@@ -320,7 +320,8 @@ class PairMaker:
         reference, target = (_float(views.rgba[rows]) for rows in (first, second))
         reference = torch.where(mirrored[:, None, None, None], reference.flip(3), reference)
 
-        to_view = self._object_to_frame(views.boxes[second], views.rgba.shape[-1], turned, draw)
+        tilted = draw.chance(0.2, count)
+        to_view = self._object_to_frame(views.boxes[second], views.rgba.shape[-1], turned, draw, tilted)
         target = torch.cat([target[:, :3] * target[:, 3:], target[:, 3:]], 1)
         layer = warp(target, to_view, side)
         alpha = layer[:, 3:].clamp(0, 1)
@@ -336,10 +337,10 @@ class PairMaker:
         scene = jitter(photo, draw, draw.uniform((count, 1, 1, 1), 0.1, 0.7))
         # The scene's mean colour, in part, is the light that falls on the object: dark, warm and bright places.
         light = scene.mean((2, 3), keepdim=True) / 0.45
-        colour = (colour * light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.2, 0.8)).clamp(0, 1)
+        colour = (colour * light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)).clamp(0, 1)
         shadow = contact_shadow(alpha, draw) * draw.chance(0.8, count)[:, None, None, None]
         target = torch.lerp(scene * (1 - shadow), colour, alpha)
-        return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], draw)
+        return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], tilted, draw)
 
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
         """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
@@ -363,7 +364,7 @@ class PairMaker:
                 pick = (draw.uniform(count) * photos.partner_count[item]).long()
                 other = photos.partners[item, pick]
             rows, source_rows = photos.items[item, 0], photos.items[other, 0]
-            to_photo = self._object_to_frame(photos.boxes[item], photo_side, flip, draw, upright=True)
+            to_photo = self._object_to_frame(photos.boxes[item], photo_side, flip, draw)
             mask = (photos.objects[rows] == photos.items[item, 1, None, None])[:, None].float()
             outline = (warp(mask, to_photo, side) > 0.5).float()[:, 0]
             empty = outline.flatten(1).amax(1) == 0
@@ -384,7 +385,7 @@ class PairMaker:
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
         if self.stage == "views":
             return self._on_black(cutout, scene, outline)
-        return self._in_scene(cutout, scene, scene, outline, None, draw)
+        return self._in_scene(cutout, scene, scene, outline, None, torch.zeros_like(flip), draw)
 
     def _on_black(self, cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor) -> Pairs:
         """Stage 1: the target is the object alone, on black, and the hole is the whole picture.
@@ -409,15 +410,19 @@ class PairMaker:
         scene: torch.Tensor,
         alpha: torch.Tensor,
         shadow: torch.Tensor | None,
+        tilted: torch.Tensor,
         draw: Draw,
     ) -> Pairs:
-        """Stage 2: a hole of random coarseness, with room for the shadow at every level but the tightest.
+        """Stage 2: a hole of random coarseness, often with room for the shadow at every level but the tightest.
 
-        alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined.
+        alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined. tilted (B,): objects
+        whose pose a box would not tell; their hole has a shape.
         """
         count = len(alpha)
         choice = draw.categorical((0.15, 0.15, 0.2, 0.5), count)
-        roomy = draw.chance(0.7, count) & (choice > 0)
+        choice = torch.where(tilted & (choice == 3), 2, choice)
+        # An object that is much smaller than the box that was drawn for it is what people like least.
+        roomy = draw.uniform(count) < torch.tensor([0.0, 0.7, 0.7, 0.3], device=alpha.device)[choice]
         outline = alpha > 0.3
         if shadow is not None:
             outline = outline | ((shadow > 0.08) & roomy[:, None, None])
@@ -442,21 +447,23 @@ class PairMaker:
         return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole, matte)
 
     def _object_to_frame(
-        self, boxes: torch.Tensor, side: int, mirrored: torch.Tensor, draw: Draw, upright: bool = False
+        self, boxes: torch.Tensor, side: int, mirrored: torch.Tensor, draw: Draw, tilted: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Matrices that put a source's boxed object into the frame: its size, place and turn there are drawn here."""
+        """Matrices that put a source's boxed object into the frame: its size, place and turn there are drawn here.
+
+        tilted (B,): for rendered objects, whether as far as a user's hole may ask for; photos have an upright side.
+        """
         count = len(boxes)
         centre, extent = _centres(boxes, side)
         size, reach = draw.uniform(count, 0.3, 0.7), 0.5
         if self.stage == "views":  # large and central; the target is cut out of it
             size, reach = draw.uniform(count, 0.8, 0.9), 0.0
-        # Mostly as it stands; now and then as far turned or squashed as a user's hole may ask for.
-        angle = draw.normal(count) * (0.03 if upright else torch.where(draw.chance(0.2, count), 0.5, 0.15))
+        angle = draw.normal(count) * (0.03 if tilted is None else torch.where(tilted, 0.5, 0.12))
         stretch = torch.exp(draw.normal(count) * torch.where(draw.chance(0.2, count), 0.25, 0.06))
         free = (1 - size).clamp(min=0)
         place = (draw.normal((count, 2)) * 0.3 * reach).clamp(-1, 1) * free[:, None]
         zoom = extent / size
-        if not upright:
+        if tilted is not None:
             return _matrix(centre, zoom, angle, stretch, mirrored) @ _shift(-place)
         # A photo has an edge: the frame must lie within it, even if the object is then large or not central.
         zoom = zoom.clamp(max=1)
@@ -652,7 +659,7 @@ def loosened_box(boxes: torch.Tensor, draw: Draw) -> torch.Tensor:
     count = len(boxes)
     edges = bounding_boxes(boxes).float()
     extent = (edges[:, 2:] - edges[:, :2]).repeat(1, 2)
-    most = torch.tensor([0.05, 0.25, 0.8], device=boxes.device)[draw.categorical((0.5, 0.35, 0.15), count)]
+    most = torch.tensor([0.04, 0.2, 0.8], device=boxes.device)[draw.categorical((0.7, 0.22, 0.08), count)]
     room = draw.uniform((count, 4)) * extent * most[:, None]
     grown = torch.cat([(edges[:, :2] - room[:, :2]).floor(), edges[:, 2:] + room[:, 2:]], 1)
     return fill_boxes(grown, *boxes.shape[1:]).to(boxes)
