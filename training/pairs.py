@@ -151,7 +151,7 @@ class Batch:
     """What a training step needs; latents as the UNet sees them."""
 
     reference: torch.Tensor
-    """(B, 3, S, S) uint8: the cut-out of the reference view."""
+    """(B, 3, S, S) uint8: the cut-out of the reference view; or (B, N, C), a frozen encoder's tokens of it."""
     target: torch.Tensor
     """(B, C, h, w) latents of the target."""
     background: torch.Tensor

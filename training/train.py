@@ -15,12 +15,14 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -41,8 +43,10 @@ from .pairs import Batch, PairMaker, Photos, Views
 MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
 KEPT_STATES = 2
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # torch.compile's names
+AVERAGE_EVERY = 10  # steps, after the first hundred
 # Options that may differ when a run goes on: they do not change what it learns.
-FREE_OPTIONS = "time_limit log_every save_every dry_run device chunk compile output views photos".split()
+FREE_OPTIONS = "time_limit log_every save_every dry_run device chunk compile checkpointing output views photos".split()
 VALIDATION_SIZE = 512  # pairs, the same for every run of a stage
 SHOWN = 16  # of them, as pictures
 
@@ -84,14 +88,39 @@ class Model(torch.nn.Module):
     def forward(
         self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
     ) -> torch.Tensor:
-        """reference (B, 3, S, S) uint8, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output."""
+        """reference as in `context`, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output."""
         context = self.context(reference)
         context = torch.where(dropped[:, None, None], self.adapter.null_context(context), context)
         return self.unet(seen, timesteps, context).sample
 
     def context(self, reference: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) uint8 cut-outs -> (B, tokens, width) what the UNet attends to."""
-        return self.adapter(self.encoder(normalise(reference.float() / 255, self.encoder.config))[:, None])
+        """(B, 3, S, S) uint8 cut-outs, or their `tokens` -> (B, tokens, width) what the UNet attends to."""
+        tokens = self.tokens(reference) if reference.dtype == torch.uint8 else reference
+        return self.adapter(tokens[:, None])
+
+    def tokens(self, reference: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 cut-outs -> (B, N, C) the ID encoder's tokens."""
+        return self.encoder(normalise(reference.float() / 255, self.encoder.config))
+
+
+def compile_parts(model: Model, mode: str) -> None:
+    """torch.compile, in place, what takes the time: UNet block by block, adapter, and the encoder where it is trained.
+
+    One graph of all would hand out every gradient at its end. Of blocks, DDP sends the gradients of one while the one
+    before it still computes, so its own way to cut a graph is turned off. mode: one of `COMPILE_MODES`.
+    """
+    torch._dynamo.config.optimize_ddp = False
+    torch._dynamo.config.recompile_limit = 64  # counts all blocks of a class together
+    unet = model.unet
+    trained = any(parameter.requires_grad for parameter in model.encoder.parameters())
+    for part in (
+        *([model.encoder] if trained else []),
+        model.adapter,
+        *unet.down_blocks,
+        unet.mid_block,
+        *unet.up_blocks,
+    ):
+        part.compile(mode=mode, dynamic=False)
 
 
 def diffusion_loss(
@@ -141,8 +170,18 @@ class Source:
     and the step alone, so that a continued run sees the same.
     """
 
-    def __init__(self, maker: PairMaker, autoencoder, options: argparse.Namespace, rank: int, device: torch.device):
+    def __init__(
+        self,
+        maker: PairMaker,
+        autoencoder,
+        options: argparse.Namespace,
+        rank: int,
+        device: torch.device,
+        tokens: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        """tokens: `Model.tokens` of a frozen encoder, whose tokens can be made once a block too."""
         self.maker, self.autoencoder, self.options, self.rank, self.device = maker, autoencoder, options, rank, device
+        self.tokens = tokens
         self.block: tuple[int, Batch] | None = None
 
     def generator(self, *numbers: int) -> torch.Generator:
@@ -163,6 +202,8 @@ class Source:
                 images = torch.cat([pairs.target, pairs.background]).contiguous(memory_format=torch.channels_last)
                 target, background = encode(self.autoencoder, images, config.latent).to(precision).chunk(2)
                 reference = (pairs.reference * 255).round().to(torch.uint8)
+                if self.tokens:
+                    reference = self.tokens(reference).to(precision)
                 matte = pairs.matte.to(precision)
                 parts.append(Batch(reference, target.contiguous(), background.contiguous(), pairs.hole, matte))
         return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in Batch.__annotations__))
@@ -180,13 +221,15 @@ class Source:
 
 
 @torch.no_grad()
-def update_average(average: torch.nn.Module, model: torch.nn.Module, step: int, decay: float) -> None:
-    """Move the averaged weights towards the model's: an exponential average that at first forgets faster.
+def update_average(average: list[torch.Tensor], weights: list[torch.Tensor], step: int, decay: float) -> None:
+    """Move the averaged weights towards the trained ones after a step: an exponential average that at first forgets faster.
 
-    With a fixed decay the first, random weights would still make up a tenth of the average after two thousand steps.
+    With a fixed decay the first, random weights would still make up a tenth of the average after two thousand steps. It
+    reads and writes 12 bytes a parameter, so that later it moves once for `AVERAGE_EVERY` steps.
     """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
+    every = 1 if step < 100 else AVERAGE_EVERY
+    if (step + 1) % every == 0:
+        torch._foreach_lerp_(average, weights, 1 - min(decay, (1 + step) / (10 + step)) ** every)
 
 
 def learning_rate(done: int, options: argparse.Namespace) -> float:
@@ -204,20 +247,26 @@ class Run:
         self.began = time.monotonic()
         self.options, self.stage = options, STAGES[options.stage]
         self.accelerator = Accelerator(
-            mixed_precision=options.precision, cpu=options.device == "cpu", step_scheduler_with_optimizer=False
+            mixed_precision=options.precision,
+            cpu=options.device == "cpu",
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # saves a copy of them
         )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.folder = options.output
         torch.manual_seed(options.seed)  # fresh weights are the same in every process
         torch.set_float32_matmul_precision("high")
 
-        source = load_checkpoint(options.init) if options.init else None
+        source = self._start()
         if source and options.matte not in (None, source.config.matte):
             source = with_matte(source, options.matte)
         self.config = source.config if source else PRESETS[options.config]
-        modules = build_modules(self.config, with_vae=False)
+        with self.device:
+            modules = build_modules(self.config, with_vae=False)
         if source:
             load_modules(modules, source)
+        if options.checkpointing:
+            modules["unet"].enable_gradient_checkpointing()
         self.autoencoder = self._autoencoder(source)
         model = Model(modules).to(self.device, memory_format=torch.channels_last)
         # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
@@ -226,17 +275,24 @@ class Run:
             parameter.requires_grad_(name.startswith(self.trained_names) and "mask_token" not in name)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.ema = copy.deepcopy(model).requires_grad_(False)
+        parameters = dict(model.named_parameters())
+        self.averaged = [average for name, average in self.ema.named_parameters() if parameters[name].requires_grad]
         optimizer = torch.optim.AdamW(
             self.trained, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=self.device.type == "cuda"
         )
+        if options.compile:
+            compile_parts(model, options.compile)
+            self.autoencoder.encoder.compile()
         self.raw = model
-        self.model, self.optimizer = self.accelerator.prepare(
-            torch.compile(model) if options.compile else model, optimizer
-        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.accelerator.register_for_checkpointing(self.ema)
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
         self.step_size = options.batch * self.accelerator.num_processes
         self.steps = math.ceil(options.images / self.step_size)
+
+    def _start(self) -> Checkpoint | None:
+        """The weights to start from; None for random ones."""
+        return load_checkpoint(self.options.init) if self.options.init else None
 
     def _autoencoder(self, source: Checkpoint | None):
         autoencoder = build_autoencoder(self.config.latent)
@@ -276,9 +332,7 @@ class Run:
         """Until `--images` are done or `--time-limit` is near; leaves a state to continue from and a checkpoint."""
         options = self.options
         step = self._resume()
-        if options.compile:
-            self.autoencoder.encoder.compile()
-        source = Source(self._maker("train"), self.autoencoder, options, self.accelerator.process_index, self.device)
+        source = self.source()
         validation = self._validation_set() if self.main else None
         if self.main:
             write_text(self.folder / "options.json", json.dumps(self.describe(), indent=1))
@@ -291,15 +345,7 @@ class Run:
             rate = learning_rate(step * self.step_size, options)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            generator = source.generator(3, step)
-            losses = diffusion_loss(self.model, source.batch(step), self.config, self.alpha_bar, generator)
-            loss, matte = (each.mean() for each in losses)
-            self.accelerator.backward(loss + MATTE_WEIGHT * matte)
-            norm = self.accelerator.clip_grad_norm_(self.trained, 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            update_average(self.ema, self.raw, step, options.ema)
-            totals += torch.stack([loss.detach(), matte.detach(), norm])
+            totals += self.step(source.batch(step), source.generator(3, step), step)
             step += 1
             bar.update(min(self.step_size, options.images - bar.n))
 
@@ -330,6 +376,41 @@ class Run:
             self.export(self.folder / "checkpoint.safetensors")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    def step(self, batch: Batch, generator: torch.Generator, step: int) -> torch.Tensor:
+        """Learn from a batch: (3,) the loss, the matte's loss and the gradient's norm, not waited for.
+
+        With `--accumulate` the batch goes through in parts, which give the same gradient in less memory.
+        """
+        parts, totals = self.options.accumulate, torch.zeros(2, device=self.device)
+        size = len(batch.target) // parts
+        if self.options.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # the last step's outputs may be overwritten
+        for part in range(parts):
+            # Only the last part's backward pass exchanges gradients between processes.
+            with nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model):
+                rows = batch[part * size : (part + 1) * size]
+                losses = diffusion_loss(self.model, rows, self.config, self.alpha_bar, generator)
+                loss, matte = (each.mean() / parts for each in losses)
+                self.accelerator.backward(loss + MATTE_WEIGHT * matte)
+            totals += torch.stack([loss.detach(), matte.detach()])
+        norm = self.accelerator.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_average(self.averaged, self.trained, step, self.options.ema)
+        return torch.cat([totals, norm[None]])
+
+    def source(self) -> Source:
+        """The training pairs of this process."""
+        frozen = not any(parameter.requires_grad for parameter in self.raw.encoder.parameters())
+        return Source(
+            self._maker("train"),
+            self.autoencoder,
+            self.options,
+            self.accelerator.process_index,
+            self.device,
+            self.raw.tokens if frozen else None,
+        )
 
     def _agree(self, late: bool, step: int) -> bool:
         """Whether any process is out of time; asked now and then, since it makes them wait for each other."""
@@ -497,7 +578,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="freeze no part: for small models whose encoder is not a pretrained DINOv2",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument(
+        "--accumulate", type=int, default=1, help="parts that a batch goes through in, to need less memory"
+    )
+    parser.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="recompute the UNet's activations in the backward pass: slower, in less memory",
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const=COMPILE_MODES[0],
+        choices=COMPILE_MODES,
+        help="torch.compile; reduce-overhead for models so small that starting kernels takes longer than running them",
+    )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="read only so many samples of each data set")
@@ -508,9 +603,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, help="seconds after which to save and stop")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and stop")
     options = parser.parse_args(argv)
-    for name in ("images", "batch", "reuse", "block", "chunk", "log_every", "save_every"):
+    for name in ("images", "batch", "reuse", "block", "chunk", "accumulate", "log_every", "save_every"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
+    if options.batch % options.accumulate:
+        parser.error(f"--accumulate {options.accumulate} does not divide --batch {options.batch}")
+    if options.accumulate > 1 and options.compile == "reduce-overhead":
+        parser.error(
+            "--compile reduce-overhead keeps no gradients between parts: leave out --accumulate, or give --compile"
+        )
     if options.stage == "compositing" and not options.init:
         parser.error("stage 'compositing' starts from a checkpoint of stage 'views': give --init")
     if options.lr is None:
