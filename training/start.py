@@ -21,6 +21,7 @@ from imprint.config import PRESETS, EncoderConfig, ImprintConfig
 from imprint.encoder import IDEncoder
 from imprint.errors import ImprintError
 from imprint.files import require_writable
+from imprint.matte import with_matte
 from imprint.originals import PREFIXES, read_tensors, with_diffusers_names
 from imprint.pipeline import build_modules, module_tensors
 from imprint.unet import build_autoencoder
@@ -32,14 +33,14 @@ _CURE = "give SD 1.5 or a model of its sizes, or the --config that the files wer
 def start(
     unet: Path, encoder: Path, config: ImprintConfig, background: str | None = None, vae: Path | None = None
 ) -> Checkpoint:
-    """A checkpoint of pretrained UNet, autoencoder and encoder, and a fresh adapter that fits the encoder.
+    """A checkpoint of pretrained UNet, autoencoder and encoder, and a fresh adapter and matte that fit them.
 
     unet: a diffusers folder of Stable Diffusion, or one file with latent diffusion's names. encoder: a DINOv2 folder in the
     hub's layout, or Meta's `.pth`; its sizes replace the configuration's. background: `blend` or `concat`, by default the
     configuration's. vae: another autoencoder, a folder in diffusers' layout. Raises `ImprintError` for files that are
     absent, unsafe, or have not the tensors that the configuration asks for.
     """
-    backbone = _read_encoder(encoder, config.encoder)
+    backbone, matte = _read_encoder(encoder, config.encoder), config.matte
     config = _fitted(config, backbone.config, background)
     parts = {"encoder": _resampled(backbone, config.encoder), "adapter": ContentAdapter(config.adapter).state_dict()}
     if unet.is_dir():
@@ -51,37 +52,36 @@ def start(
         parts["vae"] = _diffusers_autoencoder(vae, config)
     with torch.device("meta"):
         expected = module_tensors(build_modules(config))
-    for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias"):
-        if name in parts["unet"]:
-            parts["unet"][name] = _with_more_channels(parts["unet"][name], expected["unet"][name].shape)
+    if "conv_in.weight" in parts["unet"]:
+        shape = expected["unet"]["conv_in.weight"].shape
+        parts["unet"]["conv_in.weight"] = _with_more_inputs(parts["unet"]["conv_in.weight"], shape)
     sources = {"encoder": encoder, "adapter": encoder, "unet": unet, "vae": vae or unet}
     for part, tensors in expected.items():
         checked = Checkpoint(config, parts, sources[part])
         checked.check(part, {name: tensor.shape for name, tensor in tensors.items()}, _CURE)
-    return Checkpoint(config, parts)
+    return with_matte(Checkpoint(config, parts), matte)
 
 
 def _fitted(config: ImprintConfig, encoder: EncoderConfig, background: str | None) -> ImprintConfig:
-    """The configuration with an encoder of the file's sizes, the adapter beside it, and the channels of the background."""
+    """The configuration for an encoder of the file's sizes, the background's channels, and as yet no matte."""
     background = background or config.background
     adapter = replace(config.adapter, input_width=encoder.width, input_tokens=encoder.tokens)
     if adapter.kind == "tokens":
         adapter = replace(adapter, output_tokens=encoder.tokens)
     channels = config.latent.channels
-    unet = replace(config.unet, in_channels=channels if background == "blend" else 2 * channels + 1)
-    return replace(config, background=background, encoder=encoder, adapter=adapter, unet=unet)
+    inputs = channels if background == "blend" else 2 * channels + 1
+    unet = replace(config.unet, in_channels=inputs, out_channels=channels)
+    return replace(config, background=background, encoder=encoder, adapter=adapter, unet=unet, matte=0)
 
 
-def _with_more_channels(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The tensor with zeros for the input or output channels that it lacks: at first they change nothing.
+def _with_more_inputs(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A convolution's weight with zeros for the input channels that it lacks: at first they change nothing.
 
     So did SD-inpainting begin ("5 additional input channels ... zero-initialized", its model card).
     """
-    if tensor.ndim != len(shape) or tensor.shape[2:] != shape[2:] or any(a > b for a, b in zip(tensor.shape, shape)):
-        return tensor  # not of this model: the check will say so
-    wide = tensor.new_zeros(shape)
-    wide[tuple(slice(length) for length in tensor.shape)] = tensor
-    return wide
+    if weight.ndim != len(shape) or weight.shape[1] > shape[1]:
+        return weight  # not of this model: the check will say so
+    return torch.cat([weight, weight.new_zeros(len(weight), shape[1] - weight.shape[1], *weight.shape[2:])], 1)
 
 
 # --- Stable Diffusion ------------------------------------------------------------------------------------------------
@@ -90,16 +90,16 @@ def _with_more_channels(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor
 def _diffusers_unet(folder: Path) -> dict[str, torch.Tensor]:
     from diffusers import UNet2DConditionModel
 
-    return _pretrained(UNet2DConditionModel, folder).state_dict()
+    return pretrained(UNet2DConditionModel, folder).state_dict()
 
 
 def _diffusers_autoencoder(folder: Path, config: ImprintConfig) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         kind = type(build_autoencoder(config.latent))
-    return _pretrained(kind, folder).state_dict()
+    return pretrained(kind, folder).state_dict()
 
 
-def _pretrained(kind: type, folder: Path) -> torch.nn.Module:
+def pretrained(kind: type, folder: Path) -> torch.nn.Module:
     """A model of diffusers or transformers from a local folder, with every tensor from its files."""
     if not (folder / "config.json").is_file():
         raise ImprintError(
@@ -114,7 +114,7 @@ def _pretrained(kind: type, folder: Path) -> torch.nn.Module:
             raise ImprintError(
                 f"{folder} is for {named}, where {kind.__name__} is needed; give another folder or --config"
             )
-        model, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, found = kind.frompretrained(folder, local_files_only=True, output_loading_info=True)
     except ImprintError:
         raise
     except Exception as error:  # the libraries fail in many ways on files that are absent, cut off or of another kind
@@ -157,7 +157,7 @@ def _read_encoder(path: Path, like: EncoderConfig) -> IDEncoder:
         return _from_meta(path, like)
     from transformers import AutoModel
 
-    backbone = _pretrained(AutoModel, path)
+    backbone = pretrained(AutoModel, path)
     sizes = backbone.config
     if sizes.model_type not in ("dinov2", "dinov2_with_registers"):
         raise ImprintError(f"{path} is a model of type '{sizes.model_type}'; the encoder must be a DINOv2")
