@@ -45,6 +45,7 @@ from imprint.errors import ImprintError
 from imprint.pipeline import build_modules, module_tensors
 from imprint.unet import build_autoencoder, build_unet
 
+from . import options as training_options
 from . import train
 from .pairs import Batch
 from .shards import Record, sample, shard_writer
@@ -75,6 +76,16 @@ class RandomRun(train.Run):
             return Checkpoint(config, module_tensors(build_modules(config)), Path("random"))
 
 
+class Again:
+    """A source that gives one batch at every step."""
+
+    def __init__(self, source: train.Source, batch: Batch):
+        self.generator, self.given = source.generator, batch
+
+    def batch(self, step: int) -> Batch:
+        return self.given
+
+
 class Bench:
     """The machine, the rows measured so far, and the run that the last row used."""
 
@@ -82,7 +93,7 @@ class Bench:
         self.options, self.rows = options, []
         self.cuda = torch.cuda.is_available() and not options.cpu
         self.scratch = Path(tempfile.mkdtemp(prefix="benchmark-"))
-        self.key, self.run, self.source = None, None, None
+        self.key, self.run, self.source, self.meter = None, None, None, None
 
     def measure(self, row: str) -> None:
         """One row, or the error in its place."""
@@ -252,16 +263,17 @@ class Bench:
         words += ["--precision", "bf16"] if self.cuda else ["--device", "cpu"]
         words += [] if mode == "eager" else ["--compile", mode]
         words += ["--checkpointing"] if checkpointing else []
-        options = train.parse(words)
+        options = training_options.parse(words)
         options.config = config
         self.run, self.key = RandomRun(options), key
         self.free_cache()
         self.source = self.run.source()
+        self.meter = train.Meter(self.run.config.noise.timesteps, self.device)
         return self.run
 
     def release(self) -> None:
         """Forget the last run and what was compiled for it."""
-        self.key, self.run, self.source = None, None, None
+        self.key, self.run, self.source, self.meter = None, None, None, None
         torch._dynamo.reset()
         self.free_cache()
 
@@ -271,7 +283,7 @@ class Bench:
             torch.cuda.empty_cache()
 
     def step(self, index: int) -> None:
-        self.run.step(self.source.batch(index), self.source.generator(3, index), index)
+        self.run.step(self.source, index, self.meter)
 
     def timed(self, work: Callable[[], object], repeats: int, warmup: int = 3) -> float:
         """Seconds that `work` takes, on average."""
@@ -305,10 +317,9 @@ class Bench:
 
     def count_operations(self) -> float:
         """Floating-point operations a picture of a step, by PyTorch's own counter."""
-        batch = self.source.batch(0)[slice(0, min(2, self.run.options.batch))]
-        generator = self.source.generator(8)
+        batch = self.source.batch(0)[slice(0, 2)]
         with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-            self.run.step(batch, generator, 0)
+            self.run.step(Again(self.source, batch), 0, self.meter)
         return counter.get_total_flops() / len(batch.target)
 
     def peak_memory(self) -> dict:
@@ -326,7 +337,7 @@ class Bench:
         torch.cuda.reset_peak_memory_stats()
         try:
             for index in range(2):
-                run.step(rows, self.source.generator(5, index), index)
+                run.step(Again(self.source, rows), index, self.meter)
             return self.peak_memory()
         except RuntimeError as error:  # cuDNN and cuBLAS have errors of their own for it
             if not re.search("memory|ALLOC_FAILED|engine", str(error)):

@@ -161,8 +161,16 @@ class Batch:
     matte: torch.Tensor
     """(B, 2 * matte**2, h, w) as `imprint.matte.matte_values` gives it; -1 = unknown."""
 
+    text: torch.Tensor | None = None
+    """(B, M, W) the text encoder's tokens of the caption, for the adapter's warm-up alone."""
+
     def __getitem__(self, index) -> Batch:
-        return Batch(*(getattr(self, name)[index] for name in Batch.__annotations__))
+        return Batch(*(None if value is None else value[index] for value in vars(self).values()))
+
+    @staticmethod
+    def joined(parts: list[Batch]) -> Batch:
+        columns = zip(*(vars(part).values() for part in parts))
+        return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 @dataclass
@@ -179,6 +187,8 @@ class Pairs:
     """(B, 1, R / 8, R / 8)."""
     matte: torch.Tensor
     """(B, 2 * matte**2, R / 8, R / 8), -1 = unknown."""
+    text: torch.Tensor | None = None
+    """(B, M, W) as in `Batch`."""
 
 
 class PairMaker:
@@ -207,7 +217,8 @@ class PairMaker:
                     self._rendered(end - start, draw) if kind == "rendered" else self._photo(kind, end - start, draw)
                 )
         order = draw.permutation(count)
-        return Pairs(*(torch.cat([getattr(pairs, name) for pairs in made])[order] for name in Pairs.__annotations__))
+        columns = zip(*(vars(pairs).values() for pairs in made))
+        return Pairs(*(None if column[0] is None else torch.cat(column)[order] for column in columns))
 
     def _rendered(self, count: int, draw: Draw) -> Pairs:
         """Two views of a rendered object; for compositing the second stands in a photo."""

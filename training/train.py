@@ -1,8 +1,10 @@
 """Train a stage: python -m training.train STAGE --output FOLDER ...; the same command again continues.
 
-One loop, two stages (IMPRINT, arXiv 2403.10701, section 3): `views` learns identity from two views on black, `compositing`
-puts the object into a background. Starts on one CPU or GPU, or on many through `accelerate launch` or `torchrun`. The run's
-folder describes itself: options.json, stats.jsonl, samples-*.png, state-*/ (to continue) and checkpoint.safetensors.
+One loop for all stages: `warmup` teaches a fresh adapter the text encoder's language (ObjectStitch, arXiv 2212.00932), `views`
+learns identity from two views on black, `compositing` puts the object into a background (IMPRINT, arXiv 2403.10701, section
+3), and `finetune` learns one object from a few photos. Starts on one CPU or GPU, or on many through `accelerate launch` or
+`torchrun`. The run's folder describes itself: options.json, data.json, stats.jsonl, tensorboard/, samples-*.png, state-*/ (to
+continue) and checkpoint.safetensors, or lora.safetensors.
 """
 
 from __future__ import annotations
@@ -17,65 +19,38 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from imprint.config import PRESETS, ImprintConfig
+from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.files import replacing
 from imprint.images import save_image, tensor_to_image
-from imprint.matte import split_matte, with_matte
+from imprint.matte import with_matte
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
 from imprint.preprocess import normalise
-from imprint.unet import build_autoencoder, decode, encode, unet_input
+from imprint.unet import build_autoencoder, decode, encode
 
+from .average import Average
+from .captions import Captions, TextEncoder
+from .losses import MATTE_WEIGHT, diffusion_loss, draw_timesteps, loss_weights, translation_loss
+from .options import FREE_OPTIONS, STAGES, parse
 from .pairs import Batch, PairMaker, Photos, Views
 
-MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
-CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
 KEPT_STATES = 2
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # torch.compile's names
-AVERAGE_EVERY = 10  # steps, after the first hundred
-# Options that may differ when a run goes on: they do not change what it learns.
-FREE_OPTIONS = "time_limit log_every save_every dry_run device chunk compile checkpointing output views photos".split()
 VALIDATION_SIZE = 512  # pairs, the same for every run of a stage
 SHOWN = 16  # of them, as pictures
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage trains and on what; the recipe's numbers that differ between the two."""
-
-    trained: tuple[str, ...]
-    """Prefixes of the trained parameters; all others are frozen."""
-    learning_rate: float
-    mix: dict[str, float]
-    """Shares of the kinds of pair; see `training.pairs`."""
-
-
-STAGES = {
-    # "Trained: DINOv2, adapter, UNet decoder. Frozen: UNet encoder" (section 3.1)
-    "views": Stage(
-        trained=("encoder.", "adapter.", "unet.up_blocks.", "unet.conv_norm_out.", "unet.conv_out."),
-        learning_rate=8e-4,
-        mix={"rendered": 0.62, "still": 0.1, "video": 0.03, "piece": 0.25},
-    ),
-    # "Trained: adapter and the whole UNet. Frozen: DINOv2" (section 3.2)
-    "compositing": Stage(
-        trained=("adapter.", "unet."),
-        learning_rate=6e-4,
-        mix={"rendered": 0.5, "still": 0.17, "video": 0.08, "piece": 0.25},
-    ),
-}
+BUCKETS = 10  # of timesteps, whose losses are logged one by one
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as in diffusers' own examples
 
 
 class Model(torch.nn.Module):
@@ -86,12 +61,19 @@ class Model(torch.nn.Module):
         self.encoder, self.adapter, self.unet = (modules[part] for part in ("encoder", "adapter", "unet"))
 
     def forward(
-        self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
+        self,
+        reference: torch.Tensor,
+        seen: torch.Tensor | None,
+        timesteps: torch.Tensor | None,
+        dropped: torch.Tensor,
     ) -> torch.Tensor:
-        """reference as in `context`, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output."""
+        """reference as in `context`, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output.
+
+        Without `seen`, what the UNet would attend to: (B, tokens, width).
+        """
         context = self.context(reference)
         context = torch.where(dropped[:, None, None], self.adapter.null_context(context), context)
-        return self.unet(seen, timesteps, context).sample
+        return context if seen is None else self.unet(seen, timesteps, context).sample
 
     def context(self, reference: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) uint8 cut-outs, or their `tokens` -> (B, tokens, width) what the UNet attends to."""
@@ -102,65 +84,21 @@ class Model(torch.nn.Module):
         """(B, 3, S, S) uint8 cut-outs -> (B, N, C) the ID encoder's tokens."""
         return self.encoder(normalise(reference.float() / 255, self.encoder.config))
 
+    @property
+    def encoder_is_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
-def compile_parts(model: Model, mode: str) -> None:
-    """torch.compile, in place, what takes the time: UNet block by block, adapter, and the encoder where it is trained.
+    def compile_parts(self, mode: str) -> None:
+        """torch.compile, in place, what takes the time: the UNet block by block, adapter, and encoder if it is trained.
 
-    One graph of all would hand out every gradient at its end. Of blocks, DDP sends the gradients of one while the one
-    before it still computes, so its own way to cut a graph is turned off. mode: one of `COMPILE_MODES`.
-    """
-    torch._dynamo.config.optimize_ddp = False
-    torch._dynamo.config.recompile_limit = 64  # counts all blocks of a class together
-    unet = model.unet
-    trained = any(parameter.requires_grad for parameter in model.encoder.parameters())
-    for part in (
-        *([model.encoder] if trained else []),
-        model.adapter,
-        *unet.down_blocks,
-        unet.mid_block,
-        *unet.up_blocks,
-    ):
-        part.compile(mode=mode, dynamic=False)
-
-
-def diffusion_loss(
-    model: torch.nn.Module,
-    batch: Batch,
-    config: ImprintConfig,
-    alpha_bar: torch.Tensor,
-    generator: torch.Generator,
-    dropout: float = CONDITION_DROPOUT,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean squared error in the hole, each sample weighing the same, and the matte's loss: both (B,).
-
-    z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or
-    v = sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's
-    `|| eps - G(z_t, t, E(I)) ||^2` (section 3.1), restricted to the hole (section 3.2).
-    """
-    count, device = len(batch.target), batch.target.device
-    timesteps = torch.randint(config.noise.timesteps, (count,), generator=generator, device=device)
-    noise = torch.randn(batch.target.shape, generator=generator, device=device)
-    dropped = torch.rand(count, generator=generator, device=device) < dropout
-    signal, spread = (share.sqrt()[:, None, None, None] for share in (alpha_bar[timesteps], 1 - alpha_bar[timesteps]))
-    clean = batch.target.float()
-    noisy = signal * clean + spread * noise
-    target = noise if config.noise.prediction_type == "epsilon" else signal * noise - spread * clean
-    seen = unet_input(noisy, batch.background.float(), batch.hole.float(), config)
-    prediction, logits = split_matte(model(batch.reference, seen, timesteps, dropped).float(), config)
-    error = (F.mse_loss(prediction, target, reduction="none") * batch.hole).sum((1, 2, 3))
-    return error / (batch.hole.sum((1, 2, 3)) * clean.shape[1]), matte_loss(logits, batch, alpha_bar[timesteps])
-
-
-def matte_loss(logits: torch.Tensor, batch: Batch, signal: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of alpha and shadow in the hole where they are known: (B,), 0 for a model without a matte.
-
-    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): the matte is read off finished latents, and
-    nothing can be told from noise.
-    """
-    target = batch.matte.float()
-    known = (target >= 0) * batch.hole
-    error = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none") * known
-    return signal * error.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
+        One graph of everything would hand out all gradients at its end. Of blocks, DDP sends the gradients of one while
+        the one before it still computes; its own way of cutting graphs for that is turned off. mode: torch.compile's.
+        """
+        torch._dynamo.config.optimize_ddp = False
+        torch._dynamo.config.recompile_limit = 64  # counts the blocks of a class together
+        parts = [self.adapter, *self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        for part in parts if self.encoder_is_frozen else [self.encoder, *parts]:
+            part.compile(mode=mode, dynamic=False)
 
 
 class Source:
@@ -172,14 +110,14 @@ class Source:
 
     def __init__(
         self,
-        maker: PairMaker,
+        maker: PairMaker | Captions,
         autoencoder,
         options: argparse.Namespace,
         rank: int,
         device: torch.device,
         tokens: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
-        """tokens: `Model.tokens` of a frozen encoder, whose tokens can be made once a block too."""
+        """tokens: `Model.tokens` of a frozen encoder, whose part is then done once a block as well."""
         self.maker, self.autoencoder, self.options, self.rank, self.device = maker, autoencoder, options, rank, device
         self.tokens = tokens
         self.block: tuple[int, Batch] | None = None
@@ -204,9 +142,9 @@ class Source:
                 reference = (pairs.reference * 255).round().to(torch.uint8)
                 if self.tokens:
                     reference = self.tokens(reference).to(precision)
-                matte = pairs.matte.to(precision)
-                parts.append(Batch(reference, target.contiguous(), background.contiguous(), pairs.hole, matte))
-        return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in Batch.__annotations__))
+                latents = target.contiguous(), background.contiguous()
+                parts.append(Batch(reference, *latents, pairs.hole, pairs.matte.to(precision), pairs.text))
+        return Batch.joined(parts)
 
     def batch(self, step: int) -> Batch:
         """The pairs of a step."""
@@ -218,18 +156,6 @@ class Source:
         turn, index = divmod(within, batches)
         order = torch.randperm(batches * size, generator=self.generator(2, number, turn), device=self.device)
         return self.block[1][order[index * size : (index + 1) * size]]
-
-
-@torch.no_grad()
-def update_average(average: list[torch.Tensor], weights: list[torch.Tensor], step: int, decay: float) -> None:
-    """Move the averaged weights towards the trained ones after a step: an exponential average that at first forgets faster.
-
-    With a fixed decay the first, random weights would still make up a tenth of the average after two thousand steps. It
-    reads and writes 12 bytes a parameter, so that later it moves once for `AVERAGE_EVERY` steps.
-    """
-    every = 1 if step < 100 else AVERAGE_EVERY
-    if (step + 1) % every == 0:
-        torch._foreach_lerp_(average, weights, 1 - min(decay, (1 + step) / (10 + step)) ** every)
 
 
 def learning_rate(done: int, options: argparse.Namespace) -> float:
@@ -250,6 +176,8 @@ class Run:
             mixed_precision=options.precision,
             cpu=options.device == "cpu",
             step_scheduler_with_optimizer=False,
+            log_with=["tensorboard", "wandb"] if options.wandb else ["tensorboard"],
+            project_dir=options.output,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # saves a copy of them
         )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
@@ -265,34 +193,58 @@ class Run:
             modules = build_modules(self.config, with_vae=False)
         if source:
             load_modules(modules, source)
-        if options.checkpointing:
-            modules["unet"].enable_gradient_checkpointing()
         self.autoencoder = self._autoencoder(source)
-        model = Model(modules).to(self.device, memory_format=torch.channels_last)
-        # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
-        self.trained_names = ("",) if options.train_all or not source else self.stage.trained
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(self.trained_names) and "mask_token" not in name)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.ema = copy.deepcopy(model).requires_grad_(False)
-        parameters = dict(model.named_parameters())
-        self.averaged = [average for name, average in self.ema.named_parameters() if parameters[name].requires_grad]
+        split = self.accelerator.distributed_type == DistributedType.FSDP  # which needs plainly laid out parameters
+        model = Model(modules).to(self.device, memory_format=None if split else torch.channels_last)
+        self._choose_trained(model, fresh=source is None)
+        self.average = Average(model, shared=not split)
+        self.ema = self.average.module
+        if options.checkpointing:
+            model.unet.enable_gradient_checkpointing()
+            model.encoder.backbone.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(
-            self.trained, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=self.device.type == "cuda"
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=options.lr,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=self.device.type == "cuda",
         )
         if options.compile:
-            compile_parts(model, options.compile)
+            model.compile_parts(options.compile)
             self.autoencoder.encoder.compile()
         self.raw = model
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.accelerator.register_for_checkpointing(self.ema)
+        self.trained = [
+            parameter for parameter in self.raw.parameters() if parameter.requires_grad
+        ]  # FSDP's own by now
+        self.average.follow(self.raw)
+        self.accelerator.register_for_checkpointing(self.average)
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
-        self.step_size = options.batch * self.accelerator.num_processes
+        self.step_size = options.batch * options.accumulate * self.accelerator.num_processes
         self.steps = math.ceil(options.images / self.step_size)
+        self.translated = 0 if self.stage.mix else round(self.steps * options.translation)
+        self.text = None
+        if options.text_encoder and not self.stage.mix:
+            self.text = TextEncoder(options.text_encoder, self.config.unet.context_width, self.device)
 
     def _start(self) -> Checkpoint | None:
         """The weights to start from; None for random ones."""
         return load_checkpoint(self.options.init) if self.options.init else None
+
+    def _choose_trained(self, model: Model, fresh: bool) -> None:
+        """Freeze all but the stage's part; frozen parameters get no gradients and no state in the optimizer."""
+        if self.stage.lora:
+            from peft import LoraConfig
+
+            # alpha = rank: the addition counts as it is, in every program that reads the file
+            lora = LoraConfig(r=self.options.rank, lora_alpha=self.options.rank, target_modules=LORA_TARGETS)
+            model.unet.add_adapter(lora)
+        # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
+        everything = not self.stage.lora and (self.options.train_all or fresh)
+        self.trained_names = ("",) if everything else self.stage.trained
+        for name, parameter in model.named_parameters():
+            learns = name.startswith(self.trained_names) and (not self.stage.lora or ".lora_" in name)
+            parameter.requires_grad_(learns and "mask_token" not in name)
 
     def _autoencoder(self, source: Checkpoint | None):
         autoencoder = build_autoencoder(self.config.latent)
@@ -336,16 +288,21 @@ class Run:
         validation = self._validation_set() if self.main else None
         if self.main:
             write_text(self.folder / "options.json", json.dumps(self.describe(), indent=1))
+            write_text(self.folder / "data.json", json.dumps(self._shards(), indent=1))
+        # What an interrupted run logged after its last state is done again.
+        self.accelerator.init_trackers(
+            "tensorboard", init_kwargs={"tensorboard": {"purge_step": step * self.step_size}}
+        )
         bar = tqdm(
             total=options.images, initial=step * self.step_size, unit="picture", disable=not self.main, mininterval=2
         )
-        totals, mark, marked_at = torch.zeros(3, device=self.device), step, time.monotonic()
+        meter, mark, marked_at = Meter(self.config.noise.timesteps, self.device), step, time.monotonic()
         self.model.train()
         while step < self.steps:
             rate = learning_rate(step * self.step_size, options)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            totals += self.step(source.batch(step), source.generator(3, step), step)
+            self.step(source, step, meter)
             step += 1
             bar.update(min(self.step_size, options.images - bar.n))
 
@@ -353,18 +310,17 @@ class Run:
             last = step == self.steps or self._agree(late, step)
             saving = step % options.save_every == 0 or last
             if step % options.log_every == 0 or saving:  # before every save, so that no bad state is kept
-                mean = self.accelerator.reduce(totals, "mean") / (step - mark)
-                if not bool(mean.isfinite().all()):
+                values = meter.read(self.accelerator, step - mark, options.accumulate)
+                if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
                     raise ImprintError(
-                        f"the loss or gradient is not finite at step {step}; nothing was saved since the last state in "
-                        f"{self.folder}: lower --lr and run the same command again"
+                        f"the loss or gradient is not finite at step {step}; {self._last_state()}: lower --lr and run the "
+                        "same command again"
                     )
                 speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
-                loss, matte, gradient = mean.tolist()
-                self._log(bar, step, loss=loss, matte_loss=matte, gradient=gradient, lr=rate, pictures_per_second=speed)
-                totals.zero_()
+                self._log(bar, step, **values, lr=rate, pictures_per_second=speed)
                 mark, marked_at = step, time.monotonic()
             if saving:
+                self.average.gather()
                 if self.main:
                     self._validate(bar, step, validation)
                 self._save(step)
@@ -372,45 +328,48 @@ class Run:
             if last:
                 break
         bar.close()
+        self.average.gather()
         if self.main:
-            self.export(self.folder / "checkpoint.safetensors")
+            self.export()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
-    def step(self, batch: Batch, generator: torch.Generator, step: int) -> torch.Tensor:
-        """Learn from a batch: (3,) the loss, the matte's loss and the gradient's norm, not waited for.
-
-        With `--accumulate` the batch goes through in parts, which give the same gradient in less memory.
-        """
-        parts, totals = self.options.accumulate, torch.zeros(2, device=self.device)
-        size = len(batch.target) // parts
+    def step(self, source: Source, step: int, meter: Meter) -> None:
+        """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""
+        accumulate = self.options.accumulate
         if self.options.compile == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()  # the last step's outputs may be overwritten
-        for part in range(parts):
-            # Only the last part's backward pass exchanges gradients between processes.
-            with nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model):
-                rows = batch[part * size : (part + 1) * size]
-                losses = diffusion_loss(self.model, rows, self.config, self.alpha_bar, generator)
-                loss, matte = (each.mean() / parts for each in losses)
-                self.accelerator.backward(loss + MATTE_WEIGHT * matte)
-            totals += torch.stack([loss.detach(), matte.detach()])
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave out is no longer needed
+        for index in range(step * accumulate, (step + 1) * accumulate):
+            complete = (index + 1) % accumulate == 0  # only then do processes exchange gradients
+            with nullcontext() if complete else self.accelerator.no_sync(self.model):
+                loss = self._loss(source, index, meter, translate=step < self.translated)
+                self.accelerator.backward(loss / accumulate)
         norm = self.accelerator.clip_grad_norm_(self.trained, 1.0)
+        self.average.wait()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        update_average(self.averaged, self.trained, step, self.options.ema)
-        return torch.cat([totals, norm[None]])
+        self.average.update(step, self.options.ema)
+        meter.add_gradient(norm, skipped=self.accelerator.optimizer_step_was_skipped)
 
     def source(self) -> Source:
-        """The training pairs of this process."""
-        frozen = not any(parameter.requires_grad for parameter in self.raw.encoder.parameters())
-        return Source(
-            self._maker("train"),
-            self.autoencoder,
-            self.options,
-            self.accelerator.process_index,
-            self.device,
-            self.raw.tokens if frozen else None,
-        )
+        """The training data of this process."""
+        tokens = self.raw.tokens if self.raw.encoder_is_frozen else None
+        rank = self.accelerator.process_index
+        return Source(self._maker("train"), self.autoencoder, self.options, rank, self.device, tokens)
+
+    def _loss(self, source: Source, index: int, meter: Meter, translate: bool) -> torch.Tensor:
+        """The mean loss of a batch; the meter gets each sample's own, before any weight."""
+        batch, generator = source.batch(index), source.generator(3, index)
+        if translate:
+            error = translation_loss(self.model, batch, source.maker.nothing, generator)
+            meter.add(error)
+            return error.mean()
+        noise = self.config.noise
+        timesteps = draw_timesteps(len(batch.target), noise, self.options.timesteps, generator)
+        error, matte = diffusion_loss(self.model, batch, self.config, self.alpha_bar, generator, timesteps=timesteps)
+        meter.add(error, matte, timesteps)
+        weights = loss_weights(self.alpha_bar[timesteps], noise, self.options.weighting)
+        return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
 
     def _agree(self, late: bool, step: int) -> bool:
         """Whether any process is out of time; asked now and then, since it makes them wait for each other."""
@@ -418,8 +377,10 @@ class Run:
             return False
         return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.device), "sum"))
 
-    def _maker(self, split: str) -> PairMaker:
+    def _maker(self, split: str) -> PairMaker | Captions:
         limit = self.options.limit
+        if not self.stage.mix:
+            return Captions(self.options.captions / split, self.config, self.text, self.device, limit)
         views = Views.load(self.options.views / split, self.device, limit)
         photos = Photos.load(self.options.photos / split, self.device, limit)
         return PairMaker(self.config, self.options.stage, views, photos, self.stage.mix)
@@ -435,13 +396,18 @@ class Run:
     def _validate(self, bar: tqdm, step: int, held_out: Batch) -> None:
         """The averaged model's loss on the held-out pairs, with fixed noise and nothing dropped; and pictures."""
         generator = torch.Generator(self.device).manual_seed(0)
-        losses = []
+        losses, translated = [], []
         with self.accelerator.autocast():
             for start in range(0, len(held_out.target), self.options.batch):
                 part = held_out[slice(start, start + self.options.batch)]
                 losses.append(diffusion_loss(self.ema, part, self.config, self.alpha_bar, generator, dropout=0.0))
+                if self.text:
+                    translated.append(translation_loss(self.ema, part, self.text.nothing, generator, dropout=0.0))
         loss, matte = (torch.cat(part).mean().item() for part in zip(*losses))
-        self._log(bar, step, held_out_loss=loss, held_out_matte_loss=matte)
+        values = {"held_out_loss": loss, "held_out_matte_loss": matte}
+        if translated:
+            values["held_out_translation_loss"] = torch.cat(translated).mean().item()
+        self._log(bar, step, **values)
         self._sample(step, held_out[slice(0, min(SHOWN, self.options.batch))])
 
     def _sample(self, step: int, batch: Batch) -> None:
@@ -474,14 +440,20 @@ class Run:
         half = math.ceil(len(rows) / 2)
         grid = torch.cat([torch.cat(list(rows[:half]), 1), torch.cat(list(rows[-half:]), 1)], 2)
         save_image(tensor_to_image(grid), self.folder / f"samples-{step * self.step_size:09d}.png")
+        for tracker in self.accelerator.trackers:
+            tracker.log_images({"samples": grid[None].cpu()}, step=step * self.step_size)
 
-    def _log(self, bar: tqdm, step: int, **values: float) -> None:
+    def _log(self, bar: tqdm, step: int, **values: float | dict[str, float]) -> None:
         if not self.main:
             return
-        values = {"pictures": step * self.step_size, "step": step} | values
         with (self.folder / "stats.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        bar.set_postfix({name: f"{value:.4g}" for name, value in values.items() if isinstance(value, float)})
+            file.write(json.dumps({"pictures": step * self.step_size, "step": step} | values) + "\n")
+        numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+        bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
+        for name, group in values.items():
+            if isinstance(group, dict):
+                numbers |= {f"{name}/{part}": value for part, value in group.items()}
+        self.accelerator.log(numbers, step=step * self.step_size)
 
     def _save(self, step: int) -> None:
         """A state to continue from: written beside its place, then renamed; the newest few are kept."""
@@ -489,11 +461,22 @@ class Run:
         temporary, final = self.folder / "state.tmp", self.folder / f"state-{step:09d}"
         if final.exists():
             return
-        self.accelerator.save_state(str(temporary))
+        try:
+            self.accelerator.save_state(str(temporary))
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have their own for a full disk
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise ImprintError(
+                f"the state of step {step} cannot be written ({str(error).partition(chr(10))[0]}); {self._last_state()}: make "
+                "room on the disk and run the same command again"
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.main:
             os.replace(temporary, final)
-            for old in sorted(self.folder.glob("state-*"))[:-KEPT_STATES]:
+            for old in self._states()[:-KEPT_STATES]:
                 shutil.rmtree(old)
 
     def _resume(self) -> int:
@@ -502,21 +485,59 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.folder / "state.tmp", ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        states = sorted(self.folder.glob("state-*"))
+        states = self._states()
         step = 0
         if states:
             self._same_options()
+            self._same_data()
             self.accelerator.load_state(str(states[-1]))
             step = int(states[-1].name.removeprefix("state-"))
         if self.main:
             self._forget_after(step)
         return step
 
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("state-*"))
+
+    def _last_state(self) -> str:
+        """What is left of the run, for a message."""
+        states = self._states()
+        return f"{states[-1]} is whole and the last one" if states else f"{self.folder} holds no state yet"
+
+    def _shards(self) -> dict[str, dict[str, int]]:
+        """The run's shards and their sizes in bytes: which pairs a step sees depends on all of them."""
+        folders = {
+            f"{name}/{split}": getattr(self.options, name) / split
+            for name in self.stage.data
+            for split in ("train", "held-out")
+        }
+        return {
+            name: {path.name: path.stat().st_size for path in sorted(folder.glob("*.tar"))}
+            for name, folder in folders.items()
+            if folder.is_dir()
+        }
+
+    def _same_data(self) -> None:
+        """A run goes on with the shards that it began with."""
+        path = self.folder / "data.json"
+        if not path.exists():
+            return
+        before, now = json.loads(path.read_text()), self._shards()
+        for folder in sorted(before.keys() | now.keys()):
+            then, there = before.get(folder, {}), now.get(folder, {})
+            for shard in sorted(then.keys() | there.keys()):
+                if then.get(shard) != there.get(shard):
+                    was, is_now = (f"{part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
+                    raise ImprintError(
+                        f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it as it "
+                        "was to continue, or give another --output"
+                    )
+
     def _same_options(self) -> None:
         """A run goes on with the options that it began with, save those that do not change what it learns."""
         before = json.loads((self.folder / "options.json").read_text())
         now = json.loads(json.dumps(self.describe()))
-        changed = [name for name in now if name not in FREE_OPTIONS and before.get(name) != now[name]]
+        changed = [name for name in now if name not in FREE_OPTIONS and before.get(name, now[name]) != now[name]]
         if changed:
             raise ImprintError(
                 f"{self.folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {now[changed[0]]!r}; "
@@ -531,15 +552,67 @@ class Run:
             kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
             write_text(path, "".join(kept))
 
-    def export(self, path: Path) -> None:
-        """The averaged weights in fp16 with the autoencoder, as nodes and pipeline load them."""
+    def export(self) -> None:
+        """The averaged weights in fp16, as nodes and pipeline load them: all with the autoencoder, or the LoRA alone."""
         model = self.ema
+        if self.stage.lora:
+            export_lora(model.unet, self.folder / "lora.safetensors")
+            return
         modules = {"encoder": model.encoder, "adapter": model.adapter, "unet": model.unet, "vae": self.autoencoder}
         parts = {
             part: {name: tensor.half() for name, tensor in tensors.items()}
             for part, tensors in module_tensors(modules).items()
         }
-        save_checkpoint(path, Checkpoint(self.config, parts))
+        save_checkpoint(self.folder / "checkpoint.safetensors", Checkpoint(self.config, parts))
+
+
+class Meter:
+    """Sums of what is logged, kept on the device so that no step waits for them."""
+
+    def __init__(self, timesteps: int, device: torch.device):
+        self.width = math.ceil(timesteps / BUCKETS)
+        self.names = [
+            f"{low:03d}-{min(low + self.width, timesteps) - 1:03d}" for low in range(0, timesteps, self.width)
+        ]
+        self.totals = torch.zeros(3, device=device)  # loss, matte's loss, gradient norm
+        self.buckets = torch.zeros(2, len(self.names), device=device)  # sums and counts
+
+    def add(
+        self, error: torch.Tensor, matte: torch.Tensor | None = None, timesteps: torch.Tensor | None = None
+    ) -> None:
+        """A batch's losses, all (B,)."""
+        error = error.detach()
+        self.totals[0] += error.mean()
+        if matte is not None:
+            self.totals[1] += matte.detach().mean()
+        if timesteps is not None:
+            member = F.one_hot(timesteps // self.width, len(self.names)).to(error)
+            self.buckets += torch.stack([error @ member, member.sum(0)])
+
+    def add_gradient(self, norm: torch.Tensor, skipped: bool) -> None:
+        """A step's gradient norm; skipped: fp16's scaler met an overflow, lowered its scale, and nothing is wrong."""
+        if not skipped:
+            self.totals[2] += norm
+
+    def read(self, accelerator: Accelerator, steps: int, batches: int) -> dict[str, float | dict[str, float]]:
+        """Means over all processes since the last reading, of `steps` steps of so many batches; every process must call it."""
+        totals, buckets = accelerator.reduce(self.totals, "mean"), accelerator.reduce(self.buckets, "sum")
+        loss, matte, gradient = totals.tolist()
+        means = {name: total / count for name, total, count in zip(self.names, *buckets.tolist()) if count}
+        self.totals.zero_()
+        self.buckets.zero_()
+        values = {"loss": loss / steps / batches, "matte_loss": matte / steps / batches, "gradient": gradient / steps}
+        return values | ({"loss_by_timestep": means} if means else {})
+
+
+def export_lora(unet: torch.nn.Module, path: Path) -> None:
+    """The UNet's LoRA in fp16 under kohya's names, which ComfyUI's LoRA loader and diffusers both read."""
+    from diffusers.utils import convert_state_dict_to_kohya
+    from peft.utils import get_peft_model_state_dict
+
+    tensors = convert_state_dict_to_kohya(get_peft_model_state_dict(unet))
+    with replacing(path) as temporary:
+        save_file({f"lora_unet_{name}": tensor.half().contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -548,86 +621,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run; made, or continued")
-    parser.add_argument("--views", type=Path, required=True, help="folder with train/ and held-out/ shards of cut-outs")
-    parser.add_argument("--photos", type=Path, required=True, help="folder with train/ and held-out/ shards of photos")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--init", type=Path, help="checkpoint to start from: stage 1's for stage 2, or one to fine-tune")
-    start.add_argument("--config", choices=PRESETS, default="tiny", help="sizes of a model with random weights")
-    parser.add_argument(
-        "--matte",
-        type=int,
-        help="give --init's UNet a fresh matte of so many values along a latent cell's side; 0 = none",
-    )
-    parser.add_argument("--vae", type=Path, help="autoencoder, .safetensors with diffusers' names")
-    parser.add_argument("--images", type=int, default=4_000_000, help="pictures to train on")
-    parser.add_argument("--batch", type=int, default=512, help="pictures a step and process")
-    parser.add_argument("--lr", type=float, help="peak learning rate; by default the stage's")
-    parser.add_argument("--final-lr", type=float, default=0.03, help="learning rate at the end, as a part of the peak")
-    parser.add_argument("--warmup", type=int, default=200_000, help="pictures of linear warm-up")
-    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
-    parser.add_argument("--reuse", type=int, default=8, help="how often each pair is used, with fresh noise")
-    parser.add_argument("--block", type=int, default=16, help="batches of pairs made at once")
-    parser.add_argument("--chunk", type=int, default=256, help="pairs made in one piece; less needs less memory")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
-    parser.add_argument(
-        "--train-all",
-        action="store_true",
-        help="freeze no part: for small models whose encoder is not a pretrained DINOv2",
-    )
-    parser.add_argument(
-        "--accumulate", type=int, default=1, help="parts that a batch goes through in, to need less memory"
-    )
-    parser.add_argument(
-        "--checkpointing",
-        action="store_true",
-        help="recompute the UNet's activations in the backward pass: slower, in less memory",
-    )
-    parser.add_argument(
-        "--compile",
-        nargs="?",
-        const=COMPILE_MODES[0],
-        choices=COMPILE_MODES,
-        help="torch.compile; reduce-overhead for models so small that starting kernels takes longer than running them",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="read only so many samples of each data set")
-    parser.add_argument("--log-every", type=int, default=50, help="steps")
-    parser.add_argument(
-        "--save-every", type=int, default=1000, help="steps between states, held-out losses and samples"
-    )
-    parser.add_argument("--time-limit", type=float, help="seconds after which to save and stop")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and stop")
-    options = parser.parse_args(argv)
-    for name in ("images", "batch", "reuse", "block", "chunk", "accumulate", "log_every", "save_every"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
-    if options.batch % options.accumulate:
-        parser.error(f"--accumulate {options.accumulate} does not divide --batch {options.batch}")
-    if options.accumulate > 1 and options.compile == "reduce-overhead":
-        parser.error(
-            "--compile reduce-overhead keeps no gradients between parts: leave out --accumulate, or give --compile"
-        )
-    if options.stage == "compositing" and not options.init:
-        parser.error("stage 'compositing' starts from a checkpoint of stage 'views': give --init")
-    if options.lr is None:
-        options.lr = STAGES[options.stage].learning_rate
-    return options
-
-
 def main(argv: list[str] | None = None) -> None:
-    options = parse(argv)
+    options = parse(argv, __doc__)
     try:
         run = Run(options)
         if options.dry_run:
             print(json.dumps(run.describe(), indent=1))
         else:
             run.train()
-    except ImprintError as error:
+    except (ImprintError, OSError) as error:  # the second for a disk that is full or gone
         sys.exit(f"error: {error}")
 
 
