@@ -59,6 +59,7 @@ CARDS = (24, 48, 80)  # GB, of 10^9 bytes: what a card has beyond is left to its
 SCALES = (("300 k steps at batch 16", 300_000 * 16), ("1.8 M pairs x 40 epochs", 1_800_000 * 40))
 PAIRS_OF_EPOCHS = 1_800_000
 STATES_ON_DISK = train.KEPT_STATES + 1  # the kept ones, and one that is being written
+SELF = ("-m", "training.benchmark")
 BLOCK = 4  # batches of pairs made at once
 BASELINE_WARMUP = 8  # steps
 
@@ -103,7 +104,7 @@ class Bench:
         try:
             values |= getattr(self, f"row_{kind}")(*words)
         except Exception as error:  # the rows after it still count
-            values["error"] = f"{type(error).__name__}: {str(error)[-400:]}"
+            values["error"] = f"{type(error).__name__}: {error}"
             self.release()
         values["seconds"] = round(time.perf_counter() - began, 1)
         self.rows.append(values)
@@ -211,7 +212,7 @@ class Bench:
         folder = self.scratch / f"gpus-{processes}"
         rows = [":".join((kind, *words)) for kind in ("step", "loop")]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-        command += ["-m", __spec__.name, "--output", str(folder), "--steps", str(self.options.steps)]
+        command += [*SELF, "--output", str(folder), "--steps", str(self.options.steps)]
         command += ["--cpu"] if self.options.cpu else []
         with started([*command, "--rows", *rows]) as process:
             log = process.stdout.read().decode(errors="replace")
@@ -402,18 +403,19 @@ class Bench:
         last = BASELINE_WARMUP + self.options.steps
         used = self.memory_in_use()
         seen: dict[int, float] = {}
-        log = b""
-        with started(command, offline) as process:
+        self.options.output.mkdir(parents=True, exist_ok=True)
+        log = self.options.output / "diffusers.log"
+        with started(command, offline) as process, log.open("wb") as file:
             while chunk := os.read(process.stdout.fileno(), 65536):
                 now = time.perf_counter()
-                log = (log + chunk)[-8000:]
+                file.write(chunk)
                 for done in re.findall(rb"(\d+)/100000 \[", chunk):
                     seen.setdefault(int(done), now)
                 if seen and max(seen) >= last:
                     break
             memory = self.memory_in_use() - used
         if not seen or max(seen) < last:
-            raise ImprintError(f"{self.options.baseline} ended early: {log.decode(errors='replace')[-1500:]}")
+            raise ImprintError(f"{self.options.baseline} ended early; see {log}")
         first, end = min(step for step in seen if step >= BASELINE_WARMUP), max(seen)
         rate = (end - first) * batch / (seen[end] - seen[first])
         return {"pictures_per_second": rate, "steps": end - first, "device_memory_gb": memory}
@@ -513,7 +515,7 @@ class Bench:
                     + ", ".join(f"{n} {v:,.2f}" for n, v in row.items() if n not in ("row", "seconds"))
                 )
             elif "error" in row:
-                lines.append(f"`{row['row']}`: {row['error']}")
+                lines.append(f"`{row['row']}`: {row['error'][:300]}")
         if report["cost"]:
             lines += table(
                 "scale | pictures | GPU hours",
