@@ -188,14 +188,17 @@ def test_cost_and_ratio_come_from_the_rows(bench):
         {"row": "peak", "tflops": 800.0, "copy_tb_per_second": 4.0},
         {"row": "diffusers:sd15:16", "pictures_per_second": 50.0},
         {"row": "step:sd15:16:default", "pictures_per_second": 125.0, "tflop_per_picture": 2.4, "tflops": 300.0},
-        {"row": "loop:sd15:16:default", "pictures_per_second": 100.0, "reuse": 8},
+        {"row": "loop:sd15:16:default", "pictures_per_second": 100.0, "state_gib": 16.0},
     ]
     hours = [scale["gpu_hours"] for scale in bench.cost()]
     assert hours == [pytest.approx(4_800_000 / 100 / 3600), pytest.approx(72_000_000 / 100 / 3600)]
     bench.write()
     text = (bench.options.output / "benchmark.md").read_text()
     assert "| `step:sd15:16:default` | 125.0 | 2.50 | 2.40 | 37.5% |" in text
-    assert "| `loop:sd15:16:default` | 100.0 | 2.00 |" in text and "| 1.8 M pairs x 40 epochs | 72.0 M | 200 |" in text
+    assert (
+        "| `loop:sd15:16:default` | 100.0 | 2.00 |" in text
+        and "| 1.8 M pairs x 40 epochs | 72.0 M | 200 | 48 |" in text
+    )
 
 
 def test_several_processes_through_torchrun(tmp_path, monkeypatch):

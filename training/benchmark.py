@@ -55,9 +55,8 @@ ROWS = (
     "memory:sd15:eager step:tiny:512:default loop:tiny:512:default step:tiny:512:reduce-overhead "
     "loop:tiny:512:reduce-overhead search:sd15:16:default step:sd15:48:default memory:sd15:checkpointing"
 ).split()
-CARDS = (24, 48, 80)  # GB, of 10^9 bytes: what a card has beyond is left to its context and its screen
+CARDS = (24, 48, 80)  # GiB, less 4 %: a card has a little less than its name says, and keeps some for itself
 SCALES = (("300 k steps at batch 16", 300_000 * 16), ("1.8 M pairs x 40 epochs", 1_800_000 * 40))
-PAIRS_OF_EPOCHS = 1_800_000
 STATES_ON_DISK = train.KEPT_STATES + 1  # the kept ones, and one that is being written
 SELF = ("-m", "training.benchmark")
 BLOCK = 4  # batches of pairs made at once
@@ -95,6 +94,7 @@ class Bench:
         self.cuda = torch.cuda.is_available() and not options.cpu
         self.scratch = Path(tempfile.mkdtemp(prefix="benchmark-"))
         self.key, self.run, self.source, self.meter = None, None, None, None
+        self.failed: set[tuple] = set()
 
     def measure(self, row: str) -> None:
         """One row, or the error in its place."""
@@ -105,6 +105,7 @@ class Bench:
             values |= getattr(self, f"row_{kind}")(*words)
         except Exception as error:  # the rows after it still count
             values["error"] = f"{type(error).__name__}: {error}"
+            self.failed.add(self.key)
             self.release()
         values["seconds"] = round(time.perf_counter() - began, 1)
         self.rows.append(values)
@@ -150,7 +151,7 @@ class Bench:
             "pictures_per_second": cycle * run.step_size / total,
             "pairs_made_per_second": BLOCK * run.step_size / making,
         }
-        values["reuse"] = run.options.reuse
+        values |= {"reuse": run.options.reuse, "state_gib": state_bytes(run) / 2**30}
         if self.cuda:
             self.source.block = None
             values |= busy(self.profile(lambda: [self.step(index) for index in range(2 * BLOCK)]))
@@ -182,17 +183,17 @@ class Bench:
         pairs = self.source.batch(0)
         peaks = {size: self.try_batch(run, pairs, size) for size in self.options.memory_batches}
         peaks = {size: peak for size, peak in peaks.items() if peak}
-        slope, fixed = np.polyfit(list(peaks), [peak["allocated_gb"] for peak in peaks.values()], 1)
-        total = torch.cuda.get_device_properties(0).total_memory / 1e9
+        slope, fixed = np.polyfit(list(peaks), [peak["allocated_gib"] for peak in peaks.values()], 1)
+        total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        limits = {f"{card} GB": 0.96 * card for card in CARDS if card < total} | {f"{total:.0f} GB, this card": total}
         largest = {}
-        for card in (*(card for card in CARDS if card < total), None):
-            torch.cuda.set_per_process_memory_fraction(min(1.0, (card or total) / total))
+        for card, limit in limits.items():
+            torch.cuda.set_per_process_memory_fraction(limit / total)
             try:
-                guess = max(1, int(((card or total * 0.98) - fixed) / slope))
-                largest[f"{card} GB" if card else f"{total:.0f} GB, all of this card"] = self.largest(run, pairs, guess)
+                largest[card] = self.largest(run, pairs, max(1, int((0.98 * limit - fixed) / slope)))
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0)
-        return {"peaks": peaks, "gb_per_picture": slope, "gb_fixed": fixed, "largest_batch": largest}
+        return {"peaks": peaks, "gib_per_picture": slope, "gib_fixed": fixed, "largest_batch": largest}
 
     def row_diffusers(self, config: str, batch: str) -> dict:
         if not self.options.baseline:
@@ -245,7 +246,10 @@ class Bench:
         key = (config, batch, mode, checkpointing)
         if key == self.key:
             return self.run
+        if key in self.failed:
+            raise ImprintError("a row before it failed with the same run")
         self.release()
+        self.key = key
         data = self.scratch / "data"
         if not (data / "photos").exists():
             write_pictures(data, seed=int(os.environ.get("RANK", 0)))
@@ -266,7 +270,7 @@ class Bench:
         words += ["--checkpointing"] if checkpointing else []
         options = training_options.parse(words)
         options.config = config
-        self.run, self.key = RandomRun(options), key
+        self.run = RandomRun(options)
         self.free_cache()
         self.source = self.run.source()
         self.meter = train.Meter(self.run.config.noise.timesteps, self.device)
@@ -327,8 +331,8 @@ class Bench:
         if not self.cuda:
             return {}
         return {
-            "allocated_gb": torch.cuda.max_memory_allocated() / 1e9,
-            "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
+            "allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
         }
 
     def try_batch(self, run: train.Run, pairs: Batch, size: int) -> dict | None:
@@ -418,11 +422,11 @@ class Bench:
             raise ImprintError(f"{self.options.baseline} ended early; see {log}")
         first, end = min(step for step in seen if step >= BASELINE_WARMUP), max(seen)
         rate = (end - first) * batch / (seen[end] - seen[first])
-        return {"pictures_per_second": rate, "steps": end - first, "device_memory_gb": memory}
+        return {"pictures_per_second": rate, "steps": end - first, "device_memory_gib": memory}
 
     def memory_in_use(self) -> float:
         free, total = torch.cuda.mem_get_info() if self.cuda else (0, 0)
-        return (total - free) / 1e9
+        return (total - free) / 2**30
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
@@ -441,7 +445,7 @@ class Bench:
 
         return {
             "device": torch.cuda.get_device_name() if self.cuda else platform.processor() or "CPU",
-            "memory_gb": torch.cuda.get_device_properties(0).total_memory / 1e9 if self.cuda else None,
+            "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30 if self.cuda else None,
             "torch": torch.__version__,
             "cudnn": torch.backends.cudnn.version(),
             "diffusers": diffusers.__version__,
@@ -452,9 +456,11 @@ class Bench:
         loops = [row for row in self.rows if row["row"].startswith("loop:sd15:") and "error" not in row]
         if not loops:
             return []
-        rate = max(row["pictures_per_second"] for row in loops)
+        fastest = max(loops, key=lambda row: row["pictures_per_second"])
+        rate, states = fastest["pictures_per_second"], STATES_ON_DISK * fastest["state_gib"]
         return [
-            {"scale": scale, "pictures": pictures, "gpu_hours": pictures / rate / 3600} for scale, pictures in SCALES
+            {"scale": scale, "pictures": pictures, "gpu_hours": pictures / rate / 3600, "states_gib": states}
+            for scale, pictures in SCALES
         ]
 
     def markdown(self, report: dict) -> str:
@@ -469,7 +475,7 @@ class Bench:
             )
         speeds = [row for row in self.rows if "pictures_per_second" in row]
         lines += table(
-            "row | pictures/s | x diffusers | TFLOP a picture | of the peak | memory, GB",
+            "row | pictures/s | x diffusers | TFLOP a picture | of the peak | memory, GiB",
             [
                 [
                     f"`{row['row']}`",
@@ -477,7 +483,7 @@ class Bench:
                     ratio(row["pictures_per_second"], self.baseline_of(row)),
                     number(row.get("tflop_per_picture"), ".2f"),
                     f"{row['tflops'] / peak['tflops']:.1%}" if peak and "tflops" in row else "",
-                    number(row.get("allocated_gb", row.get("device_memory_gb")), ".1f"),
+                    number(row.get("allocated_gib", row.get("device_memory_gib")), ".1f"),
                 ]
                 for row in speeds
             ],
@@ -497,10 +503,15 @@ class Bench:
                     "the longest | ms a step", [[f"`{name}`", f"{ms:.2f}"] for name, ms in row["top_ms"].items()]
                 )
             elif "peaks" in row:
-                lines.append(f"`{row['row']}`: {row['gb_fixed']:.1f} GB + {row['gb_per_picture']:.2f} GB a picture.")
+                lines.append(
+                    f"`{row['row']}`: {row['gib_fixed']:.1f} GiB + {row['gib_per_picture']:.2f} GiB a picture."
+                )
                 lines += table(
-                    "batch | allocated, GB | reserved, GB",
-                    [[size, f"{p['allocated_gb']:.1f}", f"{p['reserved_gb']:.1f}"] for size, p in row["peaks"].items()],
+                    "batch | allocated, GiB | reserved, GiB",
+                    [
+                        [size, f"{p['allocated_gib']:.1f}", f"{p['reserved_gib']:.1f}"]
+                        for size, p in row["peaks"].items()
+                    ],
                 )
                 lines += table(
                     "card | largest batch that fits | fails at",
@@ -518,8 +529,11 @@ class Bench:
                 lines.append(f"`{row['row']}`: {row['error'][:300]}")
         if report["cost"]:
             lines += table(
-                "scale | pictures | GPU hours",
-                [[c["scale"], f"{c['pictures'] / 1e6:.1f} M", f"{c['gpu_hours']:,.0f}"] for c in report["cost"]],
+                "scale | pictures | GPU hours | states on disk, GiB",
+                [
+                    [c["scale"], f"{c['pictures'] / 1e6:.1f} M", f"{c['gpu_hours']:,.0f}", f"{c['states_gib']:.0f}"]
+                    for c in report["cost"]
+                ],
             )
         return "\n".join(lines) + "\n"
 
@@ -539,6 +553,12 @@ KERNELS = {
     "other": r"",
 }
 """Groups of kernels by their names: the first pattern that is found in one names its group."""
+
+
+def state_bytes(run: train.Run) -> int:
+    """What a saved state takes: all weights, and of the trained ones the average and Adam's two moments, in fp32."""
+    trained = sum(parameter.numel() for parameter in run.trained)
+    return 4 * (sum(parameter.numel() for parameter in run.raw.parameters()) + 3 * trained)
 
 
 def busy(kernels: list[tuple[str, float, float]]) -> dict:
