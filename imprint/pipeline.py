@@ -59,8 +59,7 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "encoder->adapter->unet->vae"
-    _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
-    text_encoder = None  # the mixin asks for it
+    text_encoder = None  # the LoRA loader asks for it
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     def __init__(self, vae, encoder: IDEncoder, adapter: ContentAdapter, unet, scheduler, model_config: ImprintConfig):

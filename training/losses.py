@@ -46,7 +46,7 @@ def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.
     capped = snr.clamp(max=MIN_SNR_GAMMA)
     if config.prediction_type == "epsilon":
         return capped / snr
-    return torch.where(snr < 1e-6, 1.0, capped / (snr + 1))
+    return torch.where(snr < 1e-7, 1.0, capped / (snr + 1))
 
 
 def diffusion_loss(

@@ -229,10 +229,11 @@ class PairMaker:
         second = torch.where(draw.chance(0.3, count), first, second)
 
         # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
-        # alone teaches that the hole decides which way the object looks.
-        turn = hue_turn(torch.where(draw.chance(0.6, count), draw.uniform(count, 0, 2 * math.pi), 0.0))
-        mirrored = draw.chance(0.5, count)
-        turned = mirrored ^ draw.chance(0.15, count)
+        # alone teaches that the hole decides which way the object looks. Fine-tuning learns one object as it is.
+        often = 0.0 if self.stage == "finetune" else 1.0
+        turn = hue_turn(torch.where(draw.chance(0.6 * often, count), draw.uniform(count, 0, 2 * math.pi), 0.0))
+        mirrored = draw.chance(0.5 * often, count)
+        turned = mirrored ^ draw.chance(0.15 * often, count)
         reference, target = (_float(views.rgba[rows]) for rows in (first, second))
         reference = torch.where(mirrored[:, None, None, None], reference.flip(3), reference)
 
@@ -260,7 +261,7 @@ class PairMaker:
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
         """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
         photos, side = self.photos, self.config.resolution
-        flip = draw.chance(0.5, count)
+        flip = draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
         if kind == "piece":
             rows = source_rows = draw.integers(len(photos.rgb), count)
             to_photo = self._crop_matrix(flip, draw, count)

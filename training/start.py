@@ -114,7 +114,7 @@ def pretrained(kind: type, folder: Path) -> torch.nn.Module:
             raise ImprintError(
                 f"{folder} is for {named}, where {kind.__name__} is needed; give another folder or --config"
             )
-        model, found = kind.frompretrained(folder, local_files_only=True, output_loading_info=True)
+        model, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except ImprintError:
         raise
     except Exception as error:  # the libraries fail in many ways on files that are absent, cut off or of another kind

@@ -291,7 +291,7 @@ class Run:
             write_text(self.folder / "data.json", json.dumps(self._shards(), indent=1))
         # What an interrupted run logged after its last state is done again.
         self.accelerator.init_trackers(
-            "tensorboard", init_kwargs={"tensorboard": {"purge_step": step * self.step_size}}
+            "tensorboard", init_kwargs={"tensorboard": {"purge_step": step * self.step_size + 1}}
         )
         bar = tqdm(
             total=options.images, initial=step * self.step_size, unit="picture", disable=not self.main, mininterval=2
