@@ -13,7 +13,7 @@ pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
 from imprint.config import PRESETS
-from training import benchmark
+from training import benchmark, train
 from training.benchmark import Bench, busy
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +48,19 @@ def test_rows_are_measured_and_an_error_stands_in_its_place(tmp_path, capsys):
     text = (tmp_path / "benchmark.md").read_text()
     assert text in capsys.readouterr().out and "needs a CUDA device" in text
     assert f"| `step:micro:2:eager` | {step['pictures_per_second']:,.1f} |" in text
+
+
+def test_a_run_that_failed_is_not_tried_again(tmp_path, monkeypatch):
+    tries = []
+
+    def fail(*_):
+        tries.append(1)
+        raise RuntimeError("no code for this block")
+
+    monkeypatch.setattr(train.Run, "step", fail)
+    first, second = run(tmp_path, "--rows", "step:micro:2:eager", "loop:micro:2:eager").values()
+    assert first["error"] == "RuntimeError: no code for this block" and "a row before it failed" in second["error"]
+    assert len(tries) == 1
 
 
 def test_operations_are_those_of_the_step(bench):
@@ -210,7 +223,7 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
 from micro import micro_config
-from training import benchmark
+from training import benchmark, train
 benchmark.PRESETS["micro"], benchmark.BLOCK = micro_config(), 1
 benchmark.main(sys.argv[1:])
 """
