@@ -16,16 +16,20 @@ class Average:
     its own part without a word to the others.
     """
 
-    def __init__(self, model: torch.nn.Module, shared: bool = True):
-        """model: before anything wraps it. shared: whether frozen parameters are the model's own, which FSDP takes apart."""
+    def __init__(self, model: torch.nn.Module, shared: bool = True, evaluates: bool = True):
+        """model: before anything wraps it. shared: whether frozen parameters are the model's own, which FSDP takes apart.
+        evaluates: whether this process uses `module`; under FSDP the others need not hold it.
+        """
         frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.module = copy.deepcopy(model, frozen if shared else None).requires_grad_(False).eval()
+        self.stream = torch.cuda.Stream() if next(model.parameters()).is_cuda else None
+        if not evaluates:
+            self.module.to("meta")
         """The model with averaged weights, for evaluation; under FSDP as of the last `gather`."""
         parameters = dict(self.module.named_parameters())
         self.own = {name: parameters[name] for name in names}
         self.values, self.live = self.own, {}
-        self.stream = torch.cuda.Stream() if next(iter(parameters.values())).is_cuda else None
 
     def follow(self, model: torch.nn.Module) -> None:
         """Begin to average this model, which may by now be wrapped, or split by FSDP."""
@@ -76,6 +80,11 @@ class Average:
             loaded = state[name].to(tensor.device)
             split = isinstance(tensor, DTensor)
             tensor.copy_(distribute_tensor(loaded, tensor.device_mesh, tensor.placements) if split else loaded)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that FSDP may have split, put together; then every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -40,7 +41,7 @@ from imprint.pipeline import ImprintPipeline, build_modules, load_modules, modul
 from imprint.preprocess import normalise
 from imprint.unet import build_autoencoder, decode, encode
 
-from .average import Average
+from .average import Average, whole
 from .captions import Captions, TextEncoder
 from .losses import MATTE_WEIGHT, diffusion_loss, draw_timesteps, loss_weights, translation_loss
 from .options import FREE_OPTIONS, STAGES, parse
@@ -197,7 +198,7 @@ class Run:
         split = self.accelerator.distributed_type == DistributedType.FSDP  # which needs plainly laid out parameters
         model = Model(modules).to(self.device, memory_format=None if split else torch.channels_last)
         self._choose_trained(model, fresh=source is None)
-        self.average = Average(model, shared=not split)
+        self.average = Average(model, shared=not split, evaluates=self.main or not split)
         self.ema = self.average.module
         if options.checkpointing:
             model.unet.enable_gradient_checkpointing()
@@ -344,7 +345,7 @@ class Run:
             with nullcontext() if complete else self.accelerator.no_sync(self.model):
                 loss = self._loss(source, index, meter, translate=step < self.translated)
                 self.accelerator.backward(loss / accumulate)
-        norm = self.accelerator.clip_grad_norm_(self.trained, 1.0)
+        norm = whole(self.accelerator.clip_grad_norm_(self.trained, 1.0))
         self.average.wait()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -463,11 +464,10 @@ class Run:
             return
         try:
             self.accelerator.save_state(str(temporary))
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own for a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch has no class of its own for a file that cannot be written
+            if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+                raise
             shutil.rmtree(temporary, ignore_errors=True)
             raise ImprintError(
                 f"the state of step {step} cannot be written ({str(error).partition(chr(10))[0]}); {self._last_state()}: make "
