@@ -119,7 +119,7 @@ class Bench:
     def row_peak(self) -> dict:
         side = 8192 if self.cuda else 256
         left, right = (torch.randn(side, side, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        product = self.timed(lambda: left @ right, 20)
+        product = self.timed(lambda: left @ right, 200)  # long enough for the clock to settle
         source = torch.empty(2**30 if self.cuda else 2**20, device=self.device, dtype=torch.int8)
         target = torch.empty_like(source)
         copy = self.timed(lambda: target.copy_(source), 20)
