@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -141,6 +142,8 @@ class Run:
     def __init__(self, options: argparse.Namespace):
         self.began = time.monotonic()
         self.options, self.stage = options, STAGES[options.stage]
+        if options.wandb and not find_spec("wandb"):
+            raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
         self.accelerator = Accelerator(
             mixed_precision=options.precision,
             cpu=options.device == "cpu",
