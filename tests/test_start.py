@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 
+from imprint.adapter import ContentAdapter
 from imprint.checkpoint import load_checkpoint
 from imprint.config import PRESETS, ImprintConfig, LatentConfig, UNetConfig, tokens_adapter
 from imprint.encoder import IDEncoder
@@ -143,6 +144,14 @@ def test_new_channels_change_nothing_at_first(files, tmp_path):
         answers = wide(seen, 7, context).sample, narrow(seen[:, :4], 7, context).sample
     assert answers[0].shape[1] == 12 and not answers[0][:, 4:].any()
     assert torch.allclose(answers[0][:, :4], answers[1], atol=1e-5) and float(answers[1].std()) > 0
+
+
+def test_an_adapter_with_as_many_tokens_as_the_text(files):
+    checkpoint = start.start(files / "sd", files / "dinov2", micro_config(), adapter="conv")
+    tokens = torch.zeros(1, 1, checkpoint.config.adapter.input_tokens, 128)
+    adapter = ContentAdapter(checkpoint.config.adapter)
+    adapter.load_state_dict(checkpoint.parts["adapter"])
+    assert adapter(tokens).shape == (1, 77, 32)
 
 
 @pytest.mark.parametrize(("swiglu", "registers"), [(False, 0), (True, 0), (False, 3)])
