@@ -413,7 +413,7 @@ def test_tensorboard_has_losses_by_timestep_speed_and_pictures(data, tmp_path): 
     train.main(words(data, tmp_path / "run", steps=4))
     (tmp_path / "run" / "state-000000004").rename(tmp_path / "gone")  # back to step two, and on again
     train.main(words(data, tmp_path / "run", steps=4))
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "imprint")).Reload()
     scalars = events.Tags()["scalars"]
     assert {"loss", "gradient", "lr", "pictures_per_second", "held_out_loss"} <= set(scalars)
     buckets = [name for name in scalars if name.startswith("loss_by_timestep/")]
@@ -422,6 +422,11 @@ def test_tensorboard_has_losses_by_timestep_speed_and_pictures(data, tmp_path): 
     assert events.Tags()["images"] == ["samples"]
     logged = [line["loss"] for line in stats(tmp_path / "run") if "loss" in line]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged, rel=1e-6)
+
+
+def test_weights_and_biases_must_be_there_when_asked_for(data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    assert "--wandb needs the package wandb" in leaves([*words(data, tmp_path / "run"), "--wandb"])
 
 
 def test_losses_by_timestep_are_means_of_their_samples(data, tmp_path):  # noqa: F811

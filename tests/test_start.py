@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import micro_config
+from micro import matte_config, micro_config
 from original_weights import random_weights
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 
+from imprint.adapter import ContentAdapter
 from imprint.checkpoint import load_checkpoint
 from imprint.config import PRESETS, ImprintConfig, LatentConfig, UNetConfig, tokens_adapter
 from imprint.encoder import IDEncoder
@@ -96,6 +97,7 @@ def files(tmp_path_factory) -> Path:
 def presets(monkeypatch):
     monkeypatch.setitem(PRESETS, "micro", micro_config())
     monkeypatch.setitem(PRESETS, "micro-kl", kl_config())
+    monkeypatch.setitem(PRESETS, "micro-matte", matte_config())
 
 
 def kl_config() -> ImprintConfig:
@@ -129,9 +131,9 @@ def test_a_diffusers_folder_and_a_hub_folder(files, tmp_path, scene, capsys):
     assert pipeline(subject, None, background, hole, 1).images[0].size == background.size
 
 
-def test_concat_begins_as_the_four_channel_unet(files, tmp_path):
-    """The new channels are zeros: whatever lies in them, the UNet's answer is the one it gave before."""
-    words = "--unet", files / "sd", "--encoder", files / "dinov2", "--config", "micro", "--background", "concat"
+def test_new_channels_change_nothing_at_first(files, tmp_path):
+    """Nine input channels of four, and a matte: whatever lies in the new ones, the UNet's answer is the one it gave before."""
+    words = "--unet", files / "sd", "--encoder", files / "dinov2", "--config", "micro-matte", "--background", "concat"
     checkpoint = load_checkpoint(made(tmp_path, *words))
     assert checkpoint.config.background == "concat" and checkpoint.config.unet.in_channels == 9
     wide, narrow = build_unet(checkpoint.config.unet), build_unet(micro_config().unet)
@@ -140,8 +142,16 @@ def test_concat_begins_as_the_four_channel_unet(files, tmp_path):
     seen, context = torch.randn(1, 9, 8, 8), torch.randn(1, 5, 32)
     with torch.no_grad():
         answers = wide(seen, 7, context).sample, narrow(seen[:, :4], 7, context).sample
-    assert torch.allclose(*answers, atol=1e-5)
-    assert float(answers[0].std()) > 0
+    assert answers[0].shape[1] == 12 and not answers[0][:, 4:].any()
+    assert torch.allclose(answers[0][:, :4], answers[1], atol=1e-5) and float(answers[1].std()) > 0
+
+
+def test_an_adapter_with_as_many_tokens_as_the_text(files):
+    checkpoint = start.start(files / "sd", files / "dinov2", micro_config(), adapter="conv")
+    tokens = torch.zeros(1, 1, checkpoint.config.adapter.input_tokens, 128)
+    adapter = ContentAdapter(checkpoint.config.adapter)
+    adapter.load_state_dict(checkpoint.parts["adapter"])
+    assert adapter(tokens).shape == (1, 77, 32)
 
 
 @pytest.mark.parametrize(("swiglu", "registers"), [(False, 0), (True, 0), (False, 3)])

@@ -23,10 +23,10 @@ class Average:
         frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.module = copy.deepcopy(model, frozen if shared else None).requires_grad_(False).eval()
-        self.stream = torch.cuda.Stream() if next(model.parameters()).is_cuda else None
+        """The model with averaged weights, for evaluation; under FSDP as of the last `gather`."""
         if not evaluates:
             self.module.to("meta")
-        """The model with averaged weights, for evaluation; under FSDP as of the last `gather`."""
+        self.stream = torch.cuda.Stream() if next(model.parameters()).is_cuda else None
         parameters = dict(self.module.named_parameters())
         self.own = {name: parameters[name] for name in names}
         self.values, self.live = self.own, {}

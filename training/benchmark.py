@@ -47,6 +47,7 @@ from imprint.unet import build_autoencoder, build_unet
 
 from . import options as training_options
 from . import train
+from .meter import Meter
 from .pairs import Batch
 from .shards import Record, sample, shard_writer
 
@@ -274,7 +275,7 @@ class Bench:
         self.run = RandomRun(options)
         self.free_cache()
         self.source = self.run.source()
-        self.meter = train.Meter(self.run.config.noise.timesteps, self.device)
+        self.meter = Meter(self.run.config.noise.timesteps, self.device)
         return self.run
 
     def release(self) -> None:

@@ -27,21 +27,28 @@ from imprint.pipeline import build_modules, module_tensors
 from imprint.unet import build_autoencoder
 
 _DINOV2_HEAD_WIDTH = 64  # of every DINOv2 that Meta released
+_TEXT_TOKENS = 77  # of CLIP's text encoder
 _CURE = "give SD 1.5 or a model of its sizes, or the --config that the files were made for"
 
 
 def start(
-    unet: Path, encoder: Path, config: ImprintConfig, background: str | None = None, vae: Path | None = None
+    unet: Path,
+    encoder: Path,
+    config: ImprintConfig,
+    background: str | None = None,
+    vae: Path | None = None,
+    adapter: str | None = None,
 ) -> Checkpoint:
     """A checkpoint of pretrained UNet, autoencoder and encoder, and a fresh adapter and matte that fit them.
 
     unet: a diffusers folder of Stable Diffusion, or one file with latent diffusion's names. encoder: a DINOv2 folder in the
     hub's layout, or Meta's `.pth`; its sizes replace the configuration's. background: `blend` or `concat`, by default the
-    configuration's. vae: another autoencoder, a folder in diffusers' layout. Raises `ImprintError` for files that are
-    absent, unsafe, or have not the tensors that the configuration asks for.
+    configuration's. vae: another autoencoder, a folder in diffusers' layout. adapter: `tokens`, or `conv` with as many tokens as
+    CLIP's text; by default the configuration's. Raises `ImprintError` for files that are absent, unsafe, or have not the
+    tensors that the configuration asks for.
     """
     backbone, matte = _read_encoder(encoder, config.encoder), config.matte
-    config = _fitted(config, backbone.config, background)
+    config = _fitted(config, backbone.config, background, adapter)
     parts = {"encoder": _resampled(backbone, config.encoder), "adapter": ContentAdapter(config.adapter).state_dict()}
     if unet.is_dir():
         parts["unet"] = _diffusers_unet(unet / "unet")
@@ -62,12 +69,16 @@ def start(
     return with_matte(Checkpoint(config, parts), matte)
 
 
-def _fitted(config: ImprintConfig, encoder: EncoderConfig, background: str | None) -> ImprintConfig:
+def _fitted(config: ImprintConfig, encoder: EncoderConfig, background: str | None, kind: str | None) -> ImprintConfig:
     """The configuration for an encoder of the file's sizes, the background's channels, and as yet no matte."""
-    background = background or config.background
-    adapter = replace(config.adapter, input_width=encoder.width, input_tokens=encoder.tokens)
-    if adapter.kind == "tokens":
-        adapter = replace(adapter, output_tokens=encoder.tokens)
+    background, kind = background or config.background, kind or config.adapter.kind
+    adapter = replace(
+        config.adapter,
+        kind=kind,
+        input_width=encoder.width,
+        input_tokens=encoder.tokens,
+        output_tokens=encoder.tokens if kind == "tokens" else _TEXT_TOKENS,
+    )
     channels = config.latent.channels
     inputs = channels if background == "blend" else 2 * channels + 1
     unet = replace(config.unet, in_channels=inputs, out_channels=channels)
@@ -257,13 +268,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--encoder", type=Path, required=True, help="DINOv2: a folder of the hub, or Meta's .pth")
     parser.add_argument("--config", choices=PRESETS, default="sd15", help="all that the two files do not say")
     parser.add_argument("--background", choices=("blend", "concat"), help="by default the configuration's, blend")
+    parser.add_argument("--adapter", choices=("tokens", "conv"), help="by default the configuration's, tokens")
     parser.add_argument("--vae", type=Path, help="another autoencoder: a folder in diffusers' layout")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's weights")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     try:
         require_writable(args.output)
-        checkpoint = start(args.unet, args.encoder, PRESETS[args.config], args.background, args.vae)
+        checkpoint = start(args.unet, args.encoder, PRESETS[args.config], args.background, args.vae, args.adapter)
         save_checkpoint(args.output, checkpoint)
     except ImprintError as error:
         sys.exit(f"error: {error}")

@@ -20,12 +20,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, ProjectConfiguration
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -44,13 +45,13 @@ from imprint.unet import build_autoencoder, decode, encode
 from .average import Average, whole
 from .captions import Captions, TextEncoder
 from .losses import MATTE_WEIGHT, diffusion_loss, draw_timesteps, loss_weights, translation_loss
+from .meter import Meter
 from .options import FREE_OPTIONS, STAGES, parse
 from .pairs import Batch, PairMaker, Photos, Views
 
 KEPT_STATES = 2
 VALIDATION_SIZE = 512  # pairs, the same for every run of a stage
 SHOWN = 16  # of them, as pictures
-BUCKETS = 10  # of timesteps, whose losses are logged one by one
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as in diffusers' own examples
 
 
@@ -173,12 +174,14 @@ class Run:
     def __init__(self, options: argparse.Namespace):
         self.began = time.monotonic()
         self.options, self.stage = options, STAGES[options.stage]
+        if options.wandb and not find_spec("wandb"):
+            raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
         self.accelerator = Accelerator(
             mixed_precision=options.precision,
             cpu=options.device == "cpu",
             step_scheduler_with_optimizer=False,
             log_with=["tensorboard", "wandb"] if options.wandb else ["tensorboard"],
-            project_dir=options.output,
+            project_config=ProjectConfiguration(str(options.output), logging_dir=str(options.output / "tensorboard")),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # saves a copy of them
         )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
@@ -215,9 +218,8 @@ class Run:
             self.autoencoder.encoder.compile()
         self.raw = model
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.trained = [
-            parameter for parameter in self.raw.parameters() if parameter.requires_grad
-        ]  # FSDP's own by now
+        # Only now: FSDP has put its own parameters in the place of the model's.
+        self.trained = [parameter for parameter in self.raw.parameters() if parameter.requires_grad]
         self.average.follow(self.raw)
         self.accelerator.register_for_checkpointing(self.average)
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
@@ -276,6 +278,7 @@ class Run:
             "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
             "steps": self.steps,
             "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
+            "lora": LORA_TARGETS if self.stage.lora else None,
             "trained_parameters": parameters,
             "mix": self.stage.mix,
             "model": json.loads(self.config.to_json()),
@@ -290,9 +293,13 @@ class Run:
         if self.main:
             write_text(self.folder / "options.json", json.dumps(self.describe(), indent=1))
             write_text(self.folder / "data.json", json.dumps(self._shards(), indent=1))
-        # What an interrupted run logged after its last state is done again.
         self.accelerator.init_trackers(
-            "tensorboard", init_kwargs={"tensorboard": {"purge_step": step * self.step_size + 1}}
+            "imprint",
+            init_kwargs={
+                # What an interrupted run logged after its last state is done again.
+                "tensorboard": {"purge_step": step * self.step_size + 1},
+                "wandb": {"name": self.folder.name, "config": self.describe()},
+            },
         )
         bar = tqdm(
             total=options.images, initial=step * self.step_size, unit="picture", disable=not self.main, mininterval=2
@@ -566,45 +573,6 @@ class Run:
         save_checkpoint(self.folder / "checkpoint.safetensors", Checkpoint(self.config, parts))
 
 
-class Meter:
-    """Sums of what is logged, kept on the device so that no step waits for them."""
-
-    def __init__(self, timesteps: int, device: torch.device):
-        self.width = math.ceil(timesteps / BUCKETS)
-        self.names = [
-            f"{low:03d}-{min(low + self.width, timesteps) - 1:03d}" for low in range(0, timesteps, self.width)
-        ]
-        self.totals = torch.zeros(3, device=device)  # loss, matte's loss, gradient norm
-        self.buckets = torch.zeros(2, len(self.names), device=device)  # sums and counts
-
-    def add(
-        self, error: torch.Tensor, matte: torch.Tensor | None = None, timesteps: torch.Tensor | None = None
-    ) -> None:
-        """A batch's losses, all (B,)."""
-        error = error.detach()
-        self.totals[0] += error.mean()
-        if matte is not None:
-            self.totals[1] += matte.detach().mean()
-        if timesteps is not None:
-            member = F.one_hot(timesteps // self.width, len(self.names)).to(error)
-            self.buckets += torch.stack([error @ member, member.sum(0)])
-
-    def add_gradient(self, norm: torch.Tensor, skipped: bool) -> None:
-        """A step's gradient norm; skipped: fp16's scaler met an overflow, lowered its scale, and nothing is wrong."""
-        if not skipped:
-            self.totals[2] += norm
-
-    def read(self, accelerator: Accelerator, steps: int, batches: int) -> dict[str, float | dict[str, float]]:
-        """Means over all processes since the last reading, of `steps` steps of so many batches; every process must call it."""
-        totals, buckets = accelerator.reduce(self.totals, "mean"), accelerator.reduce(self.buckets, "sum")
-        loss, matte, gradient = totals.tolist()
-        means = {name: total / count for name, total, count in zip(self.names, *buckets.tolist()) if count}
-        self.totals.zero_()
-        self.buckets.zero_()
-        values = {"loss": loss / steps / batches, "matte_loss": matte / steps / batches, "gradient": gradient / steps}
-        return values | ({"loss_by_timestep": means} if means else {})
-
-
 def export_lora(unet: torch.nn.Module, path: Path) -> None:
     """The UNet's LoRA in fp16 under kohya's names, which ComfyUI's LoRA loader and diffusers both read."""
     from diffusers.utils import convert_state_dict_to_kohya
@@ -629,8 +597,10 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(run.describe(), indent=1))
         else:
             run.train()
-    except (ImprintError, OSError) as error:  # the second for a disk that is full or gone
+    except ImprintError as error:
         sys.exit(f"error: {error}")
+    except (OSError, SafetensorError) as error:  # a disk that is full or gone
+        sys.exit(f"error: {error}; what is in {options.output} is whole: make room, and run the same command again")
 
 
 if __name__ == "__main__":
