@@ -58,7 +58,7 @@ def write_captions(folder: Path, count: int = 4, **changes) -> Path:
         for number in range(count):
             record = Record("", f"picture-{number}", 0, "test", "CC0")
             parts = sample(f"{number:03d}", webp(photo(90, 70, seed=number)), "webp", record)
-            parts = parts | {"txt": f"a thing {'abcd'[number % 4]}".encode()} | changes
+            parts = parts | {"txt": f"a thing {'abcd'[number % 4]}\nthe other {'abcd'[number % 4]}".encode()} | changes
             writer.write({name: part for name, part in parts.items() if part is not None})
     return folder
 
@@ -155,7 +155,8 @@ def test_captioned_pictures_are_drawn_by_the_generator_alone(captioned, text_enc
     assert torch.equal(one.target, two.target) and torch.equal(one.text, two.text)
     assert one.reference.shape == (5, 3, 28, 28) and one.target.shape == (5, 3, 64, 64) and bool((one.hole == 1).all())
     number = torch.randint(4, (5,), generator=torch.Generator().manual_seed(3))[0].item()
-    assert torch.equal(one.text[:1], text([f"a thing {'abcd'[number]}"]))  # the picture's own caption
+    own = [text([f"{start} {'abcd'[number]}"]) for start in ("a thing", "the other")]
+    assert sum(torch.equal(one.text[:1], caption) for caption in own) == 1  # one of the picture's own captions
     middle = photo(90, 70, seed=number).crop((10, 0, 80, 70)).resize((64, 64), Image.BICUBIC)
     assert np.abs(one.target[0].permute(1, 2, 0).numpy() * 255 - np.asarray(middle)).mean() < 2
     assert len(captions.Captions(captioned / "train", micro_config(), text, CPU, limit=2).places) == 2

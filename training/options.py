@@ -71,10 +71,12 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; made, or continued")
-    data = parser.add_argument_group("data, each a folder with train/ and held-out/ shards")
-    data.add_argument("--views", type=Path, help="cut-outs")
-    data.add_argument("--photos", type=Path, help="photos")
-    data.add_argument("--captions", type=Path, help="for warmup: pictures with captions")
+    data = parser.add_argument_group("data, each a folder or an address with train/ and held-out/ shards")
+    data.add_argument("--views", help="cut-outs")
+    data.add_argument("--photos", help="photos")
+    data.add_argument("--captions", help="for warmup: pictures with captions, in a folder")
+    data.add_argument("--pool", type=int, help="shards of each data set in memory at once; by default all")
+    data.add_argument("--refresh", type=int, default=1, help="with --pool: blocks of pairs before the next shard comes")
     data.add_argument("--limit", type=int, help="read only so many samples of each data set")
     model = parser.add_argument_group("model")
     start = model.add_mutually_exclusive_group()
@@ -136,9 +138,12 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     ):  # fmt: skip
         if getattr(options, name) is None:
             setattr(options, name, value)
-    for name in ("images", "batch", "accumulate", "rank", "reuse", "block", "chunk", "log_every", "save_every"):
-        if getattr(options, name) < 1:
+    counts = "images batch accumulate rank reuse block chunk log_every save_every pool refresh".split()
+    for name in counts:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
+    if options.pool is not None and options.limit is not None:
+        parser.error("--limit reads the first samples, --pool all shards in turn: give one of them")
     if not 0 <= options.translation <= 1:
         parser.error(f"--translation is {options.translation}; it is a part of the run, from 0 to 1")
     for name in stage.data:

@@ -47,6 +47,8 @@ from .losses import MATTE_WEIGHT, diffusion_loss, draw_timesteps, loss_weights, 
 from .meter import Meter
 from .options import FREE_OPTIONS, STAGES, parse
 from .pairs import Batch, PairMaker, Photos, Views
+from .pool import Pool, StreamedPairs
+from .shards import SPLITS, inside, list_shards
 
 KEPT_STATES = 2
 VALIDATION_SIZE = 512  # pairs, the same for every run of a stage
@@ -89,7 +91,12 @@ class Source:
     """
 
     def __init__(
-        self, maker: PairMaker | Captions, autoencoder, options: argparse.Namespace, rank: int, device: torch.device
+        self,
+        maker: PairMaker | StreamedPairs | Captions,
+        autoencoder,
+        options: argparse.Namespace,
+        rank: int,
+        device: torch.device,
     ):
         self.maker, self.autoencoder, self.options, self.rank, self.device = maker, autoencoder, options, rank, device
         self.block: tuple[int, Batch] | None = None
@@ -122,6 +129,8 @@ class Source:
         number, within = divmod(step, batches * reuse)
         if self.block is None or self.block[0] != number:
             self.block = None  # frees the last one first
+            if isinstance(self.maker, StreamedPairs):
+                self.maker.turn = number // self.options.refresh
             self.block = number, self.make(batches * size, self.generator(1, number))
         turn, index = divmod(within, batches)
         order = torch.randperm(batches * size, generator=self.generator(2, number, turn), device=self.device)
@@ -335,13 +344,25 @@ class Run:
             return False
         return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.device), "sum"))
 
-    def _maker(self, split: str) -> PairMaker | Captions:
-        limit = self.options.limit
+    def _maker(self, split: str) -> PairMaker | StreamedPairs | Captions:
+        options, side = self.options, self.config.resolution
         if not self.stage.mix:
-            return Captions(self.options.captions / split, self.config, self.text, self.device, limit)
-        views = Views.load(self.options.views / split, self.device, limit)
-        photos = Photos.load(self.options.photos / split, self.device, limit)
-        return PairMaker(self.config, self.options.stage, views, photos, self.stage.mix)
+            return Captions(inside(options.captions, split), self.config, self.text, self.device, options.limit)
+        views, photos = inside(options.views, split), inside(options.photos, split)
+        if options.pool is None:
+            loaded = (
+                Views.load(views, self.device, options.limit, side),
+                Photos.load(photos, self.device, options.limit),
+            )
+            return PairMaker(self.config, options.stage, *loaded, self.stage.mix)
+        # The held-out pairs are the first process's, of its first shards: the same in every run.
+        part = (self.accelerator.process_index, self.accelerator.num_processes) if split == "train" else (0, 1)
+        seed = options.seed if split == "train" else 0
+        pools = (
+            Pool(Views, views, self.device, options.pool, part, seed, side),
+            Pool(Photos, photos, self.device, options.pool, part, seed),
+        )
+        return StreamedPairs(self.config, options.stage, *pools, self.stage.mix)
 
     def _validation_set(self) -> Batch:
         """Held-out pairs; the seed is fixed, so that all runs of a stage are tested on the same."""
@@ -461,18 +482,17 @@ class Run:
         states = self._states()
         return f"{states[-1]} is whole and the last one" if states else f"{self.folder} holds no state yet"
 
-    def _shards(self) -> dict[str, dict[str, int]]:
-        """The run's shards and their sizes in bytes: which pairs a step sees depends on all of them."""
-        folders = {
-            f"{name}/{split}": getattr(self.options, name) / split
-            for name in self.stage.data
-            for split in ("train", "held-out")
-        }
-        return {
-            name: {path.name: path.stat().st_size for path in sorted(folder.glob("*.tar"))}
-            for name, folder in folders.items()
-            if folder.is_dir()
-        }
+    def _shards(self) -> dict[str, dict[str, int | None]]:
+        """The run's shards, and the sizes in bytes of those on a disk: which pairs a step sees depends on all of them."""
+        found = {}
+        for name in ("views", "photos") if self.stage.mix else ("captions",):
+            for split in SPLITS:
+                shards = list_shards(inside(getattr(self.options, name), split))
+                sizes = {
+                    Path(shard).name: Path(shard).stat().st_size if "://" not in shard else None for shard in shards
+                }
+                found[f"{name}/{split}"] = sizes
+        return found
 
     def _same_data(self) -> None:
         """A run goes on with the shards that it began with."""
@@ -484,7 +504,7 @@ class Run:
             then, there = before.get(folder, {}), now.get(folder, {})
             for shard in sorted(then.keys() | there.keys()):
                 if then.get(shard) != there.get(shard):
-                    was, is_now = (f"{part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
+                    was, is_now = (f"of {part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
                     raise ImprintError(
                         f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it as it "
                         "was to continue, or give another --output"
