@@ -353,6 +353,13 @@ def test_the_second_stage_needs_the_first(data, tmp_path, capsys):
     assert left.value.code == 2 and "give --init" in capsys.readouterr().err
 
 
+def test_the_second_stage_may_start_from_random_weights_to_learn_everything(data, tmp_path):
+    """The ablation without stage 1."""
+    train.main([*words(data, tmp_path / "run", "compositing"), "--train-all"])
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["trained"] == "everything"
+    assert [line["step"] for line in stats(tmp_path / "run")] == [1, 2, 2]
+
+
 # --- the loss and the order of the data ------------------------------------------------------------------------------
 
 

@@ -149,7 +149,9 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     for name in stage.data:
         if getattr(options, name) is None:
             parser.error(f"stage '{options.stage}' needs --{name.replace('_', '-')}")
-    if options.stage != "views" and not options.init:
+    # "Without stage 1" is an ablation of the paper; a model of random weights then learns all of itself at once.
+    anew = options.stage == "views" or (options.stage == "compositing" and options.train_all)
+    if not (options.init or anew):
         source = "stage 'views'" if options.stage == "compositing" else "training.start or of a former stage"
         parser.error(f"stage '{options.stage}' starts from a checkpoint of {source}: give --init")
     return options
