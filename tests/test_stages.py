@@ -516,6 +516,24 @@ def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_pa
     assert [line["step"] for line in stats(folder)][-1] == 4
 
 
+def test_a_shard_that_is_lost_while_data_stream_stops_the_run(data, tmp_path, monkeypatch):  # noqa: F811
+    shutil.copytree(data / "views", tmp_path / "views")
+    shard, save = tmp_path / "views" / "train" / "views-000000.tar", train.Run._save
+    shards = [shard, *(shard.with_name(f"views-00000{number}.tar") for number in range(1, 6))]
+    for copied in shards[1:]:
+        shutil.copyfile(shard, copied)
+
+    def save_and_lose(run, step):
+        save(run, step)
+        for lost in shards:
+            lost.unlink()
+
+    monkeypatch.setattr(train.Run, "_save", save_and_lose)
+    options = {"steps": 8, "block": 1, "reuse": 1, "pool": 1, "views": tmp_path / "views"}
+    assert "no such shard" in leaves(words(data, tmp_path / "run", **options))
+    assert [path.name for path in (tmp_path / "run").glob("state*")] == ["state-000000002"]
+
+
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, monkeypatch, whole, steps_before):  # noqa: F811
     folder, seen = tmp_path / "run", []
