@@ -1,7 +1,7 @@
 """Captioned pictures for the adapter's warm-up, read at random places of their shards while training.
 
-A sample is `<key>.jpg|.png|.webp` and `<key>.txt`; what else it has is left alone. The shards are too large for the memory:
-only where each sample lies is kept there. Which samples are drawn depends on the generator alone.
+A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with a caption on each line; what else it has is left alone. The shards are
+too large for the memory: only where each sample lies is kept there. What is drawn depends on the generator alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from imprint.images import image_to_tensor
 from imprint.masks import paint_hole
 
 from .pairs import Pairs
+from .shards import list_shards
 from .start import pretrained
 
 
@@ -75,19 +76,24 @@ class Captions:
     """Draws captioned pictures as `Pairs`: the middle square is reference and target, and all of it is the hole."""
 
     def __init__(
-        self, folder: Path, config: ImprintConfig, text: TextEncoder, device: torch.device, limit: int | None = None
+        self,
+        folder: str | os.PathLike,
+        config: ImprintConfig,
+        text: TextEncoder,
+        device: torch.device,
+        limit: int | None = None,
     ):
         """Raises `ImprintError` for a folder without shards, a shard that cannot be read, or a sample that lacks a part."""
         self.config, self.text, self.nothing, self.device = config, text, text.nothing, device
-        shards = sorted(folder.glob("*.tar"))
-        if not shards:
-            raise ImprintError(f"{folder} holds no .tar shard; make some with training.prepare captions")
-        self.places = [place for shard in shards for place in _places(shard)][:limit]
+        self.places = [place for shard in list_shards(folder) for place in _places(Path(shard))][:limit]
         self.pool = ThreadPoolExecutor()
 
     def __call__(self, count: int, generator: torch.Generator) -> Pairs:
-        rows = torch.randint(len(self.places), (count,), generator=generator, device=generator.device).tolist()
-        references, targets, captions = zip(*self.pool.map(self._read, rows))
+        rows, lines = (
+            torch.randint(high, (count,), generator=generator, device=generator.device).tolist()
+            for high in (len(self.places), 2**31)
+        )
+        references, targets, captions = zip(*self.pool.map(self._read, rows, lines))
         reference, target = (torch.cat(pictures).to(self.device) for pictures in (references, targets))
         cells = self.config.resolution // self.config.latent.downscale
         hole = target.new_ones(count, 1, cells, cells)
@@ -97,8 +103,8 @@ class Captions:
         background = paint_hole(target, hole, self.config.hole_value)
         return Pairs(reference, target, background, hole, unknown, self.text(list(captions)))
 
-    def _read(self, row: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """The sample's square at the encoder's and at the model's side, and its caption."""
+    def _read(self, row: int, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """The sample's square at the encoder's and at the model's side, and one of its captions."""
         place = self.places[row]
         try:
             with place.shard.open("rb") as file:
@@ -106,7 +112,8 @@ class Captions:
             image = Image.open(io.BytesIO(picture)).convert("RGB")
             sides = self.config.encoder.image_size, self.config.resolution
             squares = [image_to_tensor(ImageOps.fit(image, (side, side), Image.BICUBIC)) for side in sides]
-            return *squares, caption.decode().strip()
+            captions = caption.decode().strip().splitlines() or [""]
+            return *squares, captions[line % len(captions)]
         except (OSError, ValueError) as error:
             raise ImprintError(
                 f"{place.shard}: sample '{place.key}' cannot be read ({error}); make the shard again"

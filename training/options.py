@@ -72,13 +72,13 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; made, or continued")
-    data = parser.add_argument_group("data, each a folder with train/ and held-out/ shards")
-    data.add_argument("--views", help="cut-outs; a folder or an address")
-    data.add_argument("--photos", help="photos; a folder or an address")
-    data.add_argument("--captions", type=Path, help="for warmup: pictures with captions")
-    data.add_argument("--limit", type=int, help="read only so many samples of each data set")
+    data = parser.add_argument_group("data, each a folder or an address with train/ and held-out/ shards")
+    data.add_argument("--views", help="cut-outs")
+    data.add_argument("--photos", help="photos")
+    data.add_argument("--captions", help="for warmup: pictures with captions, in a folder")
     data.add_argument("--pool", type=int, help="shards of each data set in memory at once; by default all")
     data.add_argument("--refresh", type=int, default=1, help="with --pool: blocks of pairs before the next shard comes")
+    data.add_argument("--limit", type=int, help="read only so many samples of each data set")
     model = parser.add_argument_group("model")
     start = model.add_mutually_exclusive_group()
     start.add_argument(
@@ -145,14 +145,14 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     ):  # fmt: skip
         if getattr(options, name) is None:
             setattr(options, name, value)
-    counts = "images batch accumulate rank reuse block chunk log_every save_every pool refresh"
-    for name in counts.split():
+    counts = "images batch accumulate rank reuse block chunk log_every save_every pool refresh".split()
+    for name in counts:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
-    if not 0 <= options.translation <= 1:
-        parser.error(f"--translation is {options.translation}; it is a part of the run, from 0 to 1")
     if options.pool is not None and options.limit is not None:
         parser.error("--limit reads the first samples, --pool all shards in turn: give one of them")
+    if not 0 <= options.translation <= 1:
+        parser.error(f"--translation is {options.translation}; it is a part of the run, from 0 to 1")
     if options.accumulate > 1 and options.compile == "reduce-overhead":
         parser.error(
             "--compile reduce-overhead keeps no gradients from batch to batch; leave out one of it and --accumulate"
@@ -160,8 +160,9 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     for name in stage.data:
         if getattr(options, name) is None:
             parser.error(f"stage '{options.stage}' needs --{name.replace('_', '-')}")
-    fresh = options.stage == "views" or (options.stage == "compositing" and options.train_all)
-    if not fresh and not options.init:
+    # "Without stage 1" is an ablation of the paper; a model of random weights then learns all of itself at once.
+    anew = options.stage == "views" or (options.stage == "compositing" and options.train_all)
+    if not (options.init or anew):
         source = "stage 'views'" if options.stage == "compositing" else "training.start or of a former stage"
         parser.error(f"stage '{options.stage}' starts from a checkpoint of {source}: give --init")
     return options

@@ -26,6 +26,7 @@ from .shards import Record, read_shards, sample, shard_writer
 VIEW_SIDE = 512  # pixels of a cut-out
 PHOTO_SIDE = 768  # pixels of a photo's longer side
 LICENCE = "own"
+ANY_GAP = (0, 1 << 30)  # any two of the object's pictures make a pair
 
 
 def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: int = 200) -> Counter:
@@ -51,7 +52,7 @@ def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: 
                 f"{path} is {picture.width}x{picture.height}, but {mask.name} {size}; make them the same size"
             )
         number = len(views)
-        record = Record(folder.name, folder.name, number, "subject", LICENCE)
+        record = Record(folder.name, folder.name, number, "subject", LICENCE, ANY_GAP)
         views.append(sample(f"{number:03d}", _encoded(_view(picture, alpha, path)), "webp", record))
         if mask.is_file():
             photo = picture.convert("RGB")

@@ -49,7 +49,7 @@ from .meter import Meter
 from .options import FREE_OPTIONS, STAGES, parse
 from .pairs import Batch, PairMaker, Photos, Views
 from .pool import Pool, StreamedPairs
-from .shards import inside
+from .shards import SPLITS, inside, list_shards
 
 KEPT_STATES = 2
 VALIDATION_SIZE = 512  # pairs, the same for every run of a stage
@@ -392,7 +392,7 @@ class Run:
     def _maker(self, split: str) -> PairMaker | StreamedPairs | Captions:
         options, side = self.options, self.config.resolution
         if not self.stage.mix:
-            return Captions(options.captions / split, self.config, self.text, self.device, options.limit)
+            return Captions(inside(options.captions, split), self.config, self.text, self.device, options.limit)
         views, photos = inside(options.views, split), inside(options.photos, split)
         if options.pool is None:
             loaded = (
@@ -527,18 +527,17 @@ class Run:
         states = self._states()
         return f"{states[-1]} is whole and the last one" if states else f"{self.folder} holds no state yet"
 
-    def _shards(self) -> dict[str, dict[str, int]]:
-        """The run's local shards and their sizes in bytes: which pairs a step sees depends on all of them."""
-        folders = {
-            f"{name}/{split}": Path(getattr(self.options, name)) / split
-            for name in self.stage.data
-            for split in ("train", "held-out")
-        }
-        return {
-            name: {path.name: path.stat().st_size for path in sorted(folder.glob("*.tar"))}
-            for name, folder in folders.items()
-            if folder.is_dir()
-        }
+    def _shards(self) -> dict[str, dict[str, int | None]]:
+        """The run's shards, and the sizes in bytes of those on a disk: which pairs a step sees depends on all of them."""
+        found = {}
+        for name in ("views", "photos") if self.stage.mix else ("captions",):
+            for split in SPLITS:
+                shards = list_shards(inside(getattr(self.options, name), split))
+                sizes = {
+                    Path(shard).name: Path(shard).stat().st_size if "://" not in shard else None for shard in shards
+                }
+                found[f"{name}/{split}"] = sizes
+        return found
 
     def _same_data(self) -> None:
         """A run goes on with the shards that it began with."""
@@ -550,7 +549,7 @@ class Run:
             then, there = before.get(folder, {}), now.get(folder, {})
             for shard in sorted(then.keys() | there.keys()):
                 if then.get(shard) != there.get(shard):
-                    was, is_now = (f"{part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
+                    was, is_now = (f"of {part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
                     raise ImprintError(
                         f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it as it "
                         "was to continue, or give another --output"
