@@ -365,7 +365,8 @@ class Run:
 
     def source(self) -> Source:
         """The training data of this process."""
-        tokens = self.raw.tokens if self.raw.encoder_is_frozen else None
+        split = self.accelerator.distributed_type == DistributedType.FSDP  # whose parts only run as one
+        tokens = self.raw.tokens if self.raw.encoder_is_frozen and not split else None
         rank = self.accelerator.process_index
         return Source(self._maker("train"), self.autoencoder, self.options, rank, self.device, tokens)
 
