@@ -59,7 +59,8 @@ def test_every_stage_runs_from_the_readme_s_commands(
             assert load_file(run / "lora.safetensors")
         else:
             load_checkpoint(run / "checkpoint.safetensors")
-    assert stages == ["views", "compositing", "warmup", "views", "compositing", "finetune"]
+    ablation = "compositing"  # without stage 1
+    assert stages == ["views", "compositing", "warmup", "views", "compositing", "finetune", ablation]
 
 
 def test_the_launchers_of_the_readme_know_their_options(data, capsys):  # noqa: F811
