@@ -42,6 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from imprint.checkpoint import Checkpoint
 from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
+from imprint.files import write_text
 from imprint.pipeline import build_modules, module_tensors
 from imprint.unet import build_autoencoder, build_unet
 
@@ -439,8 +440,8 @@ class Bench:
         """The JSON and the Markdown of all rows so far."""
         self.options.output.mkdir(parents=True, exist_ok=True)
         report = {"machine": self.machine(), "rows": self.rows, "cost": self.cost()}
-        train.write_text(self.options.output / "benchmark.json", json.dumps(report, indent=1))
-        train.write_text(self.options.output / "benchmark.md", self.markdown(report))
+        write_text(self.options.output / "benchmark.json", json.dumps(report, indent=1))
+        write_text(self.options.output / "benchmark.md", self.markdown(report))
 
     def machine(self) -> dict:
         import diffusers
