@@ -39,11 +39,15 @@ class Checkpoint:
     names: Literal["diffusers", "ldm"] = "diffusers"
     """Whose names `unet` and `vae` have: our files have diffusers', the relatives' originals latent diffusion's."""
 
-    def check(self, part: str, expected: Mapping[str, torch.Size | tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        """The part's tensors, when their names and shapes are exactly the expected ones, else `ImprintError`."""
+    def check(
+        self,
+        part: str,
+        expected: Mapping[str, torch.Size | tuple[int, ...]],
+        cure: str = "the file is not whole or was made by other code; export or download it again",
+    ) -> dict[str, torch.Tensor]:
+        """The part's tensors, when their names and shapes are exactly the expected ones, else `ImprintError` with the cure."""
         tensors = self.parts.get(part, {})
         where = f"{self.path}: part '{part}'"
-        cure = "the file is not whole or was made by other code; export or download it again"
         missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
         if missing or surplus:
             first = f"'{missing[0]}' is missing" if missing else f"'{surplus[0]}' is not of the model"

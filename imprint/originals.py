@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """The encoder's conventions in which the relatives differ."""
 
-_PREFIXES = {
+PREFIXES = {
     "encoder": "cond_stage_model.transformer.",
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
@@ -70,7 +70,7 @@ def read_original(path: str | os.PathLike, kind: str | None = None) -> Checkpoin
     used. kind: one of `KINDS`; without it, it is told from the weights. Raises `ImprintError` for a file that holds anything
     but weights, or is not whole, or of another model.
     """
-    return from_tensors(_read(Path(path)), kind, Path(path))
+    return from_tensors(read_tensors(path), kind, Path(path))
 
 
 def from_tensors(
@@ -81,32 +81,34 @@ def from_tensors(
         raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     tensors = _Tensors(path, named)
     config = _config(tensors, kind or _kind(tensors))
-    parts = {part: tensors.under(prefix) for part, prefix in _PREFIXES.items()}
+    parts = {part: tensors.under(prefix) for part, prefix in PREFIXES.items()}
     # An index that transformers kept in its files until 4.31.
     parts["encoder"].pop("vision_model.embeddings.position_ids", None)
     parts["adapter"] = _adapter_tensors(tensors, config.adapter)
     return Checkpoint(config, parts, path, names="ldm")
 
 
-def with_diffusers_names(checkpoint: Checkpoint) -> Checkpoint:
-    """An original's checkpoint with the names that our files have, and every tensor's name and shape checked."""
+def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoint:
+    """An original's checkpoint with the names that our files have; check: that all parts' names and shapes are right."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
     from .pipeline import build_modules, module_tensors
 
     config = checkpoint.config
-    prefixed = {
-        _PREFIXES[part] + name: tensor for part in ("unet", "vae") for name, tensor in checkpoint.parts[part].items()
-    }
     with torch.device("meta"):
         modules = build_modules(config)
+    converters = {
+        "unet": (convert_ldm_unet_checkpoint, {"layers_per_block": config.unet.layers_per_block}),
+        "vae": (convert_ldm_vae_checkpoint, modules["vae"].config),
+    }
     converted = dict(checkpoint.parts)
-    converted["unet"] = convert_ldm_unet_checkpoint(prefixed, {"layers_per_block": config.unet.layers_per_block})
-    converted["vae"] = convert_ldm_vae_checkpoint(prefixed, modules["vae"].config)
+    for part in converters.keys() & converted.keys():
+        converter, sizes = converters[part]
+        converted[part] = converter({PREFIXES[part] + name: value for name, value in converted[part].items()}, sizes)
     for part, named in converted.items():  # the library leaves None where a tensor's companion is missing
         converted[part] = {name: tensor for name, tensor in named.items() if tensor is not None}
     converted = replace(checkpoint, parts=converted, names="diffusers")
-    for part, expected in module_tensors(modules).items():
+    for part, expected in module_tensors(modules).items() if check else ():
         converted.check(part, {name: tensor.shape for name, tensor in expected.items()})
     return converted
 
@@ -165,7 +167,7 @@ def kind_of(config: ImprintConfig) -> str:
 
 def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
     """What the tensors' sizes and the relatives' code say together."""
-    vision = _PREFIXES["encoder"] + "vision_model."
+    vision = PREFIXES["encoder"] + "vision_model."
     width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
     positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
     encoder = EncoderConfig(
@@ -218,7 +220,7 @@ def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
 
 def _unet_config(tensors: _Tensors) -> UNetConfig:
     """SD 1's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
-    unet = _PREFIXES["unet"]
+    unet = PREFIXES["unet"]
     first, in_channels, _, _ = tensors.shape(f"{unet}input_blocks.0.0.weight", 4)
     widths, depths, layers = [first], [0], [0]
     for index in range(1, tensors.count(f"{unet}input_blocks.")):
@@ -288,8 +290,12 @@ def _says_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a file by name, left on disk where the format allows it."""
+def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Every tensor of a torch or safetensors file by name, left on disk where the format allows it.
+
+    Raises `ImprintError` for a file that is absent, not whole, or holds anything but weights; nothing in it is executed.
+    """
+    path = Path(path)
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a released checkpoint (.pth, .ckpt, .safetensors)")
     if _says_safetensors(path):

@@ -12,6 +12,7 @@ from typing import ClassVar, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -50,13 +51,15 @@ class ImprintPipelineOutput(BaseOutput):
     shadow: torch.Tensor | None = None
 
 
-class ImprintPipeline(DiffusionPipeline):
+class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     """Put an object into a background (IMPRINT, arXiv 2403.10701).
 
-    Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16.
+    Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16, and
+    with LoRA files for its UNet as every Stable Diffusion pipeline (`load_lora_weights`; needs peft).
     """
 
     model_cpu_offload_seq = "encoder->adapter->unet->vae"
+    text_encoder = None  # the LoRA loader asks for it
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     def __init__(self, vae, encoder: IDEncoder, adapter: ContentAdapter, unet, scheduler, model_config: ImprintConfig):
@@ -96,6 +99,10 @@ class ImprintPipeline(DiffusionPipeline):
         """Write all parts in their present precision; see `imprint.checkpoint`."""
         modules = {part: getattr(self, part) for part in ("encoder", "adapter", "unet", "vae")}
         save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, *_args, **_kwargs) -> None:
+        """There is none."""
 
     def save_pretrained(self, *_args, **_kwargs) -> None:
         """An Imprint model is one file, not a folder."""

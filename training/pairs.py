@@ -246,7 +246,7 @@ class Batch:
     """What a training step needs; latents as the UNet sees them."""
 
     reference: torch.Tensor
-    """(B, 3, S, S) uint8: the cut-out of the reference view."""
+    """(B, 3, S, S) uint8: the cut-out of the reference view; or (B, N, C), a frozen encoder's tokens of it."""
     target: torch.Tensor
     """(B, C, h, w) latents of the target."""
     background: torch.Tensor
@@ -256,8 +256,16 @@ class Batch:
     matte: torch.Tensor
     """(B, 2 * matte**2, h, w) as `imprint.matte.matte_values` gives it; -1 = unknown."""
 
+    text: torch.Tensor | None = None
+    """(B, M, W) the text encoder's tokens of the caption, for the adapter's warm-up alone."""
+
     def __getitem__(self, index) -> Batch:
-        return Batch(*(getattr(self, name)[index] for name in Batch.__annotations__))
+        return Batch(*(None if value is None else value[index] for value in vars(self).values()))
+
+    @staticmethod
+    def joined(parts: list[Batch]) -> Batch:
+        columns = zip(*(vars(part).values() for part in parts))
+        return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 @dataclass
@@ -274,6 +282,8 @@ class Pairs:
     """(B, 1, R / 8, R / 8)."""
     matte: torch.Tensor
     """(B, 2 * matte**2, R / 8, R / 8), -1 = unknown."""
+    text: torch.Tensor | None = None
+    """(B, M, W) as in `Batch`."""
 
 
 class PairMaker:
@@ -302,7 +312,8 @@ class PairMaker:
                     self._rendered(end - start, draw) if kind == "rendered" else self._photo(kind, end - start, draw)
                 )
         order = draw.permutation(count)
-        return Pairs(*(torch.cat([getattr(pairs, name) for pairs in made])[order] for name in Pairs.__annotations__))
+        columns = zip(*(vars(pairs).values() for pairs in made))
+        return Pairs(*(None if column[0] is None else torch.cat(column)[order] for column in columns))
 
     def _rendered(self, count: int, draw: Draw) -> Pairs:
         """Two views of a rendered object; for compositing the second stands in a photo."""
@@ -313,10 +324,11 @@ class PairMaker:
         second = torch.where(same, first, second)
 
         # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
-        # alone teaches that the hole decides which way the object looks.
-        turn = hue_turn(torch.where(draw.chance(0.6, count), draw.uniform(count, 0, 2 * math.pi), 0.0))
-        mirrored = draw.chance(0.5, count)
-        turned = mirrored ^ draw.chance(0.15, count)
+        # alone teaches that the hole decides which way the object looks. Fine-tuning learns one object as it is.
+        often = 0.0 if self.stage == "finetune" else 1.0
+        turn = hue_turn(torch.where(draw.chance(0.6 * often, count), draw.uniform(count, 0, 2 * math.pi), 0.0))
+        mirrored = draw.chance(0.5 * often, count)
+        turned = mirrored ^ draw.chance(0.15 * often, count)
         reference, target = (_float(views.rgba[rows]) for rows in (first, second))
         reference = torch.where(mirrored[:, None, None, None], reference.flip(3), reference)
 
@@ -346,7 +358,7 @@ class PairMaker:
         """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
         photos, side = self.photos, self.config.resolution
         photo_side = photos.rgb.shape[-1]
-        flip = draw.chance(0.5, count)
+        flip = draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
         if kind == "piece":
             rows = source_rows = draw.integers(len(photos.rgb), count)
             to_photo = self._crop_matrix(flip, draw, count)

@@ -1,8 +1,10 @@
 """Train a stage: python -m training.train STAGE --output FOLDER ...; the same command again continues.
 
-One loop, two stages (IMPRINT, arXiv 2403.10701, section 3): `views` learns identity from two views on black, `compositing`
-puts the object into a background. Starts on one CPU or GPU, or on many through `accelerate launch` or `torchrun`. The run's
-folder describes itself: options.json, stats.jsonl, samples-*.png, state-*/ (to continue) and checkpoint.safetensors.
+One loop for all stages: `warmup` teaches a fresh adapter the text encoder's language (ObjectStitch, arXiv 2212.00932), `views`
+learns identity from two views on black, `compositing` puts the object into a background (IMPRINT, arXiv 2403.10701, section
+3), and `finetune` learns one object from a few photos. Starts on one CPU or GPU, or on many through `accelerate launch` or
+`torchrun`. The run's folder describes itself: options.json, data.json, stats.jsonl, tensorboard/, samples-*.png, state-*/ (to
+continue) and checkpoint.safetensors, or lora.safetensors.
 """
 
 from __future__ import annotations
@@ -12,68 +14,47 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, ProjectConfiguration
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from imprint.config import PRESETS, ImprintConfig
+from imprint.config import PRESETS
 from imprint.errors import ImprintError
-from imprint.files import write_text
+from imprint.files import replacing, write_text
 from imprint.images import save_image, tensor_to_image
-from imprint.matte import split_matte, with_matte
+from imprint.matte import with_matte
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
 from imprint.preprocess import normalise
-from imprint.unet import build_autoencoder, decode, encode, unet_input
+from imprint.unet import build_autoencoder, decode, encode
 
+from .average import Average, whole
+from .captions import Captions, TextEncoder
+from .losses import MATTE_WEIGHT, diffusion_loss, draw_timesteps, loss_weights, translation_loss
+from .meter import Meter
+from .options import FREE_OPTIONS, STAGES, parse
 from .pairs import Batch, PairMaker, Photos, Views
 from .pool import Pool, StreamedPairs
-from .shards import inside
+from .shards import SPLITS, inside, list_shards
 
-MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
-CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
 KEPT_STATES = 2
-# Options that may differ when a run goes on: they do not change what it learns.
-FREE_OPTIONS = "time_limit log_every save_every dry_run device chunk compile output views photos".split()
 VALIDATION_SIZE = 512  # pairs, the same for every run of a stage
 SHOWN = 16  # of them, as pictures
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage trains and on what; the recipe's numbers that differ between the two."""
-
-    trained: tuple[str, ...]
-    """Prefixes of the trained parameters; all others are frozen."""
-    learning_rate: float
-    mix: dict[str, float]
-    """Shares of the kinds of pair; see `training.pairs`."""
-
-
-STAGES = {
-    # "Trained: DINOv2, adapter, UNet decoder. Frozen: UNet encoder" (section 3.1)
-    "views": Stage(
-        trained=("encoder.", "adapter.", "unet.up_blocks.", "unet.conv_norm_out.", "unet.conv_out."),
-        learning_rate=8e-4,
-        mix={"rendered": 0.62, "still": 0.1, "video": 0.03, "piece": 0.25},
-    ),
-    # "Trained: adapter and the whole UNet. Frozen: DINOv2" (section 3.2)
-    "compositing": Stage(
-        trained=("adapter.", "unet."),
-        learning_rate=6e-4,
-        mix={"rendered": 0.5, "still": 0.17, "video": 0.08, "piece": 0.25},
-    ),
-}
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as in diffusers' own examples
 
 
 class Model(torch.nn.Module):
@@ -84,56 +65,44 @@ class Model(torch.nn.Module):
         self.encoder, self.adapter, self.unet = (modules[part] for part in ("encoder", "adapter", "unet"))
 
     def forward(
-        self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
+        self,
+        reference: torch.Tensor,
+        seen: torch.Tensor | None,
+        timesteps: torch.Tensor | None,
+        dropped: torch.Tensor,
     ) -> torch.Tensor:
-        """reference (B, 3, S, S) uint8, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output."""
+        """reference as in `context`, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output.
+
+        Without `seen`, what the UNet would attend to: (B, tokens, width).
+        """
         context = self.context(reference)
         context = torch.where(dropped[:, None, None], self.adapter.null_context(context), context)
-        return self.unet(seen, timesteps, context).sample
+        return context if seen is None else self.unet(seen, timesteps, context).sample
 
     def context(self, reference: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) uint8 cut-outs -> (B, tokens, width) what the UNet attends to."""
-        return self.adapter(self.encoder(normalise(reference.float() / 255, self.encoder.config))[:, None])
+        """(B, 3, S, S) uint8 cut-outs, or their `tokens` -> (B, tokens, width) what the UNet attends to."""
+        tokens = self.tokens(reference) if reference.dtype == torch.uint8 else reference
+        return self.adapter(tokens[:, None])
 
+    def tokens(self, reference: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 cut-outs -> (B, N, C) the ID encoder's tokens."""
+        return self.encoder(normalise(reference.float() / 255, self.encoder.config))
 
-def diffusion_loss(
-    model: torch.nn.Module,
-    batch: Batch,
-    config: ImprintConfig,
-    alpha_bar: torch.Tensor,
-    generator: torch.Generator,
-    dropout: float = CONDITION_DROPOUT,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean squared error in the hole, each sample weighing the same, and the matte's loss: both (B,).
+    @property
+    def encoder_is_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
-    z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or
-    v = sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's
-    `|| eps - G(z_t, t, E(I)) ||^2` (section 3.1), restricted to the hole (section 3.2).
-    """
-    count, device = len(batch.target), batch.target.device
-    timesteps = torch.randint(config.noise.timesteps, (count,), generator=generator, device=device)
-    noise = torch.randn(batch.target.shape, generator=generator, device=device)
-    dropped = torch.rand(count, generator=generator, device=device) < dropout
-    signal, spread = (share.sqrt()[:, None, None, None] for share in (alpha_bar[timesteps], 1 - alpha_bar[timesteps]))
-    clean = batch.target.float()
-    noisy = signal * clean + spread * noise
-    target = noise if config.noise.prediction_type == "epsilon" else signal * noise - spread * clean
-    seen = unet_input(noisy, batch.background.float(), batch.hole.float(), config)
-    prediction, logits = split_matte(model(batch.reference, seen, timesteps, dropped).float(), config)
-    error = (F.mse_loss(prediction, target, reduction="none") * batch.hole).sum((1, 2, 3))
-    return error / (batch.hole.sum((1, 2, 3)) * clean.shape[1]), matte_loss(logits, batch, alpha_bar[timesteps])
+    def compile_parts(self, mode: str) -> None:
+        """torch.compile, in place, what takes the time: the UNet block by block, adapter, and encoder if it is trained.
 
-
-def matte_loss(logits: torch.Tensor, batch: Batch, signal: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of alpha and shadow in the hole where they are known: (B,), 0 for a model without a matte.
-
-    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): the matte is read off finished latents, and
-    nothing can be told from noise.
-    """
-    target = batch.matte.float()
-    known = (target >= 0) * batch.hole
-    error = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none") * known
-    return signal * error.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
+        One graph of everything would hand out all gradients at its end. Of blocks, DDP sends the gradients of one while
+        the one before it still computes; its own way of cutting graphs for that is turned off. mode: torch.compile's.
+        """
+        torch._dynamo.config.optimize_ddp = False
+        torch._dynamo.config.recompile_limit = 64  # counts the blocks of a class together
+        parts = [self.adapter, *self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        for part in parts if self.encoder_is_frozen else [self.encoder, *parts]:
+            part.compile(mode=mode, dynamic=False)
 
 
 class Source:
@@ -145,13 +114,16 @@ class Source:
 
     def __init__(
         self,
-        maker: PairMaker | StreamedPairs,
+        maker: PairMaker | StreamedPairs | Captions,
         autoencoder,
         options: argparse.Namespace,
         rank: int,
         device: torch.device,
+        tokens: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
+        """tokens: `Model.tokens` of a frozen encoder, whose part is then done once a block as well."""
         self.maker, self.autoencoder, self.options, self.rank, self.device = maker, autoencoder, options, rank, device
+        self.tokens = tokens
         self.block: tuple[int, Batch] | None = None
 
     def generator(self, *numbers: int) -> torch.Generator:
@@ -172,9 +144,11 @@ class Source:
                 images = torch.cat([pairs.target, pairs.background]).contiguous(memory_format=torch.channels_last)
                 target, background = encode(self.autoencoder, images, config.latent).to(precision).chunk(2)
                 reference = (pairs.reference * 255).round().to(torch.uint8)
-                matte = pairs.matte.to(precision)
-                parts.append(Batch(reference, target.contiguous(), background.contiguous(), pairs.hole, matte))
-        return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in Batch.__annotations__))
+                if self.tokens:
+                    reference = self.tokens(reference).to(precision)
+                latents = target.contiguous(), background.contiguous()
+                parts.append(Batch(reference, *latents, pairs.hole, pairs.matte.to(precision), pairs.text))
+        return Batch.joined(parts)
 
     def batch(self, step: int) -> Batch:
         """The pairs of a step."""
@@ -188,16 +162,6 @@ class Source:
         turn, index = divmod(within, batches)
         order = torch.randperm(batches * size, generator=self.generator(2, number, turn), device=self.device)
         return self.block[1][order[index * size : (index + 1) * size]]
-
-
-@torch.no_grad()
-def update_average(average: torch.nn.Module, model: torch.nn.Module, step: int, decay: float) -> None:
-    """Move the averaged weights towards the model's: an exponential average that at first forgets faster.
-
-    With a fixed decay the first, random weights would still make up a tenth of the average after two thousand steps.
-    """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
 
 
 def learning_rate(done: int, options: argparse.Namespace) -> float:
@@ -214,40 +178,80 @@ class Run:
     def __init__(self, options: argparse.Namespace):
         self.began = time.monotonic()
         self.options, self.stage = options, STAGES[options.stage]
+        if options.wandb and not find_spec("wandb"):
+            raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
         self.accelerator = Accelerator(
-            mixed_precision=options.precision, cpu=options.device == "cpu", step_scheduler_with_optimizer=False
+            mixed_precision=options.precision,
+            cpu=options.device == "cpu",
+            step_scheduler_with_optimizer=False,
+            log_with=["tensorboard", "wandb"] if options.wandb else ["tensorboard"],
+            project_config=ProjectConfiguration(str(options.output), logging_dir=str(options.output / "tensorboard")),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # saves a copy of them
         )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.folder = options.output
         torch.manual_seed(options.seed)  # fresh weights are the same in every process
         torch.set_float32_matmul_precision("high")
 
-        source = load_checkpoint(options.init) if options.init else None
+        source = self._start()
         if source and options.matte not in (None, source.config.matte):
             source = with_matte(source, options.matte)
         self.config = source.config if source else PRESETS[options.config]
-        modules = build_modules(self.config, with_vae=False)
+        with self.device:
+            modules = build_modules(self.config, with_vae=False)
         if source:
             load_modules(modules, source)
         self.autoencoder = self._autoencoder(source)
-        model = Model(modules).to(self.device, memory_format=torch.channels_last)
-        # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
-        self.trained_names = ("",) if options.train_all or not source else self.stage.trained
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(self.trained_names) and "mask_token" not in name)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.ema = copy.deepcopy(model).requires_grad_(False)
+        split = self.accelerator.distributed_type == DistributedType.FSDP  # which needs plainly laid out parameters
+        model = Model(modules).to(self.device, memory_format=None if split else torch.channels_last)
+        self._choose_trained(model, fresh=source is None)
+        self.average = Average(model, shared=not split, evaluates=self.main or not split)
+        self.ema = self.average.module
+        if options.checkpointing:
+            model.unet.enable_gradient_checkpointing()
+            model.encoder.backbone.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(
-            self.trained, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=self.device.type == "cuda"
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=options.lr,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=self.device.type == "cuda",
         )
+        if options.compile:
+            model.compile_parts(options.compile)
+            self.autoencoder.encoder.compile()
         self.raw = model
-        self.model, self.optimizer = self.accelerator.prepare(
-            torch.compile(model) if options.compile else model, optimizer
-        )
-        self.accelerator.register_for_checkpointing(self.ema)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Only now: FSDP has put its own parameters in the place of the model's.
+        self.trained = [parameter for parameter in self.raw.parameters() if parameter.requires_grad]
+        self.average.follow(self.raw)
+        self.accelerator.register_for_checkpointing(self.average)
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
-        self.step_size = options.batch * self.accelerator.num_processes
+        self.step_size = options.batch * options.accumulate * self.accelerator.num_processes
         self.steps = math.ceil(options.images / self.step_size)
+        self.translated = 0 if self.stage.mix else round(self.steps * options.translation)
+        self.text = None
+        if options.text_encoder and not self.stage.mix:
+            self.text = TextEncoder(options.text_encoder, self.config.unet.context_width, self.device)
+
+    def _start(self) -> Checkpoint | None:
+        """The weights to start from; None for random ones."""
+        return load_checkpoint(self.options.init) if self.options.init else None
+
+    def _choose_trained(self, model: Model, fresh: bool) -> None:
+        """Freeze all but the stage's part; frozen parameters get no gradients and no state in the optimizer."""
+        if self.stage.lora:
+            from peft import LoraConfig
+
+            # alpha = rank: the addition counts as it is, in every program that reads the file
+            lora = LoraConfig(r=self.options.rank, lora_alpha=self.options.rank, target_modules=LORA_TARGETS)
+            model.unet.add_adapter(lora)
+        # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
+        everything = not self.stage.lora and (self.options.train_all or fresh)
+        self.trained_names = ("",) if everything else self.stage.trained
+        for name, parameter in model.named_parameters():
+            learns = name.startswith(self.trained_names) and (not self.stage.lora or ".lora_" in name)
+            parameter.requires_grad_(learns and "mask_token" not in name)
 
     def _autoencoder(self, source: Checkpoint | None):
         autoencoder = build_autoencoder(self.config.latent)
@@ -278,6 +282,7 @@ class Run:
             "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
             "steps": self.steps,
             "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
+            "lora": LORA_TARGETS if self.stage.lora else None,
             "trained_parameters": parameters,
             "mix": self.stage.mix,
             "model": json.loads(self.config.to_json()),
@@ -287,30 +292,29 @@ class Run:
         """Until `--images` are done or `--time-limit` is near; leaves a state to continue from and a checkpoint."""
         options = self.options
         step = self._resume()
-        if options.compile:
-            self.autoencoder.encoder.compile()
-        source = Source(self._maker("train"), self.autoencoder, options, self.accelerator.process_index, self.device)
+        source = self.source()
         validation = self._validation_set() if self.main else None
         if self.main:
             write_text(self.folder / "options.json", json.dumps(self.describe(), indent=1))
+            write_text(self.folder / "data.json", json.dumps(self._shards(), indent=1))
+        self.accelerator.init_trackers(
+            "imprint",
+            init_kwargs={
+                # What an interrupted run logged after its last state is done again.
+                "tensorboard": {"purge_step": step * self.step_size + 1},
+                "wandb": {"name": self.folder.name, "config": self.describe()},
+            },
+        )
         bar = tqdm(
             total=options.images, initial=step * self.step_size, unit="picture", disable=not self.main, mininterval=2
         )
-        totals, mark, marked_at = torch.zeros(3, device=self.device), step, time.monotonic()
+        meter, mark, marked_at = Meter(self.config.noise.timesteps, self.device), step, time.monotonic()
         self.model.train()
         while step < self.steps:
             rate = learning_rate(step * self.step_size, options)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            generator = source.generator(3, step)
-            losses = diffusion_loss(self.model, source.batch(step), self.config, self.alpha_bar, generator)
-            loss, matte = (each.mean() for each in losses)
-            self.accelerator.backward(loss + MATTE_WEIGHT * matte)
-            norm = self.accelerator.clip_grad_norm_(self.trained, 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            update_average(self.ema, self.raw, step, options.ema)
-            totals += torch.stack([loss.detach(), matte.detach(), norm])
+            self.step(source, step, meter)
             step += 1
             bar.update(min(self.step_size, options.images - bar.n))
 
@@ -318,18 +322,17 @@ class Run:
             last = step == self.steps or self._agree(late, step)
             saving = step % options.save_every == 0 or last
             if step % options.log_every == 0 or saving:  # before every save, so that no bad state is kept
-                mean = self.accelerator.reduce(totals, "mean") / (step - mark)
-                if not bool(mean.isfinite().all()):
+                values = meter.read(self.accelerator, step - mark, options.accumulate)
+                if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
                     raise ImprintError(
-                        f"the loss or gradient is not finite at step {step}; nothing was saved since the last state in "
-                        f"{self.folder}: lower --lr and run the same command again"
+                        f"the loss or gradient is not finite at step {step}; {self._last_state()}: lower --lr and run the "
+                        "same command again"
                     )
                 speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
-                loss, matte, gradient = mean.tolist()
-                self._log(bar, step, loss=loss, matte_loss=matte, gradient=gradient, lr=rate, pictures_per_second=speed)
-                totals.zero_()
+                self._log(bar, step, **values, lr=rate, pictures_per_second=speed)
                 mark, marked_at = step, time.monotonic()
             if saving:
+                self.average.gather()
                 if self.main:
                     self._validate(bar, step, validation)
                 self._save(step)
@@ -337,10 +340,49 @@ class Run:
             if last:
                 break
         bar.close()
+        self.average.gather()
         if self.main:
-            self.export(self.folder / "checkpoint.safetensors")
+            self.export()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    def step(self, source: Source, step: int, meter: Meter) -> None:
+        """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""
+        accumulate = self.options.accumulate
+        if self.options.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave out is no longer needed
+        for index in range(step * accumulate, (step + 1) * accumulate):
+            complete = (index + 1) % accumulate == 0  # only then do processes exchange gradients
+            with nullcontext() if complete else self.accelerator.no_sync(self.model):
+                loss = self._loss(source, index, meter, translate=step < self.translated)
+                self.accelerator.backward(loss / accumulate)
+        norm = whole(self.accelerator.clip_grad_norm_(self.trained, 1.0))
+        self.average.wait()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(step, self.options.ema)
+        meter.add_gradient(norm, skipped=self.accelerator.optimizer_step_was_skipped)
+
+    def source(self) -> Source:
+        """The training data of this process."""
+        split = self.accelerator.distributed_type == DistributedType.FSDP  # whose parts only run as one
+        tokens = self.raw.tokens if self.raw.encoder_is_frozen and not split else None
+        rank = self.accelerator.process_index
+        return Source(self._maker("train"), self.autoencoder, self.options, rank, self.device, tokens)
+
+    def _loss(self, source: Source, index: int, meter: Meter, translate: bool) -> torch.Tensor:
+        """The mean loss of a batch; the meter gets each sample's own, before any weight."""
+        batch, generator = source.batch(index), source.generator(3, index)
+        if translate:
+            error = translation_loss(self.model, batch, source.maker.nothing, generator)
+            meter.add(error)
+            return error.mean()
+        noise = self.config.noise
+        timesteps = draw_timesteps(len(batch.target), noise, self.options.timesteps, generator)
+        error, matte = diffusion_loss(self.model, batch, self.config, self.alpha_bar, generator, timesteps=timesteps)
+        meter.add(error, matte, timesteps)
+        weights = loss_weights(self.alpha_bar[timesteps], noise, self.options.weighting)
+        return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
 
     def _agree(self, late: bool, step: int) -> bool:
         """Whether any process is out of time; asked now and then, since it makes them wait for each other."""
@@ -348,8 +390,10 @@ class Run:
             return False
         return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.device), "sum"))
 
-    def _maker(self, split: str) -> PairMaker | StreamedPairs:
+    def _maker(self, split: str) -> PairMaker | StreamedPairs | Captions:
         options, side = self.options, self.config.resolution
+        if not self.stage.mix:
+            return Captions(inside(options.captions, split), self.config, self.text, self.device, options.limit)
         views, photos = inside(options.views, split), inside(options.photos, split)
         if options.pool is None:
             loaded = (
@@ -377,13 +421,18 @@ class Run:
     def _validate(self, bar: tqdm, step: int, held_out: Batch) -> None:
         """The averaged model's loss on the held-out pairs, with fixed noise and nothing dropped; and pictures."""
         generator = torch.Generator(self.device).manual_seed(0)
-        losses = []
+        losses, translated = [], []
         with self.accelerator.autocast():
             for start in range(0, len(held_out.target), self.options.batch):
                 part = held_out[slice(start, start + self.options.batch)]
                 losses.append(diffusion_loss(self.ema, part, self.config, self.alpha_bar, generator, dropout=0.0))
+                if self.text:
+                    translated.append(translation_loss(self.ema, part, self.text.nothing, generator, dropout=0.0))
         loss, matte = (torch.cat(part).mean().item() for part in zip(*losses))
-        self._log(bar, step, held_out_loss=loss, held_out_matte_loss=matte)
+        values = {"held_out_loss": loss, "held_out_matte_loss": matte}
+        if translated:
+            values["held_out_translation_loss"] = torch.cat(translated).mean().item()
+        self._log(bar, step, **values)
         self._sample(step, held_out[slice(0, min(SHOWN, self.options.batch))])
 
     def _sample(self, step: int, batch: Batch) -> None:
@@ -416,14 +465,20 @@ class Run:
         half = math.ceil(len(rows) / 2)
         grid = torch.cat([torch.cat(list(rows[:half]), 1), torch.cat(list(rows[-half:]), 1)], 2)
         save_image(tensor_to_image(grid), self.folder / f"samples-{step * self.step_size:09d}.png")
+        for tracker in self.accelerator.trackers:
+            tracker.log_images({"samples": grid[None].cpu()}, step=step * self.step_size)
 
-    def _log(self, bar: tqdm, step: int, **values: float) -> None:
+    def _log(self, bar: tqdm, step: int, **values: float | dict[str, float]) -> None:
         if not self.main:
             return
-        values = {"pictures": step * self.step_size, "step": step} | values
         with (self.folder / "stats.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        bar.set_postfix({name: f"{value:.4g}" for name, value in values.items() if isinstance(value, float)})
+            file.write(json.dumps({"pictures": step * self.step_size, "step": step} | values) + "\n")
+        numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+        bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
+        for name, group in values.items():
+            if isinstance(group, dict):
+                numbers |= {f"{name}/{part}": value for part, value in group.items()}
+        self.accelerator.log(numbers, step=step * self.step_size)
 
     def _save(self, step: int) -> None:
         """A state to continue from: written beside its place, then renamed; the newest few are kept."""
@@ -431,11 +486,21 @@ class Run:
         temporary, final = self.folder / "state.tmp", self.folder / f"state-{step:09d}"
         if final.exists():
             return
-        self.accelerator.save_state(str(temporary))
+        try:
+            self.accelerator.save_state(str(temporary))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch has no class of its own for a file that cannot be written
+            if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise ImprintError(
+                f"the state of step {step} cannot be written ({str(error).partition(chr(10))[0]}); {self._last_state()}: make "
+                "room on the disk and run the same command again"
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.main:
             os.replace(temporary, final)
-            for old in sorted(self.folder.glob("state-*"))[:-KEPT_STATES]:
+            for old in self._states()[:-KEPT_STATES]:
                 shutil.rmtree(old)
 
     def _resume(self) -> int:
@@ -444,21 +509,58 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.folder / "state.tmp", ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        states = sorted(self.folder.glob("state-*"))
+        states = self._states()
         step = 0
         if states:
             self._same_options()
+            self._same_data()
             self.accelerator.load_state(str(states[-1]))
             step = int(states[-1].name.removeprefix("state-"))
         if self.main:
             self._forget_after(step)
         return step
 
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("state-*"))
+
+    def _last_state(self) -> str:
+        """What is left of the run, for a message."""
+        states = self._states()
+        return f"{states[-1]} is whole and the last one" if states else f"{self.folder} holds no state yet"
+
+    def _shards(self) -> dict[str, dict[str, int | None]]:
+        """The run's shards, and the sizes in bytes of those on a disk: which pairs a step sees depends on all of them."""
+        found = {}
+        for name in ("views", "photos") if self.stage.mix else ("captions",):
+            for split in SPLITS:
+                shards = list_shards(inside(getattr(self.options, name), split))
+                sizes = {
+                    Path(shard).name: Path(shard).stat().st_size if "://" not in shard else None for shard in shards
+                }
+                found[f"{name}/{split}"] = sizes
+        return found
+
+    def _same_data(self) -> None:
+        """A run goes on with the shards that it began with."""
+        path = self.folder / "data.json"
+        if not path.exists():
+            return
+        before, now = json.loads(path.read_text()), self._shards()
+        for folder in sorted(before.keys() | now.keys()):
+            then, there = before.get(folder, {}), now.get(folder, {})
+            for shard in sorted(then.keys() | there.keys()):
+                if then.get(shard) != there.get(shard):
+                    was, is_now = (f"of {part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
+                    raise ImprintError(
+                        f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it as it "
+                        "was to continue, or give another --output"
+                    )
+
     def _same_options(self) -> None:
         """A run goes on with the options that it began with, save those that do not change what it learns."""
         before = json.loads((self.folder / "options.json").read_text())
         now = json.loads(json.dumps(self.describe()))
-        changed = [name for name in now if name not in FREE_OPTIONS and before.get(name) != now[name]]
+        changed = [name for name in now if name not in FREE_OPTIONS and before.get(name, now[name]) != now[name]]
         if changed:
             raise ImprintError(
                 f"{self.folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {now[changed[0]]!r}; "
@@ -473,76 +575,32 @@ class Run:
             kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
             write_text(path, "".join(kept))
 
-    def export(self, path: Path) -> None:
-        """The averaged weights in fp16 with the autoencoder, as nodes and pipeline load them."""
+    def export(self) -> None:
+        """The averaged weights in fp16, as nodes and pipeline load them: all with the autoencoder, or the LoRA alone."""
         model = self.ema
+        if self.stage.lora:
+            export_lora(model.unet, self.folder / "lora.safetensors")
+            return
         modules = {"encoder": model.encoder, "adapter": model.adapter, "unet": model.unet, "vae": self.autoencoder}
         parts = {
             part: {name: tensor.half() for name, tensor in tensors.items()}
             for part, tensors in module_tensors(modules).items()
         }
-        save_checkpoint(path, Checkpoint(self.config, parts))
+        save_checkpoint(self.folder / "checkpoint.safetensors", Checkpoint(self.config, parts))
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run; made, or continued")
-    parser.add_argument("--views", required=True, help="folder or address with train/ and held-out/ shards of views")
-    parser.add_argument("--photos", required=True, help="folder or address with train/ and held-out/ shards of photos")
-    parser.add_argument("--pool", type=int, help="shards of each data set in memory at once; by default all")
-    parser.add_argument(
-        "--refresh", type=int, default=1, help="with --pool: blocks of pairs before the next shard comes"
-    )
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--init", type=Path, help="checkpoint to start from: stage 1's for stage 2, or one to fine-tune")
-    start.add_argument("--config", choices=PRESETS, default="tiny", help="sizes of a model with random weights")
-    parser.add_argument(
-        "--matte",
-        type=int,
-        help="give --init's UNet a fresh matte of so many values along a latent cell's side; 0 = none",
-    )
-    parser.add_argument("--vae", type=Path, help="autoencoder, .safetensors with diffusers' names")
-    parser.add_argument("--images", type=int, default=4_000_000, help="pictures to train on")
-    parser.add_argument("--batch", type=int, default=512, help="pictures a step and process")
-    parser.add_argument("--lr", type=float, help="peak learning rate; by default the stage's")
-    parser.add_argument("--final-lr", type=float, default=0.03, help="learning rate at the end, as a part of the peak")
-    parser.add_argument("--warmup", type=int, default=200_000, help="pictures of linear warm-up")
-    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
-    parser.add_argument("--reuse", type=int, default=8, help="how often each pair is used, with fresh noise")
-    parser.add_argument("--block", type=int, default=16, help="batches of pairs made at once")
-    parser.add_argument("--chunk", type=int, default=256, help="pairs made in one piece; less needs less memory")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
-    parser.add_argument(
-        "--train-all",
-        action="store_true",
-        help="freeze no part: for small models whose encoder is not a pretrained DINOv2",
-    )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="read only so many samples of each data set")
-    parser.add_argument("--log-every", type=int, default=50, help="steps")
-    parser.add_argument(
-        "--save-every", type=int, default=1000, help="steps between states, held-out losses and samples"
-    )
-    parser.add_argument("--time-limit", type=float, help="seconds after which to save and stop")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and stop")
-    options = parser.parse_args(argv)
-    for name in ("images", "batch", "reuse", "block", "chunk", "log_every", "save_every", "pool", "refresh"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
-    if options.pool is not None and options.limit is not None:
-        parser.error("--limit reads the first samples, --pool all shards in turn: give one of them")
-    if options.stage == "compositing" and not (options.init or options.train_all):
-        parser.error("stage 'compositing' starts from a checkpoint of stage 'views': give --init")
-    if options.lr is None:
-        options.lr = STAGES[options.stage].learning_rate
-    return options
+def export_lora(unet: torch.nn.Module, path: Path) -> None:
+    """The UNet's LoRA in fp16 under kohya's names, which ComfyUI's LoRA loader and diffusers both read."""
+    from diffusers.utils import convert_state_dict_to_kohya
+    from peft.utils import get_peft_model_state_dict
+
+    tensors = convert_state_dict_to_kohya(get_peft_model_state_dict(unet))
+    with replacing(path) as temporary:
+        save_file({f"lora_unet_{name}": tensor.half().contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse(argv)
+    options = parse(argv, __doc__)
     try:
         run = Run(options)
         if options.dry_run:
@@ -551,6 +609,8 @@ def main(argv: list[str] | None = None) -> None:
             run.train()
     except ImprintError as error:
         sys.exit(f"error: {error}")
+    except (OSError, SafetensorError) as error:  # a disk that is full or gone
+        sys.exit(f"error: {error}; what is in {options.output} is whole: make room, and run the same command again")
 
 
 if __name__ == "__main__":

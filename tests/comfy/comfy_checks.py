@@ -34,6 +34,7 @@ import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
+import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
 import original_weights  # noqa: E402
 import server  # noqa: E402
@@ -461,6 +462,38 @@ def check_core_dinov2_works_too():
     fails("ID Encoder", "128", "Adapter", "256", call=lambda: run("ContentAdapter", of.adapter, identity, 1.0))
     clip.model_type = "clip_vision_model"
     fails("DINOv2", call=lambda: run("IDEncoder", clip, of.object, of.transparent, "background"))
+
+
+def check_core_s_lora_loader_applies_ours():
+    """`training.train finetune` writes kohya's names of diffusers' modules: core finds each one's place in our MODEL."""
+    import safetensors.torch
+
+    files = module("imprint.checkpoint")
+    attention = {
+        name.removesuffix(".weight"): tensor.float()
+        for name, tensor in files.load_checkpoint(files.SHIPPED).parts["unet"].items()
+        if name.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"))
+    }
+    lora, random = {}, torch.Generator().manual_seed(0)
+    for name, weight in attention.items():
+        key = "lora_unet_" + name.replace(".", "_")
+        lora[f"{key}.lora_down.weight"] = torch.randn(2, weight.shape[1], generator=random) * 0.1
+        lora[f"{key}.lora_up.weight"] = torch.randn(weight.shape[0], 2, generator=random) * 0.1
+        lora[f"{key}.alpha"] = torch.tensor(2.0)
+    (MODELS / "loras").mkdir(exist_ok=True)
+    folder_paths.add_model_folder_path("loras", str(MODELS / "loras"))
+    safetensors.torch.save_file(lora, MODELS / "loras" / "mug.safetensors")
+
+    model = run("LoadCheckpoint", SHIPPED)[0]
+    tuned = core.LoraLoaderModelOnly().load_lora_model_only(model, "mug.safetensors", 1.0)[0]
+    assert len(tuned.patches) == len(attention) > 0
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    for name, weight in attention.items():
+        key = "lora_unet_" + name.replace(".", "_")
+        place = f"diffusion_model.{names[name + '.weight']}"
+        expected = weight + lora[f"{key}.lora_up.weight"] @ lora[f"{key}.lora_down.weight"]
+        merged = tuned.patch_weight_to_device(place, return_weight=True)
+        assert torch.allclose(merged.float().cpu(), expected, atol=2e-3), name
 
 
 def check_adapter_strength():

@@ -1,0 +1,235 @@
+"""The benchmark's own arithmetic and its rows at micro size on a CPU; what it measures on a GPU is in training/README.md."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from micro import micro_config
+
+pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
+pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
+
+from imprint.config import PRESETS
+from training import benchmark, train
+from training.benchmark import Bench, busy
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def micro_preset(monkeypatch):
+    monkeypatch.setitem(PRESETS, "micro", micro_config())
+    monkeypatch.setattr(benchmark, "BLOCK", 1)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(benchmark.parse(["--output", str(tmp_path), "--cpu", "--steps", "4"]))
+
+
+def run(folder: Path, *words: str) -> dict[str, dict]:
+    """The rows that the command wrote, by name."""
+    benchmark.main(["--output", str(folder), "--cpu", "--steps", "4", *words])
+    return {row["row"]: row for row in json.loads((folder / "benchmark.json").read_text())["rows"]}
+
+
+def test_rows_are_measured_and_an_error_stands_in_its_place(tmp_path, capsys):
+    names = ["peak", "step:micro:2:eager", "kernels:micro:2:eager", "diffusers:micro:2", "loop:micro:2:eager"]
+    rows = run(tmp_path, "--rows", *names)
+    assert list(rows) == names
+    peak, step, kernels, diffusers, loop = rows.values()
+    assert peak["tflops"] > 0 and peak["copy_tb_per_second"] > 0
+    assert step["tflops"] == pytest.approx(step["pictures_per_second"] * step["tflop_per_picture"])
+    assert "needs a CUDA device" in kernels["error"] and "--baseline" in diffusers["error"]
+    assert loop["pictures_per_second"] > 0 and loop["pairs_made_per_second"] > 0 and loop["reuse"] == 8
+    text = (tmp_path / "benchmark.md").read_text()
+    assert text in capsys.readouterr().out and "needs a CUDA device" in text
+    assert f"| `step:micro:2:eager` | {step['pictures_per_second']:,.1f} |" in text
+
+
+def test_a_run_that_failed_is_not_tried_again(tmp_path, monkeypatch):
+    tries = []
+
+    def fail(*_):
+        tries.append(1)
+        raise RuntimeError("no code for this block")
+
+    monkeypatch.setattr(train.Run, "step", fail)
+    first, second = run(tmp_path, "--rows", "step:micro:2:eager", "loop:micro:2:eager").values()
+    assert first["error"] == "RuntimeError: no code for this block" and "a row before it failed" in second["error"]
+    assert len(tries) == 1
+
+
+def test_operations_are_those_of_the_step(bench):
+    """Twice the batch, the same operations a picture; more than the UNet's three passes of its matrix products alone."""
+    counts = []
+    for batch in (1, 2):
+        run = bench.prepare("micro", batch, "eager")
+        counts.append(bench.count_operations())
+    assert counts[0] == pytest.approx(counts[1], rel=1e-3)
+    weights = sum(p.numel() for name, p in run.raw.unet.named_parameters() if p.ndim == 2 and "time" not in name)
+    assert counts[0] > 3 * 2 * weights
+
+
+def test_the_time_limit_keeps_what_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Bench, "row_step", lambda self, *words: time.sleep(60))
+    began = time.monotonic()
+    assert list(run(tmp_path, "--time-limit", "1", "--rows", "peak", "step:micro:2:eager")) == ["peak"]
+    assert time.monotonic() - began < 30
+    assert "stopped after 1 s, in row step:micro:2:eager" in capsys.readouterr().out
+
+
+def test_an_unknown_row_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path, "--rows", "nonsense:1")
+    assert left.value.code == 2 and "rows are peak, step" in capsys.readouterr().err
+
+
+EXAMPLE = """
+import sys, time
+arguments = dict(zip(sys.argv[1:], sys.argv[2:]))
+assert arguments["--train_batch_size"] == "3" and arguments["--resolution"] == "64"
+from tqdm import tqdm
+for step in tqdm(range(int(arguments["--max_train_steps"]))):
+    time.sleep(0.05)
+    if step == {last}:
+        sys.exit("no more pictures")
+"""
+
+
+@pytest.mark.parametrize("last", [10_000, 2])
+def test_the_example_is_timed_by_its_own_bar(tmp_path, monkeypatch, last):
+    """A stand-in for diffusers' script that takes 50 ms a step; one that ends early is an error with its last words."""
+    monkeypatch.setattr(benchmark, "write_diffusers_model", lambda folder, config, device: None)
+    script = tmp_path / "example.py"
+    script.write_text(EXAMPLE.format(last=last))
+    row = run(tmp_path, "--baseline", str(script), "--rows", "diffusers:micro:3")["diffusers:micro:3"]
+    if last == 2:
+        assert "ended early" in row["error"] and "no more pictures" in (tmp_path / "diffusers.log").read_text()
+    else:
+        assert 20 < row["pictures_per_second"] <= 3 / 0.05 * 1.02
+
+
+def test_the_example_s_model_is_stable_diffusion_of_the_same_unet(tmp_path, monkeypatch):
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    monkeypatch.setattr(benchmark, "build_autoencoder", lambda config: AutoencoderKL(block_out_channels=(32,)))
+    benchmark.write_diffusers_model(tmp_path, micro_config(), torch.device("cpu"))
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    assert unet.config.block_out_channels == [32, 64] and unet.config.in_channels == unet.config.out_channels == 4
+    assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.block_out_channels == [32]
+    assert DDPMScheduler.from_pretrained(tmp_path / "scheduler").config.beta_schedule == "scaled_linear"
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    tokens = tokenizer(["a photo"], max_length=tokenizer.model_max_length, padding="max_length", return_tensors="pt")
+    text = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")(tokens.input_ids)[0]
+    assert text.shape == (1, 77, 32)
+
+
+def test_compiled_blocks_learn_what_eager_ones_do(bench, monkeypatch):
+    """Traced and differentiated block by block, without the code generator, which is PyTorch's to test."""
+    compiled, compile_one = [], torch.nn.Module.compile
+
+    def traced(part, mode=None, dynamic=None):
+        compiled.append(part)
+        compile_one(part, backend="aot_eager", dynamic=dynamic)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    seen = []
+    for mode in ("eager", "default"):
+        run = bench.prepare("micro", 2, mode)
+        assert bool(compiled) == (mode == "default")
+        for index in range(2):
+            bench.step(index)
+            seen.append(bench.meter.totals.tolist())
+    unet = run.raw.unet
+    assert compiled[:-1] == [run.raw.adapter, *unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    assert compiled[-1] is run.autoencoder.encoder  # and not the frozen ID encoder
+    assert seen[2] == pytest.approx(seen[0], rel=1e-4) and seen[3] == pytest.approx(seen[1], rel=1e-3)
+
+
+def test_a_frozen_encoder_s_tokens_are_made_once_a_block(bench):
+    run = bench.prepare("micro", 2, "eager")
+    tokens = bench.source.batch(0).reference
+    bench.source.tokens, bench.source.block = None, None
+    pictures = bench.source.batch(0).reference
+    assert pictures.dtype == torch.uint8 and torch.equal(tokens, run.raw.tokens(pictures))
+    assert torch.equal(run.raw.context(tokens), run.raw.context(pictures))
+    for parameter in run.raw.encoder.parameters():
+        parameter.requires_grad_(True)
+    assert run.source().tokens is None
+
+
+def test_the_largest_batch_is_searched(bench, monkeypatch):
+    for limit, guess in ((1, 1), (5, 7), (70, 70), (96, 105), (0, 2)):
+        monkeypatch.setattr(bench, "try_batch", lambda run, pairs, size, limit=limit: size <= limit)
+        found = bench.largest(None, None, guess)
+        assert found["fits"] <= limit < found["fails"] and found["fails"] - found["fits"] <= max(1, guess // 32)
+
+
+def test_busy_is_the_union_of_what_runs():
+    kernels = [("a", 0.0, 400.0), ("b", 100.0, 200.0), ("c", 300.0, 500.0), ("d", 900.0, 1000.0)]
+    assert busy(kernels) == {"busy": pytest.approx(0.6), "longest_gap_ms": pytest.approx(0.4)}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "group"),
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3", "attention"),
+        ("sm90_xmma_wgrad_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolution"),
+        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NTN", "matrix product"),
+        ("triton_red_fused_native_group_norm_silu_3", "compiled (norms, activations, sums)"),
+        (
+            "void at::native::(anonymous)::multi_tensor_apply_kernel<FusedAdamMathFunctor>",
+            "optimiser, average, gradient norm",
+        ),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("void at::native::vectorized_elementwise_kernel<4, GeluFunctor>", "other"),
+    ],
+)
+def test_kernels_are_grouped(kernel, group):
+    assert (
+        next(name for name, pattern in benchmark.KERNELS.items() if re.search(pattern, kernel, re.IGNORECASE)) == group
+    )
+
+
+def test_cost_and_ratio_come_from_the_rows(bench):
+    bench.rows = [
+        {"row": "peak", "tflops": 800.0, "copy_tb_per_second": 4.0},
+        {"row": "diffusers:sd15:16", "pictures_per_second": 50.0},
+        {"row": "step:sd15:16:default", "pictures_per_second": 125.0, "tflop_per_picture": 2.4, "tflops": 300.0},
+        {"row": "loop:sd15:16:default", "pictures_per_second": 100.0, "state_gib": 16.0},
+    ]
+    hours = [scale["gpu_hours"] for scale in bench.cost()]
+    assert hours == [pytest.approx(4_800_000 / 100 / 3600), pytest.approx(72_000_000 / 100 / 3600)]
+    bench.write()
+    text = (bench.options.output / "benchmark.md").read_text()
+    assert "| `step:sd15:16:default` | 125.0 | 2.50 | 2.40 | 37.5% |" in text
+    assert (
+        "| `loop:sd15:16:default` | 100.0 | 2.00 |" in text
+        and "| 1.8 M pairs x 40 epochs | 72.0 M | 200 | 48 |" in text
+    )
+
+
+def test_several_processes_through_torchrun(tmp_path, monkeypatch):
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import torch
+torch.set_num_threads(1)
+from micro import micro_config
+from training import benchmark, train
+benchmark.PRESETS["micro"], benchmark.BLOCK = micro_config(), 1
+benchmark.main(sys.argv[1:])
+"""
+    )
+    monkeypatch.setattr(benchmark, "SELF", (str(script),))
+    rows = run(tmp_path, "--rows", "step:micro:2:eager", "gpus:2:micro:2:eager")
+    one, two = rows.values()
+    assert two["step_times_one"] == pytest.approx(two["step_pictures_per_second"] / one["pictures_per_second"])
+    assert two["loop_pictures_per_second"] > 0 and "loop_times_one" not in two  # nothing to compare with
