@@ -33,7 +33,7 @@ from tqdm import tqdm
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
-from imprint.files import replacing
+from imprint.files import replacing, write_text
 from imprint.images import save_image, tensor_to_image
 from imprint.matte import with_matte
 from imprint.noise import alphas_cumprod, make_scheduler
@@ -551,12 +551,6 @@ def export_lora(unet: torch.nn.Module, path: Path) -> None:
     tensors = convert_state_dict_to_kohya(get_peft_model_state_dict(unet))
     with replacing(path) as temporary:
         save_file({f"lora_unet_{name}": tensor.half().contiguous() for name, tensor in tensors.items()}, temporary)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text, or nothing."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def main(argv: list[str] | None = None) -> None:
