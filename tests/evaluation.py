@@ -29,7 +29,7 @@ NEEDS = {  # what each metric looks for in the folder of networks
 }
 
 
-def write_backbones(folder: Path) -> None:
+def write_backbones(folder: Path) -> Path:
     """The networks that transformers has, but MobileNet: small, of random weights, under the names of the hub's."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
@@ -39,9 +39,10 @@ def write_backbones(folder: Path) -> None:
     transformers.CLIPVisionModelWithProjection(clip).save_pretrained(folder / NEEDS["clip-i"])
     transformers.ViTModel(vit).save_pretrained(folder / NEEDS["dino"])
     transformers.Dinov2Model(dinov2).save_pretrained(folder / NEEDS["dinov2"])
+    return folder
 
 
-def write_data(root: Path) -> None:
+def write_data(root: Path) -> Path:
     """subjects/ of three kinds of layout, backgrounds/, boxes.jsonl, instances.json, pairs/ and model.safetensors."""
     for name in ("bear", "cup", "unmasked"):
         (root / "subjects" / name).mkdir(parents=True)
@@ -84,6 +85,7 @@ def write_data(root: Path) -> None:
                 record = Record("", clip, frame, "test", "CC0")
                 writer.write(sample(f"{clip}-{frame:05d}", path.read_bytes(), "png", record, mask))
     save_checkpoint(root / "model.safetensors", fresh_checkpoint(micro_config()))
+    return root
 
 
 def words(data: Path, output: Path, *more: str, **changes) -> list[str]:

@@ -44,16 +44,12 @@ from training.shards import Record, sample, shard_writer
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("backbones")
-    write_backbones(folder)
-    return folder
+    return write_backbones(tmp_path_factory.mktemp("backbones"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 try:
-    import peft
+    import torchvision  # first: its own error says most
     from dreamsim.config import dreamsim_args
     from dreamsim.feature_extraction import load_clip_as_dino
     from dreamsim.feature_extraction.vision_transformer import VisionTransformer
     from dreamsim.model import PerceptualModel
+    from peft import LoraConfig, get_peft_model
     from torch_fidelity import feature_extractor_inceptionv3
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torchvision.models import alexnet
 except ModuleNotFoundError as error:
     pytest.skip(f"the extra 'evaluate' is not installed: {error}", allow_module_level=True)
 except (AttributeError, ImportError, OSError, RuntimeError) as error:
@@ -41,9 +41,7 @@ from training import evaluate, metrics
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def small_vit(patch_size: int) -> VisionTransformer:
@@ -55,13 +53,12 @@ def small_vit(patch_size: int) -> VisionTransformer:
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory) -> Iterator[Path]:
     """Every network of the metrics that are measured by default, small where its architecture allows."""
-    folder = tmp_path_factory.mktemp("backbones")
-    write_backbones(folder)
+    folder = write_backbones(tmp_path_factory.mktemp("backbones"))
     (folder / "checkpoints").mkdir()
     tensors = {
         # The classifier is not used: one number stands for each of its tensors.
         name: torch.zeros(()).expand(tensor.shape) if name.startswith("classifier") else tensor
-        for name, tensor in alexnet().state_dict().items()
+        for name, tensor in torchvision.models.alexnet().state_dict().items()
     }
     torch.save(tensors, folder / NEEDS["lpips"])
     network = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
@@ -80,7 +77,7 @@ def backbones(tmp_path_factory) -> Iterator[Path]:
         state = model.state_dict() | {"proj": torch.randn(32, 16)}
         torch.save({"state_dict": state}, cache / "clip_vitb32_pretrain.pth.tar")
         model = PerceptualModel(**dreamsim_args["model_config"]["clip_vitb32"], device="cpu", load_dir=str(cache))
-        adapter = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=2, target_modules=["qkv"]))
+        adapter = get_peft_model(model, LoraConfig(r=2, lora_alpha=2, target_modules=["qkv"]))
         adapter.save_pretrained(cache / "clip_vitb32_single_lora")
         yield folder
 

@@ -190,7 +190,8 @@ def _module(metric: str, name: str) -> ModuleType:
 
 
 def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
