@@ -395,10 +395,11 @@ class Run:
         if not self.stage.mix:
             return Captions(inside(options.captions, split), self.config, self.text, self.device, options.limit)
         views, photos = inside(options.views, split), inside(options.photos, split)
+        photo_side = side * 3 // 2  # crops of it are shown at the model's side
         if options.pool is None:
             loaded = (
                 Views.load(views, self.device, options.limit, side),
-                Photos.load(photos, self.device, options.limit),
+                Photos.load(photos, self.device, options.limit, photo_side),
             )
             return PairMaker(self.config, options.stage, *loaded, self.stage.mix)
         # The held-out pairs are the first process's, of its first shards: the same in every run.
@@ -406,7 +407,7 @@ class Run:
         seed = options.seed if split == "train" else 0
         pools = (
             Pool(Views, views, self.device, options.pool, part, seed, side),
-            Pool(Photos, photos, self.device, options.pool, part, seed),
+            Pool(Photos, photos, self.device, options.pool, part, seed, photo_side),
         )
         return StreamedPairs(self.config, options.stage, *pools, self.stage.mix)
 
