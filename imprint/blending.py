@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import ImprintError
+from .matte import apply_matte
 from .preprocess import bounding_boxes
 
 BLENDS = ("feather", "multiband")
@@ -47,38 +48,6 @@ def composite(background: torch.Tensor, generated: torch.Tensor, blend: torch.Te
     return torch.where(weight > 0, mixed, background)
 
 
-def composite_bands(
-    background: torch.Tensor, generated: torch.Tensor, masks: torch.Tensor, inwards: int = 0, outwards: int = 0
-) -> torch.Tensor:
-    """`composite` through `feather`'s ramp, with every band of detail in a part of the ramp that suits it.
-
-    After Burt and Adelson's multiresolution spline (ACM Transactions on Graphics 2(4), 1983): the broadest colours change
-    over the whole ramp, each finer band of a Laplacian pyramid over half the width of the one before, around the ramp's
-    middle. So a wide edge shows neither a seam nor a double image. Unlike theirs the ramps are not blurred, and exactly 0
-    beyond the edge: there the background stays bit for bit. background, generated (B, C, H, W) in [0, 1]; masks (B, H, W)
-    as in `feather`. Raises `ImprintError` for negative widths.
-    """
-    _check_widths(inwards, outwards)
-    result = background.clone()
-    width, middle = inwards + outwards, (inwards - outwards) / 2
-    halvings = range(int(math.log2(max(width, 1))), -1, -1)
-    for index, mask in enumerate(masks):
-        area = surroundings(mask, inwards + 2 * outwards)  # the pyramid looks as far again as the ramp reaches
-        if area is None:
-            continue
-        depth, place = _depth(mask[area]), (slice(index, index + 1), slice(None), *area)
-        base = background[place]
-        mixed, level = base, generated[place].to(base) - base
-        for halving in halvings:  # from the finest band to the broadest
-            half = width / 2 ** (halving + 1)
-            weight = _ramp(depth, half + middle, half - middle).to(base)
-            coarser = F.avg_pool2d(level, 2, ceil_mode=True) if halving else None
-            band = _resized(level, base) - _resized(coarser, base) if halving else _resized(level, base)
-            mixed, level = mixed + weight * band, coarser
-        result[place] = torch.where(weight > 0, mixed.clamp(0, 1), base)
-    return result
-
-
 def blend_pictures(
     background: torch.Tensor,
     generated: torch.Tensor,
@@ -86,24 +55,57 @@ def blend_pictures(
     inwards: int = 0,
     outwards: int = 0,
     method: str = "feather",
+    matte: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The generated picture in the background, within the masks and their soft edge; beyond, the background bit for bit.
 
     background, generated (B, C, H, W) in [0, 1]; masks (B, H, W), above 0.5 = generated; widths as in `feather`. method:
-    one of `BLENDS`. Memory beyond the result is needed for the masks' surroundings alone.
+    one of `BLENDS`. matte: alpha and shadow, each (B, H, W) in [0, 1], as `apply_matte` takes them. Memory beyond the
+    result is needed for the masks' surroundings alone. Raises `ImprintError` for negative widths or another method.
     """
     if method not in BLENDS:
         raise ImprintError(f"blend method is {method!r}; it must be one of {', '.join(BLENDS)}")
-    if method == "multiband":
-        return composite_bands(background, generated, masks, inwards, outwards)
     _check_widths(inwards, outwards)
     result = background.clone()
+    # The bands' pyramid looks as far again as the ramp reaches.
+    reach, blend = (outwards, _feathered) if method == "feather" else (inwards + 2 * outwards, _banded)
     for index, mask in enumerate(masks):
-        if area := surroundings(mask, outwards):
-            place = (slice(index, index + 1), slice(None), *area)
-            ramp = _ramp(_depth(mask[area]), inwards, outwards)
-            result[place] = composite(background[place], generated[place], ramp[None])
+        area = surroundings(mask, reach)
+        if area is None:
+            continue
+        place = (slice(index, index + 1), slice(None), *area)
+        base, made = background[place], generated[place]
+        if matte is not None:
+            made = apply_matte(base, made, *(each[(slice(index, index + 1), *area)] for each in matte))
+        result[place] = blend(base, made, _depth(mask[area]), inwards, outwards)
     return result
+
+
+def _feathered(
+    background: torch.Tensor, generated: torch.Tensor, depth: torch.Tensor, inwards: int, outwards: int
+) -> torch.Tensor:
+    return composite(background, generated, _ramp(depth, inwards, outwards)[None])
+
+
+def _banded(
+    background: torch.Tensor, generated: torch.Tensor, depth: torch.Tensor, inwards: int, outwards: int
+) -> torch.Tensor:
+    """`_feathered`, with every band of detail in a part of the ramp that suits it.
+
+    After Burt and Adelson's multiresolution spline (ACM Transactions on Graphics 2(4), 1983): the broadest colours change
+    over the whole ramp, each finer band of a Laplacian pyramid over half the width of the one before, around the ramp's
+    middle. So a wide edge shows neither a seam nor a double image. Unlike theirs the ramps are not blurred, and exactly 0
+    beyond the edge: there the background stays bit for bit.
+    """
+    width, middle = inwards + outwards, (inwards - outwards) / 2
+    mixed, level = background, generated.to(background) - background
+    for halving in range(int(math.log2(max(width, 1))), -1, -1):  # from the finest band to the broadest
+        half = width / 2 ** (halving + 1)
+        weight = _ramp(depth, half + middle, half - middle).to(background)
+        coarser = F.avg_pool2d(level, 2, ceil_mode=True) if halving else None
+        band = _resized(level, background) - _resized(coarser, background) if halving else _resized(level, background)
+        mixed, level = mixed + weight * band, coarser
+    return torch.where(weight > 0, mixed.clamp(0, 1), background)
 
 
 def match_colour(

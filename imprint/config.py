@@ -232,9 +232,11 @@ class ImprintConfig:
     """Where the mask channel is 1."""
     hole_value: float = 0.5
     """The grey in [0, 1] of the hole in the picture that the autoencoder encodes."""
+    matte: int = 0
+    """Values of the predicted matte along a side of a latent cell; 0 = the UNet predicts none. See `imprint.matte`."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "hole_value")
+        require_positive(self, "hole_value", "matte")
         require_choice(self, "background", "concat_order", "concat_mask")
         require(0 <= self.hole_value <= 1, f"hole_value is {self.hole_value}; it is a grey from 0 to 1")
         encoder, adapter, unet, latent = self.encoder, self.adapter, self.unet, self.latent
@@ -248,11 +250,16 @@ class ImprintConfig:
             f"the adapter gives context of width {adapter.output_width}, but the UNet takes {unet.context_width}; "
             "use an adapter and a UNet that were trained together",
         )
-        expected = latent.channels if self.background == "blend" else 2 * latent.channels + 1
         require(
-            (unet.in_channels, unet.out_channels) == (expected, latent.channels),
+            self.matte == 0 or latent.downscale % self.matte == 0,
+            f"matte is {self.matte}; it must divide a latent cell's {latent.downscale} pixels, or be 0 for none",
+        )
+        inputs = latent.channels if self.background == "blend" else 2 * latent.channels + 1
+        outputs = latent.channels + 2 * self.matte**2
+        require(
+            (unet.in_channels, unet.out_channels) == (inputs, outputs),
             f"the UNet has {unet.in_channels} input and {unet.out_channels} output channels; background "
-            f"'{self.background}' on {latent.channels} latent channels needs {expected} and {latent.channels}",
+            f"'{self.background}' and matte {self.matte} on {latent.channels} latent channels need {inputs} and {outputs}",
         )
         require(
             self.resolution % self.multiple == 0,
@@ -360,7 +367,7 @@ def _tiny() -> ImprintConfig:
         adapter=tokens_adapter(encoder, layers=1, heads=8, output_width=256),
         unet=UNetConfig(
             in_channels=4,
-            out_channels=4,
+            out_channels=36,
             widths=(96, 192, 192),
             layers_per_block=1,
             transformer_layers=(1, 2, 0),
@@ -371,6 +378,7 @@ def _tiny() -> ImprintConfig:
         latent=LatentConfig(autoencoder="tiny", channels=4, downscale=8, scale_factor=1.0),
         noise=NoiseConfig(1000, 0.00085, 0.012, prediction_type="v_prediction", zero_terminal_snr=True),
         sampling=SamplingConfig(steps=20, guidance_scale=3.0, context=1.6),
+        matte=4,
     )
 
 
@@ -382,7 +390,7 @@ def _sd15(encoder: EncoderConfig) -> ImprintConfig:
         adapter=tokens_adapter(encoder, layers=5, heads=16, output_width=768),
         unet=UNetConfig(
             in_channels=4,
-            out_channels=4,
+            out_channels=36,
             widths=(320, 640, 1280, 1280),
             layers_per_block=2,
             transformer_layers=(1, 1, 1, 0),
@@ -393,6 +401,7 @@ def _sd15(encoder: EncoderConfig) -> ImprintConfig:
         latent=LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215),
         noise=NoiseConfig(1000, 0.00085, 0.012, prediction_type="epsilon", zero_terminal_snr=False),
         sampling=SamplingConfig(steps=50, guidance_scale=5.0, context=2.0),
+        matte=4,
     )
 
 

@@ -24,7 +24,8 @@ from .encoder import IDEncoder
 from .errors import ImprintError
 from .images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image, to_rgb
 from .masks import hole_pixels, latent_hole, paint_hole
-from .noise import make_scheduler
+from .matte import matte_pixels, split_matte
+from .noise import alphas_cumprod, make_scheduler
 from .placement import Hole, Placement
 from .preprocess import prepare_object, require_views
 from .unet import build_autoencoder, build_unet, decode, encode, unet_input
@@ -40,10 +41,13 @@ FEATHER = 4
 @dataclass
 class ImprintPipelineOutput(BaseOutput):
     """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
-    (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in."""
+    (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha, shadow:
+    the matte in that square, each (B, resolution, resolution) in [0, 1]; None without one."""
 
     images: list[Image.Image] | torch.Tensor
     placement: Placement
+    alpha: torch.Tensor | None = None
+    shadow: torch.Tensor | None = None
 
 
 class ImprintPipeline(DiffusionPipeline):
@@ -139,6 +143,7 @@ class ImprintPipeline(DiffusionPipeline):
         blend_mask: Picture | None = None,
         blend_method: str = "feather",
         colour_match: float = 0.0,
+        matte: bool = True,
         latents: torch.Tensor | None = None,
         eta: float = 0.0,
         output_type: str = "pil",
@@ -163,6 +168,8 @@ class ImprintPipeline(DiffusionPipeline):
             blend_mask: where to put what was generated, if not in `mask`; like `mask`, and at most the crop is put back.
             blend_method: how the soft edge mixes, one of `blending.BLENDS`.
             colour_match: from 0 to 1, how far the crop's colours are moved to the background's around the hole.
+            matte: keep the background, bit for bit, wherever the model sees neither the object nor its shadow, also within
+                the hole (see `imprint.matte`); without effect for checkpoints that predict no matte.
             latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
             eta: for schedulers that take it (DDIM).
             output_type: "pil", "pt" or "latent".
@@ -223,10 +230,13 @@ class ImprintPipeline(DiffusionPipeline):
         noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
         if tuple(noise.shape) != shape:
             raise ImprintError(f"the given latents have shape {tuple(noise.shape)}; expected {shape}")
-        latents = self.denoise(
+        scene_inputs = (
             self.adapter(tokens).expand(num_results, -1, -1),
             clean.expand(shape),
             latent_mask.expand(num_results, -1, -1, -1),
+        )
+        latents = self.denoise(
+            *scene_inputs,
             noise,
             steps,
             guidance,
@@ -235,9 +245,12 @@ class ImprintPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
         )
 
+        maps = None
         if output_type == "latent":
             images = latents
         else:
+            if matte and config.matte:
+                maps = [each.cpu() for each in self.predict_matte(*scene_inputs, latents)]
             crops = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
             if colour_match:
                 generated = hole_pixels(latent_mask, config.latent.downscale)[:, 0].cpu()
@@ -254,6 +267,7 @@ class ImprintPipeline(DiffusionPipeline):
                 feather_inwards,
                 feather_pixels,
                 blend_method,
+                maps and [local.insert(torch.zeros_like(frames[:, :1]), each[:, None])[:, 0] for each in maps],
             )
             # Everything beyond stays as it was.
             if output_type == "pil":
@@ -262,7 +276,8 @@ class ImprintPipeline(DiffusionPipeline):
                 images = _picture(background).repeat(num_results, 1, 1, 1)
                 images[:, :, rows, columns] = parts
         self.maybe_free_model_hooks()
-        return ImprintPipelineOutput(images, placement) if return_dict else (images, placement)
+        output = ImprintPipelineOutput(images, placement, *(maps or ()))
+        return output if return_dict else output.to_tuple()
 
     def denoise(
         self,
@@ -298,7 +313,7 @@ class ImprintPipeline(DiffusionPipeline):
             for index, timestep in enumerate(self.scheduler.timesteps):
                 seen = unet_input(self.scheduler.scale_model_input(latents, timestep), background, hole, config)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                prediction = self.unet(seen, timestep, contexts).sample.float()
+                prediction, _ = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
                 if guidance != 1:
                     without, with_object = prediction.chunk(2)
                     prediction = torch.lerp(without, with_object, guidance)
@@ -308,6 +323,19 @@ class ImprintPipeline(DiffusionPipeline):
                     latents = callback(self, index, timestep, given).get("latents", latents)
                 progress.update()
         return torch.where(hole > 0, latents, background)
+
+    def predict_matte(
+        self, context: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, latents: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The finished latents -> alpha and shadow, each (B, h * downscale, w * downscale); see `imprint.matte`.
+
+        context, background and hole as in `denoise`; latents (B, C, h, w) as it returns them.
+        """
+        config = self.model_config
+        signal = alphas_cumprod(config.noise)[0].sqrt().item()  # what the forward process leaves of them at timestep 0
+        seen = unet_input(signal * latents, background, hole, config).to(self.unet.dtype)
+        output = self.unet(seen, 0, context.to(self.unet.dtype)).sample
+        return matte_pixels(split_matte(output, config)[1], config)
 
 
 def build_modules(config: ImprintConfig, with_vae: bool = True) -> dict[str, torch.nn.Module]:

@@ -43,6 +43,12 @@ def concat_config() -> ImprintConfig:
     return micro_config(background="concat", unet=dataclasses.replace(config.unet, in_channels=9))
 
 
+def matte_config() -> ImprintConfig:
+    """As `micro_config`, with a predicted matte."""
+    config = micro_config()
+    return micro_config(matte=2, unet=dataclasses.replace(config.unet, out_channels=12))
+
+
 def relative_config() -> ImprintConfig:
     """As `concat_config`, with all that the relatives do otherwise: CLIP, a stretched object, channels, timesteps."""
     config = concat_config()

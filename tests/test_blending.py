@@ -7,7 +7,6 @@ from imprint.blending import (
     blend_latents,
     blend_pictures,
     composite,
-    composite_bands,
     feather,
     match_colour,
     surroundings,
@@ -166,6 +165,10 @@ def test_the_edge_is_worked_out_around_the_hole_alone():
     assert surroundings(torch.zeros(50, 50), 6) is None
 
 
+def composite_bands(*pictures_masks_and_widths) -> torch.Tensor:
+    return blend_pictures(*pictures_masks_and_widths, method="multiband")
+
+
 def test_bands_of_a_narrow_edge_are_the_plain_ramp():
     background, generated = noise(1, 3, 60, 60), noise(1, 3, 60, 60, seed=1)
     for inwards, outwards in ((0, 0), (0, 1), (1, 0)):
@@ -221,7 +224,7 @@ def test_blend_pictures_is_the_chosen_method():
     plain = composite(background, generated, feather(square(), 2, 5))
     assert torch.equal(blend_pictures(background, generated, square(), 2, 5), plain)
     bands = composite_bands(background, generated, square(), 2, 5)
-    assert torch.equal(blend_pictures(background, generated, square(), 2, 5, "multiband"), bands)
+    assert not torch.allclose(bands, plain, atol=1e-3)
     assert torch.equal(blend_pictures(background, generated, torch.zeros(1, 60, 60), 2, 5), background)
 
 

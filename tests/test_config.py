@@ -64,7 +64,7 @@ def change(path: str, value) -> str:
         ("resolution", True, "resolution"),
         ("background", "paint", "'blend' or 'concat'"),
         ("background", ["blend"], "'blend' or 'concat'"),
-        ("background", "concat", "needs 9 and 4"),
+        ("background", "concat", "need 9 and 36"),
         ("surplus", 1, "surplus"),
         ("encoder", [], "JSON object"),
         ("encoder.swiglu", 1, "swiglu"),

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -328,7 +329,8 @@ def batch_of(count: int) -> Batch:
     hole = torch.zeros(count, 1, 8, 8)
     hole[:, :, 2:6, 3:5] = 1
     target, background = (torch.randn(count, 4, 8, 8, generator=random) for _ in range(2))
-    return Batch(torch.zeros(count, 3, 28, 28, dtype=torch.uint8), target, background, hole)
+    reference, matte = torch.zeros(count, 3, 28, 28, dtype=torch.uint8), torch.zeros(count, 0, 8, 8)
+    return Batch(reference, target, background, hole, matte)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -347,13 +349,27 @@ def test_the_loss_is_the_equation_s_and_only_in_the_hole(prediction):
         return torch.where(batch.hole > 0, exact + offset, 1e3)
 
     def loss() -> torch.Tensor:
-        return train.diffusion_loss(oracle, batch, config, alpha_bar, torch.Generator().manual_seed(1))
+        return train.diffusion_loss(oracle, batch, config, alpha_bar, torch.Generator().manual_seed(1))[0]
 
     assert loss().shape == (4,) and loss().max() < 1e-6
     offset += 2.0
     assert torch.allclose(loss(), torch.full((4,), 4.0), rtol=1e-3)  # a small and a large hole weigh the same
     batch.hole[0, :, 0] = 1
     assert torch.allclose(loss(), torch.full((4,), 4.0), rtol=1e-3)
+
+
+def test_the_matte_s_loss_counts_known_values_in_the_hole_by_their_signal():
+    batch, logits = batch_of(2), torch.zeros(2, 8, 8, 8)
+    batch.matte = torch.full((2, 8, 8, 8), 0.5)
+    signal = torch.tensor([1.0, 0.25])
+    assert torch.allclose(train.matte_loss(logits, batch, signal), math.log(2) * signal)
+    wrong = torch.where(batch.hole > 0, logits, 1e3)  # outside the hole nothing counts
+    assert torch.allclose(train.matte_loss(wrong, batch, signal), math.log(2) * signal)
+    batch.matte[:, 4:] = -1.0  # nor does what nobody knows
+    wrong[:, 4:] = -1e3
+    assert torch.allclose(train.matte_loss(wrong, batch, signal), math.log(2) * signal)
+    batch.matte[:] = -1.0
+    assert torch.equal(train.matte_loss(wrong, batch, signal), torch.zeros(2))
 
 
 def test_conditions_are_dropped_at_the_given_rate():

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
 from imprint.masks import box, fill_boxes, latent_hole, mask_levels, paint_hole
+from imprint.matte import matte_values
 from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
 from .shards import read_shards
@@ -157,9 +158,11 @@ class Batch:
     """(B, C, h, w) latents of the background with its hole in grey."""
     hole: torch.Tensor
     """(B, 1, h, w) of 0 and 1."""
+    matte: torch.Tensor
+    """(B, 2 * matte**2, h, w) as `imprint.matte.matte_values` gives it; -1 = unknown."""
 
     def __getitem__(self, index) -> Batch:
-        return Batch(self.reference[index], self.target[index], self.background[index], self.hole[index])
+        return Batch(*(getattr(self, name)[index] for name in Batch.__annotations__))
 
 
 @dataclass
@@ -174,6 +177,8 @@ class Pairs:
     """(B, 3, R, R), its hole in grey."""
     hole: torch.Tensor
     """(B, 1, R / 8, R / 8)."""
+    matte: torch.Tensor
+    """(B, 2 * matte**2, R / 8, R / 8), -1 = unknown."""
 
 
 class PairMaker:
@@ -225,19 +230,21 @@ class PairMaker:
         layer = warp(target, to_view, side)
         alpha = layer[:, 3:].clamp(0, 1)
         colour = recolour(layer[:, :3] / alpha.clamp(min=1e-3), turn).clamp(0, 1)
+        # Each view was rendered in a light of its own, which nothing tells the model: take most of its strength out.
+        strength = (_brightness(reference) / _brightness(torch.cat([colour, alpha], 1))).clamp(0.4, 2.5) ** 0.7
+        colour = (colour * strength).clamp(0, 1)
         cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
         if self.stage == "views":
             return self._on_black(cutout, colour, alpha[:, 0])
 
         photo = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
-        scene = jitter(photo, draw, 0.3)
-        # A mild match to the place: the scene's mean colour, partly, as the light that falls on the object.
+        scene = jitter(photo, draw, draw.uniform((count, 1, 1, 1), 0.1, 0.7))
+        # The scene's mean colour, in part, is the light that falls on the object: dark, warm and bright places.
         light = scene.mean((2, 3), keepdim=True) / 0.45
-        colour = (colour * light.clamp(0.3, 1.8) ** draw.uniform((count, 1, 1, 1), 0.0, 0.5)).clamp(0, 1)
-        shadow = contact_shadow(alpha, draw) * draw.chance(0.75, count)[:, None, None, None]
+        colour = (colour * light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.2, 0.8)).clamp(0, 1)
+        shadow = contact_shadow(alpha, draw) * draw.chance(0.8, count)[:, None, None, None]
         target = torch.lerp(scene * (1 - shadow), colour, alpha)
-        reach = torch.maximum(alpha, (shadow > 0.08).float())[:, 0]
-        return self._in_scene(cutout, target, scene, alpha[:, 0], reach, draw)
+        return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], draw)
 
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
         """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
@@ -281,7 +288,7 @@ class PairMaker:
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
         if self.stage == "views":
             return self._on_black(cutout, scene, outline)
-        return self._in_scene(cutout, scene, scene, outline, outline, draw)
+        return self._in_scene(cutout, scene, scene, outline, None, draw)
 
     def _on_black(self, cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor) -> Pairs:
         """Stage 1: the target is the object alone, on black, and the hole is the whole picture.
@@ -294,27 +301,49 @@ class PairMaker:
         target = cut_out(pictures, masks, self.config.resolution, self.config.encoder.object_margin)
         cells = self.config.resolution // self.config.latent.downscale
         hole = target.new_ones(len(target), 1, cells, cells)
-        return Pairs(cutout, target, paint_hole(target, hole, self.config.hole_value), hole)
+        alpha = cut_out(torch.ones_like(pictures), masks, self.config.resolution, self.config.encoder.object_margin)[
+            :, 0
+        ]
+        return self._pairs(cutout, target, target, hole, alpha, None)
 
     def _in_scene(
         self,
         cutout: torch.Tensor,
         target: torch.Tensor,
         scene: torch.Tensor,
-        mask: torch.Tensor,
-        reach: torch.Tensor,
+        alpha: torch.Tensor,
+        shadow: torch.Tensor | None,
         draw: Draw,
     ) -> Pairs:
-        """Stage 2: a hole of random coarseness, with room for the shadow (`reach`) at every level but the tightest."""
-        choice = draw.categorical((0.15, 0.15, 0.2, 0.5), len(mask))
-        roomy = draw.chance(0.7, len(mask)) & (choice > 0)
-        outline = ((mask > 0.3) | ((reach > 0) & roomy[:, None, None])).float()
+        """Stage 2: a hole of random coarseness, with room for the shadow at every level but the tightest.
+
+        alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined.
+        """
+        count = len(alpha)
+        choice = draw.categorical((0.15, 0.15, 0.2, 0.5), count)
+        roomy = draw.chance(0.7, count) & (choice > 0)
+        outline = alpha > 0.3
+        if shadow is not None:
+            outline = outline | ((shadow > 0.08) & roomy[:, None, None])
+        outline = outline.float()
         levels = mask_levels(outline)
         # A user's box may be as tight as the object itself: tighter than the level that contains all others.
         levels[:, -1] = loosened_box(box(outline), draw)
-        hole = levels[torch.arange(len(mask), device=mask.device), choice]
+        hole = levels[torch.arange(count, device=alpha.device), choice]
         hole = latent_hole(hole, self.config.latent.downscale)
-        return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole)
+        return self._pairs(cutout, target, scene, hole, alpha, shadow)
+
+    def _pairs(
+        self,
+        cutout: torch.Tensor,
+        target: torch.Tensor,
+        scene: torch.Tensor,
+        hole: torch.Tensor,
+        alpha: torch.Tensor,
+        shadow: torch.Tensor | None,
+    ) -> Pairs:
+        matte = matte_values(alpha, torch.full_like(alpha, -1.0) if shadow is None else shadow, self.config)
+        return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole, matte)
 
     def _object_to_frame(
         self, boxes: torch.Tensor, side: int, mirrored: torch.Tensor, draw: Draw, upright: bool = False
@@ -325,8 +354,9 @@ class PairMaker:
         size, reach = draw.uniform(count, 0.3, 0.7), 0.5
         if self.stage == "views":  # large and central; the target is cut out of it
             size, reach = draw.uniform(count, 0.8, 0.9), 0.0
-        angle = draw.normal(count) * (0.03 if upright else 0.17)
-        stretch = torch.exp(draw.normal(count) * 0.06)
+        # Mostly as it stands; now and then as far turned or squashed as a user's hole may ask for.
+        angle = draw.normal(count) * (0.03 if upright else torch.where(draw.chance(0.2, count), 0.5, 0.15))
+        stretch = torch.exp(draw.normal(count) * torch.where(draw.chance(0.2, count), 0.25, 0.06))
         free = (1 - size).clamp(min=0)
         place = (draw.normal((count, 2)) * 0.3 * reach).clamp(-1, 1) * free[:, None]
         zoom = extent / size
@@ -431,6 +461,13 @@ def _float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
 
 
+def _brightness(layers: torch.Tensor) -> torch.Tensor:
+    """(B, 4, H, W) -> (B, 1, 1, 1) mean colour where there is something."""
+    alpha = layers[:, 3:]
+    total = (layers[:, :3] * alpha).mean((1, 2, 3), keepdim=True)
+    return total.clamp(min=1e-4) / alpha.mean((1, 2, 3), keepdim=True).clamp(min=1e-4)
+
+
 def hue_turn(angles: torch.Tensor) -> torch.Tensor:
     """(B,) radians -> (B, 3, 3): rotations of RGB space about the grey axis."""
     cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
@@ -444,8 +481,8 @@ def recolour(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bij,bjhw->bihw", matrices, images)
 
 
-def jitter_parameters(draw: Draw, count: int, strength: float) -> tuple[torch.Tensor, ...]:
-    """Exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1)."""
+def jitter_parameters(draw: Draw, count: int, strength: float | torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1); strength may be (B, 1, 1, 1)."""
     gain = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.7 + draw.normal((count, 3, 1, 1)) * strength * 0.25)
     gamma = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.4)
     saturation = (1 + draw.normal((count, 1, 1, 1)) * strength).clamp(0, 2)
@@ -458,7 +495,7 @@ def apply_jitter(images: torch.Tensor, parameters: tuple[torch.Tensor, ...]) -> 
     return torch.lerp(images.mean(1, keepdim=True), images, saturation).clamp(0, 1)
 
 
-def jitter(images: torch.Tensor, draw: Draw, strength: float) -> torch.Tensor:
+def jitter(images: torch.Tensor, draw: Draw, strength: float | torch.Tensor) -> torch.Tensor:
     """Change exposure, white balance, contrast and saturation of (B, 3, H, W), each picture on its own."""
     return apply_jitter(images, jitter_parameters(draw, len(images), strength))
 

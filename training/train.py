@@ -30,6 +30,7 @@ from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
 from imprint.files import replacing
 from imprint.images import save_image, tensor_to_image
+from imprint.matte import split_matte, with_matte
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
 from imprint.preprocess import normalise
@@ -37,6 +38,7 @@ from imprint.unet import build_autoencoder, decode, encode, unet_input
 
 from .pairs import Batch, PairMaker, Photos, Views
 
+MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
 KEPT_STATES = 2
 # Options that may differ when a run goes on: they do not change what it learns.
@@ -82,7 +84,7 @@ class Model(torch.nn.Module):
     def forward(
         self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
     ) -> torch.Tensor:
-        """reference (B, 3, S, S) uint8, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> prediction (B, C, h, w)."""
+        """reference (B, 3, S, S) uint8, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output."""
         context = self.context(reference)
         context = torch.where(dropped[:, None, None], self.adapter.null_context(context), context)
         return self.unet(seen, timesteps, context).sample
@@ -99,8 +101,8 @@ def diffusion_loss(
     alpha_bar: torch.Tensor,
     generator: torch.Generator,
     dropout: float = CONDITION_DROPOUT,
-) -> torch.Tensor:
-    """Mean squared error in the hole, each sample weighing the same: (B,).
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared error in the hole, each sample weighing the same, and the matte's loss: both (B,).
 
     z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or
     v = sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's
@@ -115,9 +117,21 @@ def diffusion_loss(
     noisy = signal * clean + spread * noise
     target = noise if config.noise.prediction_type == "epsilon" else signal * noise - spread * clean
     seen = unet_input(noisy, batch.background.float(), batch.hole.float(), config)
-    prediction = model(batch.reference, seen, timesteps, dropped).float()
+    prediction, logits = split_matte(model(batch.reference, seen, timesteps, dropped).float(), config)
     error = (F.mse_loss(prediction, target, reduction="none") * batch.hole).sum((1, 2, 3))
-    return error / (batch.hole.sum((1, 2, 3)) * clean.shape[1])
+    return error / (batch.hole.sum((1, 2, 3)) * clean.shape[1]), matte_loss(logits, batch, alpha_bar[timesteps])
+
+
+def matte_loss(logits: torch.Tensor, batch: Batch, signal: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of alpha and shadow in the hole where they are known: (B,), 0 for a model without a matte.
+
+    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): the matte is read off finished latents, and
+    nothing can be told from noise.
+    """
+    target = batch.matte.float()
+    known = (target >= 0) * batch.hole
+    error = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none") * known
+    return signal * error.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
 
 
 class Source:
@@ -149,7 +163,8 @@ class Source:
                 images = torch.cat([pairs.target, pairs.background]).contiguous(memory_format=torch.channels_last)
                 target, background = encode(self.autoencoder, images, config.latent).to(precision).chunk(2)
                 reference = (pairs.reference * 255).round().to(torch.uint8)
-                parts.append(Batch(reference, target.contiguous(), background.contiguous(), pairs.hole))
+                matte = pairs.matte.to(precision)
+                parts.append(Batch(reference, target.contiguous(), background.contiguous(), pairs.hole, matte))
         return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in Batch.__annotations__))
 
     def batch(self, step: int) -> Batch:
@@ -197,6 +212,8 @@ class Run:
         torch.set_float32_matmul_precision("high")
 
         source = load_checkpoint(options.init) if options.init else None
+        if source and options.matte not in (None, source.config.matte):
+            source = with_matte(source, options.matte)
         self.config = source.config if source else PRESETS[options.config]
         modules = build_modules(self.config, with_vae=False)
         if source:
@@ -268,20 +285,21 @@ class Run:
         bar = tqdm(
             total=options.images, initial=step * self.step_size, unit="picture", disable=not self.main, mininterval=2
         )
-        totals, mark, marked_at = torch.zeros(2, device=self.device), step, time.monotonic()
+        totals, mark, marked_at = torch.zeros(3, device=self.device), step, time.monotonic()
         self.model.train()
         while step < self.steps:
             rate = learning_rate(step * self.step_size, options)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             generator = source.generator(3, step)
-            loss = diffusion_loss(self.model, source.batch(step), self.config, self.alpha_bar, generator).mean()
-            self.accelerator.backward(loss)
+            losses = diffusion_loss(self.model, source.batch(step), self.config, self.alpha_bar, generator)
+            loss, matte = (each.mean() for each in losses)
+            self.accelerator.backward(loss + MATTE_WEIGHT * matte)
             norm = self.accelerator.clip_grad_norm_(self.trained, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             update_average(self.ema, self.raw, step, options.ema)
-            totals += torch.stack([loss.detach(), norm])
+            totals += torch.stack([loss.detach(), matte.detach(), norm])
             step += 1
             bar.update(min(self.step_size, options.images - bar.n))
 
@@ -296,7 +314,8 @@ class Run:
                         f"{self.folder}: lower --lr and run the same command again"
                     )
                 speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
-                self._log(bar, step, loss=mean[0].item(), gradient=mean[1].item(), lr=rate, pictures_per_second=speed)
+                loss, matte, gradient = mean.tolist()
+                self._log(bar, step, loss=loss, matte_loss=matte, gradient=gradient, lr=rate, pictures_per_second=speed)
                 totals.zero_()
                 mark, marked_at = step, time.monotonic()
             if saving:
@@ -340,11 +359,12 @@ class Run:
             for start in range(0, len(held_out.target), self.options.batch):
                 part = held_out[slice(start, start + self.options.batch)]
                 losses.append(diffusion_loss(self.ema, part, self.config, self.alpha_bar, generator, dropout=0.0))
-        self._log(bar, step, held_out_loss=torch.cat(losses).mean().item())
+        loss, matte = (torch.cat(part).mean().item() for part in zip(*losses))
+        self._log(bar, step, held_out_loss=loss, held_out_matte_loss=matte)
         self._sample(step, held_out[slice(0, min(SHOWN, self.options.batch))])
 
     def _sample(self, step: int, batch: Batch) -> None:
-        """A grid of reference, background and composite."""
+        """A grid of reference, background, composite, alpha where there is a matte, and target."""
         model = self.ema
         pipeline = ImprintPipeline(
             vae=self.autoencoder,
@@ -358,11 +378,15 @@ class Run:
         generator = torch.Generator(self.device).manual_seed(0)
         noise = torch.randn(batch.target.shape, generator=generator, device=self.device)
         with self.accelerator.autocast():
-            latents = pipeline.denoise(model.context(batch.reference), batch.background.float(), batch.hole, noise)
+            scene = model.context(batch.reference), batch.background.float(), batch.hole
+            latents = pipeline.denoise(*scene, noise)
             shown = [
                 decode(self.autoencoder, z.float(), self.config.latent)
                 for z in (batch.background, latents, batch.target)
             ]
+            if self.config.matte:
+                alpha, _ = pipeline.predict_matte(*scene, latents)
+                shown.insert(2, alpha[:, None].expand(-1, 3, -1, -1))
         side = shown[0].shape[-1]
         reference = F.interpolate(batch.reference.float() / 255, (side, side), mode="bilinear", antialias=True)
         rows = torch.cat([reference, *(picture.float() for picture in shown)], 3)
@@ -452,6 +476,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, help="checkpoint to start from: stage 1's for stage 2, or one to fine-tune")
     start.add_argument("--config", choices=PRESETS, default="tiny", help="sizes of a model with random weights")
+    parser.add_argument(
+        "--matte",
+        type=int,
+        help="give --init's UNet a fresh matte of so many values along a latent cell's side; 0 = none",
+    )
     parser.add_argument("--vae", type=Path, help="autoencoder, .safetensors with diffusers' names")
     parser.add_argument("--images", type=int, default=4_000_000, help="pictures to train on")
     parser.add_argument("--batch", type=int, default=512, help="pictures a step and process")

@@ -1,0 +1,82 @@
+"""The matte: where in the hole the object is, and where it takes light from the scene.
+
+A hole is nearly always larger than the object. IMPRINT repaints all of it, and what is repainted is never quite the
+photo. A UNet with a matte predicts two maps beside its usual output, the object's alpha and the density of its shadow, and
+
+    picture = alpha * generated + (1 - alpha) * (1 - shadow) * background
+
+keeps the photo wherever neither is: bit for bit, also within the hole. The maps are read off one more evaluation of the
+UNet, of the finished latent at timestep 0. They are finer than the latent: `ImprintConfig.matte` values along each side of
+a cell, which are channels of the UNet's output (sub-pixel convolution: Shi et al., arXiv 1609.05158).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from .checkpoint import Checkpoint
+from .config import ImprintConfig
+
+MAPS = ("alpha", "shadow")
+_FLOOR = 0.05  # a sigmoid is never 0: what is nearer to 0 or 1 than this is meant to be it
+
+
+def split_matte(output: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """The UNet's output -> the usual prediction (B, C, h, w), and the matte's logits (B, 2 * matte**2, h, w)."""
+    return output[:, : config.latent.channels], output[:, config.latent.channels :]
+
+
+def matte_pixels(logits: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, 2 * matte**2, h, w) -> alpha and shadow, each (B, h * downscale, w * downscale) in [0, 1], with exact 0s.
+
+    alpha: the object's share of a pixel; shadow: the share of light that the pixel loses.
+    """
+    maps = F.pixel_shuffle(logits.float(), config.matte).sigmoid()
+    maps = ((maps - _FLOOR) / (1 - 2 * _FLOOR)).clamp(0, 1)
+    side = (logits.shape[2] * config.latent.downscale, logits.shape[3] * config.latent.downscale)
+    alpha, shadow = F.interpolate(maps, side, mode="bilinear", align_corners=False).unbind(1)
+    return alpha, shadow
+
+
+def matte_values(alpha: torch.Tensor, shadow: torch.Tensor, config: ImprintConfig) -> torch.Tensor:
+    """What the logits' sigmoid is trained to be: `matte_pixels` backwards.
+
+    alpha, shadow (B, H, W) in [0, 1] -> (B, 2 * matte**2, h, w). A pixel that the object covers by half is wholly taken
+    from what was generated: it is mixed with the background there already.
+    """
+    if not config.matte:
+        cell = config.latent.downscale
+        return alpha.new_zeros(len(alpha), 0, alpha.shape[1] // cell, alpha.shape[2] // cell)
+    maps = torch.stack([(2 * alpha).clamp(max=1), shadow], 1)
+    return F.pixel_unshuffle(F.avg_pool2d(maps, config.latent.downscale // config.matte), config.matte)
+
+
+def apply_matte(
+    background: torch.Tensor, generated: torch.Tensor, alpha: torch.Tensor, shadow: torch.Tensor
+) -> torch.Tensor:
+    """`picture` as above: pictures (B, C, H, W) in [0, 1], alpha and shadow (B, H, W) in [0, 1].
+
+    Where both maps are 0 the background stays bit for bit.
+    """
+    alpha, shadow = alpha[:, None].to(background), shadow[:, None].to(background)
+    shaded = torch.where(shadow > 0, background * (1 - shadow), background)
+    return torch.where(alpha > 0, torch.lerp(shaded, generated.to(background), alpha), shaded)
+
+
+def with_matte(checkpoint: Checkpoint, cells: int) -> Checkpoint:
+    """The checkpoint with an untrained matte of `cells` values along a latent cell's side, or with none for 0.
+
+    The usual prediction stays exactly what it was. Raises `ImprintError` where `cells` does not divide the cell.
+    """
+    config = checkpoint.config
+    channels = config.latent.channels
+    unet = replace(config.unet, out_channels=channels + len(MAPS) * cells**2)
+    config = replace(config, matte=cells, unet=unet)  # checks that it fits, before any tensor is made
+    grown = dict(checkpoint.parts["unet"])
+    for name in ("conv_out.weight", "conv_out.bias"):
+        kept = grown[name][:channels]
+        grown[name] = torch.cat([kept, kept.new_zeros(unet.out_channels - channels, *kept.shape[1:])])
+    return replace(checkpoint, config=config, parts=checkpoint.parts | {"unet": grown})

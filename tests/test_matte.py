@@ -1,0 +1,156 @@
+"""The matte: the maps and their targets, the picture, growing one, and the pipeline with it."""
+
+import dataclasses
+
+import pytest
+import torch
+from micro import fresh_checkpoint, matte_config, micro_config
+
+from imprint.blending import BLENDS, blend_pictures
+from imprint.checkpoint import save_checkpoint
+from imprint.config import PRESETS
+from imprint.errors import ImprintError
+from imprint.images import image_to_tensor
+from imprint.matte import apply_matte, matte_pixels, matte_values, split_matte, with_matte
+from imprint.pipeline import ImprintPipeline
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_maps_are_the_targets_backwards():
+    """Blocks of the matte's own size, wholly object or free, shadow of any density: what is trained is what is read."""
+    config = matte_config()
+    size = config.latent.downscale // config.matte
+    alpha, shadow = ((noise(2, 16, 16, seed=1) > 0.5).float(), 0.1 + 0.8 * noise(2, 16, 16, seed=2))
+    values = matte_values(
+        *(each.repeat_interleave(size, 1).repeat_interleave(size, 2) for each in (alpha, shadow)), config
+    )
+    assert values.shape == (2, 2 * config.matte**2, 8, 8)
+    maps = matte_pixels(torch.logit(values, 1e-6), config)
+    for read, given, tolerance in zip(maps, (alpha, shadow), (1e-6, 0.06)):  # near its ends the sigmoid is stretched
+        assert read.shape == (2, 64, 64)
+        # The middle of a block of four pixels, where the enlargement's weights are fixed.
+        middle = read.reshape(2, 16, size, 16, size)[:, :, 1:3, :, 1:3].mean((2, 4))
+        assert (middle - given).abs().mean() < 0.2
+        level = torch.full((1, 8, 8, 8), float(torch.logit(given[0, 0, 0], 1e-6)))
+        assert (matte_pixels(level, config)[0] - given[0, 0, 0]).abs().max() < tolerance
+
+
+def test_what_is_nearly_nothing_is_nothing():
+    alpha, shadow = matte_pixels(torch.full((1, 8, 8, 8), -3.0), matte_config())
+    assert not alpha.any() and not shadow.any()
+    alpha, _ = matte_pixels(torch.full((1, 8, 8, 8), 3.0), matte_config())
+    assert torch.equal(alpha, torch.ones(1, 64, 64))
+
+
+def test_half_covered_pixels_are_wholly_generated_and_the_unknown_stays_unknown():
+    config = matte_config()
+    values = matte_values(torch.full((1, 64, 64), 0.5), torch.full((1, 64, 64), -1.0), config)
+    assert torch.equal(values[:, :4], torch.ones(1, 4, 8, 8)) and torch.equal(values[:, 4:], -torch.ones(1, 4, 8, 8))
+    assert matte_values(torch.ones(3, 64, 64), torch.ones(3, 64, 64), micro_config()).shape == (3, 0, 8, 8)
+
+
+def test_the_picture_is_the_equation_and_the_background_where_both_maps_are_0():
+    background, generated = noise(2, 3, 40, 40), noise(2, 3, 40, 40, seed=1)
+    alpha, shadow = noise(2, 40, 40, seed=2), noise(2, 40, 40, seed=3)
+    free = noise(2, 40, 40, seed=4) > 0.5
+    alpha[free], shadow[free] = 0, 0
+    a, s = alpha[:, None], shadow[:, None]
+    picture = apply_matte(background, generated, alpha, shadow)
+    assert torch.allclose(picture, a * generated + (1 - a) * (1 - s) * background, atol=1e-6)
+    kept = free[:, None].expand_as(picture)
+    assert torch.equal(picture[kept], background[kept])
+
+
+@pytest.mark.parametrize("method", BLENDS)
+def test_blending_with_a_matte_keeps_what_is_free_in_the_hole(method):
+    background, generated = noise(2, 3, 64, 64), noise(2, 3, 64, 64, seed=1)
+    masks = torch.zeros(2, 64, 64)
+    masks[0, 10:50, 10:50] = masks[1, 30:64, 0:20] = 1
+    everything = torch.ones(2, 64, 64), torch.zeros(2, 64, 64)
+    plain = blend_pictures(background, generated, masks, 0, 3, method)
+    assert torch.equal(blend_pictures(background, generated, masks, 0, 3, method, everything), plain)
+    nothing = torch.zeros(2, 64, 64), torch.zeros(2, 64, 64)
+    assert torch.equal(blend_pictures(background, generated, masks, 0, 3, method, nothing), background)
+    shade = torch.zeros(2, 64, 64), torch.full((2, 64, 64), 0.5)
+    shaded = blend_pictures(background, generated, masks, 0, 0, "feather", shade)
+    assert torch.equal(shaded, torch.where(masks[:, None] > 0, background * 0.5, background))
+
+
+def test_a_grown_matte_leaves_the_prediction_as_it_was():
+    checkpoint = fresh_checkpoint(micro_config())
+    grown = with_matte(checkpoint, 2)
+    assert grown.config == matte_config() and with_matte(grown, 0).config == checkpoint.config
+    weight, bias = (grown.parts["unet"][f"conv_out.{name}"] for name in ("weight", "bias"))
+    assert torch.equal(weight[:4], checkpoint.parts["unet"]["conv_out.weight"])
+    assert weight.shape[0] == 12 and not weight[4:].any() and not bias[4:].any()
+    assert with_matte(grown, 0).parts["unet"]["conv_out.weight"].shape[0] == 4
+    with pytest.raises(ImprintError, match="matte is 3; it must divide"):
+        with_matte(checkpoint, 3)
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    """The same model without a matte and with one that sees the object everywhere, or nowhere."""
+    folder, plain = tmp_path_factory.mktemp("matte"), fresh_checkpoint(micro_config())
+    made = {"plain": plain, "object": with_matte(plain, 2), "nothing": with_matte(plain, 2)}
+    for name, value in (("object", 9.0), ("nothing", -9.0)):
+        made[name].parts["unet"]["conv_out.bias"][4:8] = value
+        made[name].parts["unet"]["conv_out.bias"][8:] = -9.0
+    loaded = {}
+    for name, checkpoint in made.items():
+        path = folder / f"{name}.safetensors"
+        save_checkpoint(path, checkpoint)
+        loaded[name] = ImprintPipeline.from_checkpoint(path)
+    return loaded
+
+
+def run(pipeline, scene, **settings):
+    thing, background, hole = scene
+    return pipeline(
+        thing, None, background, hole, generator=torch.Generator().manual_seed(0), output_type="pt", **settings
+    )
+
+
+def test_a_matte_that_sees_the_object_everywhere_changes_nothing(pipelines, scene):
+    plain, matted = run(pipelines["plain"], scene), run(pipelines["object"], scene, num_results=1)
+    assert torch.allclose(plain.images, matted.images, atol=1e-5)
+    assert plain.alpha is None and torch.equal(matted.alpha, torch.ones(1, 64, 64)) and not matted.shadow.any()
+
+
+def test_a_matte_that_sees_nothing_leaves_the_background(pipelines, scene):
+    result = run(pipelines["nothing"], scene)
+    empty = run(pipelines["nothing"], scene, matte=False)
+    plain = run(pipelines["plain"], scene)
+    assert not result.alpha.any() and not torch.equal(result.images, plain.images)
+    assert torch.allclose(empty.images, plain.images, atol=1e-5) and empty.alpha is None
+    assert torch.equal(result.images, image_to_tensor(scene[1]))
+
+
+def test_the_matte_is_read_off_the_finished_latents_at_timestep_0(pipelines, scene):
+    pipeline, seen = pipelines["object"], []
+    forward = pipeline.unet.forward
+
+    def watch(sample, timestep, context, *args, **kwargs):
+        seen.append((sample, int(timestep), context))
+        return forward(sample, timestep, context, *args, **kwargs)
+
+    pipeline.unet.forward = watch
+    try:
+        run(pipeline, scene, num_results=2)
+    finally:
+        pipeline.unet.forward = forward
+    *steps, (sample, timestep, context) = seen
+    assert len(steps) == 3 and timestep == 0 and all(step > 0 for _, step, _ in steps)
+    assert len(sample) == len(context) == 2 and len(steps[0][0]) == 4  # without guidance: half as many
+
+
+def test_the_presets_have_a_matte():
+    for name, config in PRESETS.items():
+        assert config.matte == 4, name
+        output = torch.zeros(1, config.unet.out_channels, 2, 2)
+        assert [part.shape[1] for part in split_matte(output, config)] == [4, 32]
+    with pytest.raises(ImprintError, match="matte 2 on 4 latent channels need 4 and 12"):
+        dataclasses.replace(micro_config(), matte=2)
