@@ -16,7 +16,7 @@ from ..imprint.errors import ImprintError
 from ..imprint.masks import latent_hole, paint_hole
 from ..imprint.placement import Hole
 from .messages import tell
-from .models import imprint_config
+from .models import imprint_config, predict_matte
 from .tensors import broadcast, copy_image, fit_mask, to_bchw, to_bhwc
 
 
@@ -137,6 +137,16 @@ class ImprintCompositeSampler(io.ComfyNode):
                     tooltip="The mask that was generated in: the given one, enlarged where it was too small. "
                     "For Background Blend.",
                 ),
+                io.Mask.Output(
+                    display_name="alpha",
+                    tooltip="Where the object is, white, as the model sees it; the whole square for a checkpoint that "
+                    "predicts no alpha. For Background Blend's alpha.",
+                ),
+                io.Mask.Output(
+                    display_name="shadow",
+                    tooltip="How much light the object takes from the scene: black none, white all of it; black for a "
+                    "checkpoint that predicts no shadow. For Background Blend's shadow.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -186,14 +196,21 @@ class ImprintCompositeSampler(io.ComfyNode):
             channels = {"concat_latent_image": clean, "concat_mask": hole}
             positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        made, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
+        finished = torch.where(hole > 0, sampled["samples"], clean)
+        made, _ = to_bchw(vae.decode(finished))
+        if config.matte:
+            matte = predict_matte(model, positive, finished, latent.get("noise_mask"))
+        else:  # all that was generated counts as the object
+            matte = torch.ones_like(made[:, 0]), torch.zeros_like(made[:, 0])
 
         result = copy_image(background, len(holes))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        for place, area, crop in zip(places, areas, made.to(colours)):
-            colours[area] = place.insert(colours[area][None], crop[None])[0]
+        maps = torch.zeros(len(holes), len(matte), *masks.shape[1:])
+        for frame, made_there in ((colours, made.to(colours)), (maps, torch.stack(matte, 1))):
+            for place, area, crop in zip(places, areas, made_there):
+                frame[area] = place.insert(frame[area][None], crop[None])[0]
         shown = ui.PreviewImage(torch.cat([painted, to_bhwc(made.to(painted))]), cls=cls) if show_crop else None
-        return io.NodeOutput(result, _generated_in(masks, holes), ui=shown)
+        return io.NodeOutput(result, _generated_in(masks, holes), *maps.unbind(1), ui=shown)
 
 
 def _find_holes(masks: torch.Tensor, resolution: int, context: float, config: ImprintConfig) -> list[Hole]:

@@ -110,6 +110,8 @@ def insert(
         background=background,
         generated=sampler["image"],
         mask=sampler["mask"],
+        alpha=sampler["alpha"],
+        shadow=sampler["shadow"],
         **blend,
     )
     return blended["image"]
@@ -258,9 +260,10 @@ def split_path(g: Graph) -> None:
         "## The parts by themselves, with KSampler\n\nFor your own samplers. What Imprint Composite Sampler does in one "
         "node:\n\n1. crop a square around the hole, scale it to the model's 256 px\n2. paint the hole grey, encode, "
         "**Set Latent Noise Mask**\n3. sample: the MODEL keeps the background clean at every step by itself\n4. decode, "
-        "scale back, paste, blend",
+        "scale back, paste, blend\n\nAll of the hole is repainted here: **alpha** and **shadow**, which keep the photo "
+        "beside the object, are the sampler node's.",
         "Read me",
-        height=300,
+        height=350,
     )
     parts = checkpoint(g)
     object_ = picture(g, 0, "object.png", "Object (cut-out)")

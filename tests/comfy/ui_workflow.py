@@ -83,7 +83,8 @@ class Graph:
             elif value is None and name not in optional:
                 raise KeyError(f"{kind}: input {name} is not given")
             else:
-                sockets.append(_Input(name, spec, value))
+                type_ = value.type if value and spec == "COMFY_MATCHTYPE_V3" else spec
+                sockets.append(_Input(name, type_, value))
         if given:
             raise KeyError(f"{kind} has no input {', '.join(given)}")
         if any(options.get("image_upload") for _, _, options in _declared(info["input"])):
