@@ -325,6 +325,7 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
         feather_inwards=options.feather_in,
         blend_method=options.blend,
         colour_match=options.colour_match,
+        matte=options.matte,
     )
     save_image(made.images[0], job.out)
 
@@ -379,6 +380,12 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         metavar="0..1",
         help="move colours to the background's; default: %(default)s",
+    )
+    group.add_argument(
+        "--matte",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the photo in the hole wherever neither the object nor its shadow is; default: %(default)s",
     )
 
     parser = argparse.ArgumentParser(

@@ -17,6 +17,7 @@ from imprint.blending import feather
 from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
+from imprint.matte import with_matte
 from imprint.pipeline import FEATHER
 from imprint.placement import Placement
 
@@ -133,6 +134,17 @@ def test_every_setting_counts(files, changes):
     cli.main(command(files, out=files / "plain-out.png", **plain))
     assert cli.main(command(files, device="cpu", **changes)) == 0
     assert not np.array_equal(pixels(files / "plain-out.png"), pixels(files / "out.png"))
+
+
+def test_the_matte_may_be_left_out(files):
+    """A model that sees the object nowhere leaves the photo as it is, unless all of the hole is asked for."""
+    blind = with_matte(load_checkpoint(files / "model.safetensors"), 2)
+    blind.parts["unet"]["conv_out.bias"][4:] = -9.0
+    save_checkpoint(files / "blind.safetensors", blind)
+    cli.main(command(files, checkpoint=files / "blind.safetensors"))
+    assert np.array_equal(pixels(files / "out.png"), pixels(files / "background.png"))
+    cli.main([*command(files, checkpoint=files / "blind.safetensors"), "--no-matte"])
+    assert not np.array_equal(pixels(files / "out.png"), pixels(files / "background.png"))
 
 
 def test_a_blend_mask_of_its_own(files, capsys):
