@@ -71,7 +71,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a quick "
-                    "look; beyond 50 little changes.",
+                    "look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -81,21 +81,23 @@ class ImprintCompositeSampler(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="Guidance: how strongly to push towards the object. 3 (default) is a good start, 2 to 5 usual. "
-                    "Higher: clearer, then hard colours. 1 is off, and twice as fast.",
+                    "Higher: clearer, then hard colours; ObjectStitch and Paint-by-Example take 5. 1 is off, and twice as fast.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
                     tooltip="The sampling algorithm. euler (default) is what the model was measured with; "
-                    "dpmpp_2m needs fewer steps, names with 'ancestral' or 'sde' never settle.",
+                    "dpmpp_2m needs fewer steps. Those with 'ancestral' or 'sde' in their name give another picture for "
+                    "every number of steps.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
-                    "model, which starts from pure noise; karras spends most steps on detail.",
+                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; karras spends "
+                    "most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -114,8 +116,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side in pixels at which the model sees the crop; 0 (default) is what the checkpoint was "
-                    "trained at. Others, in multiples of 8 and more for some models, seldom look better.",
+                    tooltip="Side in pixels at which the model sees the crop. 0 (default): what the checkpoint was trained at. "
+                    "Others, in multiples of 64, seldom look better.",
                 ),
                 io.Boolean.Input(
                     "show_crop",

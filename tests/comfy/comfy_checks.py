@@ -421,7 +421,6 @@ def check_matte():
         assert each.shape == mask.shape and each.min() == 0 and each.max() == 1
         assert 0.1 < each.mean() < 0.9
     assert not torch.equal(alpha, shadow)
-    assert torch.equal(of.sample_all(seed=5, cfg=1.0)[2], of.sample_all(seed=5, cfg=1.0)[2])
     assert torch.equal(split_path(of), split_path(plain))  # a plain KSampler takes no notice
     options = of.model.model_options["transformer_options"]
     assert not options, options
@@ -474,11 +473,8 @@ def check_blend_with_a_matte():
     free = torch.rand(1, 60, 80) > 0.5
     alpha[free] = shadow[free] = 0
     free, inside = free[..., None].expand_as(background), mask[..., None].expand_as(background) > 0
-    for method in ("feather", "multiband"):
-        options = {"method": method, "alpha": alpha, "shadow": shadow}
-        (result,) = run("BackgroundBlend", background, generated, mask, 4, 2, 0.0, **options)
-        if method == "feather":
-            assert torch.equal(result[free], background[free])
+    (soft,) = run("BackgroundBlend", background, generated, mask, 4, 2, 0.0, alpha=alpha, shadow=shadow)
+    assert torch.equal(soft[free], background[free])
     (hard,) = run("BackgroundBlend", background, generated, mask, 0, 0, 0.0, alpha=alpha, shadow=shadow)
     a, s = alpha[..., None], shadow[..., None]
     expected = a * generated + (1 - a) * (1 - s) * background
@@ -486,10 +482,10 @@ def check_blend_with_a_matte():
     everything = {"alpha": torch.ones_like(mask), "shadow": shadow}
     blend = (background, generated, mask, 4, 2, 0.5)
     assert torch.equal(run("BackgroundBlend", *blend, **everything)[0], run("BackgroundBlend", *blend)[0])
-    lit = run("BackgroundBlend", background, generated, mask, 0, 0, 0.0, alpha=alpha[:, ::2, ::2])[0]
-    assert lit.shape == background.shape  # stretched; without a shadow nothing is darkened
-    dark = torch.zeros_like(background)
-    assert run("BackgroundBlend", torch.ones_like(background), dark + 1, mask, 0, 0, 0.0, alpha=alpha)[0].min() == 1
+    stretched = run("BackgroundBlend", background, generated, mask, 0, 0, 0.0, alpha=alpha[:, ::2, ::2])[0]
+    assert stretched.shape == background.shape
+    white = torch.ones_like(background)
+    assert torch.equal(run("BackgroundBlend", white, white, mask, 0, 0, 0.0, alpha=alpha)[0], white)
     two = torch.cat([alpha, shadow])
     assert len(run("BackgroundBlend", background, generated, mask, 0, 0, 0.0, alpha=two, shadow=shadow)[0]) == 2
     fails("shadow", "without alpha", call=lambda: run("BackgroundBlend", *blend, shadow=shadow))
@@ -726,7 +722,8 @@ def check_wrong_files():
     def reshape(checkpoint):
         checkpoint.parts["unet"]["conv_out.bias"] = torch.zeros(5)
 
-    fails("(5,)", "(4,)", call=load(write_checkpoint("reshaped.safetensors", reshape)))
+    channels = scene().config.unet.out_channels
+    fails("(5,)", f"({channels},)", call=load(write_checkpoint("reshaped.safetensors", reshape)))
 
     def add(checkpoint):
         checkpoint.parts["encoder"]["extra"] = torch.zeros(5)

@@ -113,7 +113,8 @@ def test_workflow_keeps_the_background(picture: np.ndarray, blend: np.ndarray):
     background = np.asarray(Image.open(SAMPLES / "background.png").convert("RGB"))
     assert picture.shape == background.shape
     assert np.array_equal(picture[blend == 0], background[blend == 0])
-    assert (picture[blend == 1] != background[blend == 1]).any(1).mean() > 0.9
+    # Within the hole, a checkpoint with a matte keeps what is beside the object.
+    assert (picture[blend == 1] != background[blend == 1]).any(1).mean() > 0.5
 
 
 def test_same_seed_same_picture(server: Server, prompt: dict, picture: np.ndarray):
