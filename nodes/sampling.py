@@ -14,7 +14,7 @@ import nodes  # ComfyUI's own, not this package
 from ..imprint.config import ImprintConfig
 from ..imprint.errors import ImprintError
 from ..imprint.masks import latent_hole, paint_hole
-from ..imprint.placement import Hole
+from ..imprint.placement import Hole, Placement
 from .messages import tell
 from .models import imprint_config, predict_matte
 from .tensors import broadcast, copy_image, fit_mask, to_bchw, to_bhwc
@@ -199,20 +199,28 @@ class ImprintCompositeSampler(io.ComfyNode):
             positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
         finished = torch.where(hole > 0, sampled["samples"], clean)
+        # Before the decoder may take the UNet's place in memory.
+        matte = predict_matte(model, positive, finished, latent.get("noise_mask")) if config.matte else None
         made, _ = to_bchw(vae.decode(finished))
-        if config.matte:
-            matte = predict_matte(model, positive, finished, latent.get("noise_mask"))
-        else:  # all that was generated counts as the object
-            matte = torch.ones_like(made[:, 0]), torch.zeros_like(made[:, 0])
 
         result = copy_image(background, len(holes))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        maps = torch.zeros(len(holes), len(matte), *masks.shape[1:])
-        for frame, made_there in ((colours, made.to(colours)), (maps, torch.stack(matte, 1))):
-            for place, area, crop in zip(places, areas, made_there):
-                frame[area] = place.insert(frame[area][None], crop[None])[0]
+        maps = torch.zeros(len(holes), 2, *masks.shape[1:])
+        _put_back(colours, made, places, areas)
+        if matte:
+            _put_back(maps, torch.stack(matte, 1), places, areas)
+        else:
+            alpha = maps[:, :1]
+            for area in areas:
+                alpha[area] = 1  # all that was generated counts as the object
         shown = ui.PreviewImage(torch.cat([painted, to_bhwc(made.to(painted))]), cls=cls) if show_crop else None
         return io.NodeOutput(result, _generated_in(masks, holes), *maps.unbind(1), ui=shown)
+
+
+def _put_back(frames: torch.Tensor, crops: torch.Tensor, places: list[Placement], areas: list[tuple]) -> None:
+    """Write each crop (C, R, R) into its area of a frame (B, C, H, W)."""
+    for place, area, crop in zip(places, areas, crops.to(frames)):
+        frames[area] = place.insert(frames[area][None], crop[None])[0]
 
 
 def _find_holes(masks: torch.Tensor, resolution: int, context: float, config: ImprintConfig) -> list[Hole]:

@@ -407,39 +407,41 @@ def matte_scene() -> Scene:
     return Scene(matte_checkpoint())
 
 
+def plain_scene() -> Scene:
+    """Without a matte, as all checkpoints once were."""
+    return Scene(write_checkpoint("plain.safetensors", lambda each: module("imprint.matte").with_matte(each, 0)))
+
+
 def check_matte():
     """The UNet's further channels: the picture does not change, the maps are the sampler's, and nothing is left behind."""
-    of, plain = (
-        matte_scene(),
-        Scene(write_checkpoint("plain.safetensors", lambda each: module("imprint.matte").with_matte(each, 0))),
-    )
+    of, plain = matte_scene(), plain_scene()
     picture, mask, alpha, shadow = of.sample_all()
-    without, _, square, none = plain.sample_all()
-    assert torch.equal(picture, without) and torch.equal(mask, of.mask)
-    assert torch.equal(square, torch.ones_like(mask)) and not none.any()
+    assert torch.equal(picture, plain.sample()) and torch.equal(mask, of.mask)
     for each in (alpha, shadow):
         assert each.shape == mask.shape and each.min() == 0 and each.max() == 1
         assert 0.1 < each.mean() < 0.9
     assert not torch.equal(alpha, shadow)
     assert torch.equal(split_path(of), split_path(plain))  # a plain KSampler takes no notice
-    options = of.model.model_options["transformer_options"]
-    assert not options, options
+    assert not of.model.model_options["transformer_options"]
 
 
 def check_matte_is_in_the_square_alone():
-    of = matte_scene()
+    of, plain = matte_scene(), plain_scene()
     small = {"context": 1.6, "resolution": 64, "steps": 1}
     frames, other = of.frame.repeat(2, 1, 1, 1), torch.zeros_like(of.mask)
     other[:, 10:40, 20:60] = 1
-    _, _, alpha, shadow = of.sample_all(frames, torch.cat([of.mask, other]), **small)
-    find = module("imprint.placement").Hole.find
-    for index, mask in enumerate((of.mask, other)):
-        outside = torch.ones_like(mask[0], dtype=torch.bool)
-        outside[find(mask[0], 64, 1.6, of.config.multiple).placement.area] = False
+    masks, find = torch.cat([of.mask, other]), module("imprint.placement").Hole.find
+    _, _, alpha, shadow = of.sample_all(frames, masks, **small)
+    picture, _, square, none = plain.sample_all(frames, masks, **small)
+    for index, mask in enumerate(masks):
+        outside = torch.ones_like(mask, dtype=torch.bool)
+        outside[find(mask, 64, 1.6, of.config.multiple).placement.area] = False
         for each in (alpha, shadow):
             assert each[index].any() and not each[index][outside].any()
-    alone = of.sample_all(of.frame, other, **small)
-    assert alone[2].shape == of.mask.shape
+        assert torch.equal(square[index], (~outside).float())
+    # Without a matte the blend is the one that it would be without them.
+    blend = (frames, picture, masks, 9, 3, 0.0)
+    assert torch.equal(run("BackgroundBlend", *blend, alpha=square, shadow=none)[0], run("BackgroundBlend", *blend)[0])
 
 
 def check_matte_follows_the_object_and_combined_conditioning():
