@@ -30,6 +30,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a whole text, or nothing. Raises `OSError` where the folder cannot be written to."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
 def require_writable(path: str | os.PathLike) -> None:
     """Make the folder if need be; raise `ImprintError` unless a file of this name can be written there."""
     path = Path(path)

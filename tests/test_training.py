@@ -26,9 +26,11 @@ from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.noise import alphas_cumprod
 from imprint.pipeline import ImprintPipeline
-from training import photos, train
-from training.pairs import KINDS, MAX_FRAME_GAP, Batch, PairMaker, Photos, Views, _neighbours
-from training.shards import Record, read_shards, sample, shard_writer
+from training import train
+from training.pairs import KINDS, Batch, PairMaker, Photos, Views, _neighbours
+from training.pool import Pool
+from training.prepare import __main__ as prepare
+from training.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, read_shards, sample, shard_writer
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -89,7 +91,8 @@ def data(tmp_path_factory) -> Path:
         photo(150, 100, seed=number).save(root / "plain" / f"{number}.png")
     for source, folder in (("davis", "davis"), ("coco", "coco"), ("folder", "plain")):
         for part in (0.0, 1.0):  # all into train/, then all into held-out/
-            photos.prepare(source, root / folder, root / "photos", "CC0", part=part)
+            command = f"{source} --output {root}/photos --licence CC0 --workers 1 --held-out {part} --name {source}-{part:.0f}"
+            prepare.main([*command.split(), "--input", str(root / folder)])
     checkpoint = fresh_checkpoint(micro_config())
     save_checkpoint(root / "start.safetensors", checkpoint)
     save_checkpoint(root / "relative.safetensors", fresh_checkpoint(relative_config()))
@@ -253,6 +256,30 @@ train.main(sys.argv[1:])
     assert states == ["state-000000004", "state-000000006"]  # the newest two, and nothing half done
 
 
+def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one(data, tmp_path, monkeypatch):
+    command = {
+        name: words(data, tmp_path / name, steps=3, pool=1, block=1, reuse=1) for name in ("unbroken", "stopped")
+    }
+    turns, at = [], Pool.at
+    with monkeypatch.context() as patch:
+        patch.setattr(Pool, "at", lambda pool, turn: turns.append((pool.kind, turn)) or at(pool, turn))
+        train.main(command["unbroken"])
+    assert {(Photos, turn) for turn in range(3)} <= set(turns)
+    log = train.Run._log
+
+    def stop_at_three(run, bar, step, **values):
+        log(run, bar, step, **values)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "_log", stop_at_three)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(command["stopped"])
+    train.main(command["stopped"])
+    assert stats(tmp_path / "stopped") == stats(tmp_path / "unbroken")
+
+
 def test_a_finished_run_is_left_as_it_is(data, first_run):
     before, log = weights(first_run / "checkpoint.safetensors"), stats(first_run)
     train.main(words(data, first_run))
@@ -307,7 +334,10 @@ def test_bad_input_leaves_with_a_sentence(data, tmp_path, changes, message):
     assert str(left.value.code).startswith("error: ") and message in str(left.value.code)
 
 
-@pytest.mark.parametrize("changes", [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"config": "none"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"config": "none"}, {"pool": 0}, {"pool": 1, "limit": 1}],
+)
 def test_wrong_options_leave_with_two(data, tmp_path, capsys, changes):
     with pytest.raises(SystemExit) as left:
         train.main(words(data, tmp_path / "run", **changes))
@@ -319,6 +349,13 @@ def test_the_second_stage_needs_the_first(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         train.main(words(data, tmp_path / "run", "compositing"))
     assert left.value.code == 2 and "give --init" in capsys.readouterr().err
+
+
+def test_the_second_stage_may_start_from_random_weights_to_learn_everything(data, tmp_path):
+    """The ablation without stage 1."""
+    train.main([*words(data, tmp_path / "run", "compositing"), "--train-all"])
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["trained"] == "everything"
+    assert [line["step"] for line in stats(tmp_path / "run")] == [1, 2, 2]
 
 
 # --- the loss and the order of the data ------------------------------------------------------------------------------
@@ -467,7 +504,8 @@ def test_views_are_grouped_by_object(loaded):
 
 
 def test_neighbours_are_the_same_object_at_most_seven_frames_away(loaded):
-    sources = [("clip", 0.5, 0), ("clip", 0.5, MAX_FRAME_GAP), ("clip", 0.5, MAX_FRAME_GAP + 1), ("other", 0.5, 1)]
+    places = [("clip", 0), ("clip", MAX_FRAME_GAP), ("clip", MAX_FRAME_GAP + 1), ("other", 1)]
+    sources = [(clip, 0.5, frame, VIDEO_GAP) for clip, frame in places]
     table = torch.tensor([[0, 1], [1, 1], [2, 1], [2, 2], [3, 1]])  # photo, number of the object in it
     assert _neighbours(table, sources) == [[1], [0, 2], [1], [], []]
     _, pictures = loaded
@@ -515,34 +553,3 @@ def test_bad_samples_are_named(tmp_path, lacking):
             archive.addfile(member, io.BytesIO(content))
     with pytest.raises(ImprintError, match=r"bad\.tar.*sample-7"):
         list(read_shards(tmp_path))
-
-
-def test_photos_are_prepared_from_three_layouts(data):
-    read = {record.clip: (record, picture, mask) for record, picture, mask in read_shards(data / "photos" / "train")}
-    assert {"clip", "one", "0", "1"} == set(read)
-    assert read["0"][2] is None and read["0"][0].licence == "CC0"
-    record, picture, mask = read["one"]
-    assert record.source == "COCO 2017" and picture.size == mask.size == (120, 120)
-    # Two objects, the crowd left out; the small one lies in front.
-    assert set(np.unique(mask)) == {0, 1, 2} and np.asarray(mask)[35, 35] == 2
-    assert set(np.unique(read["clip"][2])) == {0, 1}
-
-
-def test_preparing_leaves_out_and_counts(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    for name in ("a", "b", "c"):
-        photo(900, 30, seed=1).save(tmp_path / "in" / f"{name}.png")
-    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
-    (tmp_path / "exclude.txt").write_text("b.png\n")
-    counts = photos.prepare("folder", tmp_path / "in", tmp_path / "out", "CC0", tmp_path / "exclude.txt", part=0.0)
-    assert counts == {"train": 2, "excluded": 1, "broken": 1}
-    assert {picture.size for _, picture, _ in read_shards(tmp_path / "out" / "train")} == {(640, 21)}
-    with pytest.raises(ImprintError, match="no such folder"):
-        photos.prepare("folder", tmp_path / "absent", tmp_path / "out", "CC0")
-
-
-def test_the_split_never_moves():
-    kept = [name for name in map(str, range(1000)) if photos.held_out(name, 0.05)]
-    assert 20 < len(kept) < 90
-    assert set(kept) <= {name for name in map(str, range(1000)) if photos.held_out(name, 0.1)}
-    assert not photos.held_out("bear", 0.0) and photos.held_out("bear", 1.0)

@@ -3,7 +3,8 @@
 IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and what stands in for its data sets:
 - `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow;
 - `still`: an annotated object of a photo is the target, its warped and re-coloured cut-out the reference;
-- `video`: as `still`, but the reference comes from another frame of the clip, at most 7 frames away;
+- `video`: as `still`, but the reference comes from another frame of the clip, as near as the sample's `gap` asks: of a
+  video at most 7 frames away, of MVImgNet's photos at least an eighth of all;
 - `piece`: as `still`, but the object is a piece of a photo of random outline, which brings in real textures.
 
 Everything is a function of the generator alone, so that a run that continues makes the same pairs as one that never
@@ -13,12 +14,15 @@ coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
@@ -26,42 +30,90 @@ from imprint.masks import box, fill_boxes, latent_hole, mask_levels, paint_hole
 from imprint.matte import matte_values
 from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
-from .shards import read_shards
+from .shards import Record, Sample, read_shards
 
 KINDS = ("rendered", "still", "video", "piece")
-MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7
 PHOTO_SIDE = 384  # pixels of the square photos in memory
 MIN_OBJECT_SIDE = 0.15  # of the photo: smaller annotated objects show nothing to learn
 
 
+class _Pictures:
+    """What `Views` and `Photos` share: a dataclass of tensors on one device."""
+
+    @classmethod
+    def load(cls, place: str | os.PathLike, device: torch.device, limit: int | None = None, side: int | None = None):
+        """All of a folder's shards, or their first `limit` samples; `of` says what `side` is."""
+        return cls.of(read_shards(place, limit), side).to(device)
+
+    def to(self, device: torch.device):
+        return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+
 @dataclass
-class Views:
-    """Rendered cut-outs: rgba (N, 4, S, S) uint8; an object's views are rows first ... first + count - 1."""
+class Views(_Pictures):
+    """Cut-outs: rgba (N, 4, S, S) uint8; an object's views are rows first ... first + count - 1."""
 
     rgba: torch.Tensor
     boxes: torch.Tensor
     """(N, 4) as `bounding_boxes` gives them."""
     first: torch.Tensor
     count: torch.Tensor
+    frames: torch.Tensor
+    """(N,) the views' frame numbers."""
+    gap: torch.Tensor
+    """(K, 2) for each object the least and greatest distance of frames in a pair."""
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, device: torch.device, limit: int | None = None) -> Views:
-        """All views of a folder's shards, or the first `limit`."""
-        pictures, objects = [], []
-        for record, picture, _ in read_shards(folder, limit):
-            if picture.mode != "RGBA":
-                raise ImprintError(f"{folder}: a view of '{record.object}' is {picture.mode}; views are RGBA cut-outs")
-            pictures.append(_to_uint8(picture))
-            objects.append(record.object)
-        rgba = torch.stack(pictures).to(device)
+    def of(cls, samples: Iterable[Sample], side: int | None = None) -> Views:
+        """Views of samples: cut-outs, and the objects of photos that have masks, cut out. S is `side`, or the first one's.
+
+        Raises `ImprintError` for a sample that is neither, and where there is none.
+        """
+        views: dict[tuple[str, int], list[tuple[torch.Tensor, int, tuple[int, int]]]] = {}
+        for record, picture, mask in samples:
+            for number, cutout in _cutouts(record, picture, mask):
+                side = side or cutout.width
+                if cutout.size != (side, side):
+                    cutout = cutout.resize((side, side), Image.BICUBIC)
+                views.setdefault((record.object, number), []).append((_to_uint8(cutout), record.frame, record.gap))
+        if not views:
+            raise ImprintError("the shards of views hold no object; look at what training.prepare dropped")
+        rows = [row for rows in views.values() for row in rows]
+        rgba = torch.stack([cutout for cutout, _, _ in rows])
         boxes = torch.cat([bounding_boxes(part[:, 3].float(), threshold=127) for part in rgba.split(1024)])
-        starts = [i for i, name in enumerate(objects) if i == 0 or name != objects[i - 1]]
-        first = torch.tensor(starts, device=device)
-        return cls(rgba, boxes, first, torch.diff(first, append=first.new_tensor([len(objects)])))
+        count = torch.tensor([len(rows) for rows in views.values()])
+        frames = torch.tensor([frame for _, frame, _ in rows])
+        gap = torch.tensor([rows[0][2] for rows in views.values()])
+        return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap)
+
+    @classmethod
+    def join(cls, parts: Sequence[Views]) -> Views:
+        """The views of several parts, as one."""
+        joined = cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls)))
+        joined.first = joined.count.cumsum(0) - joined.count
+        return joined
+
+    def pair(self, index: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows (B,) of two views of objects (B,), as far apart as the objects' `gap` asks, any of those alike.
+
+        MVImgNet's views are at least an eighth of the frames apart (as AnyDoor pairs them); of a rendering any two will
+        do, also one twice. Where no view fits, it is the farthest.
+        """
+        count = self.count[index]
+        reference = self.first[index] + (draw.uniform(len(index)) * count).long()
+        places = torch.arange(int(self.count.max()), device=index.device)
+        rows = self.first[index, None] + torch.minimum(places, count[:, None] - 1)
+        distance = (self.frames[rows] - self.frames[reference, None]).abs()
+        low, high = self.gap[index].unbind(1)
+        fits = (distance >= low[:, None]) & (distance <= high[:, None])
+        fits |= (distance == distance.amax(1, keepdim=True)) & ~fits.any(1, keepdim=True)
+        fits &= places < count[:, None]
+        pick = torch.multinomial(fits.float(), 1, generator=draw.generator)
+        return reference, rows.gather(1, pick)[:, 0]
 
 
 @dataclass
-class Photos:
+class Photos(_Pictures):
     """Square photos and their annotated objects."""
 
     rgb: torch.Tensor
@@ -77,42 +129,81 @@ class Photos:
     partner_count: torch.Tensor
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, device: torch.device, limit: int | None = None) -> Photos:
-        """Photos of a folder's shards, each as one or two squares along its longer side."""
+    def of(cls, samples: Iterable[Sample], side: int | None = None) -> Photos:
+        """Photos of samples, each as one or two squares along its longer side, S = `side` or `PHOTO_SIDE`.
+
+        Raises `ImprintError` where there is none.
+        """
+        size = (side or PHOTO_SIDE,) * 2
         rgb, objects, sources, items = [], [], [], []
-        for record, picture, mask in read_shards(folder, limit):
+        for record, picture, mask in samples:
             picture = picture.convert("RGB")
-            side = min(picture.size)
-            spare = max(picture.size) - side
-            for part in (0, 1) if spare > side // 4 else (0.5,):
+            shorter = min(picture.size)
+            spare = max(picture.size) - shorter
+            for part in (0, 1) if spare > shorter // 4 else (0.5,):
                 offset = round(spare * part)
                 left, top = (offset, 0) if picture.width > picture.height else (0, offset)
-                crop = (left, top, left + side, top + side)
-                size = (PHOTO_SIDE, PHOTO_SIDE)
-                rgb.append(_to_uint8(picture.resize(size, 2, box=crop)))
+                crop = (left, top, left + shorter, top + shorter)
+                rgb.append(_to_uint8(picture.resize(size, Image.BILINEAR, box=crop)))
                 square = torch.zeros(size, dtype=torch.uint8)
                 if mask is not None:
-                    square = _to_uint8(mask.resize(size, 0, box=crop))[0]
+                    square = _to_uint8(mask.resize(size, Image.NEAREST, box=crop))[0]
                     items += [(len(objects), int(number)) for number in square.unique() if number]
                 objects.append(square)
-                sources.append((record.clip, part, record.frame))
+                sources.append((record.clip, part, record.frame, record.gap))
         if not rgb:
-            raise ImprintError(f"{folder}: no photo in it")
+            raise ImprintError("the shards of photos hold no picture; look at what training.prepare dropped")
         objects = torch.stack(objects)
         table = torch.tensor(items, dtype=torch.long).reshape(-1, 2)
         boxes = _object_boxes(objects, table)
-        usable = _usable(boxes)
+        usable = _usable(boxes, size[0])
         table, boxes = table[usable], boxes[usable]
         partners = _neighbours(table, sources)
-        width = max((len(row) for row in partners), default=0) + 1
-        padded = [row + [index] * (width - len(row)) for index, row in enumerate(partners)]
-        return cls(
-            torch.stack(rgb).to(device),
-            objects.to(device),
-            table.to(device),
-            boxes.to(device),
-            torch.tensor(padded, dtype=torch.long, device=device).reshape(-1, width),
-            torch.tensor([len(row) for row in partners], dtype=torch.long, device=device),
+        counts = torch.tensor([len(row) for row in partners], dtype=torch.long)
+        padded = [row + [index] * (int(counts.max()) + 1 - len(row)) for index, row in enumerate(partners)]
+        width = len(padded[0]) if padded else 1
+        return cls(torch.stack(rgb), objects, table, boxes, torch.tensor(padded).long().reshape(-1, width), counts)
+
+    @classmethod
+    def join(cls, parts: Sequence[Photos]) -> Photos:
+        """The photos of several parts, as one."""
+        tables, partners = [], []
+        width = max(part.partners.shape[1] for part in parts)
+        photos = items = 0
+        for part in parts:
+            tables.append(part.items + torch.tensor([photos, 0]))
+            own = torch.arange(len(part.items))[:, None]
+            padding = own.expand(-1, width - part.partners.shape[1])
+            partners.append(torch.cat([part.partners, padding], 1) + items)
+            photos, items = photos + len(part.rgb), items + len(part.items)
+        rgb, objects, boxes, counts = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("rgb", "objects", "boxes", "partner_count")
+        )
+        return cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts)
+
+
+def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> Iterator[tuple[int, Image.Image]]:
+    """The objects of a sample by number, each an RGBA picture that it fills to about 85 %."""
+    if mask is None:
+        if picture.mode != "RGBA":
+            raise ImprintError(
+                f"a view of '{record.object}' is {picture.mode} and has no mask; views are RGBA cut-outs, or photos with "
+                "their objects' masks"
+            )
+        yield 0, picture
+        return
+    for number in sorted(number for _, number in mask.getcolors() if number):
+        alpha = mask.point(lambda value, number=number: 255 * (value == number))
+        left, top, right, bottom = alpha.getbbox()
+        half = max(right - left, bottom - top) / 1.7
+        x, y = (left + right) / 2, (top + bottom) / 2
+        cutout = picture.convert("RGB")
+        cutout.putalpha(alpha)
+        yield (
+            number,
+            cutout.crop(
+                (round(x - half), round(y - half), round(x - half) + round(2 * half), round(y - half) + round(2 * half))
+            ),
         )
 
 
@@ -126,23 +217,27 @@ def _object_boxes(objects: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return torch.cat(rows) if rows else torch.zeros(0, 4, dtype=torch.long)
 
 
-def _usable(boxes: torch.Tensor) -> torch.Tensor:
+def _usable(boxes: torch.Tensor, side: int) -> torch.Tensor:
     """Objects of a useful size that the picture's border does not cut."""
-    sides = (boxes[:, 2:] - boxes[:, :2]).float() / PHOTO_SIDE
-    within = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < PHOTO_SIDE - 1).all(1)
+    sides = (boxes[:, 2:] - boxes[:, :2]).float() / side
+    within = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < side - 1).all(1)
     return within & (sides.amin(1) > MIN_OBJECT_SIDE) & (sides.amax(1) < 0.9)
 
 
-def _neighbours(table: torch.Tensor, sources: list[tuple]) -> list[list[int]]:
-    """For each item the items with the same clip, square and number, at most `MAX_FRAME_GAP` frames away."""
+def _neighbours(table: torch.Tensor, sources: list[tuple[str, float, int, tuple[int, int]]]) -> list[list[int]]:
+    """For each item the others with its clip, square and number that are as far away as its gap asks.
+
+    sources: for each photo its clip, square, frame and gap, the least and greatest distance of frames.
+    """
     groups: dict[tuple, list[tuple[int, int]]] = {}
     for index, (photo, number) in enumerate(table.tolist()):
-        clip, part, frame = sources[photo]
+        clip, part, frame, _ = sources[photo]
         groups.setdefault((clip, part, number), []).append((frame, index))
     rows: list[list[int]] = [[] for _ in range(len(table))]
     for members in groups.values():
         for frame, index in members:
-            rows[index] = [other for at, other in members if 0 < abs(at - frame) <= MAX_FRAME_GAP]
+            low, high = sources[table[index, 0]][3]
+            rows[index] = [other for at, other in members if max(1, low) <= abs(at - frame) <= high]
     return rows
 
 

@@ -1,16 +1,13 @@
-"""Render view sets of re-textured meshes into WebDataset shards: python -m training.render --help
+"""Render views of re-textured meshes: what `training.prepare meshes` and `objaverse` drive.
 
-An identity is a mesh with a material drawn for it, seen in a few views that differ in camera and light.
-A sample is one view: `<object>_<view>.webp` (RGBA cut-out) and `<object>_<view>.json` (where it comes from).
-Running the same command again continues: shards that exist are kept.
+An identity is a mesh with a material drawn for it, seen in a few views that differ in camera and light. Rendering is by
+OpenGL without a window: on a GPU, or on a CPU through Mesa.
 """
 
 import argparse
 import functools
-import io
 import json
 import math
-import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +15,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
-from imprint.files import replacing
-
-from .shards import Record, held_out, read_shards, sample, shard_writer
+from imprint.errors import ImprintError
 
 TEXTURE_SIZE = 256  # pixels a side of a drawn texture
 ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
@@ -133,9 +127,6 @@ class Identity:
     variant: int
 
 
-Shard = tuple[Path, list[Identity]]  # one work item
-
-
 @dataclass
 class Part:
     """One part of a mesh: vertices (V, 11) float32 of xyz, normal, uv and sRGB in [0, 1]; faces (F, 3) int32."""
@@ -153,45 +144,38 @@ class Part:
 
 
 def read_meshes(folder: Path) -> list[Mesh]:
-    """The .glb files of a folder, with source and licence where index.json gives them."""
-    files = sorted(path.name for path in folder.glob("*.glb"))
-    if not files:
-        raise ValueError(f"{folder} holds no .glb files; name a folder of meshes with --meshes.")
-    index_file = folder / "index.json"
-    lines = json.loads(index_file.read_text()) if index_file.exists() else []
-    facts = {line["file"]: {name: line[name] for name in ("source", "licence", "procedural")} for line in lines}
+    """The .glb files of a folder, at any depth, with source and licence where index.json gives them."""
+    index = folder / "index.json"
+    try:
+        lines = json.loads(index.read_text()) if index.exists() else []
+        facts = {line["file"]: {name: line[name] for name in ("source", "licence", "procedural")} for line in lines}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ImprintError(
+            f"{index} is no list of meshes with file, source, licence and procedural ({error!r})"
+        ) from error
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.glb"))
     return [Mesh(file, **facts.get(file, {})) for file in files]
 
 
-def read_photos(folders: list[Path], exclude: Path | None) -> list[Path]:
-    """The pictures of the folders, less those whose file names occur in the text file `exclude`."""
-    left_out = set(exclude.read_text().split()) if exclude else set()
-    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.name not in left_out]
+def read_photos(folders: list[Path], exclude: set[str]) -> list[Path]:
+    """The pictures of the folders, less those of the names in `exclude`."""
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.name not in exclude]
     photos = [path for path in files if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    if not photos:
+    if folders and not photos:
         names = " and ".join(map(str, folders))
-        raise ValueError(f"{names} hold no .jpg or .png to cut textures from; name folders of pictures with --photos.")
+        raise ImprintError(f"{names} hold no .jpg or .png to cut textures from; name folders of pictures")
     return photos
 
 
-def plan_shards(meshes: list[Mesh], options: argparse.Namespace) -> list[Shard]:
-    """Spread the identities over the meshes and cut both splits into shards; no mesh is on both sides."""
+def plan_identities(meshes: list[Mesh], count: int, seed: int) -> list[Identity]:
+    """Spread `count` identities over the meshes, in random order."""
     weights = np.array([PROCEDURAL_WEIGHT if mesh.procedural else 1.0 for mesh in meshes])
-    edges = np.rint(np.cumsum(weights) / weights.sum() * options.identities).astype(int)
-    counts = np.diff(edges, prepend=0)
-    pairs = [(mesh, variant) for mesh, count in zip(meshes, counts, strict=True) for variant in range(count)]
-    order = np.random.default_rng(options.seed).permutation(len(pairs))
-    splits: dict[str, list[Identity]] = {"train": [], "held-out": []}
-    for index, place in enumerate(order):
-        mesh, variant = pairs[place]
-        split = "held-out" if held_out(mesh.file, options.held_out) else "train"
-        splits[split].append(Identity(index, mesh, variant))
-    size = options.shard_objects
-    return [
-        (options.output / split / f"views-{start // size:06d}.tar", identities[start : start + size])
-        for split, identities in splits.items()
-        for start in range(0, len(identities), size)
+    edges = np.rint(np.cumsum(weights) / weights.sum() * count).astype(int)
+    pairs = [
+        (mesh, variant) for mesh, most in zip(meshes, np.diff(edges, prepend=0), strict=True) for variant in range(most)
     ]
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return [Identity(index, *pairs[place]) for index, place in enumerate(order.tolist())]
 
 
 def load_parts(path: Path) -> list[Part]:
@@ -200,6 +184,8 @@ def load_parts(path: Path) -> list[Part]:
 
     parts = []
     for mesh in trimesh.load(path, force="scene").dump():
+        if not isinstance(mesh, trimesh.Trimesh):  # lines and points
+            continue
         texture, uv = Image.new("RGB", (1, 1), "white"), np.zeros((len(mesh.vertices), 2))
         colours = np.full((len(mesh.vertices), 3), 0.8)
         if mesh.visual.kind == "vertex":
@@ -282,7 +268,9 @@ def draw_pattern(rng: np.random.Generator) -> Image.Image:
 
 
 def draw_photo(rng: np.random.Generator, photos: list[Path]) -> Image.Image:
-    """A random square crop of a random photo."""
+    """A random square crop of a random photo; a pattern where there is no photo."""
+    if not photos:
+        return draw_pattern(rng)
     with Image.open(photos[rng.integers(len(photos))]) as file:
         photo = file.convert("RGB")
     side = rng.uniform(0.4, 1) * min(photo.size)
@@ -440,8 +428,13 @@ class Renderer:
         os.environ.setdefault("LP_NUM_THREADS", "1")
         import moderngl
 
-        self.moderngl = moderngl
-        self.context = context = moderngl.create_context(standalone=True, backend=backend)
+        try:
+            self.context = context = moderngl.create_context(standalone=True, backend=backend)
+        except Exception as error:  # each platform's loader fails in its own way
+            raise ImprintError(
+                f"--backend {backend} gave '{error}'; OpenGL 3.3 was expected: install its driver (Debian: libegl1 "
+                "libgl1-mesa-dri) or change --backend"
+            ) from error
         context.gc_mode = "auto"
         context.enable_only(moderngl.DEPTH_TEST)
         self.program = context.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
@@ -517,106 +510,3 @@ def render_identity(identity: Identity, parts: list[Part], options: argparse.Nam
         camera, eye = draw_camera(rng, azimuth, points)
         views.append(renderer.render(uploaded, camera, eye, material | draw_light(rng, azimuth)))
     return views
-
-
-def write_shard(shard: Shard, options: argparse.Namespace) -> tuple[Shard, list[str]]:
-    """Render a shard, and name the meshes that could not be read."""
-    path, identities = shard
-    broken = []
-    with shard_writer(path) as writer:
-        for identity in identities:
-            try:
-                parts = load_parts(options.meshes / identity.mesh.file)
-            except Exception as error:
-                broken.append(f"{identity.mesh.file}: {error}")
-                continue
-            name = f"{identity.index:06d}"
-            for view, picture in enumerate(render_identity(identity, parts, options)):
-                encoded = io.BytesIO()
-                picture.save(encoded, "webp", quality=85, exact=True)
-                record = Record(name, name, view, f"{identity.mesh.source} {identity.mesh.file}", identity.mesh.licence)
-                writer.write(sample(f"{name}_{view:02d}", encoded.getvalue(), "webp", record))
-    return shard, broken
-
-
-def write_contact_sheet(path: Path, options: argparse.Namespace, rows: int = 12) -> None:
-    """Draw the first identities of a shard on grey, one a row, into contact.png."""
-    size = options.resolution
-    views = [picture for _, picture, _ in read_shards(path, rows * options.views)]
-    sheet = Image.new("RGB", (size * options.views, size * math.ceil(len(views) / options.views)), (128, 128, 128))
-    for i, view in enumerate(views):
-        sheet.paste(view, (i % options.views * size, i // options.views * size), view)
-    with replacing(options.output / "contact.png") as temporary:
-        sheet.save(temporary, "PNG")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.render", description=__doc__.splitlines()[0])
-    parser.add_argument("--meshes", type=Path, required=True, help="folder of .glb files, with index.json if there is")
-    parser.add_argument("--photos", type=Path, required=True, action="append", help="folder of pictures for textures")
-    parser.add_argument("--exclude", type=Path, help="text file that names pictures to leave out")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--identities", type=int, default=6000)
-    parser.add_argument("--views", type=int, default=6, help="views of each identity")
-    parser.add_argument("--resolution", type=int, default=256, help="pixels a side")
-    parser.add_argument("--shard-objects", type=int, default=250, help="identities in a shard")
-    parser.add_argument("--held-out", type=float, default=0.04, help="fraction of the meshes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--backend", choices=("egl", "x11", "wgl", "darwin"), default="egl", help="OpenGL platform")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved options and counts, and stop")
-    return parser
-
-
-def resolve(options: argparse.Namespace) -> tuple[list[Shard], dict[str, Any]]:
-    """The shards of a data set, and all that decides what is in them; complains about options that make none."""
-    for name in ("identities", "views", "resolution", "shard_objects", "workers"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give at least 1.")
-    meshes = read_meshes(options.meshes)
-    options.photo_files = read_photos(options.photos, options.exclude)
-    shards = plan_shards(meshes, options)
-    names = ("identities", "views", "resolution", "shard_objects", "held_out", "seed")
-    counts = {"mesh_files": len(meshes), "photo_files": len(options.photo_files), "shards": len(shards)}
-    resolved = {name: getattr(options, name) for name in names} | counts
-    file = options.output / "options.json"
-    if file.exists() and json.loads(file.read_text()) != resolved:
-        raise ValueError(f"{file} tells of other options than {resolved}; repeat those or name another --output.")
-    return shards, resolved
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Render what is missing of the data set."""
-    parser = build_parser()
-    options = parser.parse_args(argv)
-    try:
-        shards, resolved = resolve(options)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    missing = [(path, identities) for path, identities in shards if not path.exists()]
-    if options.dry_run:
-        print(json.dumps(resolved | {"missing_shards": len(missing)}, indent=2))
-        return
-    try:
-        Renderer(options.backend, options.resolution)
-    except Exception as error:
-        expected = "OpenGL 3.3 was expected; install its driver (Debian: libegl1 libgl1-mesa-dri) or change --backend"
-        parser.exit(2, f"{parser.prog}: --backend {options.backend} gave '{error}', {expected}.\n")
-    with replacing(options.output / "options.json") as temporary:
-        temporary.write_text(json.dumps(resolved, indent=2) + "\n")
-    broken = []
-    left = sum(len(identities) for _, identities in missing)
-    with (
-        multiprocessing.get_context("spawn").Pool(options.workers) as pool,
-        tqdm(total=options.identities, initial=options.identities - left, unit="identity") as progress,
-    ):
-        for (_, identities), failures in pool.imap_unordered(functools.partial(write_shard, options=options), missing):
-            broken += failures
-            progress.update(len(identities))
-    write_contact_sheet(shards[0][0], options)
-    print(f"{left - len(broken)} identities rendered, {len(broken)} skipped", *broken, sep="\n")
-
-
-if __name__ == "__main__":
-    main()

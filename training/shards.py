@@ -2,7 +2,12 @@
 
 A sample is `<key>.jpg|.png|.webp` (the picture), `<key>.json` (`Record`'s fields) and, for a picture without an alpha
 channel, `<key>.mask.png` if it has annotated objects: 8-bit, 0 = background, n = the n-th object. A cut-out's alpha channel
-is its mask. Frames of one clip share `clip`; views of one object share `object` and stand next to each other.
+is its mask. `<key>.txt` holds captions, one a line. Frames of one clip share `clip` and lie in one shard; views of one object
+share `object` and stand next to each other.
+
+Shards lie in a folder, or behind any address that fsspec knows (s3://, gs://, hf://, memory://) or a web server (http://,
+https://), which has no listing and so needs the `shards.txt` that training.prepare leaves. WebDataset's own opener is not
+used: it starts a shell command for an address that begins with pipe:, and curl for a web address.
 """
 
 from __future__ import annotations
@@ -11,17 +16,29 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
-from collections.abc import Iterator
+import tarfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
 from imprint.files import replacing
+
+SPLITS = ("train", "held-out")
+INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server cannot list them
+ATTEMPTS = 3  # at reading a shard from elsewhere, before the run stops
+MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7 (arXiv 2403.10701, section 3.4)
+VIDEO_GAP = (1, MAX_FRAME_GAP)
+
+Sample = tuple["Record", Image.Image, "Image.Image | None"]
 
 
 @dataclass(frozen=True)
@@ -33,64 +50,188 @@ class Record:
     frame: int
     source: str
     licence: str
+    gap: tuple[int, int] = VIDEO_GAP
+    """The least and the greatest distance of `frame` at which two pictures of the clip or object make a pair."""
 
 
 def held_out(name: str, part: float) -> bool:
     """Whether a clip or mesh is kept for validation: by a hash of its name, so that the split never moves."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < part
+    return name_hash(name) / 2**32 < part
+
+
+def name_hash(name: str) -> int:
+    """32 bits that are the same on every machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+def inside(place: str | os.PathLike, *names: str) -> str:
+    """The address of something in a folder, local or not."""
+    return "/".join([str(place).rstrip("/"), *names])
+
+
+def write_file(place: str | os.PathLike, data: bytes) -> None:
+    """Write a whole file or nothing: renamed into its place on a disk, one upload elsewhere."""
+    if _is_local(place):
+        with replacing(place) as temporary:
+            temporary.write_bytes(data)
+        return
+    system, path = _system(place)
+    try:
+        system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        system.pipe_file(path, data)
+    except Exception as error:  # each kind of storage has errors of its own
+        raise ImprintError(f"{place} cannot be written ({error!r}); check the address and your rights there") from error
+
+
+def read_file(place: str | os.PathLike) -> bytes:
+    """A whole file. From elsewhere it is tried three times: a shard is read whole, so none of it is seen twice.
+
+    Raises `FileNotFoundError` or `ImprintError`.
+    """
+    if _is_local(place):
+        return Path(place).read_bytes()
+    system, path = _system(place)
+    for attempt in range(ATTEMPTS):
+        try:
+            return system.cat_file(path)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each kind of storage has errors of its own
+            if attempt == ATTEMPTS - 1:
+                raise ImprintError(f"{place} cannot be read ({error!r}), tried {ATTEMPTS} times") from error
+            time.sleep(2**attempt)
+
+
+def _is_local(place: str | os.PathLike) -> bool:
+    return "://" not in str(place)
+
+
+def _system(place: str | os.PathLike) -> tuple:
+    """fsspec's file system for an address, and the path in it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(str(place))
+    except (ImportError, ValueError) as error:
+        raise ImprintError(f"{place} cannot be reached: {error}") from error
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def shard_writer(path: Path):
-    """A `webdataset.TarWriter` on a temporary name; the shard takes its own name only when it is whole."""
+def shard_writer(place: str | os.PathLike):
+    """A `webdataset.TarWriter`; the shard appears at its place when it is whole, and not otherwise."""
     import webdataset
 
-    with replacing(path) as temporary, webdataset.TarWriter(str(temporary), mtime=0) as writer:
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, mtime=0) as writer:
         yield writer
+    write_file(place, buffer.getvalue())
 
 
-def sample(key: str, picture: bytes, kind: str, record: Record, mask: Image.Image | None = None) -> dict:
+def sample(
+    key: str, picture: bytes, kind: str, record: Record, mask: Image.Image | None = None, text: str = ""
+) -> dict:
     """A sample as `TarWriter.write` takes it; `kind` is the picture's ending."""
     parts = {"__key__": key, kind: picture, "json": json.dumps(dataclasses.asdict(record)).encode()}
     if mask is not None:
         buffer = io.BytesIO()
         mask.save(buffer, "PNG", optimize=True)
         parts["mask.png"] = buffer.getvalue()
+    if text:
+        parts["txt"] = text.encode()
     return parts
 
 
-def read_shards(
-    folder: str | os.PathLike, limit: int | None = None
-) -> Iterator[tuple[Record, Image.Image, Image.Image | None]]:
-    """Records, pictures and masks of all shards in a folder (or of one shard), in order, decoded by threads.
+# --- reading ---------------------------------------------------------------------------------------------------------
 
-    Raises `ImprintError` when there is no shard, or a sample lacks a part or cannot be decoded, naming both.
+
+def list_shards(place: str | os.PathLike) -> list[str]:
+    """The addresses of the shards of a folder, in order; a shard is its own list. Raises `ImprintError` if there is none."""
+    place = str(place).rstrip("/")
+    if place.endswith(".tar"):
+        return [place]
+    if place.startswith(("http://", "https://")):
+        try:
+            names = read_file(inside(place, INDEX)).decode().split()
+        except FileNotFoundError:
+            raise ImprintError(
+                f"{place} has no {INDEX}, which lists the shards of a web server's folder; training.prepare leaves one"
+            ) from None
+    elif _is_local(place):
+        names = sorted(path.name for path in Path(place).glob("*.tar"))
+    else:
+        system, path = _system(place)
+        names = sorted(found.rsplit("/", 1)[1] for found in system.glob(f"{path}/*.tar"))
+    if not names:
+        raise ImprintError(f"{place} holds no .tar shard; make some with training.prepare")
+    return [inside(place, name) for name in names]
+
+
+def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: int, count: int) -> list[str]:
+    """Shards number first ... first + count - 1 of process `part` = (index, processes) in its endless sequence.
+
+    In each epoch the processes together go through all shards, in an order that seed and epoch decide; a few shards are read
+    by two where they cannot be shared out evenly. What a process reads is a function of the numbers alone, so that a run
+    goes on where it stopped.
     """
-    import webdataset
+    index, processes = part
+    share = math.ceil(len(shards) / processes)
+    found = []
+    for number in range(first, first + count):
+        epoch, place = divmod(number, share)
+        order = np.random.default_rng([seed, epoch]).permutation(len(shards))
+        found.append(shards[order[(place * processes + index) % len(shards)]])
+    return found
 
-    folder = Path(folder)
-    paths = [str(folder)] if folder.is_file() else sorted(str(path) for path in folder.glob("*.tar"))
-    if not paths:
-        raise ImprintError(f"{folder} holds no .tar shard; make some with training.render or training.photos")
-    # Every process reads every shard: which pairs it draws from them is what differs.
-    raw = webdataset.WebDataset(paths, shardshuffle=False, nodesplitter=iter, empty_check=False)
+
+def read_shards(place: str | os.PathLike | Sequence[str], limit: int | None = None) -> Iterator[Sample]:
+    """Records, pictures and masks of all shards of a folder, or of a list of shards, in order, decoded by threads.
+
+    Raises `ImprintError` when there is no shard, one is lost or damaged, or a sample lacks a part or cannot be decoded,
+    naming it.
+    """
+    shards = list_shards(place) if isinstance(place, (str, os.PathLike)) else place
     with ThreadPoolExecutor() as pool:
         waiting = []
-        for index, parts in enumerate(raw):
+        for index, parts in enumerate(parts for shard in shards for parts in read_parts(shard)):
             if limit is not None and index >= limit:
                 break
-            waiting.append(pool.submit(_decode, parts))
+            waiting.append(pool.submit(decode_sample, parts))
             if len(waiting) >= 256:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
 
 
-def _decode(parts: dict) -> tuple[Record, Image.Image, Image.Image | None]:
+def read_parts(shard: str) -> Iterator[dict]:
+    """The samples of a shard as they lie in it: bytes by ending, with `__key__` and `__url__`."""
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    try:
+        stream = open(shard, "rb") if _is_local(shard) else io.BytesIO(read_file(shard))
+        with stream:
+            files: Iterable[dict] = (file | {"__url__": shard} for file in tar_file_iterator(stream))
+            yield from group_by_keys(files)
+    except FileNotFoundError as error:
+        raise ImprintError(f"{shard}: no such shard; it was there when the run began, or is in {INDEX}") from error
+    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+        raise ImprintError(
+            f"{shard} cannot be read as a shard ({error!r}); make it again with training.prepare"
+        ) from error
+
+
+def decode_sample(parts: dict) -> Sample:
+    """Record, picture and mask of a sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
     key, shard = parts["__key__"], parts["__url__"]
     try:
         fields = json.loads(parts["json"])
-        record = Record(**{field.name: fields[field.name] for field in dataclasses.fields(Record)})
+        record = Record(*(fields[name] for name in ("object", "clip", "frame", "source", "licence")))
+        record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)))
         kind = next(kind for kind in ("jpg", "png", "webp") if kind in parts)
         picture = Image.open(io.BytesIO(parts[kind]))
         picture.load()

@@ -37,6 +37,8 @@ from imprint.preprocess import normalise
 from imprint.unet import build_autoencoder, decode, encode, unet_input
 
 from .pairs import Batch, PairMaker, Photos, Views
+from .pool import Pool, StreamedPairs
+from .shards import inside
 
 MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
@@ -141,7 +143,14 @@ class Source:
     and the step alone, so that a continued run sees the same.
     """
 
-    def __init__(self, maker: PairMaker, autoencoder, options: argparse.Namespace, rank: int, device: torch.device):
+    def __init__(
+        self,
+        maker: PairMaker | StreamedPairs,
+        autoencoder,
+        options: argparse.Namespace,
+        rank: int,
+        device: torch.device,
+    ):
         self.maker, self.autoencoder, self.options, self.rank, self.device = maker, autoencoder, options, rank, device
         self.block: tuple[int, Batch] | None = None
 
@@ -173,6 +182,8 @@ class Source:
         number, within = divmod(step, batches * reuse)
         if self.block is None or self.block[0] != number:
             self.block = None  # frees the last one first
+            if isinstance(self.maker, StreamedPairs):
+                self.maker.turn = number // self.options.refresh
             self.block = number, self.make(batches * size, self.generator(1, number))
         turn, index = divmod(within, batches)
         order = torch.randperm(batches * size, generator=self.generator(2, number, turn), device=self.device)
@@ -337,11 +348,23 @@ class Run:
             return False
         return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.device), "sum"))
 
-    def _maker(self, split: str) -> PairMaker:
-        limit = self.options.limit
-        views = Views.load(self.options.views / split, self.device, limit)
-        photos = Photos.load(self.options.photos / split, self.device, limit)
-        return PairMaker(self.config, self.options.stage, views, photos, self.stage.mix)
+    def _maker(self, split: str) -> PairMaker | StreamedPairs:
+        options, side = self.options, self.config.resolution
+        views, photos = inside(options.views, split), inside(options.photos, split)
+        if options.pool is None:
+            loaded = (
+                Views.load(views, self.device, options.limit, side),
+                Photos.load(photos, self.device, options.limit),
+            )
+            return PairMaker(self.config, options.stage, *loaded, self.stage.mix)
+        # The held-out pairs are the first process's, of its first shards: the same in every run.
+        part = (self.accelerator.process_index, self.accelerator.num_processes) if split == "train" else (0, 1)
+        seed = options.seed if split == "train" else 0
+        pools = (
+            Pool(Views, views, self.device, options.pool, part, seed, side),
+            Pool(Photos, photos, self.device, options.pool, part, seed),
+        )
+        return StreamedPairs(self.config, options.stage, *pools, self.stage.mix)
 
     def _validation_set(self) -> Batch:
         """Held-out pairs; the seed is fixed, so that all runs of a stage are tested on the same."""
@@ -471,8 +494,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; made, or continued")
-    parser.add_argument("--views", type=Path, required=True, help="folder with train/ and held-out/ shards of cut-outs")
-    parser.add_argument("--photos", type=Path, required=True, help="folder with train/ and held-out/ shards of photos")
+    parser.add_argument("--views", required=True, help="folder or address with train/ and held-out/ shards of views")
+    parser.add_argument("--photos", required=True, help="folder or address with train/ and held-out/ shards of photos")
+    parser.add_argument("--pool", type=int, help="shards of each data set in memory at once; by default all")
+    parser.add_argument(
+        "--refresh", type=int, default=1, help="with --pool: blocks of pairs before the next shard comes"
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, help="checkpoint to start from: stage 1's for stage 2, or one to fine-tune")
     start.add_argument("--config", choices=PRESETS, default="tiny", help="sizes of a model with random weights")
@@ -508,10 +535,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, help="seconds after which to save and stop")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and stop")
     options = parser.parse_args(argv)
-    for name in ("images", "batch", "reuse", "block", "chunk", "log_every", "save_every"):
-        if getattr(options, name) < 1:
+    for name in ("images", "batch", "reuse", "block", "chunk", "log_every", "save_every", "pool", "refresh"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
-    if options.stage == "compositing" and not options.init:
+    if options.pool is not None and options.limit is not None:
+        parser.error("--limit reads the first samples, --pool all shards in turn: give one of them")
+    if options.stage == "compositing" and not (options.init or options.train_all):
         parser.error("stage 'compositing' starts from a checkpoint of stage 'views': give --init")
     if options.lr is None:
         options.lr = STAGES[options.stage].learning_rate
