@@ -1,34 +1,38 @@
-"""The evaluation on a micro model and networks of random weights, saved in a folder as the real ones lie there."""
+"""The evaluation on a micro model and networks of random weights, saved in a folder as the real ones lie there.
+
+DreamSim, LPIPS and FID, which need the extra `evaluate`, are in `test_evaluate_extra.py`.
+"""
 
 import dataclasses
-import json
 import pickle
 import re
-import shlex
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from micro import cutout, fresh_checkpoint, micro_config, photo, rectangle
-from PIL import Image, ImageDraw
-
-pytest.importorskip("dreamsim", reason="the extra 'evaluate' is not installed")
-pytest.importorskip("torch_fidelity", reason="the extra 'evaluate' is not installed")
-pytest.importorskip("torchmetrics", reason="the extra 'evaluate' is not installed")
-pytest.importorskip("webdataset", reason="the extra 'evaluate' is not installed")
-
-import peft
 import transformers
-from dreamsim.config import dreamsim_args
-from dreamsim.feature_extraction import load_clip_as_dino
-from dreamsim.feature_extraction.vision_transformer import VisionTransformer
-from dreamsim.model import PerceptualModel
-from torch_fidelity import feature_extractor_inceptionv3
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torchvision.models import alexnet
+from micro import cutout, fresh_checkpoint, micro_config, photo, rectangle
+from PIL import Image
+
+pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
+
+from evaluation import (
+    CPU,
+    LIGHT,
+    NEEDS,
+    check_readme_command,
+    check_that_the_target_is_best,
+    pairs,
+    pixels,
+    readme_commands,
+    results,
+    scene_of,
+    words,
+    write_backbones,
+    write_data,
+)
 
 from imprint.checkpoint import save_checkpoint
 from imprint.config import tokens_adapter
@@ -37,171 +41,35 @@ from imprint.pipeline import ImprintPipeline
 from training import evaluate, metrics, tasks
 from training.shards import Record, sample, shard_writer
 
-ROOT = Path(__file__).parents[1]
-CPU = torch.device("cpu")
-ALEXNET = "checkpoints/alexnet-owt-7be5be79.pth"
-NEEDS = {  # what each metric looks for in the folder of networks
-    "clip-i": "clip-vit-base-patch32",
-    "dino": "dino-vits16",
-    "dinov2": "dinov2-base",
-    "dreamsim": "dreamsim",
-    "lpips": ALEXNET,
-    "fid": "checkpoints/weights-inception-2015-12-05-6726825d.pth",
-    "retrieval": "dinov2-base",
-    "mobilenet": "mobilenet_v1_0.75_224.safetensors",
-}
-
-
-def small_vit(patch_size: int) -> VisionTransformer:
-    return VisionTransformer(
-        patch_size=patch_size, embed_dim=32, depth=1, num_heads=2, mlp_ratio=2, num_classes=0, qkv_bias=True
-    )
-
 
 @pytest.fixture(scope="module")
-def backbones(tmp_path_factory) -> Iterator[Path]:
-    """Every network that `training.metrics` names but MobileNet, small where its architecture allows."""
+def backbones(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("backbones")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
-    clip = transformers.CLIPVisionConfig(intermediate_size=64, projection_dim=16, **sizes)
-    vit = transformers.ViTConfig(intermediate_size=64, **sizes)
-    dinov2 = transformers.Dinov2Config(**sizes)
-    transformers.CLIPVisionModelWithProjection(clip).save_pretrained(folder / NEEDS["clip-i"])
-    transformers.ViTModel(vit).save_pretrained(folder / NEEDS["dino"])
-    transformers.Dinov2Model(dinov2).save_pretrained(folder / NEEDS["dinov2"])
-
-    (folder / "checkpoints").mkdir()
-    tensors = {
-        # The classifier is not used: one number stands for each of its tensors.
-        name: torch.zeros(()).expand(tensor.shape) if name.startswith("classifier") else tensor
-        for name, tensor in alexnet().state_dict().items()
-    }
-    torch.save(tensors, folder / ALEXNET)
-    network = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
-    with (
-        patch.object(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: {}),
-        patch.object(network, "load_state_dict", lambda *_: None),
-    ):
-        inception = network("random", ["2048"])
-    torch.save({name: tensor.half() for name, tensor in inception.state_dict().items()}, folder / NEEDS["fid"])
-
-    cache = folder / "dreamsim"
-    cache.mkdir()
-    with patch.object(load_clip_as_dino, "vit_base", small_vit), patch.object(metrics, "DREAMSIM", "clip_vitb32"):
-        model = small_vit(32)
-        model.pos_drop = torch.nn.LayerNorm(32)  # as the package turns CLIP into DINO
-        state = model.state_dict() | {"proj": torch.randn(32, 16)}
-        torch.save({"state_dict": state}, cache / "clip_vitb32_pretrain.pth.tar")
-        model = PerceptualModel(**dreamsim_args["model_config"]["clip_vitb32"], device="cpu", load_dir=str(cache))
-        adapter = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=2, target_modules=["qkv"]))
-        adapter.save_pretrained(cache / "clip_vitb32_single_lora")
-        yield folder
+    write_backbones(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """subjects/ of three kinds of layout, backgrounds/, boxes.jsonl, instances.json, pairs/ and model.safetensors."""
-    root = tmp_path_factory.mktemp("data")
-    for name in ("bear", "cup", "unmasked"):
-        (root / "subjects" / name).mkdir(parents=True)
-    for number in range(2):
-        cutout(60, 50, seed=number).save(root / "subjects" / "cup" / f"{number:02d}.png")
-    picture = photo(80, 80, seed=7)
-    picture.save(root / "subjects" / "bear" / "00.jpg")
-    rectangle(80, 80, (20, 10, 60, 70)).save(root / "subjects" / "bear" / "00.mask.png")
-    picture.save(root / "subjects" / "bear" / "01.jpg")
-    picture.save(root / "subjects" / "unmasked" / "00.jpg")
-
-    (root / "backgrounds").mkdir()
-    for name, seed in (("one", 3), ("two", 4)):
-        photo(120, 90, seed=seed).save(root / "backgrounds" / f"{name}.png")
-    boxes = [("one.png", [40, 30, 75, 60]), ("two.png", [10, 20, 60, 70])]
-    (root / "boxes.jsonl").write_text("".join(json.dumps({"background": n, "box": b}) + "\n" for n, b in boxes))
-    images = [
-        {"id": i, "file_name": f"{name}.png", "width": 120, "height": 90} for i, name in enumerate(("one", "two"))
-    ]
-    found = [
-        (0, [5, 5, 10, 10]),
-        (0, [40, 30, 35, 30.4]),
-        (0, [0, 0, 119, 89]),
-        (1, [10, 20, 50, 50]),
-        (1, [10, 20, 20, 20]),
-    ]
-    annotations = [{"image_id": image, "bbox": box, "iscrowd": 0} for image, box in found]
-    (root / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-
-    with shard_writer(root / "pairs" / "video.tar") as writer:
-        for clip, frames in (("swan", (0, 2, 6, 8, 40)), ("bus", (0, 5)), ("still", (3,))):
-            for frame in frames:
-                picture, mask = photo(96, 80, seed=frame), Image.new("L", (96, 80))
-                box = (10 + frame, 20, 50 + frame, 60)
-                ImageDraw.Draw(picture).ellipse(box, fill=(200, 40, 40))
-                ImageDraw.Draw(mask).ellipse(box, fill=2)
-                ImageDraw.Draw(mask).rectangle((0, 0, 3, 3), fill=1)  # too small an object
-                path = root / "frame.png"
-                picture.save(path)
-                record = Record("", clip, frame, "test", "CC0")
-                writer.write(sample(f"{clip}-{frame:05d}", path.read_bytes(), "png", record, mask))
-    save_checkpoint(root / "model.safetensors", fresh_checkpoint(micro_config()))
-    return root
-
-
-def words(data: Path, output: Path, *more: str, **changes) -> list[str]:
-    """A command line; a change to None leaves an option out."""
-    options = {
-        "checkpoint": f"micro={data / 'model.safetensors'}",
-        "subjects": data / "subjects",
-        "backgrounds": data / "backgrounds",
-        "boxes": data / "boxes.jsonl",
-        "output": output,
-        "metrics": "background",
-        "device": "cpu",
-    } | changes
-    given = (word for name, value in options.items() if value is not None for word in (f"--{name}", str(value)))
-    return [*given, *more]
-
-
-def pairs(data: Path, output: Path, *more: str, **changes) -> list[str]:
-    return words(
-        data, output, *more, **{"subjects": None, "backgrounds": None, "boxes": None, "pairs": data / "pairs"} | changes
-    )
-
-
-def pixels(path: Path) -> bytes:
-    return Image.open(path).tobytes()
-
-
-def results(output: Path) -> dict:
-    return json.loads((output / "results.json").read_text())
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def first_run(data, backbones, tmp_path_factory) -> Path:
-    """The folder of a run with all metrics; tests leave it as it is."""
+    """The folder of a run; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    evaluate.main(words(data, folder, metrics=None, backbones=backbones))
+    evaluate.main(words(data, folder, "--metrics", *LIGHT, "retrieval", backbones=backbones))
     return folder
-
-
-def scene_of(target: Image.Image) -> tasks.Scene:
-    return tasks.Scene("cup", cutout(20, 20), photo(64, 64), (10, 10, 42, 42), target)
 
 
 # --- every metric ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "same"), [("clip-i", 1), ("dino", 1), ("dinov2", 1), ("dreamsim", 0), ("lpips", 0)])
-def test_a_metric_of_the_target_itself_is_the_best_there_is(data, backbones, name, same):
-    options = evaluate.parse(words(data, data, metrics=name, backbones=backbones))
-    metric = evaluate.load_metrics(options, {})[name]
-    target, other = photo(50, 40, seed=1), photo(50, 40, seed=2)
-    (scores,) = metric(scene_of(target), [target, other, target]).values()
-    assert scores[0] == pytest.approx(same, abs=1e-6) and scores[2] == pytest.approx(scores[0], abs=1e-6)
-    assert abs(scores[1] - same) > 1e-4
-    assert (scores[1] < same) == (metrics.COLUMNS[name].better == "higher")
-    (alone,) = metric(scene_of(target), [other]).values()  # the other crops have no part in a crop's score
-    assert alone == pytest.approx(scores[1:2], abs=1e-5)
+@pytest.mark.parametrize("name", ["clip-i", "dino", "dinov2"])
+def test_a_metric_of_the_target_itself_is_the_best_there_is(data, backbones, name):
+    check_that_the_target_is_best(name, 1, data, backbones)
 
 
 def test_similarity_is_the_cosine_of_the_model_s_own_features(backbones):
@@ -282,11 +150,12 @@ def test_retrieval_needs_a_choice(data, backbones):
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 5), (5, 12)])
-def test_the_frechet_distance_is_torch_fidelity_s(count, width):
+def test_the_frechet_distance_is_that_of_the_covariances(count, width):
     random = np.random.default_rng(0)
     first, second = random.normal(size=(count, width)), random.normal(1, 2, size=(count + 2, width))
-    theirs = [fid_features_to_statistics(torch.from_numpy(features)) for features in (first, second)]
-    expected = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
+    a, b = (np.cov(features, rowvar=False) for features in (first, second))
+    root = np.sqrt(np.linalg.eigvals(a @ b).real.clip(0)).sum()
+    expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * root
     assert metrics.frechet_distance(first, second) == pytest.approx(expected, abs=1e-5)
     assert metrics.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
     assert metrics.frechet_distance(first, first + 2) == pytest.approx(4 * width, abs=1e-9)
@@ -382,19 +251,19 @@ def test_a_cutout_stands_on_the_box_s_lower_edge(data):
 # --- a whole run -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_measures_everything_and_shows_it(first_run):
+def test_a_run_measures_and_shows_it(first_run):
     found = results(first_run)
     assert found["tasks"] == 4 and found["subjects"] == 2 and len(found["records"]) == 8
     assert set(found["rows"]) == {"micro", "copy-paste"} and set(found["differences"]) == {"copy-paste"}
-    columns = {"clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "top-1", "margin"}
+    columns = {"clip-i", "dino", "dinov2", "top-1", "margin"}
     for row in found["rows"].values():
         assert set(row) == columns | {"background"} and row["background"]["exact"]
         assert all(np.isfinite(list(row[column].values())).all() for column in columns)
         assert row["dino"]["low"] <= row["dino"]["mean"] <= row["dino"]["high"]
-    own = [record["lpips"] for record in found["records"] if record["row"] == "micro"]
-    assert found["rows"]["micro"]["lpips"]["mean"] == pytest.approx(np.mean(own))
-    difference = found["rows"]["copy-paste"]["lpips"]["mean"] - found["rows"]["micro"]["lpips"]["mean"]
-    assert found["differences"]["copy-paste"]["lpips"]["mean"] == pytest.approx(difference)
+    own = [record["dino"] for record in found["records"] if record["row"] == "micro"]
+    assert found["rows"]["micro"]["dino"]["mean"] == pytest.approx(np.mean(own))
+    difference = found["rows"]["copy-paste"]["dino"]["mean"] - found["rows"]["micro"]["dino"]["mean"]
+    assert found["differences"]["copy-paste"]["dino"]["mean"] == pytest.approx(difference)
     assert next(record for record in found["records"] if record["row"] == "copy-paste")["task"] == "bear-0000-one"
 
     text = (first_run / "results.md").read_text()
@@ -404,8 +273,24 @@ def test_a_run_measures_everything_and_shows_it(first_run):
         and text.count("exact |") == 2
         and "bootstrap over subjects" in text
     )
-    assert {len(re.findall(r"\|", line)) for line in text.splitlines()[2:6]} == {11}
+    assert {len(re.findall(r"\|", line)) for line in text.splitlines()[2:6]} == {8}
     assert Image.open(first_run / "grid.png").width == 5 * evaluate.CELL
+
+
+def test_fid_is_of_all_crops_and_of_rows_alone(data, tmp_path, monkeypatch):
+    def features(pictures):
+        return metrics.stack(pictures, 4).flatten(1).double().numpy()
+
+    monkeypatch.setitem(evaluate.NETWORKS, "fid", lambda folder, device: features)
+    evaluate.main(words(data, tmp_path, metrics="fid"))
+    made = tasks.subject_tasks(
+        tasks.read_subjects(data / "subjects"), tasks.read_boxes(data / "boxes.jsonl", data / "backgrounds")
+    )
+    scenes = [task.load() for task in made]
+    pasted = [scene.crop(scene.paste(scene.cutout)) for scene in scenes]
+    found, expected = results(tmp_path), metrics.frechet_distance(*map(features, (pasted, [s.target for s in scenes])))
+    assert found["rows"]["copy-paste"]["fid"]["mean"] == pytest.approx(expected)
+    assert "| FID ↓ |" in (tmp_path / "results.md").read_text() and found["differences"] == {"copy-paste": {}}
 
 
 def test_composites_are_the_pipeline_s_with_the_task_s_seed(data, first_run):
@@ -487,16 +372,16 @@ def test_a_composite_of_another_size_is_named(data, tmp_path):
 
 
 def test_video_pairs_are_compared_with_the_second_frame(data, backbones, tmp_path):
-    evaluate.main(pairs(data, tmp_path, metrics="lpips", backbones=backbones))
+    evaluate.main(pairs(data, tmp_path, metrics="dino", backbones=backbones))
     found = results(tmp_path)
     assert found["tasks"] == 2 and list(found["rows"]) == ["micro", "copy-paste", "copy-paste, box emptied"]
     task = tasks.pair_tasks(data / "pairs")[0]
     scene = task.load()
-    metric = metrics.LPIPS(backbones, CPU)
+    metric = metrics.Similarity("dino", metrics.Backbone("dino", backbones, CPU))
     rows = ["micro", "copy-paste", "copy-paste-box-emptied"]
     crops = [scene.crop(Image.open(tmp_path / "composites" / row / f"{task.name}.png")) for row in rows]
-    expected = metric(scene, crops)["lpips"]
-    assert [record["lpips"] for record in found["records"][:3]] == pytest.approx(expected)
+    expected = metric(scene, crops)["dino"]
+    assert [record["dino"] for record in found["records"][:3]] == pytest.approx(expected)
 
 
 def test_the_ablations_are_rows_of_their_own(data, tmp_path):
@@ -528,27 +413,10 @@ def test_an_adapter_of_fixed_tokens_refuses_cls_only(data, tmp_path):
 # --- the README's commands -------------------------------------------------------------------------------------------
 
 
-def readme_commands() -> list[list[str]]:
-    text = (ROOT / "training" / "README.md").read_text().replace("\\\n", " ")
-    return [shlex.split(line) for line in text.splitlines() if line.startswith("python -m training.evaluate ")]
-
-
 @pytest.mark.parametrize("command", readme_commands(), ids=lambda command: command[-1])
 def test_the_readme_s_commands_run(data, backbones, tmp_path, command):
-    ours = {
-        "DREAMBOOTH": data / "subjects",
-        "COCO/val2017": data / "backgrounds",
-        "COCO/annotations/instances_val2017.json": data / "instances.json",
-        "data/photos/held-out": data / "pairs",
-        command[command.index("--output") + 1]: tmp_path,
-    }
-    end = next((i for i, word in enumerate(command) if i > 4 and word.startswith("--")), len(command))
-    assert command[3] == "--checkpoint"
-    checkpoints = [f"{word.partition('=')[0]}={data / 'model.safetensors'}" for word in command[4:end]]
-    rest = [str(ours.get(word, word)) for word in command[end:]]
-    small = shlex.split(f"--limit 2 --steps 2 --device cpu --dtype fp32 --backbones '{backbones}'")
-    evaluate.main(["--checkpoint", *checkpoints, *rest, *small])
-    assert results(tmp_path)["tasks"] == 2 and len(results(tmp_path)["rows"]) > len(checkpoints)
+    light = LIGHT if "--pairs" in command else (*LIGHT, "retrieval")
+    check_readme_command(command, data, backbones, tmp_path, "--metrics", *light)
 
 
 # --- what is missing or wrong ----------------------------------------------------------------------------------------
@@ -573,10 +441,29 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(data, tmp_path, monkeypatch)
         evaluate.main(words(data, tmp_path / "out", metrics="dino"))
 
 
-def test_a_missing_package_is_a_sentence(data, backbones, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchmetrics.image.lpip", None)
-    with pytest.raises(SystemExit, match=r"pip install 'imprint\[evaluate\]'"):
-        evaluate.main(words(data, tmp_path / "out", metrics="lpips", backbones=backbones))
+@pytest.mark.parametrize("metric", evaluate.NETWORKS)
+def test_a_missing_package_is_a_sentence(data, tmp_path, metric, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    some_network(metric, tmp_path)
+    with pytest.raises(SystemExit, match=rf"'{metric}' needs the package 'torchvision'; pip install .*evaluate"):
+        evaluate.main(words(data, tmp_path / "out", metrics=metric, backbones=tmp_path))
+
+
+@pytest.mark.parametrize("metric", evaluate.NETWORKS)
+def test_a_torchvision_of_another_torch_is_a_sentence(data, tmp_path, metric, monkeypatch):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    some_network(metric, tmp_path)
+    with pytest.raises(SystemExit, match="does not import here .RuntimeError: operator torchvision::nms .* built for"):
+        evaluate.main(words(data, tmp_path / "out", metrics=metric, backbones=tmp_path))
+
+
+def some_network(metric: str, folder: Path) -> None:
+    """Something under the name that a metric looks for, which it does not get to load."""
+    path = folder / NEEDS[metric]
+    path.parent.mkdir(exist_ok=True)
+    torch.save({}, path)
 
 
 class Trap:

@@ -18,7 +18,9 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -163,17 +165,32 @@ def _needed(metric: str, what: str) -> Iterator[None]:
     """For loading what a metric needs: all that can fail there is one sentence."""
     try:
         yield
+    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ImprintError(
+            f"'{metric}' needs {what}, which cannot be had ({_brief(error)}); give a folder that holds it as "
+            "--backbones, or choose others with --metrics"
+        ) from error
+
+
+def _module(metric: str, name: str) -> ModuleType:
+    """A module of the extra `evaluate`. Raises `ImprintError` where it, or torchvision under it, does not import."""
+    try:
+        import_module("torchvision")  # first, and by itself: its own error says most
+        return import_module(name)
     except ModuleNotFoundError as error:
         raise ImprintError(
             f"'{metric}' needs the package '{error.name}'; pip install 'imprint[evaluate]', or choose others with "
             "--metrics"
         ) from error
-    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        first = str(error).strip().partition("\n")[0]
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:  # torchvision beside another build of torch
         raise ImprintError(
-            f"'{metric}' needs {what}, which cannot be had ({type(error).__name__}: {first}); give a folder that holds "
-            "it as --backbones, or choose others with --metrics"
+            f"'{metric}' needs {name}, which does not import here ({_brief(error)}); install a torchvision that was "
+            "built for this torch, or choose others with --metrics"
         ) from error
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
@@ -199,12 +216,11 @@ class DreamSim:
         cache = (folder or Path(hub)) / "dreamsim"
         if folder is not None:
             _require("dreamsim", cache, "run the metric once without --backbones, which keeps it in torch's hub folder")
+        package = _module("dreamsim", "dreamsim")
         try:
             with _needed("dreamsim", "its weights and DINO's code"):
-                from dreamsim import dreamsim
-
                 cache.parent.mkdir(parents=True, exist_ok=True)
-                self.model, _ = dreamsim(cache_dir=str(cache), device=str(device), dreamsim_type=DREAMSIM)
+                self.model, _ = package.dreamsim(cache_dir=str(cache), device=str(device), dreamsim_type=DREAMSIM)
         finally:
             torch.hub.set_dir(hub)  # which the package moves
         self.device = device
@@ -220,15 +236,12 @@ class LPIPS:
 
     def __init__(self, folder: Path | None, device: torch.device):
         path, hub = _checkpoint("lpips", folder, "alexnet-owt-7be5be79.pth"), torch.hub.get_dir()
+        kind = _module("lpips", "torchmetrics.image.lpip").LearnedPerceptualImagePatchSimilarity
         try:
             with _needed("lpips", "AlexNet's weights"):
-                from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
                 if path is not None:
                     torch.hub.set_dir(path.parents[1])
-                self.distance = LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True).to(
-                    device
-                )
+                self.distance = kind("alex", reduction="none", normalize=True).to(device)
         finally:
             torch.hub.set_dir(hub)
         self.device = device
@@ -274,11 +287,9 @@ class Inception:
 
     def __init__(self, folder: Path | None, device: torch.device):
         path = _checkpoint("fid", folder, "weights-inception-2015-12-05-6726825d.pth")
+        kind = _module("fid", "torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
         with _needed("fid", "Inception's weights"):
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-            weights = None if path is None else str(path)
-            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights).to(device)
+            self.network = kind("inception-v3-compat", ["2048"], None if path is None else str(path)).to(device)
         self.device = device
 
     @torch.no_grad()

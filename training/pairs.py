@@ -308,9 +308,9 @@ class PairMaker:
         """Two views of a rendered object; for compositing the second stands in a photo."""
         views, side = self.views, self.config.resolution
         index = draw.integers(len(views.first), count)
-        first = views.first[index] + (draw.uniform(count) * views.count[index]).long()
-        second = views.first[index] + (draw.uniform(count) * views.count[index]).long()
-        second = torch.where(draw.chance(0.3, count), first, second)
+        first, second = views.pair(index, draw)
+        same = draw.chance(0.3, count) & (views.gap[index, 0] == 0)
+        second = torch.where(same, first, second)
 
         # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
         # alone teaches that the hole decides which way the object looks.
@@ -344,6 +344,7 @@ class PairMaker:
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
         """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
         photos, side = self.photos, self.config.resolution
+        photo_side = photos.rgb.shape[-1]
         flip = draw.chance(0.5, count)
         if kind == "piece":
             rows = source_rows = draw.integers(len(photos.rgb), count)
@@ -362,12 +363,12 @@ class PairMaker:
                 pick = (draw.uniform(count) * photos.partner_count[item]).long()
                 other = photos.partners[item, pick]
             rows, source_rows = photos.items[item, 0], photos.items[other, 0]
-            to_photo = self._object_to_frame(photos.boxes[item], PHOTO_SIDE, flip, draw, upright=True)
+            to_photo = self._object_to_frame(photos.boxes[item], photo_side, flip, draw, upright=True)
             mask = (photos.objects[rows] == photos.items[item, 1, None, None])[:, None].float()
             outline = (warp(mask, to_photo, side) > 0.5).float()[:, 0]
             empty = outline.flatten(1).amax(1) == 0
             outline[empty] = blobs(draw.uniform(count, 0.25, 0.65), side, draw)[empty]
-            zoom = self._zoom(photos.boxes[other], PHOTO_SIDE, draw, flip)
+            zoom = self._zoom(photos.boxes[other], photo_side, draw, flip)
             other_mask = (photos.objects[source_rows] == photos.items[other, 1, None, None])[:, None].float()
 
         rgb = _float(photos.rgb[rows])

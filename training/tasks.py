@@ -26,8 +26,8 @@ from imprint.images import mask_to_tensor, open_image, to_rgb
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
-from .pairs import MAX_FRAME_GAP, MIN_OBJECT_SIDE
-from .shards import read_shards
+from .pairs import MIN_OBJECT_SIDE
+from .shards import MAX_FRAME_GAP, read_shards
 
 Box: TypeAlias = "tuple[int, int, int, int]"
 
@@ -241,7 +241,7 @@ def pair_tasks(folder: Path) -> list[Task]:
     """Pairs of frames of each object in the clips of a folder's shards, from one frame to the farthest allowed.
 
     The object comes from frame n1, the background is frame n2 with the object's box as the hole, 0 < n2 - n1 <=
-    `pairs.MAX_FRAME_GAP`; pairs do not overlap, and the first tasks cover all clips. Objects narrower than
+    `shards.MAX_FRAME_GAP`; pairs do not overlap, and the first tasks cover all clips. Objects narrower than
     `MIN_OBJECT_SIDE` of the frame, or whose box covers most of it, are left out. Raises `ImprintError` for no pair.
     """
     clips = defaultdict(list)

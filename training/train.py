@@ -28,7 +28,7 @@ from tqdm import tqdm
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
-from imprint.files import replacing
+from imprint.files import write_text
 from imprint.images import save_image, tensor_to_image
 from imprint.matte import split_matte, with_matte
 from imprint.noise import alphas_cumprod, make_scheduler
@@ -482,12 +482,6 @@ class Run:
             for part, tensors in module_tensors(modules).items()
         }
         save_checkpoint(path, Checkpoint(self.config, parts))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text, or nothing."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -1,0 +1,118 @@
+"""DreamSim, LPIPS and FID on networks of random weights: what the evaluation needs the extra `evaluate` for."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+try:
+    import peft
+    from dreamsim.config import dreamsim_args
+    from dreamsim.feature_extraction import load_clip_as_dino
+    from dreamsim.feature_extraction.vision_transformer import VisionTransformer
+    from dreamsim.model import PerceptualModel
+    from torch_fidelity import feature_extractor_inceptionv3
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torchvision.models import alexnet
+except ModuleNotFoundError as error:
+    pytest.skip(f"the extra 'evaluate' is not installed: {error}", allow_module_level=True)
+except (AttributeError, ImportError, OSError, RuntimeError) as error:
+    pytest.skip(f"torchvision is of another build of torch: {error}", allow_module_level=True)
+
+pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
+
+from evaluation import (
+    NEEDS,
+    check_readme_command,
+    check_that_the_target_is_best,
+    readme_commands,
+    results,
+    words,
+    write_backbones,
+    write_data,
+)
+
+from training import evaluate, metrics
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+def small_vit(patch_size: int) -> VisionTransformer:
+    return VisionTransformer(
+        patch_size=patch_size, embed_dim=32, depth=1, num_heads=2, mlp_ratio=2, num_classes=0, qkv_bias=True
+    )
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory) -> Iterator[Path]:
+    """Every network of the metrics that are measured by default, small where its architecture allows."""
+    folder = tmp_path_factory.mktemp("backbones")
+    write_backbones(folder)
+    (folder / "checkpoints").mkdir()
+    tensors = {
+        # The classifier is not used: one number stands for each of its tensors.
+        name: torch.zeros(()).expand(tensor.shape) if name.startswith("classifier") else tensor
+        for name, tensor in alexnet().state_dict().items()
+    }
+    torch.save(tensors, folder / NEEDS["lpips"])
+    network = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
+    with (
+        patch.object(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: {}),
+        patch.object(network, "load_state_dict", lambda *_: None),
+    ):
+        inception = network("random", ["2048"])
+    torch.save({name: tensor.half() for name, tensor in inception.state_dict().items()}, folder / NEEDS["fid"])
+
+    cache = folder / "dreamsim"
+    cache.mkdir()
+    with patch.object(load_clip_as_dino, "vit_base", small_vit), patch.object(metrics, "DREAMSIM", "clip_vitb32"):
+        model = small_vit(32)
+        model.pos_drop = torch.nn.LayerNorm(32)  # as the package turns CLIP into DINO
+        state = model.state_dict() | {"proj": torch.randn(32, 16)}
+        torch.save({"state_dict": state}, cache / "clip_vitb32_pretrain.pth.tar")
+        model = PerceptualModel(**dreamsim_args["model_config"]["clip_vitb32"], device="cpu", load_dir=str(cache))
+        adapter = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=2, target_modules=["qkv"]))
+        adapter.save_pretrained(cache / "clip_vitb32_single_lora")
+        yield folder
+
+
+@pytest.mark.parametrize("name", ["dreamsim", "lpips"])
+def test_a_metric_of_the_target_itself_is_the_best_there_is(data, backbones, name):
+    check_that_the_target_is_best(name, 0, data, backbones)
+
+
+def test_a_run_measures_everything(data, backbones, tmp_path):
+    evaluate.main(words(data, tmp_path, metrics=None, backbones=backbones))
+    found = results(tmp_path)
+    columns = {"clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "top-1", "margin"}
+    for name, row in found["rows"].items():
+        assert set(row) == columns | {"background"} and row["background"]["exact"]
+        assert all(np.isfinite(list(row[column].values())).all() for column in columns)
+        own = [record["lpips"] for record in found["records"] if record["row"] == name]
+        assert row["lpips"]["mean"] == pytest.approx(np.mean(own))
+    assert set(found["differences"]["copy-paste"]) == columns - {"fid"}
+    table = (tmp_path / "results.md").read_text().splitlines()[2:6]
+    assert {len(re.findall(r"\|", line)) for line in table} == {11}
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=lambda command: command[-1])
+def test_the_readme_s_commands_run_as_they_are(data, backbones, tmp_path, command):
+    check_readme_command(command, data, backbones, tmp_path)
+
+
+@pytest.mark.parametrize(("count", "width"), [(12, 5), (5, 12)])
+def test_the_frechet_distance_is_torch_fidelity_s(count, width):
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=(count, width)), random.normal(1, 2, size=(count + 2, width))
+    theirs = [fid_features_to_statistics(torch.from_numpy(features)) for features in (first, second)]
+    expected = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
+    assert metrics.frechet_distance(first, second) == pytest.approx(expected, abs=1e-5)
