@@ -56,15 +56,17 @@ def main() -> None:
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7))
 
         def sampled(strength: float) -> torch.Tensor:
-            latents = pipeline.denoise(pipeline.adapter.scale(context, strength), clean, latent_mask, noise)
-            return decode(pipeline.vae, latents, config.latent)
+            return pipeline.denoise(pipeline.adapter.scale(context, strength), clean, latent_mask, noise)
 
-        strengths = {strength: sampled(strength) for strength in (0.0, 0.5, 1.0, 1.5)}
+        latents = {strength: sampled(strength) for strength in (0.0, 0.5, 1.0, 1.5)}
+        strengths = {strength: decode(pipeline.vae, each, config.latent) for strength, each in latents.items()}
+        maps = pipeline.predict_matte(context, clean, latent_mask, latents[1.0]) if config.matte else ()
 
     made = strengths[1.0]
     frame = background.clone()
     frame[here] = place.insert(background[here], made)
-    finished = blend_pictures(background, frame, drawn, outwards=4)
+    matte = [hole.placement.insert(torch.zeros_like(drawn[:, None]), each[:, None])[:, 0] for each in maps]
+    finished = blend_pictures(background, frame, drawn, outwards=4, matte=matte or None)
     save("ImprintLoadCheckpoint", on_white, over(background, drawn), finished)
     save("ImprintContentAdapter", *strengths.values())
     save("ImprintCompositeSampler", over(background, drawn), painted, made, frame)

@@ -34,12 +34,13 @@ class ImprintIDEncoder(io.ComfyNode):
             is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
                 io.ClipVision.Input(
-                    "clip_vision", tooltip="DINOv2 or CLIP, from the same Load Imprint Checkpoint as the adapter."
+                    "clip_vision", tooltip="From the same Load Imprint Checkpoint as Content Adapter's adapter."
                 ),
                 io.Image.Input(
                     "image",
-                    tooltip="The object, as large and sharp as you have it. One picture is enough; a batch (2 to 5) is "
-                    "views of one and the same object, and makes it firmer, where the checkpoint takes several.",
+                    tooltip="The object, as large and sharp as you have it. One picture is enough. A batch of 2 to 5 is "
+                    "views of one and the same object: they show sides that one picture hides, where the checkpoint takes "
+                    "several.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -58,7 +59,7 @@ class ImprintIDEncoder(io.ComfyNode):
             outputs=[
                 sockets.Identity.Output(
                     display_name="identity",
-                    tooltip="What the encoder sees in all views, as tokens: 257 a view for DINOv2. For Content Adapter.",
+                    tooltip="What the encoder sees of the object, in all views. For Content Adapter.",
                 ),
             ],
         )

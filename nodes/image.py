@@ -102,6 +102,18 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     tooltip="colour_match compares up to so many pixels outside the mask; default 16. More on large "
                     "photos; it must be above match_from, and within the sampler's crop.",
                 ),
+                io.Mask.Input(
+                    "alpha",
+                    optional=True,
+                    tooltip="Where the object is, from Imprint Composite Sampler. Within the mask, what is neither object nor "
+                    "shadow then stays the background, bit for bit. Without it, all within the mask is replaced.",
+                ),
+                io.Mask.Input(
+                    "shadow",
+                    optional=True,
+                    tooltip="How much the background is darkened beside the object, from Imprint Composite Sampler; needs "
+                    "alpha. Without it there is no shadow on the background.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The finished picture, of the background's size.")],
         )
@@ -119,17 +131,28 @@ class ImprintBackgroundBlend(io.ComfyNode):
         generation_mask: torch.Tensor | None = None,
         match_from: int = 0,
         match_to: int = 16,
+        alpha: torch.Tensor | None = None,
+        shadow: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        frames, alpha = to_bchw(background)
+        frames, transparency = to_bchw(background)
         made, _ = to_bchw(generated)
         if made.shape[2:] != frames.shape[2:]:
             raise ImprintError(
                 f"the generated picture is {made.shape[3]}x{made.shape[2]}, but the background {frames.shape[3]}x"
                 f"{frames.shape[2]}; connect the whole frame that Imprint Composite Sampler made from this background"
             )
+        if alpha is None and shadow is not None:
+            raise ImprintError("shadow is connected without alpha; connect both, from Imprint Composite Sampler")
         masks = fit_mask(mask, frames, "mask")
-        holes = masks if generation_mask is None else fit_mask(generation_mask, frames, "generation mask")
-        frames, made, masks, holes = broadcast(backgrounds=frames, generated=made, masks=masks, generation_masks=holes)
+        batches = {"backgrounds": frames, "generated": made, "masks": masks}
+        batches["generation_masks"] = (
+            masks if generation_mask is None else fit_mask(generation_mask, frames, "generation mask")
+        )
+        if alpha is not None:
+            batches["alphas"] = fit_mask(alpha, frames, "alpha")
+            batches["shadows"] = torch.zeros_like(masks[:1]) if shadow is None else fit_mask(shadow, frames, "shadow")
+        frames, made, masks, holes, *matte = broadcast(**batches)
         if colour_match:
             made = match_colour(made, frames, holes, match_to, colour_match, match_from)
-        return io.NodeOutput(to_bhwc(blend_pictures(frames, made, masks, feather_in, feather_out, method), alpha))
+        blended = blend_pictures(frames, made, masks, feather_in, feather_out, method, matte or None)
+        return io.NodeOutput(to_bhwc(blended, transparency))

@@ -28,24 +28,28 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="A file of models/imprint; imprint-tiny.safetensors comes with this pack.",
+                    tooltip="The model's file, in ComfyUI's folder models/imprint. imprint-tiny.safetensors comes with this pack: "
+                    "256 px, for any computer. ObjectStitch and Paint-by-Example (512 px) are downloads: see this node's "
+                    "help page. A file that was just added appears when you press R.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="The UNet. Goes to Imprint Composite Sampler; LoRA and model patches work.",
+                    tooltip="The UNet, for Imprint Composite Sampler. LoRA and model patches go between.",
                 ),
                 io.ClipVision.Output(
-                    display_name="clip_vision", tooltip="The image encoder, DINOv2 or CLIP, for DINOv2 ID Encoder."
+                    display_name="clip_vision",
+                    tooltip="The image encoder, DINOv2 or (in ObjectStitch and Paint-by-Example) CLIP. For DINOv2 ID Encoder.",
                 ),
                 sockets.Adapter.Output(
                     display_name="adapter",
-                    tooltip="The content adapter that was trained with this encoder and this UNet.",
+                    tooltip="The content adapter, trained with this encoder and this UNet. For Content Adapter.",
                 ),
                 io.Vae.Output(
                     display_name="vae",
-                    tooltip="The autoencoder. Empty if the file holds none: then use Load VAE instead.",
+                    tooltip="The autoencoder, for Imprint Composite Sampler. Empty if the file holds none: then connect Load VAE "
+                    "with a VAE of SD 1.5.",
                 ),
             ],
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
 import comfy.taesd.taesd
@@ -30,10 +32,12 @@ from ..imprint.adapter import ContentAdapter
 from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import EncoderConfig, ImprintConfig, UNetConfig, dinov2
 from ..imprint.errors import ImprintError
+from ..imprint.matte import matte_pixels, split_matte
 from ..imprint.originals import kind_of, open_checkpoint
 from ..imprint.preprocess import MEAN_AND_STD
 
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
+_MATTE = "imprint_matte"  # in the transformer_options: a function that is given the matte's logits of each evaluation
 _SD_SCALE = 0.18215  # SD 1.5's factor. With it TAESD's LATENTs are, like in all of ComfyUI, interchangeable with SD's
 
 # Plain layers to ask for names and shapes: with dynamic VRAM, comfy.ops' own have no weights before they are loaded.
@@ -87,6 +91,25 @@ class CleanBackground(comfy.model_base.BaseModel):
         return latent_image * (sigma**2 + self.model_sampling.sigma_data**2) ** 0.5
 
 
+class MatteUNet(comfy.model_base.UNetModel):
+    """A UNet that also predicts a matte; ComfyUI sees a usual one, which gives the usual prediction alone.
+
+    The matte goes to the function under `_MATTE` in the transformer_options, if there is one.
+    """
+
+    def __init__(self, config: ImprintConfig, **options: Any):
+        super().__init__(**options)
+        self.imprint = config
+
+    # Not `forward`: the patches that ComfyUI wraps around this method expect the latent's number of channels.
+    def _forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+        output = super()._forward(x, timesteps, context, y, control, transformer_options, **kwargs)
+        prediction, matte = split_matte(output, self.imprint)
+        if _MATTE in transformer_options:
+            transformer_options[_MATTE](matte)
+        return prediction
+
+
 class ModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI needs to know of the UNet."""
 
@@ -99,6 +122,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         mask = "mask" if config.concat_mask == "hole" else "mask_inverted"
         mask_first = config.concat_order == "mask, background"
         self.concat_keys = (mask, "masked_image") if mask_first else ("masked_image", mask)
+        self.unet_model = partial(MatteUNet, config) if config.matte else comfy.model_base.UNetModel
         self.prediction_type = config.noise.prediction_type
         self.sampling_settings = {
             "linear_start": config.noise.beta_start,
@@ -116,7 +140,8 @@ class ModelConfig(comfy.supported_models_base.BASE):
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> comfy.model_base.BaseModel:
         concat = self.background == "concat"
         kind = comfy.model_base.BaseModel if concat else CleanBackground
-        model = kind(self, model_type=self.model_type(state_dict, prefix), device=device)
+        model_type = self.model_type(state_dict, prefix)
+        model = kind(self, model_type=model_type, device=device, unet_model=self.unet_model)
         if concat:
             model.set_inpaint()
             model.concat_keys = self.concat_keys  # set_inpaint's are SD-inpainting's
@@ -150,6 +175,29 @@ def imprint_config(model: Any) -> ImprintConfig:
             "connect the MODEL of Load Imprint Checkpoint"
         )
     return config
+
+
+def predict_matte(
+    model: Any, positive: list, latents: torch.Tensor, noise_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finished latents (B, C, h, w) of a MODEL with a matte -> alpha and shadow, each (B, h * downscale, w * downscale).
+
+    One more evaluation of the UNet, at the smallest noise level and without guidance, by ComfyUI's own sampling: so with
+    its memory management, and with the MODEL's LoRA and patches. noise_mask: as it was sampled with.
+    """
+    found: list[torch.Tensor] = []
+    watched = model.clone()
+    watched.model_options["transformer_options"][_MATTE] = found.append
+    guider = comfy.samplers.CFGGuider(watched)
+    guider.inner_set_conds({"positive": positive})
+    sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_min), 0.0])
+    sampler, noise = comfy.samplers.sampler_object("euler"), torch.zeros_like(latents)
+    guider.sample(noise, latents, sampler, sigmas, denoise_mask=noise_mask, disable_pbar=True)
+    if not found:
+        raise ImprintError("a patch of the MODEL has left out the evaluation that gives the matte; remove that patch")
+    # Conditionings that were combined are evaluated each by itself, and averaged as ComfyUI does.
+    logits = torch.cat(found).unflatten(0, (-1, len(latents))).float().mean(0)
+    return matte_pixels(logits.to(comfy.model_management.intermediate_device()), imprint_config(model))
 
 
 def encoder_config(clip_vision: Any) -> EncoderConfig:

@@ -14,9 +14,9 @@ import nodes  # ComfyUI's own, not this package
 from ..imprint.config import ImprintConfig
 from ..imprint.errors import ImprintError
 from ..imprint.masks import latent_hole, paint_hole
-from ..imprint.placement import Hole
+from ..imprint.placement import Hole, Placement
 from .messages import tell
-from .models import imprint_config
+from .models import imprint_config, predict_matte
 from .tensors import broadcast, copy_image, fit_mask, to_bchw, to_bhwc
 
 
@@ -71,7 +71,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a quick "
-                    "look; beyond 50 little changes.",
+                    "look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -81,21 +81,23 @@ class ImprintCompositeSampler(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="Guidance: how strongly to push towards the object. 3 (default) is a good start, 2 to 5 usual. "
-                    "Higher: clearer, then hard colours. 1 is off, and twice as fast.",
+                    "Higher: clearer, then hard colours; ObjectStitch and Paint-by-Example take 5. 1 is off, and twice as fast.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
                     tooltip="The sampling algorithm. euler (default) is what the model was measured with; "
-                    "dpmpp_2m needs fewer steps, names with 'ancestral' or 'sde' never settle.",
+                    "dpmpp_2m needs fewer steps. Those with 'ancestral' or 'sde' in their name give another picture for "
+                    "every number of steps.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
-                    "model, which starts from pure noise; karras spends most steps on detail.",
+                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; karras spends "
+                    "most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -114,8 +116,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side in pixels at which the model sees the crop; 0 (default) is what the checkpoint was "
-                    "trained at. Others, in multiples of 8 and more for some models, seldom look better.",
+                    tooltip="Side in pixels at which the model sees the crop. 0 (default): what the checkpoint was trained at. "
+                    "Others, in multiples of 64, seldom look better.",
                 ),
                 io.Boolean.Input(
                     "show_crop",
@@ -136,6 +138,16 @@ class ImprintCompositeSampler(io.ComfyNode):
                     display_name="mask",
                     tooltip="The mask that was generated in: the given one, enlarged where it was too small. "
                     "For Background Blend.",
+                ),
+                io.Mask.Output(
+                    display_name="alpha",
+                    tooltip="Where the object is, white, as the model sees it; the whole square for a checkpoint that "
+                    "predicts no alpha. For Background Blend's alpha.",
+                ),
+                io.Mask.Output(
+                    display_name="shadow",
+                    tooltip="How much light the object takes from the scene: black none, white all of it; black for a "
+                    "checkpoint that predicts no shadow. For Background Blend's shadow.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -186,14 +198,29 @@ class ImprintCompositeSampler(io.ComfyNode):
             channels = {"concat_latent_image": clean, "concat_mask": hole}
             positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        made, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
+        finished = torch.where(hole > 0, sampled["samples"], clean)
+        # Before the decoder may take the UNet's place in memory.
+        matte = predict_matte(model, positive, finished, latent.get("noise_mask")) if config.matte else None
+        made, _ = to_bchw(vae.decode(finished))
 
         result = copy_image(background, len(holes))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        for place, area, crop in zip(places, areas, made.to(colours)):
-            colours[area] = place.insert(colours[area][None], crop[None])[0]
+        maps = torch.zeros(len(holes), 2, *masks.shape[1:])
+        _put_back(colours, made, places, areas)
+        if matte:
+            _put_back(maps, torch.stack(matte, 1), places, areas)
+        else:
+            alpha = maps[:, :1]
+            for area in areas:
+                alpha[area] = 1  # all that was generated counts as the object
         shown = ui.PreviewImage(torch.cat([painted, to_bhwc(made.to(painted))]), cls=cls) if show_crop else None
-        return io.NodeOutput(result, _generated_in(masks, holes), ui=shown)
+        return io.NodeOutput(result, _generated_in(masks, holes), *maps.unbind(1), ui=shown)
+
+
+def _put_back(frames: torch.Tensor, crops: torch.Tensor, places: list[Placement], areas: list[tuple]) -> None:
+    """Write each crop (C, R, R) into its area of a frame (B, C, H, W)."""
+    for place, area, crop in zip(places, areas, crops.to(frames)):
+        frames[area] = place.insert(frames[area][None], crop[None])[0]
 
 
 def _find_holes(masks: torch.Tensor, resolution: int, context: float, config: ImprintConfig) -> list[Hole]:

@@ -325,7 +325,7 @@ def test_a_part_of_another_model(tmp_path, small_file, vae):
         ({"encoder": {"image_size": 42}}, "gives 10 tokens.*takes 5"),
         ({"adapter": {"output_width": 64}}, "width 64, but the UNet takes 32"),
         ({"latent": {"channels": 16}}, "16"),
-        ({"unet": {"in_channels": 9}}, "9 input.*needs 4 and 4"),
+        ({"unet": {"in_channels": 9}}, "9 input.*need 4 and 4"),
         ({"resolution": 72}, "72 is not a multiple of 16"),
         ({"encoder": {"depth": 1}}, "unknown.*depth"),
     ],

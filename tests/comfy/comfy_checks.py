@@ -123,7 +123,7 @@ class Scene:
         )
         return given | options
 
-    def sample_all(self, *args, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample_all(self, *args, **options) -> tuple[torch.Tensor, ...]:
         return run("CompositeSampler", **self.options(*args, **options))
 
     def sample(self, *args, **options) -> torch.Tensor:
@@ -152,10 +152,28 @@ def write_checkpoint(name: str, change) -> str:
     return name
 
 
+def matte_checkpoint() -> str:
+    """The shipped weights with a matte of random ones, which takes values of all kinds."""
+    return write_checkpoint("matte.safetensors", with_random_matte)
+
+
+def with_random_matte(checkpoint):
+    checkpoint = module("imprint.matte").with_matte(checkpoint, 4)
+    generator, unet, kept = (
+        torch.Generator().manual_seed(1),
+        checkpoint.parts["unet"],
+        checkpoint.config.latent.channels,
+    )
+    weight = unet["conv_out.weight"] = unet["conv_out.weight"].clone()
+    weight[kept:] = torch.randn(weight[kept:].shape, generator=generator).to(weight) * 0.2
+    return checkpoint
+
+
 def concat_checkpoint() -> str:
     """The shipped weights with five more input channels, as SD-inpainting has."""
 
     def change(checkpoint):
+        checkpoint = with_random_matte(checkpoint)
         config, unet = checkpoint.config, checkpoint.parts["unet"]
         first = unet["conv_in.weight"].float()
         more = torch.randn(len(first), 5, 3, 3, generator=torch.Generator().manual_seed(0)) * first.std()
@@ -359,7 +377,7 @@ def peak(call) -> int:
 
 
 def measure_memory() -> tuple[int, int, int]:
-    """Bytes that sampling takes on the crop alone, and on 8192 x 8192 with a hole of that size; and of that background."""
+    """Bytes that sampling takes on the crop alone, and on 8192 x 8192 with a hole of that size; and of what is returned then."""
     of, side = scene(), 8192
     crop, hole = of.frame, of.mask
     top, left = 5000, 3000
@@ -369,19 +387,113 @@ def measure_memory() -> tuple[int, int, int]:
     of.sample(crop, hole, **options)  # what is made once and kept is neither's
     alone = peak(lambda: of.sample(crop, hole, **options))
     large = peak(lambda: of.sample(frame, mask, **options))
-    return alone, large, frame.nbytes
+    return alone, large, frame.nbytes + 2 * mask.nbytes  # picture, alpha and shadow; the mask is given back as it is
 
 
 def check_a_large_background_costs_no_more_than_itself():
     if not (Path("/proc/self/clear_refs").exists() and hasattr(ctypes.CDLL(None), "malloc_trim")):
         return
     sizes = measure_memory()
-    alone, large, background = sizes
-    measured = "the crop alone takes {:.0f} MiB, the large background {:.0f}, of which {:.0f} are the picture".format(
-        *(size / 2**20 for size in sizes)
+    alone, large, returned = sizes
+    measured = (
+        "the crop alone takes {:.0f} MiB, the large background {:.0f}, of which {:.0f} are what is returned".format(
+            *(size / 2**20 for size in sizes)
+        )
     )
     print(measured)
-    assert large <= 1.5 * alone + background, measured
+    assert large <= 1.5 * alone + returned, measured
+
+
+def matte_scene() -> Scene:
+    return Scene(matte_checkpoint())
+
+
+def plain_scene() -> Scene:
+    """Without a matte, as all checkpoints once were."""
+    return Scene(write_checkpoint("plain.safetensors", lambda each: module("imprint.matte").with_matte(each, 0)))
+
+
+def check_matte():
+    """The UNet's further channels: the picture does not change, the maps are the sampler's, and nothing is left behind."""
+    of, plain = matte_scene(), plain_scene()
+    picture, mask, alpha, shadow = of.sample_all()
+    assert torch.equal(picture, plain.sample()) and torch.equal(mask, of.mask)
+    for each in (alpha, shadow):
+        assert each.shape == mask.shape and each.min() == 0 and each.max() == 1
+        assert 0.1 < each.mean() < 0.9
+    assert not torch.equal(alpha, shadow)
+    assert torch.equal(split_path(of), split_path(plain))  # a plain KSampler takes no notice
+    assert not of.model.model_options["transformer_options"]
+
+
+def check_matte_is_in_the_square_alone():
+    of, plain = matte_scene(), plain_scene()
+    small = {"context": 1.6, "resolution": 64, "steps": 1}
+    frames, other = of.frame.repeat(2, 1, 1, 1), torch.zeros_like(of.mask)
+    other[:, 10:40, 20:60] = 1
+    masks, find = torch.cat([of.mask, other]), module("imprint.placement").Hole.find
+    _, _, alpha, shadow = of.sample_all(frames, masks, **small)
+    picture, _, square, none = plain.sample_all(frames, masks, **small)
+    for index, mask in enumerate(masks):
+        outside = torch.ones_like(mask, dtype=torch.bool)
+        outside[find(mask, 64, 1.6, of.config.multiple).placement.area] = False
+        for each in (alpha, shadow):
+            assert each[index].any() and not each[index][outside].any()
+        assert torch.equal(square[index], (~outside).float())
+    # Without a matte the blend is the one that it would be without them.
+    blend = (frames, picture, masks, 9, 3, 0.0)
+    assert torch.equal(run("BackgroundBlend", *blend, alpha=square, shadow=none)[0], run("BackgroundBlend", *blend)[0])
+
+
+def check_matte_follows_the_object_and_combined_conditioning():
+    """It is of the positive conditioning; several are averaged, as ComfyUI averages their pictures."""
+    of = matte_scene()
+    context, values = of.positive[0]
+    turned = [[context.flip(1) * 0.5, values]]
+    models = module("nodes.models")
+    latents = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(2))
+
+    def maps(positive, model=of.model):
+        return torch.stack(models.predict_matte(model, positive, latents, None))
+
+    first, second, both = maps(of.positive), maps(turned), maps(of.positive + turned)
+    assert first.shape == (2, 2, 256, 256) and (first - second).abs().mean() > 1e-3
+    assert (both - (first + second) / 2).abs().mean() < (first - second).abs().mean()
+    guided = of.model.clone()
+    guided.set_model_sampler_cfg_function(lambda given: given["uncond"], disable_cfg1_optimization=True)
+    assert torch.equal(maps(of.positive, guided), first)  # no guidance, whatever the MODEL is patched with
+    stopped = of.model.clone()
+    stopped.set_model_unet_function_wrapper(lambda apply, given: given["input"])
+    fails("patch of the MODEL", call=lambda: maps(of.positive, stopped))
+
+
+def check_blend_with_a_matte():
+    """Where both maps are 0 the background stays bit for bit, also within the mask; elsewhere it is the equation."""
+    background, generated = torch.rand(1, 60, 80, 3), torch.rand(1, 60, 80, 3)
+    mask = torch.zeros(1, 60, 80)
+    mask[:, 20:40, 30:50] = 1
+    alpha, shadow = torch.rand(1, 60, 80), torch.rand(1, 60, 80)
+    free = torch.rand(1, 60, 80) > 0.5
+    alpha[free] = shadow[free] = 0
+    free, inside = free[..., None].expand_as(background), mask[..., None].expand_as(background) > 0
+    (soft,) = run("BackgroundBlend", background, generated, mask, 4, 2, 0.0, alpha=alpha, shadow=shadow)
+    assert torch.equal(soft[free], background[free])
+    (hard,) = run("BackgroundBlend", background, generated, mask, 0, 0, 0.0, alpha=alpha, shadow=shadow)
+    a, s = alpha[..., None], shadow[..., None]
+    expected = a * generated + (1 - a) * (1 - s) * background
+    assert (hard - expected)[inside].abs().max() < 1e-6 and torch.equal(hard[~inside], background[~inside])
+    everything = {"alpha": torch.ones_like(mask), "shadow": shadow}
+    blend = (background, generated, mask, 4, 2, 0.5)
+    assert torch.equal(run("BackgroundBlend", *blend, **everything)[0], run("BackgroundBlend", *blend)[0])
+    stretched = run("BackgroundBlend", background, generated, mask, 0, 0, 0.0, alpha=alpha[:, ::2, ::2])[0]
+    assert stretched.shape == background.shape
+    white = torch.ones_like(background)
+    assert torch.equal(run("BackgroundBlend", white, white, mask, 0, 0, 0.0, alpha=alpha)[0], white)
+    two = torch.cat([alpha, shadow])
+    assert len(run("BackgroundBlend", background, generated, mask, 0, 0, 0.0, alpha=two, shadow=shadow)[0]) == 2
+    fails("shadow", "without alpha", call=lambda: run("BackgroundBlend", *blend, shadow=shadow))
+    fails("not finite", "alpha", call=lambda: run("BackgroundBlend", *blend, alpha=alpha * float("nan")))
+    fails("64x64", "alpha", call=lambda: run("BackgroundBlend", *blend, alpha=torch.zeros(1, 64, 64)))
 
 
 def check_sampler_shows_its_crop():
@@ -402,7 +514,7 @@ def check_sampler_enlarges_what_is_too_small():
     assert torch.equal(of.sample_all(mask=soft, **small)[1], soft)  # the user's own, not thresholded
     dot = torch.zeros_like(of.mask)
     dot[:, 100:104, 60:62] = 1
-    picture, mask = of.sample_all(mask=dot, **small)
+    picture, mask, *_ = of.sample_all(mask=dot, **small)
     assert mask.sum() == 16 * 16 and bool(mask[:, 94:110, 53:69].all())
     assert (picture - of.frame)[mask > 0].abs().mean() > 0.01
 
@@ -645,7 +757,8 @@ def check_wrong_files():
     def reshape(checkpoint):
         checkpoint.parts["unet"]["conv_out.bias"] = torch.zeros(5)
 
-    fails("(5,)", "(4,)", call=load(write_checkpoint("reshaped.safetensors", reshape)))
+    channels = scene().config.unet.out_channels
+    fails("(5,)", f"({channels},)", call=load(write_checkpoint("reshaped.safetensors", reshape)))
 
     def add(checkpoint):
         checkpoint.parts["encoder"]["extra"] = torch.zeros(5)
@@ -731,15 +844,16 @@ def check_strange_folders_do_no_harm():
 def write_graph_latents(folder: Path) -> None:
     """For test_parity.py: the final latents, in the UNet's scale, of the shipped samples through the graph."""
     saved = {}
-    for name in (SHIPPED, concat_checkpoint()):
+    for name in (matte_checkpoint(), concat_checkpoint()):
         of, decoded = Scene(name), []
         background, _ = core.LoadImage().load_image("imprint_background.png")
         (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")
         decode = of.vae.decode
         of.vae.decode = lambda latent, decode=decode, decoded=decoded: decoded.append(latent) or decode(latent)
-        picture = of.sample(background, hole, steps=10, context=1.6)
-        (picture,) = run("BackgroundBlend", background, picture, hole, 3, 0, 0.0)
+        picture, _, alpha, shadow = of.sample_all(background, hole, steps=10, context=1.6)
+        (picture,) = run("BackgroundBlend", background, picture, hole, 3, 0, 0.0, alpha=alpha, shadow=shadow)
         kind = of.config.background
+        saved |= {f"{kind}.alpha": alpha, f"{kind}.shadow": shadow}
         saved |= {f"{kind}.latent": of.model.model.process_latent_in(decoded[0]), f"{kind}.picture": picture}
         saved |= {f"{kind}.identity": of.identity, f"{kind}.context": of.positive[0][0]}
     from safetensors.torch import save_file

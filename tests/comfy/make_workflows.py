@@ -11,34 +11,42 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from comfy_server import ROOT, Server, make_base, running
 from PIL import Image, ImageOps
 from ui_workflow import Graph, Node, Output, subgraph_inputs, to_prompt
 
+from imprint.checkpoint import SHIPPED
 from imprint.files import replacing
 
-SAMPLES = ROOT / "imprint" / "assets" / "samples"
-STAND_IN = Path(__file__).with_name("bear_mask.png")
+SAMPLES = SHIPPED.parent / "samples"
 BLUEPRINT = "Imprint - insert object"  # also the file's name, which the front end shows, and where ":" cannot stand
 BACKGROUND_REMOVAL = {
     "name": "birefnet.safetensors",
     "url": "https://huggingface.co/Comfy-Org/BiRefNet/resolve/main/background_removal/birefnet.safetensors",
     "directory": "background_removal",
 }
+OBJECTSTITCH = {
+    "name": "ObjectStitch.pth",
+    "url": "https://huggingface.co/BCMIZB/Libcom_pretrained_models/resolve/main/ObjectStitch.pth",
+    "directory": "imprint",
+}
 
 
 # ---------------------------------------------------------------------------------------------------- building blocks
 
 
-def checkpoint(g: Graph, column: float = 0) -> Node:
-    return g.add("ImprintLoadCheckpoint", column, checkpoint="imprint-tiny.safetensors")
+def checkpoint(g: Graph, column: float = 0, download: dict[str, str] | None = None) -> Node:
+    """download: a file that a user must get first, instead of the shipped one."""
+    if download:
+        return g.add("ImprintLoadCheckpoint", column, models=[download], checkpoint=download["name"])
+    return g.add("ImprintLoadCheckpoint", column, checkpoint=SHIPPED.name)
 
 
 def picture(g: Graph, column: float, name: str, title: str) -> Node:
@@ -79,10 +87,10 @@ def insert(
     object_: tuple[Output, Output],
     background: Output,
     mask: Output,
-    seed: int = 7,
+    sampling: dict[str, Any] | None = None,
     **blend,
 ) -> Output:
-    """The sampler and the blend, one below the other."""
+    """The sampler and the blend, one below the other. sampling: the sampler's values that are not its defaults."""
     sampler = g.add(
         "ImprintCompositeSampler",
         column,
@@ -92,8 +100,9 @@ def insert(
         negative=object_[1],
         background=background,
         mask=mask,
-        seed=seed,
+        seed=7,
         show_crop=True,
+        **(sampling or {}),
     )
     blended = g.add(
         "ImprintBackgroundBlend",
@@ -101,6 +110,8 @@ def insert(
         background=background,
         generated=sampler["image"],
         mask=sampler["mask"],
+        alpha=sampler["alpha"],
+        shadow=sampler["shadow"],
         **blend,
     )
     return blended["image"]
@@ -214,24 +225,30 @@ def several_objects(g: Graph) -> None:
 def automatic_cutout(g: Graph) -> None:
     g.note(
         0,
-        "## Cut the object out automatically\n\nCore's *Remove Background* finds the object in any photo, so no mask is "
-        f"needed. It needs one more file, which the front end offers to download:\n\n[{BACKGROUND_REMOVAL['name']}]"
-        f"({BACKGROUND_REMOVAL['url']}) in `models/{BACKGROUND_REMOVAL['directory']}`\n\nIts mask is white on the "
-        "object, therefore **mask_marks** is `object`.",
+        "## Cut the object out automatically\n\nCore's *Remove Background* finds the object in any photo, so that you need "
+        "no mask. Its model is one more file; therefore it is **switched off** at first, and a ready mask of the sample "
+        "photo stands in.\n\n**To switch it on**, and always for your own photo: right-click the frame *Automatic "
+        "cut-out*, *Set Group Nodes to Always*. The front end then offers the file, if it is missing:\n\n"
+        f"[{BACKGROUND_REMOVAL['name']}]({BACKGROUND_REMOVAL['url']}) in `models/{BACKGROUND_REMOVAL['directory']}`\n\n"
+        "Both masks are white on the object, therefore **mask_marks** is `object`.",
         "Read me",
-        height=300,
+        height=400,
     )
     parts = checkpoint(g)
-    photo = picture(g, 0, "bear.jpg", "Object (any photo)")["IMAGE"]
+    photo = picture(g, 1, "bear.jpg", "Object (any photo)")["IMAGE"]
+    ready = hole(g, 1, "bear_mask.png", "Ready mask of the sample photo")
     remover = g.add(
-        "LoadBackgroundRemovalModel", 0, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
+        "LoadBackgroundRemovalModel", 2, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
     )
-    cut = g.add("RemoveBackground", 1, bg_removal_model=remover["bg_model"], image=photo)["mask"]
-    background = picture(g, 1, "hall.jpg", "Background")["IMAGE"]
-    where = hole(g, 1)
-    positive_negative = conditioning(g, 2, parts, photo, cut, "object")
-    mask = coarsen(g, 2, where, background, "coarse")
-    save(g, 4, insert(g, 3, parts, positive_negative, background, mask), columns=1.4)
+    remove = g.add("RemoveBackground", 2, bg_removal_model=remover["bg_model"], image=photo)
+    # When all three are switched off, the last gives its first mask.
+    cut = g.add("ComfySwitchNode", 2, "Use the automatic mask", switch=True, on_false=ready, on_true=remove["mask"])
+    g.bypass("Automatic cut-out (switched off)", remover, remove, cut)
+    background = picture(g, 2, "hall.jpg", "Background")["IMAGE"]
+    where = hole(g, 2)
+    positive_negative = conditioning(g, 3, parts, photo, cut["output"], "object")
+    mask = coarsen(g, 3, where, background, "coarse")
+    save(g, 5, insert(g, 4, parts, positive_negative, background, mask), columns=1.4)
 
 
 def split_path(g: Graph) -> None:
@@ -243,9 +260,10 @@ def split_path(g: Graph) -> None:
         "## The parts by themselves, with KSampler\n\nFor your own samplers. What Imprint Composite Sampler does in one "
         "node:\n\n1. crop a square around the hole, scale it to the model's 256 px\n2. paint the hole grey, encode, "
         "**Set Latent Noise Mask**\n3. sample: the MODEL keeps the background clean at every step by itself\n4. decode, "
-        "scale back, paste, blend",
+        "scale back, paste, blend\n\nAll of the hole is repainted here: **alpha** and **shadow**, which keep the photo "
+        "beside the object, are the sampler node's.",
         "Read me",
-        height=300,
+        height=350,
     )
     parts = checkpoint(g)
     object_ = picture(g, 0, "object.png", "Object (cut-out)")
@@ -380,6 +398,26 @@ def batch(g: Graph) -> None:
     save(g, 4, insert(g, 3, parts, each, backgrounds[0], mask), "Many objects, one background", columns=1.4)
 
 
+def objectstitch_512px(g: Graph) -> None:
+    g.note(
+        0,
+        "## Insert an object at 512 px\n\nWith the weights that BCMI released for *ObjectStitch*: 5.2 GB, which do not come "
+        f"with this pack. The front end offers the file:\n\n[{OBJECTSTITCH['name']}]({OBJECTSTITCH['url']}) in "
+        f"`models/{OBJECTSTITCH['directory']}`\n\nThe sampler's settings are those of ObjectStitch's authors. The help "
+        "page of *Load Imprint Checkpoint* compares the checkpoints, and names their licences.",
+        "Read me",
+        height=320,
+    )
+    parts = checkpoint(g, download=OBJECTSTITCH)
+    object_ = picture(g, 1, "object.png", "Object (cut-out)")
+    background = picture(g, 1, "background.png", "Background")["IMAGE"]
+    where = hole(g, 1)
+    positive_negative = conditioning(g, 2, parts, object_["IMAGE"], object_["MASK"])
+    mask = coarsen(g, 2, where, background, "box")
+    settings = {"steps": 50, "cfg": 5.0, "scheduler": "ddim_uniform", "context": 2.0}
+    save(g, 4, insert(g, 3, parts, positive_negative, background, mask, settings), columns=1.4)
+
+
 WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "imprint_object_insert": object_insert,
     "imprint_mask_levels": mask_levels,
@@ -390,6 +428,7 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "imprint_split_path_ksampler": split_path,
     "imprint_large_photo": large_photo,
     "imprint_batch": batch,
+    "imprint_objectstitch_512px": objectstitch_512px,
 }
 
 
@@ -430,18 +469,6 @@ def blueprint(object_info: dict[str, dict]) -> dict:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def runnable(workflow: dict, object_info: dict[str, dict], base: Path) -> dict[str, dict]:
-    """The prompt. Core's background removal needs a file that does not come with ComfyUI: a mask takes its place."""
-    prompt = to_prompt(workflow, object_info)
-    for number in [number for number, node in prompt.items() if node["class_type"] == "LoadBackgroundRemovalModel"]:
-        del prompt[number]
-    for node in prompt.values():
-        if node["class_type"] == "RemoveBackground":
-            shutil.copy(STAND_IN, base / "input")
-            node.update(class_type="LoadImageMask", inputs={"image": STAND_IN.name, "channel": "red"})
-    return prompt
-
-
 def text(workflow: dict) -> str:
     return json.dumps(workflow, indent=2) + "\n"
 
@@ -476,15 +503,34 @@ def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> I
     return made
 
 
+def place(workflow: dict) -> Image.Image:
+    """The background with its hole in colour, for a workflow whose weights are not here to be run."""
+    named = {
+        node["title"]: node["widgets_values"][0]
+        for node in workflow["nodes"]
+        if "Load" in node["type"] and "title" in node
+    }
+    background, mask = (
+        Image.open(SAMPLES / named[title].removeprefix("imprint_"))
+        for title in ("Background", "Hole (white = object goes here)")
+    )
+    made = background.convert("RGB")
+    made.paste((255, 64, 26), mask=mask.convert("L").point(lambda value: value // 2))
+    return made
+
+
 def write(path: Path, graph: dict) -> None:
     with replacing(path) as file:
         file.write_text(text(graph), encoding="utf-8")
 
 
 def write_thumbnail(name: str, server: Server, object_info: dict[str, dict]) -> None:
-    workflow = build(name, object_info)
+    workflow, prompt = build(name, object_info), to_prompt(build(name, object_info), object_info)
     start = time.monotonic()
-    results = server.pictures(runnable(workflow, object_info, server.base), seconds=900)
+    if any(OBJECTSTITCH["name"] in node["inputs"].values() for node in prompt.values()):
+        results = [place(workflow)]
+    else:
+        results = server.pictures(prompt, seconds=900)
     print(f"{name}: {len(results)} pictures in {time.monotonic() - start:.1f} s", flush=True)
     with replacing(ROOT / "workflows" / f"{name}.jpg") as file:
         thumbnail(workflow, results).save(file, "JPEG", quality=85, optimize=True)

@@ -148,6 +148,14 @@ STOPPED = {
         "2 of masks",
     ),
     "blend-mask-nan": (BLEND, {"mask": mask("1x400x400", "nan")}, "NaN"),
+    "alpha-nan": (BLEND, {"alpha": mask("1x400x400", "nan")}, "NaN"),
+    "alpha-of-load-image": (BLEND, {"alpha": mask("1x64x64")}, "64x64"),
+    "shadow-without-alpha": (BLEND, {"alpha": None}, "without alpha"),
+    "three-shadows-two-generated": (
+        BLEND,
+        {"generated": tensor("2x400x400x3"), "shadow": mask("3x400x400", "1")},
+        "3 of shadows",
+    ),
     "blend-background-nan": (BLEND, {"background": tensor("1x400x400x3", "0.5", "nan")}, "NaN"),
 }
 

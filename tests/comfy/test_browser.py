@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from comfy_server import PACK, ROOT, Server
-from make_workflows import BACKGROUND_REMOVAL, BLUEPRINT, WORKFLOWS
+from make_workflows import BACKGROUND_REMOVAL, BLUEPRINT, OBJECTSTITCH, WORKFLOWS
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -26,7 +26,7 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
 }
-NEEDS_DOWNLOAD = "imprint_automatic_cutout"
+NEEDS_DOWNLOAD = "imprint_objectstitch_512px"
 HAS_PICTURES = (
     "app.graph.nodes.filter(n => n.type === 'SaveImage').every(n => n.imgs?.length && n.imgs[0].naturalWidth)"
 )
@@ -128,12 +128,18 @@ def set_widget(page, name: str, value) -> None:
 
 
 def complaints(page) -> list[str]:
-    """Nodes that are missing or red, and choices that the server does not offer."""
+    """Nodes that are missing or red, and choices of running nodes that the server does not offer."""
     return page.evaluate(
-        "app.graph.nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type] || (n.widgets ?? []).some("
-        "w => w.type === 'combo' && Array.isArray(w.options.values) && !w.options.values.includes(w.value)))"
+        "app.graph.nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type] || "
+        "n.mode === 0 && (n.widgets ?? []).some(w => "
+        "w.type === 'combo' && Array.isArray(w.options.values) && !w.options.values.includes(w.value)))"
         ".map(n => n.type)"
     )
+
+
+def offers(page, model: dict[str, str]) -> None:
+    """Waits until the front end names the file that is missing, and offers to load it from its address."""
+    page.get_by_text(f"{model['name']} is missing").filter(visible=True).first.wait_for()
 
 
 def essence(workflow: dict) -> dict:
@@ -141,7 +147,7 @@ def essence(workflow: dict) -> dict:
     return {
         "nodes": {
             node["id"]: (
-                node["type"],
+                (node["type"], node["mode"]),
                 [(each["name"], each["type"], each.get("link")) for each in node.get("inputs", ())],
                 [(each["name"], each["type"], each.get("links") or []) for each in node.get("outputs", ())],
                 node.get("widgets_values", []),
@@ -157,12 +163,34 @@ def test_workflow_opens_and_runs(page, name: str):
     open_template(page, name)
     shown = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
     assert essence(shown) == essence(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
-    if name == NEEDS_DOWNLOAD:  # the front end says which file is missing, and has its address
-        assert complaints(page) == ["LoadBackgroundRemovalModel"]
-        page.get_by_text(BACKGROUND_REMOVAL["name"]).first.wait_for()
+    if name == NEEDS_DOWNLOAD:  # without its weights there is nothing to run
+        assert complaints(page) == ["ImprintLoadCheckpoint"]
+        offers(page, OBJECTSTITCH)
         return
     assert complaints(page) == []
     run(page)
+
+
+def test_automatic_cutout_offers_its_file(page, server: Server):
+    """Switched on without its file, core's loader turns red and the file is offered; with the file, nothing is red."""
+    open_template(page, "imprint_automatic_cutout")
+    page.evaluate("app.canvas.selectItems(app.graph.nodes.filter(n => n.mode === 4))")
+    command(page, "Comfy.Canvas.ToggleSelectedNodes.Bypass")
+    offers(page, BACKGROUND_REMOVAL)
+    assert complaints(page) == ["LoadBackgroundRemovalModel"]
+    file = server.base / "models" / BACKGROUND_REMOVAL["directory"] / BACKGROUND_REMOVAL["name"]
+    file.parent.mkdir()
+    file.touch()  # the front end knows files by their names
+    try:
+        open_template(page, "imprint_automatic_cutout")
+        page.evaluate("app.canvas.selectItems(app.graph.nodes.filter(n => n.mode === 4))")
+        command(page, "Comfy.RefreshNodeDefinitions")
+        command(page, "Comfy.Canvas.ToggleSelectedNodes.Bypass")
+        page.wait_for_function("app.graph.nodes.every(n => n.mode === 0)")
+        assert complaints(page) == []
+    finally:
+        shutil.rmtree(file.parent)
+        command(page, "Comfy.RefreshNodeDefinitions")
 
 
 def test_help_pages(page, object_info: dict):

@@ -6,11 +6,13 @@ import json
 
 import pytest
 from comfy_server import PACK, ROOT, Server
-from make_workflows import BACKGROUND_REMOVAL, BLUEPRINT, SAMPLES, WORKFLOWS, blueprint, build, runnable, text
+from make_workflows import BACKGROUND_REMOVAL, BLUEPRINT, OBJECTSTITCH, SAMPLES, WORKFLOWS, blueprint, build, text
 from PIL import Image
+from ui_workflow import to_prompt
 
 pytestmark = pytest.mark.comfyui
 
+NEEDS_DOWNLOAD = "imprint_objectstitch_512px"  # run in test_server.py, with random weights
 PICTURES = {"imprint_mask_levels": 4, "imprint_shape_guided_pose": 3, "imprint_batch": 6}
 
 
@@ -40,10 +42,10 @@ def test_all_are_offered(server: Server):
         assert server.request(f"/api/workflow_templates/{PACK}/{name}.jpg").startswith(b"\xff\xd8")
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name != NEEDS_DOWNLOAD])
 def test_runs(server: Server, object_info: dict, name: str):
-    """In one step; core's background removal is replaced by a mask, since its model does not come with ComfyUI."""
-    prompt = runnable(shipped(name), object_info, server.base)
+    """As it is, but in one step."""
+    prompt = to_prompt(shipped(name), object_info)
     for node in prompt.values():
         if "steps" in node["inputs"]:
             node["inputs"]["steps"] = 1
@@ -56,9 +58,12 @@ def test_runs(server: Server, object_info: dict, name: str):
     )  # one is made twice
 
 
-def test_missing_model_has_an_address(object_info: dict):
+def test_files_to_be_had_have_an_address():
     nodes = [node for name in WORKFLOWS for node in shipped(name)["nodes"]]
-    assert [node["properties"]["models"] for node in nodes if "models" in node["properties"]] == [[BACKGROUND_REMOVAL]]
+    offered = [node["properties"]["models"] for node in nodes if "models" in node["properties"]]
+    assert offered == [[BACKGROUND_REMOVAL], [OBJECTSTITCH]]
+    for (model,) in offered:
+        assert model["url"].startswith("https://") and model["url"].endswith("/" + model["name"])
 
 
 def test_samples_are_used():

@@ -14,6 +14,7 @@ _FRONT_END_ONLY = {"Note", "MarkdownNote"}
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOX"}
 _PREVIEWS = {"LoadImage", "LoadImageMask", "SaveImage", "PreviewImage", "MaskPreview"}
 _COLUMN, _GAP, _PREVIEW = 430, 50, 260  # pixels of the canvas
+_ALWAYS, _BYPASSED = 0, 4  # the front end's modes of a node
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Graph:
         self.object_info = object_info
         self.nodes: list[dict] = []
         self.links: list[list] = []
+        self.groups: list[dict] = []
         self._bottom: dict[float, int] = {}
 
     def note(self, column: float, text: str, title: str = "Note", columns: float = 1, height: int = 180) -> None:
@@ -81,7 +83,8 @@ class Graph:
             elif value is None and name not in optional:
                 raise KeyError(f"{kind}: input {name} is not given")
             else:
-                sockets.append(_Input(name, spec, value))
+                type_ = value.type if value and spec == "COMFY_MATCHTYPE_V3" else spec
+                sockets.append(_Input(name, type_, value))
         if given:
             raise KeyError(f"{kind} has no input {', '.join(given)}")
         if any(options.get("image_upload") for _, _, options in _declared(info["input"])):
@@ -115,6 +118,16 @@ class Graph:
             {each["name"]: Output(number, slot, each["type"]) for slot, each in enumerate(outputs)},
         )
 
+    def bypass(self, title: str, *nodes: Node) -> None:
+        """Switch nodes off, within a frame of that title by which a user switches them on again."""
+        off = [self.nodes[node.id - 1] for node in nodes]
+        for node in off:
+            node["mode"] = _BYPASSED
+        left, top = (min(node["pos"][axis] for node in off) - 15 for axis in (0, 1))
+        right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in off) + 15 for axis in (0, 1))
+        bounding = [left, top - 65, right - left, bottom - top + 65]  # above: the frame's title, and the first node's
+        self.groups.append({"id": len(self.groups) + 1, "title": title, "bounding": bounding, "flags": {}})
+
     def workflow(self, name: str) -> dict:
         """The graph as a file holds it. name: makes the workflow's id."""
         return {
@@ -124,7 +137,7 @@ class Graph:
             "last_link_id": len(self.links),
             "nodes": self.nodes,
             "links": self.links,
-            "groups": [],
+            "groups": self.groups,
             "config": {},
             "extra": {},
             "version": 0.4,
@@ -231,7 +244,7 @@ class Graph:
                 "size": [int(columns * _COLUMN) - 90, height],
                 "flags": {},
                 "order": len(self.nodes),
-                "mode": 0,
+                "mode": _ALWAYS,
                 "inputs": [],
                 "outputs": [],
                 **parts,
@@ -251,14 +264,24 @@ class Graph:
 
 def to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:
     """API format. Raises KeyError for a node that the server does not have."""
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in _FRONT_END_ONLY}
+    links = {link[0]: link[1:] for link in workflow["links"]}
+
+    def source(number: int) -> list | None:
+        """Where a link comes from; a node that is switched off gives its first input of the output's type."""
+        origin, slot, *_, type_ = links[number]
+        if nodes[origin]["mode"] == _ALWAYS:
+            return [str(origin), slot]
+        through = (each["link"] for each in nodes[origin]["inputs"] if each.get("link") and each["type"] == type_)
+        return next(map(source, through), None)
+
     prompt = {}
-    for node in workflow["nodes"]:
-        if node["type"] in _FRONT_END_ONLY:
+    for node in nodes.values():
+        if node["mode"] != _ALWAYS:
             continue
-        links = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot.get("link") is not None}
+        given = {slot["name"]: source(slot["link"]) for slot in node["inputs"] if slot.get("link") is not None}
         values = _widget_values(node, object_info[node["type"]]["input"])
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values | links}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values | given}
     return prompt
 
 
