@@ -21,7 +21,9 @@ from .checkpoint import Checkpoint
 from .config import ImprintConfig
 
 MAPS = ("alpha", "shadow")
-_FLOOR = 0.05  # a sigmoid is never 0: what is nearer to 0 or 1 than this is meant to be it
+# What is nearer to 0 or 1 than this is meant to be it. A sigmoid never gets there, and where the model is not sure of an
+# edge's place to a pixel, its alpha is a wide, hazy ramp around it.
+_MARGINS = torch.tensor([0.3, 0.05], device="cpu").reshape(1, 2, 1, 1)
 
 
 def split_matte(output: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,15 +36,15 @@ def matte_pixels(logits: torch.Tensor, config: ImprintConfig) -> tuple[torch.Ten
 
     alpha: the object's share of a pixel; shadow: the share of light that the pixel loses.
     """
-    maps = F.pixel_shuffle(logits.float(), config.matte).sigmoid()
-    maps = ((maps - _FLOOR) / (1 - 2 * _FLOOR)).clamp(0, 1)
+    maps, margins = F.pixel_shuffle(logits.float(), config.matte).sigmoid(), _MARGINS.to(logits.device)
+    maps = ((maps - margins) / (1 - 2 * margins)).clamp(0, 1)
     side = (logits.shape[2] * config.latent.downscale, logits.shape[3] * config.latent.downscale)
     alpha, shadow = F.interpolate(maps, side, mode="bilinear", align_corners=False).unbind(1)
     return alpha, shadow
 
 
 def matte_values(alpha: torch.Tensor, shadow: torch.Tensor, config: ImprintConfig) -> torch.Tensor:
-    """What the logits' sigmoid is trained to be: `matte_pixels` backwards.
+    """What the logits' sigmoid is trained to be.
 
     alpha, shadow (B, H, W) in [0, 1] -> (B, 2 * matte**2, h, w). A pixel that the object covers by half is wholly taken
     from what was generated: it is mixed with the background there already.

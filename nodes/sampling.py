@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.samplers
 import node_helpers
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
@@ -205,7 +206,8 @@ class ImprintCompositeSampler(io.ComfyNode):
 
         result = copy_image(background, len(holes))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        maps = torch.zeros(len(holes), 2, *masks.shape[1:])
+        # numpy's zeros, unlike torch's, take no memory where nothing is written.
+        maps = torch.from_numpy(np.zeros((len(holes), 2, *masks.shape[1:]), np.float32))
         _put_back(colours, made, places, areas)
         if matte:
             _put_back(maps, torch.stack(matte, 1), places, areas)

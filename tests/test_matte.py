@@ -23,19 +23,26 @@ def test_the_maps_are_the_targets_backwards():
     """Blocks of the matte's own size, wholly object or free, shadow of any density: what is trained is what is read."""
     config = matte_config()
     size = config.latent.downscale // config.matte
-    alpha, shadow = ((noise(2, 16, 16, seed=1) > 0.5).float(), 0.1 + 0.8 * noise(2, 16, 16, seed=2))
+    alpha, shadow = (noise(2, 16, 16, seed=1) > 0.5).float(), 0.1 + 0.8 * noise(2, 16, 16, seed=2)
     values = matte_values(
         *(each.repeat_interleave(size, 1).repeat_interleave(size, 2) for each in (alpha, shadow)), config
     )
     assert values.shape == (2, 2 * config.matte**2, 8, 8)
-    maps = matte_pixels(torch.logit(values, 1e-6), config)
-    for read, given, tolerance in zip(maps, (alpha, shadow), (1e-6, 0.06)):  # near its ends the sigmoid is stretched
-        assert read.shape == (2, 64, 64)
-        # The middle of a block of four pixels, where the enlargement's weights are fixed.
-        middle = read.reshape(2, 16, size, 16, size)[:, :, 1:3, :, 1:3].mean((2, 4))
-        assert (middle - given).abs().mean() < 0.2
-        level = torch.full((1, 8, 8, 8), float(torch.logit(given[0, 0, 0], 1e-6)))
-        assert (matte_pixels(level, config)[0] - given[0, 0, 0]).abs().max() < tolerance
+    read_alpha, read_shadow = matte_pixels(torch.logit(values, 1e-6), config)
+    assert read_alpha.shape == read_shadow.shape == (2, 64, 64)
+    # The four pixels around a block's middle are mostly its own; along each axis a sixteenth is each neighbour's.
+    for read, given in ((read_alpha, alpha), (read_shadow, ((shadow - 0.05) / 0.9).clamp(0, 1))):
+        middle = read.reshape(2, 16, size, 16, size)[:, 1:-1, 1:3, 1:-1, 1:3].mean((2, 4))
+        rows = 0.0625 * (given[:, :-2] + given[:, 2:]) + 0.875 * given[:, 1:-1]
+        expected = 0.0625 * (rows[..., :-2] + rows[..., 2:]) + 0.875 * rows[..., 1:-1]
+        assert torch.allclose(middle, expected, atol=1e-5)
+
+
+def test_an_unsure_edge_is_made_narrow_and_a_shadow_stays_as_soft_as_it_is():
+    ramp = torch.linspace(0.01, 0.99, 8)[:, None].expand(1, 8, 8, 8)
+    alpha, shadow = matte_pixels(torch.logit(ramp), matte_config())
+    soft = [int(((each > 0) & (each < 1)).sum(1).max()) for each in (alpha, shadow)]
+    assert soft[0] < 0.6 * soft[1], soft
 
 
 def test_what_is_nearly_nothing_is_nothing():

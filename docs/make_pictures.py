@@ -1,0 +1,159 @@
+"""Makes the README's pictures, docs/demo.jpg and docs/results.jpg, and those of the nodes' help pages, web/docs/assets/*.jpg.
+
+    python docs/make_pictures.py
+
+All are made with the shipped checkpoint and sample pictures.
+
+Run it again when the checkpoint or the arithmetic has changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from imprint.blending import blend_pictures
+from imprint.checkpoint import SHIPPED
+from imprint.files import replacing
+from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image
+from imprint.masks import LEVELS, coarsen, latent_hole, paint_hole
+from imprint.pipeline import ImprintPipeline
+from imprint.placement import Hole
+from imprint.preprocess import prepare_object
+from imprint.unet import decode, encode
+
+README_FOLDER = Path(__file__).parent
+HELP_FOLDER = README_FOLDER.parent / "web" / "docs" / "assets"
+SAMPLES = SHIPPED.parent / "samples"
+RESULTS = (  # object, its mask, background, box
+    ("duck.webp", None, "street.jpg", (90, 235, 215, 360)),
+    ("object.png", None, "hall.jpg", (120, 165, 270, 345)),
+    ("sloth_1.webp", None, "room.jpg", (140, 235, 290, 385)),
+    ("bear.jpg", "bear_mask.png", "background.png", (80, 210, 230, 385)),
+)
+HEIGHT, GAP = 240, 6  # of the strips, in pixels
+TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Mask Coarsener's preview
+
+
+def main() -> None:
+    pipeline = ImprintPipeline.from_checkpoint()
+    pipeline.set_progress_bar_config(disable=True)
+    readme_pictures(pipeline)
+    help_pictures(pipeline)
+
+
+def readme_pictures(pipeline: ImprintPipeline) -> None:
+    """What `imprint demo` makes, and objects put into boxes; each seed is 0, no result was chosen among several."""
+    samples = [Image.open(SAMPLES / name) for name in ("object.png", "background.png", "hole.png")]
+    save(README_FOLDER / "demo.jpg", composited(pipeline, samples[0], None, *samples[1:]))
+    rows = []
+    for name, mask, background, box in RESULTS:
+        scene = Image.open(SAMPLES / background)
+        hole = Image.new("L", scene.size)
+        hole.paste(255, box)
+        rows.append(composited(pipeline, Image.open(SAMPLES / name), mask and Image.open(SAMPLES / mask), scene, hole))
+    save(README_FOLDER / "results.jpg", rows[0] + rows[1], rows[2] + rows[3])
+
+
+def composited(
+    pipeline: ImprintPipeline, photo: Image.Image, mask: Image.Image | None, background: Image.Image, hole: Image.Image
+) -> list[torch.Tensor]:
+    """The cut-out that the encoder sees, the background with its hole tinted, and the composite."""
+    alpha = alpha_to_tensor(photo) if mask is None else mask_to_tensor(mask)
+    _, cutout = prepare_object(image_to_tensor(photo), alpha, pipeline.model_config.encoder)
+    generator = torch.Generator().manual_seed(0)
+    (result,) = pipeline(photo, mask, background, hole, generator=generator).images
+    return [cutout, over(image_to_tensor(background), mask_to_tensor(hole)), image_to_tensor(result)]
+
+
+def help_pictures(pipeline: ImprintPipeline) -> None:
+    photo, background = Image.open(SAMPLES / "object.png"), image_to_tensor(Image.open(SAMPLES / "background.png"))
+    drawn = mask_to_tensor(Image.open(SAMPLES / "hole.png"))
+    config = pipeline.model_config
+
+    views, alpha = image_to_tensor(photo), alpha_to_tensor(photo)
+    on_white = torch.lerp(torch.ones_like(views), views, alpha[:, None])
+    _, cutout = prepare_object(views, alpha, config.encoder)
+    save(HELP_FOLDER / "ImprintIDEncoder.jpg", [on_white, mask_picture(1 - alpha), cutout])
+
+    levels = [coarsen(drawn, level) for level in LEVELS]
+    roomy = coarsen(drawn, "fine", shadow_room=int(drawn.amax(2).sum()) // 5)
+    save(
+        HELP_FOLDER / "ImprintMaskCoarsener.jpg",
+        [around(over(background, mask), levels[-1]) for mask in [drawn, *levels[1:], roomy]],
+    )
+
+    hole = Hole.find(drawn[0], config.resolution, config.sampling.context, config.multiple, config.latent.downscale)
+    place = hole.placement.within(hole.placement.area)
+    here = (slice(None), slice(None), *hole.placement.area)
+    latent_mask = latent_hole(place.extract_mask(hole.mask[None]), config.latent.downscale)
+    scene = place.extract(background[here])
+    painted = paint_hole(scene, latent_mask, config.hole_value)
+    with torch.no_grad():
+        context = pipeline.adapter(pipeline.encode_object(photo))
+        clean = encode(pipeline.vae, painted, config.latent)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7))
+
+        def sampled(strength: float) -> torch.Tensor:
+            return pipeline.denoise(pipeline.adapter.scale(context, strength), clean, latent_mask, noise)
+
+        latents = {strength: sampled(strength) for strength in (0.0, 0.5, 1.0, 1.5)}
+        strengths = {strength: decode(pipeline.vae, each, config.latent) for strength, each in latents.items()}
+        maps = pipeline.predict_matte(context, clean, latent_mask, latents[1.0]) if config.matte else ()
+
+    made = strengths[1.0]
+    frame = background.clone()
+    frame[here] = place.insert(background[here], made)
+    matte = [hole.placement.insert(torch.zeros_like(drawn[:, None]), each[:, None])[:, 0] for each in maps]
+    finished = blend_pictures(background, frame, drawn, outwards=4, matte=matte or None)
+    save(HELP_FOLDER / "ImprintLoadCheckpoint.jpg", [on_white, over(background, drawn), finished])
+    save(HELP_FOLDER / "ImprintContentAdapter.jpg", [*strengths.values()])
+    save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), painted, made, frame])
+
+    # A brighter picture, as of a model that has shifted the colours: what the edge's width and method do to it.
+    shifted = background.clone()
+    shifted[here] = (place.insert(background[here], made) * 0.9 + 0.1).clamp(0, 1)
+    soft = {method: blend_pictures(background, shifted, drawn, 0, 24, method) for method in ("feather", "multiband")}
+    save(
+        HELP_FOLDER / "ImprintBackgroundBlend.jpg",
+        [around(picture, levels[-1]) for picture in (blend_pictures(background, shifted, drawn), *soft.values())],
+    )
+
+
+def over(background: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.lerp(background, TINT.expand_as(background), 0.5 * mask[:, None])
+
+
+def around(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The square of a picture around a mask."""
+    hole = Hole.find(mask[0], HEIGHT, context=1.5)
+    return hole.placement.extract(picture)
+
+
+def mask_picture(mask: torch.Tensor) -> torch.Tensor:
+    return mask[:, None].expand(-1, 3, -1, -1)
+
+
+def save(path: Path, *rows: list[torch.Tensor]) -> None:
+    """Rows of pictures of one height, from left to right."""
+    strips = []
+    for row in rows:
+        images = [tensor_to_image(picture[0]) for picture in row]
+        strips.append(
+            [image.resize((round(image.width * HEIGHT / image.height), HEIGHT), Image.LANCZOS) for image in images]
+        )
+    width = max(sum(tile.width + GAP for tile in strip) for strip in strips) - GAP
+    sheet = Image.new("RGB", (width, len(strips) * (HEIGHT + GAP) - GAP), "white")
+    for index, strip in enumerate(strips):
+        left = 0
+        for tile in strip:
+            sheet.paste(tile, (left, index * (HEIGHT + GAP)))
+            left += tile.width + GAP
+    with replacing(path) as temporary:
+        sheet.save(temporary, "JPEG", quality=88)
+
+
+if __name__ == "__main__":
+    main()
