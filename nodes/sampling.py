@@ -6,7 +6,6 @@ from typing import Any
 
 import comfy.samplers
 import node_helpers
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
@@ -18,7 +17,7 @@ from ..imprint.masks import latent_hole, paint_hole
 from ..imprint.placement import Hole, Placement
 from .messages import tell
 from .models import imprint_config, predict_matte
-from .tensors import broadcast, copy_image, fit_mask, to_bchw, to_bhwc
+from .tensors import broadcast, copy_image, fit_mask, sparse_zeros, to_bchw, to_bhwc
 
 
 class ImprintCompositeSampler(io.ComfyNode):
@@ -206,8 +205,7 @@ class ImprintCompositeSampler(io.ComfyNode):
 
         result = copy_image(background, len(holes))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        # numpy's zeros, unlike torch's, take no memory where nothing is written.
-        maps = torch.from_numpy(np.zeros((len(holes), 2, *masks.shape[1:]), np.float32))
+        maps = sparse_zeros(len(holes), 2, *masks.shape[1:])
         _put_back(colours, made, places, areas)
         if matte:
             _put_back(maps, torch.stack(matte, 1), places, areas)

@@ -6,6 +6,7 @@ ComfyUI: IMAGE (B, H, W, 3 or 4) in [0, 1]; MASK (H, W) or (B, H, W). `imprint`:
 from __future__ import annotations
 
 import math
+import mmap
 
 import torch
 import torch.nn.functional as F
@@ -87,3 +88,9 @@ def broadcast(**batches: torch.Tensor) -> list[torch.Tensor]:
         counts = ", ".join(f"{len(batch)} of {name}" for name, batch in batches.items())
         raise ImprintError(f"the batches do not fit together: {counts}; give one, or equally many of each")
     return [batch.expand(count, *batch.shape[1:]) for batch in batches.values()]
+
+
+def sparse_zeros(*shape: int) -> torch.Tensor:
+    """float32 zeros that take memory only where something is written: pages of their own that nobody has touched yet."""
+    count = math.prod(shape)
+    return torch.frombuffer(mmap.mmap(-1, 4 * count), dtype=torch.float32, count=count).view(shape)

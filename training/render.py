@@ -488,7 +488,7 @@ class Renderer:
 
 @functools.cache
 def get_renderer(backend: str, resolution: int) -> Renderer:
-    """The renderer of this worker process."""
+    """This worker process's renderer of a resolution."""
     return Renderer(backend, resolution)
 
 
@@ -503,10 +503,11 @@ def render_identity(identity: Identity, parts: list[Part], options: argparse.Nam
     retexture(parts, style, rng, options.photo_files)
     material = draw_material(rng, keep_colours=identity.variant == 0 or rng.uniform() < 0.5)
     points = np.concatenate([part.vertices[:, :3] for part in parts])
-    renderer = get_renderer(options.backend, options.resolution)
-    uploaded = renderer.upload(parts)
-    views = []
-    for azimuth in draw_azimuths(rng, options.views):
-        camera, eye = draw_camera(rng, azimuth, points)
-        views.append(renderer.render(uploaded, camera, eye, material | draw_light(rng, azimuth)))
+    renderer, views = get_renderer(options.backend, options.resolution), []
+    with renderer.context:  # OpenGL draws, and frees, in whichever context was last made current
+        uploaded = renderer.upload(parts)
+        for azimuth in draw_azimuths(rng, options.views):
+            camera, eye = draw_camera(rng, azimuth, points)
+            views.append(renderer.render(uploaded, camera, eye, material | draw_light(rng, azimuth)))
+        del uploaded
     return views
