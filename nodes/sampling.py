@@ -101,11 +101,11 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "context",
-                    default=1.6,
+                    default=1.3,
                     min=1.0,
                     max=8.0,
                     step=0.1,
-                    tooltip="Side of the square crop over the longer side of the mask's box, 1 to 8; default 1.6. "
+                    tooltip="Side of the square crop over the longer side of the mask's box, 1 to 8; default 1.3. "
                     "Raise it (2 to 3) when light or perspective do not fit the scene: the model sees more of it, with "
                     "fewer pixels for the object.",
                 ),
