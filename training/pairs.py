@@ -79,7 +79,7 @@ class Views(_Pictures):
         if not views:
             raise ImprintError("the shards of views hold no object; look at what training.prepare dropped")
         rows = [row for rows in views.values() for row in rows]
-        rgba = torch.stack([cutout for cutout, _, _ in rows])
+        rgba = torch.stack([cutout for cutout, _, _ in rows]).permute(0, 3, 1, 2)
         boxes = torch.cat([bounding_boxes(part[:, 3].float(), threshold=127) for part in rgba.split(1024)])
         count = torch.tensor([len(rows) for rows in views.values()])
         frames = torch.tensor([frame for _, frame, _ in rows])
@@ -145,11 +145,9 @@ class Photos(_Pictures):
                 left, top = (offset, 0) if picture.width > picture.height else (0, offset)
                 crop = (left, top, left + shorter, top + shorter)
                 rgb.append(_to_uint8(picture.resize(size, Image.BILINEAR, box=crop)))
-                square = torch.zeros(size, dtype=torch.uint8)
-                if mask is not None:
-                    square = _to_uint8(mask.resize(size, Image.NEAREST, box=crop))[0]
-                    items += [(len(objects), int(number)) for number in square.unique() if number]
-                objects.append(square)
+                square = Image.new("L", size) if mask is None else mask.resize(size, Image.NEAREST, box=crop)
+                items += [(len(objects), number) for _, number in square.getcolors() if number]
+                objects.append(_to_uint8(square)[..., 0])
                 sources.append((record.clip, part, record.frame, record.gap))
         if not rgb:
             raise ImprintError("the shards of photos hold no picture; look at what training.prepare dropped")
@@ -162,7 +160,8 @@ class Photos(_Pictures):
         counts = torch.tensor([len(row) for row in partners], dtype=torch.long)
         padded = [row + [index] * (int(counts.max()) + 1 - len(row)) for index, row in enumerate(partners)]
         width = len(padded[0]) if padded else 1
-        return cls(torch.stack(rgb), objects, table, boxes, torch.tensor(padded).long().reshape(-1, width), counts)
+        rgb = torch.stack(rgb).permute(0, 3, 1, 2)
+        return cls(rgb, objects, table, boxes, torch.tensor(padded).long().reshape(-1, width), counts)
 
     @classmethod
     def join(cls, parts: Sequence[Photos]) -> Photos:
@@ -207,9 +206,10 @@ def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> 
         )
 
 
-def _to_uint8(picture) -> torch.Tensor:
+def _to_uint8(picture: Image.Image) -> torch.Tensor:
+    """(H, W, C), as Pillow has it: to turn pictures one by one takes longer than to decode them."""
     data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return data.reshape(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
+    return data.reshape(picture.height, picture.width, -1)
 
 
 def _object_boxes(objects: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
