@@ -24,6 +24,7 @@ pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 from imprint.checkpoint import load_checkpoint, read_config, save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
+from imprint.masks import LEVELS
 from imprint.noise import alphas_cumprod
 from imprint.pipeline import ImprintPipeline
 from training import losses, train
@@ -487,6 +488,34 @@ def test_composited_pairs_differ_from_their_background_only_in_the_hole(loaded):
     hole = pairs.hole.repeat_interleave(8, 2).repeat_interleave(8, 3).bool()
     outside = ((pairs.target - pairs.background).abs().amax(1, keepdim=True) > 0.15) & ~hole
     assert float(outside.float().mean()) < 0.02
+
+
+@pytest.mark.parametrize(("level", "least", "most"), [("box", 0.75, 1.0), ("precise", 0.4, 0.75)])
+def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, level, least, most):
+    """Two views of an object: bright on the left, bright at the top. Where is the target's bright side?"""
+    views = torch.full((2, 4, 48, 48), 255, dtype=torch.uint8)
+    views[0, :3, :, 24:], views[1, :3, 24:] = 40, 40
+    box, one = torch.tensor([[0, 0, 48, 48]] * 2), torch.tensor([1])
+    views = Views(views, box, one * 0, one * 2, torch.tensor([0, 1]), torch.tensor([[0, 1]]))
+    maker = PairMaker(micro_config(), "compositing", views, loaded[1], {"rendered": 1.0})
+    seen = []
+    monkeypatch.setattr(maker, "_hole_levels", lambda count, draw: torch.full((count,), LEVELS.index(level)))
+    in_scene = maker._in_scene
+    monkeypatch.setattr(maker, "_in_scene", lambda *given: seen.append(given) or in_scene(*given))
+    maker(400, torch.Generator().manual_seed(0))
+    ((cutout, target, _, alpha, *_),) = seen
+
+    def bright_side(pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        light = pictures.mean(1) * masks
+        line = [torch.arange(side) + 0.5 for side in light.shape[1:]]
+        moments = [(light.sum(2 - axis) @ line[axis] / light.sum((1, 2))) for axis in (0, 1)]
+        middle = [(masks.sum(2 - axis) @ line[axis] / masks.sum((1, 2))) for axis in (0, 1)]
+        offset = torch.stack([moment - centre for moment, centre in zip(moments, middle)], 1)
+        axis = offset.abs().argmax(1)
+        return axis * 2 + (offset.gather(1, axis[:, None])[:, 0] > 0)
+
+    kept = bright_side(target, alpha) == bright_side(cutout, (cutout.amax(1) > 0).float())
+    assert least < float(kept.float().mean()) < most
 
 
 def test_a_kind_without_data_is_left_out(loaded):

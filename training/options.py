@@ -52,7 +52,7 @@ STAGES = {
     "compositing": Stage(
         trained=("adapter.", "unet."),
         learning_rate=6e-4,
-        mix={"rendered": 0.5, "still": 0.17, "video": 0.08, "piece": 0.25},
+        mix={"rendered": 0.45, "still": 0.17, "video": 0.06, "piece": 0.32},
     ),
     # One object's few photos, as MureObjectStitch (arXiv 2411.07462), which tunes the whole UNet and freezes the adapter
     "finetune": Stage(

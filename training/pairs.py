@@ -26,7 +26,7 @@ from PIL import Image
 
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
-from imprint.masks import box, fill_boxes, latent_hole, mask_levels, paint_hole
+from imprint.masks import LEVELS, box, fill_boxes, latent_hole, mask_levels, paint_hole
 from imprint.matte import matte_values
 from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
@@ -34,6 +34,7 @@ from .shards import Record, Sample, read_shards
 
 KINDS = ("rendered", "still", "video", "piece")
 PHOTO_SIDE = 384  # pixels of the square photos in memory
+BOX = LEVELS.index("box")
 MIN_OBJECT_SIDE = 0.15  # of the photo: smaller annotated objects show nothing to learn
 
 
@@ -318,21 +319,23 @@ class PairMaker:
     def _rendered(self, count: int, draw: Draw) -> Pairs:
         """Two views of a rendered object; for compositing the second stands in a photo."""
         views, side = self.views, self.config.resolution
+        level = self._hole_levels(count, draw)
         index = draw.integers(len(views.first), count)
         first, second = views.pair(index, draw)
-        same = draw.chance(0.3, count) & (views.gap[index, 0] == 0)
+        # An outline asks for a pose. A box does not: there the object mostly stays as its photo shows it.
+        same = draw.chance(torch.where(level == BOX, 0.7, 0.25), count) & (views.gap[index, 0] == 0)
         second = torch.where(same, first, second)
 
         # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
-        # alone teaches that the hole decides which way the object looks. Fine-tuning learns one object as it is.
+        # alone teaches that the outline decides which way the object looks. Fine-tuning learns one object as it is.
         often = 0.0 if self.stage == "finetune" else 1.0
         turn = hue_turn(torch.where(draw.chance(0.6 * often, count), draw.uniform(count, 0, 2 * math.pi), 0.0))
         mirrored = draw.chance(0.5 * often, count)
-        turned = mirrored ^ draw.chance(0.15 * often, count)
+        turned = mirrored ^ (draw.chance(0.25 * often, count) & (level != BOX))
         reference, target = (_float(views.rgba[rows]) for rows in (first, second))
         reference = torch.where(mirrored[:, None, None, None], reference.flip(3), reference)
 
-        tilted = draw.chance(0.2, count)
+        tilted = draw.chance(0.35, count) & (level != BOX)
         to_view = self._object_to_frame(views.boxes[second], views.rgba.shape[-1], turned, draw, tilted)
         target = torch.cat([target[:, :3] * target[:, 3:], target[:, 3:]], 1)
         layer = warp(target, to_view, side)
@@ -352,20 +355,21 @@ class PairMaker:
         colour = (colour * light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)).clamp(0, 1)
         shadow = contact_shadow(alpha, draw) * draw.chance(0.8, count)[:, None, None, None]
         target = torch.lerp(scene * (1 - shadow), colour, alpha)
-        return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], tilted, draw)
+        return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw)
 
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
         """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
         photos, side = self.photos, self.config.resolution
         photo_side = photos.rgb.shape[-1]
+        level = self._hole_levels(count, draw)
         flip = draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
         if kind == "piece":
             rows = source_rows = draw.integers(len(photos.rgb), count)
             to_photo = self._crop_matrix(flip, draw, count)
-            sizes = (0.5, 0.9) if self.stage == "views" else (0.25, 0.65)
+            sizes = (0.5, 0.9) if self.stage == "views" else (0.3, 0.75)
             outline = blobs(draw.uniform(count, *sizes), side, draw)
             boxes = bounding_boxes(outline)
-            within = self._zoom(boxes, side, draw)
+            within = self._zoom(boxes, side, draw, level)
             zoom = to_photo @ within
         else:
             item = draw.integers(len(photos.items), count)
@@ -381,7 +385,7 @@ class PairMaker:
             outline = (warp(mask, to_photo, side) > 0.5).float()[:, 0]
             empty = outline.flatten(1).amax(1) == 0
             outline[empty] = blobs(draw.uniform(count, 0.25, 0.65), side, draw)[empty]
-            zoom = self._zoom(photos.boxes[other], photo_side, draw, flip)
+            zoom = self._zoom(photos.boxes[other], photo_side, draw, level, flip)
             other_mask = (photos.objects[source_rows] == photos.items[other, 1, None, None])[:, None].float()
 
         rgb = _float(photos.rgb[rows])
@@ -397,7 +401,7 @@ class PairMaker:
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
         if self.stage == "views":
             return self._on_black(cutout, scene, outline)
-        return self._in_scene(cutout, scene, scene, outline, None, torch.zeros_like(flip), draw)
+        return self._in_scene(cutout, scene, scene, outline, None, level, draw)
 
     def _on_black(self, cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor) -> Pairs:
         """Stage 1: the target is the object alone, on black, and the hole is the whole picture.
@@ -422,19 +426,16 @@ class PairMaker:
         scene: torch.Tensor,
         alpha: torch.Tensor,
         shadow: torch.Tensor | None,
-        tilted: torch.Tensor,
+        level: torch.Tensor,
         draw: Draw,
     ) -> Pairs:
-        """Stage 2: a hole of random coarseness, often with room for the shadow at every level but the tightest.
+        """Stage 2: a hole of the given levels (B,), often with room for the shadow at every level but the tightest.
 
-        alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined. tilted (B,): objects
-        whose pose a box would not tell; their hole has a shape.
+        alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined.
         """
         count = len(alpha)
-        choice = draw.categorical((0.15, 0.15, 0.2, 0.5), count)
-        choice = torch.where(tilted & (choice == 3), 2, choice)
         # An object that is much smaller than the box that was drawn for it is what people like least.
-        roomy = draw.uniform(count) < torch.tensor([0.0, 0.7, 0.7, 0.3], device=alpha.device)[choice]
+        roomy = draw.uniform(count) < torch.tensor([0.0, 0.7, 0.7, 0.3], device=alpha.device)[level]
         outline = alpha > 0.3
         if shadow is not None:
             outline = outline | ((shadow > 0.08) & roomy[:, None, None])
@@ -442,9 +443,15 @@ class PairMaker:
         levels = mask_levels(outline)
         # A user's box may be as tight as the object itself: tighter than the level that contains all others.
         levels[:, -1] = loosened_box(box(outline), draw)
-        hole = levels[torch.arange(count, device=alpha.device), choice]
+        hole = levels[torch.arange(count, device=alpha.device), level]
         hole = latent_hole(hole, self.config.latent.downscale)
         return self._pairs(cutout, target, scene, hole, alpha, shadow)
+
+    def _hole_levels(self, count: int, draw: Draw) -> torch.Tensor:
+        """(count,) levels of `mask_levels`. Stage 1 has no hole that would ask for a pose: all are boxes there."""
+        if self.stage == "views":
+            return torch.full((count,), BOX, device=draw.generator.device)
+        return draw.categorical((0.15, 0.15, 0.2, 0.5), count)
 
     def _pairs(
         self,
@@ -467,7 +474,7 @@ class PairMaker:
         """
         count = len(boxes)
         centre, extent = _centres(boxes, side)
-        size, reach = draw.uniform(count, 0.3, 0.7), 0.5
+        size, reach = draw.uniform(count, 0.35, 0.8), 0.5
         if self.stage == "views":  # large and central; the target is cut out of it
             size, reach = draw.uniform(count, 0.8, 0.9), 0.0
         angle = draw.normal(count) * (0.03 if tilted is None else torch.where(tilted, 0.5, 0.12))
@@ -483,14 +490,16 @@ class PairMaker:
         centre = torch.minimum(torch.maximum(centre - place * zoom[:, None], -spare), spare)
         return _matrix(centre, zoom, angle, stretch, mirrored)
 
-    def _zoom(self, boxes: torch.Tensor, side: int, draw: Draw, mirrored: torch.Tensor | None = None) -> torch.Tensor:
-        """Matrices that show the boxed object large and warped: affine and perspective."""
+    def _zoom(
+        self, boxes: torch.Tensor, side: int, draw: Draw, level: torch.Tensor, mirrored: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Matrices that show the boxed object large and warped: affine and perspective, and mirrored for some outlines."""
         count = len(boxes)
         centre, extent = _centres(boxes, side)
         angle = draw.normal(count) * 0.15
         stretch = torch.exp(draw.normal(count) * 0.1)
         mirrored = torch.zeros(count, dtype=torch.bool, device=boxes.device) if mirrored is None else mirrored
-        mirrored = mirrored ^ draw.chance(0.1, count)
+        mirrored = mirrored ^ (draw.chance(0.2, count) & (level != BOX))
         matrix = _matrix(centre, extent * draw.uniform(count, 1.15, 1.4), angle, stretch, mirrored)
         tilt = torch.eye(3, device=boxes.device).repeat(count, 1, 1)
         tilt[:, 2, :2] = draw.normal((count, 2)).clamp(-2, 2) * 0.08
@@ -524,7 +533,7 @@ class Draw:
     def integers(self, high: int, count: int) -> torch.Tensor:
         return torch.randint(high, (count,), generator=self.generator, device=self.generator.device)
 
-    def chance(self, probability: float, count: int) -> torch.Tensor:
+    def chance(self, probability: float | torch.Tensor, count: int) -> torch.Tensor:
         return self.uniform(count) < probability
 
     def categorical(self, weights: tuple[float, ...], count: int) -> torch.Tensor:
@@ -673,5 +682,6 @@ def loosened_box(boxes: torch.Tensor, draw: Draw) -> torch.Tensor:
     extent = (edges[:, 2:] - edges[:, :2]).repeat(1, 2)
     most = torch.tensor([0.04, 0.2, 0.8], device=boxes.device)[draw.categorical((0.7, 0.22, 0.08), count)]
     room = draw.uniform((count, 4)) * extent * most[:, None]
+    room[:, 2] *= draw.chance(0.5, count)  # in a box that a user draws, an object more often stands than it floats
     grown = torch.cat([(edges[:, :2] - room[:, :2]).floor(), edges[:, 2:] + room[:, 2:]], 1)
     return fill_boxes(grown, *boxes.shape[1:]).to(boxes)
