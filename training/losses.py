@@ -14,6 +14,8 @@ from .pairs import Batch
 CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
 MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
+PYRAMID_LEVELS = 4
+CONTRAST_WEIGHT = 1.0  # of local contrast beside the distance of pictures
 TIMESTEPS = ("uniform", "logit-normal")
 WEIGHTINGS = ("plain", "min-snr")
 
@@ -114,3 +116,54 @@ def translation_loss(
     tokens = min(context.shape[1], text.shape[1])
     context, text = (F.adaptive_avg_pool1d(each.transpose(1, 2), tokens) for each in (context, text))
     return F.l1_loss(context, text, reduction="none").mean((1, 2))
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def structural_similarity(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """SSIM at every pixel (Wang et al. 2004, equation 13), of pictures (B, C, H, W) in [0, 1]; 1 = alike.
+
+    Its Gaussian window of 11 pixels has a standard deviation of 1.5; pictures are mirrored at their borders.
+    """
+    line = torch.exp(-((torch.arange(-5, 6, device=picture.device) / 1.5) ** 2) / 2)
+    line = line / line.sum()
+
+    def blurred(values: torch.Tensor) -> torch.Tensor:
+        flat = F.pad(values.flatten(0, 1)[:, None], (5,) * 4, "reflect")
+        return F.conv2d(F.conv2d(flat, line[None, None, None]), line[None, None, :, None]).view_as(values)
+
+    mean, other = blurred(picture), blurred(target)
+    spread = blurred(picture.square()) - mean.square()
+    other_spread = blurred(target.square()) - other.square()
+    shared = blurred(picture * target) - mean * other
+    luminance = (2 * mean * other + 0.01**2) / (mean.square() + other.square() + 0.01**2)
+    return luminance * (2 * shared + 0.03**2) / (spread + other_spread + 0.03**2)
+
+
+def laplacian(pictures: torch.Tensor, levels: int) -> list[torch.Tensor]:
+    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and what is left at last."""
+    bands = []
+    for _ in range(levels - 1):
+        half = F.avg_pool2d(pictures, 2)
+        bands.append(pictures - F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False))
+        pictures = half
+    return [*bands, pictures]
+
+
+def reconstruction_loss(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """How far a decoded picture is from its target, both (B, 3, H, W) in about [0, 1]: a scalar.
+
+    The L1 distance of the pictures and of the levels of their Laplacian pyramids (Bojanowski et al., arXiv 1707.05776), and
+    of the local contrasts of the finest level: its standard deviation in windows of 8 pixels, which is what SSIM compares
+    (Wang et al. 2004, equation 9). Detail that a latent does not place to the pixel is best left out by a distance alone
+    (Blau and Michaeli, arXiv 1711.06077), and the picture blurs; contrast asks for as much of it as the target has.
+    """
+    drawn, wanted = (laplacian(each, PYRAMID_LEVELS) for each in (picture, target))
+    distance = F.l1_loss(picture, target) + sum(F.l1_loss(ours, theirs) for ours, theirs in zip(drawn, wanted))
+    return distance + CONTRAST_WEIGHT * F.l1_loss(_contrast(drawn[0]), _contrast(wanted[0]))
+
+
+def _contrast(band: torch.Tensor) -> torch.Tensor:
+    """The standard deviation of a band, whose mean is nearly 0, in windows of 8 pixels that overlap by none."""
+    return (F.avg_pool2d(band.square(), 8) + 1e-6).sqrt()

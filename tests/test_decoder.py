@@ -1,0 +1,163 @@
+"""Fine-tuning the autoencoder's decoder, and what is measured of it; a few steps on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from micro import fresh_checkpoint, micro_config
+from PIL import Image
+from test_training import data  # noqa: F401
+
+from imprint.checkpoint import load_checkpoint, save_checkpoint
+from imprint.config import LatentConfig
+from imprint.pipeline import ImprintPipeline
+from training import decoder
+from training.losses import laplacian, reconstruction_loss, structural_similarity
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """A checkpoint in fp16, as training exports it."""
+    path = tmp_path_factory.mktemp("start") / "start.safetensors"
+    save_checkpoint(path, fresh_checkpoint(micro_config()), torch.float16)
+    return path
+
+
+def words(data: Path, checkpoint: Path, output: Path, **changes) -> list[str]:  # noqa: F811
+    options = {
+        "checkpoint": checkpoint,
+        "output": output,
+        "views": data / "views",
+        "photos": data / "photos",
+        "images": 4,
+        "batch": 2,
+        "held-out": 3,
+        "device": "cpu",
+    } | changes
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def test_two_steps_change_the_decoder_alone(data, start, tmp_path, capsys):  # noqa: F811
+    output = tmp_path / "made" / "sharp.safetensors"
+    decoder.main(words(data, start, output))
+    before, after = load_checkpoint(start), load_checkpoint(output)
+    assert after.config == before.config and after.parts.keys() == before.parts.keys()
+    for part, tensors in before.parts.items():
+        assert tensors.keys() == after.parts[part].keys()
+        for name, tensor in tensors.items():
+            same, learns = torch.equal(tensor, after.parts[part][name]), (part == "vae" and name.startswith("decoder."))
+            assert same != learns, f"{part}.{name}"
+            assert after.parts[part][name].dtype == tensor.dtype == torch.float16
+    ImprintPipeline.from_checkpoint(output)
+    with Image.open(output.with_suffix(".png")) as picture:  # target, before, after, of each held-out picture
+        assert picture.size == (3 * 64, 3 * 64)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(maxsplit=2)[0] for line in printed[2:]] == [
+        f"{measure}, {place}" for place in ("picture", "object") for measure in ("PSNR", "SSIM", "detail")
+    ]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["sharp.png", "sharp.safetensors"]
+
+
+def test_what_is_printed_is_measured_on_the_file_s_own_weights(data, start, tmp_path, capsys):  # noqa: F811
+    """Another run from the result finds before it what the first found after it."""
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    decoder.main(words(data, start, first, lr=0.01))
+    ends = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    decoder.main(words(data, first, second))
+    starts = [line.split()[-2] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert starts == ends
+
+
+def test_the_same_command_gives_the_same_decoder_and_another_seed_another(data, start, tmp_path):  # noqa: F811
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for path, seed in zip(files, (0, 0, 1)):
+        decoder.main(words(data, start, path, seed=seed))
+    first, again, other = (load_checkpoint(path).parts["vae"] for path in files)
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    assert not all(torch.equal(other[name], tensor) for name, tensor in first.items())
+
+
+def test_it_learns_to_draw_the_held_out_pictures(data, start, tmp_path, capsys):  # noqa: F811
+    """From random weights, which draw nothing, 20 steps bring the colours."""
+    decoder.main(words(data, start, tmp_path / "out.safetensors", images=40, lr=0.003))
+    (before, after), *_ = (line.split()[-2:] for line in capsys.readouterr().out.splitlines()[2:])
+    assert float(after) > float(before) + 3  # dB
+
+
+def test_a_time_limit_stops_it_and_the_file_is_written(data, start, tmp_path):  # noqa: F811
+    output = tmp_path / "out.safetensors"
+    decoder.main(words(data, start, output, images=100_000_000, **{"time-limit": 1}))
+    assert load_checkpoint(output).parts["vae"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("kl", "autoencoder of kind 'kl'"),
+        ("no vae", "has no autoencoder"),
+        ("no shards", "holds no .tar shard"),
+        ("broken shard", "cannot be read"),
+        ("no checkpoint", "no such file"),
+        ("folder as output", "is a folder"),
+        ("output without a place", "cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence_and_leaves_nothing(data, start, tmp_path, wrong, message):  # noqa: F811
+    source, output, changes = tmp_path / "in.safetensors", tmp_path / "out" / "out.safetensors", {}
+    if wrong == "kl":
+        latent = LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215)
+        save_checkpoint(source, fresh_checkpoint(dataclasses.replace(micro_config(), latent=latent), with_vae=False))
+    elif wrong == "no vae":
+        save_checkpoint(source, fresh_checkpoint(micro_config(), with_vae=False))
+    elif wrong != "no checkpoint":
+        shutil.copyfile(start, source)
+    if wrong in ("no shards", "broken shard"):
+        changes["views"] = tmp_path / "views"
+        for split in ("train", "held-out"):
+            (tmp_path / "views" / split).mkdir(parents=True)
+            if wrong == "broken shard":
+                (tmp_path / "views" / split / "views-000000.tar").write_bytes(b"no tar file" * 200)
+    if wrong == "folder as output":
+        output.mkdir(parents=True)
+    if wrong == "output without a place":
+        output.parent.write_text("a file where the folder should be")
+    with pytest.raises(SystemExit) as stopped:
+        decoder.main(words(data, source, output, **changes))
+    assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
+    assert not output.is_file() and not output.with_suffix(".png").exists()
+
+
+def test_similarity_is_one_of_equal_pictures_and_falls_with_noise_and_blur():
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand(2, 3, 32, 32, generator=generator)
+    assert torch.allclose(structural_similarity(picture, picture), torch.ones_like(picture))
+    noise = torch.randn(picture.shape, generator=generator)
+    means = [structural_similarity(picture + spread * noise, picture).mean() for spread in (0.02, 0.1, 0.5)]
+    assert 1 > means[0] > means[1] > means[2] > 0
+    # of two plain pictures only equation 6, of brightness, is left
+    plain = structural_similarity(torch.full((1, 1, 16, 16), 0.2), torch.full((1, 1, 16, 16), 0.6))
+    assert torch.allclose(plain, torch.full_like(plain, (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)), atol=1e-4)
+
+
+def test_the_pyramid_holds_the_picture():
+    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    *bands, rest = laplacian(picture, 3)
+    assert [band.shape[-1] for band in (*bands, rest)] == [32, 16, 8]
+    for band in reversed(bands):
+        rest = band + torch.nn.functional.interpolate(rest, scale_factor=2, mode="bilinear")
+    assert torch.allclose(rest, picture, atol=1e-6)
+
+
+def test_the_loss_prefers_displaced_detail_to_none():
+    """A grey picture is nearer to a fine pattern than the same pattern one pixel aside is, but it is not what is wanted."""
+    stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64) * 0.2 + 0.4
+    aside, grey = stripes.roll(1, 3), torch.full_like(stripes, 0.5)
+    assert (grey - stripes).abs().mean() < (aside - stripes).abs().mean()
+    assert reconstruction_loss(stripes, stripes) == 0
+    assert reconstruction_loss(aside, stripes) > 0
+    half = torch.lerp(grey, stripes, 0.5)
+    assert reconstruction_loss(half, stripes) < reconstruction_loss(grey, stripes)
