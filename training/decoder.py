@@ -9,6 +9,7 @@ minute or two on a GPU and is not resumed.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 import time
@@ -123,11 +124,16 @@ def fine_tune(
 ) -> None:
     """Train the decoder on fresh pictures until `--images` are done, or `--time-limit` seconds have passed since `began`.
 
+    Detail, structures of less than about 4 pixels, is to be `--keep` parts of what the decoder drew at first and 1 - `--keep`
+    parts of the target's. Of the detail that a latent does not determine the target alone would leave the average, a blur;
+    a mixture of the two is the best that can be had at each degree of sharpness (Freirich et al., arXiv 2107.02555).
+
     The learning rate follows a cosine to 0 by whichever of the two is nearer. Raises `ImprintError` for a loss that is not
     finite.
     """
     latent, decoder, on_gpu = maker.config.latent, autoencoder.decoder, device.type == "cuda"
-    draw = torch.compile(decoder) if options.compile else decoder
+    original = copy.deepcopy(decoder).requires_grad_(False)
+    draw, draw_as_before = map(torch.compile, (decoder, original)) if options.compile else (decoder, original)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=0, fused=on_gpu)
     generator = torch.Generator(device).manual_seed(options.seed)
     start, steps = time.monotonic(), math.ceil(options.images / options.batch)
@@ -138,9 +144,11 @@ def fine_tune(
                 group["lr"] = options.lr * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress)))
             target = maker(options.batch, generator).target.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-                latents = disturbed(encode(autoencoder, target, latent), options.noise, generator)
-                drawn = draw(latents / latent.scale_factor) / 2 + 0.5
-            loss = reconstruction_loss(drawn.float(), target)  # of all values: `decode` clamps, which has no gradient
+                latents = encode(autoencoder, target, latent)
+                before = draw_as_before(latents / latent.scale_factor) / 2 + 0.5
+                drawn = draw(disturbed(latents, options.noise, generator) / latent.scale_factor) / 2 + 0.5
+            wanted = target + options.keep * (detail(before.float()) - detail(target))
+            loss = reconstruction_loss(drawn.float(), wanted)  # not clamped as in `decode`, which has no gradient
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -148,6 +156,12 @@ def fine_tune(
                 raise ImprintError(f"the loss is {value} after {bar.n} pictures; lower --lr. Nothing was written")
             bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             bar.update(options.batch)
+
+
+def detail(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) -> the same without what a picture of a quarter of the size can show."""
+    quarter = F.avg_pool2d(pictures, 4)
+    return pictures - F.interpolate(quarter, scale_factor=4, mode="bilinear", align_corners=False)
 
 
 def disturbed(latents: torch.Tensor, most: float, generator: torch.Generator) -> torch.Tensor:
@@ -197,6 +211,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=200_000, help="pictures to train on, each made anew")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-4, help="learning rate at the start; a cosine takes it to 0")
+    parser.add_argument(
+        "--keep", type=float, default=0.5, help="share of the fine detail that stays as it is drawn, from 0 to 1"
+    )
     parser.add_argument("--noise", type=float, default=0.05, help="largest standard deviation of noise on the latents")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=256, help="held-out pictures to measure on")
@@ -207,6 +224,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("images", "batch", "held_out"):
         if (value := getattr(options, name)) < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+    if not 0 <= options.keep <= 1:
+        parser.error(f"--keep is {options.keep}; it is a share, from 0 to 1")
     try:
         tune(options)
     except ImprintError as error:
