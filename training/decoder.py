@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=3e-4, help="learning rate at the start; a cosine takes it to 0")
     parser.add_argument(
-        "--keep", type=float, default=0.8, help="share of the fine detail that stays as it is drawn, from 0 to 1"
+        "--keep", type=float, default=0.9, help="share of the fine detail that stays as it is drawn, from 0 to 1"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=256, help="held-out pictures to measure on")
