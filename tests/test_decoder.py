@@ -12,7 +12,7 @@ from micro import fresh_checkpoint, micro_config
 from PIL import Image
 from test_training import data  # noqa: F401
 
-from imprint.checkpoint import load_checkpoint, save_checkpoint
+from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import LatentConfig
 from imprint.pipeline import ImprintPipeline
 from training import decoder
@@ -81,11 +81,21 @@ def test_the_same_command_gives_the_same_decoder_and_another_seed_another(data, 
     assert not all(torch.equal(other[name], tensor) for name, tensor in first.items())
 
 
-def test_it_learns_to_draw_the_held_out_pictures(data, start, tmp_path, capsys):  # noqa: F811
-    """From random weights, which draw nothing, 20 steps bring the colours."""
-    decoder.main(words(data, start, tmp_path / "out.safetensors", images=40, lr=0.003))
+def test_it_repairs_a_damaged_decoder(data, tmp_path, capsys):  # noqa: F811
+    """TAESD with noise on the decoder's weights: a few steps bring the held-out pictures nearer to what they should be."""
+    taesd = load_checkpoint(SHIPPED).parts["vae"]
+    generator = torch.Generator().manual_seed(0)
+    damage = {
+        name: tensor * (1 + 0.15 * torch.randn(tensor.shape, generator=generator)).half()
+        for name, tensor in taesd.items()
+        if name.startswith("decoder.")
+    }
+    checkpoint = fresh_checkpoint(micro_config())
+    checkpoint.parts["vae"] = taesd | damage
+    save_checkpoint(tmp_path / "damaged.safetensors", checkpoint)
+    decoder.main(words(data, tmp_path / "damaged.safetensors", tmp_path / "out.safetensors", images=24))
     (before, after), *_ = (line.split()[-2:] for line in capsys.readouterr().out.splitlines()[2:])
-    assert float(after) > float(before) + 3  # dB
+    assert float(after) > float(before) + 0.5  # dB
 
 
 def test_a_time_limit_stops_it_and_the_file_is_written(data, start, tmp_path):  # noqa: F811
@@ -152,12 +162,26 @@ def test_the_pyramid_holds_the_picture():
     assert torch.allclose(rest, picture, atol=1e-6)
 
 
-def test_the_loss_prefers_displaced_detail_to_none():
-    """A grey picture is nearer to a fine pattern than the same pattern one pixel aside is, but it is not what is wanted."""
-    stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64) * 0.2 + 0.4
-    aside, grey = stripes.roll(1, 3), torch.full_like(stripes, 0.5)
-    assert (grey - stripes).abs().mean() < (aside - stripes).abs().mean()
-    assert reconstruction_loss(stripes, stripes) == 0
-    assert reconstruction_loss(aside, stripes) > 0
-    half = torch.lerp(grey, stripes, 0.5)
-    assert reconstruction_loss(half, stripes) < reconstruction_loss(grey, stripes)
+def test_the_loss_is_the_distance_at_every_scale():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(2, 3, 32, 32, generator=generator)
+    assert reconstruction_loss(target, target) == 0
+    # a shift of brightness is in the picture and in what is left of the pyramid
+    assert torch.isclose(reconstruction_loss(target + 0.1, target), torch.tensor(0.2))
+    # and the finest stripes in the picture and in the finest level
+    stripes = 0.1 * (torch.arange(32) % 2 * 2 - 1)
+    assert torch.isclose(reconstruction_loss(target + stripes, target), torch.tensor(0.2))
+
+
+def test_detail_kept_in_full_leaves_a_good_decoder_s_detail(data, tmp_path, capsys):  # noqa: F811
+    """--keep 1 changes colours and coarse structures, --keep 0 blurs: TAESD on noise, which no latent tells."""
+    checkpoint = fresh_checkpoint(micro_config())
+    checkpoint.parts["vae"] = load_checkpoint(SHIPPED).parts["vae"]
+    save_checkpoint(tmp_path / "in.safetensors", checkpoint)
+    found = {}
+    for keep in (0, 1):
+        command = words(data, tmp_path / "in.safetensors", tmp_path / "out.safetensors", images=24, keep=keep)
+        decoder.main([*command, "--held-out", "6"])
+        lines = capsys.readouterr().out.splitlines()
+        found[keep] = next(float(line.split()[-1]) for line in lines if line.startswith("detail, picture"))
+    assert found[0] < found[1]

@@ -19,6 +19,7 @@ from imprint.config import PRESETS
 from training import options
 
 SMOKE = "--images 4 --batch 2 --block 2 --reuse 2 --log-every 1 --save-every 2 --warmup 1 --device cpu".split()
+SMALL = {"training.train": SMOKE, "training.decoder": "--images 4 --batch 2 --held-out 2 --device cpu".split()}
 
 
 def commands() -> list[list[str]]:
@@ -46,10 +47,10 @@ def test_every_stage_runs_from_the_readme_s_commands(
     stages = []
     for command in commands():
         program, *arguments = command[2:] if command[:2] == ["python", "-m"] else [""]
-        if program not in ("training.start", "training.subject", "training.train") or "ARGUMENTS" in arguments:
+        if program not in ("training.start", "training.subject", *SMALL) or "ARGUMENTS" in arguments:
             continue
         module = importlib.import_module(program)
-        module.main([*arguments, *SMOKE] if program == "training.train" else arguments)
+        module.main([*arguments, *SMALL.get(program, [])])
         if program != "training.train":
             continue
         stages.append(arguments[0])
@@ -60,6 +61,7 @@ def test_every_stage_runs_from_the_readme_s_commands(
         else:
             load_checkpoint(run / "checkpoint.safetensors")
     assert set(stages) == set(options.STAGES)
+    load_checkpoint("imprint.safetensors")  # the decoder's
 
 
 def test_the_launchers_of_the_readme_know_their_options(data, capsys):  # noqa: F811

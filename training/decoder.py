@@ -9,6 +9,7 @@ minute or two on a GPU and is not resumed.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -28,7 +30,7 @@ from imprint.matte import with_matte
 from imprint.pipeline import load_modules
 from imprint.unet import build_autoencoder, decode, encode
 
-from .losses import laplacian, reconstruction_loss, structural_similarity
+from .losses import reconstruction_loss, structural_similarity
 from .options import STAGES
 from .pairs import PairMaker, Photos, Views
 from .shards import SPLITS, inside
@@ -70,10 +72,10 @@ class HeldOut:
     def measure(self, decoded: torch.Tensor) -> dict[str, float]:
         """Means over the pictures: peak signal-to-noise ratio in dB, structural similarity, and detail.
 
-        Detail is the strength of the finest structures over the target's: less than 1 is blurred, more is sharpened or noisy.
+        The last is the strength of `detail` over the target's: less than 1 is blurred, more is sharpened or noisy.
         """
         error, similarity = (decoded - self.target).square(), structural_similarity(decoded, self.target)
-        ours, theirs = (laplacian(pictures, 2)[0].square() for pictures in (decoded, self.target))
+        ours, theirs = (detail(pictures).square() for pictures in (decoded, self.target))
         values = {}
         for place, mask in (("picture", torch.ones_like(self.object)), ("object", self.object)):
             values[f"PSNR, {place}"] = (-10 * _mean_in(error, mask).log10()).nanmean().item()
@@ -123,11 +125,16 @@ def fine_tune(
 ) -> None:
     """Train the decoder on fresh pictures until `--images` are done, or `--time-limit` seconds have passed since `began`.
 
+    Detail, structures of less than about 4 pixels, is to be `--keep` parts of what the decoder drew at first and 1 - `--keep`
+    parts of the target's. Of the detail that a latent does not determine the target alone would leave the average, a blur;
+    a mixture of the two is the best that can be had at each degree of sharpness (Freirich et al., arXiv 2107.02555).
+
     The learning rate follows a cosine to 0 by whichever of the two is nearer. Raises `ImprintError` for a loss that is not
     finite.
     """
     latent, decoder, on_gpu = maker.config.latent, autoencoder.decoder, device.type == "cuda"
-    draw = torch.compile(decoder) if options.compile else decoder
+    original = copy.deepcopy(decoder).requires_grad_(False)
+    draw, draw_as_before = map(torch.compile, (decoder, original)) if options.compile else (decoder, original)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=0, fused=on_gpu)
     generator = torch.Generator(device).manual_seed(options.seed)
     start, steps = time.monotonic(), math.ceil(options.images / options.batch)
@@ -138,9 +145,10 @@ def fine_tune(
                 group["lr"] = options.lr * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress)))
             target = maker(options.batch, generator).target.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-                latents = disturbed(encode(autoencoder, target, latent), options.noise, generator)
-                drawn = draw(latents / latent.scale_factor) / 2 + 0.5
-            loss = reconstruction_loss(drawn.float(), target)  # of all values: `decode` clamps, which has no gradient
+                latents = encode(autoencoder, target, latent) / latent.scale_factor
+                before, drawn = draw_as_before(latents) / 2 + 0.5, draw(latents) / 2 + 0.5
+            wanted = target + options.keep * (detail(before.float()) - detail(target))
+            loss = reconstruction_loss(drawn.float(), wanted)  # not clamped as in `decode`, which has no gradient
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -150,10 +158,10 @@ def fine_tune(
             bar.update(options.batch)
 
 
-def disturbed(latents: torch.Tensor, most: float, generator: torch.Generator) -> torch.Tensor:
-    """Latents with noise of a standard deviation between 0 and `most`, drawn for each picture: a UNet's are not clean."""
-    spread = torch.rand(len(latents), 1, 1, 1, generator=generator, device=latents.device) * most
-    return latents + spread * torch.randn(latents.shape, generator=generator, device=latents.device)
+def detail(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) -> what a picture of a quarter of the size does not show of it."""
+    quarter = F.avg_pool2d(pictures, 4)
+    return pictures - F.interpolate(quarter, scale_factor=4, mode="bilinear", align_corners=False)
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -194,10 +202,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--photos", required=True, help="photos, likewise")
     parser.add_argument("--limit", type=int, help="read only so many samples of each data set")
-    parser.add_argument("--images", type=int, default=200_000, help="pictures to train on, each made anew")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--images", type=int, default=120_000, help="pictures to train on, each made anew")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=3e-4, help="learning rate at the start; a cosine takes it to 0")
-    parser.add_argument("--noise", type=float, default=0.05, help="largest standard deviation of noise on the latents")
+    parser.add_argument(
+        "--keep", type=float, default=0.9, help="share of the fine detail that stays as it is drawn, from 0 to 1"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=256, help="held-out pictures to measure on")
     parser.add_argument("--time-limit", type=float, help="seconds after which to stop training and write")
@@ -207,11 +217,13 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("images", "batch", "held_out"):
         if (value := getattr(options, name)) < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+    if not 0 <= options.keep <= 1:
+        parser.error(f"--keep is {options.keep}; it is a share, from 0 to 1")
     try:
         tune(options)
     except ImprintError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:  # a disk that is full or gone
+    except (OSError, SafetensorError) as error:  # a disk that is full or gone
         sys.exit(f"error: {options.output} cannot be written ({error}); make room and run the same command again")
 
 

@@ -14,8 +14,7 @@ from .pairs import Batch
 CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
 MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
-PYRAMID_LEVELS = 4
-CONTRAST_WEIGHT = 1.0  # of local contrast beside the distance of pictures
+PYRAMID_LEVELS = 4  # the last shows an eighth of the size, as a latent
 TIMESTEPS = ("uniform", "logit-normal")
 WEIGHTINGS = ("plain", "min-snr")
 
@@ -152,18 +151,9 @@ def laplacian(pictures: torch.Tensor, levels: int) -> list[torch.Tensor]:
 
 
 def reconstruction_loss(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """How far a decoded picture is from its target, both (B, 3, H, W) in about [0, 1]: a scalar.
+    """The L1 distance of pictures (B, 3, H, W) and of the levels of their Laplacian pyramids: a scalar.
 
-    The L1 distance of the pictures and of the levels of their Laplacian pyramids (Bojanowski et al., arXiv 1707.05776), and
-    of the local contrasts of the finest level: its standard deviation in windows of 8 pixels, which is what SSIM compares
-    (Wang et al. 2004, equation 9). Detail that a latent does not place to the pixel is best left out by a distance alone
-    (Blau and Michaeli, arXiv 1711.06077), and the picture blurs; contrast asks for as much of it as the target has.
+    The pyramid (Bojanowski et al., arXiv 1707.05776) makes edges of every scale count beside the colours of areas.
     """
-    drawn, wanted = (laplacian(each, PYRAMID_LEVELS) for each in (picture, target))
-    distance = F.l1_loss(picture, target) + sum(F.l1_loss(ours, theirs) for ours, theirs in zip(drawn, wanted))
-    return distance + CONTRAST_WEIGHT * F.l1_loss(_contrast(drawn[0]), _contrast(wanted[0]))
-
-
-def _contrast(band: torch.Tensor) -> torch.Tensor:
-    """The standard deviation of a band, whose mean is nearly 0, in windows of 8 pixels that overlap by none."""
-    return (F.avg_pool2d(band.square(), 8) + 1e-6).sqrt()
+    levels = zip(laplacian(picture, PYRAMID_LEVELS), laplacian(target, PYRAMID_LEVELS))
+    return F.l1_loss(picture, target) + sum(F.l1_loss(ours, theirs) for ours, theirs in levels)
