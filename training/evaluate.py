@@ -303,16 +303,12 @@ def grid(tasks: list[Task], rows: list[Row], output: Path) -> Image.Image:
         draw.text((column * CELL + 4, 2), title, "black", font)
     for line, task in enumerate(chosen):
         scene = task.load()
-        left, top, right, bottom = scene.box
-        reach = max(right - left, bottom - top) // 2
-        around = (max(0, left - reach), max(0, top - reach), right + reach, bottom + reach)
-        around = (*around[:2], min(scene.background.width, around[2]), min(scene.background.height, around[3]))
         hole = scene.background.copy()
         hole.paste("grey", mask=scene.hole(rows[0].level))
         shown = Image.new("RGB", scene.cutout.size, "white")
         shown.paste(scene.cutout, mask=scene.cutout)
         composites = [row.read(task, scene, output) for row in rows]
-        pictures = [shown, *(picture.crop(around) for picture in (hole, *composites)), scene.target]
+        pictures = [shown, *map(scene.around, (hole, *composites)), scene.target]
         for column, picture in enumerate(pictures):
             cell = ImageOps.pad(picture, (CELL - 4, CELL - 4), Image.BICUBIC, "white")
             sheet.paste(cell, (column * CELL + 2, line * CELL + 20))

@@ -54,6 +54,13 @@ class Scene:
         """The measured part of a picture of the background's size."""
         return picture.crop(self.box)
 
+    def around(self, picture: Image.Image) -> Image.Image:
+        """A picture of the background's size without what is farther from the box than half its longer side."""
+        left, top, right, bottom = self.box
+        reach = max(right - left, bottom - top) // 2
+        end = min(picture.width, right + reach), min(picture.height, bottom + reach)
+        return picture.crop((max(0, left - reach), max(0, top - reach), *end))
+
     def paste(self, cutout: Image.Image, emptied: bool = False) -> Image.Image:
         """The background with a cut-out fitted into the box, standing on its lower edge.
 

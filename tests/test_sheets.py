@@ -1,0 +1,69 @@
+"""The sheets to look at: the objects, holes and photos that they say, and the same again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from evaluation import pixels, write_data
+from micro import photo
+from PIL import Image
+
+pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
+
+from training import sheets
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = write_data(tmp_path_factory.mktemp("sheets"))
+    Image.eval(photo(120, 90, seed=5), lambda value: value // 8).save(root / "backgrounds" / "night.png")
+    return root
+
+
+def run(data, output, **changes) -> None:
+    options = {name: data / name for name in ("subjects", "backgrounds")} | {"checkpoint": data / "model.safetensors"}
+    options |= {"output": output} | changes
+    sheets.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
+
+
+def test_the_sheets_and_where_the_boxes_are(data, tmp_path, monkeypatch, capsys):
+    for name, value in {"POSED": 2, "LIT": 1, "BOXED": 3, "TILE": 64}.items():
+        monkeypatch.setattr(sheets, name, value)
+    run(data, tmp_path / "one")
+    assert "boxes.png" in capsys.readouterr().out
+    truth = json.loads((tmp_path / "one" / "boxes.json").read_text())
+    assert [entry["object"] for entry in truth] == ["cup", "bear", "cup"]  # after two poses and three lights
+    for entry in truth:
+        left, top, right, bottom = entry["box"]
+        assert 0 <= left < right <= 64 and 0 <= top < bottom <= 64
+    assert Image.open(tmp_path / "one" / "boxes.png").size == (3 * 64 + 2 * sheets.GAP, 64)
+    run(data, tmp_path / "two")
+    for name in ("pose.png", "light.png", "boxes.png"):
+        assert pixels(tmp_path / "one" / name) == pixels(tmp_path / "two" / name)
+
+
+def test_holes_follow_the_changed_object_and_fit_their_box(data):
+    made = sheets.Sheets(None, data / "subjects", data / "backgrounds")
+    scene = made.scene(data / "backgrounds" / "one.png", across=0.0)
+    assert scene.subject == "bear" and scene.box[0] == 0
+    cutout = scene.cutout.copy()
+    cutout.paste(0, (0, 0, cutout.width // 2, cutout.height))  # the right half of the object alone
+    sides = {}
+    for name, change in sheets.POSES.items():
+        hole = np.asarray(sheets.replace(scene, cutout=change(cutout)).hole("precise")) > 0
+        sides[name] = np.nonzero(hole)[1].mean() - (scene.box[0] + scene.box[2]) / 2
+    assert sides["mirrored"] < 0 < sides["squashed"]
+
+
+def test_bad_folders_are_named(data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for changes, message in (
+        ({"backgrounds": tmp_path / "none"}, "none: no such folder"),
+        ({"backgrounds": tmp_path / "empty"}, "holds no photo"),
+        ({"subjects": tmp_path / "empty"}, "holds no subject"),
+        ({"checkpoint": tmp_path / "none.safetensors"}, "none.safetensors"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(data, tmp_path / "out", **changes)
