@@ -108,7 +108,7 @@ class Sheets:
             left, top, right, bottom = scene.box
             # The box lies anywhere in its tile, not always in the middle, and wholly where it fits.
             corner = [
-                max(0, min(size - TILE, (low + high - TILE) // 2 + (index * step % 7 - 3) * (TILE - high + low) // 6))
+                max(0, min(size - TILE, (low + high - TILE) // 2 + (index * step % 7 - 3) * (TILE - high + low) // 7))
                 for size, low, high, step in zip(result.size, (left, top), (right, bottom), (3, 5))
             ]
             tiles.append(result.crop((*corner, corner[0] + TILE, corner[1] + TILE)))
