@@ -5,9 +5,10 @@ photo. A UNet with a matte predicts two maps beside its usual output, the object
 
     picture = alpha * generated + (1 - alpha) * (1 - shadow) * background
 
-keeps the photo wherever neither is: bit for bit, also within the hole. The maps are read off one more evaluation of the
-UNet, of the finished latent at timestep 0. They are finer than the latent: `ImprintConfig.matte` values along each side of
-a cell, which are channels of the UNet's output (sub-pixel convolution: Shi et al., arXiv 1609.05158).
+keeps the photo wherever neither is: bit for bit, also within the hole. The maps are read off sampling's last evaluation of
+the UNet, of its half that sees the object: they cost nothing, and belong to the very prediction that the picture is made
+of. They are finer than the latent: `ImprintConfig.matte` values along each side of a cell, which are channels of the UNet's
+output (sub-pixel convolution: Shi et al., arXiv 1609.05158).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import diffusers
 import pytest
 import torch
 from micro import fresh_checkpoint, matte_config, micro_config
@@ -100,12 +101,15 @@ def test_a_grown_matte_leaves_the_prediction_as_it_was():
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
-    """The same model without a matte and with one that sees the object everywhere, or nowhere."""
+    """The same model without a matte and with one that sees the object everywhere, or nowhere, or here and there."""
     folder, plain = tmp_path_factory.mktemp("matte"), fresh_checkpoint(micro_config())
     made = {"plain": plain, "object": with_matte(plain, 2), "nothing": with_matte(plain, 2)}
+    made["varied"] = with_matte(plain, 2)
     for name, value in (("object", 9.0), ("nothing", -9.0)):
         made[name].parts["unet"]["conv_out.bias"][4:8] = value
         made[name].parts["unet"]["conv_out.bias"][8:] = -9.0
+    varied = made["varied"].parts["unet"]["conv_out.weight"]
+    varied[4:] = torch.randn(varied[4:].shape, generator=torch.Generator().manual_seed(0))
     loaded = {}
     for name, checkpoint in made.items():
         path = folder / f"{name}.safetensors"
@@ -136,22 +140,20 @@ def test_a_matte_that_sees_nothing_leaves_the_background(pipelines, scene):
     assert torch.equal(result.images, image_to_tensor(scene[1]))
 
 
-def test_the_matte_is_read_off_the_finished_latents_at_timestep_0(pipelines, scene):
-    pipeline, seen = pipelines["object"], []
-    forward = pipeline.unet.forward
-
-    def watch(sample, timestep, context, *args, **kwargs):
-        seen.append((sample, int(timestep), context))
-        return forward(sample, timestep, context, *args, **kwargs)
-
-    pipeline.unet.forward = watch
-    try:
-        run(pipeline, scene, num_results=2)
-    finally:
-        pipeline.unet.forward = forward
-    *steps, (sample, timestep, context) = seen
-    assert len(steps) == 3 and timestep == 0 and all(step > 0 for _, step, _ in steps)
-    assert len(sample) == len(context) == 2 and len(steps[0][0]) == 4  # without guidance: half as many
+@pytest.mark.parametrize("scheduler, calls", [("EulerDiscreteScheduler", 3), ("HeunDiscreteScheduler", 5)])
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_the_matte_is_the_last_evaluation_s_with_the_object(pipelines, scene, scheduler, calls, guidance):
+    """Also where a scheduler evaluates more than once a step; nothing is evaluated for the matte's sake."""
+    pipeline = ImprintPipeline(**pipelines["varied"].components)
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    config, outputs = pipeline.model_config, []
+    watch = pipeline.unet.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.sample))
+    result = run(pipeline, scene, num_results=2, guidance_scale=guidance)
+    watch.remove()
+    assert [len(output) for output in outputs] == calls * [2 if guidance == 1 else 4]
+    mattes = [matte_pixels(split_matte(output[-2:], config)[1], config) for output in outputs]
+    assert torch.equal(torch.stack([result.alpha, result.shadow]), torch.stack(mattes[-1]))
+    assert not torch.allclose(mattes[-2][0], result.alpha, atol=1e-2)
 
 
 def test_the_presets_have_a_matte():
