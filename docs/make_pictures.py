@@ -105,7 +105,7 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
         strengths = {strength: sampled(strength) for strength in (0.0, 0.5, 1.0, 1.5)}
 
     made, logits = strengths[1.0]
-    maps = matte_pixels(logits, config) if config.matte else ()
+    maps = matte_pixels(logits, latent_mask, config) if config.matte else ()
     frame = background.clone()
     frame[here] = place.insert(background[here], made)
     matte = [hole.placement.insert(torch.zeros_like(drawn[:, None]), each[:, None])[:, 0] for each in maps]

@@ -32,12 +32,14 @@ def split_matte(output: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tens
     return output[:, : config.latent.channels], output[:, config.latent.channels :]
 
 
-def matte_pixels(logits: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def matte_pixels(logits: torch.Tensor, hole: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (B, 2 * matte**2, h, w) -> alpha and shadow, each (B, h * downscale, w * downscale) in [0, 1], with exact 0s.
 
-    alpha: the object's share of a pixel; shadow: the share of light that the pixel loses.
+    alpha: the object's share of a pixel; shadow: the share of light that the pixel loses. Both are 0 outside the latents'
+    hole (B or 1, 1, h, w): nothing is generated there, and the logits are untrained.
     """
-    maps, margins = F.pixel_shuffle(logits.float(), config.matte).sigmoid(), _MARGINS.to(logits.device)
+    logits = torch.where(hole > 0, logits.float(), -torch.inf)
+    maps, margins = F.pixel_shuffle(logits, config.matte).sigmoid(), _MARGINS.to(logits.device)
     maps = ((maps - margins) / (1 - 2 * margins)).clamp(0, 1)
     side = (logits.shape[2] * config.latent.downscale, logits.shape[3] * config.latent.downscale)
     alpha, shadow = F.interpolate(maps, side, mode="bilinear", align_corners=False).unbind(1)

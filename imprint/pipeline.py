@@ -254,7 +254,7 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             images = latents
         else:
             if matte and config.matte:
-                maps = [each.cpu() for each in matte_pixels(logits, config)]
+                maps = [each.cpu() for each in matte_pixels(logits, latent_mask, config)]
             crops = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
             if colour_match:
                 generated = hole_pixels(latent_mask, config.latent.downscale)[:, 0].cpu()

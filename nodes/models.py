@@ -138,21 +138,20 @@ class MatteReader:
             self.logits = earlier
         return predictions
 
-    def read(self, latents: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """Alpha and shadow, each (B, h * downscale, w * downscale), for sampled latents (B, C, h, w).
+    def read(self, hole: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """Alpha and shadow, each (B, h * downscale, w * downscale), in the latents' hole (B, 1, h, w); 0 outside.
 
         Conditionings that were combined are averaged as ComfyUI does. Raises `ImprintError` where none was seen whole.
         """
         seen, self.logits = self.logits, []
-        device = comfy.model_management.intermediate_device()
         # A conditioning of an area alone is evaluated on that part of the latents.
-        whole = [each.to(device, torch.float32) for each in seen if each[:, 0].shape == latents[:, 0].shape]
+        whole = [each.to(hole) for each in seen if each[:, :1].shape == hole.shape]
         if not whole:
             raise ImprintError(
                 "sampling gave no matte of the whole picture: a patch of the MODEL leaves it out, or every positive "
                 "conditioning is for an area alone; remove that patch or area"
             )
-        return matte_pixels(torch.stack(whole).mean(0), config)
+        return matte_pixels(torch.stack(whole).mean(0), hole, config)
 
 
 class ModelConfig(comfy.supported_models_base.BASE):

@@ -200,7 +200,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         reader = MatteReader()
         model = reader.watch(model)
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        matte = reader.read(clean, config) if config.matte else None
+        matte = reader.read(hole, config) if config.matte else None
         made, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
 
         result = copy_image(background, len(holes))

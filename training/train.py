@@ -458,7 +458,7 @@ class Run:
                 for z in (batch.background, latents, batch.target)
             ]
             if self.config.matte:
-                alpha, _ = matte_pixels(logits, self.config)
+                alpha, _ = matte_pixels(logits, batch.hole, self.config)
                 shown.insert(2, alpha[:, None].expand(-1, 3, -1, -1))
         side = shown[0].shape[-1]
         reference = F.interpolate(batch.reference.float() / 255, (side, side), mode="bilinear", antialias=True)

@@ -419,7 +419,7 @@ def check_matte():
     assert torch.equal(picture, plain.sample()) and torch.equal(mask, of.mask)
     for each in (alpha, shadow):
         assert each.shape == mask.shape and each.min() == 0 and each.max() == 1
-        assert 0.1 < each.mean() < 0.9
+        assert 0.1 < each[mask > 0].mean() < 0.9 and not each[:, :50].any()
     assert not torch.equal(alpha, shadow)
     assert torch.equal(split_path(of), split_path(plain))  # a plain KSampler takes no notice
     assert not of.model.model_options["transformer_options"]
@@ -477,7 +477,8 @@ def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[t
 
 def maps_of(of: Scene, *logits: torch.Tensor) -> torch.Tensor:
     """Alpha and shadow of the logits' mean."""
-    return torch.stack(module("nodes.models").matte_pixels(torch.stack(logits).mean(0), of.config))
+    hole = torch.nn.functional.max_pool2d(of.mask[:, None], 8)
+    return torch.stack(module("nodes.models").matte_pixels(torch.stack(logits).mean(0), hole, of.config))
 
 
 def same(first: torch.Tensor, second: torch.Tensor) -> bool:
