@@ -132,8 +132,8 @@ class MatteReader:
         """ComfyUI's wrapper of one evaluation of all conditionings, in one batch or in several."""
         earlier, self.logits = self.logits, []
         predictions = proceed(base, conditionings, *arguments)
-        # Patches may leave an evaluation out. And some, as PAG and SAG, add one to push the picture away from, of a single
-        # conditioning.
+        # A patch may leave an evaluation out; and others, like PAG and SAG, add one of a single conditioning, to push the
+        # picture away from what it gives.
         if not self.logits or len(conditionings) == 1:
             self.logits = earlier
         return predictions
