@@ -471,7 +471,7 @@ def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[t
         maps = of.sample_all(model=model, resolution=64, **options)[2:]
     finally:
         models.split_matte = split
-    chunks = [zip(each, output.chunk(len(each))) for each, output in zip(kinds, outputs, strict=True)]
+    chunks = [zip(each, output.chunk(len(each))) for each, output in zip(kinds, outputs)]
     return torch.stack(maps), [logits for each in chunks for kind, logits in each if kind == 0]
 
 
@@ -532,16 +532,16 @@ def check_matte_with_patches_of_the_model():
         maps, logits = sample_matte(of, patched.result[0])
         assert len(logits) == 2 * STEPS and same(maps, maps_of(of, logits[-2]))
 
-    def leave_out(executor, base, conditionings, latents, timestep, options):
-        if timestep[0] < 100 or always:
-            return [torch.zeros_like(latents)] * len(conditionings)
-        return executor(base, conditionings, latents, timestep, options)
+    def leave_out(executor, latents, timesteps, *arguments, **options):
+        return (
+            torch.zeros_like(latents) if timesteps[0] < least else executor(latents, timesteps, *arguments, **options)
+        )
 
-    patched, always = of.model.clone(), False
-    patched.add_wrapper(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, leave_out)
+    patched, least = of.model.clone(), 900
+    patched.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, leave_out)
     maps, logits = sample_matte(of, patched, steps=3)
     assert len(logits) == 1 and same(maps, maps_of(of, logits[-1]))
-    always = True
+    least = 1000
     fails("patch of the MODEL", call=lambda: sample_matte(of, patched))
 
 
