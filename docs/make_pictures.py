@@ -19,6 +19,7 @@ from imprint.checkpoint import SHIPPED
 from imprint.files import replacing
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image
 from imprint.masks import LEVELS, coarsen, latent_hole, paint_hole
+from imprint.matte import matte_pixels
 from imprint.pipeline import ImprintPipeline
 from imprint.placement import Hole
 from imprint.preprocess import prepare_object
@@ -96,20 +97,21 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
         clean = encode(pipeline.vae, painted, config.latent)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7))
 
-        def sampled(strength: float) -> torch.Tensor:
-            return pipeline.denoise(pipeline.adapter.scale(context, strength), clean, latent_mask, noise)
+        def sampled(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+            scaled = pipeline.adapter.scale(context, strength)
+            latents, logits = pipeline.denoise(scaled, clean, latent_mask, noise)
+            return decode(pipeline.vae, latents, config.latent), logits
 
-        latents = {strength: sampled(strength) for strength in (0.0, 0.5, 1.0, 1.5)}
-        strengths = {strength: decode(pipeline.vae, each, config.latent) for strength, each in latents.items()}
-        maps = pipeline.predict_matte(context, clean, latent_mask, latents[1.0]) if config.matte else ()
+        strengths = {strength: sampled(strength) for strength in (0.0, 0.5, 1.0, 1.5)}
 
-    made = strengths[1.0]
+    made, logits = strengths[1.0]
+    maps = matte_pixels(logits, latent_mask, config) if config.matte else ()
     frame = background.clone()
     frame[here] = place.insert(background[here], made)
     matte = [hole.placement.insert(torch.zeros_like(drawn[:, None]), each[:, None])[:, 0] for each in maps]
     finished = blend_pictures(background, frame, drawn, outwards=4, matte=matte or None)
     save(HELP_FOLDER / "ImprintLoadCheckpoint.jpg", [on_white, over(background, drawn), finished])
-    save(HELP_FOLDER / "ImprintContentAdapter.jpg", [*strengths.values()])
+    save(HELP_FOLDER / "ImprintContentAdapter.jpg", [picture for picture, _ in strengths.values()])
     save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), painted, made, frame])
 
     # A brighter picture, as of a model that has shifted the colours: what the edge's width and method do to it.

@@ -5,9 +5,10 @@ photo. A UNet with a matte predicts two maps beside its usual output, the object
 
     picture = alpha * generated + (1 - alpha) * (1 - shadow) * background
 
-keeps the photo wherever neither is: bit for bit, also within the hole. The maps are read off one more evaluation of the
-UNet, of the finished latent at timestep 0. They are finer than the latent: `ImprintConfig.matte` values along each side of
-a cell, which are channels of the UNet's output (sub-pixel convolution: Shi et al., arXiv 1609.05158).
+keeps the photo wherever neither is: bit for bit, also within the hole. The maps are read off sampling's last evaluation of
+the UNet, of its half that sees the object: they cost nothing, and belong to the very prediction that the picture is made
+of. They are finer than the latent: `ImprintConfig.matte` values along each side of a cell, which are channels of the UNet's
+output (sub-pixel convolution: Shi et al., arXiv 1609.05158).
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ def split_matte(output: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tens
     return output[:, : config.latent.channels], output[:, config.latent.channels :]
 
 
-def matte_pixels(logits: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def matte_pixels(logits: torch.Tensor, hole: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (B, 2 * matte**2, h, w) -> alpha and shadow, each (B, h * downscale, w * downscale) in [0, 1], with exact 0s.
 
-    alpha: the object's share of a pixel; shadow: the share of light that the pixel loses.
+    alpha: the object's share of a pixel; shadow: the share of light that the pixel loses. Both are 0 outside the latents'
+    hole (B or 1, 1, h, w): nothing is generated there, and the logits are untrained.
     """
-    maps, margins = F.pixel_shuffle(logits.float(), config.matte).sigmoid(), _MARGINS.to(logits.device)
+    logits = torch.where(hole > 0, logits.float(), -torch.inf)
+    maps, margins = F.pixel_shuffle(logits, config.matte).sigmoid(), _MARGINS.to(logits.device)
     maps = ((maps - margins) / (1 - 2 * margins)).clamp(0, 1)
     side = (logits.shape[2] * config.latent.downscale, logits.shape[3] * config.latent.downscale)
     alpha, shadow = F.interpolate(maps, side, mode="bilinear", align_corners=False).unbind(1)

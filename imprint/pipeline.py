@@ -26,7 +26,7 @@ from .errors import ImprintError
 from .images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image, to_rgb
 from .masks import hole_pixels, latent_hole, paint_hole
 from .matte import matte_pixels, split_matte
-from .noise import alphas_cumprod, make_scheduler
+from .noise import make_scheduler
 from .placement import Hole, Placement
 from .preprocess import prepare_object, require_views
 from .unet import build_autoencoder, build_unet, decode, encode, unet_input
@@ -237,13 +237,10 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
         if tuple(noise.shape) != shape:
             raise ImprintError(f"the given latents have shape {tuple(noise.shape)}; expected {shape}")
-        scene_inputs = (
+        latents, logits = self.denoise(
             self.adapter(tokens).expand(num_results, -1, -1),
             clean.expand(shape),
             latent_mask.expand(num_results, -1, -1, -1),
-        )
-        latents = self.denoise(
-            *scene_inputs,
             noise,
             steps,
             guidance,
@@ -257,7 +254,7 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             images = latents
         else:
             if matte and config.matte:
-                maps = [each.cpu() for each in self.predict_matte(*scene_inputs, latents)]
+                maps = [each.cpu() for each in matte_pixels(logits, latent_mask, config)]
             crops = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
             if colour_match:
                 generated = hole_pixels(latent_mask, config.latent.downscale)[:, 0].cpu()
@@ -297,8 +294,9 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         scheduler_arguments: dict | None = None,
         callback: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_inputs: Sequence[str] = ("latents",),
-    ) -> torch.Tensor:
-        """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and the
+        matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
 
         context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h, w)
         of 0 and 1; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance
@@ -320,29 +318,17 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             for index, timestep in enumerate(self.scheduler.timesteps):
                 seen = unet_input(self.scheduler.scale_model_input(latents, timestep), background, hole, config)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                prediction, _ = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
+                prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
                 if guidance != 1:
                     without, with_object = prediction.chunk(2)
                     prediction = torch.lerp(without, with_object, guidance)
+                    _, logits = logits.chunk(2)
                 latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback is not None:
                     given = {"latents": latents} if "latents" in callback_inputs else {}
                     latents = callback(self, index, timestep, given).get("latents", latents)
                 progress.update()
-        return torch.where(hole > 0, latents, background)
-
-    def predict_matte(
-        self, context: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, latents: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The finished latents -> alpha and shadow, each (B, h * downscale, w * downscale); see `imprint.matte`.
-
-        context, background and hole as in `denoise`; latents (B, C, h, w) as it returns them.
-        """
-        config = self.model_config
-        signal = alphas_cumprod(config.noise)[0].sqrt().item()  # what the forward process leaves of them at timestep 0
-        seen = unet_input(signal * latents, background, hole, config).to(self.unet.dtype)
-        output = self.unet(seen, 0, context.to(self.unet.dtype)).sample
-        return matte_pixels(split_matte(output, config)[1], config)
+        return torch.where(hole > 0, latents, background), logits
 
 
 def build_modules(config: ImprintConfig, with_vae: bool = True) -> dict[str, torch.nn.Module]:

@@ -21,7 +21,7 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import comfy.samplers
+import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models_base
 import comfy.taesd.taesd
@@ -37,7 +37,7 @@ from ..imprint.originals import kind_of, open_checkpoint
 from ..imprint.preprocess import MEAN_AND_STD
 
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
-_MATTE = "imprint_matte"  # in the transformer_options: a function that is given the matte's logits of each evaluation
+_MATTE = "imprint_matte"  # in the transformer_options: the `MatteReader`
 _SD_SCALE = 0.18215  # SD 1.5's factor. With it TAESD's LATENTs are, like in all of ComfyUI, interchangeable with SD's
 
 # Plain layers to ask for names and shapes: with dynamic VRAM, comfy.ops' own have no weights before they are loaded.
@@ -94,7 +94,7 @@ class CleanBackground(comfy.model_base.BaseModel):
 class MatteUNet(comfy.model_base.UNetModel):
     """A UNet that also predicts a matte; ComfyUI sees a usual one, which gives the usual prediction alone.
 
-    The matte goes to the function under `_MATTE` in the transformer_options, if there is one.
+    The matte of each positive conditioning goes to the `MatteReader` in the transformer_options, if there is one.
     """
 
     def __init__(self, config: ImprintConfig, **options: Any):
@@ -106,8 +106,52 @@ class MatteUNet(comfy.model_base.UNetModel):
         output = super()._forward(x, timesteps, context, y, control, transformer_options, **kwargs)
         prediction, matte = split_matte(output, self.imprint)
         if _MATTE in transformer_options:
-            transformer_options[_MATTE](matte)
+            kinds = transformer_options["cond_or_uncond"]  # of the batch's chunks: 0 for a positive conditioning
+            each = zip(kinds, matte.chunk(len(kinds)))
+            transformer_options[_MATTE].logits += [logits for kind, logits in each if kind == 0]
         return prediction
+
+
+class MatteReader:
+    """Reads the matte off sampling's last evaluation: `common_ksampler(reader.watch(model), ...)`, then `reader.read`.
+
+    An object under `_MATTE`, not a function: a compiled UNet would be compiled again for each new one.
+    """
+
+    def __init__(self):
+        self.logits: list[torch.Tensor] = []  # of each positive conditioning, (B, 2 * matte**2, h, w)
+
+    def watch(self, model: Any) -> Any:
+        """A clone of the MODEL to sample with."""
+        watched = model.clone()
+        watched.model_options["transformer_options"][_MATTE] = self
+        watched.add_wrapper(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, self._evaluate)
+        return watched
+
+    def _evaluate(self, proceed: Any, base: Any, conditionings: list, *arguments: Any) -> list[torch.Tensor]:
+        """ComfyUI's wrapper of one evaluation of all conditionings, in one batch or in several."""
+        earlier, self.logits = self.logits, []
+        predictions = proceed(base, conditionings, *arguments)
+        # A patch may leave an evaluation out; and others, like PAG and SAG, add one of a single conditioning, to push the
+        # picture away from what it gives.
+        if not self.logits or len(conditionings) == 1:
+            self.logits = earlier
+        return predictions
+
+    def read(self, hole: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """Alpha and shadow, each (B, h * downscale, w * downscale), in the latents' hole (B, 1, h, w); 0 outside.
+
+        Conditionings that were combined are averaged as ComfyUI does. Raises `ImprintError` where none was seen whole.
+        """
+        seen, self.logits = self.logits, []
+        # A conditioning of an area alone is evaluated on that part of the latents.
+        whole = [each.to(hole) for each in seen if each[:, :1].shape == hole.shape]
+        if not whole:
+            raise ImprintError(
+                "sampling gave no matte of the whole picture: a patch of the MODEL leaves it out, or every positive "
+                "conditioning is for an area alone; remove that patch or area"
+            )
+        return matte_pixels(torch.stack(whole).mean(0), hole, config)
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
@@ -175,29 +219,6 @@ def imprint_config(model: Any) -> ImprintConfig:
             "connect the MODEL of Load Imprint Checkpoint"
         )
     return config
-
-
-def predict_matte(
-    model: Any, positive: list, latents: torch.Tensor, noise_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Finished latents (B, C, h, w) of a MODEL with a matte -> alpha and shadow, each (B, h * downscale, w * downscale).
-
-    One more evaluation of the UNet, at the smallest noise level and without guidance, by ComfyUI's own sampling: so with
-    its memory management, and with the MODEL's LoRA and patches. noise_mask: as it was sampled with.
-    """
-    found: list[torch.Tensor] = []
-    watched = model.clone()
-    watched.model_options["transformer_options"][_MATTE] = found.append
-    guider = comfy.samplers.CFGGuider(watched)
-    guider.inner_set_conds({"positive": positive})
-    sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_min), 0.0])
-    sampler, noise = comfy.samplers.sampler_object("euler"), torch.zeros_like(latents)
-    guider.sample(noise, latents, sampler, sigmas, denoise_mask=noise_mask, disable_pbar=True)
-    if not found:
-        raise ImprintError("a patch of the MODEL has left out the evaluation that gives the matte; remove that patch")
-    # Conditionings that were combined are evaluated each by itself, and averaged as ComfyUI does.
-    logits = torch.cat(found).unflatten(0, (-1, len(latents))).float().mean(0)
-    return matte_pixels(logits.to(comfy.model_management.intermediate_device()), imprint_config(model))
 
 
 def encoder_config(clip_vision: Any) -> EncoderConfig:

@@ -16,7 +16,7 @@ from ..imprint.errors import ImprintError
 from ..imprint.masks import latent_hole, paint_hole
 from ..imprint.placement import Hole, Placement
 from .messages import tell
-from .models import imprint_config, predict_matte
+from .models import MatteReader, imprint_config
 from .tensors import broadcast, copy_image, fit_mask, sparse_zeros, to_bchw, to_bhwc
 
 
@@ -197,11 +197,11 @@ class ImprintCompositeSampler(io.ComfyNode):
             latent = {"samples": torch.zeros_like(clean)}
             channels = {"concat_latent_image": clean, "concat_mask": hole}
             positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
+        reader = MatteReader()
+        model = reader.watch(model)
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        finished = torch.where(hole > 0, sampled["samples"], clean)
-        # Before the decoder may take the UNet's place in memory.
-        matte = predict_matte(model, positive, finished, latent.get("noise_mask")) if config.matte else None
-        made, _ = to_bchw(vae.decode(finished))
+        matte = reader.read(hole, config) if config.matte else None
+        made, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
 
         result = copy_image(background, len(holes))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import diffusers
 import pytest
 import torch
 from micro import fresh_checkpoint, matte_config, micro_config
@@ -10,9 +11,11 @@ from imprint.blending import BLENDS, blend_pictures
 from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor
+from imprint.images import image_to_tensor, mask_to_tensor
 from imprint.matte import apply_matte, matte_pixels, matte_values, split_matte, with_matte
 from imprint.pipeline import ImprintPipeline
+
+WHOLE = torch.ones(1, 1, 8, 8)  # a hole
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -28,7 +31,7 @@ def test_the_maps_are_the_targets_backwards():
         *(each.repeat_interleave(size, 1).repeat_interleave(size, 2) for each in (alpha, shadow)), config
     )
     assert values.shape == (2, 2 * config.matte**2, 8, 8)
-    read_alpha, read_shadow = matte_pixels(torch.logit(values, 1e-6), config)
+    read_alpha, read_shadow = matte_pixels(torch.logit(values, 1e-6), WHOLE, config)
     assert read_alpha.shape == read_shadow.shape == (2, 64, 64)
     # The four pixels around a block's middle are mostly its own; along each axis a sixteenth is each neighbour's.
     for read, given in ((read_alpha, alpha), (read_shadow, ((shadow - 0.05) / 0.9).clamp(0, 1))):
@@ -40,16 +43,25 @@ def test_the_maps_are_the_targets_backwards():
 
 def test_an_unsure_edge_is_made_narrow_and_a_shadow_stays_as_soft_as_it_is():
     ramp = torch.linspace(0.01, 0.99, 8)[:, None].expand(1, 8, 8, 8)
-    alpha, shadow = matte_pixels(torch.logit(ramp), matte_config())
+    alpha, shadow = matte_pixels(torch.logit(ramp), WHOLE, matte_config())
     soft = [int(((each > 0) & (each < 1)).sum(1).max()) for each in (alpha, shadow)]
     assert soft[0] < 0.6 * soft[1], soft
 
 
 def test_what_is_nearly_nothing_is_nothing():
-    alpha, shadow = matte_pixels(torch.full((1, 8, 8, 8), -3.0), matte_config())
+    alpha, shadow = matte_pixels(torch.full((1, 8, 8, 8), -3.0), WHOLE, matte_config())
     assert not alpha.any() and not shadow.any()
-    alpha, _ = matte_pixels(torch.full((1, 8, 8, 8), 3.0), matte_config())
+    alpha, _ = matte_pixels(torch.full((1, 8, 8, 8), 3.0), WHOLE, matte_config())
     assert torch.equal(alpha, torch.ones(1, 64, 64))
+
+
+def test_nothing_is_outside_the_hole():
+    hole = torch.zeros(1, 1, 8, 8)
+    hole[..., 2:5, 3:] = 1
+    for each in matte_pixels(torch.full((2, 8, 8, 8), 3.0), hole, matte_config()):
+        # Of the four pixels that a value covers, two are mixed with its neighbour's.
+        assert torch.equal(each[:, 18:38, 26:], torch.ones(2, 20, 38))
+        assert not each[:, :14].any() and not each[:, 42:].any() and not each[:, :, :22].any()
 
 
 def test_half_covered_pixels_are_wholly_generated_and_the_unknown_stays_unknown():
@@ -100,12 +112,15 @@ def test_a_grown_matte_leaves_the_prediction_as_it_was():
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
-    """The same model without a matte and with one that sees the object everywhere, or nowhere."""
+    """The same model without a matte and with one that sees the object everywhere, or nowhere, or here and there."""
     folder, plain = tmp_path_factory.mktemp("matte"), fresh_checkpoint(micro_config())
     made = {"plain": plain, "object": with_matte(plain, 2), "nothing": with_matte(plain, 2)}
+    made["varied"] = with_matte(plain, 2)
     for name, value in (("object", 9.0), ("nothing", -9.0)):
         made[name].parts["unet"]["conv_out.bias"][4:8] = value
         made[name].parts["unet"]["conv_out.bias"][8:] = -9.0
+    varied = made["varied"].parts["unet"]["conv_out.weight"]
+    varied[4:] = torch.randn(varied[4:].shape, generator=torch.Generator().manual_seed(0))
     loaded = {}
     for name, checkpoint in made.items():
         path = folder / f"{name}.safetensors"
@@ -121,10 +136,16 @@ def run(pipeline, scene, **settings):
     )
 
 
-def test_a_matte_that_sees_the_object_everywhere_changes_nothing(pipelines, scene):
+def test_a_matte_that_sees_the_object_everywhere_changes_nothing_in_the_hole(pipelines, scene):
     plain, matted = run(pipelines["plain"], scene), run(pipelines["object"], scene, num_results=1)
-    assert torch.allclose(plain.images, matted.images, atol=1e-5)
-    assert plain.alpha is None and torch.equal(matted.alpha, torch.ones(1, 64, 64)) and not matted.shadow.any()
+    assert plain.alpha is None and not matted.shadow.any()
+    alpha = matted.placement.insert(torch.zeros(1, 1, 90, 120), matted.alpha[:, None])
+    inside = mask_to_tensor(scene[2])[:, None] > 0
+    assert alpha[inside].mean() > 0.98  # beside the hole's edge, as soft as the maps are
+    sure = (alpha > 0.9999).expand_as(plain.images)
+    assert torch.allclose(plain.images[sure], matted.images[sure], atol=1e-3)
+    free = (alpha == 0).expand_as(plain.images)
+    assert torch.equal(matted.images[free], image_to_tensor(scene[1])[free])
 
 
 def test_a_matte_that_sees_nothing_leaves_the_background(pipelines, scene):
@@ -136,22 +157,21 @@ def test_a_matte_that_sees_nothing_leaves_the_background(pipelines, scene):
     assert torch.equal(result.images, image_to_tensor(scene[1]))
 
 
-def test_the_matte_is_read_off_the_finished_latents_at_timestep_0(pipelines, scene):
-    pipeline, seen = pipelines["object"], []
-    forward = pipeline.unet.forward
-
-    def watch(sample, timestep, context, *args, **kwargs):
-        seen.append((sample, int(timestep), context))
-        return forward(sample, timestep, context, *args, **kwargs)
-
-    pipeline.unet.forward = watch
-    try:
-        run(pipeline, scene, num_results=2)
-    finally:
-        pipeline.unet.forward = forward
-    *steps, (sample, timestep, context) = seen
-    assert len(steps) == 3 and timestep == 0 and all(step > 0 for _, step, _ in steps)
-    assert len(sample) == len(context) == 2 and len(steps[0][0]) == 4  # without guidance: half as many
+@pytest.mark.parametrize("scheduler, calls", [("EulerDiscreteScheduler", 3), ("HeunDiscreteScheduler", 5)])
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_the_matte_is_the_last_evaluation_s_with_the_object(pipelines, scene, scheduler, calls, guidance):
+    """Also where a scheduler evaluates more than once a step; nothing is evaluated for the matte's sake."""
+    pipeline = ImprintPipeline(**pipelines["varied"].components)
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    config, denoise, holes, outputs = pipeline.model_config, pipeline.denoise, [], []
+    pipeline.denoise = lambda *args: holes.append(args[2]) or denoise(*args)
+    watch = pipeline.unet.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.sample))
+    result = run(pipeline, scene, num_results=2, guidance_scale=guidance)
+    watch.remove()
+    assert [len(output) for output in outputs] == calls * [2 if guidance == 1 else 4]
+    mattes = [matte_pixels(split_matte(output[-2:], config)[1], *holes, config) for output in outputs]
+    assert torch.equal(torch.stack([result.alpha, result.shadow]), torch.stack(mattes[-1]))
+    assert not torch.allclose(mattes[-2][0], result.alpha, atol=1e-2)
 
 
 def test_the_presets_have_a_matte():

@@ -84,8 +84,9 @@ def diffusion_loss(
 def matte_loss(logits: torch.Tensor, batch: Batch, signal: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of alpha and shadow in the hole where they are known: (B,), 0 for a model without a matte.
 
-    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): the matte is read off finished latents, and
-    nothing can be told from noise.
+    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): nothing can be told from noise, and the matte
+    is read where there is little of it, at sampling's last evaluation (of 20 steps timestep 49, where the signal's share is
+    95 %; of 8 steps timestep 124, 85 %).
     """
     target = batch.matte.float()
     known = (target >= 0) * batch.hole

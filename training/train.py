@@ -36,7 +36,7 @@ from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.files import replacing, write_text
 from imprint.images import save_image, tensor_to_image
-from imprint.matte import with_matte
+from imprint.matte import matte_pixels, with_matte
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
 from imprint.preprocess import normalise
@@ -451,14 +451,14 @@ class Run:
         generator = torch.Generator(self.device).manual_seed(0)
         noise = torch.randn(batch.target.shape, generator=generator, device=self.device)
         with self.accelerator.autocast():
-            scene = model.context(batch.reference), batch.background.float(), batch.hole
-            latents = pipeline.denoise(*scene, noise)
+            context = model.context(batch.reference)
+            latents, logits = pipeline.denoise(context, batch.background.float(), batch.hole, noise)
             shown = [
                 decode(self.autoencoder, z.float(), self.config.latent)
                 for z in (batch.background, latents, batch.target)
             ]
             if self.config.matte:
-                alpha, _ = pipeline.predict_matte(*scene, latents)
+                alpha, _ = matte_pixels(logits, batch.hole, self.config)
                 shown.insert(2, alpha[:, None].expand(-1, 3, -1, -1))
         side = shown[0].shape[-1]
         reference = F.interpolate(batch.reference.float() / 255, (side, side), mode="bilinear", antialias=True)

@@ -32,6 +32,7 @@ comfy.cli_args.args.fp32_text_enc = True
 import comfy.clip_vision  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
+import comfy.patcher_extension  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.utils  # noqa: E402
@@ -417,8 +418,8 @@ def check_matte():
     picture, mask, alpha, shadow = of.sample_all()
     assert torch.equal(picture, plain.sample()) and torch.equal(mask, of.mask)
     for each in (alpha, shadow):
-        assert each.shape == mask.shape and each.min() == 0 and each.max() == 1
-        assert 0.1 < each.mean() < 0.9
+        assert each.shape == mask.shape and each.min() == 0 and 0.9 < each.max() <= 1
+        assert 0.1 < each[mask > 0].mean() < 0.9 and not each[:, :50].any()
     assert not torch.equal(alpha, shadow)
     assert torch.equal(split_path(of), split_path(plain))  # a plain KSampler takes no notice
     assert not of.model.model_options["transformer_options"]
@@ -443,26 +444,124 @@ def check_matte_is_in_the_square_alone():
     assert torch.equal(run("BackgroundBlend", *blend, alpha=square, shadow=none)[0], run("BackgroundBlend", *blend)[0])
 
 
-def check_matte_follows_the_object_and_combined_conditioning():
-    """It is of the positive conditioning; several are averaged, as ComfyUI averages their pictures."""
+def small_matte_scene() -> Scene:
+    """A frame of 64 x 64 pixels for `sample_matte`, whole in the crop."""
     of = matte_scene()
-    context, values = of.positive[0]
-    turned = [[context.flip(1) * 0.5, values]]
-    models = module("nodes.models")
-    latents = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(2))
+    of.frame, of.mask = of.frame[:, :64, :64], torch.zeros(1, 64, 64)
+    of.mask[:, 16:48, 20:60] = 1
+    return of
 
-    def maps(positive, model=of.model):
-        return torch.stack(models.predict_matte(model, positive, latents, None))
 
-    first, second, both = maps(of.positive), maps(turned), maps(of.positive + turned)
-    assert first.shape == (2, 2, 256, 256) and (first - second).abs().mean() > 1e-3
-    assert (both - (first + second) / 2).abs().mean() < (first - second).abs().mean()
-    guided = of.model.clone()
-    guided.set_model_sampler_cfg_function(lambda given: given["uncond"], disable_cfg1_optimization=True)
-    assert torch.equal(maps(of.positive, guided), first)  # no guidance, whatever the MODEL is patched with
-    stopped = of.model.clone()
-    stopped.set_model_unet_function_wrapper(lambda apply, given: given["input"])
-    fails("patch of the MODEL", call=lambda: maps(of.positive, stopped))
+def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The sampler's alpha and shadow (2, B, 64, 64), and all logits of the UNet that were of a positive conditioning."""
+    models, model, kinds, outputs = module("nodes.models"), (model or of.model).clone(), [], []
+    split = models.split_matte
+
+    def record(apply, given):
+        kinds.append(given["cond_or_uncond"])
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    def keep(output, config):
+        outputs.append(split(output, config)[1])
+        return split(output, config)
+
+    model.set_model_unet_function_wrapper(record)
+    models.split_matte = keep
+    try:
+        maps = of.sample_all(model=model, resolution=64, **options)[2:]
+    finally:
+        models.split_matte = split
+    chunks = [zip(each, output.chunk(len(each))) for each, output in zip(kinds, outputs)]
+    return torch.stack(maps), [logits for each in chunks for kind, logits in each if kind == 0]
+
+
+def maps_of(of: Scene, *logits: torch.Tensor) -> torch.Tensor:
+    """Alpha and shadow of the logits' mean."""
+    hole = torch.nn.functional.max_pool2d(of.mask[:, None], 8)
+    return torch.stack(module("nodes.models").matte_pixels(torch.stack(logits).mean(0), hole, of.config))
+
+
+def same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and bool((first - second).abs().max() < 1e-4)
+
+
+def check_matte_is_the_last_evaluation_s_with_every_sampler_and_scheduler():
+    of, cfg = small_matte_scene(), 3.0
+    chosen = [{"sampler_name": name} for name in comfy.samplers.KSampler.SAMPLERS]
+    chosen += [{"scheduler": name} for name in comfy.samplers.KSampler.SCHEDULERS]
+    for options in chosen:
+        maps, logits = sample_matte(of, steps=3, cfg=cfg, **options)
+        assert same(maps, maps_of(of, logits[-1])) and not same(maps, maps_of(of, logits[-2])), (options, cfg)
+        cfg = 4.0 - cfg  # by turns with guidance and without
+
+
+def check_matte_is_the_object_s_however_conditionings_are_batched():
+    """It is of the positive conditioning, in one batch with the negative or alone; several are averaged, as in ComfyUI."""
+    of = small_matte_scene()
+    turned = [[of.positive[0][0].flip(1) * 0.5, {}]]
+    maps, logits = sample_matte(of)
+    assert len(logits) == STEPS and same(maps, maps_of(of, logits[-1]))
+    both, logits = sample_matte(of, positive=of.positive + turned)
+    assert len(logits) == 2 * STEPS and same(both, maps_of(of, *logits[-2:]))
+    assert not any(same(both, maps_of(of, each)) for each in logits)
+
+    patcher, free = type(of.model), type(of.model).get_free_memory
+    patcher.get_free_memory = lambda _self, _device: 0  # each conditioning in a batch of its own
+    try:
+        assert same(sample_matte(of)[0], maps) and same(sample_matte(of, positive=of.positive + turned)[0], both)
+    finally:
+        patcher.get_free_memory = free
+
+    (part,) = core.ConditioningSetArea().append(turned, 32, 32, 0, 0, 1.0)
+    maps, logits = sample_matte(of, positive=of.positive + part)
+    (whole,) = [each for each in logits[-2:] if each.shape[2:] == (8, 8)]
+    assert len(logits) == 2 * STEPS and same(maps, maps_of(of, whole))
+    fails("an area", call=lambda: sample_matte(of, positive=part))
+
+
+def check_matte_with_patches_of_the_model():
+    """Guidance by a worse prediction takes one evaluation more, which is not the picture's; and some patches leave one out."""
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
+
+    of = small_matte_scene()
+    for patched in (
+        PerturbedAttentionGuidance.execute(of.model, 3.0),
+        SelfAttentionGuidance.execute(of.model, 0.5, 2.0),
+    ):
+        maps, logits = sample_matte(of, patched.result[0])
+        assert len(logits) == 2 * STEPS and same(maps, maps_of(of, logits[-2]))
+
+    def leave_out(executor, latents, timesteps, *arguments, **options):
+        return (
+            torch.zeros_like(latents) if timesteps[0] < least else executor(latents, timesteps, *arguments, **options)
+        )
+
+    patched, least = of.model.clone(), 900
+    patched.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, leave_out)
+    maps, logits = sample_matte(of, patched, steps=3)
+    assert len(logits) == 1 and same(maps, maps_of(of, logits[-1]))
+    least = 1000
+    fails("patch of the MODEL", call=lambda: sample_matte(of, patched))
+
+
+def check_matte_leaves_nothing_behind():
+    of, models, logits = small_matte_scene(), module("nodes.models"), []
+    split = models.split_matte
+
+    def watch(output, config):
+        prediction, matte = split(output, config)
+        logits.append(weakref.ref(matte))
+        assert sum(each() is not None for each in logits) <= 2  # no step's but the last one's is kept
+        return prediction, matte
+
+    models.split_matte = watch
+    try:
+        of.sample(resolution=64, steps=4)
+    finally:
+        models.split_matte = split
+    assert len(logits) == 4 and not any(each() is not None for each in logits)
+    assert not of.model.model_options["transformer_options"] and not of.model.wrappers
 
 
 def check_blend_with_a_matte():
