@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures: object.png, background.png and hole.png."""
 
+FAST_STEPS = 8
 EXIT_BAD_INPUT = 2  # as argparse's own
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 
@@ -304,6 +305,10 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
         )
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.dtype]
     pipeline = ImprintPipeline.from_checkpoint(options.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
+    if options.fast:
+        from diffusers import DPMSolverMultistepScheduler
+
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
         for module in (pipeline.unet, pipeline.vae):
             torch.nn.Module.to(module, memory_format=torch.channels_last)
@@ -317,7 +322,7 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
 
     made = pipeline(
         **pictures,
-        num_inference_steps=options.steps,
+        num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
         guidance_scale=options.guidance,
         generator=torch.Generator().manual_seed(job.seed),
         context=options.context,
@@ -358,6 +363,11 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
     group.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default: %(default)s")
     group.add_argument("--steps", type=int, help="sampling steps; by default the checkpoint's")
+    group.add_argument(
+        "--fast",
+        action="store_true",
+        help=f"{FAST_STEPS} steps of DPM++ 2M: half the time, a little less like the object",
+    )
     group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
     group.add_argument(
         "--context", type=float, help="the model's crop over the hole's longer side; by default the checkpoint's"

@@ -18,7 +18,7 @@ from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
 from imprint.matte import with_matte
-from imprint.pipeline import FEATHER
+from imprint.pipeline import FEATHER, ImprintPipeline
 from imprint.placement import Placement
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +100,35 @@ def test_the_seed_decides(files):
     assert np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
     assert np.array_equal(pictures[0], pictures[3])  # by default 0
+
+
+def test_fast_takes_fewer_steps_of_another_scheduler(files, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ImprintPipeline, "progress_bar", spy(ImprintPipeline.progress_bar, seen))
+    for name, changes in (
+        ("plain", []),
+        ("eight", ["--steps", "8"]),
+        ("fast", ["--fast"]),
+        ("five", ["--fast", "--steps", "5"]),
+    ):
+        assert cli.main([*command(files, out=files / f"{name}-fast.png"), *changes]) == 0
+    assert [call["total"] for call in seen] == [
+        load_checkpoint(files / "model.safetensors").config.sampling.steps,
+        8,
+        8,
+        5,
+    ]
+    assert not np.array_equal(pixels(files / "eight-fast.png"), pixels(files / "fast-fast.png"))
+
+
+def spy(method, calls: list[dict]):
+    """The method, with the named arguments of its calls written down."""
+
+    def watched(*args, **named):
+        calls.append(named)
+        return method(*args, **named)
+
+    return watched
 
 
 def test_a_mask_or_the_alpha_channel(files):
