@@ -38,12 +38,25 @@ def matte_pixels(logits: torch.Tensor, hole: torch.Tensor, config: ImprintConfig
     alpha: the object's share of a pixel; shadow: the share of light that the pixel loses. Both are 0 outside the latents'
     hole (B or 1, 1, h, w): nothing is generated there, and the logits are untrained.
     """
-    logits = torch.where(hole > 0, logits.float(), -torch.inf)
-    maps, margins = F.pixel_shuffle(logits, config.matte).sigmoid(), _MARGINS.to(logits.device)
-    maps = ((maps - margins) / (1 - 2 * margins)).clamp(0, 1)
+    maps, margins = F.pixel_shuffle(logits.float(), config.matte).sigmoid(), _MARGINS.to(logits.device)
+    alpha, shadow = ((maps - margins) / (1 - 2 * margins)).clamp(0, 1).chunk(2, 1)
+    inside = (hole > 0).to(maps).repeat_interleave(config.matte, 2).repeat_interleave(config.matte, 3)
+    maps = torch.where(inside > 0, torch.cat([alpha, _softened(shadow, inside, config.matte)], 1), 0)
     side = (logits.shape[2] * config.latent.downscale, logits.shape[3] * config.latent.downscale)
     alpha, shadow = F.interpolate(maps, side, mode="bilinear", align_corners=False).unbind(1)
     return alpha, shadow
+
+
+def _softened(shadow: torch.Tensor, inside: torch.Tensor, cells: int) -> torch.Tensor:
+    """Means over a latent cell, `cells` values wide, and its neighbours, of what is inside.
+
+    A shadow has no fine structure; that of what a small model predicts is the latent's grid.
+    """
+    kernel = cells | 1
+    for _ in range(2):
+        total, count = (F.avg_pool2d(each, kernel, 1, kernel // 2) for each in (shadow * inside, inside))
+        shadow = total / count.clamp(min=1e-6)
+    return shadow
 
 
 def matte_values(alpha: torch.Tensor, shadow: torch.Tensor, config: ImprintConfig) -> torch.Tensor:

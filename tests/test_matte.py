@@ -23,10 +23,11 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_maps_are_the_targets_backwards():
-    """Blocks of the matte's own size, wholly object or free, shadow of any density: what is trained is what is read."""
+    """Blocks of the matte's own size, wholly object or free; a shadow that grows evenly: what is trained is what is read."""
     config = matte_config()
     size = config.latent.downscale // config.matte
-    alpha, shadow = (noise(2, 16, 16, seed=1) > 0.5).float(), 0.1 + 0.8 * noise(2, 16, 16, seed=2)
+    alpha = (noise(2, 16, 16, seed=1) > 0.5).float()
+    shadow = torch.linspace(0.1, 0.9, 16).expand(2, 16, 16)
     values = matte_values(
         *(each.repeat_interleave(size, 1).repeat_interleave(size, 2) for each in (alpha, shadow)), config
     )
@@ -34,11 +35,21 @@ def test_the_maps_are_the_targets_backwards():
     read_alpha, read_shadow = matte_pixels(torch.logit(values, 1e-6), WHOLE, config)
     assert read_alpha.shape == read_shadow.shape == (2, 64, 64)
     # The four pixels around a block's middle are mostly its own; along each axis a sixteenth is each neighbour's.
-    for read, given in ((read_alpha, alpha), (read_shadow, ((shadow - 0.05) / 0.9).clamp(0, 1))):
-        middle = read.reshape(2, 16, size, 16, size)[:, 1:-1, 1:3, 1:-1, 1:3].mean((2, 4))
-        rows = 0.0625 * (given[:, :-2] + given[:, 2:]) + 0.875 * given[:, 1:-1]
-        expected = 0.0625 * (rows[..., :-2] + rows[..., 2:]) + 0.875 * rows[..., 1:-1]
-        assert torch.allclose(middle, expected, atol=1e-5)
+    middle = read_alpha.reshape(2, 16, size, 16, size)[:, 1:-1, 1:3, 1:-1, 1:3].mean((2, 4))
+    rows = 0.0625 * (alpha[:, :-2] + alpha[:, 2:]) + 0.875 * alpha[:, 1:-1]
+    expected = 0.0625 * (rows[..., :-2] + rows[..., 2:]) + 0.875 * rows[..., 1:-1]
+    assert torch.allclose(middle, expected, atol=1e-5)
+    read = read_shadow.reshape(2, 16, size, 16, size).mean((2, 4))
+    assert torch.allclose(read[..., 3:-3], ((shadow - 0.05) / 0.9)[..., 3:-3], atol=1e-5)
+
+
+def test_the_latent_s_grid_does_not_show_in_a_shadow():
+    """Of cells that are dark and light in turn, little is left; of all together, their mean."""
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    _, shadow = matte_pixels(board.expand(1, 8, 8, 8), WHOLE, matte_config())
+    flat = torch.tensor([-1.0, 1.0]).sigmoid().sub(0.05).div(0.9)
+    assert shadow[:, 8:-8, 8:-8].std() < 0.2 * flat.std()
+    assert torch.allclose(shadow[:, 8:-8, 8:-8].mean(), flat.mean(), atol=0.01)
 
 
 def test_an_unsure_edge_is_made_narrow_and_a_shadow_stays_as_soft_as_it_is():

@@ -32,15 +32,15 @@ def test_the_sheets_and_where_the_boxes_are(data, tmp_path, monkeypatch, capsys)
     for name, value in {"POSED": 2, "LIT": 1, "BOXED": 3, "TILE": 64}.items():
         monkeypatch.setattr(sheets, name, value)
     run(data, tmp_path / "one")
-    assert "boxes.png" in capsys.readouterr().out
+    assert "boxes.jpg" in capsys.readouterr().out
     truth = json.loads((tmp_path / "one" / "boxes.json").read_text())
     assert [entry["object"] for entry in truth] == ["cup", "bear", "cup"]  # after two poses and three lights
     for entry in truth:
         left, top, right, bottom = entry["box"]
         assert 0 <= left < right <= 64 and 0 <= top < bottom <= 64
-    assert Image.open(tmp_path / "one" / "boxes.png").size == (3 * 64 + 2 * sheets.GAP, 64)
+    assert Image.open(tmp_path / "one" / "boxes.jpg").size == (3 * 64 + 2 * sheets.GAP, 64)
     run(data, tmp_path / "two")
-    for name in ("pose.png", "light.png", "boxes.png"):
+    for name in ("pose.jpg", "light.jpg", "boxes.jpg"):
         assert pixels(tmp_path / "one" / name) == pixels(tmp_path / "two" / name)
 
 

@@ -1,8 +1,8 @@
 """Sheets of composites for what no score tells: python -m training.sheets --subjects DREAMBOOTH --backgrounds PHOTOS --output FOLDER
 
-pose.png    ten objects in holes of their own outline, turned by 30 degrees, mirrored, squashed: does the object follow?
-light.png   the four darkest, warmest and brightest photos: copy-paste beside the composite
-boxes.png   twenty composites at 100 %: can you find the box? boxes.json says where each is in its tile
+pose.jpg    ten objects in holes of their own outline, turned by 30 degrees, mirrored, squashed: does the object follow?
+light.jpg   the four darkest, warmest and brightest photos: copy-paste beside the composite
+boxes.jpg   twenty composites at 100 %: can you find the box? boxes.json says where each is in its tile
 
 The objects are the first photos of the subjects, in turn; places and seeds are fixed. Nothing is chosen by its result.
 """
@@ -36,7 +36,7 @@ POSES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "squashed": lambda cutout: cutout.resize((max(1, round(cutout.width * 0.6)), cutout.height), Image.BICUBIC),
 }
 POSED, LIT, BOXED = 10, 4, 20  # objects for poses, photos of each light, composites to find the box in
-TILE = 320  # pixels of a tile of boxes.png
+TILE = 320  # pixels of a tile of boxes.jpg
 HEIGHT, GAP = 200, 4  # of a row of the other two
 TINT = (255, 64, 26)  # of a hole
 
@@ -156,16 +156,16 @@ def main(argv: list[str] | None = None) -> None:
             pipeline.to("cuda" if torch.cuda.is_available() else "cpu"), options.subjects, options.backgrounds
         )
         options.output.mkdir(parents=True, exist_ok=True)
-        save_image(sheets.pose(), options.output / "pose.png")
-        save_image(sheets.light(), options.output / "light.png")
+        save_image(sheets.pose(), options.output / "pose.jpg")
+        save_image(sheets.light(), options.output / "light.jpg")
         sheet, truth = sheets.boxes()
-        save_image(sheet, options.output / "boxes.png")
+        save_image(sheet, options.output / "boxes.jpg")
         write_text(options.output / "boxes.json", json.dumps(truth, indent=1))
     except ImprintError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error}; check that --output can be written to and has room")
-    print(f"to look at: {options.output}/pose.png, light.png, boxes.png")
+    print(f"to look at: {options.output}/pose.jpg, light.jpg, boxes.jpg")
 
 
 if __name__ == "__main__":
