@@ -12,7 +12,8 @@ import multiprocessing
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -340,8 +341,17 @@ def _in_processes(jobs: list[Job], options: argparse.Namespace) -> Iterator[dict
     if options.workers == 1:
         yield from map(work, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        yield from pool.imap_unordered(work, jobs)
+    pool = ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"))
+    try:
+        for done in as_completed([pool.submit(work, job) for job in jobs]):
+            yield done.result()
+    except BrokenProcessPool as error:  # multiprocessing.Pool would wait for the lost shard for ever
+        raise ImprintError(
+            "a worker process was ended from outside, perhaps for want of memory; finished shards are kept: run the same "
+            "command again, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _on_ray(jobs: list[Job], options: argparse.Namespace) -> Iterator[dict]:
