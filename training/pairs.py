@@ -349,12 +349,14 @@ class PairMaker:
             return self._on_black(cutout, colour, alpha[:, 0])
 
         photo = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
-        scene = jitter(photo, draw, draw.uniform((count, 1, 1, 1), 0.1, 0.7))
+        scene = jitter(photo, draw, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
         # The scene's mean colour, in part, is the light that falls on the object: dark, warm and bright places.
         light = scene.mean((2, 3), keepdim=True) / 0.45
         colour = (colour * light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)).clamp(0, 1)
         shadow = contact_shadow(alpha, draw) * draw.chance(0.8, count)[:, None, None, None]
         target = torch.lerp(scene * (1 - shadow), colour, alpha)
+        place = place_light(draw, count)
+        target, scene = ((picture * place).clamp(0, 1) for picture in (target, scene))
         return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw)
 
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
@@ -401,6 +403,7 @@ class PairMaker:
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
         if self.stage == "views":
             return self._on_black(cutout, scene, outline)
+        scene = (scene * place_light(draw, count)).clamp(0, 1)
         return self._in_scene(cutout, scene, scene, outline, None, level, draw)
 
     def _on_black(self, cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor) -> Pairs:
@@ -624,28 +627,48 @@ def jitter(images: torch.Tensor, draw: Draw, strength: float | torch.Tensor) -> 
     return apply_jitter(images, jitter_parameters(draw, len(images), strength))
 
 
+def place_light(draw: Draw, count: int) -> torch.Tensor:
+    """(B, 3, 1, 1) gains of a whole picture, object and all, half of them 1: the same place by night, lamp light or glare.
+
+    The reference does not get them. They teach that a dark or tinted scene darkens and tints what is put into it.
+    """
+    exposure = draw.uniform((count, 1, 1, 1), math.log(0.25), math.log(1.4))
+    warmth = draw.normal((count, 1, 1, 1)) * torch.tensor([0.12, 0.0, -0.2], device=exposure.device)[:, None, None]
+    gains = torch.exp(exposure + warmth + draw.normal((count, 3, 1, 1)) * 0.06)
+    return torch.where(draw.chance(0.5, count)[:, None, None, None], gains, 1.0)
+
+
 def contact_shadow(alpha: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """(B, 1, R, R) alpha -> (B, 1, R, R) share of light lost: the outline flattened onto the ground below it, blurred."""
+    """(B, 1, R, R) alpha -> (B, 1, R, R) share of light lost on the ground that the object stands on.
+
+    Two shadows of which the darker counts: the outline flattened onto the ground, leaning any way and soft to sharp, as a
+    lamp or the sun casts it; and a narrow dark one where object and ground touch, which every light leaves.
+    """
     count, side = len(alpha), alpha.shape[-1]
     solid = (alpha[:, 0] > 0.5).float()
     solid[solid.flatten(1).amax(1) == 0] = 1.0
-    boxes = bounding_boxes(solid)
-    foot = boxes[:, 2].float() / side * 2 - 1
-    flat, shear = draw.uniform(count, 0.1, 0.45), draw.uniform(count, -0.8, 0.8)
-    # Output to source: y is measured from the foot and stretched back up; x leans with the height.
-    zero, one = torch.zeros(count, device=alpha.device), torch.ones(count, device=alpha.device)
-    rows = [
-        torch.stack([one, shear / flat, -shear / flat * foot], 1),
-        torch.stack([zero, 1 / flat, foot - foot / flat], 1),
-        torch.stack([zero, zero, one], 1),
-    ]
-    shadow = warp(alpha, torch.stack(rows, 1), side)
-    soft = [shadow]
+    foot = bounding_boxes(solid)[:, 2].float() / side * 2 - 1
+
+    def flattened(flat: torch.Tensor, shear: torch.Tensor) -> torch.Tensor:
+        # Output to source: y is measured from the foot and stretched back up; x leans with the height.
+        zero, one = torch.zeros_like(foot), torch.ones_like(foot)
+        rows = [
+            torch.stack([one, shear / flat, -shear / flat * foot], 1),
+            torch.stack([zero, 1 / flat, foot - foot / flat], 1),
+            torch.stack([zero, zero, one], 1),
+        ]
+        return warp(alpha, torch.stack(rows, 1), side)
+
+    cast = flattened(draw.uniform(count, 0.1, 0.45), draw.uniform(count, -0.8, 0.8))
+    soft = [cast]
     for _ in range(2):
         soft.append(_box_blur(_box_blur(soft[-1], side // 24), side // 24))
     choice = draw.uniform((count, 1, 1, 1), 0.4, 2)
-    blurred = torch.where(choice < 1, torch.lerp(soft[0], soft[1], choice), torch.lerp(soft[1], soft[2], choice - 1))
-    return blurred * draw.uniform((count, 1, 1, 1), 0.2, 0.65)
+    cast = torch.where(choice < 1, torch.lerp(soft[0], soft[1], choice), torch.lerp(soft[1], soft[2], choice - 1))
+    touch = _box_blur(flattened(torch.full_like(foot, 0.06), torch.zeros_like(foot)), side // 48)
+    return torch.maximum(
+        cast * draw.uniform((count, 1, 1, 1), 0.2, 0.65), touch * draw.uniform((count, 1, 1, 1), 0.4, 0.8)
+    )
 
 
 def _box_blur(images: torch.Tensor, radius: int) -> torch.Tensor:
