@@ -326,6 +326,7 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
         guidance_scale=options.guidance,
         generator=torch.Generator().manual_seed(job.seed),
         context=options.context,
+        resolution=options.resolution,
         feather_pixels=options.feather,
         feather_inwards=options.feather_in,
         blend_method=options.blend,
@@ -371,6 +372,12 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
     group.add_argument(
         "--context", type=float, help="the model's crop over the hole's longer side; by default the checkpoint's"
+    )
+    group.add_argument(
+        "--resolution",
+        type=int,
+        metavar="PIXELS",
+        help="side at which the model sees its crop; by default what it was trained at, and best at",
     )
     group.add_argument(
         "--feather", type=int, metavar="PIXELS", help="soft edge outside the hole; by default by the crop's size"

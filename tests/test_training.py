@@ -27,7 +27,7 @@ from imprint.errors import ImprintError
 from imprint.masks import LEVELS
 from imprint.noise import alphas_cumprod
 from imprint.pipeline import ImprintPipeline
-from training import losses, train
+from training import losses, pairs, train
 from training.pairs import KINDS, Batch, PairMaker, Photos, Views, _neighbours
 from training.pool import Pool
 from training.prepare import __main__ as prepare
@@ -516,6 +516,38 @@ def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, l
 
     kept = bright_side(target, alpha) == bright_side(cutout, (cutout.amax(1) > 0).float())
     assert least < float(kept.float().mean()) < most
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference(loaded, monkeypatch, kind):
+    """By lamp light, the same pair: of its picture every channel is dimmed, also where the object is."""
+    lamp, made = torch.tensor([0.5, 0.4, 0.2])[:, None, None], []
+    for light in (torch.ones(3, 1, 1), lamp):
+        monkeypatch.setattr(pairs, "place_light", lambda draw, count, light=light: light)
+        made.append(PairMaker(micro_config(), "compositing", *loaded, {kind: 1.0})(8, torch.Generator().manual_seed(0)))
+    day, night = made
+    assert torch.equal(night.reference, day.reference) and torch.equal(night.hole, day.hole)
+    torch.testing.assert_close(night.target, day.target * lamp)
+    seen = 1 - day.hole.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    torch.testing.assert_close(night.background * seen, day.background * lamp * seen)
+
+
+def test_half_of_the_places_are_as_photographed_and_some_of_the_others_dark_or_warm():
+    gains = pairs.place_light(pairs.Draw(torch.Generator().manual_seed(0)), 400)[:, :, 0, 0]
+    changed = (gains != 1).any(1)
+    assert 0.4 < changed.float().mean() < 0.6
+    mean, warmth = gains[changed].mean(1), gains[changed, 0] / gains[changed, 2]
+    assert 0.2 < mean.min() < 0.35 and 1.1 < mean.max() < 2  # by night, in glare
+    assert warmth.min() < 0.75 and warmth.max() > 1.33  # bluish, reddish
+
+
+def test_every_contact_shadow_is_dark_where_the_object_stands_and_nowhere_above_or_far_below():
+    alpha = torch.zeros(64, 1, 96, 96)
+    alpha[:, :, 20:70, 30:66] = 1
+    shadow = pairs.contact_shadow(alpha, pairs.Draw(torch.Generator().manual_seed(0)))
+    assert shadow.min() >= 0 and shadow.max() <= 0.8
+    assert shadow[:, 0, 68, 48].min() > 0.2  # the foot
+    assert shadow[:, 0, :25].max() == 0 and shadow[:, 0, 85:].max() == 0
 
 
 def test_a_kind_without_data_is_left_out(loaded):
