@@ -377,7 +377,7 @@ def _tiny() -> ImprintConfig:
         ),
         latent=LatentConfig(autoencoder="tiny", channels=4, downscale=8, scale_factor=1.0),
         noise=NoiseConfig(1000, 0.00085, 0.012, prediction_type="v_prediction", zero_terminal_snr=True),
-        sampling=SamplingConfig(steps=20, guidance_scale=3.0, context=1.3),
+        sampling=SamplingConfig(steps=20, guidance_scale=2.0, context=1.3),
         matte=4,
     )
 

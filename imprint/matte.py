@@ -48,15 +48,18 @@ def matte_pixels(logits: torch.Tensor, hole: torch.Tensor, config: ImprintConfig
 
 
 def _softened(shadow: torch.Tensor, inside: torch.Tensor, cells: int) -> torch.Tensor:
-    """Means over a latent cell, `cells` values wide, and its neighbours, of what is inside.
+    """Means over a latent cell, `cells` values wide, and its neighbours, of what is inside; 0 at the hole's edge.
 
-    A shadow has no fine structure; that of what a small model predicts is the latent's grid.
+    A shadow has no fine structure; that of what a small model predicts is the latent's grid. And one that falls farther
+    than the hole has to end there: it fades over the last cell, where a straight cut would show the box.
     """
     kernel = cells | 1
+    share = inside
     for _ in range(2):
         total, count = (F.avg_pool2d(each, kernel, 1, kernel // 2) for each in (shadow * inside, inside))
         shadow = total / count.clamp(min=1e-6)
-    return shadow
+        share = F.avg_pool2d(share, kernel, 1, kernel // 2, count_include_pad=False)  # the picture's edge is none
+    return shadow * (2 * share - 1).clamp(min=0)
 
 
 def matte_values(alpha: torch.Tensor, shadow: torch.Tensor, config: ImprintConfig) -> torch.Tensor:

@@ -75,12 +75,12 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=3.0,
+                    default=2.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance: how strongly to push towards the object. 3 (default) is a good start, 2 to 5 usual. "
+                    tooltip="Guidance: how strongly to push towards the object. 2 (default) is a good start, 1.5 to 4 usual. "
                     "Higher: clearer, then hard colours; ObjectStitch and Paint-by-Example take 5. 1 is off, and twice as fast.",
                 ),
                 io.Combo.Input(

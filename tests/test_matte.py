@@ -52,6 +52,17 @@ def test_the_latent_s_grid_does_not_show_in_a_shadow():
     assert torch.allclose(shadow[:, 8:-8, 8:-8].mean(), flat.mean(), atol=0.01)
 
 
+def test_a_shadow_fades_over_the_last_cell_of_the_hole_and_not_at_the_picture_s_edge():
+    hole = torch.zeros(1, 1, 8, 8)
+    hole[:, :, 2:, 2:6] = 1  # down to the picture's edge
+    _, shadow = matte_pixels(torch.full((1, 8, 8, 8), 2.0), hole, matte_config())
+    full = float(shadow[0, 63, 32])
+    assert full > 0.8
+    side, top = shadow[0, 40, 16:32] / full, shadow[0, 16:32, 32] / full
+    for line in (side, top):
+        assert line[0] < 0.3 and (line.diff() > -1e-6).all() and (line[10:] > 0.99).all()
+
+
 def test_an_unsure_edge_is_made_narrow_and_a_shadow_stays_as_soft_as_it_is():
     ramp = torch.linspace(0.01, 0.99, 8)[:, None].expand(1, 8, 8, 8)
     alpha, shadow = matte_pixels(torch.logit(ramp), WHOLE, matte_config())
@@ -69,9 +80,11 @@ def test_what_is_nearly_nothing_is_nothing():
 def test_nothing_is_outside_the_hole():
     hole = torch.zeros(1, 1, 8, 8)
     hole[..., 2:5, 3:] = 1
-    for each in matte_pixels(torch.full((2, 8, 8, 8), 3.0), hole, matte_config()):
-        # Of the four pixels that a value covers, two are mixed with its neighbour's.
-        assert torch.equal(each[:, 18:38, 26:], torch.ones(2, 20, 38))
+    alpha, shadow = matte_pixels(torch.full((2, 8, 8, 8), 3.0), hole, matte_config())
+    # Of the four pixels that a value covers, two are mixed with its neighbour's.
+    assert torch.equal(alpha[:, 18:38, 26:], torch.ones(2, 20, 38))
+    assert torch.equal(shadow[:, 26:30, 34:], torch.ones(2, 4, 30))  # a cell from the edge
+    for each in (alpha, shadow):
         assert not each[:, :14].any() and not each[:, 42:].any() and not each[:, :, :22].any()
 
 

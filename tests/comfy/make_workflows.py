@@ -303,7 +303,7 @@ def split_path(g: Graph) -> None:
         latent_image=latent,
         seed=7,
         steps=20,
-        cfg=3.0,
+        cfg=2.0,
         sampler_name="euler",
         scheduler="simple",
         denoise=1.0,
