@@ -144,6 +144,7 @@ def check_readme_command(command: list[str], data: Path, backbones: Path, output
         "DREAMBOOTH": data / "subjects",
         "COCO/val2017": data / "backgrounds",
         "COCO/annotations/instances_val2017.json": data / "instances.json",
+        "training/boxes.jsonl": data / "boxes.jsonl",
         "data/photos/held-out": data / "pairs",
         command[command.index("--output") + 1]: output,
     }
@@ -151,6 +152,8 @@ def check_readme_command(command: list[str], data: Path, backbones: Path, output
     assert command[3] == "--checkpoint"
     checkpoints = [f"{word.partition('=')[0]}={data / 'model.safetensors'}" for word in command[4:end]]
     rest = [str(ours.get(word, word)) for word in command[end:]]
-    small = shlex.split(f"--limit 2 --steps 2 --device cpu --dtype fp32 --backbones '{backbones}'")
+    small = shlex.split(
+        f"--limit 2 --steps 2 --device cpu --dtype fp32 --retrieval-backbone dinov2 --backbones '{backbones}'"
+    )
     evaluate.main(["--checkpoint", *checkpoints, *rest, *small, *more])
     assert results(output)["tasks"] == 2 and len(results(output)["rows"]) > len(checkpoints)

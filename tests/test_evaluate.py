@@ -4,6 +4,7 @@ DreamSim, LPIPS and FID, which need the extra `evaluate`, are in `test_evaluate_
 """
 
 import dataclasses
+import json
 import pickle
 import re
 import sys
@@ -22,6 +23,7 @@ from evaluation import (
     CPU,
     LIGHT,
     NEEDS,
+    ROOT,
     check_readme_command,
     check_that_the_target_is_best,
     pairs,
@@ -413,6 +415,16 @@ def test_an_adapter_of_fixed_tokens_refuses_cls_only(data, tmp_path):
 def test_the_readme_s_commands_run(data, backbones, tmp_path, command):
     light = LIGHT if "--pairs" in command else (*LIGHT, "retrieval")
     check_readme_command(command, data, backbones, tmp_path, "--metrics", *light)
+
+
+def test_the_boxes_of_the_identity_score_are_two_for_each_of_25_subjects(tmp_path):
+    path = ROOT / "training" / "boxes.jsonl"
+    for line in path.read_text().splitlines():
+        (tmp_path / json.loads(line)["background"]).touch()
+    boxes = tasks.read_boxes(path, tmp_path)
+    subjects = [subject for _, _, subject in boxes]
+    assert len(boxes) == 50 and {subjects.count(subject) for subject in subjects} == {2} and None not in subjects
+    assert len({background for background, _, _ in boxes}) == 50
 
 
 # --- what is missing or wrong ----------------------------------------------------------------------------------------

@@ -350,8 +350,8 @@ class PairMaker:
 
         photo = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
         scene = jitter(photo, draw, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
-        # The scene's mean colour, in part, is the light that falls on the object: dark, warm and bright places.
-        light = scene.mean((2, 3), keepdim=True) / 0.45
+        # The scene's mean brightness, in part, is the light's. Not its colour: that of a meadow is the grass's.
+        light = scene.mean((1, 2, 3), keepdim=True) / 0.45
         colour = (colour * light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)).clamp(0, 1)
         shadow = contact_shadow(alpha, draw) * draw.chance(0.8, count)[:, None, None, None]
         target = torch.lerp(scene * (1 - shadow), colour, alpha)
