@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -515,6 +516,11 @@ def test_the_same_command_gives_the_same_bytes_and_goes_on_where_it_was_stopped(
     shard.write_bytes(b"half")
     prepare("davis", clips, tmp_path / "whole", **SHARDS)
     assert content(tmp_path / "whole") == before
+
+
+def test_a_new_process_finds_the_package_and_not_the_clone_that_has_its_name():
+    """pytest's default would put the folder above the repository first, which is a package too: for ComfyUI."""
+    assert str(Path(__file__).parents[2]) not in sys.path
 
 
 def test_workers_change_nothing(clips, tmp_path):

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from micro import fresh_checkpoint
 from PIL import Image
+from safetensors import safe_open
 
-from imprint.checkpoint import SHIPPED
+from imprint.checkpoint import SHIPPED, save_checkpoint
+from imprint.config import ImprintConfig
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
 from imprint.pipeline import ImprintPipeline
 from imprint.preprocess import prepare_object
@@ -35,6 +38,18 @@ PAIRS = [
     ("bear.jpg", "background.png"),
 ]
 
+# What the first shipped checkpoint said of itself, in November 2026: no matte, and guidance 3.
+FIRST = (
+    '{"adapter": {"heads": 8, "input_tokens": 257, "input_width": 256, "kind": "tokens", "layers": 1, '
+    '"output_tokens": 257, "output_width": 256}, "background": "blend", "encoder": {"heads": 8, "image_size": 224, '
+    '"layers": 5, "mlp_ratio": 4, "object_margin": 0.05, "patch_size": 14, "register_tokens": 0, "swiglu": false, '
+    '"width": 256}, "latent": {"autoencoder": "tiny", "channels": 4, "downscale": 8, "scale_factor": 1.0}, '
+    '"noise": {"beta_end": 0.012, "beta_start": 0.00085, "prediction_type": "v_prediction", "timesteps": 1000, '
+    '"zero_terminal_snr": true}, "resolution": 256, "sampling": {"context": 1.6, "guidance_scale": 3.0, "steps": '
+    '20}, "unet": {"context_width": 256, "heads": [3, 6, 6], "in_channels": 4, "layers_per_block": 1, '
+    '"mid_transformer_layers": 1, "out_channels": 4, "transformer_layers": [1, 2, 0], "widths": [96, 192, 192]}}'
+)
+
 
 @pytest.fixture(scope="module")
 def shipped() -> ImprintPipeline:
@@ -49,9 +64,29 @@ def test_the_recorded_hash_is_the_file_s():
     assert SHIPPED.stat().st_size <= 48e6
 
 
+def test_a_checkpoint_of_the_first_kind_still_loads_and_runs(tmp_path):
+    config, path = ImprintConfig.from_json(FIRST), tmp_path / "first.safetensors"
+    save_checkpoint(path, fresh_checkpoint(config))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["config"] == FIRST and metadata["format_version"] == "1"  # what is written now is what was then
+    pipeline = ImprintPipeline.from_checkpoint(path)
+    result = pipeline(*read_object("duck.webp"), *read_place("street.jpg"), 1)
+    assert result.alpha is None and result.images[0].size == Image.open(SAMPLES / "street.jpg").size
+    assert pipeline.model_config.sampling.guidance_scale == 3.0
+
+
 def read_object(name: str) -> tuple[Image.Image, Image.Image | None]:
     mask = OBJECTS[name]
     return Image.open(SAMPLES / name), mask and Image.open(SAMPLES / mask)
+
+
+def read_place(name: str) -> tuple[Image.Image, Image.Image]:
+    """A photo and the box in it."""
+    scene = Image.open(SAMPLES / name)
+    hole = Image.new("L", scene.size)
+    hole.paste(255, BOXES[name])
+    return scene, hole
 
 
 @torch.no_grad()
@@ -73,9 +108,7 @@ def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo
         alpha = alpha_to_tensor(photo) if mask is None else mask_to_tensor(mask)
         references.append(features(image_to_tensor(photo), alpha))
     for name, background in PAIRS:
-        scene = Image.open(SAMPLES / background)
-        hole = Image.new("L", scene.size)
-        hole.paste(255, BOXES[background])
+        scene, hole = read_place(background)
         result = shipped(
             *read_object(name),
             scene,

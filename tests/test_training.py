@@ -547,7 +547,7 @@ def test_every_contact_shadow_is_dark_where_the_object_stands_and_nowhere_above_
     shadow = pairs.contact_shadow(alpha, pairs.Draw(torch.Generator().manual_seed(0)))
     assert shadow.min() >= 0 and shadow.max() <= 0.8
     assert shadow[:, 0, 68, 48].min() > 0.2  # the foot
-    assert shadow[:, 0, :25].max() == 0 and shadow[:, 0, 85:].max() == 0
+    assert shadow[:, 0, :25].max() < 1e-3 and shadow[:, 0, 85:].max() < 1e-3
 
 
 def test_a_kind_without_data_is_left_out(loaded):
