@@ -72,7 +72,7 @@ def test_a_change_is_noticed(schema: dict, change: str, monkeypatch: pytest.Monk
 
     path = tmp_path / "schema.json"
     path.write_text(json.dumps(other), encoding="utf-8")
-    monkeypatch.setattr("test_schema.SNAPSHOT", path)
+    monkeypatch.setitem(globals(), "SNAPSHOT", path)
     monkeypatch.delenv("IMPRINT_NEW_SCHEMA", raising=False)
     with pytest.raises(AssertionError):
         test_schema_is_the_snapshot(Silent(), schema)
