@@ -53,11 +53,10 @@ def _softened(shadow: torch.Tensor, inside: torch.Tensor, cells: int) -> torch.T
     A shadow has no fine structure; that of what a small model predicts is the latent's grid. And one that falls farther
     than the hole has to end there: it fades over the last cell, where a straight cut would show the box.
     """
-    kernel = cells | 1
-    share = inside
+    kernel, share = cells | 1, inside
+    count = F.avg_pool2d(inside, kernel, 1, kernel // 2).clamp(min=1e-6)
     for _ in range(2):
-        total, count = (F.avg_pool2d(each, kernel, 1, kernel // 2) for each in (shadow * inside, inside))
-        shadow = total / count.clamp(min=1e-6)
+        shadow = F.avg_pool2d(shadow * inside, kernel, 1, kernel // 2) / count
         share = F.avg_pool2d(share, kernel, 1, kernel // 2, count_include_pad=False)  # the picture's edge is none
     return shadow * (2 * share - 1).clamp(min=0)
 

@@ -539,9 +539,7 @@ def test_other_options_or_other_data_are_refused(clips, tmp_path):
 
 
 def test_on_ray_the_result_is_the_same(clips, tmp_path):
-    pytest.importorskip("ray.data", reason="the extra 'ray' is not installed")  # any folder passes for a package `ray`
-    import ray
-
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         prepare("davis", clips, tmp_path / "ray", **SHARDS | {"shard-size": 18, "engine": "ray"})

@@ -1,4 +1,4 @@
-"""What the shipped checkpoint does: four sample objects, each in a box in a photo."""
+"""What the shipped checkpoint does: ten pairs of a sample object and a box in a photo; and that former ones still load."""
 
 import hashlib
 import re
@@ -130,6 +130,6 @@ def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo
     similarity = torch.stack(made) @ torch.stack(references).T
     index = torch.tensor([list(OBJECTS).index(name) for name, _ in PAIRS])[:, None]
     own = similarity.gather(1, index)[:, 0]
-    others = similarity.scatter(1, index, -1)
-    assert (own > others.amax(1) + 0.1).all(), similarity
+    gap = own - similarity.scatter(1, index, -1).amax(1)
+    assert (gap > 0.1).all() and (gap > 0.15).sum() >= 9, similarity
     assert own.mean() > 0.75, similarity

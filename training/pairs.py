@@ -355,8 +355,6 @@ class PairMaker:
         colour = (colour * light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)).clamp(0, 1)
         shadow = contact_shadow(alpha, draw) * draw.chance(0.8, count)[:, None, None, None]
         target = torch.lerp(scene * (1 - shadow), colour, alpha)
-        place = place_light(draw, count)
-        target, scene = ((picture * place).clamp(0, 1) for picture in (target, scene))
         return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw)
 
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
@@ -403,7 +401,6 @@ class PairMaker:
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
         if self.stage == "views":
             return self._on_black(cutout, scene, outline)
-        scene = (scene * place_light(draw, count)).clamp(0, 1)
         return self._in_scene(cutout, scene, scene, outline, None, level, draw)
 
     def _on_black(self, cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor) -> Pairs:
@@ -432,11 +429,14 @@ class PairMaker:
         level: torch.Tensor,
         draw: Draw,
     ) -> Pairs:
-        """Stage 2: a hole of the given levels (B,), often with room for the shadow at every level but the tightest.
+        """Stage 2: a place's light on all of it, and a hole of the given levels (B,), often with room for the shadow at
+        every level but the tightest.
 
         alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined.
         """
         count = len(alpha)
+        light = place_light(draw, count)
+        target, scene = ((picture * light).clamp(0, 1) for picture in (target, scene))
         # An object that is much smaller than the box that was drawn for it is what people like least.
         roomy = draw.uniform(count) < torch.tensor([0.0, 0.7, 0.7, 0.3], device=alpha.device)[level]
         outline = alpha > 0.3

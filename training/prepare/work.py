@@ -347,8 +347,8 @@ def _in_processes(jobs: list[Job], options: argparse.Namespace) -> Iterator[dict
             yield done.result()
     except BrokenProcessPool as error:  # multiprocessing.Pool would wait for the lost shard for ever
         raise ImprintError(
-            "a worker process was ended from outside, perhaps for want of memory; finished shards are kept: run the same "
-            "command again, with fewer --workers"
+            "a worker process has died, perhaps for want of memory (any error of its own stands above); finished shards are "
+            "kept: run the same command again, with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
