@@ -75,7 +75,7 @@ def prepare(source: str, root: Path, output: Path | str, **changes) -> dict:
 def read(output: Path, split: str = "train") -> dict:
     """Samples by clip and frame."""
     return {
-        (record.clip, record.frame): (record, picture, mask) for record, picture, mask in read_shards(output / split)
+        (record.clip, record.frame): (record, picture, mask) for record, picture, mask, _ in read_shards(output / split)
     }
 
 
@@ -389,7 +389,7 @@ def test_mvimgnet(tmp_path, layout):
     frames = sorted(frame for _, frame in samples)
     assert {clip for clip, _ in samples} == {"1/0100012d"}
     assert frames == list(range(2 if layout == "rgba" else 0, 16, 2))
-    assert all(record.gap == (2, 16) and record.object == "1/0100012d" for record, _, _ in samples.values())
+    assert all(record.gap == (2, 16) and record.object == "1/0100012d" for record, *_ in samples.values())
     assert all(set(np.unique(mask)) == {0, 1} for _, _, mask in samples.values())
     assert report["dropped"]["broken picture"] == 8
     assert_both_stages_train_on(tmp_path / "out/train", "still", "video", views=tmp_path / "out/train")
@@ -414,17 +414,17 @@ def test_objaverse_and_meshes(tmp_path):
             raise
         pytest.skip(str(error))
     samples = list(read_shards(tmp_path / "out" / "train"))
-    assert Counter(record.object for record, _, _ in samples) == {"000-000/aa.glb 0": 3, "000-001/bb.glb 0": 3}
-    assert {record.source: record.licence for record, _, _ in samples} == {
+    assert Counter(record.object for record, *_ in samples) == {"000-000/aa.glb 0": 3, "000-001/bb.glb 0": 3}
+    assert {record.source: record.licence for record, *_ in samples} == {
         "Objaverse 000-000/aa.glb": "CC-BY-SA-4.0",
         "Objaverse 000-001/bb.glb": "unknown",
     }
-    for record, picture, _ in samples:
+    for record, picture, *_ in samples:
         alpha = np.asarray(picture)[..., 3]
         assert picture.mode == "RGBA" and picture.size == (48, 48) and record.gap == (0, 3)
         assert 0.05 < (alpha > 127).mean() < 0.95 and not alpha[[0, 0, -1, -1], [0, -1, 0, -1]].any()
     lights = {
-        tuple(np.asarray(picture)[..., :3].max((0, 1))) for record, picture, _ in samples if "aa" in record.object
+        tuple(np.asarray(picture)[..., :3].max((0, 1))) for record, picture, *_ in samples if "aa" in record.object
     }
     assert len(lights) == 3  # each view has a light of its own
     assert report["dropped"] == {"broken mesh": 1}
@@ -434,7 +434,7 @@ def test_objaverse_and_meshes(tmp_path):
     save_photo(tmp_path / "photos/one.jpg")
     more = dict(identities=12, textures=tmp_path / "photos", views=2, resolution=32, licence=None)
     report = prepare("meshes", root / "glbs", tmp_path / "meshes", **more)
-    licences = {record.source: record.licence for record, _, _ in read_shards(tmp_path / "meshes" / "train")}
+    licences = {record.source: record.licence for record, *_ in read_shards(tmp_path / "meshes" / "train")}
     assert licences == {"here 000-000/aa.glb": "MIT", "unknown 000-001/bb.glb": "unknown"}
     assert report["counts"]["train"] == {"pictures": 16, "objects": 16, "groups": 8}
     assert report["dropped"] == {"broken mesh": 4}
@@ -470,7 +470,7 @@ def test_the_split_is_by_clip_and_shards_hold_whole_clips(clips, tmp_path):
     assert sides["train"] and sides["held-out"] and not sides["train"] & sides["held-out"]
     found = Counter()
     for shard in (tmp_path / "out").rglob("*.tar"):
-        members = Counter(record.clip for record, _, _ in read_shards(shard))
+        members = Counter(record.clip for record, *_ in read_shards(shard))
         assert 0 < sum(members.values()) <= 9
         found.update(dict.fromkeys(members, 1))
     assert set(found.values()) == {1}
@@ -557,8 +557,8 @@ def test_output_may_be_anywhere_that_fsspec_knows(clips, tmp_path):
     memory = fsspec.filesystem("memory")
     there = {name.removeprefix("/bucket/set/"): memory.cat(name) for name in memory.find("/bucket/set")}
     assert there == content(tmp_path / "local")
-    local = [record for record, _, _ in read_shards(tmp_path / "local" / "train")]
-    assert [record for record, _, _ in read_shards("memory://bucket/set/train")] == local
+    local = [record for record, *_ in read_shards(tmp_path / "local" / "train")]
+    assert [record for record, *_ in read_shards("memory://bucket/set/train")] == local
 
 
 def test_filters():

@@ -48,13 +48,18 @@ def test_meshes_and_textures_are_found_and_others_named(folder, tmp_path):
         render.read_meshes(tmp_path)
 
 
+def pictures(folder, identity, options) -> list[Image.Image]:
+    parts = render.load_parts(folder / "meshes" / identity.mesh.file)
+    return [view.picture for view in render.render_identity(identity, parts, options)]
+
+
 def test_views_are_cut_outs_in_different_light_and_the_same_each_time(folder):
     options = argparse.Namespace(
-        seed=0, views=4, resolution=48, backend="egl", photo_files=sorted((folder / "photos").iterdir())
+        seed=0, views=4, relit=0, resolution=48, backend="egl", photo_files=sorted((folder / "photos").iterdir())
     )
     identity = render.Identity(0, render.Mesh("0.glb"), 0)
     try:
-        views = render.render_identity(identity, render.load_parts(folder / "meshes" / "0.glb"), options)
+        views = pictures(folder, identity, options)
     except ImprintError as error:
         pytest.skip(f"no OpenGL through EGL here: {error}")
     for view in views:
@@ -62,12 +67,12 @@ def test_views_are_cut_outs_in_different_light_and_the_same_each_time(folder):
         assert view.mode == "RGBA" and view.size == (48, 48)
         assert 0.05 < (alpha > 127).mean() < 0.95 and not alpha[[0, 0, -1, -1], [0, -1, 0, -1]].any()
     assert len({tuple(np.asarray(view)[..., :3].max((0, 1))) for view in views}) == 4
-    again = render.render_identity(identity, render.load_parts(folder / "meshes" / "0.glb"), options)
+    again = pictures(folder, identity, options)
     assert [view.tobytes() for view in again] == [view.tobytes() for view in views]
     options.photo_files = []  # textures need no photos
     for index in range(6):
         other = render.Identity(index, render.Mesh("0.glb"), 1)
-        assert len(render.render_identity(other, render.load_parts(folder / "meshes" / "0.glb"), options)) == 4
+        assert len(pictures(folder, other, options)) == 4
 
 
 def test_a_machine_without_opengl_is_one_sentence():

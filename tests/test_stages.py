@@ -216,9 +216,9 @@ def test_a_few_photos_become_pairs(tuned, few_photos, tmp_path, capsys):
     (tmp_path / "cut").mkdir()
     cutout(60, 50).save(tmp_path / "cut" / "one.png")
     subject.main([str(tmp_path / "cut"), "--output", str(tmp_path / "black")])
-    ((_, picture, mask),) = read_shards(tmp_path / "black" / "photos" / "train")
+    ((_, picture, mask, _),) = read_shards(tmp_path / "black" / "photos" / "train")
     assert mask is None and not np.asarray(picture).any()
-    ((_, view, _),) = read_shards(tmp_path / "black" / "views" / "train")
+    ((_, view, *_),) = read_shards(tmp_path / "black" / "views" / "train")
     alpha = np.asarray(view.getchannel("A"))
     assert alpha[:5].max() == 0 and alpha.max() == 255  # all of it is in the frame, large
     assert np.abs(np.argwhere(alpha > 127).mean(0) - 255.5).max() < 2

@@ -2,9 +2,12 @@
 
 import functools
 import io
+import re
+import shutil
 import threading
 from collections import Counter
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from imprint.errors import ImprintError
 from training import pool, shards
 from training.pairs import Draw, PairMaker, Photos, Views
 from training.pool import Pool, StreamedPairs
-from training.shards import Record, list_shards, read_shards, sample, shard_writer, shards_at
+from training.shards import Record, Sample, list_shards, read_shards, sample, shard_writer, shards_at
 
 CPU = torch.device("cpu")
 COUNT = 5
@@ -107,9 +110,9 @@ def server(data):
 
 def test_shards_from_a_web_server(data, server, monkeypatch):
     monkeypatch.setattr(shards.time, "sleep", lambda seconds: None)
-    local = [(record, np.asarray(picture).tobytes()) for record, picture, _ in read_shards(data / "views")]
+    local = [(record, np.asarray(picture).tobytes()) for record, picture, *_ in read_shards(data / "views")]
     Handler.failures = 2  # tried again
-    served = [(record, np.asarray(picture).tobytes()) for record, picture, _ in read_shards(f"{server}/views")]
+    served = [(record, np.asarray(picture).tobytes()) for record, picture, *_ in read_shards(f"{server}/views")]
     assert served == local and len(local) == 6 * COUNT
     Handler.failures = 3
     with pytest.raises(ImprintError, match=r"v-0\.tar cannot be read .*tried 3 times"):
@@ -144,9 +147,9 @@ def test_views_are_cut_out_of_photos_and_pairs_keep_their_distance():
         for frame in range(0, 32, 4):
             mask = Image.new("L", (120, 90))
             mask.paste(1, (40, 20, 80, 60))
-            yield Record("mug", "mug", frame, "MVImgNet", "", (4, 32)), photo(120, 90, frame), mask
+            yield Sample(Record("mug", "mug", frame, "MVImgNet", "", (4, 32)), photo(120, 90, frame), mask)
         for view in range(3):
-            yield Record("mesh", "mesh", view, "render", "", (0, 3)), cutout(40, 40, view), None
+            yield Sample(Record("mesh", "mesh", view, "render", "", (0, 3)), cutout(40, 40, view))
 
     views = Views.of(samples(), side=40)
     assert views.count.tolist() == [8, 3] and views.first.tolist() == [0, 8] and views.rgba.shape == (11, 4, 40, 40)
@@ -163,7 +166,7 @@ def test_views_are_cut_out_of_photos_and_pairs_keep_their_distance():
     assert set(distance[index == 1].tolist()) == {0, 1, 2}  # of a rendering any two, also one twice
     assert (first[index == 0] < 8).all() and (second[index == 1] >= 8).all()
 
-    narrow = Views.of((record, picture, mask) for record, picture, mask in samples() if record.frame < 4)
+    narrow = Views.of(one for one in samples() if one.record.frame < 4)
     first, second = narrow.pair(torch.zeros(50, dtype=torch.long), draw)
     assert (first == 0).all() and (second == 0).all()  # one frame is left of the mug
 
@@ -172,7 +175,7 @@ def test_photos_of_an_object_seen_from_many_sides_are_partners_far_apart():
     mask = Image.new("L", (96, 96))
     mask.paste(1, (20, 20, 70, 70))
     photos = Photos.of(
-        (Record("mug", "mug", frame, "MVImgNet", "", (4, 32)), photo(96, 96, frame), mask) for frame in (0, 3, 8)
+        Sample(Record("mug", "mug", frame, "MVImgNet", "", (4, 32)), photo(96, 96, frame), mask) for frame in (0, 3, 8)
     )
     assert [photos.partners[row, : photos.partner_count[row]].tolist() for row in range(3)] == [[2], [2], [0, 1]]
 
@@ -181,14 +184,20 @@ def same(one, other) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
 
 
-def test_joined_parts_are_what_reading_all_at_once_gives(data):
+def test_processes_that_read_a_shard_each_give_what_reading_all_at_once_gives(data, tmp_path):
     for kind, folder in ((Views, "views"), (Photos, "photos")):
-        whole = kind.load(data / folder, CPU, side=48)
-        parts = [kind.of(read_shards(shard), 48) for shard in list_shards(data / folder)]
-        joined = kind.join(parts)
+        whole = kind.of(read_shards(data / folder), 48)
+        joined = kind.load(data / folder, CPU, side=48)
         if kind is Photos:  # padded alike
             assert joined.partners.shape == whole.partners.shape and int(whole.partner_count.max()) == 3
         assert same(joined, whole)
+        few = kind.load(data / folder, CPU, limit=3, side=48)
+        assert 3 <= len(few.rgba if kind is Views else few.rgb) < 10
+    shutil.copytree(data / "views", tmp_path / "views")
+    broken = list_shards(tmp_path / "views")[1]
+    Path(broken).write_bytes(b"no tar" * 400)
+    with pytest.raises(ImprintError, match=rf"^{re.escape(broken)} cannot be read"):
+        Views.load(tmp_path / "views", CPU, side=48)
 
 
 # --- the window ------------------------------------------------------------------------------------------------------

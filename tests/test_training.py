@@ -31,7 +31,7 @@ from training import losses, pairs, train
 from training.pairs import KINDS, Batch, PairMaker, Photos, Views, _neighbours
 from training.pool import Pool
 from training.prepare import __main__ as prepare
-from training.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, read_shards, sample, shard_writer
+from training.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -453,6 +453,84 @@ def test_what_a_step_sees_does_not_depend_on_the_steps_before(data, tmp_path, lo
         assert sorted(row.sum().item() for row in one) == pytest.approx(sorted(row.sum().item() for row in two))
 
 
+def test_sides_take_turns_by_their_shares_with_as_many_pixels_each(data, tmp_path, loaded):
+    assert train.interleave([(64, 1.0)], 3) == [64] * 3
+    slots = train.interleave([(256, 0.5), (384, 0.3), (512, 0.2)], 10)
+    assert slots.count(256) == 5 and slots.count(384) == 3 and slots.count(512) == 2
+    assert set(slots[:5]) == set(slots[5:]) == {256, 384, 512}
+
+    words_of = [*words(data, tmp_path / "run", batch=9, images=36), "--sides", "64:2", "96"]
+    run = train.Run(train.parse(words_of))
+    maker = PairMaker(run.config, "views", *loaded, run.stage.mix)
+    walked = train.Source(maker, run.autoencoder, run.options, 0, CPU)
+    batches = [walked.batch(step) for step in range(4)]
+    assert walked.slots == [64, 96]
+    assert [tuple(batch.target.shape[::2]) for batch in batches] == [(9, 8), (4, 12), (9, 8), (4, 12)]
+    assert [batch.hole.shape[-1] for batch in batches] == [8, 12, 8, 12]
+    for one, other in ((0, 2), (1, 3)):  # the same pairs again, in another order
+        sums = [sorted(batches[step].target.flatten(1).sum(1).tolist()) for step in (one, other)]
+        assert sums[0] == pytest.approx(sums[1], abs=1e-4)
+    fresh = train.Source(maker, run.autoencoder, run.options, 0, CPU).batch(3)
+    assert torch.equal(fresh.target, batches[3].target)
+
+
+def test_a_run_with_sides_goes_to_its_end_and_keeps_the_model_s_resolution(data, tmp_path):
+    start = data / "start.safetensors"
+    train.main([*words(data, tmp_path / "run", "compositing", init=start), "--sides", "64", "128", "--view-side", "48"])
+    assert read_config(tmp_path / "run" / "checkpoint.safetensors") == read_config(start)
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["sides"] == [[64, 1.0], [128, 1.0]]
+    with pytest.raises(SystemExit) as left:
+        train.main([*words(data, tmp_path / "odd", "compositing", init=start), "--sides", "100"])
+    assert "100 is not a multiple of 16" in str(left.value.code)
+
+
+# --- guidance as one prediction --------------------------------------------------------------------------------------
+
+
+def test_the_teacher_s_guided_prediction_is_the_target(data):
+    """A student that says what the teacher says with guidance has no loss; without the object, without guidance."""
+    modules = train.build_modules(micro_config(), with_vae=False)
+    train.load_modules(modules, fresh_checkpoint(micro_config()))
+    model, alpha_bar = train.Model(modules).eval(), alphas_cumprod(micro_config().noise).float()
+    batch = batch_of(6)
+    batch.reference.random_(0, 255, generator=torch.Generator().manual_seed(0))
+
+    def loss(student, scale, dropout):
+        return losses.diffusion_loss(
+            student,
+            batch,
+            micro_config(),
+            alpha_bar,
+            torch.Generator().manual_seed(1),
+            dropout,
+            teacher=losses.Guided(model, scale),
+        )[0]
+
+    with torch.no_grad():
+        assert loss(model, 1.0, 0.5).max() < 1e-10  # the teacher itself
+        assert loss(model, 3.0, 1.0).max() < 1e-10  # nothing to pull towards
+        assert loss(model, 3.0, 0.0).min() > 1e-6
+        told = losses.Guided(model, 3.0)
+        assert loss(told, 3.0, 0.5).max() < 1e-10
+        seen = (batch.reference, batch.target, torch.arange(6) * 100, torch.zeros(6, dtype=torch.bool))
+        twice = model(*seen[:3], ~seen[3]) + 3 * (model(*seen) - model(*seen[:3], ~seen[3]))
+        torch.testing.assert_close(told(*seen), twice, rtol=1e-3, atol=1e-4)
+
+
+def test_distilled_guidance_needs_none_when_sampling_and_more_training_does_again(data, tmp_path, capsys):
+    start, run = data / "start.safetensors", tmp_path / "guided"
+    train.main(words(data, run, "compositing", init=start, **{"distill-guidance": 2.0}))
+    before, made = read_config(start), read_config(run / "checkpoint.safetensors")
+    assert made.sampling.guidance_scale == 1
+    assert dataclasses.replace(made, sampling=before.sampling) == before
+    train.main(words(data, tmp_path / "on", "compositing", init=run / "checkpoint.safetensors"))
+    assert read_config(tmp_path / "on" / "checkpoint.safetensors").sampling.guidance_scale == 2
+    for changes in ({"stage": "views", "init": start}, {"stage": "compositing"}):
+        with pytest.raises(SystemExit) as left:
+            train.main([*words(data, tmp_path / "no", **changes), "--train-all", "--distill-guidance", "2"])
+        assert left.value.code == 2 and "--distill-guidance needs --init" in capsys.readouterr().err
+
+
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
@@ -496,7 +574,8 @@ def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, l
     views = torch.full((2, 4, 48, 48), 255, dtype=torch.uint8)
     views[0, :3, :, 24:], views[1, :3, 24:] = 40, 40
     box, one = torch.tensor([[0, 0, 48, 48]] * 2), torch.tensor([1])
-    views = Views(views, box, one * 0, one * 2, torch.tensor([0, 1]), torch.tensor([[0, 1]]))
+    nothing = dict(relit=views[:0], scenes=views[:0, :3], shadows=torch.zeros(0, 3), twin=torch.tensor([-1, -1]))
+    views = Views(views, box, one * 0, one * 2, torch.tensor([0, 1]), torch.tensor([[0, 1]]), **nothing)
     maker = PairMaker(micro_config(), "compositing", views, loaded[1], {"rendered": 1.0})
     seen = []
     monkeypatch.setattr(maker, "_hole_levels", lambda count, draw: torch.full((count,), LEVELS.index(level)))
@@ -550,6 +629,72 @@ def test_every_contact_shadow_is_dark_where_the_object_stands_and_nowhere_above_
     assert shadow[:, 0, :25].max() < 1e-3 and shadow[:, 0, 85:].max() < 1e-3
 
 
+def test_shadows_fall_where_the_light_of_their_place_throws_them():
+    """To the right, to the left, forwards, and hardly at all; what is not known is drawn."""
+    alpha = torch.zeros(5, 1, 96, 96)
+    alpha[:, :, 40:60, 40:56] = 1
+    known = torch.tensor([[1.0, 0.3, 0.6], [-1.0, 0.3, 0.6], [0.0, -0.8, 0.6], [0.0, 0.3, 0.0], [torch.nan] * 3])
+    shadow = pairs.contact_shadow(alpha, pairs.Draw(torch.Generator().manual_seed(0)), known)[:, 0]
+    right, left = shadow[:, 50:58, 62:].amax((1, 2)), shadow[:, 50:58, :34].amax((1, 2))
+    below, behind = shadow[:, 66:, 40:56].amax((1, 2)), shadow[:, :57].amax((1, 2))
+    assert right[0] > 0.15 and left[0] < 0.05 and below[0] < 0.1
+    assert left[1] > 0.15 and right[1] < 0.05
+    assert below[2] > 0.2 and max(right[2], left[2]) < 0.05
+    assert behind[3] < 0.1 < shadow[3].max()  # where it stands
+    assert shadow[4].max() > 0.2
+
+
+def relit_views(scene_colour: tuple[int, int, int] = (20, 60, 200)) -> Views:
+    """Two objects of two views; the first view of each again, dark, before a plain scene."""
+    samples = []
+    for name in ("a", "b"):
+        for frame in range(2):
+            record = Record(name, name, frame, "mesh", "CC0", (0, 2))
+            samples.append(Sample(record, cutout(48, 48, seed=frame)))
+            if frame == 0:
+                dark = cutout(48, 48, seed=frame)
+                dark = Image.merge(
+                    "RGBA", [*(band.point(lambda v: v // 8) for band in dark.split()[:3]), dark.split()[3]]
+                )
+                lit = dataclasses.replace(record, shadow=(1.0, 0.25, 0.5))
+                samples.append(Sample(lit, dark, scene=Image.new("RGB", (36, 36), scene_colour)))
+    return Views.of(samples)
+
+
+def test_a_relit_view_is_its_views_twin_and_no_view_of_its_own():
+    views = relit_views()
+    assert views.rgba.shape == (4, 4, 48, 48) and views.count.tolist() == [2, 2]
+    assert views.twin.tolist() == [0, -1, 1, -1] and views.shadows.tolist() == [[1.0, 0.25, 0.5]] * 2
+    assert views.relit.shape == (2, 4, 48, 48) and views.scenes.shape == (2, 3, 36, 36)
+    assert torch.equal(views.relit[0, 3], views.rgba[0, 3])
+    joined = Views.join([views, views])
+    assert joined.twin.tolist() == [0, -1, 1, -1, 2, -1, 3, -1] and joined.first.tolist() == [0, 2, 4, 6]
+    assert torch.equal(joined.relit[joined.twin[6]], joined.relit[joined.twin[2]])
+
+
+def test_a_relit_target_stands_in_its_own_place_and_the_reference_keeps_its_light(loaded, monkeypatch):
+    monkeypatch.setattr(pairs, "place_light", lambda draw, count: torch.ones(3, 1, 1))
+    made = {}
+    for light in (True, False):
+        views = relit_views()
+        if not light:
+            views.twin[:] = -1
+        pairs_made = PairMaker(micro_config(), "compositing", views, loaded[1], {"rendered": 1.0})(
+            64, torch.Generator().manual_seed(0)
+        )
+        seen = 1 - pairs_made.hole.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        ground = (pairs_made.background * seen).sum((2, 3)) / seen.sum((2, 3)).clamp(min=1)
+        flat = ((pairs_made.background - ground[..., None, None]) * seen).abs().amax((1, 2, 3)) < 0.1
+        blue = flat & (seen.sum((1, 2, 3)) > 100) & (ground[:, 2] > ground[:, 0] + 0.15)
+        made[light] = blue, pairs_made
+    blue, lit = made[True]
+    assert blue.float().mean() > 0.2 and not made[False][0].any()  # half of the views have a twin
+    inside = lit.hole.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    brightness = (lit.target * inside).mean((1, 2, 3)) / inside.mean((1, 2, 3))
+    assert lit.reference[blue].mean() > 0.8 * made[False][1].reference.mean()
+    assert brightness[blue].mean() < 0.75 * brightness[~blue].mean()
+
+
 def test_a_kind_without_data_is_left_out(loaded):
     views, pictures = loaded
     empty = dataclasses.replace(pictures, items=pictures.items[:0], partner_count=pictures.partner_count[:0] * 0)
@@ -587,7 +732,7 @@ def test_shards_round_trip(tmp_path):
         writer.write(sample("one", buffer.getvalue(), "png", record, mask))
         writer.write(sample("two", webp(cutout(8, 8)), "webp", record))
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-    (first, image, objects), (_, view, nothing) = read_shards(tmp_path)
+    (first, image, objects, _), (_, view, nothing, _) = read_shards(tmp_path)
     assert first == record and np.array_equal(np.asarray(image), np.asarray(picture))
     assert np.asarray(objects).max() == 2 and nothing is None and view.mode == "RGBA"
     assert len(list(read_shards(tmp_path, limit=1))) == 1

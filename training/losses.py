@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -50,6 +52,26 @@ def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.
     return torch.where(snr < 1e-7, 1.0, capped / (snr + 1))
 
 
+@dataclass(frozen=True)
+class Guided:
+    """A frozen model's prediction with classifier-free guidance (arXiv 2207.12598, equation 6), to be learned as one
+    (Meng et al., arXiv 2210.03142, section 3.1, at a single scale). Where the object is dropped it is the prediction
+    without, so that guidance on top of what was learned multiplies."""
+
+    model: torch.nn.Module
+    scale: float
+
+    @torch.no_grad()
+    def __call__(
+        self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
+    ) -> torch.Tensor:
+        """As the model is called; (B, C, h, w)."""
+        nothing = torch.ones_like(dropped)
+        without, with_object = (self.model(reference, seen, timesteps, mask).float() for mask in (nothing, ~nothing))
+        guided = torch.lerp(without, with_object, self.scale)
+        return torch.where(dropped[:, None, None, None], without, guided)
+
+
 def diffusion_loss(
     model: torch.nn.Module,
     batch: Batch,
@@ -58,13 +80,14 @@ def diffusion_loss(
     generator: torch.Generator,
     dropout: float = CONDITION_DROPOUT,
     timesteps: torch.Tensor | None = None,
+    teacher: Guided | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean squared error in the hole, each sample weighing the same, and the matte's loss: both (B,).
 
     z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or
     v = sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's
     `|| eps - G(z_t, t, E(I)) ||^2` (section 3.1), restricted to the hole (section 3.2). timesteps (B,): by default drawn
-    uniformly.
+    uniformly. With a teacher its prediction is the target.
     """
     count, device = len(batch.target), batch.target.device
     if timesteps is None:
@@ -77,6 +100,8 @@ def diffusion_loss(
     target = noise if config.noise.prediction_type == "epsilon" else signal * noise - spread * clean
     seen = unet_input(noisy, batch.background.float(), batch.hole.float(), config)
     prediction, logits = split_matte(model(batch.reference, seen, timesteps, dropped).float(), config)
+    if teacher:
+        target, _ = split_matte(teacher(batch.reference, seen, timesteps, dropped), config)
     error = (F.mse_loss(prediction, target, reduction="none") * batch.hole).sum((1, 2, 3))
     return error / (batch.hole.sum((1, 2, 3)) * clean.shape[1]), matte_loss(logits, batch, alpha_bar[timesteps])
 

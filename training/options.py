@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,15 @@ STAGES = {
 }
 
 
+def side_and_share(text: str) -> tuple[int, float]:
+    """`384` or `384:0.4`."""
+    side, _, share = text.partition(":")
+    pair = int(side), float(share or 1)
+    if pair[0] < 1 or not 0 < pair[1] < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no side with a share of more than 0")
+    return pair
+
+
 def parse(argv: list[str] | None, description: str | None = None) -> argparse.Namespace:
     """The options of a run, the stage's own numbers where none were given. Leaves with 2 for options that do not fit."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,6 +88,9 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     data.add_argument("--captions", help="for warmup: pictures with captions, in a folder")
     data.add_argument("--pool", type=int, help="shards of each data set in memory at once; by default all")
     data.add_argument("--refresh", type=int, default=1, help="with --pool: blocks of pairs before the next shard comes")
+    data.add_argument(
+        "--view-side", type=int, help="pixels a side at which views are held; by default the largest side"
+    )
     data.add_argument("--limit", type=int, help="read only so many samples of each data set")
     model = parser.add_argument_group("model")
     start = model.add_mutually_exclusive_group()
@@ -105,6 +118,20 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--images", type=int, help="pictures to train on; by default the stage's")
     recipe.add_argument("--batch", type=int, help="pictures at once in each process; by default the stage's")
+    recipe.add_argument(
+        "--sides",
+        type=side_and_share,
+        nargs="+",
+        metavar="PIXELS[:SHARE]",
+        help="sides of the pictures, and their shares of the steps; by default the model's resolution alone. Batches of all "
+        "sides have as many pixels as --batch pictures at the model's resolution",
+    )
+    recipe.add_argument(
+        "--distill-guidance",
+        type=float,
+        metavar="SCALE",
+        help="for compositing: learn what --init predicts with this guidance, instead of the pictures",
+    )
     recipe.add_argument("--accumulate", type=int, default=1, help="batches whose gradients make one step")
     recipe.add_argument("--lr", type=float, help="peak learning rate; by default the stage's")
     recipe.add_argument("--final-lr", type=float, default=0.03, help="learning rate at the end, as a part of the peak")
@@ -145,10 +172,16 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     ):  # fmt: skip
         if getattr(options, name) is None:
             setattr(options, name, value)
-    counts = "images batch accumulate rank reuse block chunk log_every save_every pool refresh".split()
+    counts = "images batch accumulate rank reuse block chunk log_every save_every pool refresh view_side".split()
     for name in counts:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
+    if options.distill_guidance is not None and not (options.stage == "compositing" and options.init):
+        parser.error(
+            "--distill-guidance needs --init, the model whose predictions are learned, and stage 'compositing'"
+        )
+    if options.sides and not stage.mix:
+        parser.error(f"stage '{options.stage}' has no --sides: its pictures have the model's resolution")
     if options.pool is not None and options.limit is not None:
         parser.error("--limit reads the first samples, --pool all shards in turn: give one of them")
     if not 0 <= options.translation <= 1:

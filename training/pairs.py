@@ -1,7 +1,8 @@
 """Pairs (reference view, target) made on the device, in batches, from pictures that lie in its memory.
 
 IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and what stands in for its data sets:
-- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow;
+- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow, or in the
+  light of a place into a photo of that place;
 - `still`: an annotated object of a photo is the target, its warped and re-coloured cut-out the reference;
 - `video`: as `still`, but the reference comes from another frame of the clip, as near as the sample's `gap` asks: of a
   video at most 7 frames away, of MVImgNet's photos at least an eighth of all;
@@ -14,15 +15,18 @@ coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
@@ -30,7 +34,7 @@ from imprint.masks import LEVELS, box, fill_boxes, latent_hole, mask_levels, pai
 from imprint.matte import matte_values
 from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
-from .shards import Record, Sample, read_shards
+from .shards import SCENE_SCALE, Record, Sample, list_shards, read_shards
 
 KINDS = ("rendered", "still", "video", "piece")
 PHOTO_SIDE = 384  # pixels of the square photos in memory
@@ -43,16 +47,54 @@ class _Pictures:
 
     @classmethod
     def load(cls, place: str | os.PathLike, device: torch.device, limit: int | None = None, side: int | None = None):
-        """All of a folder's shards, or their first `limit` samples; `of` says what `side` is."""
-        return cls.of(read_shards(place, limit), side).to(device)
+        """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side` is."""
+        shards = list_shards(place)
+        if limit is not None or len(shards) == 1:
+            return cls.of(read_shards(shards, limit), side).to(device)
+        workers = min(len(shards), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        parts = DataLoader(_Shards(cls, shards, side), batch_size=None, num_workers=workers, collate_fn=_unchanged)
+        return cls.join([cls(*map(torch.from_numpy, _raised(part))) for part in parts]).to(device)
 
     def to(self, device: torch.device):
         return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
 
+class _Shards(Dataset):
+    """What `_Pictures.of` makes of each shard, as arrays: tensors would travel through the system's shared memory, of
+    which a container has little. An error is an item, too: the loader would wrap it in a traceback."""
+
+    def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None):
+        self.kind, self.shards, self.side = kind, shards, side
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> list[np.ndarray] | ImprintError:
+        try:
+            return [
+                value.contiguous().numpy()
+                for value in vars(self.kind.of(read_shards(self.shards[index : index + 1]), self.side)).values()
+            ]
+        except ImprintError as error:
+            return error
+
+
+def _unchanged(part):
+    return part
+
+
+def _raised(part: list[np.ndarray] | ImprintError) -> list[np.ndarray]:
+    if isinstance(part, ImprintError):
+        raise part
+    return part
+
+
 @dataclass
 class Views(_Pictures):
-    """Cut-outs: rgba (N, 4, S, S) uint8; an object's views are rows first ... first + count - 1."""
+    """Cut-outs: rgba (N, 4, S, S) uint8; an object's views are rows first ... first + count - 1.
+
+    Some views come a second time, L in all, in the light of a place: the same camera, the same outline.
+    """
 
     rgba: torch.Tensor
     boxes: torch.Tensor
@@ -63,6 +105,14 @@ class Views(_Pictures):
     """(N,) the views' frame numbers."""
     gap: torch.Tensor
     """(K, 2) for each object the least and greatest distance of frames in a pair."""
+    relit: torch.Tensor
+    """(L, 4, S, S) uint8."""
+    scenes: torch.Tensor
+    """(L, 3, S', S') uint8: the places."""
+    shadows: torch.Tensor
+    """(L, 3) float32, as `Record.shadow` has them."""
+    twin: torch.Tensor
+    """(N,) row of a view's second, -1 where there is none."""
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Views:
@@ -71,12 +121,16 @@ class Views(_Pictures):
         Raises `ImprintError` for a sample that is neither, and where there is none.
         """
         views: dict[tuple[str, int], list[tuple[torch.Tensor, int, tuple[int, int]]]] = {}
-        for record, picture, mask in samples:
+        places: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
+        for record, picture, mask, scene in samples:
             for number, cutout in _cutouts(record, picture, mask):
                 side = side or cutout.width
-                if cutout.size != (side, side):
-                    cutout = cutout.resize((side, side), Image.BICUBIC)
-                views.setdefault((record.object, number), []).append((_to_uint8(cutout), record.frame, record.gap))
+                pixels = _to_uint8(_resized(cutout, side))
+                if scene is None:
+                    views.setdefault((record.object, number), []).append((pixels, record.frame, record.gap))
+                else:
+                    place = _to_uint8(_resized(scene, round(side * SCENE_SCALE)))
+                    places[record.object, record.frame] = pixels, place, record.shadow
         if not views:
             raise ImprintError("the shards of views hold no object; look at what training.prepare dropped")
         rows = [row for rows in views.values() for row in rows]
@@ -85,12 +139,17 @@ class Views(_Pictures):
         count = torch.tensor([len(rows) for rows in views.values()])
         frames = torch.tensor([frame for _, frame, _ in rows])
         gap = torch.tensor([rows[0][2] for rows in views.values()])
-        return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap)
+        names = [(name, frame) for (name, _), own in views.items() for _, frame, _ in own]
+        return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap, *_twins(names, places, side))
 
     @classmethod
     def join(cls, parts: Sequence[Views]) -> Views:
         """The views of several parts, as one."""
         joined = cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls)))
+        before = torch.tensor([len(part.relit) for part in parts]).cumsum(0).roll(1)
+        before[0] = 0
+        added = before.repeat_interleave(torch.tensor([len(part.twin) for part in parts]))
+        joined.twin = torch.where(joined.twin < 0, -1, joined.twin + added)
         joined.first = joined.count.cumsum(0) - joined.count
         return joined
 
@@ -137,7 +196,7 @@ class Photos(_Pictures):
         """
         size = (side or PHOTO_SIDE,) * 2
         rgb, objects, sources, items = [], [], [], []
-        for record, picture, mask in samples:
+        for record, picture, mask, _ in samples:
             picture = picture.convert("RGB")
             shorter = min(picture.size)
             spare = max(picture.size) - shorter
@@ -180,6 +239,23 @@ class Photos(_Pictures):
             torch.cat([getattr(part, name) for part in parts]) for name in ("rgb", "objects", "boxes", "partner_count")
         )
         return cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts)
+
+
+def _resized(picture: Image.Image, side: int) -> Image.Image:
+    return picture if picture.size == (side, side) else picture.resize((side, side), Image.BICUBIC)
+
+
+def _twins(names: list[tuple[str, int]], places: dict[tuple[str, int], tuple], side: int) -> tuple[torch.Tensor, ...]:
+    """`Views.relit`, `scenes`, `shadows` and `twin`, of views of these names."""
+    found = [name for name in names if name in places]
+    row = {name: number for number, name in enumerate(found)}
+    twin = torch.tensor([row.get(name, -1) for name in names])
+    if not found:
+        sides = (4, side), (3, round(side * SCENE_SCALE))
+        empty = (torch.zeros(0, channels, size, size, dtype=torch.uint8) for channels, size in sides)
+        return *empty, torch.zeros(0, 3), twin
+    relit, scenes, shadows = zip(*(places[name] for name in found))
+    return *(torch.stack(part).permute(0, 3, 1, 2) for part in (relit, scenes)), torch.tensor(shadows), twin
 
 
 def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> Iterator[tuple[int, Image.Image]]:
@@ -301,6 +377,12 @@ class PairMaker:
         self.mix = {kind: share for kind, share in mix.items() if share > 0 and has[kind]}
         self.moving = photos.partner_count.nonzero()[:, 0]
 
+    def at(self, side: int) -> PairMaker:
+        """The same, of pairs of another side. Raises `ImprintError` for one that the model cannot have."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, resolution=side)
+        return other
+
     def __call__(self, count: int, generator: torch.Generator) -> Pairs:
         """`count` pairs of all kinds in random order."""
         draw = Draw(generator)
@@ -325,14 +407,18 @@ class PairMaker:
         # An outline asks for a pose. A box does not: there the object mostly stays as its photo shows it.
         same = draw.chance(torch.where(level == BOX, 0.7, 0.25), count) & (views.gap[index, 0] == 0)
         second = torch.where(same, first, second)
+        twin = views.twin[second]
+        lit = draw.chance(0.8, count) & (twin >= 0) & (self.stage == "compositing")
 
         # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
         # alone teaches that the outline decides which way the object looks. Fine-tuning learns one object as it is.
         often = 0.0 if self.stage == "finetune" else 1.0
-        turn = hue_turn(torch.where(draw.chance(0.6 * often, count), draw.uniform(count, 0, 2 * math.pi), 0.0))
+        coloured = draw.chance(0.6 * often, count) & ~lit  # the colour of a light does not turn
+        turn = hue_turn(torch.where(coloured, draw.uniform(count, 0, 2 * math.pi), 0.0))
         mirrored = draw.chance(0.5 * often, count)
         turned = mirrored ^ (draw.chance(0.25 * often, count) & (level != BOX))
         reference, target = (_float(views.rgba[rows]) for rows in (first, second))
+        target[lit] = _float(views.relit[twin[lit]])
         reference = torch.where(mirrored[:, None, None, None], reference.flip(3), reference)
 
         tilted = draw.chance(0.35, count) & (level != BOX)
@@ -343,17 +429,23 @@ class PairMaker:
         colour = recolour(layer[:, :3] / alpha.clamp(min=1e-3), turn).clamp(0, 1)
         # Each view was rendered in a light of its own, which nothing tells the model: take most of its strength out.
         strength = (_brightness(reference) / _brightness(torch.cat([colour, alpha], 1))).clamp(0.4, 2.5) ** 0.7
-        colour = (colour * strength).clamp(0, 1)
+        colour = torch.where(lit[:, None, None, None], colour, (colour * strength).clamp(0, 1))
         cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
         if self.stage == "views":
             return self._on_black(cutout, colour, alpha[:, 0])
 
-        photo = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
-        scene = jitter(photo, draw, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
+        scene = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
+        scene[lit] = self._place(twin[lit], turned[lit], draw)
+        shade = jitter_parameters(draw, count, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
+        scene = apply_jitter(scene, shade)
         # The scene's mean brightness, in part, is the light's. Not its colour: that of a meadow is the grass's.
         light = scene.mean((1, 2, 3), keepdim=True) / 0.45
-        colour = (colour * light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)).clamp(0, 1)
-        shadow = contact_shadow(alpha, draw) * draw.chance(0.8, count)[:, None, None, None]
+        light = light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)
+        colour = torch.where(lit[:, None, None, None], apply_jitter(colour, shade), (colour * light).clamp(0, 1))
+        cast = torch.full((count, 3), torch.nan, device=alpha.device)
+        cast[lit] = views.shadows[twin[lit]]
+        cast[:, 0] = torch.where(turned, -cast[:, 0], cast[:, 0])
+        shadow = contact_shadow(alpha, draw, cast) * (lit | draw.chance(0.8, count))[:, None, None, None]
         target = torch.lerp(scene * (1 - shadow), colour, alpha)
         return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw)
 
@@ -514,6 +606,13 @@ class PairMaker:
         place = draw.uniform((count, 2), -1, 1) * (1 - zoom)[:, None]
         return _matrix(place, zoom, draw.normal(count) * 0.03, torch.ones_like(zoom), flip)
 
+    def _place(self, rows: torch.Tensor, mirrored: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Most of the places that relit views have their light from."""
+        zoom = draw.uniform(len(rows), 0.7, 1.0)
+        offset = draw.uniform((len(rows), 2), -1, 1) * (1 - zoom)[:, None]
+        matrix = _matrix(offset, zoom, torch.zeros_like(zoom), torch.ones_like(zoom), mirrored)
+        return warp(_float(self.views.scenes[rows]), matrix, self.config.resolution, "reflection")
+
     def _photo_crop(self, rows: torch.Tensor, draw: Draw) -> torch.Tensor:
         matrix = self._crop_matrix(draw.chance(0.5, len(rows)), draw, len(rows))
         return warp(_float(self.photos.rgb[rows]), matrix, self.config.resolution, "reflection")
@@ -638,11 +737,12 @@ def place_light(draw: Draw, count: int) -> torch.Tensor:
     return torch.where(draw.chance(0.5, count)[:, None, None, None], gains, 1.0)
 
 
-def contact_shadow(alpha: torch.Tensor, draw: Draw) -> torch.Tensor:
+def contact_shadow(alpha: torch.Tensor, draw: Draw, known: torch.Tensor | None = None) -> torch.Tensor:
     """(B, 1, R, R) alpha -> (B, 1, R, R) share of light lost on the ground that the object stands on.
 
     Two shadows of which the darker counts: the outline flattened onto the ground, leaning any way and soft to sharp, as a
-    lamp or the sun casts it; and a narrow dark one where object and ground touch, which every light leaves.
+    lamp or the sun casts it; and a narrow dark one where object and ground touch, which every light leaves. known (B, 3):
+    lean, rise and depth of the first as `Record.shadow` has them, drawn where they are not a number.
     """
     count, side = len(alpha), alpha.shape[-1]
     solid = (alpha[:, 0] > 0.5).float()
@@ -659,16 +759,18 @@ def contact_shadow(alpha: torch.Tensor, draw: Draw) -> torch.Tensor:
         ]
         return warp(alpha, torch.stack(rows, 1), side)
 
-    cast = flattened(draw.uniform(count, 0.1, 0.45), draw.uniform(count, -0.8, 0.8))
+    drawn = torch.stack(
+        [draw.uniform(count, -0.8, 0.8), draw.uniform(count, 0.1, 0.45), draw.uniform(count, 0.2, 0.65)], 1
+    )
+    lean, rise, depth = (drawn if known is None else torch.where(known.isnan(), drawn, known)).unbind(1)
+    cast = flattened(rise, lean)
     soft = [cast]
     for _ in range(2):
         soft.append(_box_blur(_box_blur(soft[-1], side // 24), side // 24))
     choice = draw.uniform((count, 1, 1, 1), 0.4, 2)
     cast = torch.where(choice < 1, torch.lerp(soft[0], soft[1], choice), torch.lerp(soft[1], soft[2], choice - 1))
     touch = _box_blur(flattened(torch.full_like(foot, 0.06), torch.zeros_like(foot)), side // 48)
-    return torch.maximum(
-        cast * draw.uniform((count, 1, 1, 1), 0.2, 0.65), touch * draw.uniform((count, 1, 1, 1), 0.4, 0.8)
-    )
+    return torch.maximum(cast * depth[:, None, None, None], touch * draw.uniform((count, 1, 1, 1), 0.4, 0.8))
 
 
 def _box_blur(images: torch.Tensor, radius: int) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -70,6 +72,12 @@ class StreamedPairs:
         self.config, self.stage, self.views, self.photos, self.mix = config, stage, views, photos, mix
         self.turn = 0
         self.made: tuple[int, PairMaker] | None = None
+
+    def at(self, side: int) -> StreamedPairs:
+        """As `PairMaker.at`, of the same pools."""
+        other = copy.copy(self)
+        other.config, other.made = dataclasses.replace(self.config, resolution=side), None
+        return other
 
     def __call__(self, count: int, generator: torch.Generator) -> Pairs:
         """`count` pairs, as `PairMaker` makes them."""

@@ -18,6 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imprint.errors import ImprintError
 
+from .panoramas import LEVEL_SIZES, Panorama, cast_shadow, draw_exposure, look, read_panorama, to_photo
+from .shards import SCENE_SCALE
+
 TEXTURE_SIZE = 256  # pixels a side of a drawn texture
 ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
 SHADOW_SIZE = 512  # pixels a side of the shadow map
@@ -56,6 +59,7 @@ uniform float roughness; uniform float metallic;
 uniform vec3 eye;
 uniform vec3 key_direction; uniform vec3 key_light; uniform vec3 rim_direction; uniform vec3 rim_light;
 uniform vec3 sky; uniform vec3 ground;
+uniform bool panoramic; uniform sampler2D panorama; uniform float turn; uniform float exposure;
 in vec3 position; in vec3 normal; in vec2 uv; in vec3 colour;
 out vec4 pixel;
 
@@ -83,7 +87,11 @@ vec3 lit(vec3 albedo, vec3 f0, vec3 n, vec3 v, vec3 l, vec3 light) {
     return (albedo * (1.0 - metallic) + specular) * light * nl;
 }
 
-vec3 surroundings(vec3 direction, float blur) { return mix(ground, sky, smoothstep(-blur, blur, direction.y)); }
+vec3 surroundings(vec3 d, float blur) {
+    if (!panoramic) return mix(ground, sky, smoothstep(-blur, blur, d.y));
+    vec2 place = vec2(atan(d.x, d.z) / 6.2831853 + 0.5 + turn, acos(clamp(d.y, -1.0, 1.0)) / 3.1415927);
+    return exposure * textureLod(panorama, place, 3.0 * min(blur, 1.0)).rgb;  // the last level is a matt surface's
+}
 
 void main() {
     vec3 v = normalize(eye - position);
@@ -157,13 +165,14 @@ def read_meshes(folder: Path) -> list[Mesh]:
     return [Mesh(file, **facts.get(file, {})) for file in files]
 
 
-def read_photos(folders: list[Path], exclude: set[str]) -> list[Path]:
-    """The pictures of the folders, less those of the names in `exclude`."""
+def read_photos(
+    folders: list[Path], exclude: set[str], kinds: tuple[str, ...] = (".jpg", ".jpeg", ".png")
+) -> list[Path]:
+    """The pictures of the folders, less those of the names in `exclude`. Raises `ImprintError` where none is left."""
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.name not in exclude]
-    photos = [path for path in files if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    photos = [path for path in files if path.suffix.lower() in kinds]
     if folders and not photos:
-        names = " and ".join(map(str, folders))
-        raise ImprintError(f"{names} hold no .jpg or .png to cut textures from; name folders of pictures")
+        raise ImprintError(f"{' and '.join(map(str, folders))} hold no {' or '.join(kinds)}; name folders of pictures")
     return photos
 
 
@@ -364,8 +373,10 @@ def draw_azimuths(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.radians(rng.uniform(0, 360) + np.cumsum(rng.uniform(gaps[:, 0], gaps[:, 1])))
 
 
-def draw_camera(rng: np.random.Generator, azimuth: float, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix (4, 4) and eye (3,) of a camera in whose frame the points (N, 3) fill 70 to 95 %, about centred."""
+def draw_camera(
+    rng: np.random.Generator, azimuth: float, points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrix (4, 4), eye (3,) and rotation (3, 3) of a camera in whose frame the points (N, 3) fill 70 to 95 %."""
     extent = np.ptp(points, axis=0)
     lowest = 20 if extent[1] < 0.3 * extent.max() else -5  # a flat object seen edge-on shows nothing
     elevation = rng.uniform(lowest, 50) if rng.uniform() < 0.87 else rng.uniform(50, 75)
@@ -390,7 +401,7 @@ def draw_camera(rng: np.random.Generator, azimuth: float, points: np.ndarray) ->
             [0, 0, -1, 0],
         ]
     )
-    return projection @ view, distance * towards
+    return projection @ view, distance * towards, rotation
 
 
 def draw_tint(rng: np.random.Generator) -> np.ndarray:
@@ -401,23 +412,76 @@ def draw_tint(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_light(rng: np.random.Generator, azimuth: float) -> dict[str, Any]:
-    """Uniforms of a view's light; a white surface facing the key light returns 0.35 (dim) to 1.5 (bright)."""
-    exposure = math.exp(rng.uniform(math.log(0.35), math.log(1.5)))
+    """Uniforms of a view's light; a white surface facing the key light returns 0.55 (dim) to 1.4 (bright)."""
+    exposure = math.exp(rng.uniform(math.log(0.55), math.log(1.4)))
     ambient = rng.uniform(0.2, 0.65)
     key = direction(azimuth + math.radians(rng.uniform(-120, 120)), math.radians(rng.uniform(15, 75)))
     rim = direction(azimuth + math.radians(rng.uniform(120, 240)), math.radians(rng.uniform(-10, 50)))
     sky = exposure * ambient * draw_tint(rng)
-    shadow_camera = np.diag([1, 1, -1, 1]).astype(float)
-    shadow_camera[:3, :3] = shadow_camera[:3, :3] @ look_at(key)
     return {
+        "panoramic": False,
+        "turn": 0.0,
+        "exposure": 1.0,
         "key_direction": tuple(key),
         "key_light": tuple(exposure * (1 - ambient) * draw_tint(rng)),
         "rim_direction": tuple(rim),
         "rim_light": tuple((rng.uniform() < 0.35) * exposure * rng.uniform(0.2, 0.7) * draw_tint(rng)),
         "sky": tuple(sky),
         "ground": tuple(sky * rng.uniform(0.25, 0.8) * draw_tint(rng)),
-        "shadow_camera": tuple(shadow_camera.T.ravel()),
+        "shadow_camera": shadow_camera(key),
     }
+
+
+def shadow_camera(towards: np.ndarray) -> tuple[float, ...]:
+    """The matrix, by columns, that looks at the unit sphere from a light."""
+    matrix = np.diag([1, 1, -1, 1]).astype(float)
+    matrix[:3, :3] = matrix[:3, :3] @ look_at(towards)
+    return tuple(matrix.T.ravel())
+
+
+@dataclass(frozen=True)
+class View:
+    """A rendering: a cut-out and, where it has the light of a place, a photo of that place."""
+
+    number: int
+    picture: Image.Image
+    """RGBA, straight alpha."""
+    scene: Image.Image | None = None
+    """RGB."""
+    shadow: tuple[float, float, float] | None = None
+    """In that place, as `training.shards.Record` has it."""
+
+
+def turned(direction: np.ndarray, turn: float) -> np.ndarray:
+    """A direction (3,) of a panorama in the world that it is turned in."""
+    (x, y, z), angle = direction, -2 * math.pi * turn
+    return np.array([x * math.cos(angle) + z * math.sin(angle), y, z * math.cos(angle) - x * math.sin(angle)])
+
+
+def draw_place(
+    rng: np.random.Generator, files: list[Path], rotation: np.ndarray, side: int
+) -> tuple[Panorama, dict[str, Any], Image.Image, tuple[float, float, float]]:
+    """A panorama turned at random, the light's uniforms, what the camera of a rotation sees there, and how shadows fall."""
+    panorama, turn = read_panorama(files[rng.integers(len(files))]), rng.uniform()
+    radiance = look(panorama, rotation, turn, math.radians(rng.uniform(60, 100)), side)
+    exposure = draw_exposure(rng, panorama, radiance)
+    key = turned(panorama.key_direction, turn)
+    if key[1] < 0.05:  # a lamp at eye height throws no shadow on the ground, but lights as if from just above
+        key = np.array([key[0], 0.05, key[2]]) / np.linalg.norm([key[0], 0.05, key[2]])
+    light = {
+        "panoramic": True,
+        "turn": turn,
+        "exposure": exposure,
+        "key_direction": tuple(key),
+        "key_light": tuple(exposure * panorama.key_light),
+        "rim_direction": tuple(key),
+        "rim_light": (0.0, 0.0, 0.0),
+        "sky": (0.0, 0.0, 0.0),
+        "ground": (0.0, 0.0, 0.0),
+        "shadow_camera": shadow_camera(key),
+    }
+    above = panorama.levels[-1][0].mean(0)  # what level ground gets of the rest
+    return panorama, light, to_photo(exposure * radiance), cast_shadow(key, panorama.key_light, above, rotation)
 
 
 class Renderer:
@@ -444,7 +508,8 @@ class Renderer:
         self.shadow_map.repeat_x = self.shadow_map.repeat_y = False
         self.shadow_frame = context.framebuffer(depth_attachment=self.shadow_map)
         self.frame = context.simple_framebuffer((resolution * SUPERSAMPLING,) * 2, components=4)
-        self.program["shadow_map"] = 1
+        self.program["shadow_map"], self.program["panorama"] = 1, 2
+        self.panoramas: dict[int, Any] = {}
 
     def upload(self, parts: list[Part]) -> list[tuple[Any, Any, Any, dict[str, Any]]]:
         """For each part its vertex array, its vertex array for the shadow map, its texture and its uniforms."""
@@ -463,6 +528,18 @@ class Renderer:
                 (array, self.context.vertex_array(self.depth_program, [shadow_layout], faces), texture, uniforms)
             )
         return uploaded
+
+    def surround(self, panorama: Panorama) -> None:
+        """Make a panorama what `surroundings` sees."""
+        texture = self.panoramas.get(id(panorama))
+        if texture is None:
+            high, wide = LEVEL_SIZES[0]
+            texture = self.panoramas[id(panorama)] = self.context.texture((wide, high), 3, dtype="f4")
+            texture.build_mipmaps(0, len(panorama.levels) - 1)
+            for level, values in enumerate(panorama.levels):
+                texture.write(values.tobytes(), level=level)
+            texture.repeat_y = False
+        texture.use(2)
 
     def render(self, uploaded: list, camera: np.ndarray, eye: np.ndarray, uniforms: dict[str, Any]) -> Image.Image:
         """One view as a picture with straight alpha, black where alpha is 0."""
@@ -492,9 +569,13 @@ def get_renderer(backend: str, resolution: int) -> Renderer:
     return Renderer(backend, resolution)
 
 
-def render_identity(identity: Identity, parts: list[Part], options: argparse.Namespace) -> list[Image.Image]:
-    """All views of an identity; a function of the seed and the identity alone."""
+def render_identity(identity: Identity, parts: list[Part], options: argparse.Namespace) -> list[View]:
+    """All views of an identity; a function of the seed and the identity alone.
+
+    After each of the first `options.relit` views comes the same again in the light of one of `options.panorama_files`.
+    """
     rng = np.random.default_rng([options.seed, identity.index])
+    places = np.random.default_rng([options.seed, identity.index, 1])  # the views are the same with and without them
     style = rng.choice(list(STYLES), p=list(STYLES.values()))
     if is_plain(parts):
         style = rng.choice(["colours", "photo", "pattern", "label", "mixed"])
@@ -504,10 +585,15 @@ def render_identity(identity: Identity, parts: list[Part], options: argparse.Nam
     material = draw_material(rng, keep_colours=identity.variant == 0 or rng.uniform() < 0.5)
     points = np.concatenate([part.vertices[:, :3] for part in parts])
     renderer, views = get_renderer(options.backend, options.resolution), []
+    scene_side = round(options.resolution * SCENE_SCALE)
     with renderer.context:  # OpenGL draws, and frees, in whichever context was last made current
         uploaded = renderer.upload(parts)
-        for azimuth in draw_azimuths(rng, options.views):
-            camera, eye = draw_camera(rng, azimuth, points)
-            views.append(renderer.render(uploaded, camera, eye, material | draw_light(rng, azimuth)))
+        for number, azimuth in enumerate(draw_azimuths(rng, options.views)):
+            camera, eye, rotation = draw_camera(rng, azimuth, points)
+            views.append(View(number, renderer.render(uploaded, camera, eye, material | draw_light(rng, azimuth))))
+            if number < options.relit:
+                panorama, light, scene, shadow = draw_place(places, options.panorama_files, rotation, scene_side)
+                renderer.surround(panorama)
+                views.append(View(number, renderer.render(uploaded, camera, eye, material | light), scene, shadow))
         del uploaded
     return views

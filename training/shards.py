@@ -2,7 +2,7 @@
 
 A sample is `<key>.jpg|.png|.webp` (the picture), `<key>.json` (`Record`'s fields) and, for a picture without an alpha
 channel, `<key>.mask.png` if it has annotated objects: 8-bit, 0 = background, n = the n-th object. A cut-out's alpha channel
-is its mask. `<key>.txt` holds captions, one a line. Frames of one clip share `clip` and lie in one shard; views of one object
+is its mask; `<key>.scene.jpg` is the place in whose light it was taken. `<key>.txt` holds captions, one a line. Frames of one clip share `clip` and lie in one shard; views of one object
 share `object` and stand next to each other.
 
 Shards lie in a folder, or behind any address that fsspec knows (s3://, gs://, hf://, memory://) or a web server (http://,
@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -37,8 +38,7 @@ INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server
 ATTEMPTS = 3  # at reading a shard from elsewhere, before the run stops
 MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7 (arXiv 2403.10701, section 3.4)
 VIDEO_GAP = (1, MAX_FRAME_GAP)
-
-Sample = tuple["Record", Image.Image, "Image.Image | None"]
+SCENE_SCALE = 0.75  # a scene's side, over that of the cut-out that has its light: panoramas are not that sharp
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ class Record:
     licence: str
     gap: tuple[int, int] = VIDEO_GAP
     """The least and the greatest distance of `frame` at which two pictures of the clip or object make a pair."""
+    shadow: tuple[float, float, float] | None = None
+    """Of a cut-out with a scene, on level ground: how far its top lies to the right and up in the picture, times the
+    object's height, and the share of the ground's sRGB value that it takes."""
+
+
+class Sample(NamedTuple):
+    """One picture of a shard, decoded."""
+
+    record: Record
+    picture: Image.Image
+    mask: Image.Image | None = None
+    scene: Image.Image | None = None
 
 
 def held_out(name: str, part: float) -> bool:
@@ -134,9 +146,15 @@ def shard_writer(place: str | os.PathLike):
 
 
 def sample(
-    key: str, picture: bytes, kind: str, record: Record, mask: Image.Image | None = None, text: str = ""
+    key: str,
+    picture: bytes,
+    kind: str,
+    record: Record,
+    mask: Image.Image | None = None,
+    text: str = "",
+    scene: bytes = b"",
 ) -> dict:
-    """A sample as `TarWriter.write` takes it; `kind` is the picture's ending."""
+    """A sample as `TarWriter.write` takes it; `kind` is the picture's ending, `scene` a JPEG."""
     parts = {"__key__": key, kind: picture, "json": json.dumps(dataclasses.asdict(record)).encode()}
     if mask is not None:
         buffer = io.BytesIO()
@@ -144,6 +162,8 @@ def sample(
         parts["mask.png"] = buffer.getvalue()
     if text:
         parts["txt"] = text.encode()
+    if scene:
+        parts["scene.jpg"] = scene
     return parts
 
 
@@ -190,7 +210,7 @@ def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: in
 
 
 def read_shards(place: str | os.PathLike | Sequence[str], limit: int | None = None) -> Iterator[Sample]:
-    """Records, pictures and masks of all shards of a folder, or of a list of shards, in order, decoded by threads.
+    """The samples of all shards of a folder, or of a list of shards, in order, decoded by threads.
 
     Raises `ImprintError` when there is no shard, one is lost or damaged, or a sample lacks a part or cannot be decoded,
     naming it.
@@ -226,16 +246,18 @@ def read_parts(shard: str) -> Iterator[dict]:
 
 
 def decode_sample(parts: dict) -> Sample:
-    """Record, picture and mask of a sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
+    """A sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
     key, shard = parts["__key__"], parts["__url__"]
     try:
         fields = json.loads(parts["json"])
         record = Record(*(fields[name] for name in ("object", "clip", "frame", "source", "licence")))
-        record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)))
+        shadow = fields.get("shadow") and tuple(map(float, fields["shadow"]))
+        record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)
         kind = next(kind for kind in ("jpg", "png", "webp") if kind in parts)
         picture = Image.open(io.BytesIO(parts[kind]))
         picture.load()
         mask = Image.open(io.BytesIO(parts["mask.png"])).convert("L") if "mask.png" in parts else None
+        scene = Image.open(io.BytesIO(parts["scene.jpg"])).convert("RGB") if "scene.jpg" in parts else None
     except (KeyError, StopIteration, OSError, ValueError) as error:
         raise ImprintError(f"{shard}: sample '{key}' is not as training/README.md describes it ({error!r})") from error
-    return record, picture, mask
+    return Sample(record, picture, mask, scene)

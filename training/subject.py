@@ -65,7 +65,7 @@ def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: 
         )
     counts = Counter({"views": len(views), "photos": len(photos)})
     if backgrounds:
-        for record, picture, _ in read_shards(backgrounds, limit):  # without their masks: theirs are other objects
+        for record, picture, *_ in read_shards(backgrounds, limit):  # without their masks: theirs are other objects
             key = f"background-{counts['backgrounds']:05d}"
             photos.append(sample(key, _encoded(picture.convert("RGB")), "webp", record))
             counts["backgrounds"] += 1

@@ -252,7 +252,7 @@ def pair_tasks(folder: Path) -> list[Task]:
     `MIN_OBJECT_SIDE` of the frame, or whose box covers most of it, are left out. Raises `ImprintError` for no pair.
     """
     clips = defaultdict(list)
-    for record, picture, mask in read_shards(folder):
+    for record, picture, mask, _ in read_shards(folder):
         if record.clip and mask is not None:
             clips[record.clip].append((record.frame, picture, np.asarray(mask)))
     tasks = []

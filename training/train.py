@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from imprint.config import PRESETS
+from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
 from imprint.files import replacing, write_text
 from imprint.images import save_image, tensor_to_image
@@ -44,7 +45,7 @@ from imprint.unet import build_autoencoder, decode, encode
 
 from .average import Average, whole
 from .captions import Captions, TextEncoder
-from .losses import MATTE_WEIGHT, diffusion_loss, draw_timesteps, loss_weights, translation_loss
+from .losses import MATTE_WEIGHT, Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
 from .meter import Meter
 from .options import FREE_OPTIONS, STAGES, parse
 from .pairs import Batch, PairMaker, Photos, Views
@@ -124,7 +125,9 @@ class Source:
         """tokens: `Model.tokens` of a frozen encoder, whose part is then done once a block as well."""
         self.maker, self.autoencoder, self.options, self.rank, self.device = maker, autoencoder, options, rank, device
         self.tokens = tokens
-        self.block: tuple[int, Batch] | None = None
+        self.side = maker.config.resolution
+        self.slots = interleave(options.sides or [(self.side, 1.0)], options.block)
+        self.block: tuple[int, dict[int, Batch]] | None = None
 
     def generator(self, *numbers: int) -> torch.Generator:
         """A generator for this process that depends on nothing but the seed and the numbers."""
@@ -133,16 +136,17 @@ class Source:
             seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
         return torch.Generator(self.device).manual_seed(seed)
 
-    def make(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` encoded pairs, made in parts that fit the memory."""
-        config, parts = self.maker.config, []
+    def make(self, count: int, generator: torch.Generator, side: int | None = None) -> Batch:
+        """`count` encoded pairs, made in parts that fit the memory; side: by default the model's."""
+        maker = self.maker.at(side) if side and side != self.side else self.maker
+        parts, chunk = [], self._as_many_pixels(self.options.chunk, side or self.side)
         precision = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            for start in range(0, count, self.options.chunk):
+            for start in range(0, count, chunk):
                 with torch.autocast(self.device.type, enabled=False):
-                    pairs = self.maker(min(self.options.chunk, count - start), generator)
+                    pairs = maker(min(chunk, count - start), generator)
                 images = torch.cat([pairs.target, pairs.background]).contiguous(memory_format=torch.channels_last)
-                target, background = encode(self.autoencoder, images, config.latent).to(precision).chunk(2)
+                target, background = encode(self.autoencoder, images, maker.config.latent).to(precision).chunk(2)
                 reference = (pairs.reference * 255).round().to(torch.uint8)
                 if self.tokens:
                     reference = self.tokens(reference).to(precision)
@@ -152,16 +156,37 @@ class Source:
 
     def batch(self, step: int) -> Batch:
         """The pairs of a step."""
-        size, reuse, batches = self.options.batch, self.options.reuse, self.options.block
-        number, within = divmod(step, batches * reuse)
+        number, within = divmod(step, len(self.slots) * self.options.reuse)
         if self.block is None or self.block[0] != number:
             self.block = None  # frees the last one first
             if isinstance(self.maker, StreamedPairs):
                 self.maker.turn = number // self.options.refresh
-            self.block = number, self.make(batches * size, self.generator(1, number))
-        turn, index = divmod(within, batches)
-        order = torch.randperm(batches * size, generator=self.generator(2, number, turn), device=self.device)
-        return self.block[1][order[index * size : (index + 1) * size]]
+            generator = self.generator(1, number)
+            made = {
+                side: self.make(self.slots.count(side) * self._size(side), generator, side)
+                for side in dict.fromkeys(self.slots)
+            }
+            self.block = number, made
+        turn, index = divmod(within, len(self.slots))
+        side = self.slots[index]
+        pairs, size, place = self.block[1][side], self._size(side), self.slots[:index].count(side)
+        order = torch.randperm(len(pairs.target), generator=self.generator(2, number, turn), device=self.device)
+        return pairs[order[place * size : (place + 1) * size]]
+
+    def _size(self, side: int) -> int:
+        return self._as_many_pixels(self.options.batch, side)
+
+    def _as_many_pixels(self, count: int, side: int) -> int:
+        """How many pictures of a side have as many pixels as `count` at the model's."""
+        return max(1, round(count * (self.side / side) ** 2))
+
+
+def interleave(shares: Sequence[tuple[int, float]], count: int) -> list[int]:
+    """`count` sides, each as often as its share asks, spread as evenly as can be: the one furthest behind comes next."""
+    total, slots = sum(share for _, share in shares), []
+    for number in range(1, count + 1):
+        slots.append(max(shares, key=lambda pair: number * pair[1] / total - slots.count(pair[0]))[0])
+    return slots
 
 
 def learning_rate(done: int, options: argparse.Namespace) -> float:
@@ -196,7 +221,7 @@ class Run:
         source = self._start()
         if source and options.matte not in (None, source.config.matte):
             source = with_matte(source, options.matte)
-        self.config = source.config if source else PRESETS[options.config]
+        self.config = self._guided(source.config) if source else PRESETS[options.config]
         with self.device:
             modules = build_modules(self.config, with_vae=False)
         if source:
@@ -205,6 +230,10 @@ class Run:
         split = self.accelerator.distributed_type == DistributedType.FSDP  # which needs plainly laid out parameters
         model = Model(modules).to(self.device, memory_format=None if split else torch.channels_last)
         self._choose_trained(model, fresh=source is None)
+        self.teacher = None
+        if options.distill_guidance is not None:
+            start = self.accelerator.prepare_model(copy.deepcopy(model).requires_grad_(False), evaluation_mode=True)
+            self.teacher = Guided(start, options.distill_guidance)
         self.average = Average(model, shared=not split, evaluates=self.main or not split)
         self.ema = self.average.module
         if options.checkpointing:
@@ -219,7 +248,7 @@ class Run:
         )
         if options.compile:
             model.compile_parts(options.compile)
-            self.autoencoder.encoder.compile()
+            self.autoencoder.encoder.compile(dynamic=False)
         self.raw = model
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Only now: FSDP has put its own parameters in the place of the model's.
@@ -237,6 +266,15 @@ class Run:
     def _start(self) -> Checkpoint | None:
         """The weights to start from; None for random ones."""
         return load_checkpoint(self.options.init) if self.options.init else None
+
+    def _guided(self, config: ImprintConfig) -> ImprintConfig:
+        """With the guidance to sample with: none once it is learned, and again the usual one after more training."""
+        scale = config.sampling.guidance_scale
+        if self.options.distill_guidance is not None:
+            scale = 1.0
+        elif scale == 1 and not self.stage.lora:
+            scale = PRESETS["tiny"].sampling.guidance_scale
+        return dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, guidance_scale=scale))
 
     def _choose_trained(self, model: Model, fresh: bool) -> None:
         """Freeze all but the stage's part; frozen parameters get no gradients and no state in the optimizer."""
@@ -379,7 +417,9 @@ class Run:
             return error.mean()
         noise = self.config.noise
         timesteps = draw_timesteps(len(batch.target), noise, self.options.timesteps, generator)
-        error, matte = diffusion_loss(self.model, batch, self.config, self.alpha_bar, generator, timesteps=timesteps)
+        error, matte = diffusion_loss(
+            self.model, batch, self.config, self.alpha_bar, generator, timesteps=timesteps, teacher=self.teacher
+        )
         meter.add(error, matte, timesteps)
         weights = loss_weights(self.alpha_bar[timesteps], noise, self.options.weighting)
         return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
@@ -391,11 +431,13 @@ class Run:
         return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.device), "sum"))
 
     def _maker(self, split: str) -> PairMaker | StreamedPairs | Captions:
-        options, side = self.options, self.config.resolution
+        options = self.options
+        sides = [side for side, _ in options.sides or [(self.config.resolution, 1.0)]]
+        side = options.view_side or max(sides)
         if not self.stage.mix:
             return Captions(inside(options.captions, split), self.config, self.text, self.device, options.limit)
         views, photos = inside(options.views, split), inside(options.photos, split)
-        photo_side = side * 3 // 2  # crops of it are shown at the model's side
+        photo_side = max(sides) * 3 // 2  # crops of it are shown at the model's side
         if options.pool is None:
             loaded = (
                 Views.load(views, self.device, options.limit, side),

@@ -303,7 +303,7 @@ def split_path(g: Graph) -> None:
         latent_image=latent,
         seed=7,
         steps=20,
-        cfg=2.0,
+        cfg=1.0,
         sampler_name="euler",
         scheduler="simple",
         denoise=1.0,
@@ -328,8 +328,9 @@ def large_photo(g: Graph) -> None:
     side = 3072
     g.note(
         0,
-        f"## Large photos\n\nOnly a square around the hole is generated, at the model's own resolution, and only the "
+        f"## Large photos\n\nOnly a square around the hole is generated, here at 384 px, and only the "
         f"hole and its soft edge are exchanged: the other pixels of a {side} x {side} picture keep every bit.\n\n"
+        "- **resolution** (sampler, advanced): 384 or 512 for holes of more pixels than 256. 0 is 256, and faster.\n"
         "- **context** (sampler): how much of the surroundings the model sees. Less makes the object sharper.\n"
         "- **feather_out** and **method** `multiband` (blend): a wide, soft seam.\n\n"
         "*Stand-in* enlarges a sample picture. Remove it, and load a large photo of yours.",
@@ -364,7 +365,8 @@ def large_photo(g: Graph) -> None:
     where = g.add("ImageToMask", 1, image=big, channel="red")["MASK"]
     positive_negative = conditioning(g, 2, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, where, background, "precise")
-    finished = insert(g, 3, parts, positive_negative, background, mask, feather_out=24, method="multiband")
+    sampling = {"resolution": 384}
+    finished = insert(g, 3, parts, positive_negative, background, mask, sampling, feather_out=24, method="multiband")
     save(g, 4, finished, "Full resolution", columns=1.4)
 
 

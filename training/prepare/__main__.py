@@ -55,6 +55,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     views.add_argument("--resolution", type=int, default=256, help="pixels a side of a rendering")
     views.add_argument("--identities", type=int, help="meshes with a material each, in all; by default one a mesh")
     views.add_argument("--textures", type=Path, nargs="+", default=[], help="folders of pictures to cut textures from")
+    views.add_argument(
+        "--panoramas", type=Path, nargs="+", default=[], help="folders of .hdr panoramas, to light renderings with"
+    )
+    views.add_argument(
+        "--relit", type=int, default=0, help="views of each object that are rendered again in a panorama's light"
+    )
     views.add_argument("--seed", type=int, default=0, help="of what is drawn for a rendering")
     views.add_argument("--backend", choices=("egl", "x11", "wgl", "darwin"), default="egl", help="OpenGL platform")
     options = parser.parse_args(argv)
@@ -62,6 +68,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+    if options.relit and not options.panoramas:
+        parser.error("--relit needs the light of --panoramas")
+    if not 0 <= options.relit <= options.views:
+        parser.error(f"--relit is {options.relit}; it is a number of the {options.views} views")
     if options.licence is None:
         if not SOURCES[options.source].licensed:
             parser.error(f"{options.source} does not say each picture's licence: give --licence")
@@ -80,6 +90,7 @@ def run(options: argparse.Namespace) -> dict:
     except (OSError, ValueError) as error:
         raise ImprintError(f"{options.exclude} cannot be read ({error}); --exclude is a text file of names") from error
     options.photo_files = read_photos(options.textures, options.excluded)
+    options.panorama_files = read_photos(options.panoramas, options.excluded, (".hdr", ".exr"))
     return prepare(options)
 
 

@@ -53,6 +53,8 @@ class Item:
     """Gives (H, W) uint8, 0 = background, n = the n-th object; or float32, the one object's alpha in [0, 1]."""
     text: str = ""
     """Captions, one a line."""
+    scene: Image.Image | None = None
+    """RGB: the place whose light a rendered cut-out has."""
 
     @property
     def name(self) -> str:

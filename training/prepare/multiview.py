@@ -104,7 +104,8 @@ def _identities(root: Path, meshes: list[Mesh], options: argparse.Namespace) -> 
     if not meshes:
         raise ImprintError(f"{root} holds no .glb files; --input is the folder of the meshes")
     for identity in plan_identities(meshes, options.identities or len(meshes), options.seed):
-        yield Group(f"{identity.index:07d}", size=options.views, data=(root, identity), key=identity.mesh.file)
+        size = options.views + options.relit
+        yield Group(f"{identity.index:07d}", size=size, data=(root, identity), key=identity.mesh.file)
 
 
 def read_identity(group: Group, options: argparse.Namespace) -> Iterator[Item]:
@@ -117,10 +118,11 @@ def read_identity(group: Group, options: argparse.Namespace) -> Iterator[Item]:
         raise
     except Exception as error:  # trimesh's loaders let errors of any class through
         raise Dropped("broken mesh", root / mesh.file, repr(error)) from error
-    for view, picture in enumerate(views):
-        name = f"{mesh.file} {identity.variant}"
-        licence = options.licence if mesh.licence == "unknown" else mesh.licence
-        yield Item(Record(name, name, view, f"{mesh.source} {mesh.file}", licence, (0, options.views)), picture)
+    name = f"{mesh.file} {identity.variant}"
+    licence = options.licence if mesh.licence == "unknown" else mesh.licence
+    for view in views:
+        record = Record(name, name, view.number, f"{mesh.source} {mesh.file}", licence, (0, options.views), view.shadow)
+        yield Item(record, view.picture, scene=view.scene)
 
 
 SOURCES = {

@@ -182,11 +182,14 @@ def _cutout_sample(item: Item, options: argparse.Namespace) -> tuple[dict, int, 
         raise Dropped("empty mask", item.name)
     buffer = io.BytesIO()
     item.picture.save(buffer, "WEBP", quality=options.quality, exact=True)
-    return _parts(item, "webp", buffer, None), 1, []
+    scene = io.BytesIO()
+    if item.scene is not None:
+        item.scene.save(scene, "JPEG", quality=options.quality)
+    return _parts(item, "webp", buffer, None, scene.getvalue()), 1, []
 
 
-def _parts(item: Item, kind: str, picture: io.BytesIO, mask: Image.Image | None) -> dict:
-    parts = shards.sample("", picture.getvalue(), kind, item.record, mask, item.text)
+def _parts(item: Item, kind: str, picture: io.BytesIO, mask: Image.Image | None, scene: bytes = b"") -> dict:
+    parts = shards.sample("", picture.getvalue(), kind, item.record, mask, item.text, scene)
     return {name: value for name, value in parts.items() if name != "__key__"}
 
 
@@ -247,6 +250,7 @@ def _resolved(groups: list[Group], options: argparse.Namespace) -> dict[str, Any
         "views",
         "resolution",
         "identities",
+        "relit",
         "seed",
     )
     digest = hashlib.sha256("\n".join(sorted(group.name for group in groups)).encode())
@@ -254,6 +258,7 @@ def _resolved(groups: list[Group], options: argparse.Namespace) -> dict[str, Any
     return {name: getattr(options, name) for name in names} | {
         "input": str(options.input),
         "textures": [str(path) for path in options.textures],
+        "panoramas": [str(path) for path in options.panoramas],
         "limits": asdict(options.limits),
         "excluded": left_out.hexdigest()[:16] if options.excluded else "",
         "groups": len(groups),
@@ -299,7 +304,7 @@ def _finish(
 
 
 def contact_sheet(places: list[str]) -> Image.Image:
-    """Samples from all over the shards, their objects outlined; cut-outs on grey."""
+    """Samples from all over the shards, their objects outlined; cut-outs on their scene, or on grey."""
     total = SHEET_COLUMNS * SHEET_ROWS
     chosen = [places[index * len(places) // min(len(places), total)] for index in range(min(len(places), total))]
     sheet = Image.new("RGB", (SHEET_COLUMNS * SHEET_SIDE, SHEET_ROWS * SHEET_SIDE), (40, 40, 40))
@@ -309,16 +314,19 @@ def contact_sheet(places: list[str]) -> Image.Image:
         samples = list(shards.read_parts(shard))
         wanted = min(wanted, len(samples))
         for index in range(wanted):
-            _, picture, mask = shards.decode_sample(samples[index * len(samples) // wanted])
+            sample = shards.decode_sample(samples[index * len(samples) // wanted])
             row, column = divmod(place, SHEET_COLUMNS)
-            sheet.paste(_outlined(picture, mask), (column * SHEET_SIDE, row * SHEET_SIDE))
+            sheet.paste(_outlined(sample), (column * SHEET_SIDE, row * SHEET_SIDE))
             place += 1
     return sheet.crop((0, 0, sheet.width, max(1, math.ceil(place / SHEET_COLUMNS)) * SHEET_SIDE))
 
 
-def _outlined(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
+def _outlined(sample: shards.Sample) -> Image.Image:
     """A picture on a square of the sheet, a coloured line around each object."""
+    picture, mask = sample.picture, sample.mask
     ground = Image.new("RGB", picture.size, (128, 128, 128))
+    if sample.scene is not None:
+        ground.paste(sample.scene.resize(picture.size))
     ground.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
     ground.thumbnail((SHEET_SIDE - 4, SHEET_SIDE - 4))
     if mask is not None:

@@ -1,0 +1,134 @@
+"""The light of panoramas: what is taken for the strongest light, where a camera sees it, and what it does to an object."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import numpy as np
+import pytest
+
+from imprint.errors import ImprintError
+from training import panoramas, render
+
+LAMP = 4  # pixels across
+
+
+def room(azimuth: float, elevation: float, strength: float = 400.0, walls: float = 0.2) -> np.ndarray:
+    """(64, 128, 3): grey walls, and a square orange lamp in a direction of degrees."""
+    radiance = np.full((64, 128, 3), walls, np.float32)
+    row, column = round((0.5 - elevation / 180) * 64), round((azimuth / 360 + 0.5) * 128)
+    radiance[row - LAMP // 2 : row + LAMP // 2, column - LAMP // 2 : column + LAMP // 2] = strength * np.array(
+        [1, 0.6, 0.3]
+    )
+    return radiance
+
+
+def write(path, radiance):
+    cv2 = pytest.importorskip("cv2", reason="the extra 'train' is not installed")
+    cv2.imwrite(str(path), radiance[..., ::-1])
+    return path
+
+
+def test_the_strongest_light_is_found_and_no_light_is_lost():
+    panorama = panoramas.take_apart(room(60, 30))
+    assert np.degrees(np.arccos(panorama.key_direction @ render.direction(math.radians(60), math.radians(30)))) < 3
+    assert panorama.key_light[1] / panorama.key_light[0] == pytest.approx(0.6, rel=0.05)
+    solid = panoramas.solid_angles((64, 128))
+    assert solid.sum() == pytest.approx(4 * math.pi)
+    # What a matt surface that faces the lamp returns: the whole panorama's light by Lambert's law.
+    facing = (panoramas.directions((64, 128)) @ panorama.key_direction).clip(0)
+    whole = (panorama.radiance * (solid * facing)[..., None]).sum((0, 1)) / math.pi
+    matt = panorama.levels[-1]
+    nearest = (panoramas.directions(matt.shape[:2]) @ panorama.key_direction).argmax()
+    np.testing.assert_allclose(panorama.key_light + matt.reshape(-1, 3)[nearest], whole, rtol=0.1)
+
+
+def test_under_an_even_sky_there_is_hardly_a_strongest_light():
+    panorama = panoramas.take_apart(np.full((64, 128, 3), 0.5, np.float32))
+    assert panorama.key_light.max() == 0
+    for level in panorama.levels:
+        np.testing.assert_allclose(level, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.3])
+def test_a_camera_sees_the_lamp_where_its_light_comes_from(tmp_path, turn):
+    path = write(tmp_path / "room.hdr", room(60, 30))
+    panorama = panoramas.read_panorama(path)
+    np.testing.assert_allclose(panorama.radiance, room(60, 30), rtol=0.02)  # the file keeps eight bits
+    key = render.turned(panorama.key_direction, turn)
+    picture = panoramas.look(panorama, render.look_at(-key), turn, math.radians(60), 65) @ panoramas.LUMINANCE
+    row, column = np.unravel_index(picture.argmax(), picture.shape)
+    assert abs(row - 32) <= 4 and abs(column - 32) <= 4
+    behind = panoramas.look(panorama, render.look_at(key), turn, math.radians(60), 65)
+    assert behind.max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "lean", "rise"),
+    [(90, 45, -1, 0), (-90, 45, 1, 0), (0, 45, 0, 1), (180, 45, 0, -1), (0, 88, 0, 0)],
+)
+def test_shadows_fall_away_from_the_light(azimuth, elevation, lean, rise):
+    """A camera in front of the object, 30 degrees above the ground; light from the right, left, camera, back, above."""
+    rotation = render.look_at(render.direction(0, math.radians(30)))
+    direction = render.direction(math.radians(azimuth), math.radians(elevation))
+    found = panoramas.cast_shadow(direction, np.ones(3), np.ones(3) * 0.2, rotation)
+    assert found[0] == pytest.approx(lean / math.cos(math.radians(30)), abs=0.07)
+    assert np.sign(round(found[1] - math.copysign(0.06, found[1]), 2)) == rise
+    assert 0.3 < found[2] <= 0.8
+    assert panoramas.cast_shadow(direction, np.zeros(3), np.ones(3), rotation)[2] == pytest.approx(0.12)
+
+
+def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
+    """A white ball in rooms with a lamp: its bright side is the lamp's, its scene is the room, its outline its view's."""
+    trimesh = pytest.importorskip("trimesh")
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    ball.visual.vertex_colors = [230, 230, 230, 255]
+    ball.export(tmp_path / "ball.glb")
+    parts = render.load_parts(tmp_path / "ball.glb")
+    for part in parts:
+        part.vertices[:, 8:] = [0.9, 0.85, 0.2]  # not grey, so that its own colour is kept
+    files = [write(tmp_path / f"{azimuth}.hdr", room(azimuth, 20)) for azimuth in (0, 90, 200)]
+    options = argparse.Namespace(
+        seed=0, views=3, relit=3, resolution=64, backend="egl", photo_files=[], panorama_files=files
+    )
+    checked = 0
+    for index in range(6):
+        identity = render.Identity(index, render.Mesh("ball.glb"), 0)
+        try:
+            views = render.render_identity(identity, parts, options)
+        except ImprintError as error:
+            pytest.skip(f"no OpenGL through EGL here: {error}")
+        assert [view.number for view in views] == [0, 0, 1, 1, 2, 2]
+        for own, lit in zip(views[::2], views[1::2]):
+            assert own.scene is None and own.shadow is None and lit.scene.size == (48, 48)
+            one, other = (np.asarray(view.picture, float) / 255 for view in (own, lit))
+            np.testing.assert_array_equal(one[..., 3], other[..., 3])
+            # The terminator's side, compared with where the shadow does not fall: light from the right throws it left.
+            bright = other[..., :3].mean(-1) * (other[..., 3] > 0.9)
+            x = np.arange(64) - np.average(np.arange(64), weights=(other[..., 3] > 0.9).sum(0))
+            side = (bright.sum(0) * x).sum() / bright.sum()
+            if abs(lit.shadow[0]) > 0.8:
+                assert np.sign(side) == -np.sign(lit.shadow[0])
+                checked += 1
+    assert checked >= 4
+    again = render.render_identity(render.Identity(5, render.Mesh("ball.glb"), 0), parts, options)
+    assert [view.picture.tobytes() for view in again] == [view.picture.tobytes() for view in views]
+    options.relit = 0
+    plain = render.render_identity(render.Identity(5, render.Mesh("ball.glb"), 0), parts, options)
+    assert [view.picture.tobytes() for view in plain] == [view.picture.tobytes() for view in views[::2]]
+
+
+@pytest.mark.parametrize("kind", ["text", "png", "square"])
+def test_what_is_no_panorama_is_one_sentence(tmp_path, kind):
+    path = tmp_path / "a.hdr"
+    if kind == "text":
+        path.write_text("no picture")
+    elif kind == "png":
+        write(tmp_path / "a.png", np.zeros((32, 64, 3), np.uint8)).rename(path)
+    else:
+        write(path, np.zeros((64, 64, 3), np.float32))
+    with pytest.raises(
+        ImprintError, match=r"a\.hdr is .*; a panorama is a \.hdr picture of true intensities, twice as wide"
+    ):
+        panoramas.read_panorama(path)
