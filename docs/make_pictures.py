@@ -1,4 +1,4 @@
-"""Makes the README's pictures, docs/demo.jpg and docs/results.jpg, and those of the nodes' help pages, web/docs/assets/*.jpg.
+"""Makes the README's pictures, docs/demo.jpg, results.jpg and sides.jpg, and those of the nodes' help pages, web/docs/assets/*.jpg.
 
     python docs/make_pictures.py
 
@@ -34,6 +34,8 @@ RESULTS = (  # object, its mask, background, box
     ("sloth_1.webp", None, "room.jpg", (140, 235, 290, 385)),
     ("bear.jpg", "bear_mask.png", "background.png", (80, 210, 230, 385)),
 )
+ENLARGED = 3  # times, of the same for sides.jpg
+SIDES = (256, 384, 512)
 HEIGHT, GAP = 240, 6  # of the strips, in pixels
 TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Mask Coarsener's preview
 
@@ -42,6 +44,7 @@ def main() -> None:
     pipeline = ImprintPipeline.from_checkpoint()
     pipeline.set_progress_bar_config(disable=True)
     readme_pictures(pipeline)
+    save(README_FOLDER / "sides.jpg", *large_holes(pipeline), height=400)
     help_pictures(pipeline)
 
 
@@ -56,6 +59,25 @@ def readme_pictures(pipeline: ImprintPipeline) -> None:
         hole.paste(255, box)
         rows.append(composited(pipeline, Image.open(SAMPLES / name), mask and Image.open(SAMPLES / mask), scene, hole))
     save(README_FOLDER / "results.jpg", rows[0] + rows[1], rows[2] + rows[3])
+
+
+def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
+    """The same objects in the same places enlarged, each at all of `SIDES`: the object, then its hole's surroundings."""
+    rows = []
+    for name, mask, background, box in RESULTS:
+        photo, scene = Image.open(SAMPLES / name), Image.open(SAMPLES / background)
+        scene = scene.resize((scene.width * ENLARGED, scene.height * ENLARGED), Image.BICUBIC)
+        mask, hole = mask and Image.open(SAMPLES / mask), Image.new("L", scene.size)
+        hole.paste(255, tuple(edge * ENLARGED for edge in box))
+        alpha = alpha_to_tensor(photo) if mask is None else mask_to_tensor(mask)
+        row = [prepare_object(image_to_tensor(photo), alpha, pipeline.model_config.encoder)[1]]
+        place = Hole.find(mask_to_tensor(hole)[0], 400, context=1.15).placement
+        for side in SIDES:
+            generator = torch.Generator().manual_seed(0)
+            (result,) = pipeline(photo, mask, scene, hole, generator=generator, resolution=side).images
+            row.append(place.extract(image_to_tensor(result)))
+        rows.append(row)
+    return rows
 
 
 def composited(
@@ -138,20 +160,20 @@ def mask_picture(mask: torch.Tensor) -> torch.Tensor:
     return mask[:, None].expand(-1, 3, -1, -1)
 
 
-def save(path: Path, *rows: list[torch.Tensor]) -> None:
+def save(path: Path, *rows: list[torch.Tensor], height: int = HEIGHT) -> None:
     """Rows of pictures of one height, from left to right."""
     strips = []
     for row in rows:
         images = [tensor_to_image(picture[0]) for picture in row]
         strips.append(
-            [image.resize((round(image.width * HEIGHT / image.height), HEIGHT), Image.LANCZOS) for image in images]
+            [image.resize((round(image.width * height / image.height), height), Image.LANCZOS) for image in images]
         )
     width = max(sum(tile.width + GAP for tile in strip) for strip in strips) - GAP
-    sheet = Image.new("RGB", (width, len(strips) * (HEIGHT + GAP) - GAP), "white")
+    sheet = Image.new("RGB", (width, len(strips) * (height + GAP) - GAP), "white")
     for index, strip in enumerate(strips):
         left = 0
         for tile in strip:
-            sheet.paste(tile, (left, index * (HEIGHT + GAP)))
+            sheet.paste(tile, (left, index * (height + GAP)))
             left += tile.width + GAP
     with replacing(path) as temporary:
         sheet.save(temporary, "JPEG", quality=88)

@@ -46,6 +46,7 @@ import nodes as core  # noqa: E402
 MODELS = Path(FOLDER) / "models"
 SHIPPED = "imprint-tiny.safetensors"
 STEPS = 2
+CFG = 3.0
 
 
 async def load_pack() -> None:
@@ -116,7 +117,7 @@ class Scene:
             mask=self.mask if mask is None else mask,
             seed=5,
             steps=STEPS,
-            cfg=3.0,
+            cfg=CFG,
             sampler_name="euler",
             scheduler="simple",
             context=8.0,  # the whole frame
@@ -205,7 +206,7 @@ def split_path(of: Scene, sampler: str = "euler", scheduler: str = "simple") -> 
             of.positive, of.negative, pixels, of.vae, of.mask, noise_mask=False
         )
         latent = {"samples": torch.zeros_like(background["samples"])}
-    (out,) = core.KSampler().sample(of.model, 5, STEPS, 3.0, sampler, scheduler, positive, negative, latent)
+    (out,) = core.KSampler().sample(of.model, 5, STEPS, CFG, sampler, scheduler, positive, negative, latent)
     if of.config.background == "concat":  # nothing holds the background there while sampling; put it back
         hole = torch.nn.functional.max_pool2d(of.mask[:, None], 8)
         out["samples"] = torch.where(hole > 0, out["samples"], background["samples"])
