@@ -23,7 +23,7 @@ from training.pairs import KINDS, PairMaker, Photos, Views
 from training.prepare import __main__ as command
 from training.prepare.filters import Limits, edge_width, unusable_objects
 from training.prepare.stills import polygons, run_lengths
-from training.shards import Record, held_out, read_parts, read_shards
+from training.shards import Record, Sample, held_out, read_parts, read_shards
 
 CPU = torch.device("cpu")
 
@@ -74,9 +74,7 @@ def prepare(source: str, root: Path, output: Path | str, **changes) -> dict:
 
 def read(output: Path, split: str = "train") -> dict:
     """Samples by clip and frame."""
-    return {
-        (record.clip, record.frame): (record, picture, mask) for record, picture, mask, _ in read_shards(output / split)
-    }
+    return {(sample.record.clip, sample.record.frame): sample for sample in read_shards(output / split)}
 
 
 def names(output: Path) -> set[tuple[str, str]]:
@@ -88,8 +86,8 @@ def names(output: Path) -> set[tuple[str, str]]:
 def assert_both_stages_train_on(output: Path, *kinds: str, views: Path | None = None) -> None:
     """Pairs of all these kinds, and no others, are made of the shards for either stage."""
     scene, mask = photo(WIDTH, HEIGHT, 1), Image.new("L", (WIDTH, HEIGHT))
-    plain = [(Record("", "", 0, "", "", (0, 0)), scene, mask)]
-    thing = [(Record("", "", view, "", "", (0, 2)), cutout(32, 32, view), None) for view in range(2)]
+    plain = [Sample(Record("", "", 0, "", "", (0, 0)), scene, mask)]
+    thing = [Sample(Record("", "", view, "", "", (0, 2)), cutout(32, 32, view)) for view in range(2)]
     loaded = Views.load(views, CPU, side=32) if views else Views.of(thing)
     photos = Photos.load(output, CPU, side=64) if kinds else Photos.of(plain, 64)
     for stage in ("views", "compositing"):
@@ -122,7 +120,7 @@ def test_davis(tmp_path):
     report = prepare("davis", root, tmp_path / "out")
     samples = read(tmp_path / "out")
     assert set(samples) == {("bear", 0), ("bear", 3), ("dogs", 0), ("dogs", 1)}
-    record, picture, mask = samples["dogs", 1]
+    record, picture, mask, _ = samples["dogs", 1]
     assert (record.source, record.licence, record.gap) == ("DAVIS", "CC0", (1, 7)) and picture.size == (WIDTH, HEIGHT)
     assert set(np.unique(mask)) == {0, 1, 2} and set(np.unique(samples["bear", 0][2])) == {0, 1}
     assert report["counts"]["train"] == {"pictures": 4, "objects": 6, "groups": 2}
@@ -152,7 +150,7 @@ def test_youtube_vos(tmp_path):
     report = prepare("youtube-vos", root, tmp_path / "out")
     samples = read(tmp_path / "out")
     assert [frame for _, frame in samples] == [0, 5, 10]
-    assert all(set(np.unique(mask)) == {0, 1, 3} for _, _, mask in samples.values())  # 7 is not in meta.json
+    assert all(set(np.unique(mask)) == {0, 1, 3} for _, _, mask, _ in samples.values())  # 7 is not in meta.json
     assert names(tmp_path / "out") == {("no mask", "00015.png"), ("no such clip", "0043f083b5")}
     assert report["counts"]["train"]["objects"] == 6
     (root / "train/meta.json").write_text("{}")
@@ -178,7 +176,7 @@ def test_vipseg(tmp_path, folder, images):
     report = prepare("vipseg", tmp_path / "set", tmp_path / "out")
     samples = read(tmp_path / "out")
     assert set(samples) == {("12_abc", 0), ("12_abc", 1)}  # places in the clip
-    for _, _, mask in samples.values():
+    for _, _, mask, _ in samples.values():
         assert np.asarray(mask)[40, 80] == 1 and np.asarray(mask)[40, 30] == 2 and len(np.unique(mask)) == 3
     assert report["counts"]["train"] == {"pictures": 2, "objects": 4, "groups": 1} and not report["dropped"]
     assert_both_stages_train_on(tmp_path / "out/train", "still", "video")
@@ -258,7 +256,7 @@ def test_coco(tmp_path, layout):
     report = prepare("coco", root, tmp_path / "out")
     samples = read(tmp_path / "out")
     assert set(samples) == {(f"{number:012d}", 0) for number in range(3)}
-    record, _, mask = samples["000000000000", 0]
+    record, _, mask, _ = samples["000000000000", 0]
     assert set(np.unique(mask)) == {0, 1, 2} and np.asarray(mask)[45, 58] == 2  # the smaller lies in front
     assert record.licence == "CC0" and samples["000000000001", 0][0].licence == "Attribution License"
     assert samples["000000000001", 0][2] is None  # a background
@@ -313,7 +311,7 @@ def test_any_folder(tmp_path):
     (tmp_path / "exclude.txt").write_text("00 left.png\n")
 
     report = prepare("folder", root, tmp_path / "out", exclude=tmp_path / "exclude.txt")
-    objects = {clip: mask and set(np.unique(mask)) for (clip, _), (_, _, mask) in read(tmp_path / "out").items()}
+    objects = {clip: mask and set(np.unique(mask)) for (clip, _), (_, _, mask, _) in read(tmp_path / "out").items()}
     assert objects == {
         "plain": None,
         "deep/beside": {0, 1},
@@ -390,7 +388,7 @@ def test_mvimgnet(tmp_path, layout):
     assert {clip for clip, _ in samples} == {"1/0100012d"}
     assert frames == list(range(2 if layout == "rgba" else 0, 16, 2))
     assert all(record.gap == (2, 16) and record.object == "1/0100012d" for record, *_ in samples.values())
-    assert all(set(np.unique(mask)) == {0, 1} for _, _, mask in samples.values())
+    assert all(set(np.unique(mask)) == {0, 1} for _, _, mask, _ in samples.values())
     assert report["dropped"]["broken picture"] == 8
     assert_both_stages_train_on(tmp_path / "out/train", "still", "video", views=tmp_path / "out/train")
 
@@ -439,6 +437,40 @@ def test_objaverse_and_meshes(tmp_path):
     assert report["counts"]["train"] == {"pictures": 16, "objects": 16, "groups": 8}
     assert report["dropped"] == {"broken mesh": 4}
     assert_both_stages_train_on(tmp_path / "out/train", views=tmp_path / "out/train")
+
+
+def test_meshes_lit_by_panoramas_bring_the_place_and_their_shadow_along(tmp_path, capsys):
+    cv2 = pytest.importorskip("cv2", reason="the extra 'train' is not installed")
+    mesh = trimesh.creation.box()
+    mesh.visual.vertex_colors = [200, 40, 90, 255]
+    (tmp_path / "meshes").mkdir()
+    mesh.export(tmp_path / "meshes/box.glb")
+    (tmp_path / "panoramas").mkdir()
+    sky = np.full((64, 128, 3), 0.1, np.float32)
+    sky[10:14, 30:34] = 300
+    cv2.imwrite(str(tmp_path / "panoramas/noon.hdr"), sky)
+    options = dict(identities=3, views=3, resolution=48, licence=None, relit=2)
+    try:
+        report = prepare("meshes", tmp_path / "meshes", tmp_path / "out", panoramas=tmp_path / "panoramas", **options)
+    except ImprintError as error:
+        if "OpenGL 3.3 was expected" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert report["counts"]["train"] == {"pictures": 15, "objects": 15, "groups": 3}
+    samples = list(read_shards(tmp_path / "out/train"))
+    assert [sample.record.frame for sample in samples[:5]] == [0, 0, 1, 1, 2]
+    for sample in samples:
+        lit = sample.scene is not None
+        assert lit == (sample.record.shadow is not None) and (not lit or sample.scene.size == (36, 36))
+    views = Views.load(tmp_path / "out/train", CPU)
+    assert views.count.tolist() == [3, 3, 3] and views.twin.tolist() == [0, 1, -1, 2, 3, -1, 4, 5, -1]
+    assert_both_stages_train_on(tmp_path / "out/train", views=tmp_path / "out/train")
+
+    with pytest.raises(SystemExit):
+        prepare("meshes", tmp_path / "meshes", tmp_path / "no", **options)
+    assert "--relit needs the light of --panoramas" in capsys.readouterr().err
+    with pytest.raises(ImprintError, match=r"hold no \.hdr or \.exr"):
+        prepare("meshes", tmp_path / "meshes", tmp_path / "no", panoramas=tmp_path / "meshes", **options)
 
 
 # --- what all sources share ------------------------------------------------------------------------------------------

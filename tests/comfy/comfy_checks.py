@@ -492,7 +492,8 @@ def check_matte_is_the_last_evaluation_s_with_every_sampler_and_scheduler():
     chosen += [{"scheduler": name} for name in comfy.samplers.KSampler.SCHEDULERS]
     for options in chosen:
         maps, logits = sample_matte(of, steps=3, cfg=cfg, **options)
-        assert same(maps, maps_of(of, logits[-1])) and not same(maps, maps_of(of, logits[-2])), (options, cfg)
+        last, former = ((maps - maps_of(of, each)).abs().max() for each in (logits[-1], logits[-2]))
+        assert last < 1e-4 and last < former / 10, (options, cfg)  # the last steps of some schedules are very short
         cfg = 4.0 - cfg  # by turns with guidance and without
 
 
