@@ -69,8 +69,7 @@ def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
         scene = scene.resize((scene.width * ENLARGED, scene.height * ENLARGED), Image.BICUBIC)
         mask, hole = mask and Image.open(SAMPLES / mask), Image.new("L", scene.size)
         hole.paste(255, tuple(edge * ENLARGED for edge in box))
-        alpha = alpha_to_tensor(photo) if mask is None else mask_to_tensor(mask)
-        row = [prepare_object(image_to_tensor(photo), alpha, pipeline.model_config.encoder)[1]]
+        row = [seen_object(pipeline, photo, mask)]
         place = Hole.find(mask_to_tensor(hole)[0], 400, context=1.15).placement
         for side in SIDES:
             generator = torch.Generator().manual_seed(0)
@@ -84,11 +83,16 @@ def composited(
     pipeline: ImprintPipeline, photo: Image.Image, mask: Image.Image | None, background: Image.Image, hole: Image.Image
 ) -> list[torch.Tensor]:
     """The cut-out that the encoder sees, the background with its hole tinted, and the composite."""
-    alpha = alpha_to_tensor(photo) if mask is None else mask_to_tensor(mask)
-    _, cutout = prepare_object(image_to_tensor(photo), alpha, pipeline.model_config.encoder)
     generator = torch.Generator().manual_seed(0)
     (result,) = pipeline(photo, mask, background, hole, generator=generator).images
+    cutout = seen_object(pipeline, photo, mask)
     return [cutout, over(image_to_tensor(background), mask_to_tensor(hole)), image_to_tensor(result)]
+
+
+def seen_object(pipeline: ImprintPipeline, photo: Image.Image, mask: Image.Image | None) -> torch.Tensor:
+    """The cut-out that the encoder sees."""
+    alpha = alpha_to_tensor(photo) if mask is None else mask_to_tensor(mask)
+    return prepare_object(image_to_tensor(photo), alpha, pipeline.model_config.encoder)[1]
 
 
 def help_pictures(pipeline: ImprintPipeline) -> None:

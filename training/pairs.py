@@ -71,12 +71,10 @@ class _Shards(Dataset):
 
     def __getitem__(self, index: int) -> list[np.ndarray] | ImprintError:
         try:
-            return [
-                value.contiguous().numpy()
-                for value in vars(self.kind.of(read_shards(self.shards[index : index + 1]), self.side)).values()
-            ]
+            part = self.kind.of(read_shards([self.shards[index]]), self.side)
         except ImprintError as error:
             return error
+        return [value.contiguous().numpy() for value in vars(part).values()]
 
 
 def _unchanged(part):

@@ -25,7 +25,7 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 STEEPEST = 2.5  # times the object's height: longer shadows are cut
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Panorama:
     """Linear radiance (H, W, 3) float32, and the same taken apart for rendering: its strongest light, and all else."""
 

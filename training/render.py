@@ -509,7 +509,7 @@ class Renderer:
         self.shadow_frame = context.framebuffer(depth_attachment=self.shadow_map)
         self.frame = context.simple_framebuffer((resolution * SUPERSAMPLING,) * 2, components=4)
         self.program["shadow_map"], self.program["panorama"] = 1, 2
-        self.panoramas: dict[int, Any] = {}
+        self.panoramas: dict[Panorama, Any] = {}
 
     def upload(self, parts: list[Part]) -> list[tuple[Any, Any, Any, dict[str, Any]]]:
         """For each part its vertex array, its vertex array for the shadow map, its texture and its uniforms."""
@@ -531,10 +531,10 @@ class Renderer:
 
     def surround(self, panorama: Panorama) -> None:
         """Make a panorama what `surroundings` sees."""
-        texture = self.panoramas.get(id(panorama))
+        texture = self.panoramas.get(panorama)
         if texture is None:
             high, wide = LEVEL_SIZES[0]
-            texture = self.panoramas[id(panorama)] = self.context.texture((wide, high), 3, dtype="f4")
+            texture = self.panoramas[panorama] = self.context.texture((wide, high), 3, dtype="f4")
             texture.build_mipmaps(0, len(panorama.levels) - 1)
             for level, values in enumerate(panorama.levels):
                 texture.write(values.tobytes(), level=level)

@@ -126,7 +126,7 @@ class Source:
         self.maker, self.autoencoder, self.options, self.rank, self.device = maker, autoencoder, options, rank, device
         self.tokens = tokens
         self.side = maker.config.resolution
-        self.slots = interleave(options.sides or [(self.side, 1.0)], options.block)
+        self.slots = interleave(sides_and_shares(options, maker.config), options.block)
         self.block: tuple[int, dict[int, Batch]] | None = None
 
     def generator(self, *numbers: int) -> torch.Generator:
@@ -179,6 +179,11 @@ class Source:
     def _as_many_pixels(self, count: int, side: int) -> int:
         """How many pictures of a side have as many pixels as `count` at the model's."""
         return max(1, round(count * (self.side / side) ** 2))
+
+
+def sides_and_shares(options: argparse.Namespace, config: ImprintConfig) -> list[tuple[int, float]]:
+    """Sides of the training pictures and their shares of the steps."""
+    return options.sides or [(config.resolution, 1.0)]
 
 
 def interleave(shares: Sequence[tuple[int, float]], count: int) -> list[int]:
@@ -432,12 +437,12 @@ class Run:
 
     def _maker(self, split: str) -> PairMaker | StreamedPairs | Captions:
         options = self.options
-        sides = [side for side, _ in options.sides or [(self.config.resolution, 1.0)]]
-        side = options.view_side or max(sides)
+        largest = max(side for side, _ in sides_and_shares(options, self.config))
+        side = options.view_side or largest
         if not self.stage.mix:
             return Captions(inside(options.captions, split), self.config, self.text, self.device, options.limit)
         views, photos = inside(options.views, split), inside(options.photos, split)
-        photo_side = max(sides) * 3 // 2  # crops of it are shown at the model's side
+        photo_side = largest * 3 // 2  # crops of it are shown at the pictures' side
         if options.pool is None:
             loaded = (
                 Views.load(views, self.device, options.limit, side),
