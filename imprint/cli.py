@@ -332,6 +332,7 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
         blend_method=options.blend,
         colour_match=options.colour_match,
         matte=options.matte,
+        detail=options.detail,
     )
     save_image(made.images[0], job.out)
 
@@ -404,6 +405,15 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="keep the photo in the hole wherever neither the object nor its shadow is; default: %(default)s",
+    )
+
+    group.add_argument(
+        "--detail",
+        type=float,
+        default=1.0,
+        metavar="0..1",
+        help="take what the model draws too softly from the object's own photo, where both show the same side; 0 = off; "
+        "default: %(default)s",
     )
 
     parser = argparse.ArgumentParser(

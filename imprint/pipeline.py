@@ -21,6 +21,7 @@ from .adapter import ContentAdapter
 from .blending import BLENDS, blend_pictures, match_colour
 from .checkpoint import SHIPPED, Checkpoint, load_checkpoint, save_checkpoint
 from .config import ImprintConfig
+from .detail import restore_detail
 from .encoder import IDEncoder
 from .errors import ImprintError
 from .images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image, to_rgb
@@ -117,19 +118,13 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         (1, H, W); without them each picture's alpha channel is its mask. Raises `ImprintError` for an empty mask, sizes
         or counts that differ, or a picture without mask and alpha.
         """
-        images = _listed(images)
-        masks = [None] * len(images) if masks is None else _listed(masks)
-        if not images or len(images) != len(masks):
-            raise ImprintError(
-                f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view"
-            )
-        require_views(len(images), self.model_config.encoder)
-        views = []
-        for image, mask in zip(images, masks):
-            pixels, alpha = _picture(image), _mask(mask) if mask is not None else _alpha(image)
-            values, _ = prepare_object(pixels, alpha, self.model_config.encoder)
-            views.append(values)
-        return self.encoder(torch.cat(views).to(self._execution_device, self.encoder.dtype))[None]
+        return self._encode_views(*_views(images, masks))
+
+    def _encode_views(self, pictures: list[torch.Tensor], masks: list[torch.Tensor]) -> torch.Tensor:
+        config = self.model_config.encoder
+        require_views(len(pictures), config)
+        pixels = torch.cat([prepare_object(*view, config)[0] for view in zip(pictures, masks)])
+        return self.encoder(pixels.to(self._execution_device, self.encoder.dtype))[None]
 
     @torch.no_grad()
     def __call__(
@@ -151,6 +146,7 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         blend_method: str = "feather",
         colour_match: float = 0.0,
         matte: bool = True,
+        detail: float = 1.0,
         latents: torch.Tensor | None = None,
         eta: float = 0.0,
         output_type: str = "pil",
@@ -177,6 +173,8 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             colour_match: from 0 to 1, how far the crop's colours are moved to the background's around the hole.
             matte: keep the background, bit for bit, wherever the model sees neither the object nor its shadow, also within
                 the hole (see `imprint.matte`); without effect for checkpoints that predict no matte.
+            detail: from 0 to 1, how far the object's own photo gives what is finer than light, where it shows what was
+                generated (see `imprint.detail`); without effect for checkpoints that predict no matte.
             latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
             eta: for schedulers that take it (DDIM).
             output_type: "pil", "pt" or "latent".
@@ -193,9 +191,10 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         if output_type not in ("pil", "pt", "latent"):
             raise ImprintError(f"output type is {output_type!r}; it must be 'pil', 'pt' or 'latent'")
 
-        if not (math.isfinite(guidance) and 0 <= colour_match <= 1):
+        if not (math.isfinite(guidance) and 0 <= colour_match <= 1 and 0 <= detail <= 1):
             raise ImprintError(
-                f"guidance is {guidance:g} and colour match {colour_match:g}; the first must be finite, the second from 0 to 1"
+                f"guidance is {guidance:g}, colour match {colour_match:g} and detail {detail:g}; the first must be finite, the "
+                "others from 0 to 1"
             )
         if min(feather_pixels or 0, feather_inwards) < 0 or blend_method not in BLENDS:
             raise ImprintError(
@@ -226,7 +225,8 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         drawn = torch.zeros(1, *frame.shape[2:])
         drawn[(0, *local.area)] = hole.mask
         blend = drawn if blend_mask is None else _fitting(blend_mask, "blend mask", height, width)[:, rows, columns]
-        tokens = self.encode_object(object_image, object_mask)
+        views = _views(object_image, object_mask)
+        tokens = self._encode_views(*views)
 
         scene, inside = local.extract(frame), local.extract_mask(drawn)
         latent_mask = latent_hole(inside, config.latent.downscale).to(device)
@@ -253,8 +253,6 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         if output_type == "latent":
             images = latents
         else:
-            if matte and config.matte:
-                maps = [each.cpu() for each in matte_pixels(logits, latent_mask, config)]
             crops = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
             if colour_match:
                 generated = hole_pixels(latent_mask, config.latent.downscale)[:, 0].cpu()
@@ -264,14 +262,20 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             if feather_pixels is None:
                 feather_pixels = round(FEATHER * placement.side / placement.resolution)
             frames = frame.expand(num_results, -1, -1, -1)
+            generated, placed = local.insert(frames, crops), None
+            if config.matte:
+                maps = [each.cpu() for each in matte_pixels(logits, latent_mask, config)]
+                alpha, shadow = (local.insert(torch.zeros_like(frames[:, :1]), each[:, None])[:, 0] for each in maps)
+                generated, alpha = restore_detail(generated, alpha, *views, detail)
+                maps, placed = (maps, (alpha, shadow)) if matte else (None, None)
             parts = blend_pictures(
                 frames,
-                local.insert(frames, crops),
+                generated,
                 blend.expand(num_results, -1, -1),
                 feather_inwards,
                 feather_pixels,
                 blend_method,
-                maps and [local.insert(torch.zeros_like(frames[:, :1]), each[:, None])[:, 0] for each in maps],
+                placed,
             )
             # Everything beyond stays as it was.
             if output_type == "pil":
@@ -358,6 +362,20 @@ def load_modules(modules: dict[str, torch.nn.Module], checkpoint: Checkpoint) ->
         module = modules[part]
         load = module.load_hub_state_dict if isinstance(module, IDEncoder) else module.load_state_dict
         load(tensors)
+
+
+def _views(
+    images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Pictures (1, 3, H, W) and masks (1, H, W) of an object, as `ImprintPipeline.encode_object` takes them."""
+    images = _listed(images)
+    masks = [None] * len(images) if masks is None else _listed(masks)
+    if not images or len(images) != len(masks):
+        raise ImprintError(f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view")
+    return (
+        [_picture(image) for image in images],
+        [_mask(mask) if mask is not None else _alpha(image) for image, mask in zip(images, masks)],
+    )
 
 
 def _listed(value):

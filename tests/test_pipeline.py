@@ -512,6 +512,7 @@ EMPTY, SMALL = Image.new("L", (120, 90)), Image.new("L", (60, 45), 255)
         ({"num_results": 0}, "0 results"),
         ({"guidance_scale": float("nan")}, "guidance is nan"),
         ({"colour_match": 1.5}, "colour match 1.5"),
+        ({"detail": 1.5}, "detail 1.5"),
         ({"context": 0.5}, "context is 0.5"),
         ({"context": 0}, "context is 0"),
         ({"resolution": 70}, "70.*multiple of 16"),

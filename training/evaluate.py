@@ -133,6 +133,7 @@ def sampler(row: Row, options: argparse.Namespace) -> Callable[[Scene, int], Ima
             options.steps,
             options.guidance,
             torch.Generator().manual_seed(seed),
+            detail=options.detail,
         ).images[0]
 
     return sample
@@ -155,7 +156,7 @@ def same_settings(row: Row, options: argparse.Namespace) -> None:
         with open_safetensors(row.checkpoint) as file:
             digest = (file.metadata() or {}).get("sha256")
     now = {"checkpoint": digest, "holes": row.level, "cls-only": row.cls_only}
-    now |= {name: getattr(options, name) for name in ("steps", "guidance", "seed", "dtype")}
+    now |= {name: getattr(options, name) for name in ("steps", "guidance", "detail", "seed", "dtype")}
     now |= {name: str(getattr(options, name)) for name in ("subjects", "backgrounds", "boxes", "pairs")}
     path = row.folder(options.output) / "made-with.json"
     before = json.loads(path.read_text()) if path.exists() else now
@@ -338,9 +339,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     records, features = measure(tasks, rows, loaded, options)
     summary, differences = summarise(rows, records, features)
     steps, guidance = ("the checkpoint's own" if x is None else f"{x:g}" for x in (options.steps, options.guidance))
-    settings = (
-        f"Holes: {options.mask_level}; steps: {steps}; guidance: {guidance}; seed {options.seed}; {options.dtype}."
-    )
+    settings = f"Holes: {options.mask_level}; steps: {steps}; guidance: {guidance}; detail: {options.detail:g}; seed {options.seed}; {options.dtype}."
     if "retrieval" in options.metrics:
         settings += f" Retrieval among {len(subjects)} subjects by {options.retrieval_backbone}."
     method = (
@@ -418,6 +417,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--steps", type=int, help="by default the checkpoint's")
     group.add_argument("--guidance", type=float, help="by default the checkpoint's")
+    group.add_argument(
+        "--detail", type=float, default=1.0, metavar="0..1", help="of the object's own photo; default: %(default)s"
+    )
     group.add_argument("--seed", type=int, default=0, help="each task's own seed is made of this and its name")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps; default: %(default)s")
     group.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: %(default)s")

@@ -1,0 +1,348 @@
+"""Detail: what the model draws too softly, taken from the object's own photo.
+
+The model decides where the object is, how it is turned and how it is lit. Its drawing is as fine as its resolution and its
+autoencoder allow: words on a can, a face, the weave of a cloth are lost, and on a large hole all is soft. Where the drawing
+shows a side of the object that the photo shows too, the photo is bent to the drawing's shape and laid over it. It gives
+what is finer than light, the drawing gives the rest, so that the scene's light and shade stay:
+
+    result = low(drawing) + gain * (photo - low(photo)),    gain = low(drawing) / low(photo) in brightness
+
+The bending is registration after Lucas and Kanade (IJCAI 1981): Gauss-Newton on the difference of the two, here in alpha
+and in colours normalised by their neighbourhood, so that light does not count; first affine, from many starts (turned and
+mirrored ones, since a hole may ask for that), then free. Where they do not agree after that, the drawing stays. IMPRINT
+has nothing like it. The split into broad and fine is Burt and Adelson's (ACM Transactions on Graphics 2(4), 1983).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+
+import torch
+import torch.nn.functional as F
+
+from .errors import ImprintError
+from .preprocess import bounding_boxes, resample
+
+LIGHT = 0.08
+"""What is broader than this is light: a standard deviation, as a part of the object's size (the root of its area)."""
+MARGIN = 1.25
+"""Side of the square that is looked at, and the only one that changes, over the longer side of the object's box."""
+
+_SIDES = (40, 80, 128)  # pixels of that square while the two are brought together, coarse to fine
+_LEAST = 12  # pixels: in a smaller square there is no detail to speak of
+_TURNS = 24  # starts around the circle; as many mirrored ones
+_ODD = 1.1  # what any start costs more than the photo as it is
+_SQUEEZED = 2.5  # a start that makes one side of the object so much longer against the other is none
+_FOLLOWED = 3  # starts that are followed up
+_HANDLES = (4, 7)  # of the free bending, along a side
+_STIFFNESS = 0.3  # the cost of moving a handle by half the square
+_NEIGHBOURHOOD = 0.1  # of the square: a standard deviation
+_WEIGHTS = torch.tensor([1.0, 1.0, 1.0, 2.0], device="cpu").view(4, 1, 1)  # brightness, two colours, alpha
+_OVERLAP = (0.75, 0.9)  # of the outlines, over their union: from no trust in the registration to all of it
+_DISAGREEMENT = (0.8, 0.5)  # 0 = the same structure, 1 = unrelated: from no trust in a place to all of it
+_BELIEVED = (
+    0.4,
+    0.6,
+)  # of the object, of which that says it is the same: from no trust in the registration to all of it
+_FLAT = 0.02  # structure that counts as none, in colours from 0 to 1
+_SLIPPED = (
+    0.5,
+    0.3,
+)  # difference of alpha around a place: an outline elsewhere is another pose, and stays the drawing's
+_INNER = (0.2, 0.9)  # the photo's alpha: its very edge shows what was behind it
+
+
+def restore_detail(
+    generated: torch.Tensor,
+    alpha: torch.Tensor,
+    images: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor],
+    strength: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The generated pictures with the object's own detail, and their alpha with its outline.
+
+    generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. images, masks:
+    views of the object, each (1, 3, h, w) in [0, 1] and (1, h, w) with 1 = object; the view that fits best is taken.
+    strength from 0 (nothing changes, bit for bit) to 1. Nothing changes either where no view fits, or beyond `MARGIN`.
+    Raises `ImprintError` for a view's empty mask, counts or sizes that differ, and a strength outside [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise ImprintError(f"detail is {strength:g}; it must be from 0 (off) to 1")
+    if not images or len(images) != len(masks):
+        raise ImprintError(f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view")
+    for image, mask in zip(images, masks):
+        if image.shape[2:] != mask.shape[1:]:
+            raise ImprintError(
+                f"a view of the object is {image.shape[3]}x{image.shape[2]}, its mask {mask.shape[2]}x{mask.shape[1]}; "
+                "make them the same size"
+            )
+    pictures, outlines = generated.clone(), alpha.clone()
+    if strength:
+        views = [_Part.of(torch.cat([image * mask, mask]), mask) for (image,), mask in zip(images, masks)]
+        for picture, outline in zip(pictures, outlines):
+            if bool((outline > 0.5).any()):
+                _restore(picture, outline, views, strength)
+    return pictures, outlines
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of a picture that holds the object, and the square around the object, in which the two are compared."""
+
+    planes: torch.Tensor
+    """(4, h, w): colours, of views times alpha; and alpha."""
+    rows: slice
+    columns: slice
+    """Of the picture."""
+    top: float
+    left: float
+    side: int
+    """The square, in pixels of the part; it may be far larger than the part, as for a pencil."""
+
+    @classmethod
+    def of(cls, planes: torch.Tensor, mask: torch.Tensor) -> _Part:
+        """planes (4, H, W); mask (1, H, W), above 0.5 = object. Raises `ImprintError` for an empty mask."""
+        top, left, bottom, right = bounding_boxes(mask, what="the object's mask")[0].tolist()
+        longer = max(bottom - top, right - left)
+        reach, side = math.ceil(longer * (MARGIN - 1) / 2), math.ceil(longer * MARGIN)
+        rows, columns = (
+            slice(max(0, low - reach), min(length, high + reach))
+            for low, high, length in zip((top, left), (bottom, right), mask.shape[1:])
+        )
+        corner = ((top + bottom - side) / 2 - rows.start, (left + right - side) / 2 - columns.start)
+        return cls(planes[:, rows, columns].float(), rows, columns, *corner, side)
+
+    def small(self, side: int) -> torch.Tensor:
+        """The square at another size, (4, side, side); 0 beyond the picture."""
+        square = torch.tensor([[self.top, self.left, self.top + self.side, self.left + self.side]])
+        return resample(self.planes[None], square, side)[0]
+
+    def enlarged(self, planes: torch.Tensor) -> torch.Tensor:
+        """Planes of the square (C, n, n) -> of the part's pixels (C, h, w)."""
+        y, x = (
+            (torch.arange(length) + 0.5 - start) / self.side * 2 - 1
+            for length, start in zip(self.planes.shape[1:], (self.top, self.left))
+        )
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+        return F.grid_sample(planes[None], places, "bicubic", "border", align_corners=False)[0]
+
+    def sampled(self, grid: torch.Tensor, pixel: float) -> torch.Tensor:
+        """Colours and alpha (4, h, w) at places (2, h, w) of the square, x and y from -1 to 1; 0 beyond the part.
+
+        pixel: what a pixel of the result is of the square's side; the part is made as coarse first.
+        """
+        height, width = self.planes.shape[1:]
+        scale = min(1.0, 1 / (pixel * self.side))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        planes = F.interpolate(self.planes[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+        start, length = torch.tensor([self.left, self.top]), torch.tensor([width, height])
+        places = (((grid.movedim(0, 2) + 1) / 2 * self.side + start) / length) * 2 - 1
+        return _straight(_sampled(planes, places))
+
+
+def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], strength: float) -> None:
+    """One picture (3, H, W) and its alpha (H, W), in place."""
+    drawing = _Part.of(torch.cat([picture, alpha[None]]), alpha[None])
+    if drawing.side < _LEAST:
+        return
+    seen = [drawing.small(side) for side in _SIDES]
+    photos = [[_straight(view.small(side)) for side in _SIDES] for view in views]
+    if (registered := _register(seen, photos)) is None:
+        return
+    index, grid = registered
+
+    # What is broad is worked out on the small pictures.
+    seen, photo = seen[-1], _sampled(photos[index][-1], grid)
+    both = seen[3:] * photo[3:]
+    trust = strength * _trust(seen, photo, both)
+    if not bool(trust.any()):
+        return
+    light, shade = (_low(each[:3], both, LIGHT * float(seen[3].sum().sqrt())) for each in (seen, photo))
+    gain = ((light.mean(0, True) + 0.03) / (shade.mean(0, True) + 0.03)).clamp(0.4, 2)
+
+    light, shade, gain, trust, grid = map(drawing.enlarged, (light, shade, gain, trust, grid.movedim(2, 0)))
+    trust = trust.clamp(0, strength)
+    photo = views[index].sampled(grid, 1 / drawing.side)
+    restored = (light + gain * (photo[:3] - shade)).clamp(0, 1)
+    here = (slice(None), drawing.rows, drawing.columns)
+    picture[here] = drawing.planes[:3].lerp(restored, trust * _ramp(photo[3:], *_INNER)).to(picture)
+    alpha[here[1:]] = drawing.planes[3].lerp(photo[3], trust[0]).clamp(0, 1).to(alpha)
+
+
+def _register(seen: list[torch.Tensor], photos: list[list[torch.Tensor]]) -> tuple[int, torch.Tensor] | None:
+    """Which of the photos fits, and where in it each pixel of the drawing lies, (n, n, 2) as `grid_sample` takes it.
+
+    None where each would have to be squeezed out of all shape.
+
+    seen, and each of photos: (4, n, n) for each of `_SIDES`, colours and alpha.
+    """
+    coarse, middle, fine = (_features(each) for each in seen)
+    affine, targets, found = _affine(coarse.shape[1]), [_features(photo[0]) for photo in photos], []
+    starts = [(cost, index, theta) for index, each in enumerate(targets) for cost, theta in _starts(coarse, each)]
+    if not starts:
+        return None
+    for _, index, theta in sorted(starts, key=itemgetter(0))[:_FOLLOWED]:
+        theta, cost = _fitted(coarse, targets[index], torch.zeros(2, 1), affine, theta)
+        found.append((cost, index, theta))
+    _, index, theta = min(found, key=itemgetter(0))
+    theta, _ = _fitted(middle, _features(photos[index][1]), torch.zeros(2, 1), _affine(middle.shape[1]), theta)
+    grid, target = theta @ _affine(fine.shape[1]), _features(photos[index][2])
+    for handles in _HANDLES:
+        tents = _tents(fine.shape[1], handles)
+        theta, _ = _fitted(fine, target, grid, tents, torch.zeros(2, len(tents)), _STIFFNESS)
+        grid = grid + theta @ tents
+    return index, grid.T.reshape(*fine.shape[1:], 2)
+
+
+def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    """Costs and affine maps (2, 3): the photo turned, perhaps mirrored, with its object's box on the drawing's."""
+    affine = _affine(drawing.shape[1])
+    mine, its = (affine[1:, (each[3] > 0.5).flatten()] for each in (drawing, photo))
+    if not (mine.numel() and its.numel()):
+        return []
+    low, high = mine.amin(1), mine.amax(1)
+    maps, odds = [], []
+    for mirrored in (1.0, -1.0):
+        for step in range(_TURNS):
+            angle = 2 * math.pi * step / _TURNS
+            cosine, sine = math.cos(angle), math.sin(angle)
+            turn = torch.tensor([[cosine * mirrored, -sine], [sine * mirrored, cosine]])
+            turned = turn @ its
+            scale = (turned.amax(1) - turned.amin(1)) / (high - low)
+            if max(scale) > _SQUEEZED * min(scale):
+                continue
+            back = torch.linalg.inv(turn)
+            maps.append(back @ torch.column_stack([turned.amin(1) - low * scale, torch.diag(scale)]))
+            odds.append(1.0 if mirrored == 1 and step == 0 else _ODD)
+    if not maps:
+        return []
+    maps = torch.stack(maps)
+    grids = (maps @ affine).movedim(1, 2).reshape(len(maps), *drawing.shape[1:], 2)
+    found = F.grid_sample(photo.expand(len(maps), -1, -1, -1), grids, align_corners=False)
+    costs = ((found - drawing).square() * _WEIGHTS).sum(1).mean((1, 2))
+    return list(zip((costs * torch.tensor(odds)).tolist(), maps))
+
+
+def _fitted(
+    drawing: torch.Tensor,
+    photo: torch.Tensor,
+    base: torch.Tensor,
+    basis: torch.Tensor,
+    theta: torch.Tensor,
+    stiffness: float = 0.0,
+    steps: int = 10,
+) -> tuple[torch.Tensor, float]:
+    """theta (2, K) for which the photo at base + theta @ basis is most like the drawing, and the cost there.
+
+    drawing, photo (4, n, n); base (2, N or 1), basis (K, N) with N = n * n. Gauss-Newton with Levenberg's damping.
+    """
+    count = len(basis)
+    slopes = torch.cat(torch.gradient(photo, dim=(2, 1))) * photo.shape[1] / 2
+
+    def look(theta: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor]:
+        grid = (base + theta @ basis).T.reshape(*drawing.shape[1:], 2)
+        found, across, down = _sampled(torch.cat([photo, slopes]), grid).split(4)
+        rest = found - drawing
+        cost = (rest.square() * _WEIGHTS).sum(0).mean() + stiffness * theta.square().sum()
+        return float(cost), rest, torch.stack([across, down])
+
+    cost, rest, slope = look(theta)
+    damping = 1e-3
+    for _ in range(steps):
+        weighted = slope * _WEIGHTS
+        push = (weighted * rest).sum(1).flatten(1) @ basis.T / basis.shape[1] + stiffness * theta
+        (xx, xy), (_, yy) = torch.einsum("aphw,bphw->abhw", weighted, slope).flatten(2)
+        xx, xy, yy = (basis * each @ basis.T / basis.shape[1] for each in (xx, xy, yy))
+        matrix = torch.cat([torch.cat([xx, xy], 1), torch.cat([xy, yy], 1)])
+        matrix = matrix + stiffness * torch.eye(2 * count)
+        before = cost
+        for _ in range(4):
+            damped = matrix + torch.diag(damping * matrix.diagonal() + 1e-8)
+            step = torch.linalg.solve(damped, push.flatten()).view(2, count)
+            found = look(theta - step)
+            if found[0] < cost:
+                theta, damping, (cost, rest, slope) = theta - step, max(damping / 5, 1e-5), found
+                break
+            damping *= 8
+        if before - cost < 1e-3 * before:
+            break
+    return theta, cost
+
+
+def _trust(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
+    """(1, n, n) from 0 to 1: how far the bent photo can be believed to show what was drawn. drawing, photo (4, n, n)."""
+    side = both.shape[1]
+    fine, broad = 0.012 * side, 0.06 * side  # the finest is the photo's alone, the broadest is light
+    structures = []
+    for picture in (drawing, photo):
+        colours = _low(_opponent(picture[:3]), both, fine)
+        structures.append(colours - _low(colours, both, broad))
+    mine, its = structures
+    difference, power = (
+        _low(each.sum(0, True), both, broad) for each in ((mine - its).square(), mine.square() + its.square())
+    )
+    there = _ramp(difference / (power + 2 * _FLAT**2), *_DISAGREEMENT)
+    everywhere = torch.ones_like(both)
+    slipped = _low((drawing[3:] - photo[3:]).abs(), everywhere, 0.02 * side)
+    overlap = torch.minimum(drawing[3], photo[3]).sum() / torch.maximum(drawing[3], photo[3]).sum().clamp(min=1e-6)
+    there = there * _ramp(slipped, *_SLIPPED)
+    believed = (there * both).sum() / both.sum().clamp(min=1e-6)
+    return there * _ramp(believed, *_BELIEVED) * _ramp(overlap, *_OVERLAP)
+
+
+def _features(picture: torch.Tensor) -> torch.Tensor:
+    """(4, n, n) colours and alpha -> as many: brightness and two colours, normalised by their neighbourhood, and alpha."""
+    alpha, colours = picture[3:], _opponent(picture[:3])
+    spread = _NEIGHBOURHOOD * picture.shape[1]
+    colours = colours - _low(colours, alpha, spread)
+    contrast = _low(colours.square().sum(0, True), alpha, spread).clamp(min=0).sqrt()
+    return torch.cat([colours / (contrast + 0.05) * alpha, alpha])
+
+
+def _opponent(colours: torch.Tensor) -> torch.Tensor:
+    """(3, h, w) red, green, blue -> brightness, red to blue, and magenta to green."""
+    red, green, blue = colours
+    return torch.stack([(red + green + blue) / 3, (red - blue) / 2**0.5, (red - 2 * green + blue) / 6**0.5])
+
+
+def _low(planes: torch.Tensor, weight: torch.Tensor, spread: float) -> torch.Tensor:
+    """Gaussian means (C, n, n) of what has weight (1, n, n); spread: the standard deviation in pixels."""
+    reach = min(max(1, math.ceil(2.5 * spread)), planes.shape[1] - 1)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / spread) ** 2)
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    both = torch.cat([planes * weight, weight])[:, None]
+    both = F.conv2d(F.pad(both, (reach,) * 2 + (0,) * 2, mode="replicate"), kernel)
+    both = F.conv2d(F.pad(both, (0,) * 2 + (reach,) * 2, mode="replicate"), kernel.mT)[:, 0]
+    return both[:-1] / (both[-1:] + 1e-4)
+
+
+def _affine(side: int) -> torch.Tensor:
+    """(3, side * side): 1, x and y of the pixels' centres, from -1 to 1."""
+    line = (torch.arange(side) + 0.5) / side * 2 - 1
+    return torch.stack([torch.ones(side * side), line.repeat(side), line.repeat_interleave(side)])
+
+
+def _tents(side: int, count: int) -> torch.Tensor:
+    """(count * count, side * side): tent functions on a grid of handles."""
+    place = (torch.arange(side) + 0.5) / side * (count - 1)
+    tent = (1 - (place - torch.arange(count)[:, None]).abs()).clamp(min=0)
+    return torch.einsum("ay,bx->abyx", tent, tent).reshape(count * count, -1)
+
+
+def _straight(planes: torch.Tensor) -> torch.Tensor:
+    """(4, n, n): colours times alpha become colours."""
+    return torch.cat([planes[:3] / planes[3:].clamp(min=1e-3), planes[3:]])
+
+
+def _sampled(planes: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """(C, h, w) at the places of a grid (n, n, 2) -> (C, n, n); 0 beyond the borders."""
+    return F.grid_sample(planes[None], grid[None], align_corners=False)[0]
+
+
+def _ramp(values: torch.Tensor, start: float, end: float) -> torch.Tensor:
+    """0 at start, 1 at end, smooth between."""
+    part = ((values - start) / (end - start)).clamp(0, 1)
+    return part * part * (3 - 2 * part)
