@@ -16,6 +16,7 @@ from PIL import Image
 
 from imprint.blending import blend_pictures
 from imprint.checkpoint import SHIPPED
+from imprint.detail import restore_detail
 from imprint.files import replacing
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image
 from imprint.masks import LEVELS, coarsen, latent_hole, paint_hole
@@ -134,11 +135,18 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
     maps = matte_pixels(logits, latent_mask, config) if config.matte else ()
     frame = background.clone()
     frame[here] = place.insert(background[here], made)
+    pasted = frame
     matte = [hole.placement.insert(torch.zeros_like(drawn[:, None]), each[:, None])[:, 0] for each in maps]
+    if matte:
+        frame, matte[0] = restore_detail(frame, matte[0], [views], [alpha])
+        save(
+            HELP_FOLDER / "ImprintRestoreDetail.jpg",
+            [on_white, *(around(picture, levels[-1]) for picture in (pasted, frame))],
+        )
     finished = blend_pictures(background, frame, drawn, outwards=4, matte=matte or None)
     save(HELP_FOLDER / "ImprintLoadCheckpoint.jpg", [on_white, over(background, drawn), finished])
     save(HELP_FOLDER / "ImprintContentAdapter.jpg", [picture for picture, _ in strengths.values()])
-    save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), painted, made, frame])
+    save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), painted, made, pasted])
 
     # A brighter picture, as of a model that has shifted the colours: what the edge's width and method do to it.
     shifted = background.clone()

@@ -13,7 +13,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..imprint.checkpoint import SHIPPED
 from ..imprint.files import replacing
 from .conditioning import ImprintContentAdapter, ImprintIDEncoder
-from .image import ImprintBackgroundBlend
+from .image import ImprintBackgroundBlend, ImprintRestoreDetail
 from .loaders import FOLDER, ImprintLoadCheckpoint
 from .mask import ImprintMaskCoarsener
 from .sampling import ImprintCompositeSampler
@@ -22,7 +22,7 @@ SAMPLES = SHIPPED.parent / "samples"
 
 
 class ImprintExtension(ComfyExtension):
-    """Six nodes: load, encode, adapt, coarsen, sample, blend."""
+    """Seven nodes: load, encode, adapt, coarsen, sample, restore, blend."""
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
@@ -34,6 +34,7 @@ class ImprintExtension(ComfyExtension):
             ImprintContentAdapter,
             ImprintMaskCoarsener,
             ImprintCompositeSampler,
+            ImprintRestoreDetail,
             ImprintBackgroundBlend,
         ]
 

@@ -10,7 +10,8 @@ from comfy_api.latest import io, ui
 from ..imprint.errors import ImprintError
 from ..imprint.preprocess import prepare_object, require_views
 from . import models, sockets
-from .tensors import fit_mask, to_bchw, to_bhwc
+from .objects import marks_input, object_views
+from .tensors import to_bhwc
 
 
 class ImprintIDEncoder(io.ComfyNode):
@@ -47,14 +48,7 @@ class ImprintIDEncoder(io.ComfyNode):
                     tooltip="Which part of the picture is the object: one mask for all views, or one for each. "
                     "A tight mask is best; check the cut-out on this node. Another size is stretched to the picture.",
                 ),
-                io.Combo.Input(
-                    "mask_marks",
-                    options=["background", "object"],
-                    default="background",
-                    tooltip="What is white in the mask. background (default): the MASK of Load Image for a cut-out, white "
-                    "where the picture is transparent. object: a mask painted over the object, or a segmentation. "
-                    "Change it when the cut-out on this node shows the surroundings.",
-                ),
+                marks_input("Change it when the cut-out on this node shows the surroundings."),
             ],
             outputs=[
                 sockets.Identity.Output(
@@ -66,31 +60,12 @@ class ImprintIDEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
-        views, _ = to_bchw(image)
+        views, masks = object_views(image, mask, mask_marks)
         config = models.encoder_config(clip_vision)
         require_views(len(views), config)
-        masks = fit_mask(mask, views, "object's mask")
-        if mask_marks == "background":
-            masks = 1 - masks
-        _require_object(masks, mask_marks)
-        if len(masks) not in (1, len(views)):
-            raise ImprintError(
-                f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one a picture"
-            )
-        pixels, cutouts = prepare_object(views, masks.expand(len(views), -1, -1), config)
+        pixels, cutouts = prepare_object(views, masks, config)
         identity = models.encode_views(clip_vision, pixels)
         return io.NodeOutput(identity, ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
-
-
-def _require_object(masks: torch.Tensor, mask_marks: str) -> None:
-    for index, mask in enumerate(masks):
-        if not bool(mask.any()):
-            reason = "is white everywhere" if mask_marks == "background" else "is empty"
-            other = "object" if mask_marks == "background" else "background"
-            raise ImprintError(
-                f"the object's mask {index + 1} of {len(masks)} {reason}, so that no object is left; "
-                f"connect the object's mask, or set mask_marks to '{other}' if it is the other way round"
-            )
 
 
 class ImprintContentAdapter(io.ComfyNode):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +58,30 @@ def hole(g: Graph, column: float, name: str = "hole.png", title: str = "Hole (wh
     return g.add("LoadImageMask", column, title, image=f"imprint_{name}", channel="red")["MASK"]
 
 
-def conditioning(
+@dataclass(frozen=True)
+class Subject:
+    """An object: its picture, and the conditioning made of it."""
+
+    photo: dict[str, Any]
+    """image, mask and mask_marks, as the nodes take them."""
+    positive: Output
+    negative: Output
+
+
+def subject(
     g: Graph, column: float, parts: Node, image: Output, mask: Output, mask_marks: str = "background", title: str = ""
-) -> tuple[Output, Output]:
-    """An object as (positive, negative); its two nodes stand in one column."""
+) -> Subject:
+    """An object's encoder and adapter, in one column."""
+    photo = {"image": image, "mask": mask, "mask_marks": mask_marks}
     encoder = g.add(
         "ImprintIDEncoder",
         column,
         title,
         clip_vision=parts["clip_vision"],
-        image=image,
-        mask=mask,
-        mask_marks=mask_marks,
+        **photo,
     )
     adapter = g.add("ImprintContentAdapter", column, adapter=parts["adapter"], identity=encoder["identity"])
-    return adapter["positive"], adapter["negative"]
+    return Subject(photo, adapter["positive"], adapter["negative"])
 
 
 def coarsen(g: Graph, column: float, mask: Output, background: Output, level: str, **options) -> Output:
@@ -84,33 +94,43 @@ def insert(
     g: Graph,
     column: float,
     parts: Node,
-    object_: tuple[Output, Output],
+    object_: Subject,
     background: Output,
     mask: Output,
     sampling: dict[str, Any] | None = None,
+    matte: bool = True,
     **blend,
 ) -> Output:
-    """The sampler and the blend, one below the other. sampling: the sampler's values that are not its defaults."""
+    """The sampler, detail and the blend, one below the other.
+
+    sampling: the sampler's values that are not its defaults. matte: whether the checkpoint predicts one, without which
+    there is nothing to lay detail on.
+    """
     sampler = g.add(
         "ImprintCompositeSampler",
         column,
         model=parts["model"],
         vae=parts["vae"],
-        positive=object_[0],
-        negative=object_[1],
+        positive=object_.positive,
+        negative=object_.negative,
         background=background,
         mask=mask,
         seed=7,
         show_crop=True,
         **(sampling or {}),
     )
+    drawn = sampler
+    if matte:
+        drawn = g.add(
+            "ImprintRestoreDetail", column, generated=sampler["image"], alpha=sampler["alpha"], **object_.photo
+        )
     blended = g.add(
         "ImprintBackgroundBlend",
         column,
         background=background,
-        generated=sampler["image"],
+        generated=drawn["image"],
         mask=sampler["mask"],
-        alpha=sampler["alpha"],
+        alpha=drawn["alpha"],
         shadow=sampler["shadow"],
         **blend,
     )
@@ -138,9 +158,9 @@ def object_insert(g: Graph) -> None:
     object_ = picture(g, 1, "object.png", "Object (cut-out)")
     background = picture(g, 1, "background.png", "Background")["IMAGE"]
     where = hole(g, 1)
-    positive_negative = conditioning(g, 2, parts, object_["IMAGE"], object_["MASK"])
+    made_of = subject(g, 2, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, where, background, "precise")
-    save(g, 4, insert(g, 3, parts, positive_negative, background, mask), columns=1.4)
+    save(g, 4, insert(g, 3, parts, made_of, background, mask), columns=1.4)
 
 
 def mask_levels(g: Graph) -> None:
@@ -156,10 +176,10 @@ def mask_levels(g: Graph) -> None:
     object_ = picture(g, 0, "object.png", "Object (cut-out)")
     background = picture(g, 0, "background.png", "Background")["IMAGE"]
     where = hole(g, 0)
-    positive_negative = conditioning(g, 1, parts, object_["IMAGE"], object_["MASK"])
+    made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     for column, level in enumerate(("precise", "fine", "coarse", "box"), 2):
         mask = coarsen(g, column, where, background, level, title=f"Mask Coarsener: {level}")
-        save(g, column, insert(g, column, parts, positive_negative, background, mask), f"Result: {level}")
+        save(g, column, insert(g, column, parts, made_of, background, mask), f"Result: {level}")
 
 
 def shape_guided_pose(g: Graph) -> None:
@@ -174,12 +194,12 @@ def shape_guided_pose(g: Graph) -> None:
     parts = checkpoint(g)
     object_ = picture(g, 0, "object.png", "Object (cut-out)")
     background = picture(g, 0, "background.png", "Background")["IMAGE"]
-    positive_negative = conditioning(g, 1, parts, object_["IMAGE"], object_["MASK"])
+    made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     for column, (file, pose) in enumerate(
         (("hole.png", "upright"), ("hole_tilted.png", "tilted"), ("hole_wide.png", "lying")), 2
     ):
         mask = coarsen(g, column, hole(g, column, file, f"Hole: {pose}"), background, "fine")
-        save(g, column, insert(g, column, parts, positive_negative, background, mask), f"Result: {pose}")
+        save(g, column, insert(g, column, parts, made_of, background, mask), f"Result: {pose}")
 
 
 def reference_views(g: Graph) -> None:
@@ -196,9 +216,9 @@ def reference_views(g: Graph) -> None:
     images = g.add("BatchImagesNode", 1, images=[view["IMAGE"] for view in views])["IMAGE"]
     masks = g.add("BatchMasksNode", 1, masks=[view["MASK"] for view in views])["MASK"]
     background = picture(g, 1, "street.jpg", "Background")["IMAGE"]
-    positive_negative = conditioning(g, 2, parts, images, masks)
+    made_of = subject(g, 2, parts, images, masks)
     mask = coarsen(g, 2, hole(g, 1), background, "coarse")
-    save(g, 4, insert(g, 3, parts, positive_negative, background, mask), columns=1.4)
+    save(g, 4, insert(g, 3, parts, made_of, background, mask), columns=1.4)
 
 
 def several_objects(g: Graph) -> None:
@@ -214,9 +234,9 @@ def several_objects(g: Graph) -> None:
     background = picture(g, 1, "background.png", "Background")["IMAGE"]
     holes = hole(g, 1, "hole.png", "First hole"), hole(g, 1, "hole_right.png", "Second hole")
     for column, object_, where, name in ((2, first, holes[0], "first"), (4, second, holes[1], "second")):
-        positive_negative = conditioning(g, column, parts, object_["IMAGE"], object_["MASK"])
+        made_of = subject(g, column, parts, object_["IMAGE"], object_["MASK"])
         mask = coarsen(g, column, where, background, "precise")
-        background = insert(g, column + 1, parts, positive_negative, background, mask)
+        background = insert(g, column + 1, parts, made_of, background, mask)
         if name == "first":
             g.add("PreviewImage", column + 1, "With the first object", images=background)
     save(g, 6, background, columns=1.4)
@@ -246,9 +266,9 @@ def automatic_cutout(g: Graph) -> None:
     g.bypass("Automatic cut-out (switched off)", remover, remove, cut)
     background = picture(g, 2, "hall.jpg", "Background")["IMAGE"]
     where = hole(g, 2)
-    positive_negative = conditioning(g, 3, parts, photo, cut["output"], "object")
+    made_of = subject(g, 3, parts, photo, cut["output"], "object")
     mask = coarsen(g, 3, where, background, "coarse")
-    save(g, 5, insert(g, 4, parts, positive_negative, background, mask), columns=1.4)
+    save(g, 5, insert(g, 4, parts, made_of, background, mask), columns=1.4)
 
 
 def split_path(g: Graph) -> None:
@@ -261,7 +281,7 @@ def split_path(g: Graph) -> None:
         "node:\n\n1. crop a square around the hole, scale it to the model's 256 px\n2. paint the hole grey, encode, "
         "**Set Latent Noise Mask**\n3. sample: the MODEL keeps the background clean at every step by itself\n4. decode, "
         "scale back, paste, blend\n\nAll of the hole is repainted here: **alpha** and **shadow**, which keep the photo "
-        "beside the object, are the sampler node's.",
+        "beside the object and let *Restore Detail* work, are the sampler node's.",
         "Read me",
         height=350,
     )
@@ -269,7 +289,7 @@ def split_path(g: Graph) -> None:
     object_ = picture(g, 0, "object.png", "Object (cut-out)")
     background = picture(g, 0, "background.png", "Background")["IMAGE"]
     where = hole(g, 0)
-    positive, negative = conditioning(g, 1, parts, object_["IMAGE"], object_["MASK"])
+    made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 1, where, background, "precise")
     scaled = {"upscale_method": "lanczos", "width": resolution, "height": resolution, "crop": "disabled"}
     cropped = g.add("ImageCropV2", 2, "Crop the background", image=background, crop_region=crop)["IMAGE"]
@@ -298,8 +318,8 @@ def split_path(g: Graph) -> None:
         "KSampler",
         4,
         model=parts["model"],
-        positive=positive,
-        negative=negative,
+        positive=made_of.positive,
+        negative=made_of.negative,
         latent_image=latent,
         seed=7,
         steps=20,
@@ -363,10 +383,10 @@ def large_photo(g: Graph) -> None:
         crop="disabled",
     )["IMAGE"]
     where = g.add("ImageToMask", 1, image=big, channel="red")["MASK"]
-    positive_negative = conditioning(g, 2, parts, object_["IMAGE"], object_["MASK"])
+    made_of = subject(g, 2, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, where, background, "precise")
     sampling = {"resolution": 384}
-    finished = insert(g, 3, parts, positive_negative, background, mask, sampling, feather_out=24, method="multiband")
+    finished = insert(g, 3, parts, made_of, background, mask, sampling, feather_out=24, method="multiband")
     save(g, 4, finished, "Full resolution", columns=1.4)
 
 
@@ -392,11 +412,11 @@ def batch(g: Graph) -> None:
     where = hole(g, 1)
     frames = g.add("BatchImagesNode", 2, images=backgrounds)["IMAGE"]
     mask = coarsen(g, 2, where, backgrounds[0], "coarse")
-    one = conditioning(g, 2, parts, objects[0]["IMAGE"], objects[0]["MASK"], title="One object")
+    one = subject(g, 2, parts, objects[0]["IMAGE"], objects[0]["MASK"], title="One object")
     save(g, 4, insert(g, 3, parts, one, frames, mask), "One object, many backgrounds", columns=1.4)
     pictures = g.add("CreateList", 2, "Objects", inputs=[each["IMAGE"] for each in objects])["list"]
     masks = g.add("CreateList", 2, "Their masks", inputs=[each["MASK"] for each in objects])["list"]
-    each = conditioning(g, 2, parts, pictures, masks, title="Each object of the list")
+    each = subject(g, 2, parts, pictures, masks, title="Each object of the list")
     save(g, 4, insert(g, 3, parts, each, backgrounds[0], mask), "Many objects, one background", columns=1.4)
 
 
@@ -414,10 +434,10 @@ def objectstitch_512px(g: Graph) -> None:
     object_ = picture(g, 1, "object.png", "Object (cut-out)")
     background = picture(g, 1, "background.png", "Background")["IMAGE"]
     where = hole(g, 1)
-    positive_negative = conditioning(g, 2, parts, object_["IMAGE"], object_["MASK"])
+    made_of = subject(g, 2, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, where, background, "box")
     settings = {"steps": 50, "cfg": 5.0, "scheduler": "ddim_uniform", "context": 2.0}
-    save(g, 4, insert(g, 3, parts, positive_negative, background, mask, settings), columns=1.4)
+    save(g, 4, insert(g, 3, parts, made_of, background, mask, settings, matte=False), columns=1.4)
 
 
 WORKFLOWS: dict[str, Callable[[Graph], None]] = {
@@ -442,13 +462,13 @@ def build(name: str, object_info: dict[str, dict]) -> dict:
 
 
 def blueprint(object_info: dict[str, dict]) -> dict:
-    """The subgraph: the five nodes as one."""
+    """The subgraph: the nodes as one."""
     g = Graph(object_info)
     inputs = subgraph_inputs(object="IMAGE", object_mask="MASK", background="IMAGE", hole="MASK")
     parts = checkpoint(g)
-    positive_negative = conditioning(g, 1, parts, inputs["object"], inputs["object_mask"])
+    made_of = subject(g, 1, parts, inputs["object"], inputs["object_mask"])
     mask = coarsen(g, 1, inputs["hole"], inputs["background"], "box")
-    finished = insert(g, 2, parts, positive_negative, inputs["background"], mask)
+    finished = insert(g, 2, parts, made_of, inputs["background"], mask)
     shown = [
         ("ImprintLoadCheckpoint", "checkpoint"),
         ("ImprintIDEncoder", "mask_marks"),

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.comfyui
 
 LOAD, ENCODE, ADAPT = "ImprintLoadCheckpoint", "ImprintIDEncoder", "ImprintContentAdapter"
 COARSEN, SAMPLE, BLEND = "ImprintMaskCoarsener", "ImprintCompositeSampler", "ImprintBackgroundBlend"
+RESTORE = "ImprintRestoreDetail"
 SMALL = {"steps": 1, "resolution": 64}
 _number = count()
 
@@ -75,6 +76,8 @@ REFUSED = {
     "huge-feather": (BLEND, {"feather_in": 10**5}, "feather_in"),
     "colour-match-above-one": (BLEND, {"colour_match": 1.5}, "colour_match"),
     "strength-above-two": (ADAPT, {"strength": 3.0}, "strength"),
+    "detail-above-one": (RESTORE, {"strength": 1.5}, "strength"),
+    "no-alpha-for-detail": (RESTORE, {"alpha": None}, "alpha"),
     # wires
     "image-for-a-mask": (COARSEN, {"mask": ("LoadImage", 0)}, "mask"),
     "mask-for-an-image": (ENCODE, {"image": ("LoadImage", 1)}, "image"),
@@ -138,6 +141,20 @@ STOPPED = {
     "conditioning-of-sd15": (SAMPLE, {"positive": conditioning("1x77x768")}, "768"),
     "negative-of-sdxl": (SAMPLE, {"negative": conditioning("1x77x2048")}, "2048"),
     "vae-missing-in-the-checkpoint": (SAMPLE, {"vae": ("no-vae.safetensors", 3)}, "VAE is empty"),
+    # detail
+    "detail-object-mask-empty": (RESTORE, {"mask": mask("1x90x70"), "mask_marks": "object"}, "empty"),
+    "detail-object-nan": (RESTORE, {"image": tensor("1x90x70x3", "nan")}, "NaN"),
+    "detail-two-masks-three-views": (
+        RESTORE,
+        {"image": tensor("3x90x70x3"), "mask": mask("2x90x70", "0.2")},
+        "2 masks",
+    ),
+    "detail-alpha-nan": (RESTORE, {"alpha": mask("1x400x400", "nan")}, "NaN"),
+    "detail-three-alphas-two-generated": (
+        RESTORE,
+        {"generated": tensor("2x400x400x3"), "alpha": mask("3x400x400", "1")},
+        "3 of alphas",
+    ),
     # the blend
     "generated-of-another-size": (BLEND, {"generated": tensor("1x399x400x3")}, "399"),
     "generated-1x1": (BLEND, {"generated": tensor("1x1x1x3")}, "1x1"),
@@ -162,6 +179,9 @@ STOPPED = {
 FINE = {
     "1x1-object": {ENCODE: {"image": tensor("1x1x1x3"), "mask": mask("1x1x1")}},
     "thin-object": {ENCODE: {"image": tensor("1x3x20000x3"), "mask": mask("1x3x20000")}},
+    "1x1-object-for-detail": {RESTORE: {"image": tensor("1x1x1x3"), "mask": mask("1x1x1")}},
+    "thin-object-for-detail": {RESTORE: {"image": tensor("1x3x20000x3"), "mask": mask("1x3x20000")}},
+    "rgba-object-for-detail": {RESTORE: {"image": tensor("1x90x70x4"), "mask": mask("1x90x70", "0.2")}},
     "1x1-background": {SAMPLE: {"background": tensor("1x1x1x3"), "mask": mask("1x1x1", "1")}},
     "20000x3-background": {
         SAMPLE: {"background": tensor("1x3x20000x3", "random"), "mask": mask("1x3x20000", "0", "1")}

@@ -21,7 +21,7 @@ STEPS = 6
 def graph(
     picture: str = "imprint_object.png", mask: str = "imprint_hole.png", seed: int = 3, steps: int = STEPS
 ) -> dict:
-    """The six nodes on the sample pictures, in API format."""
+    """The seven nodes on the sample pictures, in API format."""
 
     def node(kind: str, **inputs) -> dict:
         return {"class_type": kind, "inputs": inputs}
@@ -43,9 +43,14 @@ def graph(
             **{"background": ["8", 0], "mask": [COARSENER, 0], "seed": seed, "steps": steps, "show_crop": True},
             **sampling,
         ),
+        "11": node(
+            "ImprintRestoreDetail",
+            **{"generated": [SAMPLER, 0], "alpha": [SAMPLER, 2], "image": ["2", 0], "mask": ["2", 1]},
+            **{"mask_marks": "background", "strength": 1.0},
+        ),
         "7": node(
             "ImprintBackgroundBlend",
-            **{"background": ["8", 0], "generated": [SAMPLER, 0], "mask": [SAMPLER, 1]},
+            **{"background": ["8", 0], "generated": ["11", 0], "mask": [SAMPLER, 1], "alpha": ["11", 1]},
             **{"feather_out": 4, "feather_in": 0, "colour_match": 0.0},
         ),
         "10": node("SaveImage", images=["7", 0], filename_prefix="running"),

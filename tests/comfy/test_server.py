@@ -27,6 +27,7 @@ NODES = {
     "ImprintContentAdapter": "Content Adapter",
     "ImprintMaskCoarsener": "Mask Coarsener",
     "ImprintCompositeSampler": "Imprint Composite Sampler",
+    "ImprintRestoreDetail": "Restore Detail",
     "ImprintBackgroundBlend": "Background Blend",
 }
 

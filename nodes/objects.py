@@ -1,0 +1,44 @@
+"""The object's pictures and masks, as *DINOv2 ID Encoder* and *Restore Detail* take them."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..imprint.errors import ImprintError
+from .tensors import fit_mask, to_bchw
+
+
+def marks_input(hint: str = "") -> io.Combo.Input:
+    """The widget that says which way round the object's mask is. hint: a last sentence of its tooltip."""
+    return io.Combo.Input(
+        "mask_marks",
+        options=["background", "object"],
+        default="background",
+        tooltip="What is white in the mask. background (default): the MASK of Load Image for a cut-out, white "
+        f"where the picture is transparent. object: a mask painted over the object, or a segmentation. {hint}".rstrip(),
+    )
+
+
+def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """IMAGE and MASK -> views (V, 3, H, W) and masks (V, H, W) with 1 = object.
+
+    Raises `ImprintError` for a mask that leaves no object, and for counts that differ.
+    """
+    views, _ = to_bchw(image)
+    masks = fit_mask(mask, views, "object's mask")
+    if mask_marks == "background":
+        masks = 1 - masks
+    for index, each in enumerate(masks):
+        if not bool(each.any()):
+            reason = "is white everywhere" if mask_marks == "background" else "is empty"
+            other = "object" if mask_marks == "background" else "background"
+            raise ImprintError(
+                f"the object's mask {index + 1} of {len(masks)} {reason}, so that no object is left; "
+                f"connect the object's mask, or set mask_marks to '{other}' if it is the other way round"
+            )
+    if len(masks) not in (1, len(views)):
+        raise ImprintError(
+            f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one a picture"
+        )
+    return views, masks.expand(len(views), -1, -1)
