@@ -53,7 +53,7 @@ STAGES = {
     "compositing": Stage(
         trained=("adapter.", "unet."),
         learning_rate=6e-4,
-        mix={"rendered": 0.45, "still": 0.17, "video": 0.06, "piece": 0.32},
+        mix={"rendered": 0.45, "still": 0.24, "video": 0.05, "piece": 0.26},
     ),
     # One object's few photos, as MureObjectStitch (arXiv 2411.07462), which tunes the whole UNet and freezes the adapter
     "finetune": Stage(
