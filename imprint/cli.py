@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures: object.png, background.png and hole.png."""
 
-FAST_STEPS = 5
+FAST_STEPS = 4
 EXIT_BAD_INPUT = 2  # as argparse's own
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 

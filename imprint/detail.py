@@ -34,7 +34,7 @@ MARGIN = 1.25
 _SIDES = (40, 80, 128)  # pixels of that square while the two are brought together, coarse to fine
 _LEAST = 12  # pixels: in a smaller square there is no detail to speak of
 _TURNS = 24  # starts around the circle; as many mirrored ones
-_ODD = 1.1  # what any start costs more than the photo as it is
+_TURNED, _MIRRORED = 1.1, 1.25  # what such starts cost more than the photo as it is: mirrored words are worse than none
 _SQUEEZED = 2.5  # a start that makes one side of the object so much longer against the other is none
 _FOLLOWED = 3  # starts that are followed up
 _HANDLES = (4, 7)  # of the free bending, along a side
@@ -181,12 +181,12 @@ def _register(seen: list[torch.Tensor], photos: list[list[torch.Tensor]]) -> tup
     """
     coarse, middle, fine = (_features(each) for each in seen)
     affine, targets, found = _affine(coarse.shape[1]), [_features(photo[0]) for photo in photos], []
-    starts = [(cost, index, theta) for index, each in enumerate(targets) for cost, theta in _starts(coarse, each)]
+    starts = [(index, *start) for index, each in enumerate(targets) for start in _starts(coarse, each)]
     if not starts:
         return None
-    for _, index, theta in sorted(starts, key=itemgetter(0))[:_FOLLOWED]:
+    for index, _, odd, theta in sorted(starts, key=lambda start: start[1] * start[2])[:_FOLLOWED]:
         theta, cost = _fitted(coarse, targets[index], torch.zeros(2, 1), affine, theta)
-        found.append((cost, index, theta))
+        found.append((cost * odd, index, theta))
     _, index, theta = min(found, key=itemgetter(0))
     theta, _ = _fitted(middle, _features(photos[index][1]), torch.zeros(2, 1), _affine(middle.shape[1]), theta)
     grid, target = theta @ _affine(fine.shape[1]), _features(photos[index][2])
@@ -197,8 +197,8 @@ def _register(seen: list[torch.Tensor], photos: list[list[torch.Tensor]]) -> tup
     return index, grid.T.reshape(*fine.shape[1:], 2)
 
 
-def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
-    """Costs and affine maps (2, 3): the photo turned, perhaps mirrored, with its object's box on the drawing's."""
+def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, float, torch.Tensor]]:
+    """Costs, factors on them, and affine maps (2, 3): the photo turned, perhaps mirrored, its object's box on the drawing's."""
     affine = _affine(drawing.shape[1])
     mine, its = (affine[1:, (each[3] > 0.5).flatten()] for each in (drawing, photo))
     if not (mine.numel() and its.numel()):
@@ -216,14 +216,14 @@ def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, tor
                 continue
             back = torch.linalg.inv(turn)
             maps.append(back @ torch.column_stack([turned.amin(1) - low * scale, torch.diag(scale)]))
-            odds.append(1.0 if mirrored == 1 and step == 0 else _ODD)
+            odds.append(_MIRRORED if mirrored < 0 else _TURNED if step else 1.0)
     if not maps:
         return []
     maps = torch.stack(maps)
     grids = (maps @ affine).movedim(1, 2).reshape(len(maps), *drawing.shape[1:], 2)
     found = F.grid_sample(photo.expand(len(maps), -1, -1, -1), grids, align_corners=False)
     costs = ((found - drawing).square() * _WEIGHTS).sum(1).mean((1, 2))
-    return list(zip((costs * torch.tensor(odds)).tolist(), maps))
+    return list(zip(costs.tolist(), odds, maps))
 
 
 def _fitted(

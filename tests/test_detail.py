@@ -226,3 +226,21 @@ def test_a_thin_object_on_a_large_photo_takes_little_memory():
     alpha[:, 15:20, 300:8700] = 1
     made, outline = restore_detail(noise(1, 3, 40, 9000, seed=1), alpha, [photo], [mask])
     assert bool(made.isfinite().all()) and bool(outline.isfinite().all())
+
+
+def test_of_a_symmetric_object_words_are_not_mirrored():
+    """A can: the outline is the same both ways, and what was drawn of its words says little."""
+    words = (noise(1, 1, 160, 160, seed=3) > 0.5).float().expand(1, 3, -1, -1)
+    photo, can = 0.4 + 0.2 * F.avg_pool2d(words, 3, 1, 1), torch.zeros(1, 160, 160)
+    can[:, 10:150, 40:120] = 1
+    drawn = F.pad(blurred(photo, 16) * 0.5, (40,) * 4, mode="replicate")
+    alpha = F.pad(can, (40,) * 4)
+    made, _ = restore_detail(drawn, alpha, [photo], [can])
+    fine = made - F.avg_pool2d(made, 9, 1, 4)
+    inner = (..., slice(60, 180), slice(90, 150))
+    true = F.pad(photo - F.avg_pool2d(photo, 9, 1, 4), (40,) * 4)
+
+    def alike(first: torch.Tensor, second: torch.Tensor) -> float:
+        return float(F.cosine_similarity(first[inner].flatten(), second[inner].flatten(), dim=0))
+
+    assert alike(fine, true) > alike(fine, true.flip(3)) + 0.5
