@@ -36,7 +36,7 @@ RESULTS = (  # object, its mask, background, box
     ("bear.jpg", "bear_mask.png", "background.png", (80, 210, 230, 385)),
 )
 ENLARGED = 3  # times, of the same for sides.jpg
-SIDES = (256, 384, 512)
+SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail of the photo
 HEIGHT, GAP = 240, 6  # of the strips, in pixels
 TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Mask Coarsener's preview
 
@@ -72,9 +72,9 @@ def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
         hole.paste(255, tuple(edge * ENLARGED for edge in box))
         row = [seen_object(pipeline, photo, mask)]
         place = Hole.find(mask_to_tensor(hole)[0], 400, context=1.15).placement
-        for side in SIDES:
+        for side, detail in SIDES:
             generator = torch.Generator().manual_seed(0)
-            (result,) = pipeline(photo, mask, scene, hole, generator=generator, resolution=side).images
+            (result,) = pipeline(photo, mask, scene, hole, generator=generator, resolution=side, detail=detail).images
             row.append(place.extract(image_to_tensor(result)))
         rows.append(row)
     return rows

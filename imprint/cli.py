@@ -368,7 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--fast",
         action="store_true",
-        help=f"{FAST_STEPS} steps of DPM++ 2M: two fifths of the time, a little less like the object",
+        help=f"{FAST_STEPS} steps of DPM++ 2M: a third of the time, light and shadow a little rougher",
     )
     group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
     group.add_argument(
@@ -379,7 +379,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="PIXELS",
         help="side at which the model sees its crop; by default the checkpoint's. The shipped one has 256 and knows 384 and "
-        "512, which are sharper in holes that are larger than that",
+        "512, for holes that are larger than that",
     )
     group.add_argument(
         "--feather", type=int, metavar="PIXELS", help="soft edge outside the hole; by default by the crop's size"
