@@ -2,15 +2,16 @@
 
 The model decides where the object is, how it is turned and how it is lit. Its drawing is as fine as its resolution and its
 autoencoder allow: words on a can, a face, the weave of a cloth are lost, and on a large hole all is soft. Where the drawing
-shows a side of the object that the photo shows too, the photo is bent to the drawing's shape and laid over it. It gives
-what is finer than light, the drawing gives the rest, so that the scene's light and shade stay:
+shows a side of the object that the photo shows too, the photo is bent to the drawing's shape and laid over it, in the
+drawing's light: by how much that is brighter or darker in broad means, and tinted in broader ones.
 
-    result = low(drawing) + gain * (photo - low(photo)),    gain = low(drawing) / low(photo) in brightness
+    result = light * photo,    light = low(drawing) / low(photo), of brightness and of each colour, within bounds
 
 The bending is registration after Lucas and Kanade (IJCAI 1981): Gauss-Newton on the difference of the two, here in alpha
 and in colours normalised by their neighbourhood, so that light does not count; first affine, from many starts (turned and
 mirrored ones, since a hole may ask for that), then free. Where they do not agree after that, the drawing stays. IMPRINT
-has nothing like it. The split into broad and fine is Burt and Adelson's (ACM Transactions on Graphics 2(4), 1983).
+has nothing like it. That the broad in a picture is its light, and the fine is not, is Land and McCann's retinex (Journal of
+the Optical Society of America 61(1), 1971).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ import torch.nn.functional as F
 from .errors import ImprintError
 from .preprocess import bounding_boxes, resample
 
-LIGHT = 0.08
-"""What is broader than this is light: a standard deviation, as a part of the object's size (the root of its area)."""
+LIGHT, TINT = 0.1, 0.3
+"""Brightness that changes more broadly than the first is light, and so is colour that changes more broadly than the second:
+standard deviations, as parts of the object's size (the root of its area)."""
 MARGIN = 1.25
 """Side of the square that is looked at, and the only one that changes, over the longer side of the object's box."""
 
@@ -52,6 +54,8 @@ _SLIPPED = (
     0.5,
     0.3,
 )  # difference of alpha around a place: an outline elsewhere is another pose, and stays the drawing's
+_GAINS, _TINTS = (0.3, 2.2), (0.8, 1.25)  # what light may do to brightness, and to a colour beside
+_BLACK = 0.03  # of both pictures: in black there is no light to be read
 _INNER = (0.2, 0.9)  # the photo's alpha: its very edge shows what was behind it
 
 
@@ -160,13 +164,15 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
     trust = strength * _trust(seen, photo, both)
     if not bool(trust.any()):
         return
-    light, shade = (_low(each[:3], both, LIGHT * float(seen[3].sum().sqrt())) for each in (seen, photo))
-    gain = ((light.mean(0, True) + 0.03) / (shade.mean(0, True) + 0.03)).clamp(0.4, 2)
+    size = float(seen[3].sum().sqrt())
+    gain = _ratio(seen, photo, both, LIGHT * size).mean(0, True).clamp(*_GAINS)
+    tint = _ratio(seen, photo, both, TINT * size)
+    light = gain * (tint / tint.mean(0, True)).clamp(*_TINTS)
 
-    light, shade, gain, trust, grid = map(drawing.enlarged, (light, shade, gain, trust, grid.movedim(2, 0)))
+    light, trust, grid = map(drawing.enlarged, (light, trust, grid.movedim(2, 0)))
     trust = trust.clamp(0, strength)
     photo = views[index].sampled(grid, 1 / drawing.side)
-    restored = (light + gain * (photo[:3] - shade)).clamp(0, 1)
+    restored = (light * photo[:3]).clamp(0, 1)
     here = (slice(None), drawing.rows, drawing.columns)
     picture[here] = drawing.planes[:3].lerp(restored, trust * _ramp(photo[3:], *_INNER)).to(picture)
     alpha[here[1:]] = drawing.planes[3].lerp(photo[3], trust[0]).clamp(0, 1).to(alpha)
@@ -270,6 +276,12 @@ def _fitted(
         if before - cost < 1e-3 * before:
             break
     return theta, cost
+
+
+def _ratio(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor, spread: float) -> torch.Tensor:
+    """(3, n, n) by how much more light the drawing shows than the photo, in Gaussian means."""
+    mine, its = (_low(picture[:3], both, spread) + _BLACK for picture in (drawing, photo))
+    return mine / its
 
 
 def _trust(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
