@@ -1,0 +1,36 @@
+import pytest
+import torch
+from micro import fresh_checkpoint, matte_config, micro_config
+
+from imprint.checkpoint import load_checkpoint, save_checkpoint
+from training import soup
+
+
+@pytest.fixture
+def pair(tmp_path):
+    paths = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        save_checkpoint(path, fresh_checkpoint(micro_config()))
+    return paths
+
+
+def test_the_mean_of_two(pair, tmp_path):
+    soup.main([*map(str, pair), "--output", str(tmp_path / "mean.safetensors")])
+    one, two, mean = (load_checkpoint(path) for path in (*pair, tmp_path / "mean.safetensors"))
+    assert mean.config == one.config
+    for part, tensors in mean.parts.items():
+        for name, tensor in tensors.items():
+            expected = (one.parts[part][name].float() + two.parts[part][name].float()) / 2
+            assert tensor.dtype == one.parts[part][name].dtype
+            assert torch.equal(tensor, expected.to(tensor.dtype))
+
+
+def test_what_does_not_fit_together_is_refused(pair, tmp_path):
+    save_checkpoint(tmp_path / "matte.safetensors", fresh_checkpoint(matte_config()))
+    for others, message in (([], "1 checkpoint"), (["matte.safetensors"], "different kinds")):
+        with pytest.raises(SystemExit, match=message):
+            soup.main(
+                [str(pair[0]), *(str(tmp_path / name) for name in others), "--output", str(tmp_path / "x.safetensors")]
+            )
+    assert not (tmp_path / "x.safetensors").exists()
