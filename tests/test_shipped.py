@@ -133,3 +133,31 @@ def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo
     gap = own - similarity.scatter(1, index, -1).amax(1)
     assert (gap > 0.1).all() and (gap > 0.15).sum() >= 9, similarity
     assert own.mean() > 0.75, similarity
+
+
+@torch.no_grad()
+def test_words_on_the_object_are_the_photo_s(shipped):
+    """The model cannot draw them; with detail, what is on the object's face is what is on its photo's."""
+    side = 192
+    board = torch.nn.functional.interpolate(
+        torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0)).round(), (side, side), mode="nearest"
+    )
+    photo = torch.cat([0.2 + 0.6 * board, 0.3 + 0.2 * board, 0.7 - 0.5 * board], 1)
+    mask = torch.ones(1, side, side)
+    photo, mask = (torch.nn.functional.pad(each, (32,) * 4) for each in (photo, mask))
+    scene = Image.open(SAMPLES / "room.jpg")
+    hole = Image.new("L", scene.size)
+    hole.paste(255, (140, 215, 290, 365))
+
+    def fine(picture: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        _, cutout = prepare_object(picture, alpha, shipped.model_config.encoder)
+        inner = cutout[:, :, 40:-40, 40:-40]
+        return (inner - torch.nn.functional.avg_pool2d(inner, 33, 1, 16, count_include_pad=False)).flatten()
+
+    alike = []
+    for detail in (0.0, 1.0):
+        generator = torch.Generator().manual_seed(0)
+        result = shipped(photo, mask, scene, hole, 6, generator=generator, output_type="pt", detail=detail)
+        alpha = result.placement.insert(torch.zeros(1, 1, *result.images.shape[2:]), result.alpha[:, None])[:, 0]
+        alike.append(float(torch.nn.functional.cosine_similarity(fine(result.images, alpha), fine(photo, mask), dim=0)))
+    assert alike[1] > max(0.5, alike[0] + 0.1), alike
