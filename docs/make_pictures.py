@@ -137,13 +137,18 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
     frame[here] = place.insert(background[here], made)
     pasted = frame
     matte = [hole.placement.insert(torch.zeros_like(drawn[:, None]), each[:, None])[:, 0] for each in maps]
+
+    def blended(picture: torch.Tensor, matte: list[torch.Tensor]) -> torch.Tensor:
+        return blend_pictures(background, picture, drawn, outwards=4, matte=matte or None)
+
+    finished = blended(frame, matte)
     if matte:
-        frame, matte[0] = restore_detail(frame, matte[0], [views], [alpha])
+        frame, outline = restore_detail(frame, matte[0], [views], [alpha])
+        soft, finished = finished, blended(frame, [outline, matte[1]])
         save(
             HELP_FOLDER / "ImprintRestoreDetail.jpg",
-            [on_white, *(around(picture, levels[-1]) for picture in (pasted, frame))],
+            [on_white, *(around(picture, levels[-1]) for picture in (soft, finished))],
         )
-    finished = blend_pictures(background, frame, drawn, outwards=4, matte=matte or None)
     save(HELP_FOLDER / "ImprintLoadCheckpoint.jpg", [on_white, over(background, drawn), finished])
     save(HELP_FOLDER / "ImprintContentAdapter.jpg", [picture for picture, _ in strengths.values()])
     save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), painted, made, pasted])
