@@ -173,8 +173,8 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             colour_match: from 0 to 1, how far the crop's colours are moved to the background's around the hole.
             matte: keep the background, bit for bit, wherever the model sees neither the object nor its shadow, also within
                 the hole (see `imprint.matte`); without effect for checkpoints that predict no matte.
-            detail: from 0 to 1, how far the object's own photo gives what is finer than light, where it shows what was
-                generated (see `imprint.detail`); without effect for checkpoints that predict no matte.
+            detail: from 0 to 1, how far the object's own photo, in the light of what was generated, takes its place where
+                it shows the same (see `imprint.detail`); without effect for checkpoints that predict no matte.
             latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
             eta: for schedulers that take it (DDIM).
             output_type: "pil", "pt" or "latent".

@@ -47,8 +47,8 @@ class ImprintRestoreDetail(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much of what is finer than light comes from the photo, 0 to 1; 1 (default) is all, 0 changes "
-                    "nothing. Lower it when the object looks pasted.",
+                    tooltip="How far the photo takes the place of what was generated, in its light, 0 to 1; 1 (default) is "
+                    "wholly, 0 changes nothing. Lower it when the object looks pasted.",
                 ),
             ],
             outputs=[
