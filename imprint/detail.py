@@ -85,7 +85,7 @@ def restore_detail(
             )
     pictures, outlines = generated.clone(), alpha.clone()
     if strength:
-        views = [_Part.of(torch.cat([image * mask, mask]), mask) for (image,), mask in zip(images, masks)]
+        views = [_Part.of(image, mask, multiplied=True) for (image,), mask in zip(images, masks)]
         for picture, outline in zip(pictures, outlines):
             if bool((outline > 0.5).any()):
                 _restore(picture, outline, views, strength)
@@ -107,17 +107,18 @@ class _Part:
     """The square, in pixels of the part; it may be far larger than the part, as for a pencil."""
 
     @classmethod
-    def of(cls, planes: torch.Tensor, mask: torch.Tensor) -> _Part:
-        """planes (4, H, W); mask (1, H, W), above 0.5 = object. Raises `ImprintError` for an empty mask."""
-        top, left, bottom, right = bounding_boxes(mask, what="the object's mask")[0].tolist()
+    def of(cls, colours: torch.Tensor, alpha: torch.Tensor, multiplied: bool = False) -> _Part:
+        """colours (3, H, W); alpha (1, H, W), above 0.5 = object. Raises `ImprintError` where it is empty."""
+        top, left, bottom, right = bounding_boxes(alpha, what="the object's mask")[0].tolist()
         longer = max(bottom - top, right - left)
         reach, side = math.ceil(longer * (MARGIN - 1) / 2), math.ceil(longer * MARGIN)
         rows, columns = (
             slice(max(0, low - reach), min(length, high + reach))
-            for low, high, length in zip((top, left), (bottom, right), mask.shape[1:])
+            for low, high, length in zip((top, left), (bottom, right), alpha.shape[1:])
         )
         corner = ((top + bottom - side) / 2 - rows.start, (left + right - side) / 2 - columns.start)
-        return cls(planes[:, rows, columns].float(), rows, columns, *corner, side)
+        colours, alpha = (planes[:, rows, columns].float() for planes in (colours, alpha))
+        return cls(torch.cat([colours * alpha if multiplied else colours, alpha]), rows, columns, *corner, side)
 
     def small(self, side: int) -> torch.Tensor:
         """The square at another size, (4, side, side); 0 beyond the picture."""
@@ -149,7 +150,7 @@ class _Part:
 
 def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], strength: float) -> None:
     """One picture (3, H, W) and its alpha (H, W), in place."""
-    drawing = _Part.of(torch.cat([picture, alpha[None]]), alpha[None])
+    drawing = _Part.of(picture, alpha[None])
     if drawing.side < _LEAST:
         return
     seen = [drawing.small(side) for side in _SIDES]
