@@ -406,7 +406,6 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="keep the photo in the hole wherever neither the object nor its shadow is; default: %(default)s",
     )
-
     group.add_argument(
         "--detail",
         type=float,

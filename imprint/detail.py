@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import ImprintError
-from .preprocess import bounding_boxes, resample
+from .preprocess import bounding_boxes, require_masks, resample
 
 LIGHT, TINT = 0.1, 0.3
 """Brightness that changes more broadly than the first is light, and so is colour that changes more broadly than the second:
@@ -75,8 +75,7 @@ def restore_detail(
     """
     if not 0 <= strength <= 1:
         raise ImprintError(f"detail is {strength:g}; it must be from 0 (off) to 1")
-    if not images or len(images) != len(masks):
-        raise ImprintError(f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view")
+    require_masks(images, masks)
     for image, mask in zip(images, masks):
         if image.shape[2:] != mask.shape[1:]:
             raise ImprintError(

@@ -29,7 +29,7 @@ from .masks import hole_pixels, latent_hole, paint_hole
 from .matte import matte_pixels, split_matte
 from .noise import make_scheduler
 from .placement import Hole, Placement
-from .preprocess import prepare_object, require_views
+from .preprocess import prepare_object, require_masks, require_views
 from .unet import build_autoencoder, build_unet, decode, encode, unet_input
 
 _log = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class ImprintPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
                 feather_pixels = round(FEATHER * placement.side / placement.resolution)
             frames = frame.expand(num_results, -1, -1, -1)
             generated, placed = local.insert(frames, crops), None
-            if config.matte:
+            if config.matte and (matte or detail):
                 maps = [each.cpu() for each in matte_pixels(logits, latent_mask, config)]
                 alpha, shadow = (local.insert(torch.zeros_like(frames[:, :1]), each[:, None])[:, 0] for each in maps)
                 generated, alpha = restore_detail(generated, alpha, *views, detail)
@@ -370,8 +370,7 @@ def _views(
     """Pictures (1, 3, H, W) and masks (1, H, W) of an object, as `ImprintPipeline.encode_object` takes them."""
     images = _listed(images)
     masks = [None] * len(images) if masks is None else _listed(masks)
-    if not images or len(images) != len(masks):
-        raise ImprintError(f"got {len(images)} view(s) of the object and {len(masks)} mask(s); give one mask a view")
+    require_masks(images, masks)
     return (
         [_picture(image) for image in images],
         [_mask(mask) if mask is not None else _alpha(image) for image, mask in zip(images, masks)],

@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import multiprocessing
 import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +26,8 @@ from imprint.files import write_text
 from imprint.images import open_image, save_image, to_rgb
 
 from .prepare.items import PICTURES, Dropped, first_folder
-from .prepare.stills import MASK_FOLDERS, folder_groups
+from .prepare.stills import MASK_FOLDERS, folder_groups, reports
+from .prepare.work import SHEET_COLUMNS, SHEET_ROWS, in_processes, outlined, sheet_of
 
 COARSE, FINE = 160, 384  # longest sides in pixels at which the object is found, and at which its outline is
 ROUNDS = 6  # of GrabCut at the coarse size; with 3, ground between arm and body often stays
@@ -45,7 +43,6 @@ OVERLAP = 0.2  # at most so much, as a share of the object, has the colour of th
 # Of the object, at most, is a patch that looks like ground, by 8-bit CIELAB in these steps: as lit, and by hue alone, in shadow.
 SWALLOWED = {(24, 8, 8): 0.0075, (256, 4, 4): 0.025}
 KEPT = "kept"
-SHEET_SIDE, SHEET_COLUMNS, SHEET_ROWS = 192, 8, 6  # of the contact sheet
 
 
 def opencv():
@@ -192,7 +189,7 @@ def run(folder: Path, masks: Path, workers: int) -> Counter[str]:
     photos = find_photos(folder, masks)
     if not photos:
         raise ImprintError(f"{folder} has no photos without masks of their own; photos are {', '.join(PICTURES)}")
-    report = masks / "cutout.json"
+    report, sheet = reports(masks)
     try:
         results = json.loads(report.read_text())["photos"]
     except (OSError, ValueError, KeyError):  # none yet, or a broken one
@@ -201,14 +198,15 @@ def run(folder: Path, masks: Path, workers: int) -> Counter[str]:
     results |= {name: KEPT for name in photos if _place(masks, name).is_file()}
     left = [photo for photo in photos.items() if photo[0] not in results]
     try:
-        for name, result in tqdm(_work(left, masks, workers), total=len(photos), initial=len(results), unit="photo"):
+        done = in_processes(functools.partial(cut_one, masks=masks), left, workers, "masks")
+        for name, result in tqdm(done, total=len(photos), initial=len(results), unit="photo"):
             results[name] = result
     finally:
         counts = Counter(results.values())
         table = {"counts": dict(counts.most_common()), "photos": dict(sorted(results.items()))}
         write_text(report, json.dumps(table, indent=1))
     kept = {photos[name]: _place(masks, name) for name, result in results.items() if result == KEPT}
-    save_image(contact_sheet(kept), masks / "cutout.png")
+    save_image(contact_sheet(kept), sheet)
     return counts
 
 
@@ -227,21 +225,6 @@ def _place(masks: Path, name: str) -> Path:
     return (masks / name).with_suffix(".png")
 
 
-def _work(photos: list[tuple[str, Path]], masks: Path, workers: int) -> Iterator[tuple[str, str]]:
-    """`cut_one` for each, in order."""
-    one = functools.partial(cut_one, masks=masks)
-    if workers == 1:
-        yield from map(one, photos)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        yield from pool.map(one, photos, chunksize=8)
-    except BrokenProcessPool as error:
-        raise ImprintError("a worker process has died, perhaps for want of memory: give fewer --workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def cut_one(photo: tuple[str, Path], masks: Path) -> tuple[str, str]:
     """Write the mask of one photo (name, file); returns its name, and `KEPT` or why there is no mask."""
     name, file = photo
@@ -258,14 +241,8 @@ def cut_one(photo: tuple[str, Path], masks: Path) -> tuple[str, str]:
 def contact_sheet(kept: dict[Path, Path]) -> Image.Image:
     """Some photos, drawn at random, with the outlines of their masks."""
     chosen = random.Random(0).sample(sorted(kept.items()), min(len(kept), SHEET_COLUMNS * SHEET_ROWS))
-    sheet = Image.new("RGB", (SHEET_COLUMNS * SHEET_SIDE, SHEET_ROWS * SHEET_SIDE), (40, 40, 40))
-    for place, (photo, mask) in enumerate(chosen):
-        pixels = _reduced(to_rgb(open_image(photo)), SHEET_SIDE - 4)
-        inside = np.asarray(open_image(mask).convert("L").resize(pixels.shape[1::-1])) > 127
-        pixels[(inside != np.roll(inside, 1, 0)) | (inside != np.roll(inside, 1, 1))] = 255, 70, 70
-        row, column = divmod(place, SHEET_COLUMNS)
-        sheet.paste(Image.fromarray(pixels), (column * SHEET_SIDE, row * SHEET_SIDE))
-    return sheet
+    pictures = ((to_rgb(open_image(photo)), open_image(mask).convert("L")) for photo, mask in chosen)
+    return sheet_of([outlined(photo, mask.point(lambda value: value > 127)) for photo, mask in pictures])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -287,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     for result, count in counts.most_common():
         print(f"{result}: {count}")
-    print(f"to look at: {masks / 'cutout.png'}")
+    print(f"to look at: {reports(masks)[1]}")
 
 
 if __name__ == "__main__":

@@ -339,7 +339,10 @@ def evaluate(options: argparse.Namespace) -> dict:
     records, features = measure(tasks, rows, loaded, options)
     summary, differences = summarise(rows, records, features)
     steps, guidance = ("the checkpoint's own" if x is None else f"{x:g}" for x in (options.steps, options.guidance))
-    settings = f"Holes: {options.mask_level}; steps: {steps}; guidance: {guidance}; detail: {options.detail:g}; seed {options.seed}; {options.dtype}."
+    settings = (
+        f"Holes: {options.mask_level}; steps: {steps}; guidance: {guidance}; detail: {options.detail:g}; "
+        f"seed {options.seed}; {options.dtype}."
+    )
     if "retrieval" in options.metrics:
         settings += f" Retrieval among {len(subjects)} subjects by {options.retrieval_backbone}."
     method = (

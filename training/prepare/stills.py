@@ -161,9 +161,9 @@ def read_ppr10k(group: Group, options: argparse.Namespace) -> Iterator[Item | Dr
 # --- a folder --------------------------------------------------------------------------------------------------------
 
 
-def reports(masks: Path) -> set[Path]:
-    """What `training.cutout` says of the masks that it wrote: a list, and a contact sheet."""
-    return {masks / "cutout.json", masks / "cutout.png"}
+def reports(masks: Path) -> tuple[Path, Path]:
+    """Where `training.cutout` says what it wrote into a folder of masks: a list, and a contact sheet."""
+    return masks / "cutout.json", masks / "cutout.png"
 
 
 def folder_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
@@ -186,7 +186,7 @@ def folder_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
         used.add(mask)
         yield Group(file.relative_to(root).as_posix(), data=(file, mask))
     found = {mask for ending in MASK_ENDINGS for mask in root.rglob(f"*{ending}")}
-    found |= {mask for mask in masks.rglob("*") if mask.is_file()} - reports(masks) if masks else set()
+    found |= {mask for mask in masks.rglob("*") if mask.is_file()}.difference(reports(masks)) if masks else set()
     for mask in sorted(found - used):
         yield Group(mask.relative_to(path).as_posix(), data=(None, mask))
 

@@ -11,11 +11,11 @@ import math
 import multiprocessing
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,8 @@ from .. import shards
 from . import captions, multiview, stills, video
 from .filters import ALPHA_THRESHOLD, Limits, edge_width, unusable_objects
 from .items import Dropped, Group, Item, Source
+
+T, R = TypeVar("T"), TypeVar("R")
 
 SOURCES: dict[str, Source] = multiview.SOURCES | video.SOURCES | stills.SOURCES | captions.SOURCES
 SHEET_SIDE, SHEET_COLUMNS, SHEET_ROWS = 192, 8, 6  # of the contact sheet
@@ -306,27 +308,33 @@ def _finish(
 def contact_sheet(places: list[str]) -> Image.Image:
     """Samples from all over the shards, their objects outlined; cut-outs on their scene, or on grey."""
     total = SHEET_COLUMNS * SHEET_ROWS
+    tiles = []
     chosen = [places[index * len(places) // min(len(places), total)] for index in range(min(len(places), total))]
-    sheet = Image.new("RGB", (SHEET_COLUMNS * SHEET_SIDE, SHEET_ROWS * SHEET_SIDE), (40, 40, 40))
-    place = 0
     for number, shard in enumerate(chosen):
         wanted = total * (number + 1) // len(chosen) - total * number // len(chosen)
         samples = list(shards.read_parts(shard))
         wanted = min(wanted, len(samples))
         for index in range(wanted):
             sample = shards.decode_sample(samples[index * len(samples) // wanted])
-            row, column = divmod(place, SHEET_COLUMNS)
-            sheet.paste(_outlined(sample), (column * SHEET_SIDE, row * SHEET_SIDE))
-            place += 1
-    return sheet.crop((0, 0, sheet.width, max(1, math.ceil(place / SHEET_COLUMNS)) * SHEET_SIDE))
+            tiles.append(outlined(sample.picture, sample.mask, sample.scene))
+    return sheet_of(tiles)
 
 
-def _outlined(sample: shards.Sample) -> Image.Image:
-    """A picture on a square of the sheet, a coloured line around each object."""
-    picture, mask = sample.picture, sample.mask
+def sheet_of(tiles: list[Image.Image]) -> Image.Image:
+    """Tiles of at most `SHEET_SIDE` pixels in rows of `SHEET_COLUMNS`."""
+    rows = max(1, math.ceil(len(tiles) / SHEET_COLUMNS))
+    sheet = Image.new("RGB", (SHEET_COLUMNS * SHEET_SIDE, rows * SHEET_SIDE), (40, 40, 40))
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, SHEET_COLUMNS)
+        sheet.paste(tile, (column * SHEET_SIDE, row * SHEET_SIDE))
+    return sheet
+
+
+def outlined(picture: Image.Image, mask: Image.Image | None, scene: Image.Image | None = None) -> Image.Image:
+    """A tile of the sheet, a coloured line around each object. mask: 8-bit, n = the n-th object."""
     ground = Image.new("RGB", picture.size, (128, 128, 128))
-    if sample.scene is not None:
-        ground.paste(sample.scene.resize(picture.size))
+    if scene is not None:
+        ground.paste(scene.resize(picture.size))
     ground.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
     ground.thumbnail((SHEET_SIDE - 4, SHEET_SIDE - 4))
     if mask is not None:
@@ -345,17 +353,24 @@ def _outlined(sample: shards.Sample) -> Image.Image:
 
 
 def _in_processes(jobs: list[Job], options: argparse.Namespace) -> Iterator[dict]:
-    work = functools.partial(write_shard, options=options)
-    if options.workers == 1:
+    return in_processes(functools.partial(write_shard, options=options), jobs, options.workers, "shards")
+
+
+def in_processes(work: Callable[[T], R], jobs: list[T], workers: int, made: str) -> Iterator[R]:
+    """What `work` makes of each job, as it is ready; with one worker, in this process.
+
+    made: what is written by a job, for the `ImprintError` that a worker's death raises.
+    """
+    if workers == 1:
         yield from map(work, jobs)
         return
-    pool = ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
         for done in as_completed([pool.submit(work, job) for job in jobs]):
             yield done.result()
-    except BrokenProcessPool as error:  # multiprocessing.Pool would wait for the lost shard for ever
+    except BrokenProcessPool as error:  # multiprocessing.Pool would wait for the lost job for ever
         raise ImprintError(
-            "a worker process has died, perhaps for want of memory (any error of its own stands above); finished shards are "
+            f"a worker process has died, perhaps for want of memory (any error of its own stands above); finished {made} are "
             "kept: run the same command again, with fewer --workers"
         ) from error
     finally:
