@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -300,6 +301,18 @@ def test_guidance_of_one_asks_the_unet_once(pipeline, scene):
     assert sizes == [1] * 3 + [2] * 3
     near = run(pipeline, scene, guidance_scale=1.0 + 1e-6).images  # by the long way
     assert torch.allclose(plain, near, atol=1e-4)
+
+
+def test_weights_may_be_brought_to_their_device_layer_by_layer(micro_file, scene, pipeline):
+    """accelerate's hooks, which diffusers' sequential CPU offload sets; with guidance, which needs the null embedding."""
+    offloaded = ImprintPipeline.from_checkpoint(micro_file)
+    offloaded.set_progress_bar_config(disable=True)
+    for part in ("encoder", "adapter", "unet", "vae"):
+        accelerate.cpu_offload(getattr(offloaded, part), torch.device("cpu"))
+    assert offloaded.adapter.null_embedding.is_meta
+    assert torch.equal(
+        run(offloaded, scene, guidance_scale=2.0).images, run(pipeline, scene, guidance_scale=2.0).images
+    )
 
 
 def test_guidance_of_zero_forgets_the_object(pipeline, scene):
