@@ -13,7 +13,6 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,7 +292,8 @@ def _says_safetensors(path: Path) -> bool:
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Every tensor of a torch or safetensors file by name, left on disk where the format allows it.
 
-    Raises `ImprintError` for a file that is absent, not whole, or holds anything but weights; nothing in it is executed.
+    Raises `ImprintError` for a file that is absent, not whole, or holds anything but weights; nothing in it is executed. A
+    pickle is refused where this torch cannot read it safely: see `require_safe_pickles`.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -301,6 +301,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if _says_safetensors(path):
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}
+    require_safe_pickles(path)
     try:
         with _inert_classes():
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -322,6 +323,15 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     return named
 
 
+def require_safe_pickles(path: str | os.PathLike) -> None:
+    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code: CVE-2025-32434."""
+    if torch.__version__ < (2, 6):
+        raise ImprintError(
+            f"{path} is a pickle, and torch {torch.__version__} can be made to run code that is hidden in one; update torch "
+            "to 2.6 or newer, or give a .safetensors file"
+        )
+
+
 def _inert_classes():
     """Lets torch's safe reader pass over what Lightning writes beside the weights: stand-ins that do nothing."""
     names = (
@@ -332,5 +342,4 @@ def _inert_classes():
     )
     nothing = {"__init__": lambda self, *_: None, "__setstate__": lambda self, _: None}
     stand_ins = [type(name, (), nothing | {"__module__": home, "__qualname__": name}) for home, name in names]
-    safe_globals = getattr(torch.serialization, "safe_globals", nullcontext)  # new in torch 2.5
-    return safe_globals(stand_ins)
+    return torch.serialization.safe_globals(stand_ins)
