@@ -33,6 +33,12 @@ def grow(masks: torch.Tensor, pixels: int, below: int = 0) -> torch.Tensor:
     return masks
 
 
+def grow_boxes(boxes: torch.Tensor, pixels: int, below: int, height: int, width: int) -> torch.Tensor:
+    """(B, 4) boxes of masks -> those of the masks that `grow` makes of them in a picture of that size."""
+    reach = boxes.new_tensor([-pixels, -pixels, pixels + below, pixels])
+    return (boxes + reach).clamp(min=0).minimum(boxes.new_tensor([height, width, height, width]))
+
+
 def _spread(masks: torch.Tensor, pixels: int, axis: int) -> torch.Tensor:
     """The largest of each pixel and the `pixels` before it along an axis; doubling the reach, so that far costs little."""
     length, reach = masks.shape[axis], 0
