@@ -131,9 +131,9 @@ def match_colour(
     for picture, reference, mask in zip(generated, background, masks):
         if area := surroundings(mask, ring):
             distance = -_depth(mask[area])
-            band = (distance > gap) & (distance < ring)
+            band = ((distance > gap) & (distance < ring)).to(picture.device)
             here = (slice(None), *area)
-            source, target = picture[here][:, band], reference[here][:, band].to(picture)
+            source, target = picture[here][:, band], reference[here].to(picture)[:, band]
             if source.shape[1] >= 2:
                 gain = (target.std(1) / source.std(1).clamp(min=1e-4)).clamp(0.8, 1.25)
                 gain = torch.where(source.std(1) > 1e-3, gain, torch.ones_like(gain))

@@ -87,7 +87,7 @@ class Crop:
             slice(max(0, part.start - 1), min(length, part.stop + 1)) for part, length in zip(hole.placement.area, size)
         )
         frame, local = picture_part(background, (rows, columns)), hole.placement.within(area)
-        frame_mask = torch.zeros(1, *frame.shape[2:])
+        frame_mask = mask.new_zeros(1, *frame.shape[2:])
         frame_mask[(0, *local.area)] = hole.mask
         picture, inside = local.extract(frame), local.extract_mask(frame_mask)
         latent_mask = latent_hole(inside, config.latent.downscale)
@@ -126,6 +126,10 @@ class Crop:
         """Alpha or shadow of the square, (B, R, R) -> (B, h, w), 0 around it."""
         return self.put_back(maps[:, None], maps.new_zeros(len(maps), 1, *self.frame.shape[2:]))[:, 0]
 
+    def taken(self, maps: torch.Tensor) -> torch.Tensor:
+        """The way into the square again: maps of the frame (B, h, w) -> (B, R, R)."""
+        return self.placement.within(self.area).extract(maps[:, None])[:, 0]
+
     def write(self, whole: torch.Tensor, square: torch.Tensor) -> None:
         """`put_back` into the whole background or a map of its size, (B, C, H, W), in place."""
         area = (slice(None), slice(None), *self.area)
@@ -146,7 +150,7 @@ class Crop:
     def changed_area(self, inwards: int = 0, outwards: int | None = None) -> torch.Tensor:
         """(H, W) bool: the hole and its soft edge in the whole background, the only pixels that a composite may change."""
         outwards = self.feather if outwards is None else outwards
-        whole = torch.zeros(1, self.placement.height, self.placement.width)
+        whole = self.frame.new_zeros(1, self.placement.height, self.placement.width)
         whole[(0, *self.placement.area)] = self.hole.mask
         return feather(whole, inwards, outwards)[0] > 0
 

@@ -69,7 +69,8 @@ def restore_detail(
 
     generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. views: of
     the object; the one that fits best is taken. strength from 0 (nothing changes, bit for bit) to 1. Nothing changes either
-    where no view fits, or beyond `MARGIN`. Raises `ImprintError` for a view's empty mask, and a strength outside [0, 1].
+    where no view fits, or beyond `MARGIN`. The tensors may lie on different devices: the results are where the first two
+    are. Raises `ImprintError` for a view's empty mask, and a strength outside [0, 1].
     """
     if not 0 <= strength <= 1:
         raise ImprintError(f"detail is {strength:g}; it must be from 0 (off) to 1")
@@ -107,22 +108,22 @@ class _Part:
             for low, high, length in zip((top, left), (bottom, right), alpha.shape[1:])
         )
         corner = ((top + bottom - side) / 2 - rows.start, (left + right - side) / 2 - columns.start)
-        colours, alpha = (planes[:, rows, columns].float() for planes in (colours, alpha))
+        colours, alpha = (planes[:, rows, columns].to(colours.device, torch.float32) for planes in (colours, alpha))
         return cls(torch.cat([colours * alpha if multiplied else colours, alpha]), rows, columns, *corner, side)
 
     def small(self, side: int) -> torch.Tensor:
-        """The square at another size, (4, side, side); 0 beyond the picture."""
+        """The square at another size, (4, side, side) on the CPU; 0 beyond the picture."""
         square = torch.tensor([[self.top, self.left, self.top + self.side, self.left + self.side]])
-        return resample(self.planes[None], square, side)[0]
+        return resample(self.planes[None], square, side)[0].cpu()
 
     def enlarged(self, planes: torch.Tensor) -> torch.Tensor:
         """Planes of the square (C, n, n) -> of the part's pixels (C, h, w)."""
         y, x = (
-            (torch.arange(length) + 0.5 - start) / self.side * 2 - 1
+            (torch.arange(length, device=self.planes.device) + 0.5 - start) / self.side * 2 - 1
             for length, start in zip(self.planes.shape[1:], (self.top, self.left))
         )
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
-        return F.grid_sample(planes[None], places, "bicubic", "border", align_corners=False)[0]
+        return F.grid_sample(planes[None].to(places), places, "bicubic", "border", align_corners=False)[0]
 
     def sampled(self, grid: torch.Tensor, pixel: float) -> torch.Tensor:
         """Colours and alpha (4, h, w) at places (2, h, w) of the square, x and y from -1 to 1; 0 beyond the part.
@@ -133,9 +134,9 @@ class _Part:
         scale = min(1.0, 1 / (pixel * self.side))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         planes = F.interpolate(self.planes[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-        start, length = torch.tensor([self.left, self.top]), torch.tensor([width, height])
+        start, length = grid.new_tensor([self.left, self.top]), grid.new_tensor([width, height])
         places = (((grid.movedim(0, 2) + 1) / 2 * self.side + start) / length) * 2 - 1
-        return _straight(_sampled(planes, places))
+        return _straight(_sampled(planes.to(places), places))
 
 
 def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], strength: float) -> None:
@@ -149,7 +150,8 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
         return
     index, grid = registered
 
-    # What is broad is worked out on the small pictures.
+    # What is broad is worked out on the small pictures. They are on the CPU: the registration is many steps of little work,
+    # each of which looks at its result.
     seen, photo = seen[-1], _sampled(photos[index][-1], grid)
     both = seen[3:] * photo[3:]
     trust = strength * _trust(seen, photo, both)
@@ -162,7 +164,7 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
 
     light, trust, grid = map(drawing.enlarged, (light, trust, grid.movedim(2, 0)))
     trust = trust.clamp(0, strength)
-    photo = views[index].sampled(grid, 1 / drawing.side)
+    photo = views[index].sampled(grid, 1 / drawing.side).to(drawing.planes)
     restored = (light * photo[:3]).clamp(0, 1)
     here = (slice(None), drawing.rows, drawing.columns)
     picture[here] = drawing.planes[:3].lerp(restored, trust * _ramp(photo[3:], *_INNER)).to(picture)

@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from .config import NoiseConfig
+from .errors import ImprintError
 
 if TYPE_CHECKING:
-    from diffusers import EulerDiscreteScheduler
+    from diffusers import EulerDiscreteScheduler, SchedulerMixin
+
+FINITE_SIGMA = 14.7
+"""Where samplers of second order start: at Stable Diffusion's own largest sigma, for which they are made. In a step from the
+largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
+predictions by it: the picture gets another colour, or is garbage."""
 
 # Exactly zero would make sigma infinite; this is the value that ComfyUI puts there, so that both walk the same schedule.
 _LAST_ALPHA_BAR = 4.8973451890853435e-08
@@ -46,4 +52,30 @@ def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
     )
     # For those made of it: DDIM and DDPM would clip latents to [-1, 1], and DDIM end at no noise where its authors' does not.
     scheduler.register_to_config(clip_sample=False, set_alpha_to_one=config.timestep_spacing == "trailing")
+    return scheduler
+
+
+def with_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> SchedulerMixin:
+    """The scheduler ready for so many steps; of second order, a copy of it that starts at `FINITE_SIGMA` at most.
+
+    Raises `ImprintError` for a scheduler of another process than `alphas_cumprod`'s, and for too few steps.
+    """
+    name = type(scheduler).__name__
+    if not all(hasattr(scheduler, each) for each in ("alphas_cumprod", "add_noise", "scale_model_input", "order")):
+        raise ImprintError(
+            f"{name} walks another noise process than this model learned, so its pictures would be noise; take one that "
+            "does, such as EulerDiscreteScheduler, DPMSolverMultistepScheduler or DDIMScheduler"
+        )
+    if scheduler.order > 1:
+        sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt()
+        count = int((sigmas <= FINITE_SIGMA).sum())
+        if count < len(sigmas):
+            betas = scheduler.betas[:count].tolist()
+            scheduler = type(scheduler).from_config(scheduler.config, trained_betas=betas, num_train_timesteps=count)
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except ValueError as error:
+        raise ImprintError(f"{name} cannot take {steps} step(s) ({error}); give more, or another scheduler") from error
+    if scheduler.timesteps[0] < scheduler.timesteps[-1]:
+        raise ImprintError(f"{name} goes from a picture to noise; take the scheduler that goes the other way")
     return scheduler

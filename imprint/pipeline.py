@@ -38,7 +38,7 @@ from .matte import matte_pixels, split_matte
 from .model import build_modules as build_modules
 from .model import load_model, module_tensors
 from .model import load_modules as load_modules
-from .noise import make_scheduler
+from .noise import make_scheduler, with_timesteps
 from .placement import Placement
 from .unet import unet_input
 from .vae import decode, encode
@@ -52,7 +52,8 @@ _OUTPUT_TYPES = ("pil", "pt", "latent")
 class ImprintPipelineOutput(BaseOutput):
     """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
     (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha, shadow:
-    the matte in that square, each (B, resolution, resolution) in [0, 1]; None without one."""
+    what was put over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with the outline that
+    detail gave it; None without a matte."""
 
     images: list[Image.Image] | torch.Tensor
     placement: Placement
@@ -196,7 +197,7 @@ class ImprintPipeline(_Parts):
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
-            generator: for reproducible noise; a CPU generator gives the same picture on every device.
+            generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every device.
             num_results: composites to make at once.
             latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
             eta: for schedulers that take it (DDIM).
@@ -214,6 +215,16 @@ class ImprintPipeline(_Parts):
             raise ImprintError(f"guidance is {guidance_scale:g}; it must be a finite number")
         if output_type not in _OUTPUT_TYPES:
             raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
+
+        if isinstance(generator, list) and len(generator) not in (1, num_results):
+            raise ImprintError(
+                f"got {len(generator)} generators for {num_results} results; give one, or one per result"
+            )
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ImprintError(
+                f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found {sorted(unknown)}"
+            )
 
         scene = self.prepare(object_image, object_mask, background, mask, blend_mask, context, resolution)
         # The latents stay in fp32 whatever the models' precision: the first sigma of a zero-terminal-SNR schedule is 4,518.
@@ -309,24 +320,24 @@ class ImprintPipeline(_Parts):
         guidance = config.sampling.guidance_scale if guidance is None else guidance
         contexts = context if guidance == 1 else torch.cat([self.adapter.null_context(context), context])
         contexts = contexts.to(self.unet.dtype)
-        self.scheduler.set_timesteps(config.sampling.steps if steps is None else steps, device=noise.device)
+        scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps, noise.device)
         if config.background == "blend":
             # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, here the background's.
-            latents = self.scheduler.add_noise(background, noise, self.scheduler.timesteps[:1])
+            latents = scheduler.add_noise(background, noise, scheduler.timesteps[:1])
         else:  # noise alone, and of variance 1 at the UNet: in latent diffusion's samplers and in ComfyUI
-            latents = noise / self.scheduler.scale_model_input(torch.ones_like(noise), self.scheduler.timesteps[0])
-        accepted = inspect.signature(self.scheduler.step).parameters
+            latents = noise / scheduler.scale_model_input(torch.ones_like(noise), scheduler.timesteps[0])
+        accepted = inspect.signature(scheduler.step).parameters
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
-            for index, timestep in enumerate(self.scheduler.timesteps):
-                seen = unet_input(self.scheduler.scale_model_input(latents, timestep), background, hole, config)
+        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
+            for index, timestep in enumerate(scheduler.timesteps):
+                seen = unet_input(scheduler.scale_model_input(latents, timestep), background, hole, config)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
                 prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
                 if guidance != 1:
                     without, with_object = prediction.chunk(2)
                     prediction = torch.lerp(without, with_object, guidance)
                     _, logits = logits.chunk(2)
-                latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
+                latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback is not None:
                     given = {"latents": latents} if "latents" in callback_inputs else {}
                     latents = callback(self, index, timestep, given).get("latents", latents)
@@ -357,7 +368,12 @@ class ImprintPipeline(_Parts):
             images = [crop.paste(scene.background, part) for part in parts]
         else:
             images = crop.paste_tensor(scene.background, parts)
-        return ImprintPipelineOutput(images, crop.placement, *(maps if settings.matte else ()))
+        if not (maps and settings.matte):
+            return ImprintPipelineOutput(images, crop.placement)
+        alpha, shadow = maps
+        if not torch.equal(layers.alpha, crop.put_back_maps(alpha)):  # detail has changed it
+            alpha = crop.taken(layers.alpha)
+        return ImprintPipelineOutput(images, crop.placement, alpha, shadow)
 
     @staticmethod
     def _layers(scene: Prepared, drawings: torch.Tensor, maps: Sequence[torch.Tensor], settings: Finish) -> Layers:

@@ -6,7 +6,9 @@ imported the nodes.
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -35,11 +37,24 @@ from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import EncoderConfig, ImprintConfig, UNetConfig, dinov2
 from ..imprint.errors import ImprintError
 from ..imprint.matte import matte_pixels, split_matte
+from ..imprint.noise import FINITE_SIGMA
 from ..imprint.originals import kind_of, open_checkpoint
 from ..imprint.preprocess import MEAN_AND_STD
 
 LEAST_COMFYUI = (0, 25)
 """The first one that builds a DINOv2 for pictures of another size than 518 px."""
+
+_SECOND_ORDER = {"heun", "dpm_2", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive"}
+_SECOND_ORDER |= {"dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu"}
+_THIRD_ORDER = {"dpmpp_3m_sde", "dpmpp_3m_sde_gpu"}
+_UNEVEN = {
+    "normal": math.inf,
+    "ddim_uniform": math.inf,
+    "kl_optimal": 20,
+}  # the steps from which such samplers stand them
+_SPREAD = {
+    "linear_quadratic"
+}  # its steps are of equal length in sigma: from 4,518 down all but the last would see noise alone
 
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
 _MATTE = "imprint_matte"  # in the transformer_options: the `MatteReader`
@@ -231,6 +246,24 @@ def imprint_config(model: Any) -> ImprintConfig:
             "connect the MODEL of Load Imprint Checkpoint"
         )
     return config
+
+
+def with_finite_start(model: Any, sampler_name: str, scheduler: str, steps: int) -> Any:
+    """The MODEL to sample with: for samplers and schedulers that do not stand its largest sigma, a clone without those above
+    `FINITE_SIGMA`. Raises `ImprintError` for a sampler that does not stand the scheduler's last steps either."""
+    if sampler_name in _THIRD_ORDER and steps < _UNEVEN.get(scheduler, 0):
+        raise ImprintError(
+            f"{sampler_name} draws garbage in {steps} steps of scheduler {scheduler}, whose last ones are too uneven for it; "
+            "set scheduler to simple or karras, or sampler_name to dpmpp_2m_sde"
+        )
+    sampling = model.get_model_object("model_sampling")
+    if not (sampler_name in _SECOND_ORDER or scheduler in _SPREAD) or sampling.sigma_max <= FINITE_SIGMA:
+        return model
+    finite = copy.deepcopy(sampling)
+    finite.set_sigmas(sampling.sigmas[sampling.sigmas <= FINITE_SIGMA])
+    model = model.clone()
+    model.add_object_patch("model_sampling", finite)
+    return model
 
 
 def encoder_config(clip_vision: Any) -> EncoderConfig:

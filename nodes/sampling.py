@@ -16,7 +16,7 @@ from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError
 from ..imprint.placement import Hole
 from .messages import tell
-from .models import MatteReader, imprint_config
+from .models import MatteReader, imprint_config, with_finite_start
 from .tensors import broadcast, copy_image, fit_mask, sparse_zeros, to_bchw, to_bhwc
 
 
@@ -186,7 +186,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         hole = torch.cat([crop.latent_mask for crop in crops]).to(clean)
         positive, negative, latent = _inputs(config, positive, negative, clean, hole)
         reader = MatteReader()
-        model = reader.watch(model)
+        model = reader.watch(with_finite_start(model, sampler_name, scheduler, steps))
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
         drawn, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
         maps = torch.stack(reader.read(hole, config), 1) if config.matte else None
@@ -253,7 +253,7 @@ def _generated_in(masks: torch.Tensor, crops: list[Crop]) -> torch.Tensor:
         return masks
     masks = masks.clone()
     for mask, crop in zip(masks, crops):
-        mask[crop.placement.area] = torch.maximum(mask[crop.placement.area], crop.hole.mask)
+        mask[crop.placement.area] = torch.maximum(mask[crop.placement.area], crop.hole.mask.to(mask))
     return masks
 
 

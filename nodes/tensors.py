@@ -48,12 +48,12 @@ def copy_image(image: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def fit_mask(mask: torch.Tensor, images: torch.Tensor, name: str) -> torch.Tensor:
-    """MASK -> (B, H, W) in [0, 1], resized to the images (B, 3, H, W) as ComfyUI's own nodes do.
+    """MASK -> (B, H, W) in [0, 1] beside the images (B, 3, H, W), resized to them as ComfyUI's own nodes do.
 
     name: what the mask is called in an error.
     """
     size = tuple(images.shape[2:])
-    mask = listed_masks(mask, name, size)
+    mask = listed_masks(mask, name, size).to(images.device)
     if tuple(mask.shape[1:]) != size:
         mask = F.interpolate(mask[:, None], size, mode="bilinear")[:, 0]
     return mask
@@ -82,12 +82,15 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
 
 
 def broadcast(**batches: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors of equal batch size: a single one serves all, any other difference is an `ImprintError`."""
-    count = max(len(batch) for batch in batches.values())
+    """Tensors of equal batch size, on the first one's device: a single one serves all, any other difference is an `ImprintError`.
+
+    With --gpu-only some nodes give what they made on the GPU, and others on the CPU.
+    """
+    count, device = max(len(batch) for batch in batches.values()), next(iter(batches.values())).device
     if any(len(batch) not in (1, count) for batch in batches.values()):
         counts = ", ".join(f"{len(batch)} of {name}" for name, batch in batches.items())
         raise ImprintError(f"the batches do not fit together: {counts}; give one, or equally many of each")
-    return [batch.expand(count, *batch.shape[1:]) for batch in batches.values()]
+    return [batch.to(device).expand(count, *batch.shape[1:]) for batch in batches.values()]
 
 
 def sparse_zeros(*shape: int) -> torch.Tensor:

@@ -10,13 +10,14 @@ from micro import concat_config, cutout, fresh_checkpoint, micro_config, photo, 
 from PIL import Image
 
 from imprint.blending import feather
-from imprint.checkpoint import Checkpoint, save_checkpoint
+from imprint.checkpoint import SHIPPED, Checkpoint, save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import FEATHER, ImprintPipeline
 from imprint.placement import Placement
+from imprint.preprocess import bounding_boxes
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -153,6 +154,19 @@ def test_a_generator_for_each_result(pipeline, scene):
     ).images
     for seed, image in zip((1, 2), both):
         assert torch.allclose(run(pipeline, scene, seed).images[0], image, atol=1e-4)
+
+
+def test_generators_that_do_not_fit(pipeline, scene):
+    for count in (2, 4):
+        with pytest.raises(ImprintError, match=f"got {count} generators for 3 results"):
+            pipeline(scene[0], None, *scene[1:], generator=[seeded(index) for index in range(count)], num_results=3)
+    assert len(pipeline(scene[0], None, *scene[1:], generator=[seeded()], num_results=3).images) == 3
+
+
+def test_the_callback_s_tensors_are_those_there_are(pipeline, scene):
+    """diffusers' own words."""
+    with pytest.raises(ValueError, match=r"has to be in \['latents'\], but found \['prompt_embeds'\]"):
+        run(pipeline, scene, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
 
 
 def test_given_noise_is_used(pipeline, scene):
@@ -342,6 +356,46 @@ def test_other_schedulers(pipeline, scene, name, prediction):
     assert bool(image.isfinite().all())
     assert torch.equal(image[:, ~within], image_to_tensor(scene[1])[0][:, ~within])
     assert torch.equal(image, run(pipeline, scene, num_inference_steps=4).images[0])
+
+
+@pytest.fixture(scope="module")
+def colours():
+    """What the shipped checkpoint draws by a scheduler in so many steps, in 6 x 6 broad colours; the object is the same."""
+    pipeline = ImprintPipeline.from_checkpoint()
+    pipeline.set_progress_bar_config(disable=True)
+    own = pipeline.scheduler
+    views = [Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background", "hole")]
+    top, left, bottom, right = bounding_boxes(mask_to_tensor(views[2]))[0].tolist()
+
+    def draw(name: str, steps: int) -> torch.Tensor:
+        pipeline.scheduler = getattr(diffusers, name).from_config(own.config)
+        drawn = run(pipeline, views, guidance_scale=1.0, num_inference_steps=steps, resolution=128, detail=0.0).images
+        return torch.nn.functional.adaptive_avg_pool2d(drawn[..., top:bottom, left:right], 6)
+
+    return draw
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
+def test_a_sampler_of_second_order_draws_what_euler_draws(colours, name):
+    """From sigma 4,518 these made another colour, or garbage."""
+    euler = colours("EulerDiscreteScheduler", 8)
+    for steps in (4, 8):
+        assert (colours(name, steps) - euler).abs().mean() < 0.08, steps
+
+
+@pytest.mark.parametrize(
+    "name", ["FlowMatchEulerDiscrete", "IPNDM", "EDMEuler", "DDIMInverse", "DPMSolverMultistepInverse"]
+)
+def test_schedulers_of_another_process_are_refused(pipeline, scene, name):
+    pipeline.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipeline.scheduler.config)
+    with pytest.raises(ImprintError, match=f"{name}Scheduler .* take "):
+        run(pipeline, scene)
+
+
+def test_too_few_steps_for_a_scheduler(pipeline, scene):
+    pipeline.scheduler = diffusers.PNDMScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ImprintError, match=r"PNDMScheduler cannot take 1 step.*give more"):
+        run(pipeline, scene, num_inference_steps=1)
 
 
 def test_eta_reaches_the_schedulers_that_take_it(pipeline, scene):

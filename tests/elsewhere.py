@@ -1,0 +1,89 @@
+"""A device that every machine has: tensors that say they are on a GPU, and refuse to be mixed with the CPU's as a GPU's do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+
+DEVICE = torch.device("meta")  # the one that torch knows everywhere; here its tensors have values
+
+
+class _Elsewhere(torch.Tensor):
+    """Holds a tensor of the CPU that does the work."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor):
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=DEVICE
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _call(function, args, kwargs or {})
+
+    def __repr__(self) -> str:
+        return f"_Elsewhere({self.inner!r})"
+
+    def tolist(self) -> Any:
+        return self.inner.tolist()
+
+
+class _Operators(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _call(function, args, kwargs or {})
+
+
+class _Numbers(TorchFunctionMode):
+    """Tensors of Python's numbers, which torch makes without calling an operator."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.Tensor.new_tensor and isinstance(args[0], _Elsewhere):
+            return _Elsewhere(args[0].inner.new_tensor(*args[1:], **kwargs))
+        if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == DEVICE.type:
+            return _Elsewhere(torch.tensor(*args, **kwargs | {"device": "cpu"}))
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """While it lasts, `DEVICE` works."""
+    with _Numbers(), _Operators():
+        yield
+
+
+def put(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on `DEVICE`."""
+    return _Elsewhere(tensor.clone())
+
+
+def _call(function: Any, args: tuple, kwargs: dict) -> Any:
+    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
+    there = [isinstance(each, _Elsewhere) for each in tensors]
+    copies = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+    # A number in a tensor of the CPU is welcome everywhere, and an index too.
+    strangers = [each for each, is_there in zip(tensors, there) if not is_there and each.ndim]
+    if any(there) and strangers and not copies and "index" not in function.name():
+        raise RuntimeError(f"{function}: tensors on {DEVICE} and on the CPU")
+    device = kwargs.get("device")
+    result_there = any(there) if device is None else torch.device(device).type == DEVICE.type
+    if copies and function is torch.ops.aten.copy_.default:
+        result_there = there[0]
+    if device is not None:
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    result = function(*_inner(args), **_inner(kwargs))
+    if "out" in kwargs or function.name().split("::")[1].split(".")[0].endswith("_"):
+        return args[0]
+    return tree_map_only(torch.Tensor, _Elsewhere, result) if result_there else result
+
+
+def _inner(values: Any) -> Any:
+    return tree_map(lambda each: each.inner if isinstance(each, _Elsewhere) else each, values)
