@@ -122,8 +122,7 @@ def test_workflow_keeps_the_background(picture: np.ndarray, blend: np.ndarray):
 
 
 def test_same_seed_same_picture(server: Server, prompt: dict, picture: np.ndarray):
-    server.request("/free", {"unload_models": True, "free_memory": True})
-    wait_until_free(server)  # or ComfyUI would answer from its cache
+    free(server)  # or ComfyUI would answer from its cache
     assert np.array_equal(server.picture(prompt), picture)
 
 
@@ -149,17 +148,23 @@ def test_other_object_changes_only_the_hole(server: Server, prompt: dict, pictur
 def test_everything_can_be_freed(server: Server, prompt: dict, picture: np.ndarray):
     server.picture(prompt)
     assert server.get("/imprint_probe")["alive"] == ["CleanBackground", "Dinov2Model", "TAESD", "_AdapterModule"]
-    server.request("/free", {"unload_models": True, "free_memory": True})
-    probe = wait_until_free(server)
+    probe = free(server)
     assert (probe["alive"], probe["loaded"]) == ([], 0)
 
 
-def wait_until_free(server: Server, seconds: float = 30) -> dict:
-    """The probe's last answer."""
+def free(server: Server, seconds: float = 30) -> dict:
+    """Lets ComfyUI free everything; the probe's last answer.
+
+    It is asked until it is done: a request that comes between the worker's look at its flags and its next wait is only
+    seen when that wait ends.
+    """
     end = time.monotonic() + seconds
-    while (probe := server.get("/imprint_probe"))["alive"] and time.monotonic() < end:
+    while True:
+        server.request("/free", {"unload_models": True, "free_memory": True})
         time.sleep(0.2)
-    return probe
+        probe = server.get("/imprint_probe")
+        if not probe["alive"] or time.monotonic() > end:
+            return probe
 
 
 def test_error_reaches_the_user(server: Server, prompt: dict):
