@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import ImprintError
+from .errors import ImprintError, require_masks, require_same_size
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -63,11 +63,8 @@ class Job:
     """Where to put what was generated, if not in `mask`."""
 
     def __post_init__(self) -> None:
-        if len(self.object_masks) not in (0, len(self.objects)):
-            raise ImprintError(
-                f"got {len(self.objects)} view(s) of the object and {len(self.object_masks)} mask(s) of it; give one mask "
-                "a view, or none where the pictures are transparent around the object"
-            )
+        if self.object_masks:
+            require_masks(len(self.objects), len(self.object_masks))
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise ImprintError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1")
 
@@ -129,11 +126,7 @@ class Job:
             pairs.append((self.background, pictures["background"], self.blend_mask, pictures["blend_mask"]))
         pairs += zip(self.objects, pictures["object_image"], self.object_masks, pictures["object_mask"] or ())
         for path, picture, mask_path, mask in pairs:
-            if picture.size != mask.size:
-                raise ImprintError(
-                    f"{path} is {picture.width}x{picture.height}, but its mask {mask_path} is {mask.width}x{mask.height}; "
-                    "make them the same size"
-                )
+            require_same_size(f"{path}", picture.size[::-1], f"its mask {mask_path}", mask.size[::-1])
         return pictures
 
 

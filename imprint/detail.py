@@ -17,7 +17,6 @@ the Optical Society of America 61(1), 1971).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -25,7 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from .errors import ImprintError
-from .preprocess import bounding_boxes, require_masks, resample
+from .preprocess import bounding_boxes, resample
+from .views import ObjectViews
 
 LIGHT, TINT = 0.1, 0.3
 """Brightness that changes more broadly than the first is light, and so is colour that changes more broadly than the second:
@@ -62,32 +62,23 @@ _INNER = (0.2, 0.9)  # the photo's alpha: its very edge shows what was behind it
 def restore_detail(
     generated: torch.Tensor,
     alpha: torch.Tensor,
-    images: Sequence[torch.Tensor],
-    masks: Sequence[torch.Tensor],
+    views: ObjectViews,
     strength: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The generated pictures with the object's own detail, and their alpha with its outline.
 
-    generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. images, masks:
-    views of the object, each (1, 3, h, w) in [0, 1] and (1, h, w) with 1 = object; the view that fits best is taken.
-    strength from 0 (nothing changes, bit for bit) to 1. Nothing changes either where no view fits, or beyond `MARGIN`.
-    Raises `ImprintError` for a view's empty mask, counts or sizes that differ, and a strength outside [0, 1].
+    generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. views: of
+    the object; the one that fits best is taken. strength from 0 (nothing changes, bit for bit) to 1. Nothing changes either
+    where no view fits, or beyond `MARGIN`. Raises `ImprintError` for a view's empty mask, and a strength outside [0, 1].
     """
     if not 0 <= strength <= 1:
         raise ImprintError(f"detail is {strength:g}; it must be from 0 (off) to 1")
-    require_masks(images, masks)
-    for image, mask in zip(images, masks):
-        if image.shape[2:] != mask.shape[1:]:
-            raise ImprintError(
-                f"a view of the object is {image.shape[3]}x{image.shape[2]}, its mask {mask.shape[2]}x{mask.shape[1]}; "
-                "make them the same size"
-            )
     pictures, outlines = generated.clone(), alpha.clone()
     if strength:
-        views = [_Part.of(image, mask, multiplied=True) for (image,), mask in zip(images, masks)]
+        photos = [_Part.of(image, mask, multiplied=True) for (image,), mask in zip(views.pictures, views.masks)]
         for picture, outline in zip(pictures, outlines):
             if bool((outline > 0.5).any()):
-                _restore(picture, outline, views, strength)
+                _restore(picture, outline, photos, strength)
     return pictures, outlines
 
 

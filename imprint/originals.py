@@ -92,7 +92,7 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
     """An original's checkpoint with the names that our files have; check: that all parts' names and shapes are right."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
-    from .pipeline import build_modules, module_tensors
+    from .model import build_modules, module_tensors
 
     config = checkpoint.config
     with torch.device("meta"):

@@ -7,7 +7,6 @@ trained on. Tensors are BCHW; masks BHW with 1 = object.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -97,18 +96,6 @@ def normalise(cutouts: torch.Tensor, config: EncoderConfig) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> of mean 0 and variance 1 over the encoder's training data."""
     mean, std = (cutouts.new_tensor(values)[:, None, None] for values in MEAN_AND_STD[config.kind])
     return (cutouts - mean) / std
-
-
-def require_masks(views: Sequence, masks: Sequence) -> None:
-    """Raise `ImprintError` unless there is a mask for each view of an object, and a view."""
-    if not views or len(views) != len(masks):
-        raise ImprintError(f"got {len(views)} view(s) of the object and {len(masks)} mask(s); give one mask a view")
-
-
-def require_views(count: int, config: EncoderConfig) -> None:
-    """Raise `ImprintError` for more views of an object than the model takes."""
-    if count > 1 and not config.several_views:
-        raise ImprintError(f"got {count} views of the object, but this checkpoint takes one picture; give the best one")
 
 
 def prepare_object(

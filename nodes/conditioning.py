@@ -8,7 +8,6 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..imprint.errors import ImprintError
-from ..imprint.preprocess import prepare_object, require_views
 from . import models, sockets
 from .objects import marks_input, object_views
 from .tensors import to_bhwc
@@ -60,10 +59,8 @@ class ImprintIDEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
-        views, masks = object_views(image, mask, mask_marks)
-        config = models.encoder_config(clip_vision)
-        require_views(len(views), config)
-        pixels, cutouts = prepare_object(views, masks, config)
+        views = object_views(image, mask, mask_marks)
+        pixels, cutouts = views.prepared(models.encoder_config(clip_vision))
         identity = models.encode_views(clip_vision, pixels)
         return io.NodeOutput(identity, ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
 

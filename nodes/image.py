@@ -74,8 +74,8 @@ class ImprintRestoreDetail(io.ComfyNode):
     ) -> io.NodeOutput:
         frames, transparency = to_bchw(generated)
         frames, alphas = broadcast(generated=frames, alphas=fit_mask(alpha, frames, "alpha"))
-        views, masks = object_views(image, mask, mask_marks)
-        made, outlines = restore_detail(frames, alphas, views.split(1), masks.split(1), strength)
+        views = object_views(image, mask, mask_marks)
+        made, outlines = restore_detail(frames, alphas, views, strength)
         return io.NodeOutput(to_bhwc(made, transparency), outlines)
 
 

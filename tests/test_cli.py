@@ -252,7 +252,7 @@ def test_unusable_files(files, capsys, monkeypatch, changes, message):
         ({"guidance": "inf"}, "guidance is inf"),
         ({"feather": -2}, "feather is -2 pixels"),
         ({"feather_in": -2}, "-2 inwards"),
-        ({"colour_match": 2}, "colour match 2"),
+        ({"colour_match": 2}, "colour match is 2"),
         ({"device": "cuda"}, "no 'cuda' device"),
     ],
 )

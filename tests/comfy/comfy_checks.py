@@ -960,15 +960,51 @@ def write_graph_latents(folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in saved.items()}, folder / "graph.safetensors")
 
 
+def write_composites(folder: Path) -> None:
+    """Three composites of the nodes on one thread, as pictures, and what they were made with."""
+    from PIL import Image
+
+    of, threads = scene(), torch.get_num_threads()
+    place = torch.linspace(-1, 1, 160)
+    ellipse = ((place[:, None] / 0.5) ** 2 + (place - 0.3) ** 2 / 0.2 < 1).float()
+    frames = torch.rand(2, 10, 10, 3, generator=torch.Generator().manual_seed(8)).repeat_interleave(16, 1)
+    frames = frames.repeat_interleave(16, 2).clamp(0.1, 0.9)
+    masks = torch.stack([ellipse, ellipse.roll((60, 50), (0, 1))])
+    torch.set_num_threads(1)
+    try:
+        composites = []
+        for context, resolution, masks_of in ((1.6, 0, masks), (1.2, 384, masks[:1])):
+            options = dict(context=context, resolution=resolution, sampler_name="dpmpp_2m", seed=11)
+            made, holes, alphas, shadows = of.sample_all(frames[: len(masks_of)], masks_of, **options)
+            detailed = run("RestoreDetail", made, alphas, of.object, of.transparent, "background", 1.0)
+            composites += run(
+                "BackgroundBlend",
+                frames[: len(masks_of)],
+                detailed[0],
+                holes,
+                4,
+                1,
+                0.5,
+                alpha=detailed[1],
+                shadow=shadows,
+            )[0]
+    finally:
+        torch.set_num_threads(threads)
+    Image.fromarray((torch.cat(composites, 1) * 255).round().byte().numpy()).save(folder / "composites.png")
+    here = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    (folder / "composites.json").write_text(json.dumps(here))
+
+
 def main() -> None:
     prepare()
     checks = {name: check for name, check in globals().items() if name.startswith("check_")}
     results, seconds = {}, {}
-    for name in NAMES or [*checks, "write_graph_latents"]:
+    writers = {each.__name__: each for each in (write_graph_latents, write_composites)}
+    for name in NAMES or [*checks, *writers]:
         start = time.monotonic()
         try:
             with torch.inference_mode():  # as ComfyUI's executor does
-                write_graph_latents(Path(FOLDER)) if name == "write_graph_latents" else checks[name]()
+                writers[name](Path(FOLDER)) if name in writers else checks[name]()
             results[name] = None
         except BaseException:
             results[name] = traceback.format_exc()
