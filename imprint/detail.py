@@ -196,11 +196,12 @@ def _register(seen: list[torch.Tensor], photos: list[list[torch.Tensor]]) -> tup
 
 def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, float, torch.Tensor]]:
     """Costs, factors on them, and affine maps (2, 3): the photo turned, perhaps mirrored, its object's box on the drawing's."""
-    affine = _affine(drawing.shape[1])
+    affine, pixel = _affine(drawing.shape[1]), 2 / drawing.shape[1]
     mine, its = (affine[1:, (each[3] > 0.5).flatten()] for each in (drawing, photo))
     if not (mine.numel() and its.numel()):
         return []
-    low, high = mine.amin(1), mine.amax(1)
+    low = mine.amin(1)
+    extent = (mine.amax(1) - low).clamp(min=pixel)  # an outline may be a single column or row of pixels
     maps, odds = [], []
     for mirrored in (1.0, -1.0):
         for step in range(_TURNS):
@@ -208,7 +209,7 @@ def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, flo
             cosine, sine = math.cos(angle), math.sin(angle)
             turn = torch.tensor([[cosine * mirrored, -sine], [sine * mirrored, cosine]])
             turned = turn @ its
-            scale = (turned.amax(1) - turned.amin(1)) / (high - low)
+            scale = (turned.amax(1) - turned.amin(1)).clamp(min=pixel) / extent
             if max(scale) > _SQUEEZED * min(scale):
                 continue
             back = torch.linalg.inv(turn)
