@@ -1,4 +1,7 @@
-"""Pictures in and out: files, Pillow and tensors. Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object."""
+"""Pictures in and out: files, Pillow and tensors.
+
+Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,17 @@ from . import files
 from .errors import ImprintError
 
 Picture: TypeAlias = "Image.Image | torch.Tensor"
-"""What the package takes: any Pillow picture, or a tensor in [0, 1], (1, 3, H, W) for a picture and (1, H, W) for a mask."""
+"""What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
 
 MAX_PIXELS = 1 << 27
 """Larger pictures (134 megapixels) are refused before they are decoded; Pillow's own limit is a little higher."""
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """A picture file, turned as its EXIF says. Raises `ImprintError` if it is absent, no picture, broken, or too large."""
+    """A picture file, turned as its EXIF says.
+
+    Raises `ImprintError` if it is absent, no picture, broken, or too large.
+    """
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
     try:
@@ -107,7 +113,7 @@ def image_to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
-    """A mask picture, white = 1 -> (1, H, W): its brightness, times its alpha where it has one (white strokes on nothing)."""
+    """A mask picture, white = 1 -> (1, H, W): its brightness, times its alpha where it has one."""
     grey = image if image.mode == "L" else to_rgb(image).convert("L")
     white = torch.from_numpy(np.asarray(grey).copy())[None].float().div_(255)
     alpha = alpha_to_tensor(image)

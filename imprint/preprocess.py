@@ -55,8 +55,8 @@ def resample(
     images (B, C, H, W), boxes (B, 4) in pixels, fractions and places outside the image allowed. cropped: nothing beyond
     the box or the image has a part in the result, as if the image had been cropped first. corner: row and column of the
     images' first pixel, where they are a part of what the boxes are of. A triangle filter as wide as the
-    reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one call on any
-    device.
+    reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one call
+    on any device.
     """
     boxes = boxes.to(images)
     rows, columns = (
@@ -105,7 +105,7 @@ def cut_out(
     return resample(seen, reach, size, cropped=fit == "stretch", corner=corner).clamp(0, 1)
 
 
-def _seen(boxes: torch.Tensor, size: int, frame: Sequence[int]) -> tuple[slice, slice]:
+def _seen(boxes: torch.Tensor, size: int, frame: torch.Size) -> tuple[slice, slice]:
     """Rows and columns of the frame that `resample` looks at for any of the boxes: the rest may have 67 megapixels."""
     support = ((boxes[:, 2:] - boxes[:, :2]) / size).clamp(min=1)
     first, last = (boxes[:, :2] - support).amin(0).tolist(), (boxes[:, 2:] + support).amax(0).tolist()
@@ -137,8 +137,9 @@ def prepare_object(
         )
     if images.shape[0] != masks.shape[0] or images.shape[2:] != masks.shape[1:]:
         raise ImprintError(
-            f"the object's {images.shape[0]} picture(s) of {images.shape[3]}x{images.shape[2]} and its {masks.shape[0]} "
-            f"mask(s) of {masks.shape[2]}x{masks.shape[1]} differ; give one mask of the same size for every picture"
+            f"the object's {images.shape[0]} picture(s) of {images.shape[3]}x{images.shape[2]} and its "
+            f"{masks.shape[0]} mask(s) of {masks.shape[2]}x{masks.shape[1]} differ; give one mask of the same size "
+            "for every picture"
         )
     cutout = cut_out(images, masks, config.image_size, config.object_margin, config.surroundings, config.fit)
     if not bool(cutout.isfinite().all()):

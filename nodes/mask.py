@@ -42,9 +42,9 @@ class ImprintMaskCoarsener(io.ComfyNode):
                     "level",
                     options=list(LEVELS),
                     default="box",
-                    tooltip="How closely the mask is followed; each level contains the one before it. precise: your own "
-                    "outline decides shape and pose. fine, coarse: swollen and rounded. box (default): the model decides, "
-                    "with room for a shadow. Take precise for a drawn silhouette, box for a quick scribble.",
+                    tooltip="How closely the mask is followed; each level contains the one before it. precise: your "
+                    "own outline decides shape and pose. fine, coarse: swollen and rounded. box (default): the model "
+                    "decides, with room for a shadow. Take precise for a drawn silhouette, box for a quick scribble.",
                 ),
                 io.Int.Input(
                     "margin",
@@ -60,8 +60,8 @@ class ImprintMaskCoarsener(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="A mask smaller than this many pixels in width or height is enlarged around its centre, and "
-                    "this node says so; 0 is off. Default 32: in less, hardly any object can be seen.",
+                    tooltip="A mask smaller than this many pixels in width or height is enlarged around its centre, "
+                    "and this node says so; 0 is off. Default 32: in less, hardly any object can be seen.",
                 ),
                 io.Int.Input(
                     "shadow_room",
@@ -75,8 +75,8 @@ class ImprintMaskCoarsener(io.ComfyNode):
                 io.Image.Input(
                     "background",
                     optional=True,
-                    tooltip="Only for the picture on this node: shows the mask over the background, so that you see where "
-                    "the object will stand. The result does not change.",
+                    tooltip="Only for the picture on this node: shows the mask over the background, so that you see "
+                    "where the object will stand. The result does not change.",
                 ),
             ],
             outputs=[

@@ -38,8 +38,8 @@ from ..imprint.config import EncoderConfig, ImprintConfig, UNetConfig, dinov2
 from ..imprint.errors import ImprintError
 from ..imprint.matte import matte_pixels, split_matte
 from ..imprint.noise import FINITE_SIGMA
-from ..imprint.originals import kind_of, open_checkpoint
 from ..imprint.preprocess import MEAN_AND_STD
+from ..imprint.third_party import kind_of, open_checkpoint
 
 LEAST_COMFYUI = (0, 25)
 """The first one that builds a DINOv2 for pictures of another size than 518 px."""
@@ -122,7 +122,8 @@ class MatteUNet(comfy.model_base.UNetModel):
         self.imprint = config
 
     # Not `forward`: the patches that ComfyUI wraps around this method expect the latent's number of channels.
-    def _forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+    def _forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
+        transformer_options = {} if transformer_options is None else transformer_options
         output = super()._forward(x, timesteps, context, y, control, transformer_options, **kwargs)
         prediction, matte = split_matte(output, self.imprint)
         if _MATTE in transformer_options:
@@ -152,8 +153,8 @@ class MatteReader:
         """ComfyUI's wrapper of one evaluation of all conditionings, in one batch or in several."""
         earlier, self.logits = self.logits, []
         predictions = proceed(base, conditionings, *arguments)
-        # A patch may leave an evaluation out; and others, like PAG and SAG, add one of a single conditioning, to push the
-        # picture away from what it gives.
+        # A patch may leave an evaluation out; and others, like PAG and SAG, add one of a single conditioning, to push
+        # the picture away from what it gives.
         if not self.logits or len(conditionings) == 1:
             self.logits = earlier
         return predictions

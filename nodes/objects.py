@@ -40,6 +40,6 @@ def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> Ob
             )
     if len(masks) not in (1, len(views)):
         raise ImprintError(
-            f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one a picture"
+            f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one per picture"
         )
     return ObjectViews(views.split(1), masks.expand(len(views), -1, -1).split(1))

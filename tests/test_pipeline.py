@@ -16,7 +16,7 @@ from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import FEATHER, ImprintPipeline
-from imprint.placement import Placement
+from imprint.placement import Hole
 from imprint.preprocess import bounding_boxes
 
 
@@ -34,7 +34,7 @@ def run(pipeline, scene, seed: int = 0, **settings):
 def blend_of(background: Image.Image, hole: Image.Image, pipeline, feather_pixels=None, context=None) -> torch.Tensor:
     """(H, W) bool: what the documentation says may change."""
     config, mask = pipeline.model_config, (mask_to_tensor(hole) > 0.5).float()
-    place = Placement.around(mask[0], config.resolution, context or config.sampling.context)
+    place = Hole.find(mask[0], config.resolution, context or config.sampling.context).placement
     width = round(FEATHER * place.side / place.resolution) if feather_pixels is None else feather_pixels
     return feather(mask, outwards=width)[0] > 0
 

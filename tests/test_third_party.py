@@ -21,7 +21,9 @@ from imprint.checkpoint import load_checkpoint, read_config
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
 from imprint.noise import make_scheduler
-from imprint.originals import (
+from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
+from imprint.preprocess import prepare_object
+from imprint.third_party import (
     KINDS,
     convert,
     from_tensors,
@@ -31,8 +33,6 @@ from imprint.originals import (
     read_tensors,
     with_diffusers_names,
 )
-from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
-from imprint.preprocess import prepare_object
 from imprint.unet import decode, encode, unet_input
 
 POSITION_IDS = "cond_stage_model.transformer.vision_model.embeddings.position_ids"
