@@ -46,15 +46,16 @@ LEAST_COMFYUI = (0, 25)
 
 _SECOND_ORDER = {"heun", "dpm_2", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive"}
 _SECOND_ORDER |= {"dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu"}
-_THIRD_ORDER = {"dpmpp_3m_sde", "dpmpp_3m_sde_gpu"}
+# The steps from which a sampler stands a scheduler's uneven last steps: the third order extrapolates from them, and the two
+# that choose their own steps leave the very last one out.
+_THIRD_ORDER = {"normal": math.inf, "ddim_uniform": math.inf, "kl_optimal": 20}
 _UNEVEN = {
-    "normal": math.inf,
-    "ddim_uniform": math.inf,
-    "kl_optimal": 20,
-}  # the steps from which such samplers stand them
-_SPREAD = {
-    "linear_quadratic"
-}  # its steps are of equal length in sigma: from 4,518 down all but the last would see noise alone
+    "dpmpp_3m_sde": _THIRD_ORDER,
+    "dpmpp_3m_sde_gpu": _THIRD_ORDER,
+    "dpm_fast": {"linear_quadratic": math.inf},
+    "dpm_adaptive": {"linear_quadratic": math.inf},
+}
+_SPREAD = {"linear_quadratic"}  # of equal steps in sigma: from 4,518 down, all but the last would see noise alone
 
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
 _MATTE = "imprint_matte"  # in the transformer_options: the `MatteReader`
@@ -252,10 +253,10 @@ def imprint_config(model: Any) -> ImprintConfig:
 def with_finite_start(model: Any, sampler_name: str, scheduler: str, steps: int) -> Any:
     """The MODEL to sample with: for samplers and schedulers that do not stand its largest sigma, a clone without those above
     `FINITE_SIGMA`. Raises `ImprintError` for a sampler that does not stand the scheduler's last steps either."""
-    if sampler_name in _THIRD_ORDER and steps < _UNEVEN.get(scheduler, 0):
+    if steps < _UNEVEN.get(sampler_name, {}).get(scheduler, 0):
         raise ImprintError(
             f"{sampler_name} draws garbage in {steps} steps of scheduler {scheduler}, whose last ones are too uneven for it; "
-            "set scheduler to simple or karras, or sampler_name to dpmpp_2m_sde"
+            "set scheduler to karras, or sampler_name to dpmpp_2m"
         )
     sampling = model.get_model_object("model_sampling")
     if not (sampler_name in _SECOND_ORDER or scheduler in _SPREAD) or sampling.sigma_max <= FINITE_SIGMA:

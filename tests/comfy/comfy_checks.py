@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import itertools
 import json
 import os
 import sys
@@ -979,6 +980,49 @@ def check_strange_folders_do_no_harm():
     assert (target / "imprint_object.png").read_bytes() == b"mine"
     samples = {f"imprint_{path.name}" for path in pack.SAMPLES.iterdir()}
     assert {path.name for path in target.iterdir()} == samples and len(samples) > 3
+
+
+BROAD = 0.12  # of 1: garbage and other colours differ by 0.13 to 0.5, other noise by 0.03 to 0.09
+
+
+def nightly_every_sampler_and_scheduler():
+    """In 4, 8 and 20 steps each draws what Euler draws, in the broad colours of 6 x 6 fields; or it says that it cannot."""
+    samplers, schedulers = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
+    compare_with_euler((*each, steps) for each in itertools.product(samplers, schedulers) for steps in (4, 8, 20))
+
+
+def check_samplers_of_second_order_draw_what_euler_draws():
+    """In few steps, from sigma 4,518, they made another colour, or garbage."""
+    samplers = ("heun", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive")
+    compare_with_euler([*((name, "simple", 8) for name in samplers), ("heun", "simple", 4)])
+    for name, scheduler in (("dpmpp_3m_sde", "normal"), ("dpm_fast", "linear_quadratic")):
+        options = {"sampler_name": name, "scheduler": scheduler, "resolution": 64}
+        fails(name, scheduler, "garbage", "set scheduler to", call=lambda options=options: scene().sample(**options))
+
+
+def compare_with_euler(cases) -> None:
+    """cases: a sampler, a scheduler and a number of steps each."""
+    of = scene()
+    background, _ = core.LoadImage().load_image("imprint_background.png")
+    (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")
+    ((top, left, bottom, right),) = module("imprint.preprocess").bounding_boxes(hole).tolist()
+
+    def colours(name: str, scheduler: str, steps: int) -> torch.Tensor:
+        options = {"sampler_name": name, "scheduler": scheduler, "steps": steps, "cfg": 1.0}
+        picture = of.sample(background, hole, context=1.3, resolution=128, **options)
+        drawn = picture[:, top:bottom, left:right].movedim(-1, 1)
+        return torch.nn.functional.adaptive_avg_pool2d(drawn, 6)
+
+    euler, wrong = colours("euler", "simple", 20), []
+    for case in cases:
+        try:
+            difference = float((colours(*case) - euler).abs().mean())
+        except ValueError as error:
+            assert type(error).__name__ == "ImprintError" and "garbage" in str(error), (case, error)
+            continue
+        if not difference < BROAD:  # also what is not a number
+            wrong.append((*case, round(difference, 3)))
+    assert not wrong, wrong
 
 
 def write_graph_latents(folder: Path) -> None:

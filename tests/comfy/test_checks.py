@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -20,11 +21,15 @@ CHECKS = re.findall(r"^def (check_\w+)", SCRIPT.read_text(), re.MULTILINE)
 def checked(comfyui: Path, python: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the script has written to."""
     folder = tmp_path_factory.mktemp("checks")
-    command = [python, str(SCRIPT), str(comfyui), str(base / "custom_nodes" / PACK), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    run_checks(comfyui, python, base, folder)
+    return folder
+
+
+def run_checks(comfyui: Path, python: str, base: Path, folder: Path, *names: str, seconds: int = 900) -> None:
+    command = [python, str(SCRIPT), str(comfyui), str(base / "custom_nodes" / PACK), str(folder), *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     if not (folder / "result.json").is_file():
         pytest.fail(f"the checks did not run:\n{done.stdout[-1000:]}{done.stderr[-4000:]}")
-    return folder
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -42,6 +47,14 @@ def test_golden_composites(checked: Path):
     assert failure is None, failure
     made_with = json.loads((checked / "composites.json").read_text())
     compare("nodes", Image.open(checked / "composites.png"), made_with=made_with)
+
+
+@pytest.mark.skipif(not os.environ.get("IMPRINT_NIGHTLY"), reason="takes an hour; set IMPRINT_NIGHTLY=1")
+@pytest.mark.parametrize("check", re.findall(r"^def (nightly_\w+)", SCRIPT.read_text(), re.MULTILINE))
+def test_inside_comfyui_at_night(comfyui: Path, python: str, base: Path, tmp_path: Path, check: str):
+    run_checks(comfyui, python, base, tmp_path, check, seconds=3 * 3600)
+    failure = json.loads((tmp_path / "result.json").read_text())["results"][check]
+    assert failure is None, failure
 
 
 @pytest.mark.parametrize("background", ["blend", "concat"])
