@@ -250,22 +250,21 @@ def imprint_config(model: Any) -> ImprintConfig:
     return config
 
 
-def with_finite_start(model: Any, sampler_name: str, scheduler: str, steps: int) -> Any:
-    """The MODEL to sample with: for samplers and schedulers that do not stand its largest sigma, a clone without those above
-    `FINITE_SIGMA`. Raises `ImprintError` for a sampler that does not stand the scheduler's last steps either."""
+def start_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: int) -> None:
+    """For samplers and schedulers that do not stand the MODEL's largest sigmas: leave out those above `FINITE_SIGMA`.
+
+    In place, so give a clone. Raises `ImprintError` for a sampler that does not stand the scheduler's last steps either.
+    """
     if steps < _UNEVEN.get(sampler_name, {}).get(scheduler, 0):
         raise ImprintError(
-            f"{sampler_name} draws garbage in {steps} steps of scheduler {scheduler}, whose last ones are too uneven for it; "
-            "set scheduler to karras, or sampler_name to dpmpp_2m"
+            f"{sampler_name} draws garbage in {steps} steps of scheduler {scheduler}, whose last ones are too uneven for "
+            "it; set scheduler to karras, or sampler_name to dpmpp_2m"
         )
     sampling = model.get_model_object("model_sampling")
-    if not (sampler_name in _SECOND_ORDER or scheduler in _SPREAD) or sampling.sigma_max <= FINITE_SIGMA:
-        return model
-    finite = copy.deepcopy(sampling)
-    finite.set_sigmas(sampling.sigmas[sampling.sigmas <= FINITE_SIGMA])
-    model = model.clone()
-    model.add_object_patch("model_sampling", finite)
-    return model
+    if (sampler_name in _SECOND_ORDER or scheduler in _SPREAD) and sampling.sigma_max > FINITE_SIGMA:
+        finite = copy.deepcopy(sampling)
+        finite.set_sigmas(sampling.sigmas[sampling.sigmas <= FINITE_SIGMA])
+        model.add_object_patch("model_sampling", finite)
 
 
 def encoder_config(clip_vision: Any) -> EncoderConfig:

@@ -16,7 +16,7 @@ from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError
 from ..imprint.placement import Hole
 from .messages import tell
-from .models import MatteReader, imprint_config, with_finite_start
+from .models import MatteReader, imprint_config, start_where_it_stands
 from .tensors import broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
 
 
@@ -187,7 +187,8 @@ class ImprintCompositeSampler(io.ComfyNode):
         hole = torch.cat([crop.latent_mask for crop in crops]).to(clean)
         positive, negative, latent = _inputs(config, positive, negative, clean, hole)
         reader = MatteReader()
-        model = reader.watch(with_finite_start(model, sampler_name, scheduler, steps))
+        model = reader.watch(model)
+        start_where_it_stands(model, sampler_name, scheduler, steps)
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
         drawn, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
         maps = torch.stack(reader.read(hole, config), 1) if config.matte else None

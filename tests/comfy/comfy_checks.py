@@ -947,7 +947,7 @@ def check_noise_schedule_is_the_config_s():
 
 
 def check_clones_and_reloads():
-    of = scene()
+    of = Scene()
     imprint_config = module("nodes.models").imprint_config
     assert imprint_config(of.model.clone()) == of.config
     for patcher in (of.model, of.clip.patcher, of.adapter.patcher, of.vae.patcher):
@@ -1023,6 +1023,7 @@ def compare_with_euler(cases) -> None:
         if not difference < BROAD:  # also what is not a number
             wrong.append((*case, round(difference, 3)))
     assert not wrong, wrong
+    assert torch.equal(colours("euler", "simple", 20), euler)  # the MODEL is what it was
 
 
 def write_graph_latents(folder: Path) -> None:

@@ -137,6 +137,20 @@ def complaints(page) -> list[str]:
     )
 
 
+def overlaps(page) -> list[list[str]]:
+    """Pairs of nodes that cover each other on the canvas, with what they show after a run."""
+    return page.evaluate(
+        """() => {
+            const title = LiteGraph.NODE_TITLE_HEIGHT
+            const box = n => [n.pos[0], n.pos[1] - title, n.pos[0] + n.size[0], n.pos[1] + (n.flags.collapsed ? 0 : n.size[1])]
+            const boxes = app.graph.nodes.map(n => [n.title, box(n)])
+            return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
+                .filter(([, q]) => p[0] < q[2] && q[0] < p[2] && p[1] < q[3] && q[1] < p[3])
+                .map(([b]) => [a, b]))
+        }"""
+    )
+
+
 def offers(page, model: dict[str, str]) -> None:
     """Waits until the front end names the file that is missing, and offers to load it from its address."""
     page.get_by_text(f"{model['name']} is missing").filter(visible=True).first.wait_for()
@@ -169,6 +183,8 @@ def test_workflow_opens_and_runs(page, name: str):
         return
     assert complaints(page) == []
     run(page)
+    page.wait_for_timeout(1000)  # nodes grow when their previews have loaded
+    assert overlaps(page) == []
 
 
 def test_automatic_cutout_offers_its_file(page, server: Server):

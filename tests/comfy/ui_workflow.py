@@ -12,7 +12,7 @@ from typing import Any
 
 _FRONT_END_ONLY = {"Note", "MarkdownNote"}
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOX"}
-_PREVIEWS = {"LoadImage", "LoadImageMask", "SaveImage", "PreviewImage", "MaskPreview"}
+_PREVIEWS = {"LoadImage", "LoadImageMask", "SaveImage", "PreviewImage", "MaskPreview", "ImageCropV2"}
 _COLUMN, _GAP, _PREVIEW = 430, 50, 260  # pixels of the canvas
 _ALWAYS, _BYPASSED = 0, 4  # the front end's modes of a node
 
