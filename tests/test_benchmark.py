@@ -13,8 +13,10 @@ pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
 from imprint.config import PRESETS
-from training import benchmark, train
-from training.benchmark import Bench, busy
+from training import benchmark
+from training.loop import run as train
+from training.measure import speed, speed_inputs
+from training.measure.speed import Bench, busy
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def micro_preset(monkeypatch):
     monkeypatch.setitem(PRESETS, "micro", micro_config())
-    monkeypatch.setattr(benchmark, "BLOCK", 1)
+    monkeypatch.setattr(speed, "BLOCK", 1)
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ for step in tqdm(range(int(arguments["--max_train_steps"]))):
 @pytest.mark.parametrize("last", [10_000, 2])
 def test_the_example_is_timed_by_its_own_bar(tmp_path, monkeypatch, last):
     """A stand-in for diffusers' script that takes 50 ms a step; one that ends early is an error with its last words."""
-    monkeypatch.setattr(benchmark, "write_diffusers_model", lambda folder, config, device: None)
+    monkeypatch.setattr(speed, "write_diffusers_model", lambda folder, config, device: None)
     script = tmp_path / "example.py"
     script.write_text(EXAMPLE.format(last=last))
     row = run(tmp_path, "--baseline", str(script), "--rows", "diffusers:micro:3")["diffusers:micro:3"]
@@ -117,8 +119,8 @@ def test_the_example_s_model_is_stable_diffusion_of_the_same_unet(tmp_path, monk
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    monkeypatch.setattr(benchmark, "build_autoencoder", lambda config: AutoencoderKL(block_out_channels=(32,)))
-    benchmark.write_diffusers_model(tmp_path, micro_config(), torch.device("cpu"))
+    monkeypatch.setattr(speed_inputs, "build_autoencoder", lambda config: AutoencoderKL(block_out_channels=(32,)))
+    speed_inputs.write_diffusers_model(tmp_path, micro_config(), torch.device("cpu"))
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     assert unet.config.block_out_channels == [32, 64] and unet.config.in_channels == unet.config.out_channels == 4
     assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.block_out_channels == [32]
@@ -191,9 +193,7 @@ def test_busy_is_the_union_of_what_runs():
     ],
 )
 def test_kernels_are_grouped(kernel, group):
-    assert (
-        next(name for name, pattern in benchmark.KERNELS.items() if re.search(pattern, kernel, re.IGNORECASE)) == group
-    )
+    assert next(name for name, pattern in speed.KERNELS.items() if re.search(pattern, kernel, re.IGNORECASE)) == group
 
 
 def test_cost_and_ratio_come_from_the_rows(bench):
@@ -223,12 +223,13 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
 from micro import micro_config
-from training import benchmark, train
-benchmark.PRESETS["micro"], benchmark.BLOCK = micro_config(), 1
+from training import benchmark
+from training.measure import speed
+speed.PRESETS["micro"], speed.BLOCK = micro_config(), 1
 benchmark.main(sys.argv[1:])
 """
     )
-    monkeypatch.setattr(benchmark, "SELF", (str(script),))
+    monkeypatch.setattr(speed, "SELF", (str(script),))
     rows = run(tmp_path, "--rows", "step:micro:2:eager", "gpus:2:micro:2:eager")
     one, two = rows.values()
     assert two["step_times_one"] == pytest.approx(two["step_pictures_per_second"] / one["pictures_per_second"])

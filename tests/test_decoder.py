@@ -16,7 +16,7 @@ from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import LatentConfig
 from imprint.pipeline import ImprintPipeline
 from training import decoder
-from training.losses import laplacian, reconstruction_loss, structural_similarity
+from training.loop.losses import laplacian, reconstruction_loss, structural_similarity
 
 
 @pytest.fixture(scope="module")

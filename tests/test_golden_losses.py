@@ -27,7 +27,8 @@ from test_training import stats, webp, words
 
 from imprint.checkpoint import save_checkpoint
 from training import decoder, train
-from training.shards import Record, sample, shard_writer
+from training.data.shards import Record, sample, shard_writer
+from training.loop import decoder as decoding
 
 GOLDEN = Path(__file__).parent / "golden" / "losses"
 STEPS = 10
@@ -75,14 +76,14 @@ def train_losses(data: Path, folder: Path, stage: str, *more: str, **changes) ->
 
 
 def decoder_losses(data: Path, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, list[float]]:
-    losses, original = [], decoder.reconstruction_loss
+    losses, original = [], decoding.reconstruction_loss
 
     def recorded(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         loss = original(picture, target)
         losses.append(loss.item())
         return loss
 
-    patch.setattr(decoder, "reconstruction_loss", recorded)
+    patch.setattr(decoding, "reconstruction_loss", recorded)
     options = {"checkpoint": data / "start.safetensors", "output": folder / "tuned.safetensors", "device": "cpu"}
     options |= {"views": data / "views", "photos": data / "photos", "images": 4 * STEPS, "batch": 4, "held-out": 4}
     decoder.main([word for name, value in options.items() for word in (f"--{name}", str(value))])

@@ -19,10 +19,13 @@ pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
 from imprint.errors import ImprintError
-from training import pool, shards
-from training.pairs import Draw, PairMaker, Photos, Views
-from training.pool import Pool, StreamedPairs
-from training.shards import Record, Sample, list_shards, read_shards, sample, shard_writer, shards_at
+from training.data import shards
+from training.data.shards import Record, Sample, list_shards, read_shards, sample, shard_writer, shards_at
+from training.pairs import streams as pool
+from training.pairs.draw import Draw
+from training.pairs.making import PairMaker
+from training.pairs.pictures import Photos, Views
+from training.pairs.streams import Pool, StreamedPairs
 
 CPU = torch.device("cpu")
 COUNT = 5

@@ -16,7 +16,7 @@ from test_training import ROOT, data, micro_preset, stats  # noqa: F401
 
 from imprint.checkpoint import load_checkpoint
 from imprint.config import PRESETS
-from training import options
+from training import settings
 
 SMOKE = "--images 4 --batch 2 --block 2 --reuse 2 --log-every 1 --save-every 2 --warmup 1 --device cpu".split()
 SMALL = {"training.train": SMOKE, "training.decoder": "--images 4 --batch 2 --held-out 2 --device cpu".split()}
@@ -60,7 +60,7 @@ def test_every_stage_runs_from_the_readme_s_commands(
             assert load_file(run / "lora.safetensors")
         else:
             load_checkpoint(run / "checkpoint.safetensors")
-    assert set(stages) == set(options.STAGES)
+    assert set(stages) == set(settings.STAGES)
     load_checkpoint("imprint.safetensors")  # the decoder's
 
 
@@ -76,7 +76,7 @@ def test_the_launchers_of_the_readme_know_their_options(data, capsys):  # noqa: 
         if "ARGUMENTS" not in command:
             continue
         place = command.index("ARGUMENTS")
-        options.parse([*given, *command[place + 1 :]])
+        settings.parse([*given, *command[place + 1 :]])
         for launcher, parser in parsers.items():
             words = launcher.split()
             if command[: len(words)] == words:
