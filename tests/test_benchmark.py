@@ -15,8 +15,9 @@ pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 from imprint.config import PRESETS
 from training import benchmark
 from training.loop import run as train
-from training.measure import speed, speed_inputs
+from training.measure import speed, speed_inputs, speed_trial
 from training.measure.speed import Bench, busy
+from training.measure.speed_report import cost
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 def micro_preset(monkeypatch):
     monkeypatch.setitem(PRESETS, "micro", micro_config())
     monkeypatch.setattr(speed, "BLOCK", 1)
+    monkeypatch.setattr(speed_trial, "BLOCK", 1)
 
 
 @pytest.fixture
@@ -203,7 +205,7 @@ def test_cost_and_ratio_come_from_the_rows(bench):
         {"row": "step:sd15:16:default", "pictures_per_second": 125.0, "tflop_per_picture": 2.4, "tflops": 300.0},
         {"row": "loop:sd15:16:default", "pictures_per_second": 100.0, "state_gib": 16.0},
     ]
-    hours = [scale["gpu_hours"] for scale in bench.cost()]
+    hours = [scale["gpu_hours"] for scale in cost(bench.rows)]
     assert hours == [pytest.approx(4_800_000 / 100 / 3600), pytest.approx(72_000_000 / 100 / 3600)]
     bench.write()
     text = (bench.options.output / "benchmark.md").read_text()
@@ -223,9 +225,10 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
 from micro import micro_config
+from imprint.config import PRESETS
 from training import benchmark
-from training.measure import speed
-speed.PRESETS["micro"], speed.BLOCK = micro_config(), 1
+from training.measure import speed, speed_trial
+PRESETS["micro"], speed.BLOCK, speed_trial.BLOCK = micro_config(), 1, 1
 benchmark.main(sys.argv[1:])
 """
     )

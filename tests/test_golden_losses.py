@@ -42,7 +42,7 @@ def golden_data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("golden")
     for split, seed in (("train", 1), ("held-out", 2)):
         for shard in range(2):
-            with shard_writer(root / "views" / split / f"views-{shard:06d}.tar") as writer:
+            with shard_writer(root / "cutouts" / split / f"views-{shard:06d}.tar") as writer:
                 for number in range(6):
                     record = Record(f"thing-{shard}-{number // 3}", "", number % 3, "test", "CC0", (0, 9))
                     picture = webp(cutout(48, 48, seed=100 * seed + 10 * shard + number))
@@ -85,17 +85,17 @@ def decoder_losses(data: Path, folder: Path, patch: pytest.MonkeyPatch) -> dict[
 
     patch.setattr(decoding, "reconstruction_loss", recorded)
     options = {"checkpoint": data / "start.safetensors", "output": folder / "tuned.safetensors", "device": "cpu"}
-    options |= {"views": data / "views", "photos": data / "photos", "images": 4 * STEPS, "batch": 4, "held-out": 4}
+    options |= {"cutouts": data / "cutouts", "photos": data / "photos", "images": 4 * STEPS, "batch": 4, "held-out": 4}
     decoder.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
     return {"loss": losses}
 
 
 RUNS = {
-    "warmup": (["warmup"], {"views": None, "photos": None}),
-    "identity": (["views"], {}),
+    "warmup": (["warmup"], {"cutouts": None, "photos": None}),
+    "identity": (["identity"], {}),
     "compositing": (["compositing"], {}),
     "choices": (
-        ["compositing", "--sides", "64", "32:0.5"],
+        ["compositing", "--resolutions", "64", "32:0.5"],
         {
             "accumulate": 2,
             "images": 8 * STEPS,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from imprint.errors import ImprintError
+from training.arguments import of
 from training.render import cameras, light, meshes, panoramas, views
+from training.settings import Render
 
 LAMP = 4  # pixels across
 
@@ -89,9 +91,7 @@ def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
     for part in parts:
         part.vertices[:, 8:] = [0.9, 0.85, 0.2]  # not grey, so that its own colour is kept
     files = [write(tmp_path / f"{azimuth}.hdr", room(azimuth, 20)) for azimuth in (0, 90, 200)]
-    options = argparse.Namespace(
-        seed=0, views=3, relit=3, resolution=64, backend="egl", photo_files=[], panorama_files=files
-    )
+    options = of(Render, views=3, relit=3, resolution=64, panorama_files=tuple(files))
     checked = 0
     for index in range(6):
         identity = meshes.Identity(index, meshes.Mesh("ball.glb"), 0)
@@ -114,9 +114,9 @@ def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
     assert checked >= 4
     again = views.render_identity(meshes.Identity(5, meshes.Mesh("ball.glb"), 0), parts, options)
     assert [view.picture.tobytes() for view in again] == [view.picture.tobytes() for view in made]
-    options.relit = 0
+    options = dataclasses.replace(options, relit=0)
     plain = views.render_identity(meshes.Identity(5, meshes.Mesh("ball.glb"), 0), parts, options)
-    assert [view.picture.tobytes() for view in plain] == [view.picture.tobytes() for view in views[::2]]
+    assert [view.picture.tobytes() for view in plain] == [view.picture.tobytes() for view in made[::2]]
 
 
 @pytest.mark.parametrize("kind", ["text", "png", "square"])

@@ -91,9 +91,9 @@ def assert_both_stages_train_on(output: Path, *kinds: str, views: Path | None = 
     thing = [Sample(Record("", "", view, "", "", (0, 2)), cutout(32, 32, view)) for view in range(2)]
     loaded = Views.load(views, CPU, side=32) if views else Views.of(thing)
     photos = Photos.load(output, CPU, side=64) if kinds else Photos.of(plain, 64)
-    for stage in ("views", "compositing"):
+    for stage in ("identity", "compositing"):
         maker = PairMaker(micro_config(), stage, loaded, photos, dict.fromkeys(KINDS, 1.0))
-        assert set(maker.mix) == {"piece", "rendered", *kinds}
+        assert set(maker.mix) == {"patch", "rendered", *kinds}
         pairs = maker(8, torch.Generator().manual_seed(0))
         assert pairs.target.shape == (8, 3, 64, 64) and all(
             torch.isfinite(part).all() for part in (pairs.reference, pairs.target)
@@ -523,11 +523,11 @@ def test_the_same_command_gives_the_same_bytes_and_goes_on_where_it_was_stopped(
 
     write = engines.write_shard
 
-    def stop_at_third(job, **options):
+    def stop_at_third(job, **settings):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(job)
-        return write(job, **options)
+        return write(job, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(engines, "write_shard", stop_at_third)

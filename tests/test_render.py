@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from imprint.errors import ImprintError
+from training.arguments import of
 from training.data.items import read_photos
 from training.render import meshes, renderer, views
+from training.settings import Render
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +57,7 @@ def pictures(folder, identity, options) -> list[Image.Image]:
 
 
 def test_views_are_cut_outs_in_different_light_and_the_same_each_time(folder):
-    options = argparse.Namespace(
-        seed=0, views=4, relit=0, resolution=48, backend="egl", photo_files=sorted((folder / "photos").iterdir())
-    )
+    options = of(Render, views=4, resolution=48, texture_files=tuple((folder / "photos").iterdir()))
     identity = meshes.Identity(0, meshes.Mesh("0.glb"), 0)
     try:
         views = pictures(folder, identity, options)
@@ -70,7 +70,7 @@ def test_views_are_cut_outs_in_different_light_and_the_same_each_time(folder):
     assert len({tuple(np.asarray(view)[..., :3].max((0, 1))) for view in views}) == 4
     again = pictures(folder, identity, options)
     assert [view.tobytes() for view in again] == [view.tobytes() for view in views]
-    options.photo_files = []  # textures need no photos
+    options = dataclasses.replace(options, texture_files=())  # textures need no photos
     for index in range(6):
         other = meshes.Identity(index, meshes.Mesh("0.glb"), 1)
         assert len(pictures(folder, other, options)) == 4

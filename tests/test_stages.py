@@ -25,7 +25,7 @@ from imprint.noise import alphas_cumprod
 from imprint.pipeline import ImprintPipeline
 from training import subject, train
 from training.data.shards import Record, read_shards, sample, shard_writer
-from training.loop import losses
+from training.loop import losses, state
 from training.loop import run as training_run
 from training.loop.meter import Meter
 from training.loop.run import Run
@@ -34,6 +34,7 @@ from training.loop.text import TextEncoder
 from training.pairs.batches import Batch
 from training.pairs.captions import Captions
 from training.pairs.pictures import Photos, Views
+from training.settings import TIMESTEPS, parse_train
 
 CPU = torch.device("cpu")
 EPSILON = NoiseConfig(1000, 0.00085, 0.012, prediction_type="epsilon", zero_terminal_snr=False)
@@ -80,7 +81,7 @@ def captioned(tmp_path_factory) -> Path:
 
 
 def warmup_words(data, output, captioned, text_encoder, **changes) -> list[str]:  # noqa: F811
-    options = {"views": None, "photos": None, "captions": captioned, "text-encoder": text_encoder}
+    options = {"cutouts": None, "photos": None, "captions": captioned, "text-encoder": text_encoder}
     return words(data, output, "warmup", **(options | {"init": data / "start.safetensors"} | changes))
 
 
@@ -209,13 +210,13 @@ def tuned(data, few_photos, tmp_path_factory) -> Path:  # noqa: F811
     root = tmp_path_factory.mktemp("finetune")
     backgrounds = ["--backgrounds", str(data / "photos" / "train"), "--limit", "2"]
     subject.main([str(few_photos), "--output", str(root / "data"), *backgrounds])
-    folders = {"views": root / "data" / "views", "photos": root / "data" / "photos"}
+    folders = {"cutouts": root / "data" / "cutouts", "photos": root / "data" / "photos"}
     train.main(words(data, root / "run", "finetune", init=data / "start.safetensors", rank=2, **folders))
     return root
 
 
 def test_a_few_photos_become_pairs(tuned, few_photos, tmp_path, capsys):
-    views = Views.load(tuned / "data" / "views" / "train", CPU)
+    views = Views.load(tuned / "data" / "cutouts" / "train", CPU)
     photos = Photos.load(tuned / "data" / "photos" / "train", CPU)
     assert views.count.tolist() == [3]
     assert len(photos.items) >= 2 and int(photos.partner_count.max()) > 0  # each photo's reference may be the other
@@ -226,7 +227,7 @@ def test_a_few_photos_become_pairs(tuned, few_photos, tmp_path, capsys):
     subject.main([str(tmp_path / "cut"), "--output", str(tmp_path / "black")])
     ((_, picture, mask, _),) = read_shards(tmp_path / "black" / "photos" / "train")
     assert mask is None and not np.asarray(picture).any()
-    ((_, view, *_),) = read_shards(tmp_path / "black" / "views" / "train")
+    ((_, view, *_),) = read_shards(tmp_path / "black" / "cutouts" / "train")
     alpha = np.asarray(view.getchannel("A"))
     assert alpha[:5].max() == 0 and alpha.max() == 255  # all of it is in the frame, large
     assert np.abs(np.argwhere(alpha > 127).mean(0) - 255.5).max() < 2
@@ -331,7 +332,7 @@ def test_min_snr_keeps_the_last_timestep_of_a_schedule_that_ends_in_noise():
 
 def test_timesteps():
     random = torch.Generator().manual_seed(0)
-    uniform, normal = (losses.draw_timesteps(100_000, EPSILON, kind, random) for kind in losses.TIMESTEPS)
+    uniform, normal = (losses.draw_timesteps(100_000, EPSILON, kind, random) for kind in TIMESTEPS)
     for drawn in (uniform, normal):
         assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() <= 999
     assert abs(float((uniform < 100).float().mean()) - 0.1) < 0.01
@@ -360,10 +361,10 @@ def test_accumulated_batches_are_one_step(data, tmp_path):  # noqa: F811
     train.main(words(data, tmp_path / "run", steps=2, images=8, accumulate=2))
     described = json.loads((tmp_path / "run" / "options.json").read_text())
     assert described["steps"] == 2 and [line["pictures"] for line in stats(tmp_path / "run")] == [4, 8, 8]
-    run = Run(train.parse(words(data, tmp_path / "other", accumulate=2)))
-    source = Source(run._maker("train"), run.autoencoder, run.options, 0, CPU)
+    run = Run(parse_train(words(data, tmp_path / "other", accumulate=2)))
+    source = Source(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
     meter = Meter(1000, CPU)
-    sum(run._loss(source, index, meter, translate=False) / 2 for index in range(2)).backward()
+    sum(run.loss(source, index, meter, translate=False) / 2 for index in range(2)).backward()
     norm = torch.nn.utils.clip_grad_norm_(run.trained, 1e9)
     first = stats(tmp_path / "run")[0]
     assert float(norm) == pytest.approx(first["gradient"], rel=1e-4)
@@ -374,12 +375,12 @@ def test_checkpointing_changes_memory_and_not_the_result(data, tmp_path):  # noq
     """Fewer activations are kept for the backward pass; the gradients are the same."""
     kept, gradients = [], []
     for words_more in ([], ["--checkpointing"]):
-        run = Run(train.parse([*words(data, tmp_path / "run"), *words_more]))
-        source = Source(run._maker("train"), run.autoencoder, run.options, 0, CPU)
+        run = Run(parse_train([*words(data, tmp_path / "run"), *words_more]))
+        source = Source(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
         run.model.train()
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
-            loss = run._loss(source, 0, Meter(1000, CPU), translate=False)
+            loss = run.loss(source, 0, Meter(1000, CPU), translate=False)
         loss.backward()
         kept.append(sum(saved))
         gradients.append([parameter.grad for parameter in run.trained])
@@ -387,12 +388,12 @@ def test_checkpointing_changes_memory_and_not_the_result(data, tmp_path):  # noq
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(*gradients))
 
 
-@pytest.mark.parametrize("stage", ["views", "compositing", "finetune"])
+@pytest.mark.parametrize("stage", ["identity", "compositing", "finetune"])
 def test_frozen_parts_have_neither_gradients_nor_averages(data, tmp_path, stage):  # noqa: F811
-    run = Run(train.parse(words(data, tmp_path / "run", stage, init=data / "start.safetensors")))
-    source = Source(run._maker("train"), run.autoencoder, run.options, 0, CPU)
+    run = Run(parse_train(words(data, tmp_path / "run", stage, init=data / "start.safetensors")))
+    source = Source(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
     run.model.train()
-    run._loss(source, 0, Meter(1000, CPU), translate=False).backward()
+    run.loss(source, 0, Meter(1000, CPU), translate=False).backward()
     averaged = dict(run.ema.named_parameters())
     for name, parameter in run.raw.named_parameters():
         if parameter.requires_grad:
@@ -404,7 +405,7 @@ def test_frozen_parts_have_neither_gradients_nor_averages(data, tmp_path, stage)
 
 
 def test_the_average_is_the_one_of_the_equation(data, tmp_path):  # noqa: F811
-    run = Run(train.parse(words(data, tmp_path / "run")))
+    run = Run(parse_train(words(data, tmp_path / "run")))
     name, live = next((name, p) for name, p in run.raw.named_parameters() if p.requires_grad)
     expected = live.detach().clone()
     for step, decay in ((0, 0.9), (50, 0.9), (500, 0.9)):
@@ -439,7 +440,7 @@ def test_weights_and_biases_must_be_there_when_asked_for(data, tmp_path, monkeyp
 
 
 def test_losses_by_timestep_are_means_of_their_samples(data, tmp_path):  # noqa: F811
-    meter, run = Meter(1000, CPU), Run(train.parse(words(data, tmp_path / "run")))
+    meter, run = Meter(1000, CPU), Run(parse_train(words(data, tmp_path / "run")))
     error = torch.tensor([1.0, 3.0, 5.0])
     meter.add(error, error, torch.tensor([0, 99, 999]))
     meter.add(error + 1, error, torch.tensor([0, 500, 501]))
@@ -475,7 +476,7 @@ def whole(data, tmp_path_factory) -> Path:  # noqa: F811
 @pytest.mark.parametrize("file", ["optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"])
 def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, file):  # noqa: F811
     """The kernel's own ENOSPC: the file leads to /dev/full when the second state is written."""
-    folder, save = tmp_path / "run", training_run.Accelerator.save_state
+    folder, save = tmp_path / "run", state.Accelerator.save_state
     command = words(data, folder, steps=4)
 
     def save_to_a_full_disk(accelerator, path):
@@ -485,7 +486,7 @@ def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, f
         return save(accelerator, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run.Accelerator, "save_state", save_to_a_full_disk)
+        patch.setattr(state.Accelerator, "save_state", save_to_a_full_disk)
         message = leaves(command)
     assert "the state of step 4 cannot be written" in message and "state-000000002 is whole" in message
     assert {path.name for path in folder.glob("state*")} == {"state-000000002"}
@@ -493,19 +494,19 @@ def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, f
 
 
 def test_a_full_disk_while_logging_leaves_with_a_sentence(data, tmp_path, monkeypatch):  # noqa: F811
-    def fill_disk(run, step):
-        (run.folder / "stats.jsonl").symlink_to("/dev/full")
+    def fill_disk(state, step):
+        (state.folder / "stats.jsonl").symlink_to("/dev/full")
 
-    monkeypatch.setattr(training_run.Run, "_forget_after", fill_disk)
+    monkeypatch.setattr(state.State, "forget_after", fill_disk)
     assert os.strerror(errno.ENOSPC) in leaves(words(data, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("what", ["lost", "other"])
 def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_path, whole, what):  # noqa: F811
-    shutil.copytree(data / "views", tmp_path / "views")
+    shutil.copytree(data / "cutouts", tmp_path / "views")
     folder, shard = tmp_path / "run", tmp_path / "views" / "train" / "views-000000.tar"
     shutil.copyfile(shard, shard.with_name("views-000001.tar"))
-    command = words(data, folder, steps=4, views=tmp_path / "views")
+    command = words(data, folder, steps=4, cutouts=tmp_path / "views")
     train.main([*command, "--time-limit", "0"])
     assert not (folder / "state-000000004").exists() or what  # one batch of steps at most was done
     before = {path.name for path in folder.glob("state-*")}
@@ -516,7 +517,7 @@ def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_pa
         shard.write_bytes(content + bytes(10240))
     message = leaves(command)
     assert (
-        "the shard views/train/views-000000.tar was" in message and ("absent" if what == "lost" else "bytes") in message
+        "the shard cutouts/train/views-000000.tar was" in message and ("absent" if what == "lost" else "bytes") in message
     )
     assert {path.name for path in folder.glob("state-*")} == before
     shard.write_bytes(content)
@@ -525,8 +526,8 @@ def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_pa
 
 
 def test_a_shard_that_is_lost_while_data_stream_stops_the_run(data, tmp_path, monkeypatch):  # noqa: F811
-    shutil.copytree(data / "views", tmp_path / "views")
-    shard, save = tmp_path / "views" / "train" / "views-000000.tar", training_run.Run._save
+    shutil.copytree(data / "cutouts", tmp_path / "views")
+    shard, save = tmp_path / "views" / "train" / "views-000000.tar", state.State.save
     shards = [shard, *(shard.with_name(f"views-00000{number}.tar") for number in range(1, 6))]
     for copied in shards[1:]:
         shutil.copyfile(shard, copied)
@@ -536,8 +537,8 @@ def test_a_shard_that_is_lost_while_data_stream_stops_the_run(data, tmp_path, mo
         for lost in shards:
             lost.unlink()
 
-    monkeypatch.setattr(training_run.Run, "_save", save_and_lose)
-    options = {"steps": 8, "block": 1, "reuse": 1, "pool": 1, "views": tmp_path / "views"}
+    monkeypatch.setattr(state.State, "save", save_and_lose)
+    options = {"steps": 8, "block": 1, "reuse": 1, "pool": 1, "cutouts": tmp_path / "views"}
     assert "no such shard" in leaves(words(data, tmp_path / "run", **options))
     assert [path.name for path in (tmp_path / "run").glob("state*")] == ["state-000000002"]
 
@@ -552,7 +553,7 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
         seen.append(1)
         loss, matte = honest(*args, **kwargs)
         trained = kwargs.get("dropout") is None
-        return (loss * float("nan"), matte) if trained and len(seen) > 2 * steps_before else (loss, matte)
+        return (loss * float("nan"), matte) if trained and len(seen) > steps_before else (loss, matte)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_run, "diffusion_loss", broken)
@@ -575,6 +576,7 @@ from micro import micro_config
 from imprint.config import PRESETS
 from training import train
 from training.loop import run as training_run
+from training.loop import state
 PRESETS["micro"] = micro_config()
 if os.environ.get("ACCELERATE_USE_FSDP"):
     # accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts

@@ -1,6 +1,5 @@
 """Both stages for a few steps on a CPU, with data made here in the documented layouts."""
 
-import argparse
 import dataclasses
 import io
 import json
@@ -29,7 +28,7 @@ from imprint.noise import alphas_cumprod
 from imprint.pipeline import ImprintPipeline, build_modules, load_modules
 from training import prepare, train
 from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
-from training.loop import losses
+from training.loop import losses, state
 from training.loop import run as training_run
 from training.loop.model import Model
 from training.loop.run import Run, learning_rate
@@ -41,6 +40,7 @@ from training.pairs.light import contact_shadow, place_light
 from training.pairs.making import KINDS, PairMaker
 from training.pairs.pictures import Photos, Views, _neighbours
 from training.pairs.streams import Pool
+from training.settings import Train, parse_train
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def data(tmp_path_factory) -> Path:
     """views/ and photos/, each with train/ and held-out/; vae.safetensors; a micro checkpoint to start from."""
     root = tmp_path_factory.mktemp("data")
     for split, seed in (("train", 1), ("held-out", 2)):
-        write_views(root / "views" / split, 3, 4, seed)
+        write_views(root / "cutouts" / split, 3, 4, seed)
     write_davis(root / "davis", range(0, 12, 3))
     write_coco(root / "coco")
     (root / "plain").mkdir()
@@ -112,7 +112,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(data) -> tuple[Views, Photos]:
-    return Views.load(data / "views" / "train", CPU), Photos.load(data / "photos" / "train", CPU)
+    return Views.load(data / "cutouts" / "train", CPU), Photos.load(data / "photos" / "train", CPU)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,24 +130,24 @@ def first_run(data, tmp_path_factory, micro_preset) -> Path:
     return folder
 
 
-def words(data: Path, output: Path, stage: str = "views", steps: int = 2, **changes) -> list[str]:
+def words(data: Path, output: Path, stage: str = "identity", steps: int = 2, **changes) -> list[str]:
     """A command line for `steps` steps of two pictures; a change to None leaves an option out."""
     options = {
         "output": output,
-        "views": data / "views",
+        "cutouts": data / "cutouts",
         "photos": data / "photos",
         "images": 2 * steps,
         "batch": 2,
         "block": 2,
         "reuse": 2,
-        "warmup": 1,
+        "lr-warmup": 1,
         "lr": 0.01,
         "ema": 0.5,
         "log-every": 1,
         "save-every": 2,
         "device": "cpu",
     }
-    options |= {"config": "micro", "vae": data / "vae.safetensors"} if "init" not in changes else {}
+    options |= {"sizes": "micro", "vae": data / "vae.safetensors"} if "init" not in changes else {}
     options |= changes
     return [
         stage,
@@ -200,7 +200,7 @@ def test_two_steps_of_each_stage_write_checkpoints_that_the_pipeline_loads(data,
     ("stage", "trained", "frozen"),
     [
         (
-            "views",
+            "identity",
             ("encoder.", "adapter.", "unet.up_blocks.", "unet.conv_out."),
             ("unet.down_blocks.", "unet.conv_in.", "vae."),
         ),
@@ -221,7 +221,7 @@ def test_each_stage_trains_its_own_part(data, tmp_path, start, stage, trained, f
 
 
 def test_from_random_weights_everything_is_trained(data, tmp_path):
-    run = Run(train.parse(words(data, tmp_path / "run")))
+    run = Run(parse_train(words(data, tmp_path / "run")))
     names = {name for name, parameter in run.raw.named_parameters() if not parameter.requires_grad}
     assert names and all("mask_token" in name for name in names)
 
@@ -243,13 +243,13 @@ from imprint.config import PRESETS
 from training import train
 from training.loop import run as training_run
 PRESETS["micro"] = micro_config()
-log = training_run.Run._log
+log = training_run.Run.log
 def log_then_die(self, bar, step, **values):
     log(self, bar, step, **values)
     if step == 5:
-        open(self.folder / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
+        open(self.settings.output / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
         os.kill(os.getpid(), signal.SIGKILL)
-training_run.Run._log = log_then_die
+training_run.Run.log = log_then_die
 train.main(sys.argv[1:])
 """
     command = words(data, tmp_path / "killed", **steps)
@@ -279,7 +279,7 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
         patch.setattr(Pool, "at", lambda pool, turn: turns.append((pool.kind, turn)) or at(pool, turn))
         train.main(command["unbroken"])
     assert {(Photos, turn) for turn in range(3)} <= set(turns)
-    log = training_run.Run._log
+    log = training_run.Run.log
 
     def stop_at_three(run, bar, step, **values):
         log(run, bar, step, **values)
@@ -287,7 +287,7 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run.Run, "_log", stop_at_three)
+        patch.setattr(training_run.Run, "log", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             train.main(command["stopped"])
     train.main(command["stopped"])
@@ -308,7 +308,7 @@ def test_continuing_with_other_options_is_refused(data, first_run):
 
 def test_a_run_killed_before_its_first_state_begins_anew(data, tmp_path, first_run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training_run.Run, "_save", lambda run, step: sys.exit("killed"))
+        patch.setattr(state.State, "save", lambda run, step: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
             train.main(words(data, tmp_path / "run"))
     train.main(words(data, tmp_path / "run"))
@@ -337,7 +337,7 @@ def test_dry_run_prints_the_run_and_makes_nothing(data, tmp_path, capsys):
     [
         ({"vae": None}, "give --vae"),
         ({"vae": "absent.safetensors"}, "absent.safetensors cannot be read"),
-        ({"views": "absent"}, "holds no .tar shard"),
+        ({"cutouts": "absent"}, "holds no .tar shard"),
         ({"photos": "absent"}, "holds no .tar shard"),
         ({"init": "absent.safetensors"}, "absent.safetensors: no such file"),
     ],
@@ -350,7 +350,7 @@ def test_bad_input_leaves_with_a_sentence(data, tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"config": "none"}, {"pool": 0}, {"pool": 1, "limit": 1}],
+    [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"sizes": "none"}, {"pool": 0}, {"pool": 1, "limit": 1}],
 )
 def test_wrong_options_leave_with_two(data, tmp_path, capsys, changes):
     with pytest.raises(SystemExit) as left:
@@ -438,23 +438,23 @@ def test_conditions_are_dropped_at_the_given_rate():
 
 
 def test_learning_rate():
-    options = argparse.Namespace(lr=1.0, warmup=100, images=1000, final_lr=0.1)
+    options = Train.of("identity", output=Path("x"), lr=1.0, lr_warmup=100, images=1000, final_lr=0.1)
     rates = [learning_rate(done, options) for done in range(0, 1001, 10)]
     assert rates[0] < 0.02 and max(rates) > 0.95 and rates.index(max(rates)) in range(8, 12)
     assert abs(rates[-1] - 0.1) < 1e-6 and rates[11:] == sorted(rates[11:], reverse=True)
 
 
 def test_what_a_step_sees_does_not_depend_on_the_steps_before(data, tmp_path, loaded):
-    run = Run(train.parse(words(data, tmp_path / "run")))
-    maker = PairMaker(run.config, "views", *loaded, run.stage.mix)
-    walked = Source(maker, run.autoencoder, run.options, 0, CPU)
+    run = Run(parse_train(words(data, tmp_path / "run")))
+    maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
+    walked = Source(maker, run.autoencoder, run.settings, 0, CPU)
     seen = [walked.batch(step) for step in range(6)]
     for step in (5, 1):
-        fresh = Source(maker, run.autoencoder, run.options, 0, CPU).batch(step)
+        fresh = Source(maker, run.autoencoder, run.settings, 0, CPU).batch(step)
         for name, value in vars(fresh).items():
             assert name == "text" or torch.equal(value, getattr(seen[step], name))
     assert not torch.equal(seen[0].target, seen[1].target)
-    other = Source(maker, run.autoencoder, run.options, 1, CPU).batch(0)
+    other = Source(maker, run.autoencoder, run.settings, 1, CPU).batch(0)
     assert not torch.equal(other.target, seen[0].target)  # every process has its own
     # A block of two batches is used twice in another order: the same pairs, all of them.
     for name in ("target", "reference"):
@@ -470,10 +470,10 @@ def test_sides_take_turns_by_their_shares_with_as_many_pixels_each(data, tmp_pat
     assert slots.count(256) == 5 and slots.count(384) == 3 and slots.count(512) == 2
     assert set(slots[:5]) == set(slots[5:]) == {256, 384, 512}
 
-    words_of = [*words(data, tmp_path / "run", batch=9, images=36), "--sides", "64:2", "96"]
-    run = Run(train.parse(words_of))
-    maker = PairMaker(run.config, "views", *loaded, run.stage.mix)
-    walked = Source(maker, run.autoencoder, run.options, 0, CPU)
+    words_of = [*words(data, tmp_path / "run", batch=9, images=36), "--resolutions", "64:2", "96"]
+    run = Run(parse_train(words_of))
+    maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
+    walked = Source(maker, run.autoencoder, run.settings, 0, CPU)
     batches = [walked.batch(step) for step in range(4)]
     assert walked.slots == [64, 96]
     assert [tuple(batch.target.shape[::2]) for batch in batches] == [(9, 8), (4, 12), (9, 8), (4, 12)]
@@ -481,17 +481,19 @@ def test_sides_take_turns_by_their_shares_with_as_many_pixels_each(data, tmp_pat
     for one, other in ((0, 2), (1, 3)):  # the same pairs again, in another order
         sums = [sorted(batches[step].target.flatten(1).sum(1).tolist()) for step in (one, other)]
         assert sums[0] == pytest.approx(sums[1], abs=1e-4)
-    fresh = Source(maker, run.autoencoder, run.options, 0, CPU).batch(3)
+    fresh = Source(maker, run.autoencoder, run.settings, 0, CPU).batch(3)
     assert torch.equal(fresh.target, batches[3].target)
 
 
 def test_a_run_with_sides_goes_to_its_end_and_keeps_the_model_s_resolution(data, tmp_path):
     start = data / "start.safetensors"
-    train.main([*words(data, tmp_path / "run", "compositing", init=start), "--sides", "64", "128", "--view-side", "48"])
+    train.main(
+        [*words(data, tmp_path / "run", "compositing", init=start), "--resolutions", "64", "128", "--view-side", "48"]
+    )
     assert read_config(tmp_path / "run" / "checkpoint.safetensors") == read_config(start)
-    assert json.loads((tmp_path / "run" / "options.json").read_text())["sides"] == [[64, 1.0], [128, 1.0]]
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["resolutions"] == [[64, 1.0], [128, 1.0]]
     with pytest.raises(SystemExit) as left:
-        train.main([*words(data, tmp_path / "odd", "compositing", init=start), "--sides", "100"])
+        train.main([*words(data, tmp_path / "odd", "compositing", init=start), "--resolutions", "100"])
     assert "100 is not a multiple of 16" in str(left.value.code)
 
 
@@ -536,7 +538,7 @@ def test_distilled_guidance_needs_none_when_sampling_and_more_training_does_agai
     assert dataclasses.replace(made, sampling=before.sampling) == before
     train.main(words(data, tmp_path / "on", "compositing", init=run / "checkpoint.safetensors"))
     assert read_config(tmp_path / "on" / "checkpoint.safetensors").sampling.guidance_scale == 2
-    for changes in ({"stage": "views", "init": start}, {"stage": "compositing"}):
+    for changes in ({"stage": "identity", "init": start}, {"stage": "compositing"}):
         with pytest.raises(SystemExit) as left:
             train.main([*words(data, tmp_path / "no", **changes), "--train-all", "--distill-guidance", "2"])
         assert left.value.code == 2 and "--distill-guidance needs --init" in capsys.readouterr().err
@@ -545,7 +547,7 @@ def test_distilled_guidance_needs_none_when_sampling_and_more_training_does_agai
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["views", "compositing"])
+@pytest.mark.parametrize("stage", ["identity", "compositing"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_of_every_kind(loaded, stage, kind):
     config = micro_config()
@@ -560,7 +562,7 @@ def test_pairs_of_every_kind(loaded, stage, kind):
     hole = pairs.hole.repeat_interleave(8, 2).repeat_interleave(8, 3).bool().expand_as(pairs.target)
     assert bool(hole.flatten(1).any(1).all())
     assert bool((pairs.background[hole] == 0.5).all())  # nothing of the target shows in the hole
-    if stage == "views":
+    if stage == "identity":
         assert bool(hole.all())
     else:
         assert torch.equal(pairs.background[~hole], pairs.target[~hole]) or kind == "rendered"
@@ -710,9 +712,9 @@ def test_a_kind_without_data_is_left_out(loaded):
     views, pictures = loaded
     empty = dataclasses.replace(pictures, items=pictures.items[:0], partner_count=pictures.partner_count[:0] * 0)
     maker = PairMaker(
-        micro_config(), "views", views, empty, {"rendered": 0.5, "still": 0.3, "video": 0.1, "piece": 0.1}
+        micro_config(), "identity", views, empty, {"rendered": 0.5, "still": 0.3, "video": 0.1, "patch": 0.1}
     )
-    assert set(maker.mix) == {"rendered", "piece"}
+    assert set(maker.mix) == {"rendered", "patch"}
     assert maker(7, torch.Generator().manual_seed(0)).target.shape[0] == 7
 
 

@@ -20,7 +20,7 @@ from .data.subject import prepare
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--output", type=Path, required=True, help="views/ and photos/ are made in it")
+    parser.add_argument("--output", type=Path, required=True, help="cutouts/ and photos/ are made in it")
     parser.add_argument("--backgrounds", type=Path, help="folder of shards of photos")
     parser.add_argument("--limit", type=int, default=200, help="of the backgrounds")
     args = parser.parse_args(argv)

@@ -17,21 +17,21 @@ from safetensors import SafetensorError
 from imprint.errors import ImprintError
 
 from .loop.run import Run
-from .settings import parse
+from .settings import parse_train
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse(argv, __doc__)
+    settings = parse_train(argv, __doc__)
     try:
-        run = Run(options)
-        if options.dry_run:
+        run = Run(settings)
+        if settings.dry_run:
             print(json.dumps(run.describe(), indent=1))
         else:
             run.train()
     except ImprintError as error:
         sys.exit(f"error: {error}")
     except (OSError, SafetensorError) as error:  # a disk that is full or gone
-        sys.exit(f"error: {error}; what is in {options.output} is whole: make room, and run the same command again")
+        sys.exit(f"error: {error}; what is in {settings.output} is whole: make room, and run the same command again")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..settings import Prepare
 from .items import PICTURES, Dropped, Group, Item, Source
 from .shards import Record
 from .stills import STILL, coco_tables
 
 
-def caption_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
+def caption_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """COCO's captions (see `coco_tables`), or else pictures at any depth with NAME.txt beside them, a caption a line.
 
     COCO 2017 names its pictures by their number, so that a caption file without a table of pictures will do.
@@ -38,7 +38,7 @@ def caption_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
             yield Group(file.relative_to(path).as_posix(), data=(file, "", []))
 
 
-def read_captions(group: Group, options: argparse.Namespace) -> Iterator[Item]:
+def read_captions(group: Group, options: Prepare) -> Iterator[Item]:
     picture, source, captions = group.data
     if picture.suffix.lower() == ".txt":
         raise Dropped("caption without a picture", picture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import multiprocessing
@@ -14,13 +13,14 @@ from typing import TypeVar
 
 from imprint.errors import ImprintError
 
+from ..settings import Prepare
 from .items import Source
 from .writing import Job, write_shard
 
 T, R = TypeVar("T"), TypeVar("R")
 
 
-def _in_processes(jobs: list[Job], source: Source, options: argparse.Namespace) -> Iterator[dict]:
+def _in_processes(jobs: list[Job], source: Source, options: Prepare) -> Iterator[dict]:
     return in_processes(functools.partial(write_shard, source=source, options=options), jobs, options.workers, "shards")
 
 
@@ -45,7 +45,7 @@ def in_processes(work: Callable[[T], R], jobs: list[T], workers: int, made: str)
         pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(jobs: list[Job], source: Source, options: argparse.Namespace) -> Iterator[dict]:
+def _on_ray(jobs: list[Job], source: Source, options: Prepare) -> Iterator[dict]:
     """The same work as Ray Data's tasks, one a shard, on the cluster of RAY_ADDRESS or else on this machine.
 
     Every node needs this checkout, and input and output at the same address.

@@ -5,25 +5,11 @@ The thresholds are the defaults of `Limits`, and options of the command; sizes a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from ..settings import Limits
+
 ALPHA_THRESHOLD = 128 / 255  # an object is where alpha is above it, as AnyDoor reads MVImgNet
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Thresholds of the filters."""
-
-    min_area: float = 0.01
-    """Smallest object, as a share of the picture's area."""
-    max_area: float = 0.64
-    """Largest object."""
-    border: int = 4
-    """An object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all."""
-    max_edge: float = 3.0
-    """Greatest mean width in pixels of a mask's edge, where alpha lies between 10 and 90 %."""
 
 
 def unusable_objects(labels: np.ndarray, limits: Limits) -> dict[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import random
@@ -205,7 +204,7 @@ def run(folder: Path, masks: Path, workers: int) -> Counter[str]:
 def find_photos(folder: Path, masks: Path) -> dict[str, Path]:
     """The photos that `training.prepare` finds in a folder and that have no mask from elsewhere: name -> file."""
     photos = {}
-    for group in folder_groups(folder, argparse.Namespace()):
+    for group in folder_groups(folder):
         file, mask = group.data
         ours = mask is None or masks in mask.parents
         if file and ours and file.suffix.lower() in PICTURES and masks not in file.parents:

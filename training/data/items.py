@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from imprint.images import (
     open_image,
 )
 
+from ..settings import Prepare
 from .shards import Record
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -67,9 +67,9 @@ class Item:
 class Source:
     """A kind of data set."""
 
-    groups: Callable[[Path, argparse.Namespace], Iterator[Group]]
+    groups: Callable[[Path, Prepare], Iterator[Group]]
     """Lists a folder; cheap. Raises `ImprintError` where the folder is not of that layout."""
-    read: Callable[[Group, argparse.Namespace], Iterator[Item | Dropped]]
+    read: Callable[[Group, Prepare], Iterator[Item | Dropped]]
     """The pictures of a group, in a worker; raises `Dropped` where the group as a whole cannot be read."""
     bare: bool = False
     """Whether a picture without a usable object is kept, as a background."""
@@ -113,12 +113,20 @@ def first_folder(*paths: Path) -> Path | None:
     return next((path for path in paths if path.is_dir()), None)
 
 
+def read_names(path: Path | None) -> frozenset[str]:
+    """The words of a text file; none without a file. Raises `ImprintError`."""
+    try:
+        return frozenset(path.read_text().split()) if path else frozenset()
+    except (OSError, ValueError) as error:
+        raise ImprintError(f"{path} cannot be read ({error}); --exclude is a text file of names") from error
+
+
 def read_photos(
-    folders: list[Path], exclude: set[str], kinds: tuple[str, ...] = (".jpg", ".jpeg", ".png")
-) -> list[Path]:
+    folders: Sequence[Path], exclude: Set[str], kinds: tuple[str, ...] = (".jpg", ".jpeg", ".png")
+) -> tuple[Path, ...]:
     """The pictures of the folders, less those of the names in `exclude`. Raises `ImprintError` where none is left."""
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.name not in exclude]
-    photos = [path for path in files if path.suffix.lower() in kinds]
+    photos = tuple(path for path in files if path.suffix.lower() in kinds)
     if folders and not photos:
         raise ImprintError(f"{' and '.join(map(str, folders))} hold no {' or '.join(kinds)}; name folders of pictures")
     return photos

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from ..settings import Prepare
 from .items import PICTURES, Dropped, Group, Item, Source, alpha_of, open_mask, subfolders
 from .shards import Record
 
 VIEW_GAP = 8  # AnyDoor: the views of a pair are at least an eighth of the object's frames apart
 
 
-def mvimgnet_groups(path: Path, options: argparse.Namespace) -> Iterator[Group]:
+def mvimgnet_groups(path: Path, options: Prepare) -> Iterator[Group]:
     """MVImgNet: CLASS/OBJECT/images/NNN.jpg. Masks are looked for in three places:
 
     OBJECT/masks/NNN.png or NNN.jpg.png (as in MVImgNet 2.0); mask/ or masks/CLASS/OBJECT/NNN.jpg.png or NNN.png beside the
@@ -28,10 +28,10 @@ def mvimgnet_groups(path: Path, options: argparse.Namespace) -> Iterator[Group]:
         for thing in subfolders(category):
             if (thing / "images").is_dir():
                 name = f"{category.name}/{thing.name}"
-                yield Group(name, size=options.views, data=(thing, path))
+                yield Group(name, size=options.render.views, data=(thing, path))
 
 
-def read_mvimgnet(group: Group, options: argparse.Namespace) -> Iterator[Item | Dropped]:
+def read_mvimgnet(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
     """`--views` frames, spread evenly; a frame's number is its place among all of the object's."""
     thing, root = group.data
     files = sorted(entry for entry in (thing / "images").iterdir() if entry.is_file())
@@ -44,7 +44,7 @@ def read_mvimgnet(group: Group, options: argparse.Namespace) -> Iterator[Item | 
         *(base / name / group.name for base in (root, root.parent) for name in ("mask", "masks")),
     ]
     gap = (max(1, len(frames) // VIEW_GAP), max(1, len(frames)))
-    count = min(options.views, len(frames))
+    count = min(options.render.views, len(frames))
     for place in (index * len(frames) // count for index in range(count)):
         picture = frames[place]
         record = Record(group.name, group.name, place, "MVImgNet", options.licence, gap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -15,6 +14,8 @@ from tqdm import tqdm
 
 from imprint.errors import ImprintError
 
+from ..arguments import flattened
+from ..settings import Prepare
 from . import shards
 from .contact_sheet import contact_sheet
 from .engines import ENGINES
@@ -22,7 +23,7 @@ from .items import Group, Source
 from .writing import Job, plan, report_url, shard_url
 
 
-def prepare(source: Source, options: argparse.Namespace) -> dict[str, Any]:
+def prepare(source: Source, options: Prepare) -> dict[str, Any]:
     """Write the shards that are missing, the report and the contact sheet; returns the report.
 
     Raises `ImprintError` for a folder of another layout, and where OUTPUT holds the same name with other options.
@@ -56,27 +57,16 @@ def prepare(source: Source, options: argparse.Namespace) -> dict[str, Any]:
     return _finish(jobs, reports, resolved, summary, options)
 
 
-def _resolved(groups: list[Group], options: argparse.Namespace) -> dict[str, Any]:
+def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
     """All that decides what is in the shards."""
-    names = (
-        "source",
-        "licence",
-        "longest_side",
-        "quality",
-        "held_out",
-        "shard_size",
-        "views",
-        "resolution",
-        "identities",
-        "relit",
-        "seed",
-    )
+    names = "source licence longest_side quality held_out shard_size views resolution identities relit seed".split()
+    values = flattened(options)
     digest = hashlib.sha256("\n".join(sorted(group.name for group in groups)).encode())
     left_out = hashlib.sha256("\n".join(sorted(options.excluded)).encode())
-    return {name: getattr(options, name) for name in names} | {
+    return {name: values[name] for name in names} | {
         "input": str(options.input),
-        "textures": [str(path) for path in options.textures],
-        "panoramas": [str(path) for path in options.panoramas],
+        "textures": [str(path) for path in options.render.textures],
+        "panoramas": [str(path) for path in options.render.panoramas],
         "limits": asdict(options.limits),
         "excluded": left_out.hexdigest()[:16] if options.excluded else "",
         "groups": len(groups),
@@ -92,9 +82,7 @@ def _read_json(place: str) -> dict | None:
         return None
 
 
-def _finish(
-    jobs: list[Job], reports: list[dict], resolved: dict, summary: str, options: argparse.Namespace
-) -> dict[str, Any]:
+def _finish(jobs: list[Job], reports: list[dict], resolved: dict, summary: str, options: Prepare) -> dict[str, Any]:
     """Add up the reports; write summary, list of what was dropped, list of shards and contact sheet."""
     counts = {split: Counter() for split in shards.SPLITS}
     dropped = []

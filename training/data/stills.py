@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from collections import defaultdict
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw
 from imprint.errors import ImprintError
 from imprint.images import open_image
 
+from ..settings import Prepare
 from .items import PICTURES, Dropped, Group, Item, Source, alpha_of, first_folder, open_mask
 from .shards import Record
 
@@ -48,7 +48,7 @@ def coco_tables(path: Path, kind: str) -> Iterator[tuple[dict, Path]]:
         yield table, first_folder(folder) or path / "images"
 
 
-def coco_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
+def coco_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """COCO: `coco_tables`, with polygons or run lengths, compressed or not. Crowds are no objects.
 
     A picture's own licence is taken where the file has a table of them.
@@ -68,7 +68,7 @@ def coco_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
             )
 
 
-def read_coco(group: Group, options: argparse.Namespace) -> Iterator[Item | Dropped]:
+def read_coco(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
     picture, size, shapes, licence = group.data
     for _, crowd, _ in shapes:
         if crowd:
@@ -129,7 +129,7 @@ def _unpacked(text: str) -> list[int]:
 # --- PPR10K ----------------------------------------------------------------------------------------------------------
 
 
-def ppr10k_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
+def ppr10k_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """PPR10K at 360p: target_a/GROUP_PHOTO.tif (retouched by expert a; 8-bit) and masks/ or masks_360p/GROUP_PHOTO.png.
 
     target_a may lie at any depth (train/, val/, train_val_images_tif_360p/); masks beside it or in the folder given. A
@@ -148,7 +148,7 @@ def ppr10k_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
         yield Group(name, size=len(pictures), data=pictures)
 
 
-def read_ppr10k(group: Group, options: argparse.Namespace) -> Iterator[Item | Dropped]:
+def read_ppr10k(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
     for picture, masks in group.data:
         if picture.suffix.lower() not in PICTURES:
             yield Dropped("odd file", picture)
@@ -166,7 +166,7 @@ def reports(masks: Path) -> tuple[Path, Path]:
     return masks / "cutout.json", masks / "cutout.png"
 
 
-def folder_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
+def folder_groups(path: Path, _options: Prepare | None = None) -> Iterator[Group]:
     """Pictures in a folder, at any depth, with or without objects.
 
     The object of NAME.jpg is NAME.mask.png, NAME_mask.png or NAME-mask.png beside it, or NAME.png of the folder masks/ or mask/
@@ -191,7 +191,7 @@ def folder_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
         yield Group(mask.relative_to(path).as_posix(), data=(None, mask))
 
 
-def read_folder(group: Group, options: argparse.Namespace) -> Iterator[Item]:
+def read_folder(group: Group, options: Prepare) -> Iterator[Item]:
     picture, mask = group.data
     if picture is None:
         raise Dropped("mask without a picture", mask)

@@ -28,7 +28,7 @@ ANY_GAP = (0, 1 << 30)  # any two of the object's pictures make a pair
 
 
 def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: int = 200) -> Counter:
-    """Write views/ and photos/ under `output`; returns how many of what.
+    """Write cutouts/ and photos/ under `output`; returns how many of what.
 
     backgrounds: a folder of shards of photos, of which the first `limit` are taken. Raises `ImprintError` for a folder
     without an object, an empty mask, or a mask of another size.
@@ -70,7 +70,7 @@ def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: 
     if not photos:
         black = Image.new("RGB", (VIEW_SIDE, VIEW_SIDE))
         photos.append(sample("black", _encoded(black), "webp", Record("", "black", 0, "subject", LICENCE)))
-    for kind, samples in (("views", views), ("photos", photos)):
+    for kind, samples in (("cutouts", views), ("photos", photos)):
         for split in ("train", "held-out"):
             with shard_writer(output / kind / split / "subject-000000.tar") as writer:
                 for parts in samples:

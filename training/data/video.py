@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -12,13 +11,14 @@ import numpy as np
 
 from imprint.errors import ImprintError
 
+from ..settings import Prepare
 from .items import PICTURES, Dropped, Group, Item, Source, first_folder, frame_number, open_mask, subfolders
 from .shards import Record
 
 MOST_OBJECTS = 255
 
 
-def davis_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
+def davis_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """DAVIS 2016 and 2017: JPEGImages/RESOLUTION/SEQUENCE/NNNNN.jpg and Annotations/... .png.
 
     Values are objects, or 0 and 255 (2016). Of several resolutions the first by name is read, which is 480p.
@@ -31,7 +31,7 @@ def davis_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
         yield _clip(sequence, path / "Annotations" / resolution.name / sequence.name, None)
 
 
-def youtube_vos_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
+def youtube_vos_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """YouTube-VOS: [train/]JPEGImages/VIDEO/NNNNN.jpg, Annotations/VIDEO/NNNNN.png (palette) and meta.json.
 
     meta.json is {"videos": {VIDEO: {"objects": {"1": {"category": ..., "frames": [...]}}}}}; values that it does not name are
@@ -54,7 +54,7 @@ def _numbers(clip: dict) -> tuple[int, ...]:
     return tuple(int(number) for number in clip["objects"])
 
 
-def vipseg_groups(path: Path, _options: argparse.Namespace) -> Iterator[Group]:
+def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """VIPSeg, as it comes or at 720p: imgs/ or images/VIDEO/N.jpg, panomasks/VIDEO/N.png, panoVIPSeg_categories.json.
 
     A mask's value is a category (up to 124: no single thing) or category x 100 + instance; the JSON's ids are one lower, and
@@ -90,7 +90,7 @@ def _clip(images: Path, masks: Path, known: tuple[int, ...] | None) -> Group:
 
 
 def _read_clip(
-    group: Group, options: argparse.Namespace, source: str, labels: Callable, numbered: bool = True
+    group: Group, options: Prepare, source: str, labels: Callable, numbered: bool = True
 ) -> Iterator[Item | Dropped]:
     """Frames of a clip with the masks of the same name; `labels` makes objects' numbers of a mask's values."""
     images, masks, known = group.data

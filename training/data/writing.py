@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 from collections import Counter
@@ -19,6 +18,7 @@ from imprint.images import (
     to_rgb,
 )
 
+from ..settings import Prepare
 from . import shards
 from .filters import ALPHA_THRESHOLD, Limits, edge_width, unusable_objects
 from .items import Dropped, Group, Item, Source
@@ -33,7 +33,7 @@ class Job:
     groups: tuple[Group, ...]
 
 
-def plan(groups: list[Group], options: argparse.Namespace) -> list[Job]:
+def plan(groups: list[Group], options: Prepare) -> list[Job]:
     """Cut both sides of the split into shards, the groups in an order by the hash of their names."""
     jobs = []
     for split in shards.SPLITS:
@@ -51,7 +51,7 @@ def plan(groups: list[Group], options: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def write_shard(job: Job, source: Source, options: argparse.Namespace) -> dict[str, Any]:
+def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:
     """Read, filter and write the groups of a shard; returns its report, which is also kept beside the shards.
 
     The report is written last: a shard with a report is whole. Where nothing is left there is no shard.
@@ -94,7 +94,7 @@ def write_shard(job: Job, source: Source, options: argparse.Namespace) -> dict[s
     return report
 
 
-def _items(source: Source, group: Group, options: argparse.Namespace) -> Iterator[Item | Dropped]:
+def _items(source: Source, group: Group, options: Prepare) -> Iterator[Item | Dropped]:
     try:
         yield from source.read(group, options)
     except Dropped as reason:
@@ -103,7 +103,7 @@ def _items(source: Source, group: Group, options: argparse.Namespace) -> Iterato
         yield Dropped("unreadable", group.name, repr(error))
 
 
-def make_sample(item: Item, source: Source, options: argparse.Namespace) -> tuple[dict, int, list[Dropped]]:
+def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, int, list[Dropped]]:
     """A sample without its key, how many objects it has, and the objects that were left out. Raises `Dropped`."""
     if isinstance(item.picture, Image.Image):
         return _cutout_sample(item, options)
@@ -158,7 +158,7 @@ def usable_labels(
     return labels, [Dropped(reason, f"{name} object {number}") for number, reason in reasons.items()]
 
 
-def _cutout_sample(item: Item, options: argparse.Namespace) -> tuple[dict, int, list[Dropped]]:
+def _cutout_sample(item: Item, options: Prepare) -> tuple[dict, int, list[Dropped]]:
     """A rendered view; it is framed by its object, which may be as large as fits."""
     seen = np.asarray(item.picture.getchannel("A")) > 127
     limits = Limits(options.limits.min_area, max_area=1.0, border=0)
@@ -179,9 +179,9 @@ def _parts(item: Item, kind: str, picture: io.BytesIO, mask: Image.Image | None,
     return {name: value for name, value in parts.items() if name != "__key__"}
 
 
-def shard_url(job: Job, options: argparse.Namespace) -> str:
+def shard_url(job: Job, options: Prepare) -> str:
     return shards.inside(options.output, job.split, f"{options.name}-{job.number:06d}.tar")
 
 
-def report_url(job: Job, options: argparse.Namespace) -> str:
+def report_url(job: Job, options: Prepare) -> str:
     return shards.inside(options.output, "reports", options.name, f"{job.split}-{job.number:06d}.json")

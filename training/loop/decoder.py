@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import time
@@ -26,7 +25,7 @@ from imprint.unet import build_autoencoder, decode, encode
 from ..data.shards import SPLITS, inside
 from ..pairs.making import PairMaker
 from ..pairs.pictures import Photos, Views
-from ..settings import STAGES
+from ..settings import STAGES, TuneDecoder
 from .losses import reconstruction_loss, structural_similarity
 from .model import with_matte
 
@@ -101,10 +100,10 @@ def load_autoencoder(checkpoint: Checkpoint, device: torch.device) -> torch.nn.M
     return autoencoder.to(device, memory_format=torch.channels_last)
 
 
-def make_pairs(checkpoint: Checkpoint, options: argparse.Namespace, split: str, device: torch.device) -> PairMaker:
+def make_pairs(checkpoint: Checkpoint, options: TuneDecoder, split: str, device: torch.device) -> PairMaker:
     """Stage 2's pairs of a split; their matte is the object's alpha, pixel by pixel."""
     config = with_matte(checkpoint, checkpoint.config.latent.downscale).config
-    views, photos = inside(options.views, split), inside(options.photos, split)
+    views, photos = inside(options.cutouts, split), inside(options.photos, split)
     side = config.resolution
     return PairMaker(
         config,
@@ -116,7 +115,7 @@ def make_pairs(checkpoint: Checkpoint, options: argparse.Namespace, split: str, 
 
 
 def fine_tune(
-    autoencoder: torch.nn.Module, maker: PairMaker, options: argparse.Namespace, device: torch.device, began: float
+    autoencoder: torch.nn.Module, maker: PairMaker, options: TuneDecoder, device: torch.device, began: float
 ) -> None:
     """Train the decoder on fresh pictures until `--images` are done, or `--time-limit` seconds have passed since `began`.
 
@@ -159,7 +158,7 @@ def detail(pictures: torch.Tensor) -> torch.Tensor:
     return pictures - F.interpolate(quarter, scale_factor=4, mode="bilinear", align_corners=False)
 
 
-def tune(options: argparse.Namespace) -> None:
+def tune(options: TuneDecoder) -> None:
     """Train, write the checkpoint and a picture beside it, and print what has changed on the held-out pictures."""
     began, picture = time.monotonic(), options.output.with_suffix(".png")
     device = torch.device("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")

@@ -17,8 +17,6 @@ CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classif
 MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
 PYRAMID_LEVELS = 4  # the last shows an eighth of the size, as a latent
-TIMESTEPS = ("uniform", "logit-normal")
-WEIGHTINGS = ("plain", "min-snr")
 
 
 def draw_timesteps(count: int, config: NoiseConfig, kind: str, generator: torch.Generator) -> torch.Tensor:

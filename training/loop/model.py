@@ -6,12 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from imprint.checkpoint import Checkpoint
+from imprint.config import ImprintConfig
+from imprint.errors import ImprintError
 from imprint.files import replacing
 from imprint.matte import MAPS
 from imprint.preprocess import normalise
+from imprint.unet import build_autoencoder
+
+from ..settings import Stage, Train
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as in diffusers' own examples
 
@@ -62,6 +68,48 @@ class Model(torch.nn.Module):
         parts = [self.adapter, *self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
         for part in parts if self.encoder_is_frozen else [self.encoder, *parts]:
             part.compile(mode=mode, dynamic=False)
+
+
+def choose_trained(model: Model, stage: Stage, settings: Train, fresh: bool) -> tuple[str, ...]:
+    """Freeze all but the stage's part; frozen parameters get no gradients and no state in the optimizer.
+
+    fresh: whether the weights are random. Returns the prefixes of the trained parameters, ("",) for all.
+    """
+    if stage.lora:
+        from peft import LoraConfig
+
+        # alpha = rank: the addition counts as it is, in every program that reads the file
+        lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=LORA_TARGETS)
+        model.unet.add_adapter(lora)
+    # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
+    everything = not stage.lora and (settings.train_all or fresh)
+    names = ("",) if everything else stage.trained
+    for name, parameter in model.named_parameters():
+        learns = name.startswith(names) and (not stage.lora or ".lora_" in name)
+        parameter.requires_grad_(learns and "mask_token" not in name)
+    return names
+
+
+def load_autoencoder(config: ImprintConfig, source: Checkpoint | None, settings: Train) -> torch.nn.Module:
+    """The frozen autoencoder of --vae, or of the checkpoint. Raises `ImprintError` where there is none that fits."""
+    autoencoder = build_autoencoder(config.latent)
+    if settings.vae:
+        try:
+            tensors = load_file(settings.vae)
+        except (OSError, SafetensorError) as error:
+            raise ImprintError(
+                f"{settings.vae} cannot be read as an autoencoder ({error}); give a .safetensors file"
+            ) from error
+    elif source and "vae" in source.parts:
+        tensors = source.parts["vae"]
+    else:
+        raise ImprintError(
+            "no autoencoder: give --vae FILE (diffusers names), or --init with a checkpoint that has one"
+        )
+    expected = {name: tensor.shape for name, tensor in autoencoder.state_dict().items()}
+    checked = Checkpoint(config, {"vae": tensors}, Path(settings.vae or settings.init or source.path))
+    autoencoder.load_state_dict(checked.check("vae", expected))
+    return autoencoder.eval().requires_grad_(False)
 
 
 def export_lora(unet: torch.nn.Module, path: Path) -> None:

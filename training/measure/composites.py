@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
@@ -27,10 +26,10 @@ from imprint.images import (
 from imprint.pipeline import FEATHER, ImprintPipeline
 from imprint.placement import Hole
 
+from .settings import ABLATIONS, Evaluate
 from .tasks import Scene, Task
 
-ABLATIONS = {"cls-only": "CLS only", "box-mask": "box mask only"}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BASELINES = {
     "copy-paste": lambda scene, _seed: scene.paste(scene.cutout),
     "copy-paste, box emptied": lambda scene, _seed: scene.paste(scene.cutout, emptied=True),
@@ -80,7 +79,7 @@ class Row:
         return feather(hole, outwards=round(FEATHER * place.side / place.resolution))[0].numpy() > 0
 
 
-def table_rows(options: argparse.Namespace) -> list[Row]:
+def table_rows(options: Evaluate) -> list[Row]:
     """Each checkpoint as it is and with each ablation, then the baselines."""
     rows = []
     for name, path in options.checkpoint:
@@ -93,7 +92,7 @@ def table_rows(options: argparse.Namespace) -> list[Row]:
     return [*rows, *(Row(name, None, "box") for name in baselines)]
 
 
-def compose(row: Row, tasks: list[Task], options: argparse.Namespace) -> None:
+def compose(row: Row, tasks: list[Task], options: Evaluate) -> None:
     """Write the row's composites that are not there yet. Raises `ImprintError` where some have other settings."""
     same_settings(row, options)
     waiting = [task for task in tasks if not row.composite(task, options.output).exists()]
@@ -104,9 +103,11 @@ def compose(row: Row, tasks: list[Task], options: argparse.Namespace) -> None:
         save_image(make(task.load(), task.seed(options.seed)), row.composite(task, options.output))
 
 
-def sampler(row: Row, options: argparse.Namespace) -> Callable[[Scene, int], Image.Image]:
+def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:
     """The row's model as a function of a scene and a seed."""
-    pipeline = ImprintPipeline.from_checkpoint(row.checkpoint, torch_dtype=DTYPES[options.dtype]).to(options.device)
+    pipeline = ImprintPipeline.from_checkpoint(row.checkpoint, torch_dtype=TORCH_DTYPES[options.dtype]).to(
+        options.device
+    )
     pipeline.set_progress_bar_config(disable=True)
     if row.cls_only:
         keep_cls_only(pipeline, row.checkpoint)
@@ -136,7 +137,7 @@ def keep_cls_only(pipeline: ImprintPipeline, path: Path) -> None:
     pipeline.encoder.config = dataclasses.replace(pipeline.encoder.config, output="cls")
 
 
-def same_settings(row: Row, options: argparse.Namespace) -> None:
+def same_settings(row: Row, options: Evaluate) -> None:
     """Note what the row's composites are made with; raise `ImprintError` if some were made with something else."""
     digest = None
     if row.checkpoint is not None:

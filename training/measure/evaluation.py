@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -21,15 +21,14 @@ from . import networks as metrics
 from .composites import Row, compose, table_rows
 from .networks import COLUMNS
 from .report import grid, report
+from .settings import Evaluate
 from .statistics import CONFIDENCE, RESAMPLES, bootstrap, frechet_distance, jackknife
 from .tasks import Photo, Task, pair_tasks, read_boxes, read_subjects, subject_tasks
 
-METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval")
-"""Those of the field; `mobilenet`, a small network for machines without a hub, is measured only when asked for."""
 NETWORKS = {"dreamsim": metrics.DreamSim, "lpips": metrics.LPIPS, "fid": metrics.Inception}
 
 
-def load_metrics(options: argparse.Namespace, subjects: dict[str, list[Photo]]) -> dict[str, Callable]:
+def load_metrics(options: Evaluate, subjects: dict[str, list[Photo]]) -> dict[str, Callable]:
     """The chosen metrics by name, with their networks. Raises `ImprintError` for one that cannot be had."""
     folder, device, backbones, loaded = options.backbones, torch.device(options.device), {}, {}
 
@@ -38,7 +37,7 @@ def load_metrics(options: argparse.Namespace, subjects: dict[str, list[Photo]]) 
             backbones[name] = metrics.Backbone(name, folder, device)
         return backbones[name]
 
-    for name in options.metrics:
+    for name in options.measured:
         if name in metrics.SIMILARITIES:
             loaded[name] = metrics.Similarity(name, backbone(metrics.SIMILARITIES[name]))
         elif name == "retrieval":
@@ -49,7 +48,7 @@ def load_metrics(options: argparse.Namespace, subjects: dict[str, list[Photo]]) 
 
 
 def measure(
-    tasks: list[Task], rows: list[Row], loaded: dict[str, Callable], options: argparse.Namespace
+    tasks: list[Task], rows: list[Row], loaded: dict[str, Callable], options: Evaluate
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
     """A record of every row and task; and Inception's features (T, 2048) of every row and, under "", of the targets."""
     records, features = [], {name: [] for name in ("", *(row.name for row in rows))}
@@ -66,7 +65,7 @@ def measure(
             for column, values in metric(scene, crops).items():
                 for record, value in zip(new, values):
                     record[column] = value
-        if "background" in options.metrics:
+        if "background" in options.measured:
             for record, row, picture in zip(new, rows, pictures):
                 record |= background_change(scene.background, picture, row.blend_area(scene))
         records += new
@@ -108,9 +107,9 @@ def summarise(rows: list[Row], records: list[dict], features: dict[str, np.ndarr
     return summary, differences
 
 
-def evaluate(options: argparse.Namespace) -> dict:
+def evaluate(options: Evaluate) -> dict:
     """Make what is missing, measure all of it, write the results; returns them as results.json holds them."""
-    options.device = usable_device(options.device)
+    options = dataclasses.replace(options, device=usable_device(options.device))
     subjects = {}
     if options.pairs:
         tasks = pair_tasks(options.pairs)
@@ -118,7 +117,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         subjects = read_subjects(options.subjects)
         tasks = subject_tasks(subjects, read_boxes(options.boxes, options.backgrounds))
     tasks, rows = tasks[: options.limit], table_rows(options)
-    if "fid" in options.metrics and len(tasks) < 2:
+    if "fid" in options.measured and len(tasks) < 2:
         raise ImprintError(
             f"'fid' compares sets of pictures, and there is {len(tasks)} task; give more, or leave it out"
         )
@@ -132,7 +131,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         f"Holes: {options.mask_level}; steps: {steps}; guidance: {guidance}; detail: {options.detail:g}; "
         f"seed {options.seed}; {options.dtype}."
     )
-    if "retrieval" in options.metrics:
+    if "retrieval" in options.measured:
         settings += f" Retrieval among {len(subjects)} subjects by {options.retrieval_backbone}."
     method = (
         f"Mean over tasks [{CONFIDENCE:.0%} confidence interval: percentile bootstrap over subjects, {RESAMPLES:,} "

@@ -28,7 +28,7 @@ def write_pictures(folder: Path, seed: int = 0) -> None:
     random = np.random.default_rng(seed)
     line = np.linspace(-1, 1, 256)
     disc = Image.fromarray(np.uint8(255 * (line[:, None] ** 2 + line[None] ** 2 < 0.8)))
-    with shard_writer(folder / "views" / "train" / "0.tar") as writer:
+    with shard_writer(folder / "cutouts" / "train" / "0.tar") as writer:
         for index in range(32):
             picture, buffer = noise_picture(256, random), io.BytesIO()
             picture.putalpha(disc)

@@ -6,7 +6,7 @@ IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and what stands in 
 - `still`: an annotated object of a photo is the target, its warped and re-coloured cut-out the reference;
 - `video`: as `still`, but the reference comes from another frame of the clip, as near as the sample's `gap` asks: of a
   video at most 7 frames away, of MVImgNet's photos at least an eighth of all;
-- `piece`: as `still`, but the object is a piece of a photo of random outline, which brings in real textures.
+- `patch`: as `still`, but the object is a piece of a photo of random outline, which brings in real textures.
 
 Everything is a function of the generator alone, so that a run that continues makes the same pairs as one that never
 stopped. Pictures are BCHW in [0, 1], RGBA with colours not multiplied by alpha, masks BHW. Matrices (B, 3, 3) take output
@@ -23,17 +23,17 @@ import torch
 import torch.nn.functional as F
 
 from imprint.config import ImprintConfig
-from imprint.masks import LEVELS, box, latent_hole, mask_levels, paint_hole
+from imprint.masks import box, latent_hole, mask_levels, paint_hole
 from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
 from .batches import Pairs
 from .draw import Draw
+from .framing import BOX, crop_matrix, object_to_frame, zoom_on
 from .light import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, place_light, recolour
 from .pictures import Photos, Views
-from .warping import blobs, centres, loosened_box, matrix, shift, warp
+from .warping import blobs, loosened_box, matrix, warp
 
-KINDS = ("rendered", "still", "video", "piece")
-BOX = LEVELS.index("box")
+KINDS = ("rendered", "still", "video", "patch")
 
 
 class PairMaker:
@@ -45,7 +45,7 @@ class PairMaker:
             "rendered": len(views.first) > 0,
             "still": len(photos.items) > 0,
             "video": bool((photos.partner_count > 0).any()),
-            "piece": True,
+            "patch": True,
         }
         self.mix = {kind: share for kind, share in mix.items() if share > 0 and has[kind]}
         self.moving = photos.partner_count.nonzero()[:, 0]
@@ -95,7 +95,9 @@ class PairMaker:
         reference = torch.where(mirrored[:, None, None, None], reference.flip(3), reference)
 
         tilted = draw.chance(0.35, count) & (level != BOX)
-        to_view = self._object_to_frame(views.boxes[second], views.rgba.shape[-1], turned, draw, tilted)
+        to_view = object_to_frame(
+            self.stage == "identity", views.boxes[second], views.rgba.shape[-1], turned, draw, tilted
+        )
         target = torch.cat([target[:, :3] * target[:, 3:], target[:, 3:]], 1)
         layer = warp(target, to_view, side)
         alpha = layer[:, 3:].clamp(0, 1)
@@ -104,7 +106,7 @@ class PairMaker:
         strength = (brightness(reference) / brightness(torch.cat([colour, alpha], 1))).clamp(0.4, 2.5) ** 0.7
         colour = torch.where(lit[:, None, None, None], colour, (colour * strength).clamp(0, 1))
         cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
-        if self.stage == "views":
+        if self.stage == "identity":
             return self._on_black(cutout, colour, alpha[:, 0])
 
         scene = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
@@ -128,13 +130,13 @@ class PairMaker:
         photo_side = photos.rgb.shape[-1]
         level = self._hole_levels(count, draw)
         flip = draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
-        if kind == "piece":
+        if kind == "patch":
             rows = source_rows = draw.integers(len(photos.rgb), count)
-            to_photo = self._crop_matrix(flip, draw, count)
-            sizes = (0.5, 0.9) if self.stage == "views" else (0.3, 0.75)
+            to_photo = crop_matrix(flip, draw, count)
+            sizes = (0.5, 0.9) if self.stage == "identity" else (0.3, 0.75)
             outline = blobs(draw.uniform(count, *sizes), side, draw)
             boxes = bounding_boxes(outline)
-            within = self._zoom(boxes, side, draw, level)
+            within = zoom_on(boxes, side, draw, level)
             zoom = to_photo @ within
         else:
             item = draw.integers(len(photos.items), count)
@@ -145,26 +147,26 @@ class PairMaker:
                 pick = (draw.uniform(count) * photos.partner_count[item]).long()
                 other = photos.partners[item, pick]
             rows, source_rows = photos.items[item, 0], photos.items[other, 0]
-            to_photo = self._object_to_frame(photos.boxes[item], photo_side, flip, draw)
+            to_photo = object_to_frame(self.stage == "identity", photos.boxes[item], photo_side, flip, draw)
             mask = (photos.objects[rows] == photos.items[item, 1, None, None])[:, None].float()
             outline = (warp(mask, to_photo, side) > 0.5).float()[:, 0]
             empty = outline.flatten(1).amax(1) == 0
             outline[empty] = blobs(draw.uniform(count, 0.25, 0.65), side, draw)[empty]
-            zoom = self._zoom(photos.boxes[other], photo_side, draw, level, flip)
+            zoom = zoom_on(photos.boxes[other], photo_side, draw, level, flip)
             other_mask = (photos.objects[source_rows] == photos.items[other, 1, None, None])[:, None].float()
 
         rgb = _float(photos.rgb[rows])
         scene = warp(rgb, to_photo, side, "reflection")
         source = rgb if source_rows is rows else _float(photos.rgb[source_rows])
         reference = warp(source, zoom, side, "reflection")
-        seen = warp(outline[:, None], within, side) if kind == "piece" else warp(other_mask, zoom, side)
+        seen = warp(outline[:, None], within, side) if kind == "patch" else warp(other_mask, zoom, side)
         lost = seen.flatten(1).amax(1) < 0.5
         seen[lost] = 1.0
         shade = jitter_parameters(draw, count, 0.3)  # of the photo as a whole, shared; the reference's own comes on top
         scene = apply_jitter(scene, shade)
         reference = jitter(apply_jitter(reference, shade), draw, 0.2)
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
-        if self.stage == "views":
+        if self.stage == "identity":
             return self._on_black(cutout, scene, outline)
         return self._in_scene(cutout, scene, scene, outline, None, level, draw)
 
@@ -217,7 +219,7 @@ class PairMaker:
 
     def _hole_levels(self, count: int, draw: Draw) -> torch.Tensor:
         """(count,) levels of `mask_levels`. Stage 1 has no hole that would ask for a pose: all are boxes there."""
-        if self.stage == "views":
+        if self.stage == "identity":
             return torch.full((count,), BOX, device=draw.generator.device)
         return draw.categorical((0.15, 0.15, 0.2, 0.5), count)
 
@@ -233,52 +235,6 @@ class PairMaker:
         matte = matte_values(alpha, torch.full_like(alpha, -1.0) if shadow is None else shadow, self.config)
         return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole, matte)
 
-    def _object_to_frame(
-        self, boxes: torch.Tensor, side: int, mirrored: torch.Tensor, draw: Draw, tilted: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Matrices that put a source's boxed object into the frame: its size, place and turn there are drawn here.
-
-        tilted (B,): for rendered objects, whether as far as a user's hole may ask for; photos have an upright side.
-        """
-        count = len(boxes)
-        centre, extent = centres(boxes, side)
-        size, reach = draw.uniform(count, 0.35, 0.8), 0.5
-        if self.stage == "views":  # large and central; the target is cut out of it
-            size, reach = draw.uniform(count, 0.8, 0.9), 0.0
-        angle = draw.normal(count) * (0.03 if tilted is None else torch.where(tilted, 0.5, 0.12))
-        stretch = torch.exp(draw.normal(count) * torch.where(draw.chance(0.2, count), 0.25, 0.06))
-        free = (1 - size).clamp(min=0)
-        place = (draw.normal((count, 2)) * 0.3 * reach).clamp(-1, 1) * free[:, None]
-        zoom = extent / size
-        if tilted is not None:
-            return matrix(centre, zoom, angle, stretch, mirrored) @ shift(-place)
-        # A photo has an edge: the frame must lie within it, even if the object is then large or not central.
-        zoom = zoom.clamp(max=1)
-        spare = (1 - zoom)[:, None]
-        centre = torch.minimum(torch.maximum(centre - place * zoom[:, None], -spare), spare)
-        return matrix(centre, zoom, angle, stretch, mirrored)
-
-    def _zoom(
-        self, boxes: torch.Tensor, side: int, draw: Draw, level: torch.Tensor, mirrored: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Matrices that show the boxed object large and warped: affine and perspective, and mirrored for some outlines."""
-        count = len(boxes)
-        centre, extent = centres(boxes, side)
-        angle = draw.normal(count) * 0.15
-        stretch = torch.exp(draw.normal(count) * 0.1)
-        mirrored = torch.zeros(count, dtype=torch.bool, device=boxes.device) if mirrored is None else mirrored
-        mirrored = mirrored ^ (draw.chance(0.2, count) & (level != BOX))
-        warped = matrix(centre, extent * draw.uniform(count, 1.15, 1.4), angle, stretch, mirrored)
-        tilt = torch.eye(3, device=boxes.device).repeat(count, 1, 1)
-        tilt[:, 2, :2] = draw.normal((count, 2)).clamp(-2, 2) * 0.08
-        return warped @ tilt
-
-    def _crop_matrix(self, flip: torch.Tensor, draw: Draw, count: int) -> torch.Tensor:
-        """A random square of a photo."""
-        zoom = draw.uniform(count, 0.5, 1.0)
-        place = draw.uniform((count, 2), -1, 1) * (1 - zoom)[:, None]
-        return matrix(place, zoom, draw.normal(count) * 0.03, torch.ones_like(zoom), flip)
-
     def _place(self, rows: torch.Tensor, mirrored: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Most of the places that relit views have their light from."""
         zoom = draw.uniform(len(rows), 0.7, 1.0)
@@ -287,7 +243,7 @@ class PairMaker:
         return warp(_float(self.views.scenes[rows]), warped, self.config.resolution, "reflection")
 
     def _photo_crop(self, rows: torch.Tensor, draw: Draw) -> torch.Tensor:
-        warped = self._crop_matrix(draw.chance(0.5, len(rows)), draw, len(rows))
+        warped = crop_matrix(draw.chance(0.5, len(rows)), draw, len(rows))
         return warp(_float(self.photos.rgb[rows]), warped, self.config.resolution, "reflection")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from ..data.shards import SCENE_SCALE
+from ..settings import Render
 from .cameras import draw_azimuths, draw_camera
 from .light import draw_light, draw_place
 from .meshes import Identity, Part, is_plain
@@ -29,7 +29,7 @@ class View:
     """In that place, as `training.data.shards.Record` has it."""
 
 
-def render_identity(identity: Identity, parts: list[Part], options: argparse.Namespace) -> list[View]:
+def render_identity(identity: Identity, parts: list[Part], options: Render) -> list[View]:
     """All views of an identity; a function of the seed and the identity alone.
 
     After each of the first `options.relit` views comes the same again in the light of one of `options.panorama_files`.
@@ -41,7 +41,7 @@ def render_identity(identity: Identity, parts: list[Part], options: argparse.Nam
         style = rng.choice(["colours", "photo", "pattern", "label", "mixed"])
     elif identity.variant == 0:
         style = "original"
-    retexture(parts, style, rng, options.photo_files)
+    retexture(parts, style, rng, options.texture_files)
     material = draw_material(rng, keep_colours=identity.variant == 0 or rng.uniform() < 0.5)
     points = np.concatenate([part.vertices[:, :3] for part in parts])
     renderer, views = get_renderer(options.backend, options.resolution), []
