@@ -1,4 +1,5 @@
-"""Makes the README's pictures, docs/demo.jpg, results.jpg and sides.jpg, and those of the nodes' help pages, web/docs/assets/*.jpg.
+"""Makes the README's pictures, docs/demo.jpg, results.jpg and sides.jpg, and those of the nodes' help pages,
+web/docs/assets/*.jpg.
 
     python docs/make_pictures.py
 
@@ -16,15 +17,13 @@ from PIL import Image
 
 from imprint.blending import blend_pictures
 from imprint.checkpoint import SHIPPED
-from imprint.detail import restore_detail
 from imprint.files import replacing
-from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, tensor_to_image
-from imprint.masks import LEVELS, coarsen, latent_hole, paint_hole
-from imprint.matte import matte_pixels
-from imprint.pipeline import ImprintPipeline
+from imprint.images import image_to_tensor, mask_to_tensor, tensor_to_image
+from imprint.masks import LEVELS, coarsen
+from imprint.pipeline import Finish, ImprintPipeline
 from imprint.placement import Hole
-from imprint.preprocess import prepare_object
-from imprint.unet import decode, encode
+from imprint.vae import decode
+from imprint.views import ObjectViews
 
 README_FOLDER = Path(__file__).parent
 HELP_FOLDER = README_FOLDER.parent / "web" / "docs" / "assets"
@@ -63,7 +62,7 @@ def readme_pictures(pipeline: ImprintPipeline) -> None:
 
 
 def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
-    """The same objects in the same places enlarged, each at all of `SIDES`: the object, then its hole's surroundings."""
+    """The same objects in the same places enlarged, each at all of `SIDES`: the object, then the hole."""
     rows = []
     for name, mask, background, box in RESULTS:
         photo, scene = Image.open(SAMPLES / name), Image.open(SAMPLES / background)
@@ -92,8 +91,7 @@ def composited(
 
 def seen_object(pipeline: ImprintPipeline, photo: Image.Image, mask: Image.Image | None) -> torch.Tensor:
     """The cut-out that the encoder sees."""
-    alpha = alpha_to_tensor(photo) if mask is None else mask_to_tensor(mask)
-    return prepare_object(image_to_tensor(photo), alpha, pipeline.model_config.encoder)[1]
+    return ObjectViews.of(photo, mask).prepared(pipeline.model_config.encoder)[1]
 
 
 def help_pictures(pipeline: ImprintPipeline) -> None:
@@ -101,9 +99,10 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
     drawn = mask_to_tensor(Image.open(SAMPLES / "hole.png"))
     config = pipeline.model_config
 
-    views, alpha = image_to_tensor(photo), alpha_to_tensor(photo)
-    on_white = torch.lerp(torch.ones_like(views), views, alpha[:, None])
-    _, cutout = prepare_object(views, alpha, config.encoder)
+    views = ObjectViews.of(photo)
+    (view,), (alpha,) = views.pictures, views.masks
+    on_white = torch.lerp(torch.ones_like(view), view, alpha[:, None])
+    _, cutout = views.prepared(config.encoder)
     save(HELP_FOLDER / "ImprintIDEncoder.jpg", [on_white, mask_picture(1 - alpha), cutout])
 
     levels = [coarsen(drawn, level) for level in LEVELS]
@@ -113,49 +112,35 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
         [around(over(background, mask), levels[-1]) for mask in [drawn, *levels[1:], roomy]],
     )
 
-    hole = Hole.find(drawn[0], config.resolution, config.sampling.context, config.multiple, config.latent.downscale)
-    place = hole.placement.within(hole.placement.area)
-    here = (slice(None), slice(None), *hole.placement.area)
-    latent_mask = latent_hole(place.extract_mask(hole.mask[None]), config.latent.downscale)
-    scene = place.extract(background[here])
-    painted = paint_hole(scene, latent_mask, config.hole_value)
+    scene = pipeline.prepare(photo, None, background, drawn)
+    crop, noise = scene.crop, torch.randn(scene.latents.shape, generator=torch.Generator().manual_seed(7))
+
+    def sampled(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+        context = pipeline.adapter.scale(scene.context, strength)
+        return pipeline.denoise(context, scene.latents, scene.hole, noise)
+
     with torch.no_grad():
-        context = pipeline.adapter(pipeline.encode_object(photo))
-        clean = encode(pipeline.vae, painted, config.latent)
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7))
-
-        def sampled(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
-            scaled = pipeline.adapter.scale(context, strength)
-            latents, logits = pipeline.denoise(scaled, clean, latent_mask, noise)
-            return decode(pipeline.vae, latents, config.latent), logits
-
         strengths = {strength: sampled(strength) for strength in (0.0, 0.5, 1.0, 1.5)}
+        pictures = {each: decode(pipeline.vae, latents, config.latent) for each, (latents, _) in strengths.items()}
+    made, pasted = pictures[1.0], background.clone()
+    crop.write(pasted, made)
 
-    made, logits = strengths[1.0]
-    maps = matte_pixels(logits, latent_mask, config) if config.matte else ()
-    frame = background.clone()
-    frame[here] = place.insert(background[here], made)
-    pasted = frame
-    matte = [hole.placement.insert(torch.zeros_like(drawn[:, None]), each[:, None])[:, 0] for each in maps]
+    def finished(detail: float) -> torch.Tensor:
+        settings = Finish(feather_pixels=4, detail=detail)
+        return pipeline.finish(scene, *strengths[1.0], settings, output_type="pt").images
 
-    def blended(picture: torch.Tensor, matte: list[torch.Tensor]) -> torch.Tensor:
-        return blend_pictures(background, picture, drawn, outwards=4, matte=matte or None)
-
-    finished = blended(frame, matte)
-    if matte:
-        frame, outline = restore_detail(frame, matte[0], [views], [alpha])
-        soft, finished = finished, blended(frame, [outline, matte[1]])
+    if config.matte:
         save(
             HELP_FOLDER / "ImprintRestoreDetail.jpg",
-            [on_white, *(around(picture, levels[-1]) for picture in (soft, finished))],
+            [on_white, *(around(finished(detail), levels[-1]) for detail in (0.0, 1.0))],
         )
-    save(HELP_FOLDER / "ImprintLoadCheckpoint.jpg", [on_white, over(background, drawn), finished])
-    save(HELP_FOLDER / "ImprintContentAdapter.jpg", [picture for picture, _ in strengths.values()])
-    save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), painted, made, pasted])
+    save(HELP_FOLDER / "ImprintLoadCheckpoint.jpg", [on_white, over(background, drawn), finished(1.0)])
+    save(HELP_FOLDER / "ImprintContentAdapter.jpg", list(pictures.values()))
+    save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), crop.painted, made, pasted])
 
     # A brighter picture, as of a model that has shifted the colours: what the edge's width and method do to it.
-    shifted = background.clone()
-    shifted[here] = (place.insert(background[here], made) * 0.9 + 0.1).clamp(0, 1)
+    shifted, here = background.clone(), (slice(None), slice(None), *crop.placement.area)
+    shifted[here] = (pasted[here] * 0.9 + 0.1).clamp(0, 1)
     soft = {method: blend_pictures(background, shifted, drawn, 0, 24, method) for method in ("feather", "multiband")}
     save(
         HELP_FOLDER / "ImprintBackgroundBlend.jpg",

@@ -1,5 +1,25 @@
-"""The one exception that bad input raises, so that a caller can tell it from a defect of this code."""
+"""The one exception that bad input raises, so that a caller can tell it from a defect of this code;
+and the two checks that are made in several places."""
+
+from __future__ import annotations
 
 
 class ImprintError(ValueError):
     """Bad input: the message says what was got, what was expected and what to do."""
+
+
+def require_masks(views: int, masks: int) -> None:
+    """Raise `ImprintError` unless there are views of an object, and as many masks."""
+    if not views or views != masks:
+        raise ImprintError(
+            f"got {views} view(s) of the object and {masks} mask(s) of it; give one mask per view, or none at all "
+            "where the pictures are transparent around the object"
+        )
+
+
+def require_same_size(picture: str, size: tuple[int, int], mask: str, mask_size: tuple[int, int]) -> None:
+    """Raise `ImprintError` unless a picture and its mask, of these names, are of one height and width."""
+    if tuple(size) != tuple(mask_size):
+        raise ImprintError(
+            f"{picture} is {size[1]}x{size[0]}, but {mask} is {mask_size[1]}x{mask_size[0]}; make them the same size"
+        )

@@ -1,10 +1,14 @@
-"""Pictures in and out: files, Pillow and tensors. Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object."""
+"""Pictures in and out: files, Pillow and tensors.
+
+Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,12 +17,18 @@ from PIL import Image, ImageOps
 from . import files
 from .errors import ImprintError
 
+Picture: TypeAlias = "Image.Image | torch.Tensor"
+"""What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
+
 MAX_PIXELS = 1 << 27
 """Larger pictures (134 megapixels) are refused before they are decoded; Pillow's own limit is a little higher."""
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """A picture file, turned as its EXIF says. Raises `ImprintError` if it is absent, no picture, broken, or too large."""
+    """A picture file, turned as its EXIF says.
+
+    Raises `ImprintError` if it is absent, no picture, broken, or too large.
+    """
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
     try:
@@ -38,6 +48,37 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         raise ImprintError(f"{path} is too large to decode ({error}); make it smaller") from error
     except Exception as error:  # Pillow's decoders let errors of any class through
         raise ImprintError(f"{path} cannot be read as a picture ({error}); save it again as PNG or JPEG") from error
+
+
+def as_picture(image: Picture) -> torch.Tensor:
+    """-> (1, 3, H, W) float32 on the CPU. Raises `ImprintError` for a tensor of another shape."""
+    if isinstance(image, Image.Image):
+        return image_to_tensor(image)
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise ImprintError(f"a picture has shape {tuple(image.shape)}; expected (1, 3, H, W) or a Pillow picture")
+    return image.float().cpu()
+
+
+def as_mask(mask: Picture) -> torch.Tensor:
+    """-> (1, H, W) float32 on the CPU. Raises `ImprintError` for a tensor of another shape."""
+    if isinstance(mask, Image.Image):
+        return mask_to_tensor(mask)
+    if mask.ndim != 3 or len(mask) != 1:
+        raise ImprintError(f"a mask has shape {tuple(mask.shape)}; expected (1, H, W) or a Pillow picture")
+    return mask.float().cpu()
+
+
+def picture_size(image: Picture) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return image.size[::-1] if isinstance(image, Image.Image) else tuple(as_picture(image).shape[2:])
+
+
+def picture_part(image: Picture, area: tuple[slice, slice]) -> torch.Tensor:
+    """Rows and columns of a picture -> (1, 3, h, w); of a Pillow picture the rest is not converted."""
+    rows, columns = area
+    if isinstance(image, Image.Image):
+        return image_to_tensor(image.crop((columns.start, rows.start, columns.stop, rows.stop)))
+    return as_picture(image)[:, :, rows, columns]
 
 
 def require_writable(path: str | os.PathLike) -> None:
@@ -72,7 +113,7 @@ def image_to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
-    """A mask picture, white = 1 -> (1, H, W): its brightness, times its alpha where it has one (white strokes on nothing)."""
+    """A mask picture, white = 1 -> (1, H, W): its brightness, times its alpha where it has one."""
     grey = image if image.mode == "L" else to_rgb(image).convert("L")
     white = torch.from_numpy(np.asarray(grey).copy())[None].float().div_(255)
     alpha = alpha_to_tensor(image)

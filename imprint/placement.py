@@ -1,7 +1,7 @@
 """Where in the frame the model works: a square crop around the hole, and the way back.
 
-The object is generated at the model's full resolution however small the hole is in the frame (AnyDoor, arXiv 2307.09481,
-section 3.3; IMPRINT does the same).
+The object is generated at the model's full resolution however small the hole is in the frame (AnyDoor, arXiv
+2307.09481, section 3.3; IMPRINT does the same).
 """
 
 from __future__ import annotations
@@ -35,18 +35,11 @@ class Placement:
     """The square's side at the model."""
 
     @classmethod
-    def around(cls, mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8) -> Placement:
-        """The square around a hole.
+    def around(cls, box: list[int], frame: tuple[int, int], resolution: int, context: float) -> Placement:
+        """The square around a box (top, left, bottom, right) of a frame (height, width), moved to lie in it if it fits.
 
-        mask (H, W) with 1 = hole, of the frame's size. context: the square's side over the longer side of the hole's box,
-        at least 1. The square is moved to lie within the frame where it fits there. Raises `ImprintError` for an empty
-        mask, a context below 1, or a resolution that is not a whole multiple of `multiple`.
+        context: the square's side over the longer side of the box, at least 1.
         """
-        _check_crop(resolution, context, multiple)
-        return cls._around_box(bounding_boxes(mask[None], threshold=0)[0].tolist(), mask.shape, resolution, context)
-
-    @classmethod
-    def _around_box(cls, box: list[int], frame: tuple[int, int], resolution: int, context: float) -> Placement:
         (height, width), (top, left, bottom, right) = frame, box
         longer = max(bottom - top, right - left)
         # More context than the frame has is none: beyond the frame there are only repeated border pixels.
@@ -140,8 +133,9 @@ class Hole:
         """The hole of a mask (H, W), above 0.5, with the square around it; see `Placement.around`.
 
         A hole that measures fewer than `LEAST_CELLS` cells of the latent along a side, in the frame or in the model's
-        crop, is enlarged around its centre to that size. cell: pixels of the crop that one of the latent covers. Raises
-        `ImprintError` as `Placement.around` does, and for a mask without a hole.
+        crop, is enlarged around its centre to that size. cell: pixels of the crop that one cell of the latent covers.
+        Raises `ImprintError` for a mask without a hole, a context below 1, and a resolution that is not a multiple of
+        `multiple`.
         """
         _check_crop(resolution, context, multiple)
         highest = float(mask.max())
@@ -152,7 +146,7 @@ class Hole:
             )
         drawn = bounding_boxes(mask[None])
         wide = enlarge_boxes(drawn, LEAST_CELLS * cell, *mask.shape)
-        placement = Placement._around_box(wide[0].tolist(), mask.shape, resolution, context)
+        placement = Placement.around(wide[0].tolist(), mask.shape, resolution, context)
         wide = enlarge_boxes(wide, math.ceil(LEAST_CELLS * cell * placement.side / resolution), *mask.shape)
         rows, columns = placement.area
         hole = (mask[placement.area] > 0.5).float()

@@ -1,4 +1,4 @@
-"""The generator: Stable Diffusion's UNet, and the autoencoder, built from the configuration with diffusers."""
+"""The generator: Stable Diffusion's UNet, built from the configuration with diffusers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from .blending import blend_latents
-from .config import ImprintConfig, LatentConfig, UNetConfig
+from .config import ImprintConfig, UNetConfig
+from .vae import build_autoencoder as build_autoencoder
+from .vae import decode as decode
+from .vae import encode as encode
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
 
 
 def build_unet(config: UNetConfig, sample_size: int | None = None) -> UNet2DConditionModel:
@@ -27,39 +30,12 @@ def build_unet(config: UNetConfig, sample_size: int | None = None) -> UNet2DCond
         layers_per_block=config.layers_per_block,
         down_block_types=down,
         up_block_types=up,
-        # diffusers takes the middle's number from the last level, whose own blocks have no attention or the same number.
+        # diffusers takes the middle's number from the last level, whose own blocks have no attention or the same
+        # number.
         transformer_layers_per_block=(*config.transformer_layers[:-1], config.mid_transformer_layers),
         attention_head_dim=config.heads,  # for old reasons diffusers' name for the *number* of heads
         cross_attention_dim=config.context_width,
     )
-
-
-def build_autoencoder(config: LatentConfig) -> AutoencoderTiny | AutoencoderKL:
-    """TAESD or SD's autoencoder, with fresh weights."""
-    from diffusers import AutoencoderKL, AutoencoderTiny
-
-    if config.autoencoder == "tiny":
-        return AutoencoderTiny(latent_channels=config.channels)
-    return AutoencoderKL(
-        latent_channels=config.channels,
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        scaling_factor=config.scale_factor,
-    )
-
-
-def encode(autoencoder: AutoencoderTiny | AutoencoderKL, images: torch.Tensor, config: LatentConfig) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, C, H / downscale, W / downscale) latents as the UNet sees them; the mean, no noise."""
-    encoded = autoencoder.encode(images * 2 - 1)
-    latents = encoded.latents if config.autoencoder == "tiny" else encoded.latent_dist.mode()
-    return latents * config.scale_factor
-
-
-def decode(autoencoder: AutoencoderTiny | AutoencoderKL, latents: torch.Tensor, config: LatentConfig) -> torch.Tensor:
-    """The inverse of `encode`: -> (B, 3, H, W) in [0, 1]."""
-    return (autoencoder.decode(latents / config.scale_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
 def unet_input(

@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..imprint.errors import ImprintError
+from ..imprint.views import ObjectViews
 from .tensors import fit_mask, to_bchw
 
 
@@ -20,8 +21,8 @@ def marks_input(hint: str = "") -> io.Combo.Input:
     )
 
 
-def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """IMAGE and MASK -> views (V, 3, H, W) and masks (V, H, W) with 1 = object.
+def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> ObjectViews:
+    """IMAGE and MASK -> the views of an object.
 
     Raises `ImprintError` for a mask that leaves no object, and for counts that differ.
     """
@@ -39,6 +40,6 @@ def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tu
             )
     if len(masks) not in (1, len(views)):
         raise ImprintError(
-            f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one a picture"
+            f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one per picture"
         )
-    return views, masks.expand(len(views), -1, -1)
+    return ObjectViews(views.split(1), masks.expand(len(views), -1, -1).split(1))

@@ -12,12 +12,12 @@ from comfy_api.latest import io, ui
 import nodes  # ComfyUI's own, not this package
 
 from ..imprint.config import ImprintConfig
+from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError
-from ..imprint.masks import latent_hole, paint_hole
-from ..imprint.placement import Hole, Placement
+from ..imprint.placement import Hole
 from .messages import tell
 from .models import MatteReader, imprint_config
-from .tensors import broadcast, copy_image, fit_mask, sparse_zeros, to_bchw, to_bhwc
+from .tensors import broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
 
 
 class ImprintCompositeSampler(io.ComfyNode):
@@ -53,8 +53,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where the object goes: values above 0.5; its outline steers the pose. Best from Mask Coarsener. "
-                    "Another size is stretched to the background; too small a hole is enlarged, and the node says so.",
+                    tooltip="Where the object goes: values above 0.5; its outline steers the pose. Best from Mask "
+                    "Coarsener. Another size is stretched to the background; too small a hole is enlarged, and the "
+                    "node says so.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -62,16 +63,16 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The random start. The same seed and inputs give the same picture; try some when you do not "
-                    "like the first.",
+                    tooltip="The random start. The same seed and inputs give the same picture; try some when you do "
+                    "not like the first.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=20,
                     min=1,
                     max=10000,
-                    tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a quick "
-                    "look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
+                    tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a "
+                    "quick look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -80,25 +81,25 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped checkpoint has "
-                    "learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of your own takes 2, "
-                    "ObjectStitch and Paint-by-Example 5.",
+                    tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped "
+                    "checkpoint has learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of "
+                    "your own takes 2, ObjectStitch and Paint-by-Example 5.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
                     tooltip="The sampling algorithm. euler (default) is what the model was measured with; "
-                    "dpmpp_2m needs fewer steps. Those with 'ancestral' or 'sde' in their name give another picture for "
-                    "every number of steps.",
+                    "dpmpp_2m needs fewer steps. Those with 'ancestral' or 'sde' in their name give another picture "
+                    "for every number of steps.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
-                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; karras spends "
-                    "most steps on detail.",
+                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; "
+                    "karras spends most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -117,9 +118,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side in pixels at which the model sees the crop. 0 (default): the checkpoint's own, 256 for the "
-                    "shipped one, which also knows 384 and 512: sharper in holes that are larger than 256 pixels, in two to "
-                    "four times the time.",
+                    tooltip="Side in pixels at which the model sees the crop. 0 (default): the checkpoint's own, 256 "
+                    "for the shipped one, which also knows 384 and 512: sharper in holes that are larger than 256 "
+                    "pixels, in two to four times the time.",
                 ),
                 io.Boolean.Input(
                     "show_crop",
@@ -177,62 +178,62 @@ class ImprintCompositeSampler(io.ComfyNode):
         _check_parts(config, vae, positive, negative)
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=fit_mask(mask, frames, "mask"))
-        holes = _find_holes(masks, resolution or config.resolution, context, config)
-        tell(cls, "\n".join(_describe(hole) for hole in holes))
+        crops = _crops(frames, masks, config, resolution or None, context)
+        tell(cls, "\n".join(_describe(crop.hole) for crop in crops))
 
         # From here on only the crops are touched: the frame may have 67 megapixels.
-        places = [hole.placement.within(hole.placement.area) for hole in holes]
-        areas = [(index, slice(None), *hole.placement.area) for index, hole in enumerate(holes)]
-        crops = torch.cat([place.extract(frames[area][None]) for place, area in zip(places, areas)])
-        crop_holes = torch.cat([place.extract_mask(hole.mask[None]) for place, hole in zip(places, holes)])
-
-        hole = latent_hole(crop_holes, config.latent.downscale)
-        painted = to_bhwc(paint_hole(crops, hole, config.hole_value))
+        painted = to_bhwc(torch.cat([crop.painted for crop in crops]))
         clean = vae.encode(painted)
-        hole = hole.to(clean)
-        latent = {"samples": clean}
-        if config.background == "blend":
-            latent["noise_mask"] = hole
-        else:
-            # This UNet was trained with noise everywhere, and has the background in channels of its own: no noise mask, and
-            # an empty latent to start from, so that the first step sees noise alone.
-            latent = {"samples": torch.zeros_like(clean)}
-            channels = {"concat_latent_image": clean, "concat_mask": hole}
-            positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
+        hole = torch.cat([crop.latent_mask for crop in crops]).to(clean)
+        positive, negative, latent = _inputs(config, positive, negative, clean, hole)
         reader = MatteReader()
         model = reader.watch(model)
         (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        matte = reader.read(hole, config) if config.matte else None
-        made, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
+        drawn, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
+        maps = torch.stack(reader.read(hole, config), 1) if config.matte else None
 
-        result = copy_image(background, len(holes))
+        result = copy_image(background, len(crops))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        maps = sparse_zeros(len(holes), 2, *masks.shape[1:])
-        _put_back(colours, made, places, areas)
-        if matte:
-            _put_back(maps, torch.stack(matte, 1), places, areas)
-        else:
-            alpha = maps[:, :1]
-            for area in areas:
-                alpha[area] = 1  # all that was generated counts as the object
-        shown = ui.PreviewImage(torch.cat([painted, to_bhwc(made.to(painted))]), cls=cls) if show_crop else None
-        return io.NodeOutput(result, _generated_in(masks, holes), *maps.unbind(1), ui=shown)
+        layers = lazy_zeros(len(crops), 2, *masks.shape[1:])  # alpha and shadow
+        for index, crop in enumerate(crops):
+            one = slice(index, index + 1)
+            crop.write(colours[one], drawn[one])
+            if maps is None:
+                layers[(index, 0, *crop.placement.area)] = 1  # all that was generated counts as the object
+            else:
+                crop.write(layers[one], maps[one])
+        shown = ui.PreviewImage(torch.cat([painted, to_bhwc(drawn.to(painted))]), cls=cls) if show_crop else None
+        return io.NodeOutput(result, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
 
 
-def _put_back(frames: torch.Tensor, crops: torch.Tensor, places: list[Placement], areas: list[tuple]) -> None:
-    """Write each crop (C, R, R) into its area of a frame (B, C, H, W)."""
-    for place, area, crop in zip(places, areas, crops.to(frames)):
-        frames[area] = place.insert(frames[area][None], crop[None])[0]
-
-
-def _find_holes(masks: torch.Tensor, resolution: int, context: float, config: ImprintConfig) -> list[Hole]:
-    holes = []
-    for index, mask in enumerate(masks):
+def _crops(
+    frames: torch.Tensor, masks: torch.Tensor, config: ImprintConfig, resolution: int | None, context: float
+) -> list[Crop]:
+    """One for each of the frames (B, 3, H, W) and masks (B, H, W)."""
+    crops = []
+    for index in range(len(masks)):
+        one = slice(index, index + 1)
         try:
-            holes.append(Hole.find(mask, resolution, context, config.multiple, config.latent.downscale))
+            crops.append(Crop.of(frames[one], masks[one], config, resolution, context))
         except ImprintError as error:
             raise ImprintError(f"mask {index + 1} of {len(masks)}: {error}") from error
-    return holes
+    return crops
+
+
+def _inputs(
+    config: ImprintConfig, positive: list, negative: list, clean: torch.Tensor, hole: torch.Tensor
+) -> tuple[list, list, dict[str, torch.Tensor]]:
+    """Both conditionings and the LATENT to start from, by how the model sees the background.
+
+    clean (B, C, h, w): the background's latents with the hole painted grey; hole (B, 1, h, w) of 0 and 1.
+    """
+    if config.background == "blend":
+        return positive, negative, {"samples": clean, "noise_mask": hole}
+    # This UNet was trained with noise everywhere, and has the background in channels of its own: no noise mask, and an
+    # empty latent to start from, so that the first step sees noise alone.
+    channels = {"concat_latent_image": clean, "concat_mask": hole}
+    positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
+    return positive, negative, {"samples": torch.zeros_like(clean)}
 
 
 def _describe(hole: Hole) -> str:
@@ -247,12 +248,13 @@ def _describe(hole: Hole) -> str:
     )
 
 
-def _generated_in(masks: torch.Tensor, holes: list[Hole]) -> torch.Tensor:
-    if not any(hole.enlarged for hole in holes):
+def _generated_in(masks: torch.Tensor, crops: list[Crop]) -> torch.Tensor:
+    """The masks (B, H, W), enlarged where they were too small to generate in."""
+    if not any(crop.hole.enlarged for crop in crops):
         return masks
     masks = masks.clone()
-    for mask, hole in zip(masks, holes):
-        mask[hole.placement.area] = torch.maximum(mask[hole.placement.area], hole.mask)
+    for mask, crop in zip(masks, crops):
+        mask[crop.placement.area] = torch.maximum(mask[crop.placement.area], crop.hole.mask)
     return masks
 
 

@@ -6,8 +6,8 @@ ComfyUI: IMAGE (B, H, W, 3 or 4) in [0, 1]; MASK (H, W) or (B, H, W). `imprint`:
 from __future__ import annotations
 
 import math
-import mmap
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -90,7 +90,6 @@ def broadcast(**batches: torch.Tensor) -> list[torch.Tensor]:
     return [batch.expand(count, *batch.shape[1:]) for batch in batches.values()]
 
 
-def sparse_zeros(*shape: int) -> torch.Tensor:
-    """float32 zeros that take memory only where something is written: pages of their own that nobody has touched yet."""
-    count = math.prod(shape)
-    return torch.frombuffer(mmap.mmap(-1, 4 * count), dtype=torch.float32, count=count).view(shape)
+def lazy_zeros(*shape: int) -> torch.Tensor:
+    """float32 zeros that take memory only where something is written, as numpy's do and torch's do not."""
+    return torch.from_numpy(np.zeros(shape, np.float32))

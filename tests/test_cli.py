@@ -18,7 +18,7 @@ from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
 from imprint.pipeline import FEATHER, ImprintPipeline
-from imprint.placement import Placement
+from imprint.placement import Hole
 from training.loop.model import with_matte
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def pixels(path: Path) -> np.ndarray:
 def blend_of(background: Path, hole: Path, config) -> np.ndarray:
     """(H, W) bool: where the picture may change."""
     mask = (mask_to_tensor(Image.open(hole)) > 0.5).float()
-    place = Placement.around(mask[0], config.resolution, config.sampling.context)
+    place = Hole.find(mask[0], config.resolution, config.sampling.context).placement
     return (feather(mask, outwards=round(FEATHER * place.side / place.resolution))[0] > 0).numpy()
 
 
@@ -252,7 +252,7 @@ def test_unusable_files(files, capsys, monkeypatch, changes, message):
         ({"guidance": "inf"}, "guidance is inf"),
         ({"feather": -2}, "feather is -2 pixels"),
         ({"feather_in": -2}, "-2 inwards"),
-        ({"colour_match": 2}, "colour match 2"),
+        ({"colour_match": 2}, "colour match is 2"),
         ({"device": "cuda"}, "no 'cuda' device"),
     ],
 )

@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import FEATHER, ImprintPipeline
-from imprint.placement import Placement
+from imprint.placement import Hole
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -32,7 +33,7 @@ def run(pipeline, scene, seed: int = 0, **settings):
 def blend_of(background: Image.Image, hole: Image.Image, pipeline, feather_pixels=None, context=None) -> torch.Tensor:
     """(H, W) bool: what the documentation says may change."""
     config, mask = pipeline.model_config, (mask_to_tensor(hole) > 0.5).float()
-    place = Placement.around(mask[0], config.resolution, context or config.sampling.context)
+    place = Hole.find(mask[0], config.resolution, context or config.sampling.context).placement
     width = round(FEATHER * place.side / place.resolution) if feather_pixels is None else feather_pixels
     return feather(mask, outwards=width)[0] > 0
 
@@ -302,6 +303,18 @@ def test_guidance_of_one_asks_the_unet_once(pipeline, scene):
     assert torch.allclose(plain, near, atol=1e-4)
 
 
+def test_weights_may_be_brought_to_their_device_layer_by_layer(micro_file, scene, pipeline):
+    """accelerate's hooks, which diffusers' sequential CPU offload sets; with guidance, which needs the null embedding."""
+    offloaded = ImprintPipeline.from_checkpoint(micro_file)
+    offloaded.set_progress_bar_config(disable=True)
+    for part in ("encoder", "adapter", "unet", "vae"):
+        accelerate.cpu_offload(getattr(offloaded, part), torch.device("cpu"))
+    assert offloaded.adapter.null_embedding.is_meta
+    assert torch.equal(
+        run(offloaded, scene, guidance_scale=2.0).images, run(pipeline, scene, guidance_scale=2.0).images
+    )
+
+
 def test_guidance_of_zero_forgets_the_object(pipeline, scene):
     _, background, hole = scene
     first = run(pipeline, scene, guidance_scale=0.0).images
@@ -499,10 +512,10 @@ EMPTY, SMALL = Image.new("L", (120, 90)), Image.new("L", (60, 45), 255)
     [
         ({"mask": EMPTY}, "mask of the hole is empty.*largest value is 0,"),
         ({"mask": EMPTY.point(lambda _: 100)}, "largest value is 0.392"),
-        ({"mask": SMALL}, "background is 120x90.*mask 60x45"),
+        ({"mask": SMALL}, "background is 120x90.*mask is 60x45"),
         ({"object_image": photo(50, 40)}, "no mask and no transparency"),
         ({"object_mask": Image.new("L", (50, 40))}, "object's mask is empty"),
-        ({"object_mask": SMALL}, "50x40.*60x45 differ"),
+        ({"object_mask": SMALL}, "50x40, but its mask is 60x45"),
         ({"object_image": []}, "got 0 view"),
         ({"object_image": [cutout(50, 40)] * 2, "object_mask": [SMALL]}, "2 view.*1 mask"),
         ({"background": torch.zeros(1, 4, 90, 120)}, r"\(1, 4, 90, 120\)"),
@@ -511,7 +524,7 @@ EMPTY, SMALL = Image.new("L", (120, 90)), Image.new("L", (60, 45), 255)
         ({"num_inference_steps": 0}, "0 steps"),
         ({"num_results": 0}, "0 results"),
         ({"guidance_scale": float("nan")}, "guidance is nan"),
-        ({"colour_match": 1.5}, "colour match 1.5"),
+        ({"colour_match": 1.5}, "colour match is 1.5"),
         ({"detail": 1.5}, "detail 1.5"),
         ({"context": 0.5}, "context is 0.5"),
         ({"context": 0}, "context is 0"),
@@ -520,8 +533,8 @@ EMPTY, SMALL = Image.new("L", (120, 90)), Image.new("L", (60, 45), 255)
         ({"feather_pixels": -1}, "feather is -1 pixels"),
         ({"feather_inwards": -1}, "and -1 inwards"),
         ({"blend_method": "poisson"}, "'poisson'.*feather, multiband"),
-        ({"blend_mask": torch.ones(1, 9, 12)}, "120x90, but its blend mask 12x9"),
-        ({"output_type": "np"}, "'np'.*'pil', 'pt' or 'latent'"),
+        ({"blend_mask": torch.ones(1, 9, 12)}, "120x90, but its blend mask is 12x9"),
+        ({"output_type": "np"}, "'np'.*pil, pt, latent"),
         ({"latents": torch.zeros(1, 4, 9, 9)}, r"\(1, 4, 9, 9\); expected \(1, 4, 8, 8\)"),
         ({"object_image": torch.full((1, 3, 9, 9), float("nan")), "object_mask": torch.ones(1, 9, 9)}, "not finite"),
     ],

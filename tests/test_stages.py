@@ -517,7 +517,8 @@ def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_pa
         shard.write_bytes(content + bytes(10240))
     message = leaves(command)
     assert (
-        "the shard cutouts/train/views-000000.tar was" in message and ("absent" if what == "lost" else "bytes") in message
+        "the shard cutouts/train/views-000000.tar was" in message
+        and ("absent" if what == "lost" else "bytes") in message
     )
     assert {path.name for path in folder.glob("state-*")} == before
     shard.write_bytes(content)

@@ -20,7 +20,8 @@ from imprint.config import PRESETS, ImprintConfig, LatentConfig, UNetConfig, tok
 from imprint.encoder import IDEncoder
 from imprint.errors import ImprintError
 from imprint.pipeline import ImprintPipeline
-from imprint.unet import build_autoencoder, build_unet
+from imprint.unet import build_unet
+from imprint.vae import build_autoencoder
 from training import start
 
 GRID = 4  # patches a side that the pretrained encoders were trained with; the micro model's input has 2
@@ -181,7 +182,7 @@ def test_dinov2_answers_as_in_transformers(files, tmp_path, swiglu, registers, l
 
 
 def test_a_single_file_with_latent_diffusion_s_names(files, tmp_path):
-    """The random weights under released names, as `test_originals.py` compares them with the authors' code."""
+    """The random weights under released names, as `test_third_party.py` compares them with the authors' code."""
     named = {
         name: tensor
         for name, tensor in random_weights("small", "objectstitch").items()

@@ -24,8 +24,9 @@ from imprint.checkpoint import load_checkpoint, read_config, save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.masks import LEVELS
+from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
-from imprint.pipeline import ImprintPipeline, build_modules, load_modules
+from imprint.pipeline import ImprintPipeline
 from training import prepare, train
 from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
 from training.loop import losses, state

@@ -33,6 +33,17 @@ def test_inside_comfyui(checked: Path, check: str):
     assert failure is None, failure
 
 
+def test_golden_composites(checked: Path):
+    """The nodes' own pictures: two of a batch, one at 384 px; recorded as in test_golden_composites.py."""
+    from PIL import Image
+    from test_golden_composites import compare
+
+    failure = json.loads((checked / "result.json").read_text())["results"]["write_composites"]
+    assert failure is None, failure
+    made_with = json.loads((checked / "composites.json").read_text())
+    compare("nodes", Image.open(checked / "composites.png"), made_with=made_with)
+
+
 @pytest.mark.parametrize("background", ["blend", "concat"])
 def test_pipeline_and_graph_agree(checked: Path, background: str):
     """The same weights, noise, steps and Euler schedule, both in fp32: the final latents and the mattes agree to 1e-3."""

@@ -19,8 +19,8 @@ from imprint.images import (
     save_image,
     tensor_to_image,
 )
-from imprint.pipeline import load_modules
-from imprint.unet import build_autoencoder, decode, encode
+from imprint.model import load_modules
+from imprint.vae import build_autoencoder, decode, encode
 
 from ..data.shards import SPLITS, inside
 from ..pairs.making import PairMaker

@@ -15,7 +15,7 @@ from imprint.errors import ImprintError
 from imprint.files import replacing
 from imprint.matte import MAPS
 from imprint.preprocess import normalise
-from imprint.unet import build_autoencoder
+from imprint.vae import build_autoencoder
 
 from ..settings import Stage, Train
 

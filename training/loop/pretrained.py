@@ -14,9 +14,9 @@ from imprint.checkpoint import Checkpoint
 from imprint.config import PRESETS, EncoderConfig, ImprintConfig
 from imprint.encoder import IDEncoder
 from imprint.errors import ImprintError
-from imprint.originals import PREFIXES, read_tensors, with_diffusers_names
-from imprint.pipeline import build_modules, module_tensors
-from imprint.unet import build_autoencoder
+from imprint.model import build_modules, module_tensors
+from imprint.third_party import PREFIXES, read_tensors, with_diffusers_names
+from imprint.vae import build_autoencoder
 
 from .model import with_matte
 

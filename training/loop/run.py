@@ -18,8 +18,8 @@ from tqdm import tqdm
 from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
+from imprint.model import build_modules, load_modules, module_tensors
 from imprint.noise import alphas_cumprod
-from imprint.pipeline import build_modules, load_modules, module_tensors
 
 from ..arguments import flattened
 from ..pairs.captions import Captions

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from imprint.config import ImprintConfig
-from imprint.unet import encode
+from imprint.vae import encode
 
 from ..data.shards import inside
 from ..pairs.batches import Batch

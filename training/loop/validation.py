@@ -14,7 +14,7 @@ from imprint.images import save_image, tensor_to_image
 from imprint.matte import matte_pixels
 from imprint.noise import make_scheduler
 from imprint.pipeline import ImprintPipeline
-from imprint.unet import decode
+from imprint.vae import decode
 
 from ..pairs.captions import Captions
 from ..pairs.making import PairMaker

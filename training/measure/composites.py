@@ -14,17 +14,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from imprint.blending import feather
 from imprint.checkpoint import open_safetensors, read_config
+from imprint.crop import Crop
 from imprint.errors import ImprintError
 from imprint.files import write_text
 from imprint.images import (
-    mask_to_tensor,
     open_image,
     save_image,
 )
-from imprint.pipeline import FEATHER, ImprintPipeline
-from imprint.placement import Hole
+from imprint.pipeline import ImprintPipeline
 
 from .settings import ABLATIONS, Evaluate
 from .tasks import Scene, Task
@@ -69,14 +67,10 @@ class Row:
 
     def blend_area(self, scene: Scene) -> np.ndarray:
         """(H, W) bool: the hole, enlarged where it is too small, and its soft edge; all else must be background."""
-        hole = mask_to_tensor(scene.hole(self.level))
+        mask = scene.hole(self.level)
         if self.checkpoint is None:
-            return hole[0].numpy() > 0
-        config = read_config(self.checkpoint)
-        found = Hole.find(hole[0], config.resolution, config.sampling.context, config.multiple, config.latent.downscale)
-        place = found.placement
-        hole.zero_()[(0, *place.area)] = found.mask
-        return feather(hole, outwards=round(FEATHER * place.side / place.resolution))[0].numpy() > 0
+            return np.asarray(mask) > 127
+        return Crop.of(scene.background, mask, read_config(self.checkpoint)).changed_area().numpy()
 
 
 def table_rows(options: Evaluate) -> list[Row]:

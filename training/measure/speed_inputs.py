@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from imprint.config import PRESETS, ImprintConfig
-from imprint.unet import build_autoencoder, build_unet
+from imprint.unet import build_unet
+from imprint.vae import build_autoencoder
 
 from ..data.shards import Record, sample, shard_writer
 

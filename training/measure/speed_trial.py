@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from imprint.checkpoint import Checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
-from imprint.pipeline import build_modules, module_tensors
+from imprint.model import build_modules, module_tensors
 
 from ..loop.meter import Meter
 from ..loop.run import Run

@@ -1,0 +1,167 @@
+"""The square of a background that the model works in, and the way back into the background.
+
+    crop = Crop.of(background, mask, config)
+    ... crop.painted -> latents -> sampling -> a drawing of the square ...
+    crop.paste(background, crop.put_back(drawing)[0])
+
+*Mask* is what the user draws: white where the object goes. *Hole* is what the model makes of it: the same pixels,
+enlarged where they are too few to draw in, and then all cells of the latent that they touch. What is in the hole is
+never seen by the model. Everything here touches only the square's part of the background, which may have 67 megapixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from .blending import blend_pictures, feather, match_colour
+from .config import ImprintConfig
+from .errors import require_same_size
+from .images import Picture, as_mask, as_picture, picture_part, picture_size, tensor_to_image, to_rgb
+from .masks import hole_pixels, latent_hole, paint_hole
+from .placement import Hole, Placement
+
+FEATHER = 4
+"""Default width of the soft edge around the hole, in pixels of the model's crop."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What is laid over a crop's `frame`."""
+
+    picture: torch.Tensor
+    """(B, 3, h, w) in [0, 1]: the drawn object and what is around it."""
+    alpha: torch.Tensor | None = None
+    """(B, h, w) in [0, 1]: the object's share of each pixel; None: the picture counts wherever the mask is."""
+    shadow: torch.Tensor | None = None
+    """(B, h, w) in [0, 1]: the share of light that the frame loses."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square around the hole in one background, and the part of the background that it may change."""
+
+    hole: Hole
+    area: tuple[slice, slice]
+    """Rows and columns of the background that `frame` is."""
+    frame: torch.Tensor
+    """(1, 3, h, w) in [0, 1]: the square and one pixel around it; nothing beyond ever changes."""
+    frame_mask: torch.Tensor
+    """(1, h, w) of 0 and 1: the hole in it."""
+    picture: torch.Tensor
+    """(1, 3, R, R) in [0, 1]: the square at the model's resolution R."""
+    mask: torch.Tensor
+    """(1, R, R) of 0 and 1: all pixels of it that the hole touches."""
+    latent_mask: torch.Tensor
+    """(1, 1, R / downscale, R / downscale) of 0 and 1: all cells that the hole touches; these are generated."""
+    painted: torch.Tensor
+    """`picture` with these cells in one grey: what the model sees of the background."""
+
+    @classmethod
+    def of(
+        cls,
+        background: Picture,
+        mask: Picture,
+        config: ImprintConfig,
+        resolution: int | None = None,
+        context: float | None = None,
+    ) -> Crop:
+        """background: Pillow or (1, 3, H, W); mask: Pillow or (1, H, W) of its size, above 0.5 = where the object goes.
+
+        resolution, context: R, and the square's side over the longer side of the hole's box; by default the
+        configuration's. Raises `ImprintError` for sizes that differ, and where `Hole.find` does.
+        """
+        size, mask = picture_size(background), as_mask(mask)
+        require_same_size("the background", size, "its mask", mask.shape[1:])
+        hole = Hole.find(
+            mask[0],
+            config.resolution if resolution is None else resolution,
+            config.sampling.context if context is None else context,
+            config.multiple,
+            config.latent.downscale,
+        )
+        # One pixel more than the square: there a hole that fills the square has its edge.
+        rows, columns = area = tuple(
+            slice(max(0, part.start - 1), min(length, part.stop + 1)) for part, length in zip(hole.placement.area, size)
+        )
+        frame, local = picture_part(background, (rows, columns)), hole.placement.within(area)
+        frame_mask = torch.zeros(1, *frame.shape[2:])
+        frame_mask[(0, *local.area)] = hole.mask
+        picture, inside = local.extract(frame), local.extract_mask(frame_mask)
+        latent_mask = latent_hole(inside, config.latent.downscale)
+        painted = paint_hole(picture, latent_mask, config.hole_value)
+        return cls(hole, area, frame, frame_mask, picture, inside, latent_mask, painted)
+
+    @property
+    def placement(self) -> Placement:
+        """The square's place in the background."""
+        return self.hole.placement
+
+    @property
+    def feather(self) -> int:
+        """`FEATHER` in pixels of the background."""
+        return round(FEATHER * self.placement.side / self.placement.resolution)
+
+    def part(self, mask: Picture, name: str) -> torch.Tensor:
+        """Another mask of the background, as one of `frame`: -> (1, h, w). name: what it is called in an error."""
+        mask, placement = as_mask(mask), self.placement
+        require_same_size("the background", (placement.height, placement.width), f"its {name}", mask.shape[1:])
+        return mask[(slice(None), *self.area)]
+
+    def matched(self, drawings: torch.Tensor, strength: float) -> torch.Tensor:
+        """Drawings of the square (B, 3, R, R) in the background's colours around the hole; see `match_colour`."""
+        inside = hole_pixels(self.latent_mask, self.picture.shape[2] // self.latent_mask.shape[2])[:, 0]
+        return match_colour(
+            drawings, self.picture.expand_as(drawings), inside.expand(len(drawings), -1, -1), strength=strength
+        )
+
+    def put_back(self, square: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, R, R) in its place -> (B, C, h, w). onto: what is around it, of that shape; by default `frame`."""
+        onto = self.frame.expand(len(square), -1, -1, -1) if onto is None else onto
+        return self.placement.within(self.area).insert(onto, square)
+
+    def put_back_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        """Alpha or shadow of the square, (B, R, R) -> (B, h, w), 0 around it."""
+        return self.put_back(maps[:, None], maps.new_zeros(len(maps), 1, *self.frame.shape[2:]))[:, 0]
+
+    def write(self, whole: torch.Tensor, square: torch.Tensor) -> None:
+        """`put_back` into the whole background or a map of its size, (B, C, H, W), in place."""
+        area = (slice(None), slice(None), *self.area)
+        whole[area] = self.put_back(square.to(whole), whole[area])
+
+    def composite(
+        self, layers: Layers, mask: torch.Tensor, inwards: int = 0, outwards: int = 0, method: str = "feather"
+    ) -> torch.Tensor:
+        """The frame with the layers over it, within a mask (1, h, w) and its soft edge: -> (B, 3, h, w).
+
+        inwards, outwards, method: as in `blend_pictures`. Beyond the edge the frame stays bit for bit.
+        """
+        count = len(layers.picture)
+        matte = None if layers.alpha is None else (layers.alpha, layers.shadow)
+        frames, masks = self.frame.expand(count, -1, -1, -1), mask.expand(count, -1, -1)
+        return blend_pictures(frames, layers.picture, masks, inwards, outwards, method, matte)
+
+    def changed_area(self, inwards: int = 0, outwards: int | None = None) -> torch.Tensor:
+        """(H, W) bool: the hole and its soft edge in the whole background, all that a composite may change."""
+        outwards = self.feather if outwards is None else outwards
+        whole = torch.zeros(1, self.placement.height, self.placement.width)
+        whole[(0, *self.placement.area)] = self.hole.mask
+        return feather(whole, inwards, outwards)[0] > 0
+
+    def paste(self, background: Picture, part: torch.Tensor) -> Image.Image:
+        """The whole background in RGB with a changed part (3, h, w) in it, and with its own transparency."""
+        own = isinstance(background, Image.Image)
+        image = to_rgb(background) if own else tensor_to_image(background[0])
+        rows, columns = self.area
+        image.paste(tensor_to_image(part), (columns.start, rows.start))
+        if own and background.has_transparency_data:
+            image.putalpha(background.convert("RGBA").getchannel("A"))
+        return image
+
+    def paste_tensor(self, background: Picture, parts: torch.Tensor) -> torch.Tensor:
+        """As `paste`, for (B, 3, h, w) -> (B, 3, H, W)."""
+        images = as_picture(background).repeat(len(parts), 1, 1, 1)
+        images[(slice(None), slice(None), *self.area)] = parts
+        return images

@@ -1,0 +1,71 @@
+"""A model's parts: built from a configuration, filled from a checkpoint, and named as a checkpoint names them."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .adapter import ContentAdapter
+from .checkpoint import Checkpoint, load_checkpoint
+from .config import ImprintConfig
+from .encoder import IDEncoder
+from .errors import ImprintError
+from .unet import build_unet
+from .vae import build_autoencoder
+
+
+def load_model(
+    path: str | os.PathLike, dtype: torch.dtype = torch.float32, vae: torch.nn.Module | None = None
+) -> tuple[ImprintConfig, dict[str, torch.nn.Module]]:
+    """A checkpoint's configuration and its modules, frozen and ready to generate.
+
+    vae: an autoencoder of the configuration's kind, for a checkpoint that holds none. Raises `ImprintError` as
+    `load_checkpoint` does, and when there is no autoencoder.
+    """
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    if vae is None and "vae" not in checkpoint.parts:
+        raise ImprintError(
+            f"{path} holds no autoencoder (kind '{config.latent.autoencoder}'); pass one as `vae=`, for example "
+            "diffusers' AutoencoderKL.from_pretrained(...)"
+        )
+    modules = build_modules(config, with_vae=vae is None)
+    load_modules(modules, checkpoint)
+    modules.setdefault("vae", vae)
+    for module in modules.values():
+        # Not module.to(): diffusers warns there of modules to keep in fp32 even where the list of them is empty.
+        torch.nn.Module.to(module, dtype).eval().requires_grad_(False)
+    return config, modules
+
+
+def build_modules(config: ImprintConfig, with_vae: bool = True) -> dict[str, torch.nn.Module]:
+    """The parts of a model with fresh weights, by the names of `checkpoint.PARTS`."""
+    modules = {
+        "encoder": IDEncoder(config.encoder),
+        "adapter": ContentAdapter(config.adapter),
+        "unet": build_unet(config.unet, config.resolution // config.latent.downscale),
+    }
+    if with_vae:
+        modules["vae"] = build_autoencoder(config.latent)
+    return modules
+
+
+def module_tensors(modules: dict[str, torch.nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
+    """The modules' tensors as a checkpoint names them."""
+    return {
+        part: module.hub_state_dict() if isinstance(module, IDEncoder) else module.state_dict()
+        for part, module in modules.items()
+    }
+
+
+def load_modules(modules: dict[str, torch.nn.Module], checkpoint: Checkpoint) -> None:
+    """Copy the checkpoint's tensors into the modules.
+
+    Raises `ImprintError` unless all names and shapes are the same.
+    """
+    for part, expected in module_tensors(modules).items():
+        tensors = checkpoint.check(part, {name: tensor.shape for name, tensor in expected.items()})
+        module = modules[part]
+        load = module.load_hub_state_dict if isinstance(module, IDEncoder) else module.load_state_dict
+        load(tensors)

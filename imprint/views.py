@@ -1,0 +1,72 @@
+"""An object as it is given: one or several pictures of it, each with a mask, checked once for all that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from .config import EncoderConfig
+from .errors import ImprintError, require_masks, require_same_size
+from .images import Picture, alpha_to_tensor, as_mask, as_picture
+from .preprocess import prepare_object
+
+
+@dataclass(frozen=True)
+class ObjectViews:
+    """Views of one object; they may differ in size. Raises `ImprintError` for what does not fit together."""
+
+    pictures: tuple[torch.Tensor, ...]
+    """Each (1, 3, H, W) in [0, 1]."""
+    masks: tuple[torch.Tensor, ...]
+    """One for each picture, (1, H, W) in [0, 1] with 1 = object; soft edges count."""
+
+    def __post_init__(self) -> None:
+        require_masks(len(self.pictures), len(self.masks))
+        for index, (picture, mask) in enumerate(zip(self.pictures, self.masks), 1):
+            name = "the object's picture" if len(self) == 1 else f"view {index} of the object"
+            require_same_size(name, picture.shape[2:], "its mask", mask.shape[1:])
+
+    @classmethod
+    def of(cls, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None) -> ObjectViews:
+        """From Pillow pictures or tensors, one or a list of them.
+
+        masks: as many; without them each picture's alpha channel is its mask. Raises `ImprintError` for counts or sizes
+        that differ, and for a picture without mask and alpha.
+        """
+        images = _listed(images)
+        masks = [None] * len(images) if masks is None else _listed(masks)
+        require_masks(len(images), len(masks))
+        pairs = list(zip(images, masks))
+        return cls(
+            tuple(as_picture(image) for image in images),
+            tuple(_alpha(image) if mask is None else as_mask(mask) for image, mask in pairs),
+        )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def prepared(self, config: EncoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """The encoder's input, and the cut-outs in [0, 1] that it shows, both (V, 3, S, S).
+
+        Raises `ImprintError` for more views than the model takes, an empty mask, or values that are not finite.
+        """
+        if len(self) > 1 and not config.several_views:
+            raise ImprintError(
+                f"got {len(self)} views of the object, but this checkpoint takes one picture; give the best one"
+            )
+        pixels, cutouts = zip(*(prepare_object(*view, config) for view in zip(self.pictures, self.masks)))
+        return torch.cat(pixels), torch.cat(cutouts)
+
+
+def _listed(value: Picture | Sequence[Picture]) -> list[Picture]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _alpha(image: Picture) -> torch.Tensor:
+    alpha = alpha_to_tensor(image) if isinstance(image, Image.Image) else None
+    if alpha is None:
+        raise ImprintError("the object's picture has no mask and no transparency; give its mask, white on the object")
+    return alpha
