@@ -13,12 +13,9 @@ the UNet's output (sub-pixel convolution: Shi et al., arXiv 1609.05158).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 
-from .checkpoint import Checkpoint
 from .config import ImprintConfig
 
 MAPS = ("alpha", "shadow")
@@ -62,19 +59,6 @@ def _softened(shadow: torch.Tensor, inside: torch.Tensor, cells: int) -> torch.T
     return shadow * (2 * share - 1).clamp(min=0)
 
 
-def matte_values(alpha: torch.Tensor, shadow: torch.Tensor, config: ImprintConfig) -> torch.Tensor:
-    """What the logits' sigmoid is trained to be.
-
-    alpha, shadow (B, H, W) in [0, 1] -> (B, 2 * matte**2, h, w). A pixel that the object covers by half is wholly taken
-    from what was generated: it is mixed with the background there already.
-    """
-    if not config.matte:
-        cell = config.latent.downscale
-        return alpha.new_zeros(len(alpha), 0, alpha.shape[1] // cell, alpha.shape[2] // cell)
-    maps = torch.stack([(2 * alpha).clamp(max=1), shadow], 1)
-    return F.pixel_unshuffle(F.avg_pool2d(maps, config.latent.downscale // config.matte), config.matte)
-
-
 def apply_matte(
     background: torch.Tensor, generated: torch.Tensor, alpha: torch.Tensor, shadow: torch.Tensor
 ) -> torch.Tensor:
@@ -85,19 +69,3 @@ def apply_matte(
     alpha, shadow = alpha[:, None].to(background), shadow[:, None].to(background)
     shaded = torch.where(shadow > 0, background * (1 - shadow), background)
     return torch.where(alpha > 0, torch.lerp(shaded, generated.to(background), alpha), shaded)
-
-
-def with_matte(checkpoint: Checkpoint, cells: int) -> Checkpoint:
-    """The checkpoint with an untrained matte of `cells` values along a latent cell's side, or with none for 0.
-
-    The usual prediction stays exactly what it was. Raises `ImprintError` where `cells` does not divide the cell.
-    """
-    config = checkpoint.config
-    channels = config.latent.channels
-    unet = replace(config.unet, out_channels=channels + len(MAPS) * cells**2)
-    config = replace(config, matte=cells, unet=unet)  # checks that it fits, before any tensor is made
-    grown = dict(checkpoint.parts["unet"])
-    for name in ("conv_out.weight", "conv_out.bias"):
-        kept = grown[name][:channels]
-        grown[name] = torch.cat([kept, kept.new_zeros(unet.out_channels - channels, *kept.shape[1:])])
-    return replace(checkpoint, config=config, parts=checkpoint.parts | {"unet": grown})

@@ -11,8 +11,9 @@ from micro import cutout, fresh_checkpoint, micro_config, photo, rectangle
 from PIL import Image, ImageDraw
 
 from imprint.checkpoint import save_checkpoint
-from training import evaluate, metrics, tasks
-from training.shards import Record, sample, shard_writer
+from training import evaluate
+from training.data.shards import Record, sample, shard_writer
+from training.measure import evaluation, networks, tasks
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -123,12 +124,12 @@ def scene_of(target: Image.Image) -> tasks.Scene:
 
 def check_that_the_target_is_best(name: str, same: float, data: Path, backbones: Path) -> None:
     """A metric gives `same` to the target itself, and less good to another picture, whatever else it is given."""
-    metric = evaluate.load_metrics(evaluate.parse(words(data, data, metrics=name, backbones=backbones)), {})[name]
+    metric = evaluation.load_metrics(evaluate.parse(words(data, data, metrics=name, backbones=backbones)), {})[name]
     target, other = photo(50, 40, seed=1), photo(50, 40, seed=2)
     (scores,) = metric(scene_of(target), [target, other, target]).values()
     assert scores[0] == pytest.approx(same, abs=1e-6) and scores[2] == pytest.approx(scores[0], abs=1e-6)
     assert abs(scores[1] - same) > 1e-4
-    assert (scores[1] < same) == (metrics.COLUMNS[name].better == "higher")
+    assert (scores[1] < same) == (networks.COLUMNS[name].better == "higher")
     (alone,) = metric(scene_of(target), [other]).values()  # the other crops have no part in a crop's score
     assert alone == pytest.approx(scores[1:2], abs=1e-5)
 

@@ -77,7 +77,7 @@ def relative_config() -> ImprintConfig:
 
 def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True) -> Checkpoint:
     """Random weights that react to the object as strongly as trained ones."""
-    from imprint.pipeline import build_modules, module_tensors
+    from imprint.model import build_modules, module_tensors
 
     torch.manual_seed(seed)
     modules = build_modules(config, with_vae)

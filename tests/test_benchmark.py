@@ -13,8 +13,11 @@ pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
 from imprint.config import PRESETS
-from training import benchmark, train
-from training.benchmark import Bench, busy
+from training import benchmark
+from training.loop import run as train
+from training.measure import speed, speed_inputs, speed_trial
+from training.measure.speed import Bench, busy
+from training.measure.speed_report import cost
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def micro_preset(monkeypatch):
     monkeypatch.setitem(PRESETS, "micro", micro_config())
-    monkeypatch.setattr(benchmark, "BLOCK", 1)
+    monkeypatch.setattr(speed, "BLOCK", 1)
+    monkeypatch.setattr(speed_trial, "BLOCK", 1)
 
 
 @pytest.fixture
@@ -103,7 +107,7 @@ for step in tqdm(range(int(arguments["--max_train_steps"]))):
 @pytest.mark.parametrize("last", [10_000, 2])
 def test_the_example_is_timed_by_its_own_bar(tmp_path, monkeypatch, last):
     """A stand-in for diffusers' script that takes 50 ms a step; one that ends early is an error with its last words."""
-    monkeypatch.setattr(benchmark, "write_diffusers_model", lambda folder, config, device: None)
+    monkeypatch.setattr(speed, "write_diffusers_model", lambda folder, config, device: None)
     script = tmp_path / "example.py"
     script.write_text(EXAMPLE.format(last=last))
     row = run(tmp_path, "--baseline", str(script), "--rows", "diffusers:micro:3")["diffusers:micro:3"]
@@ -117,8 +121,8 @@ def test_the_example_s_model_is_stable_diffusion_of_the_same_unet(tmp_path, monk
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    monkeypatch.setattr(benchmark, "build_autoencoder", lambda config: AutoencoderKL(block_out_channels=(32,)))
-    benchmark.write_diffusers_model(tmp_path, micro_config(), torch.device("cpu"))
+    monkeypatch.setattr(speed_inputs, "build_autoencoder", lambda config: AutoencoderKL(block_out_channels=(32,)))
+    speed_inputs.write_diffusers_model(tmp_path, micro_config(), torch.device("cpu"))
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     assert unet.config.block_out_channels == [32, 64] and unet.config.in_channels == unet.config.out_channels == 4
     assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.block_out_channels == [32]
@@ -191,9 +195,7 @@ def test_busy_is_the_union_of_what_runs():
     ],
 )
 def test_kernels_are_grouped(kernel, group):
-    assert (
-        next(name for name, pattern in benchmark.KERNELS.items() if re.search(pattern, kernel, re.IGNORECASE)) == group
-    )
+    assert next(name for name, pattern in speed.KERNELS.items() if re.search(pattern, kernel, re.IGNORECASE)) == group
 
 
 def test_cost_and_ratio_come_from_the_rows(bench):
@@ -203,7 +205,7 @@ def test_cost_and_ratio_come_from_the_rows(bench):
         {"row": "step:sd15:16:default", "pictures_per_second": 125.0, "tflop_per_picture": 2.4, "tflops": 300.0},
         {"row": "loop:sd15:16:default", "pictures_per_second": 100.0, "state_gib": 16.0},
     ]
-    hours = [scale["gpu_hours"] for scale in bench.cost()]
+    hours = [scale["gpu_hours"] for scale in cost(bench.rows)]
     assert hours == [pytest.approx(4_800_000 / 100 / 3600), pytest.approx(72_000_000 / 100 / 3600)]
     bench.write()
     text = (bench.options.output / "benchmark.md").read_text()
@@ -223,12 +225,14 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
 from micro import micro_config
-from training import benchmark, train
-benchmark.PRESETS["micro"], benchmark.BLOCK = micro_config(), 1
+from imprint.config import PRESETS
+from training import benchmark
+from training.measure import speed, speed_trial
+PRESETS["micro"], speed.BLOCK, speed_trial.BLOCK = micro_config(), 1, 1
 benchmark.main(sys.argv[1:])
 """
     )
-    monkeypatch.setattr(benchmark, "SELF", (str(script),))
+    monkeypatch.setattr(speed, "SELF", (str(script),))
     rows = run(tmp_path, "--rows", "step:micro:2:eager", "gpus:2:micro:2:eager")
     one, two = rows.values()
     assert two["step_times_one"] == pytest.approx(two["step_pictures_per_second"] / one["pictures_per_second"])

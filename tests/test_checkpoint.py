@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from imprint.checkpoint import FORMAT_VERSION, PARTS, Checkpoint, load_checkpoint, read_config, save_checkpoint
 from imprint.errors import ImprintError
-from imprint.pipeline import ImprintPipeline, module_tensors
+from imprint.model import module_tensors
+from imprint.pipeline import ImprintPipeline
 
 
 @pytest.fixture(scope="module")

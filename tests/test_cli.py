@@ -17,9 +17,9 @@ from imprint.blending import feather
 from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
-from imprint.matte import with_matte
 from imprint.pipeline import FEATHER, ImprintPipeline
 from imprint.placement import Hole
+from training.loop.model import with_matte
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import LatentConfig
 from imprint.pipeline import ImprintPipeline
 from training import decoder
-from training.losses import laplacian, reconstruction_loss, structural_similarity
+from training.loop.losses import laplacian, reconstruction_loss, structural_similarity
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def words(data: Path, checkpoint: Path, output: Path, **changes) -> list[str]:  
     options = {
         "checkpoint": checkpoint,
         "output": output,
-        "views": data / "views",
+        "cutouts": data / "cutouts",
         "photos": data / "photos",
         "images": 4,
         "batch": 2,
@@ -126,11 +126,11 @@ def test_what_cannot_be_done_is_a_sentence_and_leaves_nothing(data, start, tmp_p
     elif wrong != "no checkpoint":
         shutil.copyfile(start, source)
     if wrong in ("no shards", "broken shard"):
-        changes["views"] = tmp_path / "views"
+        changes["cutouts"] = tmp_path / "cutouts"
         for split in ("train", "held-out"):
-            (tmp_path / "views" / split).mkdir(parents=True)
+            (tmp_path / "cutouts" / split).mkdir(parents=True)
             if wrong == "broken shard":
-                (tmp_path / "views" / split / "views-000000.tar").write_bytes(b"no tar file" * 200)
+                (tmp_path / "cutouts" / split / "views-000000.tar").write_bytes(b"no tar file" * 200)
     if wrong == "folder as output":
         output.mkdir(parents=True)
     if wrong == "output without a place":

@@ -40,8 +40,9 @@ from imprint.checkpoint import save_checkpoint
 from imprint.config import tokens_adapter
 from imprint.errors import ImprintError
 from imprint.pipeline import ImprintPipeline
-from training import evaluate, metrics, tasks
-from training.shards import Record, sample, shard_writer
+from training import evaluate
+from training.data.shards import Record, sample, shard_writer
+from training.measure import composites, evaluation, networks, report, statistics, tasks
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_similarity_is_the_cosine_of_the_model_s_own_features(backbones):
     x = (x - processor["mean"][:, None, None]) / processor["std"][:, None, None]
     with torch.no_grad():
         a, b = model(x).last_hidden_state[:, 0]
-    metric = metrics.Similarity("dino", metrics.Backbone("dino", backbones, CPU))
+    metric = networks.Similarity("dino", networks.Backbone("dino", backbones, CPU))
     assert metric(scene_of(one), [two])["dino"][0] == pytest.approx(
         torch.cosine_similarity(a, b, dim=0).item(), abs=1e-6
     )
@@ -128,12 +129,12 @@ def test_mobilenet_is_built_from_keras_names(tmp_path):
         if block in (3, 5, 9, 11, 13):
             pooled.append(torch.nn.functional.normalize(x.mean((2, 3)).sqrt(), dim=1))
     expected = torch.nn.functional.normalize(torch.cat(pooled, 1), dim=1)
-    assert torch.allclose(metrics.Backbone("mobilenet", tmp_path, CPU)([picture]), expected, atol=1e-5)
+    assert torch.allclose(networks.Backbone("mobilenet", tmp_path, CPU)([picture]), expected, atol=1e-5)
 
 
 def test_retrieval_finds_what_was_pasted(data, backbones):
     subjects = tasks.read_subjects(data / "subjects")
-    metric = metrics.Retrieval(metrics.Backbone("dinov2", backbones, CPU), subjects)
+    metric = networks.Retrieval(networks.Backbone("dinov2", backbones, CPU), subjects)
     scene = dataclasses.replace(scene_of(photo(50, 40)), subject="cup")
     own, other = (scene.crop(scene.paste(subjects[name][-1].load()[0])) for name in ("cup", "bear"))
     scores = metric(scene, [own, other])
@@ -144,7 +145,7 @@ def test_retrieval_finds_what_was_pasted(data, backbones):
 def test_retrieval_needs_a_choice(data, backbones):
     one = {"bear": tasks.read_subjects(data / "subjects")["bear"]}
     with pytest.raises(ImprintError, match="there is 1; give two or more"):
-        metrics.Retrieval(metrics.Backbone("dinov2", backbones, CPU), one)
+        networks.Retrieval(networks.Backbone("dinov2", backbones, CPU), one)
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 5), (5, 12)])
@@ -154,9 +155,9 @@ def test_the_frechet_distance_is_that_of_the_covariances(count, width):
     a, b = (np.cov(features, rowvar=False) for features in (first, second))
     root = np.sqrt(np.linalg.eigvals(a @ b).real.clip(0)).sum()
     expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * root
-    assert metrics.frechet_distance(first, second) == pytest.approx(expected, abs=1e-5)
-    assert metrics.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
-    assert metrics.frechet_distance(first, first + 2) == pytest.approx(4 * width, abs=1e-9)
+    assert statistics.frechet_distance(first, second) == pytest.approx(expected, abs=1e-5)
+    assert statistics.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    assert statistics.frechet_distance(first, first + 2) == pytest.approx(4 * width, abs=1e-9)
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ def test_the_frechet_distance_is_that_of_the_covariances(count, width):
 
 def test_the_bootstrap_s_interval_is_that_of_the_mean_over_subjects():
     values = np.random.default_rng(0).normal(3, 2, 200)
-    found = metrics.bootstrap(values, [str(i) for i in range(200)])
+    found = statistics.bootstrap(values, [str(i) for i in range(200)])
     reach = 1.96 * values.std() / 200**0.5
     assert found["mean"] == pytest.approx(values.mean())
     assert found["low"] == pytest.approx(values.mean() - reach, abs=0.05)
@@ -173,17 +174,17 @@ def test_the_bootstrap_s_interval_is_that_of_the_mean_over_subjects():
 
 def test_more_tasks_of_the_same_subjects_do_not_narrow_the_interval():
     few, subjects = [0.1, 0.5, 0.9, 0.2], list("abcd")
-    assert metrics.bootstrap(few * 10, subjects * 10) == pytest.approx(metrics.bootstrap(few, subjects))
+    assert statistics.bootstrap(few * 10, subjects * 10) == pytest.approx(statistics.bootstrap(few, subjects))
 
 
 def test_one_subject_has_no_interval():
-    assert metrics.bootstrap([1.0, 2.0], ["a", "a"]) == {"mean": 1.5, "low": None, "high": None}
-    assert metrics.jackknife(lambda i: float(len(i)), ["a", "a"]) == {"mean": 2.0, "low": None, "high": None}
+    assert statistics.bootstrap([1.0, 2.0], ["a", "a"]) == {"mean": 1.5, "low": None, "high": None}
+    assert statistics.jackknife(lambda i: float(len(i)), ["a", "a"]) == {"mean": 2.0, "low": None, "high": None}
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():
     values = np.array([1.0, 4.0, 2.0, 7.0] * 2)
-    found = metrics.jackknife(lambda i: values[i].mean(), list("abcdefgh"))
+    found = statistics.jackknife(lambda i: values[i].mean(), list("abcdefgh"))
     assert found["mean"] == values.mean()
     assert found["high"] - found["mean"] == pytest.approx(1.959964 * values.std(ddof=1) / 8**0.5)
 
@@ -272,21 +273,24 @@ def test_a_run_measures_and_shows_it(first_run):
         and "bootstrap over subjects" in text
     )
     assert {len(re.findall(r"\|", line)) for line in text.splitlines()[2:6]} == {8}
-    assert Image.open(first_run / "grid.png").width == 5 * evaluate.CELL
+    assert Image.open(first_run / "grid.png").width == 5 * report.CELL
 
 
 def test_fid_is_of_all_crops_and_of_rows_alone(data, tmp_path, monkeypatch):
     def features(pictures):
-        return metrics.stack(pictures, 4).flatten(1).double().numpy()
+        return networks.stack(pictures, 4).flatten(1).double().numpy()
 
-    monkeypatch.setitem(evaluate.NETWORKS, "fid", lambda folder, device: features)
+    monkeypatch.setitem(evaluation.NETWORKS, "fid", lambda folder, device: features)
     evaluate.main(words(data, tmp_path, metrics="fid"))
     made = tasks.subject_tasks(
         tasks.read_subjects(data / "subjects"), tasks.read_boxes(data / "boxes.jsonl", data / "backgrounds")
     )
     scenes = [task.load() for task in made]
     pasted = [scene.crop(scene.paste(scene.cutout)) for scene in scenes]
-    found, expected = results(tmp_path), metrics.frechet_distance(*map(features, (pasted, [s.target for s in scenes])))
+    found, expected = (
+        results(tmp_path),
+        statistics.frechet_distance(*map(features, (pasted, [s.target for s in scenes]))),
+    )
     assert found["rows"]["copy-paste"]["fid"]["mean"] == pytest.approx(expected)
     assert "| FID ↓ |" in (tmp_path / "results.md").read_text() and found["differences"] == {"copy-paste": {}}
 
@@ -307,7 +311,7 @@ def test_composites_are_the_pipeline_s_with_the_task_s_seed(data, first_run):
 
 
 def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, first_run, monkeypatch):
-    make, made = evaluate.sampler, []
+    make, made = composites.sampler, []
 
     def failing(row, options):
         sample = make(row, options)
@@ -321,7 +325,7 @@ def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, fi
         return sample_once
 
     with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
-        interrupted.setattr(evaluate, "sampler", failing)
+        interrupted.setattr(composites, "sampler", failing)
         evaluate.main(words(data, tmp_path))
     (kept,) = (tmp_path / "composites" / "micro").glob("*.png")
     before = kept.stat().st_mtime_ns
@@ -330,7 +334,7 @@ def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, fi
     for path in (first_run / "composites" / "micro").glob("*.png"):
         assert (tmp_path / "composites" / "micro" / path.name).read_bytes() == path.read_bytes()
 
-    monkeypatch.setattr(evaluate, "sampler", None)  # nothing is left to sample
+    monkeypatch.setattr(composites, "sampler", None)  # nothing is left to sample
     evaluate.main(words(data, tmp_path))
 
 
@@ -375,7 +379,7 @@ def test_video_pairs_are_compared_with_the_second_frame(data, backbones, tmp_pat
     assert found["tasks"] == 2 and list(found["rows"]) == ["micro", "copy-paste", "copy-paste, box emptied"]
     task = tasks.pair_tasks(data / "pairs")[0]
     scene = task.load()
-    metric = metrics.Similarity("dino", metrics.Backbone("dino", backbones, CPU))
+    metric = networks.Similarity("dino", networks.Backbone("dino", backbones, CPU))
     rows = ["micro", "copy-paste", "copy-paste-box-emptied"]
     crops = [scene.crop(Image.open(tmp_path / "composites" / row / f"{task.name}.png")) for row in rows]
     expected = metric(scene, crops)["dino"]
@@ -394,7 +398,7 @@ def test_the_ablations_are_rows_of_their_own(data, tmp_path):
 def test_cls_only_gives_the_adapter_one_token(data):
     pipeline = ImprintPipeline.from_checkpoint(data / "model.safetensors")
     whole = pipeline.encode_object(cutout(20, 20))
-    evaluate.keep_cls_only(pipeline, data)
+    composites.keep_cls_only(pipeline, data)
     assert torch.equal(pipeline.encode_object(cutout(20, 20)), whole[:, :, :1]) and whole.shape[2] == 5
 
 
@@ -449,7 +453,7 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(data, tmp_path, monkeypatch)
         evaluate.main(words(data, tmp_path / "out", metrics="dino"))
 
 
-@pytest.mark.parametrize("metric", evaluate.NETWORKS)
+@pytest.mark.parametrize("metric", evaluation.NETWORKS)
 def test_a_missing_package_is_a_sentence(data, tmp_path, metric, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     some_network(metric, tmp_path)
@@ -457,7 +461,7 @@ def test_a_missing_package_is_a_sentence(data, tmp_path, metric, monkeypatch):
         evaluate.main(words(data, tmp_path / "out", metrics=metric, backbones=tmp_path))
 
 
-@pytest.mark.parametrize("metric", evaluate.NETWORKS)
+@pytest.mark.parametrize("metric", evaluation.NETWORKS)
 def test_a_torchvision_of_another_torch_is_a_sentence(data, tmp_path, metric, monkeypatch):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -36,7 +36,8 @@ from evaluation import (
     write_data,
 )
 
-from training import evaluate, metrics
+from training import evaluate
+from training.measure import networks, statistics
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def backbones(tmp_path_factory) -> Iterator[Path]:
 
     cache = folder / "dreamsim"
     cache.mkdir()
-    with patch.object(load_clip_as_dino, "vit_base", small_vit), patch.object(metrics, "DREAMSIM", "clip_vitb32"):
+    with patch.object(load_clip_as_dino, "vit_base", small_vit), patch.object(networks, "DREAMSIM", "clip_vitb32"):
         model = small_vit(32)
         model.pos_drop = torch.nn.LayerNorm(32)  # as the package turns CLIP into DINO
         state = model.state_dict() | {"proj": torch.randn(32, 16)}
@@ -112,4 +113,4 @@ def test_the_frechet_distance_is_torch_fidelity_s(count, width):
     first, second = random.normal(size=(count, width)), random.normal(1, 2, size=(count + 2, width))
     theirs = [fid_features_to_statistics(torch.from_numpy(features)) for features in (first, second)]
     expected = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
-    assert metrics.frechet_distance(first, second) == pytest.approx(expected, abs=1e-5)
+    assert statistics.frechet_distance(first, second) == pytest.approx(expected, abs=1e-5)

@@ -12,8 +12,10 @@ from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.images import image_to_tensor, mask_to_tensor
-from imprint.matte import apply_matte, matte_pixels, matte_values, split_matte, with_matte
+from imprint.matte import apply_matte, matte_pixels, split_matte
 from imprint.pipeline import ImprintPipeline
+from training.loop.model import with_matte
+from training.pairs.making import matte_values
 
 WHOLE = torch.ones(1, 1, 8, 8)  # a hole
 

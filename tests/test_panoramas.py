@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from imprint.errors import ImprintError
-from training import panoramas, render
+from training.arguments import of
+from training.render import cameras, light, meshes, panoramas, views
+from training.settings import Render
 
 LAMP = 4  # pixels across
 
@@ -32,7 +34,7 @@ def write(path, radiance):
 
 def test_the_strongest_light_is_found_and_no_light_is_lost():
     panorama = panoramas.take_apart(room(60, 30))
-    assert np.degrees(np.arccos(panorama.key_direction @ render.direction(math.radians(60), math.radians(30)))) < 3
+    assert np.degrees(np.arccos(panorama.key_direction @ cameras.direction(math.radians(60), math.radians(30)))) < 3
     assert panorama.key_light[1] / panorama.key_light[0] == pytest.approx(0.6, rel=0.05)
     solid = panoramas.solid_angles((64, 128))
     assert solid.sum() == pytest.approx(4 * math.pi)
@@ -56,11 +58,11 @@ def test_a_camera_sees_the_lamp_where_its_light_comes_from(tmp_path, turn):
     path = write(tmp_path / "room.hdr", room(60, 30))
     panorama = panoramas.read_panorama(path)
     np.testing.assert_allclose(panorama.radiance, room(60, 30), rtol=0.02)  # the file keeps eight bits
-    key = render.turned(panorama.key_direction, turn)
-    picture = panoramas.look(panorama, render.look_at(-key), turn, math.radians(60), 65) @ panoramas.LUMINANCE
+    key = light.turned(panorama.key_direction, turn)
+    picture = panoramas.look(panorama, cameras.look_at(-key), turn, math.radians(60), 65) @ panoramas.LUMINANCE
     row, column = np.unravel_index(picture.argmax(), picture.shape)
     assert abs(row - 32) <= 4 and abs(column - 32) <= 4
-    behind = panoramas.look(panorama, render.look_at(key), turn, math.radians(60), 65)
+    behind = panoramas.look(panorama, cameras.look_at(key), turn, math.radians(60), 65)
     assert behind.max() < 0.3
 
 
@@ -70,8 +72,8 @@ def test_a_camera_sees_the_lamp_where_its_light_comes_from(tmp_path, turn):
 )
 def test_shadows_fall_away_from_the_light(azimuth, elevation, lean, rise):
     """A camera in front of the object, 30 degrees above the ground; light from the right, left, camera, back, above."""
-    rotation = render.look_at(render.direction(0, math.radians(30)))
-    direction = render.direction(math.radians(azimuth), math.radians(elevation))
+    rotation = cameras.look_at(cameras.direction(0, math.radians(30)))
+    direction = cameras.direction(math.radians(azimuth), math.radians(elevation))
     found = panoramas.cast_shadow(direction, np.ones(3), np.ones(3) * 0.2, rotation)
     assert found[0] == pytest.approx(lean / math.cos(math.radians(30)), abs=0.07)
     assert np.sign(round(found[1] - math.copysign(0.06, found[1]), 2)) == rise
@@ -85,22 +87,20 @@ def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
     ball = trimesh.creation.icosphere(subdivisions=3)
     ball.visual.vertex_colors = [230, 230, 230, 255]
     ball.export(tmp_path / "ball.glb")
-    parts = render.load_parts(tmp_path / "ball.glb")
+    parts = meshes.load_parts(tmp_path / "ball.glb")
     for part in parts:
         part.vertices[:, 8:] = [0.9, 0.85, 0.2]  # not grey, so that its own colour is kept
     files = [write(tmp_path / f"{azimuth}.hdr", room(azimuth, 20)) for azimuth in (0, 90, 200)]
-    options = argparse.Namespace(
-        seed=0, views=3, relit=3, resolution=64, backend="egl", photo_files=[], panorama_files=files
-    )
+    options = of(Render, views=3, relit=3, resolution=64, panorama_files=tuple(files))
     checked = 0
     for index in range(6):
-        identity = render.Identity(index, render.Mesh("ball.glb"), 0)
+        identity = meshes.Identity(index, meshes.Mesh("ball.glb"), 0)
         try:
-            views = render.render_identity(identity, parts, options)
+            made = views.render_identity(identity, parts, options)
         except ImprintError as error:
             pytest.skip(f"no OpenGL through EGL here: {error}")
-        assert [view.number for view in views] == [0, 0, 1, 1, 2, 2]
-        for own, lit in zip(views[::2], views[1::2]):
+        assert [view.number for view in made] == [0, 0, 1, 1, 2, 2]
+        for own, lit in zip(made[::2], made[1::2]):
             assert own.scene is None and own.shadow is None and lit.scene.size == (48, 48)
             one, other = (np.asarray(view.picture, float) / 255 for view in (own, lit))
             np.testing.assert_array_equal(one[..., 3], other[..., 3])
@@ -112,11 +112,11 @@ def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
                 assert np.sign(side) == -np.sign(lit.shadow[0])
                 checked += 1
     assert checked >= 4
-    again = render.render_identity(render.Identity(5, render.Mesh("ball.glb"), 0), parts, options)
-    assert [view.picture.tobytes() for view in again] == [view.picture.tobytes() for view in views]
-    options.relit = 0
-    plain = render.render_identity(render.Identity(5, render.Mesh("ball.glb"), 0), parts, options)
-    assert [view.picture.tobytes() for view in plain] == [view.picture.tobytes() for view in views[::2]]
+    again = views.render_identity(meshes.Identity(5, meshes.Mesh("ball.glb"), 0), parts, options)
+    assert [view.picture.tobytes() for view in again] == [view.picture.tobytes() for view in made]
+    options = dataclasses.replace(options, relit=0)
+    plain = views.render_identity(meshes.Identity(5, meshes.Mesh("ball.glb"), 0), parts, options)
+    assert [view.picture.tobytes() for view in plain] == [view.picture.tobytes() for view in made[::2]]
 
 
 @pytest.mark.parametrize("kind", ["text", "png", "square"])

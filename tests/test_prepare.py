@@ -19,11 +19,12 @@ pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
 import trimesh
 
 from imprint.errors import ImprintError
-from training.pairs import KINDS, PairMaker, Photos, Views
-from training.prepare import __main__ as command
-from training.prepare.filters import Limits, edge_width, unusable_objects
-from training.prepare.stills import polygons, run_lengths
-from training.shards import Record, Sample, held_out, read_parts, read_shards
+from training import prepare as command
+from training.data.filters import Limits, edge_width, unusable_objects
+from training.data.shards import Record, Sample, held_out, read_parts, read_shards
+from training.data.stills import polygons, run_lengths
+from training.pairs.making import KINDS, PairMaker
+from training.pairs.pictures import Photos, Views
 
 CPU = torch.device("cpu")
 
@@ -90,9 +91,9 @@ def assert_both_stages_train_on(output: Path, *kinds: str, views: Path | None = 
     thing = [Sample(Record("", "", view, "", "", (0, 2)), cutout(32, 32, view)) for view in range(2)]
     loaded = Views.load(views, CPU, side=32) if views else Views.of(thing)
     photos = Photos.load(output, CPU, side=64) if kinds else Photos.of(plain, 64)
-    for stage in ("views", "compositing"):
+    for stage in ("identity", "compositing"):
         maker = PairMaker(micro_config(), stage, loaded, photos, dict.fromkeys(KINDS, 1.0))
-        assert set(maker.mix) == {"piece", "rendered", *kinds}
+        assert set(maker.mix) == {"patch", "rendered", *kinds}
         pairs = maker(8, torch.Generator().manual_seed(0))
         assert pairs.target.shape == (8, 3, 64, 64) and all(
             torch.isfinite(part).all() for part in (pairs.reference, pairs.target)
@@ -518,18 +519,18 @@ def test_the_split_is_by_clip_and_shards_hold_whole_clips(clips, tmp_path):
 def test_the_same_command_gives_the_same_bytes_and_goes_on_where_it_was_stopped(clips, tmp_path, monkeypatch):
     prepare("davis", clips, tmp_path / "whole", **SHARDS)
     written = []
-    from training.prepare import work
+    from training.data import engines
 
-    write = work.write_shard
+    write = engines.write_shard
 
-    def stop_at_third(job, options):
+    def stop_at_third(job, **settings):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(job)
-        return write(job, options)
+        return write(job, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "write_shard", stop_at_third)
+        patch.setattr(engines, "write_shard", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             prepare("davis", clips, tmp_path / "stopped", **SHARDS)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("*.tar")}

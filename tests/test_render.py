@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from imprint.errors import ImprintError
-from training import render
+from training.arguments import of
+from training.data.items import read_photos
+from training.render import meshes, renderer, views
+from training.settings import Render
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +33,32 @@ def folder(tmp_path_factory):
 
 
 def test_identities_are_spread_over_the_meshes():
-    meshes = [render.Mesh("a"), render.Mesh("b", procedural=True), render.Mesh("c")]
-    identities = render.plan_identities(meshes, 50, seed=0)
+    found = [meshes.Mesh("a"), meshes.Mesh("b", procedural=True), meshes.Mesh("c")]
+    identities = meshes.plan_identities(found, 50, seed=0)
     assert [identity.index for identity in identities] == list(range(50))
     assert Counter(identity.mesh.file for identity in identities) == {"a": 20, "b": 10, "c": 20}
     assert sorted(identity.variant for identity in identities if identity.mesh.file == "b") == list(range(10))
-    assert identities == render.plan_identities(meshes, 50, seed=0) != render.plan_identities(meshes, 50, seed=1)
+    assert identities == meshes.plan_identities(found, 50, seed=0) != meshes.plan_identities(found, 50, seed=1)
 
 
 def test_meshes_and_textures_are_found_and_others_named(folder, tmp_path):
-    assert [mesh.file for mesh in render.read_meshes(folder / "meshes")] == ["0.glb", "1.glb", "more/2.glb"]
-    assert [photo.name for photo in render.read_photos([folder / "photos"], set())] == ["noise.png"]
+    assert [mesh.file for mesh in meshes.read_meshes(folder / "meshes")] == ["0.glb", "1.glb", "more/2.glb"]
+    assert [photo.name for photo in read_photos([folder / "photos"], set())] == ["noise.png"]
     with pytest.raises(ImprintError, match=r"hold no \.jpg"):
-        render.read_photos([folder / "photos"], {"noise.png"})
+        read_photos([folder / "photos"], {"noise.png"})
     (tmp_path / "index.json").write_text('[{"file": "a.glb"}]')
     with pytest.raises(ImprintError, match="no list of meshes"):
-        render.read_meshes(tmp_path)
+        meshes.read_meshes(tmp_path)
 
 
 def pictures(folder, identity, options) -> list[Image.Image]:
-    parts = render.load_parts(folder / "meshes" / identity.mesh.file)
-    return [view.picture for view in render.render_identity(identity, parts, options)]
+    parts = meshes.load_parts(folder / "meshes" / identity.mesh.file)
+    return [view.picture for view in views.render_identity(identity, parts, options)]
 
 
 def test_views_are_cut_outs_in_different_light_and_the_same_each_time(folder):
-    options = argparse.Namespace(
-        seed=0, views=4, relit=0, resolution=48, backend="egl", photo_files=sorted((folder / "photos").iterdir())
-    )
-    identity = render.Identity(0, render.Mesh("0.glb"), 0)
+    options = of(Render, views=4, resolution=48, texture_files=tuple((folder / "photos").iterdir()))
+    identity = meshes.Identity(0, meshes.Mesh("0.glb"), 0)
     try:
         views = pictures(folder, identity, options)
     except ImprintError as error:
@@ -69,12 +70,12 @@ def test_views_are_cut_outs_in_different_light_and_the_same_each_time(folder):
     assert len({tuple(np.asarray(view)[..., :3].max((0, 1))) for view in views}) == 4
     again = pictures(folder, identity, options)
     assert [view.tobytes() for view in again] == [view.tobytes() for view in views]
-    options.photo_files = []  # textures need no photos
+    options = dataclasses.replace(options, texture_files=())  # textures need no photos
     for index in range(6):
-        other = render.Identity(index, render.Mesh("0.glb"), 1)
+        other = meshes.Identity(index, meshes.Mesh("0.glb"), 1)
         assert len(pictures(folder, other, options)) == 4
 
 
 def test_a_machine_without_opengl_is_one_sentence():
     with pytest.raises(ImprintError, match=r"--backend no-such-platform gave .* OpenGL 3\.3 was expected"):
-        render.Renderer("no-such-platform", 32)
+        renderer.Renderer("no-such-platform", 32)

@@ -12,7 +12,8 @@ from PIL import Image
 
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
-from training import sheets
+from training import contact_sheets
+from training.measure import contact_sheets as sheets
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def data(tmp_path_factory):
 def run(data, output, **changes) -> None:
     options = {name: data / name for name in ("subjects", "backgrounds")} | {"checkpoint": data / "model.safetensors"}
     options |= {"output": output} | changes
-    sheets.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
+    contact_sheets.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
 
 
 def test_the_sheets_and_where_the_boxes_are(data, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@ import torch
 from micro import fresh_checkpoint, matte_config, micro_config
 
 from imprint.checkpoint import load_checkpoint, save_checkpoint
-from training import soup
+from training import merge
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def pair(tmp_path):
 
 
 def test_the_mean_of_two(pair, tmp_path):
-    soup.main([*map(str, pair), "--output", str(tmp_path / "mean.safetensors")])
+    merge.main([*map(str, pair), "--output", str(tmp_path / "mean.safetensors")])
     one, two, mean = (load_checkpoint(path) for path in (*pair, tmp_path / "mean.safetensors"))
     assert mean.config == one.config
     for part, tensors in mean.parts.items():
@@ -30,7 +30,7 @@ def test_what_does_not_fit_together_is_refused(pair, tmp_path):
     save_checkpoint(tmp_path / "matte.safetensors", fresh_checkpoint(matte_config()))
     for others, message in (([], "1 checkpoint"), (["matte.safetensors"], "different kinds")):
         with pytest.raises(SystemExit, match=message):
-            soup.main(
+            merge.main(
                 [str(pair[0]), *(str(tmp_path / name) for name in others), "--output", str(tmp_path / "x.safetensors")]
             )
     assert not (tmp_path / "x.safetensors").exists()

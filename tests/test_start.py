@@ -20,7 +20,8 @@ from imprint.config import PRESETS, ImprintConfig, LatentConfig, UNetConfig, tok
 from imprint.encoder import IDEncoder
 from imprint.errors import ImprintError
 from imprint.pipeline import ImprintPipeline
-from imprint.unet import build_autoencoder, build_unet
+from imprint.unet import build_unet
+from imprint.vae import build_autoencoder
 from training import start
 
 GRID = 4  # patches a side that the pretrained encoders were trained with; the micro model's input has 2

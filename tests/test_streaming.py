@@ -19,10 +19,13 @@ pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
 from imprint.errors import ImprintError
-from training import pool, shards
-from training.pairs import Draw, PairMaker, Photos, Views
-from training.pool import Pool, StreamedPairs
-from training.shards import Record, Sample, list_shards, read_shards, sample, shard_writer, shards_at
+from training.data import shards
+from training.data.shards import Record, Sample, list_shards, read_shards, sample, shard_writer, shards_at
+from training.pairs import streams as pool
+from training.pairs.draw import Draw
+from training.pairs.making import PairMaker
+from training.pairs.pictures import Photos, Views
+from training.pairs.streams import Pool, StreamedPairs
 
 CPU = torch.device("cpu")
 COUNT = 5
@@ -39,7 +42,7 @@ def data(tmp_path_factory):
     """views/ of two objects a shard, photos/ of a clip and a background a shard; five shards each."""
     root = tmp_path_factory.mktemp("stream")
     for number in range(COUNT):
-        with shard_writer(root / "views" / f"v-{number}.tar") as writer:
+        with shard_writer(root / "cutouts" / f"v-{number}.tar") as writer:
             for view in range(6):
                 record = Record(f"thing-{number}-{view // 3}", "", view % 3, "test", "CC0", (0, 3))
                 writer.write(sample(f"{view}", encoded(cutout(32, 32, 10 * number + view)), "png", record))
@@ -101,7 +104,7 @@ class Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(data):
     pytest.importorskip("aiohttp", reason="fsspec needs it for HTTP")
-    (data / "views" / "shards.txt").write_text("".join(f"v-{number}.tar\n" for number in range(COUNT)))
+    (data / "cutouts" / "shards.txt").write_text("".join(f"v-{number}.tar\n" for number in range(COUNT)))
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(data))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -110,13 +113,13 @@ def server(data):
 
 def test_shards_from_a_web_server(data, server, monkeypatch):
     monkeypatch.setattr(shards.time, "sleep", lambda seconds: None)
-    local = [(record, np.asarray(picture).tobytes()) for record, picture, *_ in read_shards(data / "views")]
+    local = [(record, np.asarray(picture).tobytes()) for record, picture, *_ in read_shards(data / "cutouts")]
     Handler.failures = 2  # tried again
-    served = [(record, np.asarray(picture).tobytes()) for record, picture, *_ in read_shards(f"{server}/views")]
+    served = [(record, np.asarray(picture).tobytes()) for record, picture, *_ in read_shards(f"{server}/cutouts")]
     assert served == local and len(local) == 6 * COUNT
     Handler.failures = 3
     with pytest.raises(ImprintError, match=r"v-0\.tar cannot be read .*tried 3 times"):
-        list(read_shards(f"{server}/views"))
+        list(read_shards(f"{server}/cutouts"))
     with pytest.raises(ImprintError, match=r"photos has no shards\.txt"):
         list_shards(f"{server}/photos")
     with pytest.raises(ImprintError, match=r"absent\.tar: no such shard"):
@@ -126,7 +129,7 @@ def test_shards_from_a_web_server(data, server, monkeypatch):
 def test_a_lost_or_damaged_shard_is_named(data, tmp_path):
     with pytest.raises(ImprintError, match=r"gone\.tar: no such shard"):
         list(read_shards([str(tmp_path / "gone.tar")]))
-    whole = (data / "views" / "v-0.tar").read_bytes()
+    whole = (data / "cutouts" / "v-0.tar").read_bytes()
     for name, content in {"half": whole[: len(whole) // 2], "noise": b"x" * 2000}.items():
         (tmp_path / f"{name}.tar").write_bytes(content)
         with pytest.raises(ImprintError, match=rf"{name}\.tar"):
@@ -185,7 +188,7 @@ def same(one, other) -> bool:
 
 
 def test_processes_that_read_a_shard_each_give_what_reading_all_at_once_gives(data, tmp_path):
-    for kind, folder in ((Views, "views"), (Photos, "photos")):
+    for kind, folder in ((Views, "cutouts"), (Photos, "photos")):
         whole = kind.of(read_shards(data / folder), 48)
         joined = kind.load(data / folder, CPU, side=48)
         if kind is Photos:  # padded alike
@@ -193,7 +196,7 @@ def test_processes_that_read_a_shard_each_give_what_reading_all_at_once_gives(da
         assert same(joined, whole)
         few = kind.load(data / folder, CPU, limit=3, side=48)
         assert 3 <= len(few.rgba if kind is Views else few.rgb) < 10
-    shutil.copytree(data / "views", tmp_path / "views")
+    shutil.copytree(data / "cutouts", tmp_path / "views")
     broken = list_shards(tmp_path / "views")[1]
     Path(broken).write_bytes(b"no tar" * 400)
     with pytest.raises(ImprintError, match=rf"^{re.escape(broken)} cannot be read"):
@@ -206,15 +209,15 @@ def test_processes_that_read_a_shard_each_give_what_reading_all_at_once_gives(da
 def test_the_pool_slides_on_by_a_shard_and_begins_anywhere(data, monkeypatch):
     read = []
     monkeypatch.setattr(pool, "read_shards", lambda names: read.extend(names) or read_shards(names))
-    walked = Pool(Views, data / "views", CPU, size=2, seed=1, side=32)
+    walked = Pool(Views, data / "cutouts", CPU, size=2, seed=1, side=32)
     held = [walked.at(turn) for turn in range(8)]
     assert walked.at(7) is held[7]
     walked.reader.shutdown()
-    names = list_shards(data / "views")
+    names = list_shards(data / "cutouts")
     assert read == shards_at(names, (0, 1), 1, 0, 10)  # each once, and the next one ahead
     for turn, views in enumerate(held):
         assert len(views.first) == 4 and same(views, Views.of(read_shards(shards_at(names, (0, 1), 1, turn, 2)), 32))
-        assert same(Pool(Views, data / "views", CPU, size=2, seed=1, side=32).at(turn), views)
+        assert same(Pool(Views, data / "cutouts", CPU, size=2, seed=1, side=32).at(turn), views)
 
 
 def test_a_pool_with_room_for_all_stands_still(data):
@@ -223,7 +226,7 @@ def test_a_pool_with_room_for_all_stands_still(data):
 
 
 def test_processes_hold_different_shards(data):
-    held = [Pool(Views, data / "views", CPU, size=2, part=(index, 2), side=32).at(0) for index in range(2)]
+    held = [Pool(Views, data / "cutouts", CPU, size=2, part=(index, 2), side=32).at(0) for index in range(2)]
     one, other = ({tuple(row.tolist()) for row in views.rgba.flatten(1)[:, :64].to(torch.int)} for views in held)
     assert not one & other
 
@@ -233,7 +236,7 @@ def test_pairs_change_with_the_turn_alone(data):
     mix = {"rendered": 1.0, "still": 1.0, "video": 1.0}
 
     def streamed() -> StreamedPairs:
-        pools = Pool(Views, data / "views", CPU, 2, side=64), Pool(Photos, data / "photos", CPU, 2)
+        pools = Pool(Views, data / "cutouts", CPU, 2, side=64), Pool(Photos, data / "photos", CPU, 2)
         return StreamedPairs(config, "compositing", *pools, mix)
 
     maker = streamed()
@@ -246,5 +249,5 @@ def test_pairs_change_with_the_turn_alone(data):
     again.turn = 2
     assert torch.equal(again(6, torch.Generator().manual_seed(5)).reference, made[2])
     assert not torch.equal(made[0], made[1]) and not torch.equal(made[1], made[2])
-    whole = PairMaker(config, "compositing", Views.load(data / "views", CPU), Photos.load(data / "photos", CPU), mix)
+    whole = PairMaker(config, "compositing", Views.load(data / "cutouts", CPU), Photos.load(data / "photos", CPU), mix)
     assert whole(6, torch.Generator().manual_seed(5)).reference.shape == made[0].shape

@@ -20,8 +20,9 @@ from imprint import cli
 from imprint.checkpoint import load_checkpoint, read_config
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
+from imprint.model import build_modules, load_modules, module_tensors
 from imprint.noise import make_scheduler
-from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
+from imprint.pipeline import ImprintPipeline
 from imprint.preprocess import prepare_object
 from imprint.third_party import (
     KINDS,
@@ -33,7 +34,8 @@ from imprint.third_party import (
     read_tensors,
     with_diffusers_names,
 )
-from imprint.unet import decode, encode, unet_input
+from imprint.unet import unet_input
+from imprint.vae import decode, encode
 
 POSITION_IDS = "cond_stage_model.transformer.vision_model.embeddings.position_ids"
 

@@ -1,6 +1,5 @@
 """Both stages for a few steps on a CPU, with data made here in the documented layouts."""
 
-import argparse
 import dataclasses
 import io
 import json
@@ -25,13 +24,24 @@ from imprint.checkpoint import load_checkpoint, read_config, save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.masks import LEVELS
+from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 from imprint.pipeline import ImprintPipeline
-from training import losses, pairs, train
-from training.pairs import KINDS, Batch, PairMaker, Photos, Views, _neighbours
-from training.pool import Pool
-from training.prepare import __main__ as prepare
-from training.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
+from training import prepare, train
+from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
+from training.loop import losses, state
+from training.loop import run as training_run
+from training.loop.model import Model
+from training.loop.run import Run, learning_rate
+from training.loop.source import Source, interleave
+from training.pairs import making
+from training.pairs.batches import Batch
+from training.pairs.draw import Draw
+from training.pairs.light import contact_shadow, place_light
+from training.pairs.making import KINDS, PairMaker
+from training.pairs.pictures import Photos, Views, _neighbours
+from training.pairs.streams import Pool
+from training.settings import Train, parse_train
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -84,7 +94,7 @@ def data(tmp_path_factory) -> Path:
     """views/ and photos/, each with train/ and held-out/; vae.safetensors; a micro checkpoint to start from."""
     root = tmp_path_factory.mktemp("data")
     for split, seed in (("train", 1), ("held-out", 2)):
-        write_views(root / "views" / split, 3, 4, seed)
+        write_views(root / "cutouts" / split, 3, 4, seed)
     write_davis(root / "davis", range(0, 12, 3))
     write_coco(root / "coco")
     (root / "plain").mkdir()
@@ -103,7 +113,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(data) -> tuple[Views, Photos]:
-    return Views.load(data / "views" / "train", CPU), Photos.load(data / "photos" / "train", CPU)
+    return Views.load(data / "cutouts" / "train", CPU), Photos.load(data / "photos" / "train", CPU)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,24 +131,24 @@ def first_run(data, tmp_path_factory, micro_preset) -> Path:
     return folder
 
 
-def words(data: Path, output: Path, stage: str = "views", steps: int = 2, **changes) -> list[str]:
+def words(data: Path, output: Path, stage: str = "identity", steps: int = 2, **changes) -> list[str]:
     """A command line for `steps` steps of two pictures; a change to None leaves an option out."""
     options = {
         "output": output,
-        "views": data / "views",
+        "cutouts": data / "cutouts",
         "photos": data / "photos",
         "images": 2 * steps,
         "batch": 2,
         "block": 2,
         "reuse": 2,
-        "warmup": 1,
+        "lr-warmup": 1,
         "lr": 0.01,
         "ema": 0.5,
         "log-every": 1,
         "save-every": 2,
         "device": "cpu",
     }
-    options |= {"config": "micro", "vae": data / "vae.safetensors"} if "init" not in changes else {}
+    options |= {"sizes": "micro", "vae": data / "vae.safetensors"} if "init" not in changes else {}
     options |= changes
     return [
         stage,
@@ -191,7 +201,7 @@ def test_two_steps_of_each_stage_write_checkpoints_that_the_pipeline_loads(data,
     ("stage", "trained", "frozen"),
     [
         (
-            "views",
+            "identity",
             ("encoder.", "adapter.", "unet.up_blocks.", "unet.conv_out."),
             ("unet.down_blocks.", "unet.conv_in.", "vae."),
         ),
@@ -212,7 +222,7 @@ def test_each_stage_trains_its_own_part(data, tmp_path, start, stage, trained, f
 
 
 def test_from_random_weights_everything_is_trained(data, tmp_path):
-    run = train.Run(train.parse(words(data, tmp_path / "run")))
+    run = Run(parse_train(words(data, tmp_path / "run")))
     names = {name for name, parameter in run.raw.named_parameters() if not parameter.requires_grad}
     assert names and all("mask_token" in name for name in names)
 
@@ -230,15 +240,17 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
 from micro import micro_config
+from imprint.config import PRESETS
 from training import train
-train.PRESETS["micro"] = micro_config()
-log = train.Run._log
+from training.loop import run as training_run
+PRESETS["micro"] = micro_config()
+log = training_run.Run.log
 def log_then_die(self, bar, step, **values):
     log(self, bar, step, **values)
     if step == 5:
-        open(self.folder / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
+        open(self.settings.output / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
         os.kill(os.getpid(), signal.SIGKILL)
-train.Run._log = log_then_die
+training_run.Run.log = log_then_die
 train.main(sys.argv[1:])
 """
     command = words(data, tmp_path / "killed", **steps)
@@ -268,7 +280,7 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
         patch.setattr(Pool, "at", lambda pool, turn: turns.append((pool.kind, turn)) or at(pool, turn))
         train.main(command["unbroken"])
     assert {(Photos, turn) for turn in range(3)} <= set(turns)
-    log = train.Run._log
+    log = training_run.Run.log
 
     def stop_at_three(run, bar, step, **values):
         log(run, bar, step, **values)
@@ -276,7 +288,7 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "_log", stop_at_three)
+        patch.setattr(training_run.Run, "log", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             train.main(command["stopped"])
     train.main(command["stopped"])
@@ -297,7 +309,7 @@ def test_continuing_with_other_options_is_refused(data, first_run):
 
 def test_a_run_killed_before_its_first_state_begins_anew(data, tmp_path, first_run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "_save", lambda run, step: sys.exit("killed"))
+        patch.setattr(state.State, "save", lambda run, step: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
             train.main(words(data, tmp_path / "run"))
     train.main(words(data, tmp_path / "run"))
@@ -326,7 +338,7 @@ def test_dry_run_prints_the_run_and_makes_nothing(data, tmp_path, capsys):
     [
         ({"vae": None}, "give --vae"),
         ({"vae": "absent.safetensors"}, "absent.safetensors cannot be read"),
-        ({"views": "absent"}, "holds no .tar shard"),
+        ({"cutouts": "absent"}, "holds no .tar shard"),
         ({"photos": "absent"}, "holds no .tar shard"),
         ({"init": "absent.safetensors"}, "absent.safetensors: no such file"),
     ],
@@ -339,7 +351,7 @@ def test_bad_input_leaves_with_a_sentence(data, tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"config": "none"}, {"pool": 0}, {"pool": 1, "limit": 1}],
+    [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"sizes": "none"}, {"pool": 0}, {"pool": 1, "limit": 1}],
 )
 def test_wrong_options_leave_with_two(data, tmp_path, capsys, changes):
     with pytest.raises(SystemExit) as left:
@@ -427,23 +439,23 @@ def test_conditions_are_dropped_at_the_given_rate():
 
 
 def test_learning_rate():
-    options = argparse.Namespace(lr=1.0, warmup=100, images=1000, final_lr=0.1)
-    rates = [train.learning_rate(done, options) for done in range(0, 1001, 10)]
+    options = Train.of("identity", output=Path("x"), lr=1.0, lr_warmup=100, images=1000, final_lr=0.1)
+    rates = [learning_rate(done, options) for done in range(0, 1001, 10)]
     assert rates[0] < 0.02 and max(rates) > 0.95 and rates.index(max(rates)) in range(8, 12)
     assert abs(rates[-1] - 0.1) < 1e-6 and rates[11:] == sorted(rates[11:], reverse=True)
 
 
 def test_what_a_step_sees_does_not_depend_on_the_steps_before(data, tmp_path, loaded):
-    run = train.Run(train.parse(words(data, tmp_path / "run")))
-    maker = PairMaker(run.config, "views", *loaded, run.stage.mix)
-    walked = train.Source(maker, run.autoencoder, run.options, 0, CPU)
+    run = Run(parse_train(words(data, tmp_path / "run")))
+    maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
+    walked = Source(maker, run.autoencoder, run.settings, 0, CPU)
     seen = [walked.batch(step) for step in range(6)]
     for step in (5, 1):
-        fresh = train.Source(maker, run.autoencoder, run.options, 0, CPU).batch(step)
+        fresh = Source(maker, run.autoencoder, run.settings, 0, CPU).batch(step)
         for name, value in vars(fresh).items():
             assert name == "text" or torch.equal(value, getattr(seen[step], name))
     assert not torch.equal(seen[0].target, seen[1].target)
-    other = train.Source(maker, run.autoencoder, run.options, 1, CPU).batch(0)
+    other = Source(maker, run.autoencoder, run.settings, 1, CPU).batch(0)
     assert not torch.equal(other.target, seen[0].target)  # every process has its own
     # A block of two batches is used twice in another order: the same pairs, all of them.
     for name in ("target", "reference"):
@@ -454,15 +466,15 @@ def test_what_a_step_sees_does_not_depend_on_the_steps_before(data, tmp_path, lo
 
 
 def test_sides_take_turns_by_their_shares_with_as_many_pixels_each(data, tmp_path, loaded):
-    assert train.interleave([(64, 1.0)], 3) == [64] * 3
-    slots = train.interleave([(256, 0.5), (384, 0.3), (512, 0.2)], 10)
+    assert interleave([(64, 1.0)], 3) == [64] * 3
+    slots = interleave([(256, 0.5), (384, 0.3), (512, 0.2)], 10)
     assert slots.count(256) == 5 and slots.count(384) == 3 and slots.count(512) == 2
     assert set(slots[:5]) == set(slots[5:]) == {256, 384, 512}
 
-    words_of = [*words(data, tmp_path / "run", batch=9, images=36), "--sides", "64:2", "96"]
-    run = train.Run(train.parse(words_of))
-    maker = PairMaker(run.config, "views", *loaded, run.stage.mix)
-    walked = train.Source(maker, run.autoencoder, run.options, 0, CPU)
+    words_of = [*words(data, tmp_path / "run", batch=9, images=36), "--resolutions", "64:2", "96"]
+    run = Run(parse_train(words_of))
+    maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
+    walked = Source(maker, run.autoencoder, run.settings, 0, CPU)
     batches = [walked.batch(step) for step in range(4)]
     assert walked.slots == [64, 96]
     assert [tuple(batch.target.shape[::2]) for batch in batches] == [(9, 8), (4, 12), (9, 8), (4, 12)]
@@ -470,17 +482,19 @@ def test_sides_take_turns_by_their_shares_with_as_many_pixels_each(data, tmp_pat
     for one, other in ((0, 2), (1, 3)):  # the same pairs again, in another order
         sums = [sorted(batches[step].target.flatten(1).sum(1).tolist()) for step in (one, other)]
         assert sums[0] == pytest.approx(sums[1], abs=1e-4)
-    fresh = train.Source(maker, run.autoencoder, run.options, 0, CPU).batch(3)
+    fresh = Source(maker, run.autoencoder, run.settings, 0, CPU).batch(3)
     assert torch.equal(fresh.target, batches[3].target)
 
 
 def test_a_run_with_sides_goes_to_its_end_and_keeps_the_model_s_resolution(data, tmp_path):
     start = data / "start.safetensors"
-    train.main([*words(data, tmp_path / "run", "compositing", init=start), "--sides", "64", "128", "--view-side", "48"])
+    train.main(
+        [*words(data, tmp_path / "run", "compositing", init=start), "--resolutions", "64", "128", "--view-side", "48"]
+    )
     assert read_config(tmp_path / "run" / "checkpoint.safetensors") == read_config(start)
-    assert json.loads((tmp_path / "run" / "options.json").read_text())["sides"] == [[64, 1.0], [128, 1.0]]
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["resolutions"] == [[64, 1.0], [128, 1.0]]
     with pytest.raises(SystemExit) as left:
-        train.main([*words(data, tmp_path / "odd", "compositing", init=start), "--sides", "100"])
+        train.main([*words(data, tmp_path / "odd", "compositing", init=start), "--resolutions", "100"])
     assert "100 is not a multiple of 16" in str(left.value.code)
 
 
@@ -489,9 +503,9 @@ def test_a_run_with_sides_goes_to_its_end_and_keeps_the_model_s_resolution(data,
 
 def test_the_teacher_s_guided_prediction_is_the_target(data):
     """A student that says what the teacher says with guidance has no loss; without the object, without guidance."""
-    modules = train.build_modules(micro_config(), with_vae=False)
-    train.load_modules(modules, fresh_checkpoint(micro_config()))
-    model, alpha_bar = train.Model(modules).eval(), alphas_cumprod(micro_config().noise).float()
+    modules = build_modules(micro_config(), with_vae=False)
+    load_modules(modules, fresh_checkpoint(micro_config()))
+    model, alpha_bar = Model(modules).eval(), alphas_cumprod(micro_config().noise).float()
     batch = batch_of(6)
     batch.reference.random_(0, 255, generator=torch.Generator().manual_seed(0))
 
@@ -525,7 +539,7 @@ def test_distilled_guidance_needs_none_when_sampling_and_more_training_does_agai
     assert dataclasses.replace(made, sampling=before.sampling) == before
     train.main(words(data, tmp_path / "on", "compositing", init=run / "checkpoint.safetensors"))
     assert read_config(tmp_path / "on" / "checkpoint.safetensors").sampling.guidance_scale == 2
-    for changes in ({"stage": "views", "init": start}, {"stage": "compositing"}):
+    for changes in ({"stage": "identity", "init": start}, {"stage": "compositing"}):
         with pytest.raises(SystemExit) as left:
             train.main([*words(data, tmp_path / "no", **changes), "--train-all", "--distill-guidance", "2"])
         assert left.value.code == 2 and "--distill-guidance needs --init" in capsys.readouterr().err
@@ -534,7 +548,7 @@ def test_distilled_guidance_needs_none_when_sampling_and_more_training_does_agai
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["views", "compositing"])
+@pytest.mark.parametrize("stage", ["identity", "compositing"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_of_every_kind(loaded, stage, kind):
     config = micro_config()
@@ -549,7 +563,7 @@ def test_pairs_of_every_kind(loaded, stage, kind):
     hole = pairs.hole.repeat_interleave(8, 2).repeat_interleave(8, 3).bool().expand_as(pairs.target)
     assert bool(hole.flatten(1).any(1).all())
     assert bool((pairs.background[hole] == 0.5).all())  # nothing of the target shows in the hole
-    if stage == "views":
+    if stage == "identity":
         assert bool(hole.all())
     else:
         assert torch.equal(pairs.background[~hole], pairs.target[~hole]) or kind == "rendered"
@@ -602,7 +616,7 @@ def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference
     """By lamp light, the same pair: of its picture every channel is dimmed, also where the object is."""
     lamp, made = torch.tensor([0.5, 0.4, 0.2])[:, None, None], []
     for light in (torch.ones(3, 1, 1), lamp):
-        monkeypatch.setattr(pairs, "place_light", lambda draw, count, light=light: light)
+        monkeypatch.setattr(making, "place_light", lambda draw, count, light=light: light)
         made.append(PairMaker(micro_config(), "compositing", *loaded, {kind: 1.0})(8, torch.Generator().manual_seed(0)))
     day, night = made
     assert torch.equal(night.reference, day.reference) and torch.equal(night.hole, day.hole)
@@ -612,7 +626,7 @@ def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference
 
 
 def test_half_of_the_places_are_as_photographed_and_some_of_the_others_dark_or_warm():
-    gains = pairs.place_light(pairs.Draw(torch.Generator().manual_seed(0)), 400)[:, :, 0, 0]
+    gains = place_light(Draw(torch.Generator().manual_seed(0)), 400)[:, :, 0, 0]
     changed = (gains != 1).any(1)
     assert 0.4 < changed.float().mean() < 0.6
     mean, warmth = gains[changed].mean(1), gains[changed, 0] / gains[changed, 2]
@@ -623,7 +637,7 @@ def test_half_of_the_places_are_as_photographed_and_some_of_the_others_dark_or_w
 def test_every_contact_shadow_is_dark_where_the_object_stands_and_nowhere_above_or_far_below():
     alpha = torch.zeros(64, 1, 96, 96)
     alpha[:, :, 20:70, 30:66] = 1
-    shadow = pairs.contact_shadow(alpha, pairs.Draw(torch.Generator().manual_seed(0)))
+    shadow = contact_shadow(alpha, Draw(torch.Generator().manual_seed(0)))
     assert shadow.min() >= 0 and shadow.max() <= 0.8
     assert shadow[:, 0, 68, 48].min() > 0.2  # the foot
     assert shadow[:, 0, :25].max() < 1e-3 and shadow[:, 0, 85:].max() < 1e-3
@@ -634,7 +648,7 @@ def test_shadows_fall_where_the_light_of_their_place_throws_them():
     alpha = torch.zeros(5, 1, 96, 96)
     alpha[:, :, 40:60, 40:56] = 1
     known = torch.tensor([[1.0, 0.3, 0.6], [-1.0, 0.3, 0.6], [0.0, -0.8, 0.6], [0.0, 0.3, 0.0], [torch.nan] * 3])
-    shadow = pairs.contact_shadow(alpha, pairs.Draw(torch.Generator().manual_seed(0)), known)[:, 0]
+    shadow = contact_shadow(alpha, Draw(torch.Generator().manual_seed(0)), known)[:, 0]
     right, left = shadow[:, 50:58, 62:].amax((1, 2)), shadow[:, 50:58, :34].amax((1, 2))
     below, behind = shadow[:, 66:, 40:56].amax((1, 2)), shadow[:, :57].amax((1, 2))
     assert right[0] > 0.15 and left[0] < 0.05 and below[0] < 0.1
@@ -673,7 +687,7 @@ def test_a_relit_view_is_its_views_twin_and_no_view_of_its_own():
 
 
 def test_a_relit_target_stands_in_its_own_place_and_the_reference_keeps_its_light(loaded, monkeypatch):
-    monkeypatch.setattr(pairs, "place_light", lambda draw, count: torch.ones(3, 1, 1))
+    monkeypatch.setattr(making, "place_light", lambda draw, count: torch.ones(3, 1, 1))
     made = {}
     for light in (True, False):
         views = relit_views()
@@ -699,9 +713,9 @@ def test_a_kind_without_data_is_left_out(loaded):
     views, pictures = loaded
     empty = dataclasses.replace(pictures, items=pictures.items[:0], partner_count=pictures.partner_count[:0] * 0)
     maker = PairMaker(
-        micro_config(), "views", views, empty, {"rendered": 0.5, "still": 0.3, "video": 0.1, "piece": 0.1}
+        micro_config(), "identity", views, empty, {"rendered": 0.5, "still": 0.3, "video": 0.1, "patch": 0.1}
     )
-    assert set(maker.mix) == {"rendered", "piece"}
+    assert set(maker.mix) == {"rendered", "patch"}
     assert maker(7, torch.Generator().manual_seed(0)).target.shape[0] == 7
 
 

@@ -16,9 +16,9 @@ from test_training import ROOT, data, micro_preset, stats  # noqa: F401
 
 from imprint.checkpoint import load_checkpoint
 from imprint.config import PRESETS
-from training import options
+from training import settings
 
-SMOKE = "--images 4 --batch 2 --block 2 --reuse 2 --log-every 1 --save-every 2 --warmup 1 --device cpu".split()
+SMOKE = "--images 4 --batch 2 --block 2 --reuse 2 --log-every 1 --save-every 2 --lr-warmup 1 --device cpu".split()
 SMALL = {"training.train": SMOKE, "training.decoder": "--images 4 --batch 2 --held-out 2 --device cpu".split()}
 
 
@@ -35,7 +35,7 @@ def test_every_stage_runs_from_the_readme_s_commands(
     for name in ("tiny", "sd15"):
         monkeypatch.setitem(PRESETS, name, micro_config())
     monkeypatch.chdir(tmp_path)
-    for folder in ("views", "photos"):
+    for folder in ("cutouts", "photos"):
         shutil.copytree(data / folder, Path("data") / folder)
     shutil.copytree(captioned, "data/captions")
     shutil.copytree(few_photos, "photos/mug")
@@ -60,7 +60,7 @@ def test_every_stage_runs_from_the_readme_s_commands(
             assert load_file(run / "lora.safetensors")
         else:
             load_checkpoint(run / "checkpoint.safetensors")
-    assert set(stages) == set(options.STAGES)
+    assert set(stages) == set(settings.STAGES)
     load_checkpoint("imprint.safetensors")  # the decoder's
 
 
@@ -70,13 +70,13 @@ def test_the_launchers_of_the_readme_know_their_options(data, capsys):  # noqa: 
     from torch.distributed.run import get_args_parser
 
     parsers = {"torchrun": get_args_parser(), "accelerate launch": launch_command_parser()}
-    given = f"views --output x --views {data} --photos {data}".split()
+    given = f"identity --output x --cutouts {data} --photos {data}".split()
     seen = set()
     for command in commands():
         if "ARGUMENTS" not in command:
             continue
         place = command.index("ARGUMENTS")
-        options.parse([*given, *command[place + 1 :]])
+        settings.parse_train([*given, *command[place + 1 :]])
         for launcher, parser in parsers.items():
             words = launcher.split()
             if command[: len(words)] == words:

@@ -1,0 +1,121 @@
+"""Settings from flags, files and presets; former names; and the rooms of `training`, whose imports go one way."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
+
+from training.arguments import flattened
+from training.settings import STAGES, Limits, Train, parse_train
+
+ROOT = Path(__file__).parents[1]
+GIVEN = ["identity", "--output", "runs/x", "--cutouts", "c", "--photos", "p"]
+
+
+def test_the_preset_fills_what_is_not_given():
+    settings = parse_train(GIVEN)
+    stage = STAGES["identity"]
+    assert (settings.images, settings.batch, settings.lr) == (stage.images, stage.batch, stage.learning_rate)
+    assert settings == Train.of("identity", output=Path("runs/x"), cutouts="c", photos="p")
+
+
+def test_a_file_is_read_and_flags_win(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("batch: 7\nlr-warmup: 5\nresolutions: ['64:2', [96, 1]]\ncompile: default\ntrain_all: true\n")
+    settings = parse_train([*GIVEN, "--config", str(file), "--batch", "9", "--no-train-all"])
+    assert settings.batch == 9 and settings.lr_warmup == 5 and not settings.train_all
+    assert settings.resolutions == ((64, 2.0), (96, 1)) and settings.compile == "default"
+
+
+def test_a_run_s_own_options_are_read_again(tmp_path):
+    settings = parse_train([*GIVEN, "--resolutions", "64:2", "96", "--images", "12", "--device", "cpu"])
+    described = flattened(settings) | {"processes": 2, "device": "NVIDIA H200", "steps": 3, "model": {}, "mix": {}}
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps(described))
+    assert parse_train(["--config", str(file), "--device", "cpu"]) == settings
+
+
+def test_former_names_work_with_a_warning(tmp_path, capsys):
+    old = "views --output runs/x --views c --photos p --warmup 5 --sides 64 --view-side 80 --config tiny".split()
+    assert parse_train(old) == parse_train(
+        [*GIVEN, "--lr-warmup", "5", "--resolutions", "64", "--cutout-resolution", "80"]
+    )
+    warnings = capsys.readouterr().err.splitlines()
+    names = ("stage 'views'", "--views", "--warmup", "--sides", "--view-side", "--config tiny")
+    assert len(warnings) == len(names) and all(any(f" {name} is now" in line for line in warnings) for name in names)
+    file = tmp_path / "options.json"
+    file.write_text(
+        json.dumps({"stage": "views", "views": "c", "photos": "p", "output": "runs/x", "warmup": 5, "config": "tiny"})
+    )
+    assert parse_train(["--config", str(file)]) == parse_train([*GIVEN, "--lr-warmup", "5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bach: 7", "has 'bach', which is no option"),
+        ("batch: many", "batch is 'many'"),
+        ("batch: 2.5", "batch is 2.5 (int was expected)"),
+        ("batch: true", "int was expected"),
+        ("compile: fast", "one of default"),
+        ("train_all: 1", "true or false was expected"),
+        ("- batch", "'option: value' lines were expected"),
+        ("batch: [", "cannot be read"),
+        ("batch: 0", "--batch is 0; it must be 1 or more"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_sentence(tmp_path, capsys, text, message):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as left:
+        parse_train([*GIVEN, "--config", str(file)])
+    assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse_train(["--cutouts", "c"])
+    assert left.value.code == 2 and "required: stage, --output" in capsys.readouterr().err
+
+
+def test_groups_of_settings_are_flat_on_the_command_line():
+    from training import prepare
+
+    settings = prepare.parse("davis --input x --output y --licence BSD --border 0 --views 3 --textures a b".split())
+    assert settings.limits == Limits(border=0)
+    assert settings.render.views == 3 and settings.render.textures == (Path("a"), Path("b"))
+    assert flattened(settings)["border"] == 0 and settings.name == "davis-x"
+
+
+ABOVE = {
+    "data": set(),
+    "render": {"data"},
+    "pairs": {"data"},
+    "loop": {"data", "pairs"},
+    "measure": {"data", "pairs", "loop"},
+}
+"""What each room may import, beside itself and the settings."""
+
+
+@pytest.mark.parametrize("room", ABOVE)
+def test_no_room_imports_one_above_it(room):
+    for path in (ROOT / "training" / room).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 2:
+                names = {node.module.partition(".")[0]} if node.module else {name.name for name in node.names}
+                assert names <= ABOVE[room] | {"settings", "arguments"}, f"{path.name} imports {names}"
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+                assert not any(name.split(".")[0] in ("training", "nodes") for name in names), path
+
+
+def test_scripts_are_a_parser_and_a_main():
+    for path in (ROOT / "training").glob("*.py"):
+        if path.name not in ("__init__.py", "arguments.py", "settings.py"):
+            defined = {node.name for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+            assert defined <= {"parse", "run", "main"}, f"{path.name} defines {defined}"

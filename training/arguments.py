@@ -1,0 +1,313 @@
+"""Settings are dataclasses of required fields; this makes command lines of them and fills them from files.
+
+A field's type says how its option is parsed, the text below it is the option's help, and `option` says the rest. A field that
+is a dataclass itself is a group of options. Values come from the defaults, then the preset, then `--config FILE` (YAML, or a
+run's options.json), then the flags: the later ones win.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from imprint.errors import ImprintError
+
+T = TypeVar("T")
+REQUIRED = object()
+
+
+def option(
+    default: Any = REQUIRED,
+    *,
+    choices: Any = None,
+    metavar: str | None = None,
+    group: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+    bare: Any = None,
+    old: str | None = None,
+    positional: bool = False,
+) -> Any:
+    """A field of settings.
+
+    default: the command line's; the dataclass itself has none. parse: text -> value, by default the field's type. bare: the
+    value of the flag without a word after it. old: a former name of the flag, which still works, with a warning.
+    """
+    return dataclasses.field(
+        metadata=dict(
+            default=default,
+            choices=choices,
+            metavar=metavar,
+            group=group,
+            parse=parse,
+            bare=bare,
+            old=old,
+            positional=positional,
+        )
+    )
+
+
+def found(default: Any) -> Any:
+    """A field that is no option: what the script finds where the options point."""
+    return dataclasses.field(default=default, metadata={"found": True})
+
+
+def warn_renamed(old: str, new: str) -> None:
+    print(f"warning: {old} is now called {new}; the old name will go with the next release", file=sys.stderr)
+
+
+# --- what a dataclass asks for ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One option: its name, what its type comes down to, its help and its `option`."""
+
+    name: str
+    parse: Callable[[str], Any]
+    several: bool
+    optional: bool
+    help: str
+    metadata: dict[str, Any]
+
+    def read(self, value: Any, source: str) -> Any:
+        """A value of a file as the field holds it. Raises `ImprintError` for one of another kind."""
+        if value is None and self.optional:
+            return None
+        try:
+            if self.several:
+                return tuple(self._one(each) for each in value)
+            return self._one(value)
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+            raise ImprintError(f"{source}: {self.name} is {value!r} ({error})") from error
+
+    def _one(self, value: Any) -> Any:
+        if self.parse is bool:
+            if not isinstance(value, bool):
+                raise TypeError("true or false was expected")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif self.parse is float and isinstance(value, int | float) and not isinstance(value, bool):
+            value = float(value)
+        elif isinstance(value, str):
+            value = self.parse(value)
+        elif not isinstance(value, self.parse if isinstance(self.parse, type) else object) or isinstance(value, bool):
+            raise TypeError(f"{getattr(self.parse, '__name__', 'another kind')} was expected")
+        choices = self.metadata.get("choices")
+        if choices is not None and value not in choices:
+            raise ValueError(f"one of {', '.join(map(str, choices))} was expected")
+        return value
+
+
+@functools.cache
+def fields_of(kind: type) -> dict[str, Field | type]:
+    """The fields of a dataclass by name; the dataclass itself of one that is a group."""
+    hints, texts, options = get_type_hints(kind), _texts(kind), {}
+    for field in dataclasses.fields(kind):
+        if field.metadata.get("found"):
+            continue
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            options[field.name] = hint
+            continue
+        optional = get_origin(hint) in (Union, types.UnionType)
+        if optional:
+            (hint,) = (part for part in get_args(hint) if part is not type(None))
+        several = get_origin(hint) is tuple
+        inner = get_args(hint)[0] if several else hint
+        metadata = dict(field.metadata)
+        if field.default is not dataclasses.MISSING:
+            metadata.setdefault("default", field.default)
+        metadata.setdefault("default", REQUIRED)
+        parse = metadata.get("parse") or inner
+        options[field.name] = Field(field.name, parse, several, optional, texts.get(field.name, ""), metadata)
+    return options
+
+
+def _texts(kind: type) -> dict[str, str]:
+    """The text below each field of a dataclass, on one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    texts = {}
+    for field, below in zip(definition.body, definition.body[1:]):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            texts[field.target.id] = " ".join(below.value.value.split())
+    return texts
+
+
+def flat(kind: type) -> Iterator[Field]:
+    """All fields, those of groups in their place."""
+    for found in fields_of(kind).values():
+        if isinstance(found, Field):
+            yield found
+        else:
+            yield from flat(found)
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    return {field.name: field.metadata["default"] for field in flat(kind) if field.metadata["default"] is not REQUIRED}
+
+
+def of(kind: type[T], **values: Any) -> T:
+    """The dataclass with its defaults, changed."""
+    return kind(**(defaults(kind) | values))
+
+
+def build(kind: type[T], values: dict[str, Any]) -> T:
+    """The dataclass, its groups built from the same flat values."""
+    given = {
+        name: values[name] if isinstance(found, Field) else build(found, values)
+        for name, found in fields_of(kind).items()
+    }
+    return kind(**given)
+
+
+def flattened(settings: Any) -> dict[str, Any]:
+    """The opposite of `build`, fit for JSON."""
+    values: dict[str, Any] = {}
+    for name, found in fields_of(type(settings)).items():
+        value = getattr(settings, name)
+        if not isinstance(found, Field):
+            values |= flattened(value)
+        elif found.several and value is not None:
+            values[name] = [str(each) if isinstance(each, Path) else each for each in value]
+        else:
+            values[name] = str(value) if isinstance(value, Path) else value
+    return values
+
+
+# --- command lines ---------------------------------------------------------------------------------------------------
+
+
+class _Renamed(argparse.Action):
+    """A former name of an option."""
+
+    def __init__(self, *args, new: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.new = new
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        warn_renamed(option_string, self.new)
+        setattr(namespace, self.dest, tuple(values) if isinstance(values, list) else values)
+
+
+def add_options(parser: Any, kind: type, choices: dict[str, Container[str]] | None = None) -> None:
+    """An option for each field; what is not given stays absent. choices: of fields whose type cannot say them."""
+    groups: dict[str, Any] = {}
+    for found in fields_of(kind).values():
+        if not isinstance(found, Field):
+            add_options(parser.add_argument_group(found.__doc__.strip().partition("\n")[0].rstrip(".").lower()), found)
+            continue
+        title = found.metadata.get("group")
+        target = parser if title is None else groups.get(title) or parser.add_argument_group(title)
+        if title is not None:
+            groups[title] = target
+        _add(target, found, (choices or {}).get(found.name))
+
+
+def _add(parser: Any, field: Field, choices: Container[str] | None) -> None:
+    metadata, default = field.metadata, field.metadata["default"]
+    how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.help.replace("%", "%%")}
+    if field.parse is bool:
+        how["action"] = argparse.BooleanOptionalAction
+    else:
+        how |= {"type": field.parse, "choices": choices or metadata.get("choices"), "metavar": metadata.get("metavar")}
+        if field.several:
+            how["nargs"] = "+"
+        elif metadata.get("bare") is not None:
+            how |= {"nargs": "?", "const": metadata["bare"]}
+        if default not in (REQUIRED, None, ()):
+            how["help"] += f" (default: {default})".replace("%", "%%")
+    if metadata.get("positional"):
+        parser.add_argument(field.name, **(how | {"nargs": "?", "default": None}))
+        return
+    flag = f"--{field.name.replace('_', '-')}"
+    parser.add_argument(flag, dest=field.name, **how)
+    if old := metadata.get("old"):
+        parser.add_argument(old, dest=field.name, action=_Renamed, new=flag, **(how | {"help": argparse.SUPPRESS}))
+
+
+def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The values of a YAML or JSON file by field. Raises `ImprintError` for what is no field, or of another kind.
+
+    renamed: former names of fields. ignored: what a run's options.json says beside its options.
+    """
+    import yaml
+
+    try:
+        table = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ImprintError(
+            f"{path} cannot be read ({error}); --config is a YAML file of options, or an options.json"
+        ) from error
+    if not isinstance(table, dict):
+        raise ImprintError(f"{path} holds {type(table).__name__}, where 'option: value' lines were expected")
+    known = {field.name: field for field in flat(kind)}
+    values = {}
+    for key, value in table.items():
+        name = str(key).replace("-", "_")
+        name = renamed.get(name, name)
+        if name in ignored and path.suffix == ".json":
+            continue
+        if name not in known:
+            raise ImprintError(f"{path} has '{key}', which is no option; options are {', '.join(known)}")
+        values[name] = known[name].read(value, str(path))
+    return values
+
+
+def parse(
+    kind: type[T],
+    argv: list[str] | None,
+    description: str | None,
+    preset: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: {},
+    renamed: dict[str, str] | None = None,
+    ignored: frozenset[str] = frozenset(),
+    old_config: tuple[str, Container[str]] | None = None,
+    choices: dict[str, Container[str]] | None = None,
+    **parser_options: Any,
+) -> T:
+    """Settings of a command line; leaves with 2 and a sentence where they do not fit.
+
+    preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and its values.
+    kind.check(), where there is one, raises `ImprintError` for values that do not go together.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="options as YAML, or a run's options.json; flags win"
+    )
+    add_options(parser, kind, choices)
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(parser.parse_args(argv)).items()
+        if value is not None or name == "config"
+    }
+    file = given.pop("config")
+    if old_config and str(file) in old_config[1]:
+        warn_renamed(f"--config {file}", f"--{old_config[0]} {file}")
+        given, file = {old_config[0]: str(file)} | given, None
+    try:
+        if file is not None:
+            given = read_file(file, kind, renamed or {}, ignored) | given
+        values = defaults(kind) | preset(given) | given
+        if absent := [field for field in flat(kind) if field.name not in values]:
+            names = (
+                field.name if field.metadata.get("positional") else f"--{field.name.replace('_', '-')}"
+                for field in absent
+            )
+            parser.error(f"the following arguments are required: {', '.join(names)}")
+        settings = build(kind, values)
+        if hasattr(settings, "check"):
+            settings.check()
+    except ImprintError as error:
+        parser.error(str(error))
+    return settings

@@ -1,0 +1,132 @@
+"""What a data set's reader gives: groups of pictures that stay together, and the pictures of a group."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imprint.errors import ImprintError
+from imprint.images import (
+    open_image,
+)
+
+from ..settings import Prepare
+from .shards import Record
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+class Dropped(Exception):
+    """Something is left out. `reason` is what is counted, `what` the thing's name, `detail` what was found."""
+
+    def __init__(self, reason: str, what: object = "", detail: object = ""):
+        super().__init__(reason)
+        self.reason, self.what, self.detail = reason, str(what), str(detail)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What stays together: a clip, an object's views, a portrait session, a picture. It is listed without being opened."""
+
+    name: str
+    """Unique in the source; decides in which shard it lies."""
+    size: int = 1
+    """About how many pictures it holds."""
+    data: Any = None
+    """What the reader needs to find them; it travels to another process."""
+    key: str = ""
+    """Groups of one key are on one side of the split; by default the name."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture, not opened yet."""
+
+    record: Record
+    picture: Path | Image.Image
+    """A file, or a rendered RGBA cut-out."""
+    mask: Callable[[], np.ndarray] | None = None
+    """Gives (H, W) uint8, 0 = background, n = the n-th object; or float32, the one object's alpha in [0, 1]."""
+    text: str = ""
+    """Captions, one a line."""
+    scene: Image.Image | None = None
+    """RGB: the place whose light a rendered cut-out has."""
+
+    @property
+    def name(self) -> str:
+        return str(self.picture) if isinstance(self.picture, Path) else f"{self.record.object} view {self.record.frame}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of data set."""
+
+    groups: Callable[[Path, Prepare], Iterator[Group]]
+    """Lists a folder; cheap. Raises `ImprintError` where the folder is not of that layout."""
+    read: Callable[[Group, Prepare], Iterator[Item | Dropped]]
+    """The pictures of a group, in a worker; raises `Dropped` where the group as a whole cannot be read."""
+    bare: bool = False
+    """Whether a picture without a usable object is kept, as a background."""
+    licensed: bool = False
+    """Whether the data set gives each picture's licence."""
+    least: int = 1
+    """Pictures that a group needs to be of use."""
+
+
+def open_mask(path: Path | None, what: object) -> Image.Image:
+    """A mask file. Raises `Dropped`."""
+    if path is None or not path.is_file():
+        raise Dropped("no mask", what, path or "")
+    try:
+        return open_image(path)
+    except ImprintError as error:
+        raise Dropped("broken mask", what, error) from error
+
+
+def alpha_of(picture: Image.Image) -> np.ndarray:
+    """(H, W) float32 in [0, 1]: a picture's alpha channel or, where it has none, its brightness."""
+    band = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else picture.convert("L")
+    return np.asarray(band, np.float32) / 255
+
+
+def frame_number(path: Path) -> int:
+    """The number that a frame is named by. Raises `Dropped` for an odd file."""
+    number = re.fullmatch(r"\d+", path.stem)
+    if path.suffix.lower() not in PICTURES or not number:
+        raise Dropped("odd file", path, "not a frame named by its number")
+    return int(number[0])
+
+
+def subfolders(path: Path) -> list[Path]:
+    """The folders in a folder, in order."""
+    return sorted(entry for entry in path.iterdir() if entry.is_dir())
+
+
+def first_folder(*paths: Path) -> Path | None:
+    """The first of them that exists."""
+    return next((path for path in paths if path.is_dir()), None)
+
+
+def read_names(path: Path | None) -> frozenset[str]:
+    """The words of a text file; none without a file. Raises `ImprintError`."""
+    try:
+        return frozenset(path.read_text().split()) if path else frozenset()
+    except (OSError, ValueError) as error:
+        raise ImprintError(f"{path} cannot be read ({error}); --exclude is a text file of names") from error
+
+
+def read_photos(
+    folders: Sequence[Path], exclude: Set[str], kinds: tuple[str, ...] = (".jpg", ".jpeg", ".png")
+) -> tuple[Path, ...]:
+    """The pictures of the folders, less those of the names in `exclude`. Raises `ImprintError` where none is left."""
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.name not in exclude]
+    photos = tuple(path for path in files if path.suffix.lower() in kinds)
+    if folders and not photos:
+        raise ImprintError(f"{' and '.join(map(str, folders))} hold no {' or '.join(kinds)}; name folders of pictures")
+    return photos

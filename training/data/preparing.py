@@ -1,0 +1,109 @@
+"""A data set into shards: planning, going on, counting, and the picture to look at."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from tqdm import tqdm
+
+from imprint.errors import ImprintError
+
+from ..arguments import flattened
+from ..settings import Prepare
+from . import shards
+from .contact_sheet import contact_sheet
+from .engines import ENGINES
+from .items import Group, Source
+from .writing import Job, plan, report_url, shard_url
+
+
+def prepare(source: Source, options: Prepare) -> dict[str, Any]:
+    """Write the shards that are missing, the report and the contact sheet; returns the report.
+
+    Raises `ImprintError` for a folder of another layout, and where OUTPUT holds the same name with other options.
+    """
+    groups = list(source.groups(options.input, options))
+    if not groups:
+        raise ImprintError(f"{options.input} holds nothing that {options.source} reads; see its layout with --help")
+    jobs = plan(groups, options)
+    resolved = _resolved(groups, options)
+    summary = shards.inside(options.output, f"{options.name}.json")
+    before = _read_json(summary)
+    if before is not None and before["options"] != resolved:
+        changed = next(name for name in resolved if before["options"].get(name) != resolved[name])
+        raise ImprintError(
+            f"{summary} was begun with {changed} = {before['options'].get(changed)!r}, not {resolved[changed]!r}; "
+            "repeat that, or give another --output or --name"
+        )
+    if options.dry_run:
+        return {"options": resolved, "shards": len(jobs)}
+    shards.write_file(summary, json.dumps({"options": resolved}, indent=1).encode())
+
+    with ThreadPoolExecutor() as pool:
+        known = list(zip(jobs, pool.map(lambda job: _read_json(report_url(job, options)), jobs)))
+    reports = [report for _, report in known if report is not None]
+    missing = [job for job, report in known if report is None]
+    done = sum(report["size"] for report in reports)
+    with tqdm(total=len(groups), initial=done, unit="group", desc=options.name) as bar:
+        for report in ENGINES[options.engine](missing, source, options):
+            reports.append(report)
+            bar.update(report["size"])
+    return _finish(jobs, reports, resolved, summary, options)
+
+
+def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
+    """All that decides what is in the shards."""
+    names = "source licence longest_side quality held_out shard_size views resolution identities relit seed".split()
+    values = flattened(options)
+    digest = hashlib.sha256("\n".join(sorted(group.name for group in groups)).encode())
+    left_out = hashlib.sha256("\n".join(sorted(options.excluded)).encode())
+    return {name: values[name] for name in names} | {
+        "input": str(options.input),
+        "textures": [str(path) for path in options.render.textures],
+        "panoramas": [str(path) for path in options.render.panoramas],
+        "limits": asdict(options.limits),
+        "excluded": left_out.hexdigest()[:16] if options.excluded else "",
+        "groups": len(groups),
+        "names": digest.hexdigest()[:16],
+    }
+
+
+def _read_json(place: str) -> dict | None:
+    """A report; None where there is none yet, or a broken one."""
+    try:
+        return json.loads(shards.read_file(place))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _finish(jobs: list[Job], reports: list[dict], resolved: dict, summary: str, options: Prepare) -> dict[str, Any]:
+    """Add up the reports; write summary, list of what was dropped, list of shards and contact sheet."""
+    counts = {split: Counter() for split in shards.SPLITS}
+    dropped = []
+    for report in reports:
+        counts[report["split"]].update(report["counts"])
+        dropped += report["dropped"]
+    result = {"options": resolved, "counts": counts, "dropped": Counter(reason for reason, _, _ in dropped)}
+    lines = sorted("\t".join(" ".join(field.split()) for field in entry) for entry in dropped)
+    shards.write_file(
+        shards.inside(options.output, f"{options.name}.dropped.tsv"), "".join(f"{line}\n" for line in lines).encode()
+    )
+    made = []
+    for split in shards.SPLITS:
+        if counts[split]["pictures"]:
+            found = shards.list_shards(shards.inside(options.output, split))
+            index = "".join(f"{place.rsplit('/', 1)[1]}\n" for place in found)
+            shards.write_file(shards.inside(options.output, split, shards.INDEX), index.encode())
+            mine = {shard_url(job, options) for job in jobs if job.split == split}
+            made += [place for place in found if place in mine]
+    buffer = io.BytesIO()
+    contact_sheet(made).save(buffer, "PNG")
+    shards.write_file(shards.inside(options.output, f"{options.name}.png"), buffer.getvalue())
+    shards.write_file(summary, json.dumps(result, indent=1).encode())
+    return result

@@ -1,0 +1,264 @@
+"""The data's one format: WebDataset shards of pictures with their object.
+
+A sample is `<key>.jpg|.png|.webp` (the picture), `<key>.json` (`Record`'s fields) and, for a picture without an alpha
+channel, `<key>.mask.png` if it has annotated objects: 8-bit, 0 = background, n = the n-th object. A cut-out's alpha channel
+is its mask; `<key>.scene.jpg` is the place in whose light it was taken. `<key>.txt` holds captions, one a line. Frames of one clip share `clip` and lie in one shard; views of one object
+share `object` and stand next to each other.
+
+Shards lie in a folder, or behind any address that fsspec knows (s3://, gs://, hf://, memory://) or a web server (http://,
+https://), which has no listing and so needs the `shards.txt` that training.prepare leaves. WebDataset's own opener is not
+used: it starts a shell command for an address that begins with pipe:, and curl for a web address.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import tarfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from imprint.errors import ImprintError
+from imprint.files import replacing
+
+SPLITS = ("train", "held-out")
+INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server cannot list them
+ATTEMPTS = 3  # at reading a shard from elsewhere, before the run stops
+MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7 (arXiv 2403.10701, section 3.4)
+VIDEO_GAP = (1, MAX_FRAME_GAP)
+MIN_OBJECT_SIDE = 0.15  # of the photo: smaller annotated objects show nothing to learn
+SCENE_SCALE = 0.75  # a scene's side, over that of the cut-out that has its light: panoramas are not that sharp
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one picture."""
+
+    object: str
+    clip: str
+    frame: int
+    source: str
+    licence: str
+    gap: tuple[int, int] = VIDEO_GAP
+    """The least and the greatest distance of `frame` at which two pictures of the clip or object make a pair."""
+    shadow: tuple[float, float, float] | None = None
+    """Of a cut-out with a scene, on level ground: how far its top lies to the right and up in the picture, times the
+    object's height, and the share of the ground's sRGB value that it takes."""
+
+
+class Sample(NamedTuple):
+    """One picture of a shard, decoded."""
+
+    record: Record
+    picture: Image.Image
+    mask: Image.Image | None = None
+    scene: Image.Image | None = None
+
+
+def held_out(name: str, part: float) -> bool:
+    """Whether a clip or mesh is kept for validation: by a hash of its name, so that the split never moves."""
+    return name_hash(name) / 2**32 < part
+
+
+def name_hash(name: str) -> int:
+    """32 bits that are the same on every machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+def inside(place: str | os.PathLike, *names: str) -> str:
+    """The address of something in a folder, local or not."""
+    return "/".join([str(place).rstrip("/"), *names])
+
+
+def write_file(place: str | os.PathLike, data: bytes) -> None:
+    """Write a whole file or nothing: renamed into its place on a disk, one upload elsewhere."""
+    if _is_local(place):
+        with replacing(place) as temporary:
+            temporary.write_bytes(data)
+        return
+    system, path = _system(place)
+    try:
+        system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        system.pipe_file(path, data)
+    except Exception as error:  # each kind of storage has errors of its own
+        raise ImprintError(f"{place} cannot be written ({error!r}); check the address and your rights there") from error
+
+
+def read_file(place: str | os.PathLike) -> bytes:
+    """A whole file. From elsewhere it is tried three times: a shard is read whole, so none of it is seen twice.
+
+    Raises `FileNotFoundError` or `ImprintError`.
+    """
+    if _is_local(place):
+        return Path(place).read_bytes()
+    system, path = _system(place)
+    for attempt in range(ATTEMPTS):
+        try:
+            return system.cat_file(path)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each kind of storage has errors of its own
+            if attempt == ATTEMPTS - 1:
+                raise ImprintError(f"{place} cannot be read ({error!r}), tried {ATTEMPTS} times") from error
+            time.sleep(2**attempt)
+
+
+def _is_local(place: str | os.PathLike) -> bool:
+    return "://" not in str(place)
+
+
+def _system(place: str | os.PathLike) -> tuple:
+    """fsspec's file system for an address, and the path in it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(str(place))
+    except (ImportError, ValueError) as error:
+        raise ImprintError(f"{place} cannot be reached: {error}") from error
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def shard_writer(place: str | os.PathLike):
+    """A `webdataset.TarWriter`; the shard appears at its place when it is whole, and not otherwise."""
+    import webdataset
+
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, mtime=0) as writer:
+        yield writer
+    write_file(place, buffer.getvalue())
+
+
+def sample(
+    key: str,
+    picture: bytes,
+    kind: str,
+    record: Record,
+    mask: Image.Image | None = None,
+    text: str = "",
+    scene: bytes = b"",
+) -> dict:
+    """A sample as `TarWriter.write` takes it; `kind` is the picture's ending, `scene` a JPEG."""
+    parts = {"__key__": key, kind: picture, "json": json.dumps(dataclasses.asdict(record)).encode()}
+    if mask is not None:
+        buffer = io.BytesIO()
+        mask.save(buffer, "PNG", optimize=True)
+        parts["mask.png"] = buffer.getvalue()
+    if text:
+        parts["txt"] = text.encode()
+    if scene:
+        parts["scene.jpg"] = scene
+    return parts
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def list_shards(place: str | os.PathLike) -> list[str]:
+    """The addresses of the shards of a folder, in order; a shard is its own list. Raises `ImprintError` if there is none."""
+    place = str(place).rstrip("/")
+    if place.endswith(".tar"):
+        return [place]
+    if place.startswith(("http://", "https://")):
+        try:
+            names = read_file(inside(place, INDEX)).decode().split()
+        except FileNotFoundError:
+            raise ImprintError(
+                f"{place} has no {INDEX}, which lists the shards of a web server's folder; training.prepare leaves one"
+            ) from None
+    elif _is_local(place):
+        names = sorted(path.name for path in Path(place).glob("*.tar"))
+    else:
+        system, path = _system(place)
+        names = sorted(found.rsplit("/", 1)[1] for found in system.glob(f"{path}/*.tar"))
+    if not names:
+        raise ImprintError(f"{place} holds no .tar shard; make some with training.prepare")
+    return [inside(place, name) for name in names]
+
+
+def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: int, count: int) -> list[str]:
+    """Shards number first ... first + count - 1 of process `part` = (index, processes) in its endless sequence.
+
+    In each epoch the processes together go through all shards, in an order that seed and epoch decide; a few shards are read
+    by two where they cannot be shared out evenly. What a process reads is a function of the numbers alone, so that a run
+    goes on where it stopped.
+    """
+    index, processes = part
+    share = math.ceil(len(shards) / processes)
+    found = []
+    for number in range(first, first + count):
+        epoch, place = divmod(number, share)
+        order = np.random.default_rng([seed, epoch]).permutation(len(shards))
+        found.append(shards[order[(place * processes + index) % len(shards)]])
+    return found
+
+
+def read_shards(place: str | os.PathLike | Sequence[str], limit: int | None = None) -> Iterator[Sample]:
+    """The samples of all shards of a folder, or of a list of shards, in order, decoded by threads.
+
+    Raises `ImprintError` when there is no shard, one is lost or damaged, or a sample lacks a part or cannot be decoded,
+    naming it.
+    """
+    shards = list_shards(place) if isinstance(place, (str, os.PathLike)) else place
+    with ThreadPoolExecutor() as pool:
+        waiting = []
+        for index, parts in enumerate(parts for shard in shards for parts in read_parts(shard)):
+            if limit is not None and index >= limit:
+                break
+            waiting.append(pool.submit(decode_sample, parts))
+            if len(waiting) >= 256:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def read_parts(shard: str) -> Iterator[dict]:
+    """The samples of a shard as they lie in it: bytes by ending, with `__key__` and `__url__`."""
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    try:
+        stream = open(shard, "rb") if _is_local(shard) else io.BytesIO(read_file(shard))
+        with stream:
+            files: Iterable[dict] = (file | {"__url__": shard} for file in tar_file_iterator(stream))
+            yield from group_by_keys(files)
+    except FileNotFoundError as error:
+        raise ImprintError(f"{shard}: no such shard; it was there when the run began, or is in {INDEX}") from error
+    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+        raise ImprintError(
+            f"{shard} cannot be read as a shard ({error!r}); make it again with training.prepare"
+        ) from error
+
+
+def decode_sample(parts: dict) -> Sample:
+    """A sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
+    key, shard = parts["__key__"], parts["__url__"]
+    try:
+        fields = json.loads(parts["json"])
+        record = Record(*(fields[name] for name in ("object", "clip", "frame", "source", "licence")))
+        shadow = fields.get("shadow") and tuple(map(float, fields["shadow"]))
+        record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)
+        kind = next(kind for kind in ("jpg", "png", "webp") if kind in parts)
+        picture = Image.open(io.BytesIO(parts[kind]))
+        picture.load()
+        mask = Image.open(io.BytesIO(parts["mask.png"])).convert("L") if "mask.png" in parts else None
+        scene = Image.open(io.BytesIO(parts["scene.jpg"])).convert("RGB") if "scene.jpg" in parts else None
+    except (KeyError, StopIteration, OSError, ValueError) as error:
+        raise ImprintError(f"{shard}: sample '{key}' is not as training/README.md describes it ({error!r})") from error
+    return Sample(record, picture, mask, scene)

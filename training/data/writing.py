@@ -1,0 +1,187 @@
+"""What all sources share: cutting into shards, filtering, and writing them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imprint.errors import ImprintError
+from imprint.images import (
+    open_image,
+    to_rgb,
+)
+
+from ..settings import Prepare
+from . import shards
+from .filters import ALPHA_THRESHOLD, Limits, edge_width, unusable_objects
+from .items import Dropped, Group, Item, Source
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard."""
+
+    split: str
+    number: int
+    groups: tuple[Group, ...]
+
+
+def plan(groups: list[Group], options: Prepare) -> list[Job]:
+    """Cut both sides of the split into shards, the groups in an order by the hash of their names."""
+    jobs = []
+    for split in shards.SPLITS:
+        side = [
+            group
+            for group in groups
+            if shards.held_out(group.key or group.name, options.held_out) == (split == "held-out")
+        ]
+        pieces: list[list[Group]] = []
+        for group in sorted(side, key=lambda group: (shards.name_hash(group.name), group.name)):
+            if not pieces or sum(member.size for member in pieces[-1]) + group.size > options.shard_size:
+                pieces.append([])
+            pieces[-1].append(group)
+        jobs += [Job(split, number, tuple(piece)) for number, piece in enumerate(pieces)]
+    return jobs
+
+
+def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:
+    """Read, filter and write the groups of a shard; returns its report, which is also kept beside the shards.
+
+    The report is written last: a shard with a report is whole. Where nothing is left there is no shard.
+    """
+    samples: list[dict] = []
+    counts: Counter[str] = Counter()
+    dropped: list[Dropped] = []
+    for group in job.groups:
+        made, objects = [], 0
+        for item in _items(source, group, options):
+            try:
+                if isinstance(item, Dropped):
+                    raise item
+                parts, kept, lost = make_sample(item, source, options)
+            except Dropped as reason:
+                dropped.append(reason)
+                continue
+            except OSError as error:  # of a disk that cannot be read; nothing is written here
+                dropped.append(Dropped("unreadable", item.name, repr(error)))
+                continue
+            dropped += lost
+            made.append(parts)
+            objects += kept
+        if len(made) < source.least:
+            dropped += [Dropped(f"fewer than {source.least} pictures left", group.name)] if made else []
+            continue
+        samples += made
+        counts.update(pictures=len(made), objects=objects, groups=1)
+    if samples:
+        with shards.shard_writer(shard_url(job, options)) as writer:
+            for number, parts in enumerate(samples):
+                writer.write({"__key__": f"{options.name}-{job.split}-{job.number:06d}-{number:05d}"} | parts)
+    report = {
+        "split": job.split,
+        "size": len(job.groups),
+        "counts": counts,
+        "dropped": [[entry.reason, entry.what, entry.detail] for entry in dropped],
+    }
+    shards.write_file(report_url(job, options), json.dumps(report).encode())
+    return report
+
+
+def _items(source: Source, group: Group, options: Prepare) -> Iterator[Item | Dropped]:
+    try:
+        yield from source.read(group, options)
+    except Dropped as reason:
+        yield reason
+    except OSError as error:
+        yield Dropped("unreadable", group.name, repr(error))
+
+
+def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, int, list[Dropped]]:
+    """A sample without its key, how many objects it has, and the objects that were left out. Raises `Dropped`."""
+    if isinstance(item.picture, Image.Image):
+        return _cutout_sample(item, options)
+    if item.picture.name in options.excluded:
+        raise Dropped("excluded", item.name)
+    if not item.picture.is_file():
+        raise Dropped("no picture", item.name)
+    try:
+        picture = to_rgb(open_image(item.picture))
+    except ImprintError as error:
+        raise Dropped("broken picture", item.name, error) from error
+    values = None
+    lost: list[Dropped] = []
+    try:
+        values = item.mask() if item.mask else None
+        if values is not None and values.shape != picture.size[::-1]:
+            wide, high = values.shape[::-1]
+            raise Dropped("mask of another size", item.name, f"{wide} x {high} for {picture.width} x {picture.height}")
+    except Dropped as reason:
+        if not source.bare or reason.reason == "no mask":
+            raise
+        lost, values = [reason], None  # a still without its mask is a background
+    picture.thumbnail((options.longest_side, options.longest_side), Image.LANCZOS)
+    labels, more = (None, []) if values is None else usable_labels(values, picture.size, options.limits, item.name)
+    kept = 0 if labels is None else len(np.unique(labels[labels > 0]))
+    if labels is not None and not kept:
+        more = more or [Dropped("empty mask", item.name)]
+        if not source.bare:
+            raise more[0]
+        labels = None
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=options.quality)
+    mask = None if labels is None else Image.fromarray(labels)
+    return _parts(item, "jpg", buffer, mask), kept, lost + more
+
+
+def usable_labels(
+    values: np.ndarray, size: tuple[int, int], limits: Limits, name: str
+) -> tuple[np.ndarray, list[Dropped]]:
+    """The numbers of the usable objects at the stored size (width, height), and the others.
+
+    values (H, W): uint8 numbers, or float32 alpha of one object.
+    """
+    if values.dtype != np.uint8:
+        alpha = np.asarray(Image.fromarray(values).resize(size, Image.BOX))
+        if (width := edge_width(alpha)) > limits.max_edge:
+            return np.zeros(size[::-1], np.uint8), [Dropped("soft mask", name, f"its edge is {width:.1f} pixels wide")]
+        values = (alpha > ALPHA_THRESHOLD).astype(np.uint8)
+    labels = np.array(Image.fromarray(values).resize(size, Image.NEAREST))
+    reasons = unusable_objects(labels, limits)
+    labels[np.isin(labels, list(reasons))] = 0
+    return labels, [Dropped(reason, f"{name} object {number}") for number, reason in reasons.items()]
+
+
+def _cutout_sample(item: Item, options: Prepare) -> tuple[dict, int, list[Dropped]]:
+    """A rendered view; it is framed by its object, which may be as large as fits."""
+    seen = np.asarray(item.picture.getchannel("A")) > 127
+    limits = Limits(options.limits.min_area, max_area=1.0, border=0)
+    if reasons := unusable_objects(seen.astype(np.uint8), limits):
+        raise Dropped(reasons[1], item.name)
+    if not seen.any():
+        raise Dropped("empty mask", item.name)
+    buffer = io.BytesIO()
+    item.picture.save(buffer, "WEBP", quality=options.quality, exact=True)
+    scene = io.BytesIO()
+    if item.scene is not None:
+        item.scene.save(scene, "JPEG", quality=options.quality)
+    return _parts(item, "webp", buffer, None, scene.getvalue()), 1, []
+
+
+def _parts(item: Item, kind: str, picture: io.BytesIO, mask: Image.Image | None, scene: bytes = b"") -> dict:
+    parts = shards.sample("", picture.getvalue(), kind, item.record, mask, item.text, scene)
+    return {name: value for name, value in parts.items() if name != "__key__"}
+
+
+def shard_url(job: Job, options: Prepare) -> str:
+    return shards.inside(options.output, job.split, f"{options.name}-{job.number:06d}.tar")
+
+
+def report_url(job: Job, options: Prepare) -> str:
+    return shards.inside(options.output, "reports", options.name, f"{job.split}-{job.number:06d}.json")

@@ -1,0 +1,1 @@
+"""The model, what it minimises, and the loop."""

@@ -1,0 +1,185 @@
+"""Fine-tuning the autoencoder's decoder."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from imprint.config import LatentConfig
+from imprint.errors import ImprintError
+from imprint.files import require_writable
+from imprint.images import (
+    save_image,
+    tensor_to_image,
+)
+from imprint.model import load_modules
+from imprint.vae import build_autoencoder, decode, encode
+
+from ..data.shards import SPLITS, inside
+from ..pairs.making import PairMaker
+from ..pairs.pictures import Photos, Views
+from ..settings import STAGES, TuneDecoder
+from .losses import reconstruction_loss, structural_similarity
+from .model import with_matte
+
+PART = 32  # held-out pictures at once
+SHOWN = 8  # of them, as pictures
+
+
+@dataclass
+class HeldOut:
+    """Pictures that are not trained on, and the latents that they are drawn from."""
+
+    target: torch.Tensor
+    """(N, 3, R, R)."""
+    latents: torch.Tensor
+    """(N, C, h, w) as the UNet sees them."""
+    object: torch.Tensor
+    """(N, 1, R, R) of 0 and 1."""
+    latent: LatentConfig
+
+    @classmethod
+    @torch.no_grad()
+    def make(cls, maker: PairMaker, autoencoder: torch.nn.Module, count: int) -> HeldOut:
+        """The same pictures in every run on a device."""
+        config, device = maker.config, maker.photos.rgb.device
+        generator = torch.Generator(device).manual_seed(0)
+        parts = []
+        for start in range(0, count, PART):
+            pairs = maker(min(PART, count - start), generator)
+            alpha = F.pixel_shuffle(pairs.matte, config.matte)[:, :1]
+            parts.append((pairs.target, encode(autoencoder, pairs.target, config.latent), (alpha > 0.5).float()))
+        return cls(*(torch.cat(part) for part in zip(*parts)), config.latent)
+
+    @torch.no_grad()
+    def decoded(self, autoencoder: torch.nn.Module) -> torch.Tensor:
+        """(N, 3, R, R), as composites are decoded."""
+        return torch.cat([decode(autoencoder, part, self.latent) for part in self.latents.split(PART)])
+
+    def measure(self, decoded: torch.Tensor) -> dict[str, float]:
+        """Means over the pictures: peak signal-to-noise ratio in dB, structural similarity, and detail.
+
+        The last is the strength of `detail` over the target's: less than 1 is blurred, more is sharpened or noisy.
+        """
+        error, similarity = (decoded - self.target).square(), structural_similarity(decoded, self.target)
+        ours, theirs = (detail(pictures).square() for pictures in (decoded, self.target))
+        values = {}
+        for place, mask in (("picture", torch.ones_like(self.object)), ("object", self.object)):
+            values[f"PSNR, {place}"] = (-10 * _mean_in(error, mask).log10()).nanmean().item()
+            values[f"SSIM, {place}"] = _mean_in(similarity, mask).nanmean().item()
+            strengths = (_mean_in(band, mask).sqrt().nanmean() for band in (ours, theirs))
+            values[f"detail, {place}"] = torch.div(*strengths).item()
+        return values
+
+
+def _mean_in(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) and (B, 1, H, W) -> (B,) means where the mask is 1, not a number where that is nowhere."""
+    return (values * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * values.shape[1])
+
+
+def load_autoencoder(checkpoint: Checkpoint, device: torch.device) -> torch.nn.Module:
+    """The checkpoint's TAESD in fp32, its decoder to be trained. Raises `ImprintError` where it has none."""
+    if (kind := checkpoint.config.latent.autoencoder) != "tiny":
+        raise ImprintError(
+            f"{checkpoint.path} has an autoencoder of kind '{kind}'; only the decoder of 'tiny', TAESD, is trained here"
+        )
+    if "vae" not in checkpoint.parts:
+        raise ImprintError(
+            f"{checkpoint.path} has no autoencoder; export it with one, as training.train does, and give that file"
+        )
+    autoencoder = build_autoencoder(checkpoint.config.latent)
+    load_modules({"vae": autoencoder}, checkpoint)
+    autoencoder.encoder.requires_grad_(False)
+    return autoencoder.to(device, memory_format=torch.channels_last)
+
+
+def make_pairs(checkpoint: Checkpoint, options: TuneDecoder, split: str, device: torch.device) -> PairMaker:
+    """Stage 2's pairs of a split; their matte is the object's alpha, pixel by pixel."""
+    config = with_matte(checkpoint, checkpoint.config.latent.downscale).config
+    views, photos = inside(options.cutouts, split), inside(options.photos, split)
+    side = config.resolution
+    return PairMaker(
+        config,
+        "compositing",
+        Views.load(views, device, options.limit, side),
+        Photos.load(photos, device, options.limit, side * 3 // 2),  # as in training.train
+        STAGES["compositing"].mix,
+    )
+
+
+def fine_tune(
+    autoencoder: torch.nn.Module, maker: PairMaker, options: TuneDecoder, device: torch.device, began: float
+) -> None:
+    """Train the decoder on fresh pictures until `--images` are done, or `--time-limit` seconds have passed since `began`.
+
+    Detail, structures of less than about 4 pixels, is to be `--keep` parts of what the decoder drew at first and 1 - `--keep`
+    parts of the target's. Of the detail that a latent does not determine the target alone would leave the average, a blur;
+    a mixture of the two is the best that can be had at each degree of sharpness (Freirich et al., arXiv 2107.02555).
+
+    The learning rate follows a cosine to 0 by whichever of the two is nearer. Raises `ImprintError` for a loss that is not
+    finite.
+    """
+    latent, decoder, on_gpu = maker.config.latent, autoencoder.decoder, device.type == "cuda"
+    original = copy.deepcopy(decoder).requires_grad_(False)
+    draw, draw_as_before = map(torch.compile, (decoder, original)) if options.compile else (decoder, original)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=0, fused=on_gpu)
+    generator = torch.Generator(device).manual_seed(options.seed)
+    start, steps = time.monotonic(), math.ceil(options.images / options.batch)
+    seconds = math.inf if options.time_limit is None else max(options.time_limit - (start - began), 1e-3)
+    with tqdm(total=steps * options.batch, unit="picture", mininterval=1) as bar:
+        while (progress := max(bar.n / bar.total, (time.monotonic() - start) / seconds)) < 1 or bar.n == 0:
+            for group in optimizer.param_groups:
+                group["lr"] = options.lr * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress)))
+            target = maker(options.batch, generator).target.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+                latents = encode(autoencoder, target, latent) / latent.scale_factor
+                before, drawn = draw_as_before(latents) / 2 + 0.5, draw(latents) / 2 + 0.5
+            wanted = target + options.keep * (detail(before.float()) - detail(target))
+            loss = reconstruction_loss(drawn.float(), wanted)  # not clamped as in `decode`, which has no gradient
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not math.isfinite(value := loss.item()):
+                raise ImprintError(f"the loss is {value} after {bar.n} pictures; lower --lr. Nothing was written")
+            bar.set_postfix(loss=f"{value:.4f}", refresh=False)
+            bar.update(options.batch)
+
+
+def detail(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) -> what a picture of a quarter of the size does not show of it."""
+    quarter = F.avg_pool2d(pictures, 4)
+    return pictures - F.interpolate(quarter, scale_factor=4, mode="bilinear", align_corners=False)
+
+
+def tune(options: TuneDecoder) -> None:
+    """Train, write the checkpoint and a picture beside it, and print what has changed on the held-out pictures."""
+    began, picture = time.monotonic(), options.output.with_suffix(".png")
+    device = torch.device("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
+    for path in (options.output, picture):
+        require_writable(path)
+    checkpoint = load_checkpoint(options.checkpoint)
+    autoencoder = load_autoencoder(checkpoint, device)
+    maker, held_out = (make_pairs(checkpoint, options, split, device) for split in SPLITS)
+    held_out = HeldOut.make(held_out, autoencoder, options.held_out)
+    before = held_out.decoded(autoencoder)
+    fine_tune(autoencoder, maker, options, device, began)
+
+    weights = checkpoint.parts["vae"]
+    tuned = {name: value.to(weights[name]) for name, value in autoencoder.decoder.state_dict(prefix="decoder.").items()}
+    result = replace(checkpoint, parts=checkpoint.parts | {"vae": weights | tuned})
+    load_modules({"vae": autoencoder}, result)  # what is measured is what the file holds, rounded
+    after = held_out.decoded(autoencoder)
+    save_checkpoint(options.output, result)
+    rows = torch.cat([held_out.target, before, after], 3)[:SHOWN]
+    save_image(tensor_to_image(torch.cat(list(rows), 1)), picture)
+    print(f"{options.output}; target, before and after: {picture}")
+    print(f"{options.held_out} held-out pictures of {maker.config.resolution} px: before, after")
+    for (name, old), new in zip(held_out.measure(before).items(), held_out.measure(after).values()):
+        print(f"{name:16} {old:8.4f} {new:8.4f}")

@@ -1,0 +1,183 @@
+"""What training minimises, and which timesteps it sees; each equation with its source. The loop is `training.train`'s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from imprint.config import ImprintConfig, NoiseConfig
+from imprint.matte import split_matte
+from imprint.unet import unet_input
+
+from ..pairs.batches import Batch
+
+CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
+MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
+MIN_SNR_GAMMA = 5.0  # the paper's own choice
+PYRAMID_LEVELS = 4  # the last shows an eighth of the size, as a latent
+
+
+def draw_timesteps(count: int, config: NoiseConfig, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """(count,) int64 timesteps in [0, T).
+
+    `uniform` is DDPM's (arXiv 2006.11239, algorithm 1). `logit-normal` is T times the sigmoid of a standard normal (Esser et
+    al., arXiv 2403.03206, section 3.1, with its m = 0 and s = 1): more of the middle, where a prediction is neither easy nor
+    hopeless, and hardly any of both ends.
+    """
+    device = generator.device
+    if kind == "uniform":
+        return torch.randint(config.timesteps, (count,), generator=generator, device=device)
+    place = torch.randn(count, generator=generator, device=device).sigmoid()
+    return (place * config.timesteps).long().clamp(max=config.timesteps - 1)
+
+
+def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.Tensor:
+    """What each sample's squared error counts: (B,) of the signal's share of power, alpha_bar at its timestep.
+
+    `plain` is 1, the papers' own loss. `min-snr` (Hang et al., arXiv 2303.09556, section 3.4) weighs the error of the
+    picture that a prediction implies by min(SNR, gamma), with SNR = alpha_bar / (1 - alpha_bar): for a prediction of eps
+    that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR has SNR = 0 at
+    the last timestep, whose weight would be 0, although sampling starts there; it keeps the plain 1.
+    """
+    if kind == "plain":
+        return torch.ones_like(signal)
+    snr = signal / (1 - signal)
+    capped = snr.clamp(max=MIN_SNR_GAMMA)
+    if config.prediction_type == "epsilon":
+        return capped / snr
+    return torch.where(snr < 1e-7, 1.0, capped / (snr + 1))
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A frozen model's prediction with classifier-free guidance (arXiv 2207.12598, equation 6), to be learned as one
+    (Meng et al., arXiv 2210.03142, section 3.1, at a single scale). Where the object is dropped it is the prediction
+    without, so that guidance on top of what was learned multiplies."""
+
+    model: torch.nn.Module
+    scale: float
+
+    @torch.no_grad()
+    def __call__(
+        self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
+    ) -> torch.Tensor:
+        """As the model is called; (B, C, h, w)."""
+        nothing = torch.ones_like(dropped)
+        without, with_object = (self.model(reference, seen, timesteps, mask).float() for mask in (nothing, ~nothing))
+        guided = torch.lerp(without, with_object, self.scale)
+        return torch.where(dropped[:, None, None, None], without, guided)
+
+
+def diffusion_loss(
+    model: torch.nn.Module,
+    batch: Batch,
+    config: ImprintConfig,
+    alpha_bar: torch.Tensor,
+    generator: torch.Generator,
+    dropout: float = CONDITION_DROPOUT,
+    timesteps: torch.Tensor | None = None,
+    teacher: Guided | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared error in the hole, each sample weighing the same, and the matte's loss: both (B,).
+
+    z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or
+    v = sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's
+    `|| eps - G(z_t, t, E(I)) ||^2` (section 3.1), restricted to the hole (section 3.2). timesteps (B,): by default drawn
+    uniformly. With a teacher its prediction is the target.
+    """
+    count, device = len(batch.target), batch.target.device
+    if timesteps is None:
+        timesteps = draw_timesteps(count, config.noise, "uniform", generator)
+    noise = torch.randn(batch.target.shape, generator=generator, device=device)
+    dropped = torch.rand(count, generator=generator, device=device) < dropout
+    signal, spread = (share.sqrt()[:, None, None, None] for share in (alpha_bar[timesteps], 1 - alpha_bar[timesteps]))
+    clean = batch.target.float()
+    noisy = signal * clean + spread * noise
+    target = noise if config.noise.prediction_type == "epsilon" else signal * noise - spread * clean
+    seen = unet_input(noisy, batch.background.float(), batch.hole.float(), config)
+    prediction, logits = split_matte(model(batch.reference, seen, timesteps, dropped).float(), config)
+    if teacher:
+        target, _ = split_matte(teacher(batch.reference, seen, timesteps, dropped), config)
+    error = (F.mse_loss(prediction, target, reduction="none") * batch.hole).sum((1, 2, 3))
+    return error / (batch.hole.sum((1, 2, 3)) * clean.shape[1]), matte_loss(logits, batch, alpha_bar[timesteps])
+
+
+def matte_loss(logits: torch.Tensor, batch: Batch, signal: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of alpha and shadow in the hole where they are known: (B,), 0 for a model without a matte.
+
+    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): nothing can be told from noise, and the matte
+    is read where there is little of it, at sampling's last evaluation (of 20 steps timestep 49, where the signal's share is
+    95 %; of 8 steps timestep 124, 85 %).
+    """
+    target = batch.matte.float()
+    known = (target >= 0) * batch.hole
+    error = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none") * known
+    return signal * error.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
+
+
+def translation_loss(
+    model: torch.nn.Module,
+    batch: Batch,
+    nothing: torch.Tensor,
+    generator: torch.Generator,
+    dropout: float = CONDITION_DROPOUT,
+) -> torch.Tensor:
+    """ObjectStitch's translation loss `|| T(E(I)) - C(text) ||_1` (arXiv 2212.00932, section 3.2): (B,).
+
+    The adapter T turns an image's tokens E(I) into those C(text) that the text encoder gives for its caption, `batch.text`
+    (B, M, W); both encoders are frozen. ObjectStitch's adapter has as many tokens as the text, and so has ours of kind
+    `conv`. One of kind `tokens` has more, and no patch belongs to a word: there neighbouring tokens are averaged down to M,
+    which pulls the adapter's output to where text lies without giving up a token. Dropped conditions are pulled to the
+    empty caption's tokens, `nothing` (1, M, W): guidance then starts from Stable Diffusion's own.
+    """
+    count, device = len(batch.reference), batch.reference.device
+    dropped = torch.rand(count, generator=generator, device=device) < dropout
+    context = model(batch.reference, None, None, dropped).float()
+    text = torch.where(dropped[:, None, None], nothing.to(batch.text), batch.text).float()
+    tokens = min(context.shape[1], text.shape[1])
+    context, text = (F.adaptive_avg_pool1d(each.transpose(1, 2), tokens) for each in (context, text))
+    return F.l1_loss(context, text, reduction="none").mean((1, 2))
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def structural_similarity(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """SSIM at every pixel (Wang et al. 2004, equation 13), of pictures (B, C, H, W) in [0, 1]; 1 = alike.
+
+    Its Gaussian window of 11 pixels has a standard deviation of 1.5; pictures are mirrored at their borders.
+    """
+    line = torch.exp(-((torch.arange(-5, 6, device=picture.device) / 1.5) ** 2) / 2)
+    line = line / line.sum()
+
+    def blurred(values: torch.Tensor) -> torch.Tensor:
+        flat = F.pad(values.flatten(0, 1)[:, None], (5,) * 4, "reflect")
+        return F.conv2d(F.conv2d(flat, line[None, None, None]), line[None, None, :, None]).view_as(values)
+
+    mean, other = blurred(picture), blurred(target)
+    spread = blurred(picture.square()) - mean.square()
+    other_spread = blurred(target.square()) - other.square()
+    shared = blurred(picture * target) - mean * other
+    luminance = (2 * mean * other + 0.01**2) / (mean.square() + other.square() + 0.01**2)
+    return luminance * (2 * shared + 0.03**2) / (spread + other_spread + 0.03**2)
+
+
+def laplacian(pictures: torch.Tensor, levels: int) -> list[torch.Tensor]:
+    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and what is left at last."""
+    bands = []
+    for _ in range(levels - 1):
+        half = F.avg_pool2d(pictures, 2)
+        bands.append(pictures - F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False))
+        pictures = half
+    return [*bands, pictures]
+
+
+def reconstruction_loss(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The L1 distance of pictures (B, 3, H, W) and of the levels of their Laplacian pyramids: a scalar.
+
+    The pyramid (Bojanowski et al., arXiv 1707.05776) makes edges of every scale count beside the colours of areas.
+    """
+    levels = zip(laplacian(picture, PYRAMID_LEVELS), laplacian(target, PYRAMID_LEVELS))
+    return F.l1_loss(picture, target) + sum(F.l1_loss(ours, theirs) for ours, theirs in levels)

@@ -1,0 +1,138 @@
+"""The trained parts as one module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from imprint.checkpoint import Checkpoint
+from imprint.config import ImprintConfig
+from imprint.errors import ImprintError
+from imprint.files import replacing
+from imprint.matte import MAPS
+from imprint.preprocess import normalise
+from imprint.vae import build_autoencoder
+
+from ..settings import Stage, Train
+
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as in diffusers' own examples
+
+
+class Model(torch.nn.Module):
+    """The trained parts as one module, so that one compile, one DDP and one average cover them."""
+
+    def __init__(self, modules: dict[str, torch.nn.Module]):
+        super().__init__()
+        self.encoder, self.adapter, self.unet = (modules[part] for part in ("encoder", "adapter", "unet"))
+
+    def forward(
+        self,
+        reference: torch.Tensor,
+        seen: torch.Tensor | None,
+        timesteps: torch.Tensor | None,
+        dropped: torch.Tensor,
+    ) -> torch.Tensor:
+        """reference as in `context`, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output.
+
+        Without `seen`, what the UNet would attend to: (B, tokens, width).
+        """
+        context = self.context(reference)
+        context = torch.where(dropped[:, None, None], self.adapter.null_context(context), context)
+        return context if seen is None else self.unet(seen, timesteps, context).sample
+
+    def context(self, reference: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 cut-outs, or their `tokens` -> (B, tokens, width) what the UNet attends to."""
+        tokens = self.tokens(reference) if reference.dtype == torch.uint8 else reference
+        return self.adapter(tokens[:, None])
+
+    def tokens(self, reference: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 cut-outs -> (B, N, C) the ID encoder's tokens."""
+        return self.encoder(normalise(reference.float() / 255, self.encoder.config))
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def compile_parts(self, mode: str) -> None:
+        """torch.compile, in place, what takes the time: the UNet block by block, adapter, and encoder if it is trained.
+
+        One graph of everything would hand out all gradients at its end. Of blocks, DDP sends the gradients of one while
+        the one before it still computes; its own way of cutting graphs for that is turned off. mode: torch.compile's.
+        """
+        torch._dynamo.config.optimize_ddp = False
+        torch._dynamo.config.recompile_limit = 64  # counts the blocks of a class together
+        parts = [self.adapter, *self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        for part in parts if self.encoder_is_frozen else [self.encoder, *parts]:
+            part.compile(mode=mode, dynamic=False)
+
+
+def choose_trained(model: Model, stage: Stage, settings: Train, fresh: bool) -> tuple[str, ...]:
+    """Freeze all but the stage's part; frozen parameters get no gradients and no state in the optimizer.
+
+    fresh: whether the weights are random. Returns the prefixes of the trained parameters, ("",) for all.
+    """
+    if stage.lora:
+        from peft import LoraConfig
+
+        # alpha = rank: the addition counts as it is, in every program that reads the file
+        lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=LORA_TARGETS)
+        model.unet.add_adapter(lora)
+    # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
+    everything = not stage.lora and (settings.train_all or fresh)
+    names = ("",) if everything else stage.trained
+    for name, parameter in model.named_parameters():
+        learns = name.startswith(names) and (not stage.lora or ".lora_" in name)
+        parameter.requires_grad_(learns and "mask_token" not in name)
+    return names
+
+
+def load_autoencoder(config: ImprintConfig, source: Checkpoint | None, settings: Train) -> torch.nn.Module:
+    """The frozen autoencoder of --vae, or of the checkpoint. Raises `ImprintError` where there is none that fits."""
+    autoencoder = build_autoencoder(config.latent)
+    if settings.vae:
+        try:
+            tensors = load_file(settings.vae)
+        except (OSError, SafetensorError) as error:
+            raise ImprintError(
+                f"{settings.vae} cannot be read as an autoencoder ({error}); give a .safetensors file"
+            ) from error
+    elif source and "vae" in source.parts:
+        tensors = source.parts["vae"]
+    else:
+        raise ImprintError(
+            "no autoencoder: give --vae FILE (diffusers names), or --init with a checkpoint that has one"
+        )
+    expected = {name: tensor.shape for name, tensor in autoencoder.state_dict().items()}
+    checked = Checkpoint(config, {"vae": tensors}, Path(settings.vae or settings.init or source.path))
+    autoencoder.load_state_dict(checked.check("vae", expected))
+    return autoencoder.eval().requires_grad_(False)
+
+
+def export_lora(unet: torch.nn.Module, path: Path) -> None:
+    """The UNet's LoRA in fp16 under kohya's names, which ComfyUI's LoRA loader and diffusers both read."""
+    from diffusers.utils import convert_state_dict_to_kohya
+    from peft.utils import get_peft_model_state_dict
+
+    tensors = convert_state_dict_to_kohya(get_peft_model_state_dict(unet))
+    with replacing(path) as temporary:
+        save_file({f"lora_unet_{name}": tensor.half().contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def with_matte(checkpoint: Checkpoint, cells: int) -> Checkpoint:
+    """The checkpoint with an untrained matte of `cells` values along a latent cell's side, or with none for 0.
+
+    The usual prediction stays exactly what it was. Raises `ImprintError` where `cells` does not divide the cell.
+    """
+    config = checkpoint.config
+    channels = config.latent.channels
+    unet = replace(config.unet, out_channels=channels + len(MAPS) * cells**2)
+    config = replace(config, matte=cells, unet=unet)  # checks that it fits, before any tensor is made
+    grown = dict(checkpoint.parts["unet"])
+    for name in ("conv_out.weight", "conv_out.bias"):
+        kept = grown[name][:channels]
+        grown[name] = torch.cat([kept, kept.new_zeros(unet.out_channels - channels, *kept.shape[1:])])
+    return replace(checkpoint, config=config, parts=checkpoint.parts | {"unet": grown})

@@ -1,0 +1,293 @@
+"""A training run: one loop for all stages."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from contextlib import nullcontext
+from importlib.util import find_spec
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, ProjectConfiguration
+from tqdm import tqdm
+
+from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from imprint.config import PRESETS, ImprintConfig
+from imprint.errors import ImprintError
+from imprint.model import build_modules, load_modules, module_tensors
+from imprint.noise import alphas_cumprod
+
+from ..arguments import flattened
+from ..pairs.captions import Captions
+from ..pairs.making import PairMaker
+from ..pairs.streams import StreamedPairs
+from ..settings import STAGES, Train
+from .ema import Average, whole
+from .losses import MATTE_WEIGHT, Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
+from .meter import Meter
+from .model import LORA_TARGETS, Model, choose_trained, export_lora, load_autoencoder, with_matte
+from .source import Source, make_maker
+from .state import State
+from .text import TextEncoder
+from .validation import Validation
+
+
+def learning_rate(done: int, settings: Train) -> float:
+    """Linear warm-up, then a cosine to `final_lr` of the peak; `done` counts pictures."""
+    warm = (done + 1) / max(1, settings.lr_warmup)
+    progress = min(1.0, done / settings.images)
+    cosine = settings.final_lr + (1 - settings.final_lr) * (0.5 + 0.5 * math.cos(math.pi * progress))
+    return settings.lr * min(1.0, warm) * cosine
+
+
+class Run:
+    """A training run: its model and optimizer, and the loop."""
+
+    def __init__(self, settings: Train, start: Checkpoint | None = None):
+        """start: weights to start from, by default those of --init. Raises `ImprintError` for files that do not fit."""
+        self.began = time.monotonic()
+        self.settings, self.stage = settings, STAGES[settings.stage]
+        self.accelerator = make_accelerator(settings)
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        torch.manual_seed(settings.seed)  # fresh weights are the same in every process
+        torch.set_float32_matmul_precision("high")
+
+        source = start or (load_checkpoint(settings.init) if settings.init else None)
+        if source and settings.matte not in (None, source.config.matte):
+            source = with_matte(source, settings.matte)
+        self.config = self._guided(source.config) if source else PRESETS[settings.sizes]
+        with self.device:
+            modules = build_modules(self.config, with_vae=False)
+        if source:
+            load_modules(modules, source)
+        self.autoencoder = load_autoencoder(self.config, source, settings).to(
+            self.device, memory_format=torch.channels_last
+        )
+        self._build(modules, fresh=source is None)
+        self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
+        self.step_size = settings.batch * settings.accumulate * self.accelerator.num_processes
+        self.steps = math.ceil(settings.images / self.step_size)
+        self.translated = 0 if self.stage.mix else round(self.steps * settings.translation)
+        self.text = None
+        if settings.text_encoder and not self.stage.mix:
+            self.text = TextEncoder(settings.text_encoder, self.config.unet.context_width, self.device)
+        self.state = State(settings, self.accelerator)
+
+    def _guided(self, config: ImprintConfig) -> ImprintConfig:
+        """With the guidance to sample with: none once it is learned, and again the usual one after more training."""
+        scale = config.sampling.guidance_scale
+        if self.settings.distill_guidance is not None:
+            scale = 1.0
+        elif scale == 1 and not self.stage.lora:
+            scale = PRESETS["tiny"].sampling.guidance_scale
+        return dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, guidance_scale=scale))
+
+    def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
+        """The model, its average, the teacher and the optimizer, spread over the processes."""
+        settings, split = self.settings, self.split
+        model = Model(modules).to(self.device, memory_format=None if split else torch.channels_last)
+        self.trained_names = choose_trained(model, self.stage, settings, fresh)
+        self.teacher = None
+        if settings.distill_guidance is not None:
+            start = self.accelerator.prepare_model(copy.deepcopy(model).requires_grad_(False), evaluation_mode=True)
+            self.teacher = Guided(start, settings.distill_guidance)
+        self.average = Average(model, shared=not split, evaluates=self.main or not split)
+        self.ema = self.average.module
+        if settings.checkpointing:
+            model.unet.enable_gradient_checkpointing()
+            model.encoder.backbone.gradient_checkpointing_enable()
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=settings.lr,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=self.device.type == "cuda",
+        )
+        if settings.compile:
+            model.compile_parts(settings.compile)
+            self.autoencoder.encoder.compile(dynamic=False)
+        self.raw = model
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Only now: FSDP has put its own parameters in the place of the model's.
+        self.trained = [parameter for parameter in self.raw.parameters() if parameter.requires_grad]
+        self.average.follow(self.raw)
+        self.accelerator.register_for_checkpointing(self.average)
+
+    @property
+    def split(self) -> bool:
+        """Whether FSDP splits the model: it needs plainly laid out parameters, and its parts only run as one."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def describe(self) -> dict:
+        """The resolved run, as options.json holds it."""
+        return flattened(self.settings) | {
+            "processes": self.accelerator.num_processes,
+            "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
+            "steps": self.steps,
+            "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
+            "lora": LORA_TARGETS if self.stage.lora else None,
+            "trained_parameters": sum(parameter.numel() for parameter in self.trained),
+            "mix": self.stage.mix,
+            "model": json.loads(self.config.to_json()),
+        }
+
+    def maker(self, split: str) -> PairMaker | StreamedPairs | Captions:
+        """What makes the pairs of a split, as this process sees it."""
+        process = self.accelerator.process_index, self.accelerator.num_processes
+        return make_maker(self.settings, self.config, split, self.device, process, self.text)
+
+    def source(self) -> Source:
+        """The training data of this process."""
+        tokens = self.raw.tokens if self.raw.encoder_is_frozen and not self.split else None
+        rank = self.accelerator.process_index
+        return Source(self.maker("train"), self.autoencoder, self.settings, rank, self.device, tokens)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Until `--images` are done or `--time-limit` is near; leaves a state to continue from and a checkpoint."""
+        settings, described = self.settings, self.describe()
+        step = self.state.resume(described)
+        source = self.source()
+        validation = None
+        if self.main:
+            validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
+            self.state.describe(described)
+        self.accelerator.init_trackers(
+            "imprint",
+            init_kwargs={
+                # What an interrupted run logged after its last state is done again.
+                "tensorboard": {"purge_step": step * self.step_size + 1},
+                "wandb": {"name": settings.output.name, "config": described},
+            },
+        )
+        done = step * self.step_size
+        bar = tqdm(total=settings.images, initial=done, unit="picture", disable=not self.main, mininterval=2)
+        meter, mark, marked_at = Meter(self.config.noise.timesteps, self.device), step, time.monotonic()
+        self.model.train()
+        while step < self.steps:
+            rate = learning_rate(step * self.step_size, settings)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.step(source, step, meter)
+            step += 1
+            bar.update(min(self.step_size, settings.images - bar.n))
+
+            last = step == self.steps or self._out_of_time(step)
+            saving = step % settings.save_every == 0 or last
+            if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is kept
+                values = self._read(meter, step, step - mark)
+                speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
+                self.log(bar, step, **values, lr=rate, pictures_per_second=speed)
+                mark, marked_at = step, time.monotonic()
+            if saving:
+                self.average.gather()
+                if validation:
+                    nothing = self.text.nothing if self.text else None
+                    self.log(bar, step, **validation.measure(self.ema, self.alpha_bar, nothing))
+                    validation.sample(self.ema, step * self.step_size)
+                self.state.save(step)
+                marked_at = time.monotonic()
+            if last:
+                break
+        bar.close()
+        self.average.gather()
+        if self.main:
+            self.export()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def step(self, source: Source, step: int, meter: Meter) -> None:
+        """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""
+        accumulate = self.settings.accumulate
+        if self.settings.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave out is no longer needed
+        for index in range(step * accumulate, (step + 1) * accumulate):
+            complete = (index + 1) % accumulate == 0  # only then do processes exchange gradients
+            with nullcontext() if complete else self.accelerator.no_sync(self.model):
+                loss = self.loss(source, index, meter, translate=step < self.translated)
+                self.accelerator.backward(loss / accumulate)
+        norm = whole(self.accelerator.clip_grad_norm_(self.trained, 1.0))
+        self.average.wait()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(step, self.settings.ema)
+        meter.add_gradient(norm, skipped=self.accelerator.optimizer_step_was_skipped)
+
+    def loss(self, source: Source, index: int, meter: Meter, translate: bool) -> torch.Tensor:
+        """The mean loss of a batch; the meter gets each sample's own, before any weight."""
+        batch, generator = source.batch(index), source.generator(3, index)
+        if translate:
+            error = translation_loss(self.model, batch, source.maker.nothing, generator)
+            meter.add(error)
+            return error.mean()
+        noise = self.config.noise
+        timesteps = draw_timesteps(len(batch.target), noise, self.settings.timesteps, generator)
+        error, matte = diffusion_loss(
+            self.model, batch, self.config, self.alpha_bar, generator, timesteps=timesteps, teacher=self.teacher
+        )
+        meter.add(error, matte, timesteps)
+        weights = loss_weights(self.alpha_bar[timesteps], noise, self.settings.weighting)
+        return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
+
+    def _out_of_time(self, step: int) -> bool:
+        """Whether any process is; asked now and then, since it makes them wait for each other."""
+        limit = self.settings.time_limit
+        if limit is None or step % 10:
+            return False
+        late = time.monotonic() - self.began > limit
+        return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.device), "sum"))
+
+    def _read(self, meter: Meter, step: int, steps: int) -> dict:
+        """The means of the last steps. Raises `ImprintError` where one is not finite."""
+        values = meter.read(self.accelerator, steps, self.settings.accumulate)
+        if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
+            raise ImprintError(
+                f"the loss or gradient is not finite at step {step}; {self.state.last()}: lower --lr and run the "
+                "same command again"
+            )
+        return values
+
+    def log(self, bar: tqdm, step: int, **values: float | dict[str, float]) -> None:
+        """Numbers, and groups of them, into the log, the bar and the trackers."""
+        if not self.main:
+            return
+        pictures = step * self.step_size
+        self.state.log({"pictures": pictures, "step": step} | values)
+        numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+        bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
+        for name, group in values.items():
+            if isinstance(group, dict):
+                numbers |= {f"{name}/{part}": value for part, value in group.items()}
+        self.accelerator.log(numbers, step=pictures)
+
+    def export(self) -> None:
+        """The averaged weights in fp16, as nodes and pipeline load them: all with the autoencoder, or the LoRA alone."""
+        model, folder = self.ema, self.settings.output
+        if self.stage.lora:
+            export_lora(model.unet, folder / "lora.safetensors")
+            return
+        modules = {"encoder": model.encoder, "adapter": model.adapter, "unet": model.unet, "vae": self.autoencoder}
+        parts = {
+            part: {name: tensor.half() for name, tensor in tensors.items()}
+            for part, tensors in module_tensors(modules).items()
+        }
+        save_checkpoint(folder / "checkpoint.safetensors", Checkpoint(self.config, parts))
+
+
+def make_accelerator(settings: Train) -> Accelerator:
+    """Accelerate as the run's machine options ask for it. Raises `ImprintError` where wandb is wanted and absent."""
+    if settings.wandb and not find_spec("wandb"):
+        raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
+    return Accelerator(
+        mixed_precision=settings.precision,
+        cpu=settings.device == "cpu",
+        step_scheduler_with_optimizer=False,
+        log_with=["tensorboard", "wandb"] if settings.wandb else ["tensorboard"],
+        project_config=ProjectConfiguration(str(settings.output), logging_dir=str(settings.output / "tensorboard")),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # saves a copy of them
+    )

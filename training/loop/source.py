@@ -1,0 +1,137 @@
+"""Endless batches of encoded pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from imprint.config import ImprintConfig
+from imprint.vae import encode
+
+from ..data.shards import inside
+from ..pairs.batches import Batch
+from ..pairs.captions import Captions, Text
+from ..pairs.making import PairMaker
+from ..pairs.pictures import Photos, Views
+from ..pairs.streams import Pool, StreamedPairs
+from ..settings import STAGES, Train
+
+
+class Source:
+    """Endless batches: a block of pairs is made and encoded, then used `reuse` times with fresh noise.
+
+    Making pairs costs about as much as training on them once. Which pairs a step sees depends on the seed, the process
+    and the step alone, so that a continued run sees the same.
+    """
+
+    def __init__(
+        self,
+        maker: PairMaker | StreamedPairs | Captions,
+        autoencoder,
+        settings: Train,
+        rank: int,
+        device: torch.device,
+        tokens: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        """tokens: `Model.tokens` of a frozen encoder, whose part is then done once a block as well."""
+        self.maker, self.autoencoder, self.settings, self.rank, self.device = maker, autoencoder, settings, rank, device
+        self.tokens = tokens
+        self.side = maker.config.resolution
+        self.slots = interleave(resolutions_and_shares(settings, maker.config), settings.block)
+        self.block: tuple[int, dict[int, Batch]] | None = None
+
+    def generator(self, *numbers: int) -> torch.Generator:
+        """A generator for this process that depends on nothing but the seed and the numbers."""
+        seed = 0
+        for number in (self.settings.seed, self.rank, *numbers):
+            seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def make(self, count: int, generator: torch.Generator, side: int | None = None) -> Batch:
+        """`count` encoded pairs, made in parts that fit the memory; side: by default the model's."""
+        maker = self.maker.at(side) if side and side != self.side else self.maker
+        parts, chunk = [], self._as_many_pixels(self.settings.chunk, side or self.side)
+        precision = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            for start in range(0, count, chunk):
+                with torch.autocast(self.device.type, enabled=False):
+                    pairs = maker(min(chunk, count - start), generator)
+                images = torch.cat([pairs.target, pairs.background]).contiguous(memory_format=torch.channels_last)
+                target, background = encode(self.autoencoder, images, maker.config.latent).to(precision).chunk(2)
+                reference = (pairs.reference * 255).round().to(torch.uint8)
+                if self.tokens:
+                    reference = self.tokens(reference).to(precision)
+                latents = target.contiguous(), background.contiguous()
+                parts.append(Batch(reference, *latents, pairs.hole, pairs.matte.to(precision), pairs.text))
+        return Batch.joined(parts)
+
+    def batch(self, step: int) -> Batch:
+        """The pairs of a step."""
+        number, within = divmod(step, len(self.slots) * self.settings.reuse)
+        if self.block is None or self.block[0] != number:
+            self.block = None  # frees the last one first
+            if isinstance(self.maker, StreamedPairs):
+                self.maker.turn = number // self.settings.refresh
+            generator = self.generator(1, number)
+            made = {
+                side: self.make(self.slots.count(side) * self._size(side), generator, side)
+                for side in dict.fromkeys(self.slots)
+            }
+            self.block = number, made
+        turn, index = divmod(within, len(self.slots))
+        side = self.slots[index]
+        pairs, size, place = self.block[1][side], self._size(side), self.slots[:index].count(side)
+        order = torch.randperm(len(pairs.target), generator=self.generator(2, number, turn), device=self.device)
+        return pairs[order[place * size : (place + 1) * size]]
+
+    def _size(self, side: int) -> int:
+        return self._as_many_pixels(self.settings.batch, side)
+
+    def _as_many_pixels(self, count: int, side: int) -> int:
+        """How many pictures of a side have as many pixels as `count` at the model's."""
+        return max(1, round(count * (self.side / side) ** 2))
+
+
+def resolutions_and_shares(settings: Train, config: ImprintConfig) -> list[tuple[int, float]]:
+    """Sides of the training pictures and their shares of the steps."""
+    return settings.resolutions or [(config.resolution, 1.0)]
+
+
+def interleave(shares: Sequence[tuple[int, float]], count: int) -> list[int]:
+    """`count` sides, each as often as its share asks, spread as evenly as can be: the one furthest behind comes next."""
+    total, slots = sum(share for _, share in shares), []
+    for number in range(1, count + 1):
+        slots.append(max(shares, key=lambda pair: number * pair[1] / total - slots.count(pair[0]))[0])
+    return slots
+
+
+def make_maker(
+    settings: Train,
+    config: ImprintConfig,
+    split: str,
+    device: torch.device,
+    process: tuple[int, int],
+    text: Text | None = None,
+) -> PairMaker | StreamedPairs | Captions:
+    """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for unreadable data."""
+    stage = STAGES[settings.stage]
+    largest = max(side for side, _ in resolutions_and_shares(settings, config))
+    side = settings.cutout_resolution or largest
+    if not stage.mix:
+        return Captions(inside(settings.captions, split), config, text, device, settings.limit)
+    cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
+    photo_side = largest * 3 // 2  # crops of it are shown at the pictures' side
+    if settings.pool is None:
+        loaded = (
+            Views.load(cutouts, device, settings.limit, side),
+            Photos.load(photos, device, settings.limit, photo_side),
+        )
+        return PairMaker(config, settings.stage, *loaded, stage.mix)
+    # The held-out pairs are the first process's, of its first shards: the same in every run.
+    part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)
+    pools = (
+        Pool(Views, cutouts, device, settings.pool, part, seed, side),
+        Pool(Photos, photos, device, settings.pool, part, seed, photo_side),
+    )
+    return StreamedPairs(config, settings.stage, *pools, stage.mix)

@@ -1,0 +1,139 @@
+"""A run's folder: what it describes itself with, and the states that it continues from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from imprint.errors import ImprintError
+from imprint.files import write_text
+
+from ..data.shards import SPLITS, inside, list_shards
+from ..settings import FREE_OPTIONS, OLD_NAMES, STAGES, Train, renamed_options
+
+KEPT_STATES = 2
+
+
+class State:
+    """The folder of a run: options.json, data.json, stats.jsonl and state-*/."""
+
+    def __init__(self, settings: Train, accelerator: Accelerator):
+        self.settings, self.accelerator, self.folder = settings, accelerator, settings.output
+
+    def resume(self, described: dict) -> int:
+        """Continue from the newest state, if there is one; returns the steps done.
+
+        described: the run as options.json is to hold it. Raises `ImprintError` where the run was begun otherwise.
+        """
+        main = self.accelerator.is_main_process
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.folder / "state.tmp", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        states = self.states()
+        step = 0
+        if states:
+            self._same_options(described)
+            self._same_data()
+            self.accelerator.load_state(str(states[-1]))
+            step = int(states[-1].name.removeprefix("state-"))
+        if main:
+            self.forget_after(step)
+        return step
+
+    def describe(self, described: dict) -> None:
+        """Write options.json and data.json."""
+        write_text(self.folder / "options.json", json.dumps(described, indent=1))
+        write_text(self.folder / "data.json", json.dumps(self._shards(), indent=1))
+
+    def save(self, step: int) -> None:
+        """A state to continue from: written beside its place, then renamed; the newest few are kept."""
+        self.accelerator.wait_for_everyone()
+        temporary, final = self.folder / "state.tmp", self.folder / f"state-{step:09d}"
+        if final.exists():
+            return
+        try:
+            self.accelerator.save_state(str(temporary))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch has no class of its own for a file that cannot be written
+            if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise ImprintError(
+                f"the state of step {step} cannot be written ({str(error).partition(chr(10))[0]}); {self.last()}: make "
+                "room on the disk and run the same command again"
+            ) from error
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            os.replace(temporary, final)
+            for old in self.states()[:-KEPT_STATES]:
+                shutil.rmtree(old)
+
+    def log(self, line: dict) -> None:
+        """A line of stats.jsonl."""
+        with (self.folder / "stats.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop log lines of steps that an interrupted run did after its last state."""
+        path = self.folder / "stats.jsonl"
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            write_text(path, "".join(kept))
+
+    def states(self) -> list[Path]:
+        return sorted(self.folder.glob("state-*"))
+
+    def last(self) -> str:
+        """What is left of the run, for a message."""
+        states = self.states()
+        return f"{states[-1]} is whole and the last one" if states else f"{self.folder} holds no state yet"
+
+    def _shards(self) -> dict[str, dict[str, int | None]]:
+        """The run's shards, and the sizes in bytes of those on a disk: which pairs a step sees depends on all of them."""
+        found = {}
+        for name in ("cutouts", "photos") if STAGES[self.settings.stage].mix else ("captions",):
+            for split in SPLITS:
+                shards = list_shards(inside(getattr(self.settings, name), split))
+                sizes = {
+                    Path(shard).name: Path(shard).stat().st_size if "://" not in shard else None for shard in shards
+                }
+                found[f"{name}/{split}"] = sizes
+        return found
+
+    def _same_data(self) -> None:
+        """A run goes on with the shards that it began with."""
+        path = self.folder / "data.json"
+        if not path.exists():
+            return
+        before, now = {}, self._shards()
+        for folder, sizes in json.loads(path.read_text()).items():
+            name, split = folder.split("/")
+            before[f"{OLD_NAMES.get(name, name)}/{split}"] = sizes
+        for folder in sorted(before.keys() | now.keys()):
+            then, there = before.get(folder, {}), now.get(folder, {})
+            for shard in sorted(then.keys() | there.keys()):
+                if then.get(shard) != there.get(shard):
+                    was, is_now = (f"of {part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
+                    raise ImprintError(
+                        f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it as it "
+                        "was to continue, or give another --output"
+                    )
+
+    def _same_options(self, described: dict) -> None:
+        """A run goes on with the options that it began with, save those that do not change what it learns."""
+        before = renamed_options(json.loads((self.folder / "options.json").read_text()))
+        now = json.loads(json.dumps(described))
+        changed = [name for name in now if name not in FREE_OPTIONS and before.get(name, now[name]) != now[name]]
+        if changed:
+            raise ImprintError(
+                f"{self.folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {now[changed[0]]!r}; "
+                "give the same options to continue it, or another --output"
+            )

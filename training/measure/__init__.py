@@ -1,0 +1,1 @@
+"""What composites and speed are measured with."""

@@ -1,0 +1,151 @@
+"""Rows of composites, and how they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from imprint.checkpoint import open_safetensors, read_config
+from imprint.crop import Crop
+from imprint.errors import ImprintError
+from imprint.files import write_text
+from imprint.images import (
+    open_image,
+    save_image,
+)
+from imprint.pipeline import ImprintPipeline
+
+from .settings import ABLATIONS, Evaluate
+from .tasks import Scene, Task
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BASELINES = {
+    "copy-paste": lambda scene, _seed: scene.paste(scene.cutout),
+    "copy-paste, box emptied": lambda scene, _seed: scene.paste(scene.cutout, emptied=True),
+}
+"""All the identity that there is, and none of the scene's light, pose and shadow. On a video frame the first also leaves
+some of the true object around the pasted one, which no model sees: there the second is reported beside it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to make composites: a row of the table."""
+
+    name: str
+    checkpoint: Path | None
+    """None: the cut-out is pasted into the box."""
+    level: str
+    """Of the holes, one of `imprint.masks.LEVELS`."""
+    cls_only: bool = False
+    """Whether the adapter gets the encoder's CLS token alone."""
+
+    def folder(self, output: Path) -> Path:
+        return output / "composites" / re.sub(r"[^\w.-]+", "-", self.name)
+
+    def composite(self, task: Task, output: Path) -> Path:
+        return self.folder(output) / f"{task.name}.png"
+
+    def read(self, task: Task, scene: Scene, output: Path) -> Image.Image:
+        """The composite, RGB. Raises `ImprintError` for one that does not belong to the scene."""
+        path = self.composite(task, output)
+        picture, (width, height) = open_image(path).convert("RGB"), scene.background.size
+        if picture.size != (width, height):
+            raise ImprintError(
+                f"{path} is {picture.width}x{picture.height}, its background {width}x{height}; delete it, and it is "
+                "made anew"
+            )
+        return picture
+
+    def blend_area(self, scene: Scene) -> np.ndarray:
+        """(H, W) bool: the hole, enlarged where it is too small, and its soft edge; all else must be background."""
+        mask = scene.hole(self.level)
+        if self.checkpoint is None:
+            return np.asarray(mask) > 127
+        return Crop.of(scene.background, mask, read_config(self.checkpoint)).changed_area().numpy()
+
+
+def table_rows(options: Evaluate) -> list[Row]:
+    """Each checkpoint as it is and with each ablation, then the baselines."""
+    rows = []
+    for name, path in options.checkpoint:
+        rows.append(Row(name, path, options.mask_level))
+        if "cls-only" in options.ablation:
+            rows.append(Row(f"{name}, {ABLATIONS['cls-only']}", path, options.mask_level, cls_only=True))
+        if "box-mask" in options.ablation:
+            rows.append(Row(f"{name}, {ABLATIONS['box-mask']}", path, "box"))
+    baselines = BASELINES if options.pairs else ["copy-paste"]
+    return [*rows, *(Row(name, None, "box") for name in baselines)]
+
+
+def compose(row: Row, tasks: list[Task], options: Evaluate) -> None:
+    """Write the row's composites that are not there yet. Raises `ImprintError` where some have other settings."""
+    same_settings(row, options)
+    waiting = [task for task in tasks if not row.composite(task, options.output).exists()]
+    if not waiting:
+        return
+    make = BASELINES[row.name] if row.checkpoint is None else sampler(row, options)
+    for task in tqdm(waiting, desc=row.name, unit="picture"):
+        save_image(make(task.load(), task.seed(options.seed)), row.composite(task, options.output))
+
+
+def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:
+    """The row's model as a function of a scene and a seed."""
+    pipeline = ImprintPipeline.from_checkpoint(row.checkpoint, torch_dtype=TORCH_DTYPES[options.dtype]).to(
+        options.device
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    if row.cls_only:
+        keep_cls_only(pipeline, row.checkpoint)
+
+    def sample(scene: Scene, seed: int) -> Image.Image:
+        return pipeline(
+            scene.cutout,
+            scene.cutout.getchannel("A"),
+            scene.background,
+            scene.hole(row.level),
+            options.steps,
+            options.guidance,
+            torch.Generator().manual_seed(seed),
+            detail=options.detail,
+        ).images[0]
+
+    return sample
+
+
+def keep_cls_only(pipeline: ImprintPipeline, path: Path) -> None:
+    """Cut the patches' tokens off before the adapter (AnyDoor, arXiv 2307.09481, trains so for an ablation)."""
+    if pipeline.model_config.adapter.kind == "conv":
+        raise ImprintError(
+            f"{path}: its 'conv' adapter mixes a fixed number of tokens and cannot do with CLS alone; leave out "
+            "--ablation cls-only"
+        )
+    pipeline.encoder.config = dataclasses.replace(pipeline.encoder.config, output="cls")
+
+
+def same_settings(row: Row, options: Evaluate) -> None:
+    """Note what the row's composites are made with; raise `ImprintError` if some were made with something else."""
+    digest = None
+    if row.checkpoint is not None:
+        with open_safetensors(row.checkpoint) as file:
+            digest = (file.metadata() or {}).get("sha256")
+    now = {"checkpoint": digest, "holes": row.level, "cls-only": row.cls_only}
+    now |= {name: getattr(options, name) for name in ("steps", "guidance", "detail", "seed", "dtype")}
+    now |= {name: str(getattr(options, name)) for name in ("subjects", "backgrounds", "boxes", "pairs")}
+    path = row.folder(options.output) / "made-with.json"
+    before = json.loads(path.read_text()) if path.exists() else now
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise ImprintError(
+                f"{path.parent} holds composites made with {name} = {before.get(name)!r}, not {value!r}; give the same "
+                "options to go on, or another --output"
+            )
+    write_text(path, json.dumps(now, indent=1))

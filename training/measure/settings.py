@@ -1,0 +1,122 @@
+"""The settings of evaluation and of the benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from imprint.checkpoint import SHIPPED
+from imprint.errors import ImprintError
+from imprint.masks import LEVELS
+
+from ..arguments import option
+from ..settings import require
+
+METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval")
+"""Those of the field; `mobilenet`, a small network for machines without a hub, is measured only when asked for."""
+BACKBONES = ("clip", "dino", "dinov2", "mobilenet")
+ABLATIONS = {"cls-only": "CLS only", "box-mask": "box mask only"}
+DTYPES = ("fp32", "fp16", "bf16")
+TASKS = "tasks: every subject in every box, or pairs of frames"
+
+
+def named_checkpoint(text: str) -> tuple[str, Path]:
+    """`NAME=FILE`, or `FILE` with its stem as the name."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).is_file():
+        return Path(text).stem, Path(text)
+    return name, Path(path)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """An evaluation of checkpoints side by side."""
+
+    checkpoint: tuple[tuple[str, Path], ...] = option(
+        (("imprint-tiny", SHIPPED),), parse=named_checkpoint, metavar="NAME=FILE"
+    )
+    """checkpoints to compare, the first being what the others' difference is from; by default the shipped one"""
+    output: Path = option()
+    """folder of the results; made, or continued"""
+
+    subjects: Path | None = option(None, group=TASKS)
+    """folder with SUBJECT/NN.jpg and NN.mask.png, or SUBJECT/NN.png"""
+    backgrounds: Path | None = option(None, group=TASKS)
+    """folder of the photos that the boxes are on"""
+    boxes: Path | None = option(None, group=TASKS)
+    """COCO's instances .json, or JSON lines of background, box, subject"""
+    pairs: Path | None = option(None, group=TASKS)
+    """folder of held-out shards of video frames with masks"""
+    limit: int | None = option(None, group=TASKS)
+    """only so many tasks, the first of which cover all subjects"""
+
+    metrics: tuple[str, ...] | None = option(None, choices=(*METRICS, "mobilenet"), group="metrics")
+    """by default all that the tasks allow but mobilenet"""
+    backbones: Path | None = option(None, group="metrics")
+    """folder of networks (see training/measure/networks.py) instead of the hub"""
+    retrieval_backbone: str = option("dinov2", choices=BACKBONES, group="metrics")
+    """what tells the subjects apart"""
+
+    ablation: tuple[str, ...] = option((), choices=ABLATIONS, group="sampling")
+    """more rows of every checkpoint: a part left out"""
+    mask_level: str = option("box", choices=LEVELS, group="sampling")
+    """holes: the box, or the object's outline in it, so coarse"""
+    steps: int | None = option(None, group="sampling")
+    """of sampling; by default the checkpoint's"""
+    guidance: float | None = option(None, group="sampling")
+    """scale of classifier-free guidance; by default the checkpoint's"""
+    detail: float = option(1.0, metavar="0..1", group="sampling")
+    """of the object's own photo"""
+    seed: int = option(0, group="sampling")
+    """each task's own seed is made of this and its name"""
+    device: str = option("auto", group="sampling")
+    """auto, cpu, cuda, cuda:1, mps"""
+    dtype: str = option("fp32", choices=DTYPES, group="sampling")
+    """precision of the weights"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for options that do not go together."""
+        given = [name for name in ("subjects", "backgrounds", "boxes") if getattr(self, name)]
+        if len(given) != (0 if self.pairs else 3):
+            raise ImprintError("give --subjects, --backgrounds and --boxes, or --pairs alone")
+        if self.pairs and "retrieval" in (self.metrics or ()):
+            raise ImprintError("'retrieval' chooses among --subjects; leave it out with --pairs")
+        if "box-mask" in self.ablation and self.mask_level == "box":
+            raise ImprintError(
+                "holes are boxes already: --ablation box-mask compares with --mask-level precise, fine or coarse"
+            )
+        require(self, "limit")
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The metrics: those asked for, or all that the tasks allow."""
+        return self.metrics or tuple(name for name in METRICS if not (self.pairs and name == "retrieval"))
+
+
+ROWS = tuple(
+    (
+        "peak step:sd15:16:eager step:sd15:16:default diffusers:sd15:16 kernels:sd15:16:default loop:sd15:16:default "
+        "memory:sd15:eager step:tiny:512:default loop:tiny:512:default step:tiny:512:reduce-overhead "
+        "loop:tiny:512:reduce-overhead search:sd15:16:default step:sd15:48:default memory:sd15:checkpointing"
+    ).split()
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A measurement of training's speed."""
+
+    output: Path = option()
+    """folder for benchmark.json and benchmark.md"""
+    rows: tuple[str, ...] = option(ROWS, metavar="ROW")
+    """what to measure, in this order"""
+    baseline: Path | None = option(None)
+    """diffusers' examples/text_to_image/train_text_to_image.py"""
+    steps: int = option(24)
+    """steps that are timed in a row"""
+    memory_batches: tuple[int, ...] = option((8, 16, 32, 48))
+    """batch sizes whose memory is measured"""
+    time_limit: int | None = option(None)
+    """seconds after which to stop and keep what there is"""
+    cpu: bool = option(False)
+    """leave the GPU alone: to try the command"""

@@ -1,0 +1,109 @@
+"""What a measurement of speed is fed: pictures of noise, and models of random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imprint.config import PRESETS, ImprintConfig
+from imprint.unet import build_unet
+from imprint.vae import build_autoencoder
+
+from ..data.shards import Record, sample, shard_writer
+
+
+def noise_picture(side: int, random: np.random.Generator) -> Image.Image:
+    """Large blots with grain."""
+    blots = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side), Image.BICUBIC)
+    return Image.fromarray((np.asarray(blots) * 0.9 + random.integers(0, 25, (side, side, 3))).astype(np.uint8))
+
+
+def write_pictures(folder: Path, seed: int = 0) -> None:
+    """Shards of a few views and of one clip of photos, enough for all kinds of pair."""
+    random = np.random.default_rng(seed)
+    line = np.linspace(-1, 1, 256)
+    disc = Image.fromarray(np.uint8(255 * (line[:, None] ** 2 + line[None] ** 2 < 0.8)))
+    with shard_writer(folder / "cutouts" / "train" / "0.tar") as writer:
+        for index in range(32):
+            picture, buffer = noise_picture(256, random), io.BytesIO()
+            picture.putalpha(disc)
+            picture.save(buffer, "PNG", compress_level=1)
+            record = Record(f"object-{index // 2}", "", index % 2, "noise", "none")
+            writer.write(sample(f"{index:02d}", buffer.getvalue(), "png", record))
+    mask = Image.new("L", (384, 384))
+    mask.paste(1, (90, 120), disc.resize((200, 160)))
+    with shard_writer(folder / "photos" / "train" / "0.tar") as writer:
+        for index in range(8):
+            buffer = io.BytesIO()
+            noise_picture(384, random).save(buffer, "PNG", compress_level=1)
+            writer.write(
+                sample(f"{index:02d}", buffer.getvalue(), "png", Record("", "clip", index, "noise", "none"), mask)
+            )
+
+
+def write_captioned_pictures(folder: Path, side: int, count: int) -> None:
+    """A folder as datasets' `imagefolder` reads it: pictures of the right size and a caption each."""
+    random = np.random.default_rng(0)
+    pictures = []
+    for _ in range(16):
+        buffer = io.BytesIO()
+        noise_picture(side, random).save(buffer, "JPEG", quality=90)
+        pictures.append(buffer.getvalue())
+    folder.mkdir(parents=True)
+    lines = []
+    for index in range(count):
+        (folder / f"{index:05d}.jpg").write_bytes(pictures[index % len(pictures)])
+        lines.append(json.dumps({"file_name": f"{index:05d}.jpg", "text": "a photo of a thing on a table"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def write_diffusers_model(folder: Path, config: ImprintConfig, device: torch.device) -> None:
+    """A Stable Diffusion of these sizes with random weights, in diffusers' layout; its text encoder is CLIP ViT-L's for 768."""
+    from diffusers import DDPMScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    width, channels = config.unet.context_width, config.latent.channels
+    text = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=12,
+        num_attention_heads=max(1, width // 64),
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+    with device:
+        parts = {
+            "unet": build_unet(replace(config.unet, in_channels=channels, out_channels=channels)),
+            "vae": build_autoencoder(PRESETS["sd15"].latent),
+            "text_encoder": CLIPTextModel(text),
+        }
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    DDPMScheduler(
+        num_train_timesteps=config.noise.timesteps,
+        beta_start=config.noise.beta_start,
+        beta_end=config.noise.beta_end,
+        beta_schedule="scaled_linear",
+    ).save_pretrained(folder / "scheduler")
+    write_tokenizer(folder / "tokenizer")
+
+
+def write_tokenizer(folder: Path) -> None:
+    """CLIP's tokenizer with single bytes for words: what a caption says does not change the speed."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(letter + "</w>" for letter in letters)]
+    numbers = {word: index for index, word in enumerate(words)} | {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(numbers))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,0 +1,129 @@
+"""What the benchmark shows of its rows."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from ..loop.state import KEPT_STATES
+
+SCALES = (("300 k steps at batch 16", 300_000 * 16), ("1.8 M pairs x 40 epochs", 1_800_000 * 40))
+STATES_ON_DISK = (
+    KEPT_STATES + 1
+)  # the kept ones, and one that is being written  # the kept ones, and one that is being written
+
+
+def found(rows: list[dict], row: str) -> dict | None:
+    """A row by its name, if it was measured."""
+    return next((each for each in rows if each["row"] == row and "error" not in each), None)
+
+
+def machine(cuda: bool) -> dict:
+    """What the rows were measured on."""
+    import diffusers
+
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+        "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30 if cuda else None,
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "diffusers": diffusers.__version__,
+    }
+
+
+def cost(rows: list[dict]) -> list[dict]:
+    """GPU hours and disk of whole runs of stage 2 at `SCALES`, from the fastest `loop` row of sd15."""
+    loops = [row for row in rows if row["row"].startswith("loop:sd15:") and "error" not in row]
+    if not loops:
+        return []
+    fastest = max(loops, key=lambda row: row["pictures_per_second"])
+    rate, states = fastest["pictures_per_second"], STATES_ON_DISK * fastest["state_gib"]
+    return [
+        {"scale": scale, "pictures": pictures, "gpu_hours": pictures / rate / 3600, "states_gib": states}
+        for scale, pictures in SCALES
+    ]
+
+
+def markdown(report: dict) -> str:
+    """The report as a page."""
+    rows = report["rows"]
+    where = report["machine"]
+    lines = [f"{where['device']}, PyTorch {where['torch']}, cuDNN {where['cudnn']}, diffusers {where['diffusers']}."]
+    peak = found(rows, "peak")
+    if peak:
+        lines[0] += (
+            f" bf16 8192^3 matrix product {peak['tflops']:.0f} TFLOP/s, copy {peak['copy_tb_per_second']:.2f} TB/s."
+        )
+    speeds = [row for row in rows if "pictures_per_second" in row]
+    lines += table(
+        "row | pictures/s | x diffusers | TFLOP a picture | of the peak | memory, GiB",
+        [
+            [
+                f"`{row['row']}`",
+                f"{row['pictures_per_second']:,.1f}",
+                ratio(row["pictures_per_second"], baseline_of(rows, row)),
+                number(row.get("tflop_per_picture"), ".2f"),
+                f"{row['tflops'] / peak['tflops']:.1%}" if peak and "tflops" in row else "",
+                number(row.get("allocated_gib", row.get("device_memory_gib")), ".1f"),
+            ]
+            for row in speeds
+        ],
+    )
+    for row in rows:
+        if row["row"].startswith("loop:") and "busy" in row:
+            lines.append(
+                f"`{row['row']}`: pairs are made at {row['pairs_made_per_second']:,.0f}/s, each used {row['reuse']} times; "
+                f"kernels run {row['busy']:.1%} of the time, the longest gap is {row['longest_gap_ms']:.2f} ms."
+            )
+        elif "groups_ms" in row:
+            lines.append(f"`{row['row']}`: {row['kernels_per_step']} kernels a step, {row['busy']:.1%} of the time.")
+            lines += table("kernels | ms a step", [[name, f"{ms:.2f}"] for name, ms in row["groups_ms"].items()])
+            lines += table(
+                "the longest | ms a step", [[f"`{name}`", f"{ms:.2f}"] for name, ms in row["top_ms"].items()]
+            )
+        elif "peaks" in row:
+            lines.append(f"`{row['row']}`: {row['gib_fixed']:.1f} GiB + {row['gib_per_picture']:.2f} GiB a picture.")
+            lines += table(
+                "batch | allocated, GiB | reserved, GiB",
+                [[size, f"{p['allocated_gib']:.1f}", f"{p['reserved_gib']:.1f}"] for size, p in row["peaks"].items()],
+            )
+            lines += table(
+                "card | largest batch that fits | fails at",
+                [[card, found["fits"] or "none", found["fails"] or ""] for card, found in row["largest_batch"].items()],
+            )
+        elif row["row"].startswith("gpus:") and "error" not in row:
+            lines.append(
+                f"`{row['row']}`: " + ", ".join(f"{n} {v:,.2f}" for n, v in row.items() if n not in ("row", "seconds"))
+            )
+        elif "error" in row:
+            lines.append(f"`{row['row']}`: {row['error'][:300]}")
+    if report["cost"]:
+        lines += table(
+            "scale | pictures | GPU hours | states on disk, GiB",
+            [
+                [c["scale"], f"{c['pictures'] / 1e6:.1f} M", f"{c['gpu_hours']:,.0f}", f"{c['states_gib']:.0f}"]
+                for c in report["cost"]
+            ],
+        )
+    return "\n".join(lines) + "\n"
+
+
+def baseline_of(rows: list[dict], row: dict) -> float | None:
+    """Pictures per second of diffusers' example with the same sizes and batch."""
+    _, *words = row["row"].split(":")
+    baseline = found(rows, ":".join(("diffusers", *words[:2])))
+    return baseline["pictures_per_second"] if baseline else None
+
+
+def table(head: str, rows: list[list]) -> list[str]:
+    names = head.split(" | ")
+    return ["", *(f"| {' | '.join(map(str, row))} |" for row in (names, ["---"] * len(names), *rows)), ""]
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def ratio(value: float, base: float | None) -> str:
+    return f"{value / base:.2f}" if base else ""

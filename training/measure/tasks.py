@@ -1,0 +1,306 @@
+"""What composites are asked for: an object, a background, a box in it, and the picture to compare the result with.
+
+Two protocols. The field's (AnyDoor, arXiv 2307.09481, section 4.1; PICS; Bifrost): subjects of DreamBooth x boxes on
+photos, compared with the reference photo. And real video: object from frame n1, box of frame n2, compared with n2.
+Boxes are (left, top, right, bottom) in pixels, the last two exclusive, as Pillow takes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from imprint.errors import ImprintError
+from imprint.images import mask_to_tensor, open_image, to_rgb
+from imprint.masks import coarsen
+from imprint.preprocess import bounding_boxes
+
+from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, read_shards
+
+Box: TypeAlias = "tuple[int, int, int, int]"
+
+MOST_OF_THE_PICTURE = 0.5  # boxes of a larger area leave no scene to fit into
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A task's pictures."""
+
+    subject: str
+    """The object's name; for video, the clip's."""
+    cutout: Image.Image
+    """RGBA, the object's tight crop; its alpha is the object's mask."""
+    background: Image.Image
+    """RGB."""
+    box: Box
+    """Where the object goes, and the part of the composite that is measured."""
+    target: Image.Image
+    """RGB: what that part is compared with."""
+
+    def crop(self, picture: Image.Image) -> Image.Image:
+        """The measured part of a picture of the background's size."""
+        return picture.crop(self.box)
+
+    def around(self, picture: Image.Image) -> Image.Image:
+        """A picture of the background's size without what is farther from the box than half its longer side."""
+        left, top, right, bottom = self.box
+        reach = max(right - left, bottom - top) // 2
+        end = min(picture.width, right + reach), min(picture.height, bottom + reach)
+        return picture.crop((max(0, left - reach), max(0, top - reach), *end))
+
+    def paste(self, cutout: Image.Image, emptied: bool = False) -> Image.Image:
+        """The background with a cut-out fitted into the box, standing on its lower edge.
+
+        emptied: what is in the box goes before; every pixel gets the colour of the nearest one outside.
+        """
+        picture, (fitted, corner) = self.background.copy(), self._fit(cutout)
+        if emptied:
+            places = distance_transform_edt(self.hole("box"), return_distances=False, return_indices=True)
+            picture = Image.fromarray(np.asarray(picture)[tuple(places)])
+        picture.paste(fitted, corner, fitted)
+        return picture
+
+    def hole(self, level: str) -> Image.Image:
+        """The mask to generate in, L: the filled box, or the fitted cut-out's outline at a level of `imprint.masks`."""
+        mask = Image.new("L", self.background.size)
+        if level == "box":
+            mask.paste(255, self.box)
+            return mask
+        fitted, corner = self._fit(self.cutout)
+        mask.paste(fitted.getchannel("A"), corner)
+        return Image.fromarray((coarsen(mask_to_tensor(mask), level)[0].numpy() * 255).astype(np.uint8))
+
+    def _fit(self, cutout: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+        left, top, right, bottom = self.box
+        scale = min((right - left) / cutout.width, (bottom - top) / cutout.height)
+        size = max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale))
+        return cutout.resize(size, Image.BICUBIC), (left + (right - left - size[0]) // 2, bottom - size[1])
+
+
+@dataclass(frozen=True)
+class Task:
+    """One composite to make and to measure."""
+
+    name: str
+    """Unique, and fit for a file's name."""
+    subject: str
+    """The object or clip: tasks that share it are not independent."""
+    load: Callable[[], Scene]
+
+    def seed(self, seed: int) -> int:
+        """Of the composite's noise: depends on the run's seed and the name alone, never on the other tasks."""
+        return int(hashlib.sha256(f"{seed} {self.name}".encode()).hexdigest()[:8], 16)
+
+
+# --- subjects x boxes ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of a subject, with its mask in a file of its own or in its alpha channel."""
+
+    path: Path
+    mask: Path | None
+
+    def load(self) -> tuple[Image.Image, Image.Image]:
+        """The cut-out, RGBA, and the photo around it, RGB (white where a cut-out shows none): both tightly cropped."""
+        image = open_image(self.path)
+        if self.mask is None:
+            cutout = image.convert("RGBA")
+            view = Image.alpha_composite(Image.new("RGBA", cutout.size, "white"), cutout).convert("RGB")
+        else:
+            mask, view = open_image(self.mask).convert("L"), to_rgb(image)
+            if mask.size != image.size:
+                raise ImprintError(
+                    f"{self.path} is {image.width}x{image.height}, its mask {self.mask} {mask.width}x{mask.height}; "
+                    "make them the same size"
+                )
+            cutout = view.copy()
+            cutout.putalpha(mask)
+        box = tight_box(np.asarray(cutout.getchannel("A")), f"the mask of {self.path}")
+        return cutout.crop(box), view.crop(box)
+
+
+def read_subjects(folder: Path) -> dict[str, list[Photo]]:
+    """The photos with a mask of each subject.
+
+    SUBJECT/NN.jpg beside SUBJECT/NN.mask.png, or SUBJECT/NN.png with transparency around the object. Photos without a
+    mask are left out, and so are subjects without any other. Raises `ImprintError` when none is left.
+    """
+    if not folder.is_dir():
+        raise ImprintError(f"{folder}: no such folder; --subjects is a folder with one folder of photos a subject")
+    subjects = {}
+    for home in sorted(path for path in folder.iterdir() if path.is_dir()):
+        photos = []
+        for path in sorted(home.iterdir()):
+            if path.suffix.lower() not in PICTURES or path.name.endswith(".mask.png"):
+                continue
+            mask = path.with_suffix(".mask.png")
+            if mask.exists() or open_image(path).has_transparency_data:
+                photos.append(Photo(path, mask if mask.exists() else None))
+        if photos:
+            subjects[home.name] = photos
+    if not subjects:
+        raise ImprintError(
+            f"{folder} holds no subject with a mask; put SUBJECT/NN.jpg beside SUBJECT/NN.mask.png, or SUBJECT/NN.png "
+            "with transparency around the object"
+        )
+    return subjects
+
+
+def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | None]]:
+    """Backgrounds, boxes, and the subjects that they are for (None: every one).
+
+    Either COCO's instances JSON, of which each picture in the folder lends its largest box of fit size; or JSON lines
+    `{"background": name, "box": [left, top, right, bottom]}`, with `"subject"` if wished.
+    """
+    try:
+        text = path.read_text()
+        found = _coco_boxes(json.loads(text)) if path.suffix == ".json" else _listed_boxes(text)
+        boxes = [(backgrounds / name, tuple(map(int, box)), subject) for name, box, subject in found]
+        if path.suffix == ".json":  # a part of the data set is enough
+            boxes = [entry for entry in boxes if entry[0].is_file()]
+    except OSError as error:
+        raise ImprintError(f"{path} cannot be read ({error.strerror}); give a file of boxes") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImprintError(
+            f"{path} is not a file of boxes ({error!r}); give COCO's instances as .json, or JSON lines with the keys "
+            "'background' and 'box'"
+        ) from error
+    if not boxes:
+        raise ImprintError(
+            f"{path} names no box on a picture in {backgrounds}; give --backgrounds the folder of its pictures"
+        )
+    return boxes
+
+
+def _listed_boxes(text: str) -> list[tuple[str, list, str | None]]:
+    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    for line in lines:
+        left, top, right, bottom = line["box"]
+        if not (0 <= left < right and 0 <= top < bottom):
+            raise ValueError(f"the box {line['box']} is empty or begins outside the picture")
+    return [(line["background"], line["box"], line.get("subject")) for line in lines]
+
+
+def _coco_boxes(tables: dict) -> list[tuple[str, list, str | None]]:
+    """The largest box of each picture that is at least `MIN_OBJECT_SIDE` of its shorter side and not most of it."""
+    pictures, largest = {entry["id"]: entry for entry in tables["images"]}, {}
+    for annotation in tables["annotations"]:
+        picture, (left, top, width, height) = pictures[annotation["image_id"]], annotation["bbox"]
+        least = MIN_OBJECT_SIDE * min(picture["width"], picture["height"])
+        most = MOST_OF_THE_PICTURE * picture["width"] * picture["height"]
+        fits = min(width, height) >= least and width * height <= most and not annotation.get("iscrowd")
+        if fits and width * height > largest.get(picture["id"], (0,))[0]:
+            largest[picture["id"]] = width * height, [left, top, left + width, top + height]
+    return [(entry["file_name"], largest[key][1], None) for key, entry in sorted(pictures.items()) if key in largest]
+
+
+def subject_tasks(subjects: dict[str, list[Photo]], boxes: list[tuple[Path, Box, str | None]]) -> list[Task]:
+    """Every subject in every box, or in those that are for it; ordered so that the first tasks cover all subjects.
+
+    The reference is a subject's first photo. Raises `ImprintError` for a box that is for an unknown subject.
+    """
+    for path, _, subject in boxes:
+        if subject is not None and subject not in subjects:
+            raise ImprintError(
+                f"a box on {path.name} is for '{subject}', which is not in --subjects ({', '.join(subjects)})"
+            )
+    names, tasks = list(subjects), []
+    for turn in range(len(boxes)):
+        for index, name in enumerate(names):
+            number = (turn + index) % len(boxes)
+            path, box, wanted = boxes[number]
+            if wanted in (None, name):
+                load = partial(_placed, name, subjects[name][0], path, box)
+                tasks.append(Task(f"{name}-{number:04d}-{path.stem}", name, load))
+    return tasks
+
+
+def _placed(subject: str, photo: Photo, path: Path, box: Box) -> Scene:
+    background = to_rgb(open_image(path))
+    if box[2] > background.width or box[3] > background.height:
+        raise ImprintError(
+            f"{path} is {background.width}x{background.height}, but its box {list(box)} ends beyond; give boxes in the "
+            "picture's pixels"
+        )
+    cutout, view = photo.load()
+    return Scene(subject, cutout, background, box, view)
+
+
+# --- video pairs -----------------------------------------------------------------------------------------------------
+
+
+def pair_tasks(folder: Path) -> list[Task]:
+    """Pairs of frames of each object in the clips of a folder's shards, from one frame to the farthest allowed.
+
+    The object comes from frame n1, the background is frame n2 with the object's box as the hole, 0 < n2 - n1 <=
+    `shards.MAX_FRAME_GAP`; pairs do not overlap, and the first tasks cover all clips. Objects narrower than
+    `MIN_OBJECT_SIDE` of the frame, or whose box covers most of it, are left out. Raises `ImprintError` for no pair.
+    """
+    clips = defaultdict(list)
+    for record, picture, mask, _ in read_shards(folder):
+        if record.clip and mask is not None:
+            clips[record.clip].append((record.frame, picture, np.asarray(mask)))
+    tasks = []
+    for clip, frames in sorted(clips.items()):
+        frames.sort(key=lambda entry: entry[0])
+        for number in sorted({int(value) for *_, mask in frames for value in np.unique(mask)} - {0}):
+            seen = [(frame, picture, mask == number) for frame, picture, mask in frames if _usable(mask == number)]
+            for turn, (first, second) in enumerate(_apart([frame for frame, *_ in seen])):
+                (n1, *source), (n2, *target) = seen[first], seen[second]
+                name = f"{clip}-{number}-{n1:05d}-{n2:05d}"
+                tasks.append((turn, Task(name, clip, partial(_moved, clip, *source, *target))))
+    if not tasks:
+        raise ImprintError(
+            f"{folder} holds no two frames of an object within {MAX_FRAME_GAP} of each other; give shards of videos "
+            "with masks"
+        )
+    return [task for _, task in sorted(tasks, key=lambda entry: entry[0])]
+
+
+def _apart(frames: list[int]) -> list[tuple[int, int]]:
+    """Places of n1 and n2 in a sorted list of frame numbers."""
+    pairs, first = [], 0
+    while first < len(frames) - 1:
+        second = max(i for i in range(first, len(frames)) if frames[i] - frames[first] <= MAX_FRAME_GAP)
+        if second > first:
+            pairs.append((first, second))
+        first = second + 1
+    return pairs
+
+
+def _usable(mask: np.ndarray) -> bool:
+    if not mask.any():
+        return False
+    left, top, right, bottom = tight_box(mask)
+    area = (right - left) * (bottom - top)
+    return (
+        min(right - left, bottom - top) >= MIN_OBJECT_SIDE * min(mask.shape) and area <= MOST_OF_THE_PICTURE * mask.size
+    )
+
+
+def _moved(clip: str, source: Image.Image, source_mask: np.ndarray, frame: Image.Image, mask: np.ndarray) -> Scene:
+    cutout = source.convert("RGB")
+    cutout.putalpha(Image.fromarray(source_mask.astype(np.uint8) * 255))
+    background, box = frame.convert("RGB"), tight_box(mask)
+    return Scene(clip, cutout.crop(tight_box(source_mask)), background, box, background.crop(box))
+
+
+def tight_box(mask: np.ndarray, what: str = "the mask") -> Box:
+    """(H, W), bool or 0 to 255 -> the box around its object. Raises `ImprintError` for an empty mask."""
+    values = torch.from_numpy(mask.astype(np.float32) / (1 if mask.dtype == bool else 255))
+    top, left, bottom, right = bounding_boxes(values[None], what=what)[0].tolist()
+    return left, top, right, bottom

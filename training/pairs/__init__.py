@@ -1,0 +1,1 @@
+"""Pairs (reference view, target), made in batches on the device."""

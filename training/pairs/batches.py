@@ -1,0 +1,52 @@
+"""Batches of pairs, before and after the autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Pairs:
+    """Pictures of pairs, before the autoencoder."""
+
+    reference: torch.Tensor
+    """(B, 3, S, S) the cut-out of the reference view in [0, 1]."""
+    target: torch.Tensor
+    """(B, 3, R, R)."""
+    background: torch.Tensor
+    """(B, 3, R, R), its hole in grey."""
+    hole: torch.Tensor
+    """(B, 1, R / 8, R / 8)."""
+    matte: torch.Tensor
+    """(B, 2 * matte**2, R / 8, R / 8), -1 = unknown."""
+    text: torch.Tensor | None = None
+    """(B, M, W) as in `Batch`."""
+
+
+@dataclass
+class Batch:
+    """What a training step needs; latents as the UNet sees them."""
+
+    reference: torch.Tensor
+    """(B, 3, S, S) uint8: the cut-out of the reference view; or (B, N, C), a frozen encoder's tokens of it."""
+    target: torch.Tensor
+    """(B, C, h, w) latents of the target."""
+    background: torch.Tensor
+    """(B, C, h, w) latents of the background with its hole in grey."""
+    hole: torch.Tensor
+    """(B, 1, h, w) of 0 and 1."""
+    matte: torch.Tensor
+    """(B, 2 * matte**2, h, w) as `imprint.matte.matte_values` gives it; -1 = unknown."""
+
+    text: torch.Tensor | None = None
+    """(B, M, W) the text encoder's tokens of the caption, for the adapter's warm-up alone."""
+
+    def __getitem__(self, index) -> Batch:
+        return Batch(*(None if value is None else value[index] for value in vars(self).values()))
+
+    @staticmethod
+    def joined(parts: list[Batch]) -> Batch:
+        columns = zip(*(vars(part).values() for part in parts))
+        return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))

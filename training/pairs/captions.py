@@ -1,0 +1,123 @@
+"""Captioned pictures for the adapter's warm-up, read at random places of their shards while training.
+
+A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with a caption on each line; what else it has is left alone. The shards are
+too large for the memory: only where each sample lies is kept there. What is drawn depends on the generator alone.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image, ImageOps
+
+from imprint.config import ImprintConfig
+from imprint.errors import ImprintError
+from imprint.images import (
+    image_to_tensor,
+)
+from imprint.masks import paint_hole
+
+from ..data.shards import list_shards
+from .batches import Pairs
+
+
+class Text(Protocol):
+    """Captions -> the text encoder's tokens (B, M, W)."""
+
+    nothing: torch.Tensor
+    """(1, M, W): the empty caption's."""
+
+    def __call__(self, captions: list[str]) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample's picture and caption lie: bytes of a shard, as (offset, size)."""
+
+    shard: Path
+    key: str
+    picture: tuple[int, int]
+    caption: tuple[int, int]
+
+
+class Captions:
+    """Draws captioned pictures as `Pairs`: the middle square is reference and target, and all of it is the hole."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        config: ImprintConfig,
+        text: Text,
+        device: torch.device,
+        limit: int | None = None,
+    ):
+        """Raises `ImprintError` for a folder without shards, a shard that cannot be read, or a sample that lacks a part."""
+        self.config, self.text, self.nothing, self.device = config, text, text.nothing, device
+        self.places = [place for shard in list_shards(folder) for place in _places(Path(shard))][:limit]
+        self.pool = ThreadPoolExecutor()
+
+    def __call__(self, count: int, generator: torch.Generator) -> Pairs:
+        rows, lines = (
+            torch.randint(high, (count,), generator=generator, device=generator.device).tolist()
+            for high in (len(self.places), 2**31)
+        )
+        references, targets, captions = zip(*self.pool.map(self._read, rows, lines))
+        reference, target = (torch.cat(pictures).to(self.device) for pictures in (references, targets))
+        cells = self.config.resolution // self.config.latent.downscale
+        hole = target.new_ones(count, 1, cells, cells)
+        unknown = target.new_full(
+            (count, self.config.unet.out_channels - self.config.latent.channels, cells, cells), -1
+        )
+        background = paint_hole(target, hole, self.config.hole_value)
+        return Pairs(reference, target, background, hole, unknown, self.text(list(captions)))
+
+    def _read(self, row: int, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """The sample's square at the encoder's and at the model's side, and one of its captions."""
+        place = self.places[row]
+        try:
+            with place.shard.open("rb") as file:
+                picture, caption = (_bytes(file, *part) for part in (place.picture, place.caption))
+            image = Image.open(io.BytesIO(picture)).convert("RGB")
+            sides = self.config.encoder.image_size, self.config.resolution
+            squares = [image_to_tensor(ImageOps.fit(image, (side, side), Image.BICUBIC)) for side in sides]
+            captions = caption.decode().strip().splitlines() or [""]
+            return *squares, captions[line % len(captions)]
+        except (OSError, ValueError) as error:
+            raise ImprintError(
+                f"{place.shard}: sample '{place.key}' cannot be read ({error}); make the shard again"
+            ) from error
+
+
+def _places(shard: Path) -> list[Place]:
+    """Where a shard's samples lie, in order."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                folder, name = os.path.split(member.name)
+                key, _, kind = name.partition(".")
+                samples.setdefault(os.path.join(folder, key), {})[kind.lower()] = member.offset_data, member.size
+    except (OSError, tarfile.TarError) as error:
+        raise ImprintError(f"{shard} is no whole tar file ({error}); make it again") from error
+    places = []
+    for key, parts in samples.items():
+        picture = next((parts[kind] for kind in ("jpg", "png", "webp") if kind in parts), None)
+        if picture is None or "txt" not in parts:
+            raise ImprintError(f"{shard}: sample '{key}' has {sorted(parts)}; it needs a txt, and a jpg, png or webp")
+        places.append(Place(shard, key, picture, parts["txt"]))
+    return places
+
+
+def _bytes(file, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    data = file.read(size)
+    if len(data) < size:
+        raise OSError("the file ends before it")
+    return data

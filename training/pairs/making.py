@@ -1,0 +1,264 @@
+"""Pairs (reference view, target) made on the device, in batches, from pictures that lie in its memory.
+
+IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and what stands in for its data sets:
+- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow, or in the
+  light of a place into a photo of that place;
+- `still`: an annotated object of a photo is the target, its warped and re-coloured cut-out the reference;
+- `video`: as `still`, but the reference comes from another frame of the clip, as near as the sample's `gap` asks: of a
+  video at most 7 frames away, of MVImgNet's photos at least an eighth of all;
+- `patch`: as `still`, but the object is a piece of a photo of random outline, which brings in real textures.
+
+Everything is a function of the generator alone, so that a run that continues makes the same pairs as one that never
+stopped. Pictures are BCHW in [0, 1], RGBA with colours not multiplied by alpha, masks BHW. Matrices (B, 3, 3) take output
+coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+
+from imprint.config import ImprintConfig
+from imprint.masks import box, latent_hole, mask_levels, paint_hole
+from imprint.preprocess import bounding_boxes, cut_out, prepare_object
+
+from .batches import Pairs
+from .draw import Draw
+from .framing import BOX, crop_matrix, object_to_frame, zoom_on
+from .light import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, place_light, recolour
+from .pictures import Photos, Views
+from .warping import blobs, loosened_box, matrix, warp
+
+KINDS = ("rendered", "still", "video", "patch")
+
+
+class PairMaker:
+    """Draws pairs of one stage; `mix` gives the kinds' shares."""
+
+    def __init__(self, config: ImprintConfig, stage: str, views: Views, photos: Photos, mix: dict[str, float]):
+        self.config, self.stage, self.views, self.photos = config, stage, views, photos
+        has = {
+            "rendered": len(views.first) > 0,
+            "still": len(photos.items) > 0,
+            "video": bool((photos.partner_count > 0).any()),
+            "patch": True,
+        }
+        self.mix = {kind: share for kind, share in mix.items() if share > 0 and has[kind]}
+        self.moving = photos.partner_count.nonzero()[:, 0]
+
+    def at(self, side: int) -> PairMaker:
+        """The same, of pairs of another side. Raises `ImprintError` for one that the model cannot have."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, resolution=side)
+        return other
+
+    def __call__(self, count: int, generator: torch.Generator) -> Pairs:
+        """`count` pairs of all kinds in random order."""
+        draw = Draw(generator)
+        total = sum(self.mix.values())
+        ends = [round(count * sum(list(self.mix.values())[: i + 1]) / total) for i in range(len(self.mix))]
+        made = []
+        for kind, start, end in zip(self.mix, [0, *ends], ends):
+            if end > start:
+                made.append(
+                    self._rendered(end - start, draw) if kind == "rendered" else self._photo(kind, end - start, draw)
+                )
+        order = draw.permutation(count)
+        columns = zip(*(vars(pairs).values() for pairs in made))
+        return Pairs(*(None if column[0] is None else torch.cat(column)[order] for column in columns))
+
+    def _rendered(self, count: int, draw: Draw) -> Pairs:
+        """Two views of a rendered object; for compositing the second stands in a photo."""
+        views, side = self.views, self.config.resolution
+        level = self._hole_levels(count, draw)
+        index = draw.integers(len(views.first), count)
+        first, second = views.pair(index, draw)
+        # An outline asks for a pose. A box does not: there the object mostly stays as its photo shows it.
+        same = draw.chance(torch.where(level == BOX, 0.7, 0.25), count) & (views.gap[index, 0] == 0)
+        second = torch.where(same, first, second)
+        twin = views.twin[second]
+        lit = draw.chance(0.8, count) & (twin >= 0) & (self.stage == "compositing")
+
+        # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
+        # alone teaches that the outline decides which way the object looks. Fine-tuning learns one object as it is.
+        often = 0.0 if self.stage == "finetune" else 1.0
+        coloured = draw.chance(0.6 * often, count) & ~lit  # the colour of a light does not turn
+        turn = hue_turn(torch.where(coloured, draw.uniform(count, 0, 2 * math.pi), 0.0))
+        mirrored = draw.chance(0.5 * often, count)
+        turned = mirrored ^ (draw.chance(0.25 * often, count) & (level != BOX))
+        reference, target = (_float(views.rgba[rows]) for rows in (first, second))
+        target[lit] = _float(views.relit[twin[lit]])
+        reference = torch.where(mirrored[:, None, None, None], reference.flip(3), reference)
+
+        tilted = draw.chance(0.35, count) & (level != BOX)
+        to_view = object_to_frame(
+            self.stage == "identity", views.boxes[second], views.rgba.shape[-1], turned, draw, tilted
+        )
+        target = torch.cat([target[:, :3] * target[:, 3:], target[:, 3:]], 1)
+        layer = warp(target, to_view, side)
+        alpha = layer[:, 3:].clamp(0, 1)
+        colour = recolour(layer[:, :3] / alpha.clamp(min=1e-3), turn).clamp(0, 1)
+        # Each view was rendered in a light of its own, which nothing tells the model: take most of its strength out.
+        strength = (brightness(reference) / brightness(torch.cat([colour, alpha], 1))).clamp(0.4, 2.5) ** 0.7
+        colour = torch.where(lit[:, None, None, None], colour, (colour * strength).clamp(0, 1))
+        cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
+        if self.stage == "identity":
+            return self._on_black(cutout, colour, alpha[:, 0])
+
+        scene = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
+        scene[lit] = self._place(twin[lit], turned[lit], draw)
+        shade = jitter_parameters(draw, count, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
+        scene = apply_jitter(scene, shade)
+        # The scene's mean brightness, in part, is the light's. Not its colour: that of a meadow is the grass's.
+        light = scene.mean((1, 2, 3), keepdim=True) / 0.45
+        light = light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)
+        colour = torch.where(lit[:, None, None, None], apply_jitter(colour, shade), (colour * light).clamp(0, 1))
+        cast = torch.full((count, 3), torch.nan, device=alpha.device)
+        cast[lit] = views.shadows[twin[lit]]
+        cast[:, 0] = torch.where(turned, -cast[:, 0], cast[:, 0])
+        shadow = contact_shadow(alpha, draw, cast) * (lit | draw.chance(0.8, count))[:, None, None, None]
+        target = torch.lerp(scene * (1 - shadow), colour, alpha)
+        return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw)
+
+    def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
+        """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
+        photos, side = self.photos, self.config.resolution
+        photo_side = photos.rgb.shape[-1]
+        level = self._hole_levels(count, draw)
+        flip = draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
+        if kind == "patch":
+            rows = source_rows = draw.integers(len(photos.rgb), count)
+            to_photo = crop_matrix(flip, draw, count)
+            sizes = (0.5, 0.9) if self.stage == "identity" else (0.3, 0.75)
+            outline = blobs(draw.uniform(count, *sizes), side, draw)
+            boxes = bounding_boxes(outline)
+            within = zoom_on(boxes, side, draw, level)
+            zoom = to_photo @ within
+        else:
+            item = draw.integers(len(photos.items), count)
+            if kind == "video":
+                item = self.moving[draw.integers(len(self.moving), count)]
+            other = item
+            if kind == "video":
+                pick = (draw.uniform(count) * photos.partner_count[item]).long()
+                other = photos.partners[item, pick]
+            rows, source_rows = photos.items[item, 0], photos.items[other, 0]
+            to_photo = object_to_frame(self.stage == "identity", photos.boxes[item], photo_side, flip, draw)
+            mask = (photos.objects[rows] == photos.items[item, 1, None, None])[:, None].float()
+            outline = (warp(mask, to_photo, side) > 0.5).float()[:, 0]
+            empty = outline.flatten(1).amax(1) == 0
+            outline[empty] = blobs(draw.uniform(count, 0.25, 0.65), side, draw)[empty]
+            zoom = zoom_on(photos.boxes[other], photo_side, draw, level, flip)
+            other_mask = (photos.objects[source_rows] == photos.items[other, 1, None, None])[:, None].float()
+
+        rgb = _float(photos.rgb[rows])
+        scene = warp(rgb, to_photo, side, "reflection")
+        source = rgb if source_rows is rows else _float(photos.rgb[source_rows])
+        reference = warp(source, zoom, side, "reflection")
+        seen = warp(outline[:, None], within, side) if kind == "patch" else warp(other_mask, zoom, side)
+        lost = seen.flatten(1).amax(1) < 0.5
+        seen[lost] = 1.0
+        shade = jitter_parameters(draw, count, 0.3)  # of the photo as a whole, shared; the reference's own comes on top
+        scene = apply_jitter(scene, shade)
+        reference = jitter(apply_jitter(reference, shade), draw, 0.2)
+        cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
+        if self.stage == "identity":
+            return self._on_black(cutout, scene, outline)
+        return self._in_scene(cutout, scene, scene, outline, None, level, draw)
+
+    def _on_black(self, cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor) -> Pairs:
+        """Stage 1: the target is the object alone, on black, and the hole is the whole picture.
+
+        It is framed as the reference is. A random place and size, which nothing tells the model, would be most of the
+        loss, and it would learn blots of the right colour before any detail.
+        """
+        masks = masks.clone()
+        masks[masks.flatten(1).amax(1) == 0] = 1.0
+        target = cut_out(pictures, masks, self.config.resolution, self.config.encoder.object_margin)
+        cells = self.config.resolution // self.config.latent.downscale
+        hole = target.new_ones(len(target), 1, cells, cells)
+        alpha = cut_out(torch.ones_like(pictures), masks, self.config.resolution, self.config.encoder.object_margin)[
+            :, 0
+        ]
+        return self._pairs(cutout, target, target, hole, alpha, None)
+
+    def _in_scene(
+        self,
+        cutout: torch.Tensor,
+        target: torch.Tensor,
+        scene: torch.Tensor,
+        alpha: torch.Tensor,
+        shadow: torch.Tensor | None,
+        level: torch.Tensor,
+        draw: Draw,
+    ) -> Pairs:
+        """Stage 2: a place's light on all of it, and a hole of the given levels (B,), often with room for the shadow at
+        every level but the tightest.
+
+        alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined.
+        """
+        count = len(alpha)
+        light = place_light(draw, count)
+        target, scene = ((picture * light).clamp(0, 1) for picture in (target, scene))
+        # An object that is much smaller than the box that was drawn for it is what people like least.
+        roomy = draw.uniform(count) < torch.tensor([0.0, 0.7, 0.7, 0.3], device=alpha.device)[level]
+        outline = alpha > 0.3
+        if shadow is not None:
+            outline = outline | ((shadow > 0.08) & roomy[:, None, None])
+        outline = outline.float()
+        levels = mask_levels(outline)
+        # A user's box may be as tight as the object itself: tighter than the level that contains all others.
+        levels[:, -1] = loosened_box(box(outline), draw)
+        hole = levels[torch.arange(count, device=alpha.device), level]
+        hole = latent_hole(hole, self.config.latent.downscale)
+        return self._pairs(cutout, target, scene, hole, alpha, shadow)
+
+    def _hole_levels(self, count: int, draw: Draw) -> torch.Tensor:
+        """(count,) levels of `mask_levels`. Stage 1 has no hole that would ask for a pose: all are boxes there."""
+        if self.stage == "identity":
+            return torch.full((count,), BOX, device=draw.generator.device)
+        return draw.categorical((0.15, 0.15, 0.2, 0.5), count)
+
+    def _pairs(
+        self,
+        cutout: torch.Tensor,
+        target: torch.Tensor,
+        scene: torch.Tensor,
+        hole: torch.Tensor,
+        alpha: torch.Tensor,
+        shadow: torch.Tensor | None,
+    ) -> Pairs:
+        matte = matte_values(alpha, torch.full_like(alpha, -1.0) if shadow is None else shadow, self.config)
+        return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole, matte)
+
+    def _place(self, rows: torch.Tensor, mirrored: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Most of the places that relit views have their light from."""
+        zoom = draw.uniform(len(rows), 0.7, 1.0)
+        offset = draw.uniform((len(rows), 2), -1, 1) * (1 - zoom)[:, None]
+        warped = matrix(offset, zoom, torch.zeros_like(zoom), torch.ones_like(zoom), mirrored)
+        return warp(_float(self.views.scenes[rows]), warped, self.config.resolution, "reflection")
+
+    def _photo_crop(self, rows: torch.Tensor, draw: Draw) -> torch.Tensor:
+        warped = crop_matrix(draw.chance(0.5, len(rows)), draw, len(rows))
+        return warp(_float(self.photos.rgb[rows]), warped, self.config.resolution, "reflection")
+
+
+def _float(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 255
+
+
+def matte_values(alpha: torch.Tensor, shadow: torch.Tensor, config: ImprintConfig) -> torch.Tensor:
+    """What the logits' sigmoid is trained to be.
+
+    alpha, shadow (B, H, W) in [0, 1] -> (B, 2 * matte**2, h, w). A pixel that the object covers by half is wholly taken
+    from what was generated: it is mixed with the background there already.
+    """
+    if not config.matte:
+        cell = config.latent.downscale
+        return alpha.new_zeros(len(alpha), 0, alpha.shape[1] // cell, alpha.shape[2] // cell)
+    maps = torch.stack([(2 * alpha).clamp(max=1), shadow], 1)
+    return F.pixel_unshuffle(F.avg_pool2d(maps, config.latent.downscale // config.matte), config.matte)

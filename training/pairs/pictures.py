@@ -1,0 +1,295 @@
+"""Pictures in the device's memory: cut-outs and photos, as pairs are made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from imprint.errors import ImprintError
+from imprint.preprocess import bounding_boxes
+
+from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Record, Sample, list_shards, read_shards
+from .draw import Draw
+
+PHOTO_SIDE = 384  # pixels of the square photos in memory
+
+
+class _Pictures:
+    """What `Views` and `Photos` share: a dataclass of tensors on one device."""
+
+    @classmethod
+    def load(cls, place: str | os.PathLike, device: torch.device, limit: int | None = None, side: int | None = None):
+        """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side` is."""
+        shards = list_shards(place)
+        if limit is not None or len(shards) == 1:
+            return cls.of(read_shards(shards, limit), side).to(device)
+        workers = min(len(shards), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        parts = DataLoader(_Shards(cls, shards, side), batch_size=None, num_workers=workers, collate_fn=_unchanged)
+        return cls.join([cls(*map(torch.from_numpy, _raised(part))) for part in parts]).to(device)
+
+    def to(self, device: torch.device):
+        return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+
+class _Shards(Dataset):
+    """What `_Pictures.of` makes of each shard, as arrays: tensors would travel through the system's shared memory, of
+    which a container has little. An error is an item, too: the loader would wrap it in a traceback."""
+
+    def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None):
+        self.kind, self.shards, self.side = kind, shards, side
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> list[np.ndarray] | ImprintError:
+        try:
+            part = self.kind.of(read_shards([self.shards[index]]), self.side)
+        except ImprintError as error:
+            return error
+        return [value.contiguous().numpy() for value in vars(part).values()]
+
+
+def _unchanged(part):
+    return part
+
+
+def _raised(part: list[np.ndarray] | ImprintError) -> list[np.ndarray]:
+    if isinstance(part, ImprintError):
+        raise part
+    return part
+
+
+@dataclass
+class Views(_Pictures):
+    """Cut-outs: rgba (N, 4, S, S) uint8; an object's views are rows first ... first + count - 1.
+
+    Some views come a second time, L in all, in the light of a place: the same camera, the same outline.
+    """
+
+    rgba: torch.Tensor
+    boxes: torch.Tensor
+    """(N, 4) as `bounding_boxes` gives them."""
+    first: torch.Tensor
+    count: torch.Tensor
+    frames: torch.Tensor
+    """(N,) the views' frame numbers."""
+    gap: torch.Tensor
+    """(K, 2) for each object the least and greatest distance of frames in a pair."""
+    relit: torch.Tensor
+    """(L, 4, S, S) uint8."""
+    scenes: torch.Tensor
+    """(L, 3, S', S') uint8: the places."""
+    shadows: torch.Tensor
+    """(L, 3) float32, as `Record.shadow` has them."""
+    twin: torch.Tensor
+    """(N,) row of a view's second, -1 where there is none."""
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample], side: int | None = None) -> Views:
+        """Views of samples: cut-outs, and the objects of photos that have masks, cut out. S is `side`, or the first one's.
+
+        Raises `ImprintError` for a sample that is neither, and where there is none.
+        """
+        views: dict[tuple[str, int], list[tuple[torch.Tensor, int, tuple[int, int]]]] = {}
+        places: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
+        for record, picture, mask, scene in samples:
+            for number, cutout in _cutouts(record, picture, mask):
+                side = side or cutout.width
+                pixels = _to_uint8(_resized(cutout, side))
+                if scene is None:
+                    views.setdefault((record.object, number), []).append((pixels, record.frame, record.gap))
+                else:
+                    place = _to_uint8(_resized(scene, round(side * SCENE_SCALE)))
+                    places[record.object, record.frame] = pixels, place, record.shadow
+        if not views:
+            raise ImprintError("the shards of views hold no object; look at what training.prepare dropped")
+        rows = [row for rows in views.values() for row in rows]
+        rgba = torch.stack([cutout for cutout, _, _ in rows]).permute(0, 3, 1, 2)
+        boxes = torch.cat([bounding_boxes(part[:, 3].float(), threshold=127) for part in rgba.split(1024)])
+        count = torch.tensor([len(rows) for rows in views.values()])
+        frames = torch.tensor([frame for _, frame, _ in rows])
+        gap = torch.tensor([rows[0][2] for rows in views.values()])
+        names = [(name, frame) for (name, _), own in views.items() for _, frame, _ in own]
+        return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap, *_twins(names, places, side))
+
+    @classmethod
+    def join(cls, parts: Sequence[Views]) -> Views:
+        """The views of several parts, as one."""
+        joined = cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls)))
+        before = torch.tensor([len(part.relit) for part in parts]).cumsum(0).roll(1)
+        before[0] = 0
+        added = before.repeat_interleave(torch.tensor([len(part.twin) for part in parts]))
+        joined.twin = torch.where(joined.twin < 0, -1, joined.twin + added)
+        joined.first = joined.count.cumsum(0) - joined.count
+        return joined
+
+    def pair(self, index: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows (B,) of two views of objects (B,), as far apart as the objects' `gap` asks, any of those alike.
+
+        MVImgNet's views are at least an eighth of the frames apart (as AnyDoor pairs them); of a rendering any two will
+        do, also one twice. Where no view fits, it is the farthest.
+        """
+        count = self.count[index]
+        reference = self.first[index] + (draw.uniform(len(index)) * count).long()
+        places = torch.arange(int(self.count.max()), device=index.device)
+        rows = self.first[index, None] + torch.minimum(places, count[:, None] - 1)
+        distance = (self.frames[rows] - self.frames[reference, None]).abs()
+        low, high = self.gap[index].unbind(1)
+        fits = (distance >= low[:, None]) & (distance <= high[:, None])
+        fits |= (distance == distance.amax(1, keepdim=True)) & ~fits.any(1, keepdim=True)
+        fits &= places < count[:, None]
+        pick = torch.multinomial(fits.float(), 1, generator=draw.generator)
+        return reference, rows.gather(1, pick)[:, 0]
+
+
+@dataclass
+class Photos(_Pictures):
+    """Square photos and their annotated objects."""
+
+    rgb: torch.Tensor
+    """(M, 3, S, S) uint8."""
+    objects: torch.Tensor
+    """(M, S, S) uint8: 0 = background, n = the n-th object."""
+    items: torch.Tensor
+    """(K, 2) usable objects: photo, number in it."""
+    boxes: torch.Tensor
+    """(K, 4) their boxes, as `bounding_boxes` gives them."""
+    partners: torch.Tensor
+    """(K, P) items that show the same object in a neighbouring frame, padded with the item itself."""
+    partner_count: torch.Tensor
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample], side: int | None = None) -> Photos:
+        """Photos of samples, each as one or two squares along its longer side, S = `side` or `PHOTO_SIDE`.
+
+        Raises `ImprintError` where there is none.
+        """
+        size = (side or PHOTO_SIDE,) * 2
+        rgb, objects, sources, items = [], [], [], []
+        for record, picture, mask, _ in samples:
+            picture = picture.convert("RGB")
+            shorter = min(picture.size)
+            spare = max(picture.size) - shorter
+            for part in (0, 1) if spare > shorter // 4 else (0.5,):
+                offset = round(spare * part)
+                left, top = (offset, 0) if picture.width > picture.height else (0, offset)
+                crop = (left, top, left + shorter, top + shorter)
+                rgb.append(_to_uint8(picture.resize(size, Image.BILINEAR, box=crop)))
+                square = Image.new("L", size) if mask is None else mask.resize(size, Image.NEAREST, box=crop)
+                items += [(len(objects), number) for _, number in square.getcolors() if number]
+                objects.append(_to_uint8(square)[..., 0])
+                sources.append((record.clip, part, record.frame, record.gap))
+        if not rgb:
+            raise ImprintError("the shards of photos hold no picture; look at what training.prepare dropped")
+        objects = torch.stack(objects)
+        table = torch.tensor(items, dtype=torch.long).reshape(-1, 2)
+        boxes = _object_boxes(objects, table)
+        usable = _usable(boxes, size[0])
+        table, boxes = table[usable], boxes[usable]
+        partners = _neighbours(table, sources)
+        counts = torch.tensor([len(row) for row in partners], dtype=torch.long)
+        padded = [row + [index] * (int(counts.max()) + 1 - len(row)) for index, row in enumerate(partners)]
+        width = len(padded[0]) if padded else 1
+        rgb = torch.stack(rgb).permute(0, 3, 1, 2)
+        return cls(rgb, objects, table, boxes, torch.tensor(padded).long().reshape(-1, width), counts)
+
+    @classmethod
+    def join(cls, parts: Sequence[Photos]) -> Photos:
+        """The photos of several parts, as one."""
+        tables, partners = [], []
+        width = max(part.partners.shape[1] for part in parts)
+        photos = items = 0
+        for part in parts:
+            tables.append(part.items + torch.tensor([photos, 0]))
+            own = torch.arange(len(part.items))[:, None]
+            padding = own.expand(-1, width - part.partners.shape[1])
+            partners.append(torch.cat([part.partners, padding], 1) + items)
+            photos, items = photos + len(part.rgb), items + len(part.items)
+        rgb, objects, boxes, counts = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("rgb", "objects", "boxes", "partner_count")
+        )
+        return cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts)
+
+
+def _resized(picture: Image.Image, side: int) -> Image.Image:
+    return picture if picture.size == (side, side) else picture.resize((side, side), Image.BICUBIC)
+
+
+def _twins(names: list[tuple[str, int]], places: dict[tuple[str, int], tuple], side: int) -> tuple[torch.Tensor, ...]:
+    """`Views.relit`, `scenes`, `shadows` and `twin`, of views of these names."""
+    found = [name for name in names if name in places]
+    row = {name: number for number, name in enumerate(found)}
+    twin = torch.tensor([row.get(name, -1) for name in names])
+    if not found:
+        sides = (4, side), (3, round(side * SCENE_SCALE))
+        empty = (torch.zeros(0, channels, size, size, dtype=torch.uint8) for channels, size in sides)
+        return *empty, torch.zeros(0, 3), twin
+    relit, scenes, shadows = zip(*(places[name] for name in found))
+    return *(torch.stack(part).permute(0, 3, 1, 2) for part in (relit, scenes)), torch.tensor(shadows), twin
+
+
+def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> Iterator[tuple[int, Image.Image]]:
+    """The objects of a sample by number, each an RGBA picture that it fills to about 85 %."""
+    if mask is None:
+        if picture.mode != "RGBA":
+            raise ImprintError(
+                f"a view of '{record.object}' is {picture.mode} and has no mask; views are RGBA cut-outs, or photos with "
+                "their objects' masks"
+            )
+        yield 0, picture
+        return
+    for number in sorted(number for _, number in mask.getcolors() if number):
+        alpha = mask.point(lambda value, number=number: 255 * (value == number))
+        left, top, right, bottom = alpha.getbbox()
+        half = max(right - left, bottom - top) / 1.7
+        x, y = (left + right) / 2, (top + bottom) / 2
+        cutout = picture.convert("RGB")
+        cutout.putalpha(alpha)
+        yield (
+            number,
+            cutout.crop(
+                (round(x - half), round(y - half), round(x - half) + round(2 * half), round(y - half) + round(2 * half))
+            ),
+        )
+
+
+def _to_uint8(picture: Image.Image) -> torch.Tensor:
+    """(H, W, C), as Pillow has it: to turn pictures one by one takes longer than to decode them."""
+    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return data.reshape(picture.height, picture.width, -1)
+
+
+def _object_boxes(objects: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    rows = [bounding_boxes((objects[photo] == number)[None].float()) for photo, number in table.tolist()]
+    return torch.cat(rows) if rows else torch.zeros(0, 4, dtype=torch.long)
+
+
+def _usable(boxes: torch.Tensor, side: int) -> torch.Tensor:
+    """Objects of a useful size that the picture's border does not cut."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).float() / side
+    within = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < side - 1).all(1)
+    return within & (sides.amin(1) > MIN_OBJECT_SIDE) & (sides.amax(1) < 0.9)
+
+
+def _neighbours(table: torch.Tensor, sources: list[tuple[str, float, int, tuple[int, int]]]) -> list[list[int]]:
+    """For each item the others with its clip, square and number that are as far away as its gap asks.
+
+    sources: for each photo its clip, square, frame and gap, the least and greatest distance of frames.
+    """
+    groups: dict[tuple, list[tuple[int, int]]] = {}
+    for index, (photo, number) in enumerate(table.tolist()):
+        clip, part, frame, _ = sources[photo]
+        groups.setdefault((clip, part, number), []).append((frame, index))
+    rows: list[list[int]] = [[] for _ in range(len(table))]
+    for members in groups.values():
+        for frame, index in members:
+            low, high = sources[table[index, 0]][3]
+            rows[index] = [other for at, other in members if max(1, low) <= abs(at - frame) <= high]
+    return rows

@@ -1,0 +1,90 @@
+"""Data that outgrow the memory: a window over a process's shards that slides on while it trains."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+
+from imprint.config import ImprintConfig
+
+from ..data.shards import list_shards, read_shards, shards_at
+from .batches import Pairs
+from .making import PairMaker
+from .pictures import Photos, Views
+
+Pictures = TypeVar("Pictures", Views, Photos)
+
+
+class Pool(Generic[Pictures]):
+    """`size` shards in memory; each turn the oldest one goes and the next one comes, read while training goes on.
+
+    What a turn holds is a function of the seed, the process and the turn alone, so that a run that continues sees what one
+    that never stopped sees. With room for all of the process's shards nothing moves.
+    """
+
+    def __init__(
+        self,
+        kind: type[Pictures],
+        place: str | os.PathLike,
+        device: torch.device,
+        size: int,
+        part: tuple[int, int] = (0, 1),
+        seed: int = 0,
+        side: int | None = None,
+    ):
+        """part: which process of how many; side: as `Views.of` and `Photos.of` take it."""
+        self.kind, self.device, self.part, self.seed, self.side = kind, device, part, seed, side
+        self.shards = list_shards(place)
+        share = -(-len(self.shards) // part[1])
+        self.size, self.moves = min(size, share), size < share
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self.parts: dict[int, Future[Pictures]] = {}
+        self.held: tuple[int, Pictures] | None = None
+
+    def at(self, turn: int) -> Pictures:
+        """The pictures of a turn, on the device. Raises `ImprintError` for a shard that cannot be read."""
+        turn = turn if self.moves else 0
+        if self.held is None or self.held[0] != turn:
+            self.held = None  # frees the device's memory first
+            window = range(turn, turn + self.size)
+            self.parts = {number: part for number, part in self.parts.items() if number in window}
+            for number in range(turn, turn + self.size + self.moves):  # the one after is read ahead
+                if number not in self.parts:
+                    self.parts[number] = self.reader.submit(self._read, number)
+            self.held = turn, self.kind.join([self.parts[number].result() for number in window]).to(self.device)
+            if not self.moves:
+                self.parts.clear()
+        return self.held[1]
+
+    def _read(self, number: int) -> Pictures:
+        return self.kind.of(read_shards(shards_at(self.shards, self.part, self.seed, number, 1)), self.side)
+
+
+class StreamedPairs:
+    """A `PairMaker` whose views and photos are those of two pools at `turn`."""
+
+    def __init__(
+        self, config: ImprintConfig, stage: str, views: Pool[Views], photos: Pool[Photos], mix: dict[str, float]
+    ):
+        self.config, self.stage, self.views, self.photos, self.mix = config, stage, views, photos, mix
+        self.turn = 0
+        self.made: tuple[int, PairMaker] | None = None
+
+    def at(self, side: int) -> StreamedPairs:
+        """As `PairMaker.at`, of the same pools."""
+        other = copy.copy(self)
+        other.config, other.made = dataclasses.replace(self.config, resolution=side), None
+        return other
+
+    def __call__(self, count: int, generator: torch.Generator) -> Pairs:
+        """`count` pairs, as `PairMaker` makes them."""
+        if self.made is None or self.made[0] != self.turn:
+            self.made = None  # lets go of the pictures first
+            views, photos = self.views.at(self.turn), self.photos.at(self.turn)
+            self.made = self.turn, PairMaker(self.config, self.stage, views, photos, self.mix)
+        return self.made[1](count, generator)

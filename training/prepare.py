@@ -1,0 +1,75 @@
+"""A data set in its own layout into shards for training: python -m training.prepare SOURCE --input FOLDER --output URL
+
+The same command again goes on: finished shards are kept. OUTPUT gets train/ and held-out/ with the shards and, for the run's
+name, NAME.json (options, counts, what was dropped and how often), NAME.dropped.tsv (each thing dropped, and why) and NAME.png
+(a contact sheet to look at).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+from imprint.errors import ImprintError
+
+from . import arguments
+from .data import captions, multiview, stills, video
+from .data.items import read_names, read_photos
+from .data.preparing import prepare
+from .render import sources
+from .settings import Prepare
+
+SOURCES = multiview.SOURCES | sources.SOURCES | video.SOURCES | stills.SOURCES | captions.SOURCES
+
+
+def parse(argv: list[str] | None) -> Prepare:
+    layouts = "\n".join(f"\n{name}:\n  {source.groups.__doc__.strip()}" for name, source in SOURCES.items())
+    settings = arguments.parse(
+        Prepare,
+        argv,
+        __doc__,
+        choices={"source": SOURCES},
+        prog="python -m training.prepare",
+        epilog=f"layouts that are read:\n{layouts}",
+    )
+    try:
+        return settings.resolved(SOURCES[settings.source].licensed)
+    except ImprintError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(settings: Prepare) -> dict:
+    """`prepare` with what the options name read in."""
+    if not settings.input.is_dir():
+        raise ImprintError(f"{settings.input}: no such folder; --input is the data set's own folder")
+    excluded, render = read_names(settings.exclude), settings.render
+    textures = read_photos(render.textures, excluded)
+    panoramas = read_photos(render.panoramas, excluded, (".hdr", ".exr"))
+    render = dataclasses.replace(render, texture_files=textures, panorama_files=panoramas)
+    return prepare(SOURCES[settings.source], dataclasses.replace(settings, excluded=excluded, render=render))
+
+
+def main(argv: list[str] | None = None) -> None:
+    settings = parse(argv)
+    try:
+        result = run(settings)
+    except ImprintError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}; check that --output can be written to and has room")
+    if settings.dry_run:
+        print(json.dumps(result, indent=1))
+        return
+    for split, counts in result["counts"].items():
+        print(f"{split}: " + (", ".join(f"{count} {what}" for what, count in counts.items()) or "nothing"))
+    for reason, count in sorted(result["dropped"].items(), key=lambda pair: -pair[1]):
+        print(f"dropped, {reason}: {count}")
+    if result["dropped"]:
+        print(f"each by name: {settings.output}/{settings.name}.dropped.tsv")
+    print(f"to look at: {settings.output}/{settings.name}.png")
+
+
+if __name__ == "__main__":
+    main()

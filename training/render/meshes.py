@@ -1,0 +1,116 @@
+"""Meshes as files, and as parts in the unit sphere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imprint.errors import ImprintError
+
+ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
+PROCEDURAL_WEIGHT = 0.5  # abstract shapes teach less than real objects
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A file and what the mesh index says of it."""
+
+    file: str
+    source: str = "unknown"
+    licence: str = "unknown"
+    procedural: bool = False
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Object `index` of the data set: a mesh, and which of its materials this is (0 is the mesh's own)."""
+
+    index: int
+    mesh: Mesh
+    variant: int
+
+
+@dataclass
+class Part:
+    """One part of a mesh: vertices (V, 11) float32 of xyz, normal, uv and sRGB in [0, 1]; faces (F, 3) int32."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    texture: Image.Image
+    triplanar: bool = False
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Centre (3,) and extent (3,) of the box around it."""
+        low, high = self.vertices[:, :3].min(0), self.vertices[:, :3].max(0)
+        return (low + high) / 2, np.maximum(high - low, 1e-4)
+
+
+def read_meshes(folder: Path) -> list[Mesh]:
+    """The .glb files of a folder, at any depth, with source and licence where index.json gives them."""
+    index = folder / "index.json"
+    try:
+        lines = json.loads(index.read_text()) if index.exists() else []
+        facts = {line["file"]: {name: line[name] for name in ("source", "licence", "procedural")} for line in lines}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ImprintError(
+            f"{index} is no list of meshes with file, source, licence and procedural ({error!r})"
+        ) from error
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.glb"))
+    return [Mesh(file, **facts.get(file, {})) for file in files]
+
+
+def plan_identities(meshes: list[Mesh], count: int, seed: int) -> list[Identity]:
+    """Spread `count` identities over the meshes, in random order."""
+    weights = np.array([PROCEDURAL_WEIGHT if mesh.procedural else 1.0 for mesh in meshes])
+    edges = np.rint(np.cumsum(weights) / weights.sum() * count).astype(int)
+    pairs = [
+        (mesh, variant) for mesh, most in zip(meshes, np.diff(edges, prepend=0), strict=True) for variant in range(most)
+    ]
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return [Identity(index, *pairs[place]) for index, place in enumerate(order.tolist())]
+
+
+def load_parts(path: Path) -> list[Part]:
+    """The parts of a mesh, moved and scaled into the unit sphere."""
+    import trimesh
+
+    parts = []
+    for mesh in trimesh.load(path, force="scene").dump():
+        if not isinstance(mesh, trimesh.Trimesh):  # lines and points
+            continue
+        texture, uv = Image.new("RGB", (1, 1), "white"), np.zeros((len(mesh.vertices), 2))
+        colours = np.full((len(mesh.vertices), 3), 0.8)
+        if mesh.visual.kind == "vertex":
+            colours = mesh.visual.vertex_colors[:, :3] / 255
+        elif mesh.visual.kind == "texture":
+            material = mesh.visual.material
+            if isinstance(material, trimesh.visual.material.SimpleMaterial):
+                material = material.to_pbr()
+            if material.baseColorTexture is not None and mesh.visual.uv is not None:
+                texture, uv = material.baseColorTexture.convert("RGB"), mesh.visual.uv
+                texture.thumbnail((ORIGINAL_TEXTURE_SIZE, ORIGINAL_TEXTURE_SIZE))
+                colours[:] = 1
+            if material.baseColorFactor is not None:  # linear in glTF, 0 to 255 in trimesh
+                colours[:] = (material.baseColorFactor[:3] / 255) ** (1 / 2.2)
+        vertices = np.hstack([mesh.vertices, mesh.vertex_normals, uv, colours]).astype(np.float32)
+        parts.append(Part(vertices, mesh.faces.astype(np.int32), texture))
+    points = np.concatenate([part.vertices[:, :3] for part in parts])
+    centre = (points.min(0) + points.max(0)) / 2
+    radius = np.linalg.norm(points - centre, axis=1).max()
+    if not np.isfinite(radius) or radius == 0:
+        raise ValueError(f"{path.name} has radius {radius}")
+    for part in parts:
+        part.vertices[:, :3] = (part.vertices[:, :3] - centre) / radius
+    return parts
+
+
+def is_plain(parts: list[Part]) -> bool:
+    """Whether the mesh is about one grey all over, so that its own colours tell no identity."""
+    colours = np.concatenate([part.vertices[:, 8:] for part in parts])
+    textured = any(part.texture.width > 1 for part in parts)
+    return not textured and np.ptp(colours, axis=1).max() < 0.1 and np.ptp(colours, axis=0).max() < 0.3

@@ -1,0 +1,59 @@
+"""The views of an identity, a mesh with a material drawn for it, that differ in camera and light."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..data.shards import SCENE_SCALE
+from ..settings import Render
+from .cameras import draw_azimuths, draw_camera
+from .light import draw_light, draw_place
+from .meshes import Identity, Part, is_plain
+from .renderer import get_renderer
+from .textures import STYLES, draw_material, retexture
+
+
+@dataclass(frozen=True)
+class View:
+    """A rendering: a cut-out and, where it has the light of a place, a photo of that place."""
+
+    number: int
+    picture: Image.Image
+    """RGBA, straight alpha."""
+    scene: Image.Image | None = None
+    """RGB."""
+    shadow: tuple[float, float, float] | None = None
+    """In that place, as `training.data.shards.Record` has it."""
+
+
+def render_identity(identity: Identity, parts: list[Part], options: Render) -> list[View]:
+    """All views of an identity; a function of the seed and the identity alone.
+
+    After each of the first `options.relit` views comes the same again in the light of one of `options.panorama_files`.
+    """
+    rng = np.random.default_rng([options.seed, identity.index])
+    places = np.random.default_rng([options.seed, identity.index, 1])  # the views are the same with and without them
+    style = rng.choice(list(STYLES), p=list(STYLES.values()))
+    if is_plain(parts):
+        style = rng.choice(["colours", "photo", "pattern", "label", "mixed"])
+    elif identity.variant == 0:
+        style = "original"
+    retexture(parts, style, rng, options.texture_files)
+    material = draw_material(rng, keep_colours=identity.variant == 0 or rng.uniform() < 0.5)
+    points = np.concatenate([part.vertices[:, :3] for part in parts])
+    renderer, views = get_renderer(options.backend, options.resolution), []
+    scene_side = round(options.resolution * SCENE_SCALE)
+    with renderer.context:  # OpenGL draws, and frees, in whichever context was last made current
+        uploaded = renderer.upload(parts)
+        for number, azimuth in enumerate(draw_azimuths(rng, options.views)):
+            camera, eye, rotation = draw_camera(rng, azimuth, points)
+            views.append(View(number, renderer.render(uploaded, camera, eye, material | draw_light(rng, azimuth))))
+            if number < options.relit:
+                panorama, light, scene, shadow = draw_place(places, options.panorama_files, rotation, scene_side)
+                renderer.surround(panorama)
+                views.append(View(number, renderer.render(uploaded, camera, eye, material | light), scene, shadow))
+        del uploaded
+    return views

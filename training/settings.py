@@ -1,0 +1,415 @@
+"""The settings of training and of preparing data, and the stages' presets; `training.measure.settings` has the others.
+
+The library takes these dataclasses; the scripts make their command lines of them (`training.arguments`). Pixels are a square's
+sides unless it is said otherwise, times are seconds, learning rates are AdamW's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from imprint.config import PRESETS
+from imprint.errors import ImprintError
+
+from . import arguments
+from .arguments import found, option
+
+TIMESTEPS = ("uniform", "logit-normal")
+WEIGHTINGS = ("plain", "min-snr")
+PRECISIONS = ("no", "bf16", "fp16")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # torch.compile's own names
+DEVICES = ("auto", "cpu")
+ENGINES = ("processes", "ray")
+BACKENDS = ("egl", "x11", "wgl", "darwin")
+
+
+def require(settings: Any, names: str, least: int = 1) -> None:
+    """Raise `ImprintError` where one of the numbers, if there is one, is too small."""
+    for name in names.split():
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ImprintError(f"--{name.replace('_', '-')} is {value}; it must be {least} or more")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage trains and on what; the recipe's numbers that differ between stages."""
+
+    trained: tuple[str, ...]
+    """Prefixes of the trained parameters; all others are frozen."""
+    learning_rate: float
+    mix: dict[str, float]
+    """Shares of the kinds of pair, see `training.pairs.making`; none for captioned pictures."""
+    images: int = 4_000_000
+    batch: int = 512
+    lr_warmup: int = 200_000
+    lora: bool = False
+    """Whether the trained parameters are low-rank additions (arXiv 2106.09685) to the UNet's attention alone."""
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The options that name what it reads."""
+        return ("cutouts", "photos") if self.mix else ("captions", "text_encoder")
+
+
+STAGES = {
+    # ObjectStitch: both encoders and the UNet frozen, the adapter learns to speak as the text encoder does
+    "warmup": Stage(trained=("adapter.",), learning_rate=1e-4, mix={}, images=1_000_000, batch=64, lr_warmup=20_000),
+    # "Trained: DINOv2, adapter, UNet decoder. Frozen: UNet encoder" (section 3.1)
+    "identity": Stage(
+        trained=("encoder.", "adapter.", "unet.up_blocks.", "unet.conv_norm_out.", "unet.conv_out."),
+        learning_rate=8e-4,
+        mix={"rendered": 0.62, "still": 0.1, "video": 0.03, "patch": 0.25},
+    ),
+    # "Trained: adapter and the whole UNet. Frozen: DINOv2" (section 3.2)
+    "compositing": Stage(
+        trained=("adapter.", "unet."),
+        learning_rate=6e-4,
+        mix={"rendered": 0.45, "still": 0.24, "video": 0.05, "patch": 0.26},
+    ),
+    # One object's few photos, as MureObjectStitch (arXiv 2411.07462), which tunes the whole UNet and freezes the adapter
+    "finetune": Stage(
+        trained=("unet.",),
+        learning_rate=1e-4,
+        mix={"rendered": 0.5, "still": 0.2, "video": 0.3},
+        images=4_000,
+        batch=4,
+        lr_warmup=200,
+        lora=True,
+    ),
+}
+OLD_NAMES = {"warmup": "lr_warmup", "views": "cutouts", "sides": "resolutions", "view_side": "cutout_resolution"}
+"""Former names of `Train`'s fields, and of the data in a run's data.json."""
+OLD_STAGES = {"views": "identity"}
+OLD_KINDS = {"piece": "patch"}
+DESCRIBED = frozenset({"processes", "steps", "trained", "lora", "trained_parameters", "mix", "model", "device"})
+"""What a run's options.json says beside its options, and of its device more than the option."""
+
+
+def resolution_and_share(text: str) -> tuple[int, float]:
+    """`384` or `384:0.4`."""
+    resolution, _, share = text.partition(":")
+    pair = int(resolution), float(share or 1)
+    if pair[0] < 1 or not 0 < pair[1] < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no resolution with a share of more than 0")
+    return pair
+
+
+def stage_name(text: str) -> str:
+    """A stage by its name, or its former one."""
+    if text in OLD_STAGES:
+        arguments.warn_renamed(f"stage '{text}'", f"'{OLD_STAGES[text]}'")
+    return OLD_STAGES.get(text, text)
+
+
+DATA = "data, each a folder or a URL with train/ and held-out/ shards"
+
+
+@dataclass(frozen=True)
+class Train:
+    """A training run."""
+
+    stage: str = option(choices=STAGES, parse=stage_name, positional=True)
+    """what to train"""
+    output: Path = option()
+    """folder of the run; made, or continued"""
+
+    cutouts: str | None = option(None, group=DATA, old="--views")
+    """cut-outs"""
+    photos: str | None = option(None, group=DATA)
+    """photos"""
+    captions: str | None = option(None, group=DATA)
+    """for warmup: pictures with captions, in a folder"""
+    pool: int | None = option(None, group=DATA)
+    """shards of each data set in memory at once; by default all"""
+    refresh: int = option(1, group=DATA)
+    """with --pool: blocks of pairs before the next shard comes"""
+    cutout_resolution: int | None = option(None, group=DATA, old="--view-side")
+    """pixels at which cut-outs are held; by default the largest of --resolutions"""
+    limit: int | None = option(None, group=DATA)
+    """read only so many samples of each data set"""
+
+    init: Path | None = option(None, group="model")
+    """checkpoint to start from: training.start's, stage 1's for stage 2, or one to fine-tune"""
+    sizes: str = option("tiny", choices=PRESETS, group="model")
+    """without --init: sizes of a model with random weights"""
+    matte: int | None = option(None, group="model")
+    """give --init's UNet a fresh matte of so many values along a latent cell's side; 0 = none"""
+    vae: Path | None = option(None, group="model")
+    """autoencoder, .safetensors with diffusers' names"""
+    text_encoder: Path | None = option(None, group="model")
+    """for warmup: folder of SD 1.5, or of its CLIP text model with the tokenizer"""
+    rank: int = option(16, group="model")
+    """for finetune: of the LoRA"""
+    train_all: bool = option(False, group="model")
+    """freeze no part: for small models whose encoder is not a pretrained DINOv2"""
+
+    images: int = option(group="recipe")
+    """pictures to train on; by default the stage's"""
+    batch: int = option(group="recipe")
+    """pictures at once in each process; by default the stage's"""
+    resolutions: tuple[tuple[int, float], ...] | None = option(
+        None, group="recipe", parse=resolution_and_share, metavar="PIXELS[:SHARE]", old="--sides"
+    )
+    """resolutions of the pictures, and their shares of the steps; by default the model's alone. Batches of all resolutions
+    have as many pixels as --batch pictures at the model's"""
+    distill_guidance: float | None = option(None, group="recipe", metavar="SCALE")
+    """for compositing: learn what --init predicts with this guidance, instead of the pictures"""
+    accumulate: int = option(1, group="recipe")
+    """batches whose gradients make one step"""
+    lr: float = option(group="recipe")
+    """peak learning rate; by default the stage's"""
+    final_lr: float = option(0.03, group="recipe")
+    """learning rate at the end, as a part of the peak"""
+    lr_warmup: int = option(group="recipe", old="--warmup")
+    """pictures over which the learning rate rises to its peak; by default the stage's"""
+    ema: float = option(0.999, group="recipe")
+    """decay of the averaged weights"""
+    timesteps: str = option("uniform", choices=TIMESTEPS, group="recipe")
+    """how timesteps are drawn"""
+    weighting: str = option("plain", choices=WEIGHTINGS, group="recipe")
+    """how they count in the loss"""
+    translation: float = option(0.5, group="recipe")
+    """for warmup: first part of the run, from 0 to 1, on the translation loss"""
+    reuse: int = option(8, group="recipe")
+    """how often each pair is used, with fresh noise"""
+    block: int = option(16, group="recipe")
+    """batches of pairs made at once"""
+    seed: int = option(0, group="recipe")
+    """of everything that is drawn"""
+
+    precision: str = option("no", choices=PRECISIONS, group="machine")
+    """mixed precision"""
+    compile: str | None = option(None, choices=COMPILE_MODES, bare=COMPILE_MODES[0], group="machine")
+    """torch.compile; reduce-overhead for models so small that starting kernels takes longer than running them"""
+    checkpointing: bool = option(False, group="machine")
+    """compute activations twice, and keep few of them"""
+    chunk: int = option(256, group="machine")
+    """pairs made in one piece; less needs less memory"""
+    device: str = option("auto", choices=DEVICES, group="machine")
+    """where to train"""
+    time_limit: float | None = option(None, group="machine")
+    """seconds after which to save and stop"""
+
+    log_every: int = option(50, group="report")
+    """steps between lines of the log"""
+    save_every: int = option(1000, group="report")
+    """steps between states, held-out losses and samples"""
+    wandb: bool = option(False, group="report")
+    """log to Weights & Biases as well as to TensorBoard"""
+    dry_run: bool = option(False, group="report")
+    """print the resolved run and stop"""
+
+    @classmethod
+    def of(cls, stage: str, **changes: Any) -> Train:
+        """The preset of a stage, changed."""
+        return arguments.of(cls, **(stage_defaults({"stage": stage}) | {"stage": stage} | changes))
+
+    def check(self) -> None:
+        """Raises `ImprintError` for options that do not go together."""
+        stage = STAGES[self.stage]
+        require(
+            self, "images batch accumulate rank reuse block chunk log_every save_every pool refresh cutout_resolution"
+        )
+        if self.distill_guidance is not None and not (self.stage == "compositing" and self.init):
+            raise ImprintError(
+                "--distill-guidance needs --init, the model whose predictions are learned, and stage 'compositing'"
+            )
+        if self.resolutions and not stage.mix:
+            raise ImprintError(f"stage '{self.stage}' has no --resolutions: its pictures have the model's")
+        if self.pool is not None and self.limit is not None:
+            raise ImprintError("--limit reads the first samples, --pool all shards in turn: give one of them")
+        if not 0 <= self.translation <= 1:
+            raise ImprintError(f"--translation is {self.translation}; it is a part of the run, from 0 to 1")
+        if self.accumulate > 1 and self.compile == "reduce-overhead":
+            raise ImprintError(
+                "--compile reduce-overhead keeps no gradients between batches; leave out it or --accumulate"
+            )
+        for name in stage.data:
+            if getattr(self, name) is None:
+                raise ImprintError(f"stage '{self.stage}' needs --{name.replace('_', '-')}")
+        # "Without stage 1" is an ablation of the paper; a model of random weights then learns all of itself at once.
+        anew = self.stage == "identity" or (self.stage == "compositing" and self.train_all)
+        if not (self.init or anew):
+            source = "stage 'identity'" if self.stage == "compositing" else "training.start or of an earlier stage"
+            raise ImprintError(f"stage '{self.stage}' starts from a checkpoint of {source}: give --init")
+
+
+FREE_OPTIONS = (
+    "time_limit log_every save_every dry_run device chunk compile checkpointing wandb output cutouts photos captions "
+    "text_encoder"
+).split()
+"""What may differ when a run goes on: it does not change what is learned."""
+
+
+def stage_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a stage's preset, by `Train`'s names."""
+    stage = STAGES.get(given.get("stage"))
+    if stage is None:
+        return {}
+    return dict(images=stage.images, batch=stage.batch, lr_warmup=stage.lr_warmup, lr=stage.learning_rate)
+
+
+def parse_train(argv: list[str] | None, description: str | None = None) -> Train:
+    """A run's settings from its command line; leaves with 2 for options that do not fit."""
+    return arguments.parse(
+        Train,
+        argv,
+        description,
+        preset=stage_defaults,
+        renamed=OLD_NAMES | {"config": "sizes"},
+        ignored=DESCRIBED,
+        old_config=("sizes", PRESETS),
+    )
+
+
+def renamed_options(described: dict[str, Any]) -> dict[str, Any]:
+    """What a run's options.json held, under today's names."""
+    values = {(OLD_NAMES | {"config": "sizes"}).get(name, name): value for name, value in described.items()}
+    values["stage"] = OLD_STAGES.get(values.get("stage"), values.get("stage"))
+    if isinstance(values.get("mix"), dict):
+        values["mix"] = {OLD_KINDS.get(kind, kind): share for kind, share in values["mix"].items()}
+    return values
+
+
+@dataclass(frozen=True)
+class TuneDecoder:
+    """Fine-tuning of an autoencoder's decoder."""
+
+    checkpoint: Path = option(metavar="IN")
+    """with an autoencoder of kind 'tiny'"""
+    output: Path = option(metavar="OUT")
+    """checkpoint to write, .safetensors"""
+    cutouts: str = option(old="--views")
+    """cut-outs: a folder or a URL with train/ and held-out/ shards"""
+    photos: str = option()
+    """photos, likewise"""
+    limit: int | None = option(None)
+    """read only so many samples of each data set"""
+    images: int = option(120_000)
+    """pictures to train on, each made anew"""
+    batch: int = option(128)
+    """pictures at once"""
+    lr: float = option(3e-4)
+    """learning rate at the start; a cosine takes it to 0"""
+    keep: float = option(0.9)
+    """share of the fine detail that stays as it is drawn, from 0 to 1"""
+    seed: int = option(0)
+    """of the pictures"""
+    held_out: int = option(256)
+    """held-out pictures to measure on"""
+    time_limit: float | None = option(None)
+    """seconds after which to stop training and write"""
+    compile: bool = option(False)
+    """torch.compile the decoder"""
+    device: str = option("auto", choices=DEVICES)
+    """where to train"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for numbers that cannot be."""
+        require(self, "images batch held_out")
+        if not 0 <= self.keep <= 1:
+            raise ImprintError(f"--keep is {self.keep}; it is a share, from 0 to 1")
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limits:
+    """filters, of objects; sizes are those of the picture as it is stored"""
+
+    min_area: float = 0.01
+    """smallest object, as a share of the picture's area"""
+    max_area: float = 0.64
+    """largest object, likewise"""
+    border: int = 4
+    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all"""
+    max_edge: float = 3.0
+    """greatest mean width in pixels of a mask's soft edge, where alpha lies between 10 and 90 %"""
+
+
+@dataclass(frozen=True)
+class Render:
+    """multi-view sources"""
+
+    views: int = option(8)
+    """of each object"""
+    resolution: int = option(256)
+    """pixels of a rendering"""
+    identities: int | None = option(None)
+    """meshes with a material each, in all; by default one per mesh"""
+    textures: tuple[Path, ...] = option(())
+    """folders of pictures to cut textures from"""
+    panoramas: tuple[Path, ...] = option(())
+    """folders of .hdr panoramas, to light renderings with"""
+    relit: int = option(0)
+    """views of each object that are rendered again in a panorama's light"""
+    seed: int = option(0)
+    """of what is drawn for a rendering"""
+    backend: str = option("egl", choices=BACKENDS)
+    """OpenGL platform"""
+    texture_files: tuple[Path, ...] = found(())
+    """the pictures in them"""
+    panorama_files: tuple[Path, ...] = found(())
+    """likewise"""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """A data set in its own layout, into shards."""
+
+    source: str = option(positional=True)
+    """the data set"""
+    input: Path = option()
+    """the data set's own folder"""
+    output: str = option()
+    """folder, or a URL that fsspec knows, such as s3://bucket/folder"""
+    licence: str | None = option(None)
+    """of the pictures, written into each record where the data set gives none of its own"""
+    name: str | None = option(None)
+    """of the shards; by default the source and the input's folder"""
+    exclude: Path | None = option(None)
+    """text file that names pictures to leave out"""
+    held_out: float = option(0.05)
+    """share of the clips, objects or pictures kept for validation"""
+    longest_side: int = option(640)
+    """pixels to which larger pictures are reduced"""
+    quality: int = option(85)
+    """of JPEG and WebP"""
+    shard_size: int = option(500)
+    """pictures in a shard, about"""
+    workers: int = option(2)
+    """processes"""
+    engine: str = option("processes", choices=ENGINES)
+    """ray spreads the work over a cluster"""
+    dry_run: bool = option(False)
+    """print the resolved options and the number of shards, and stop"""
+    limits: Limits
+    render: Render
+    excluded: frozenset[str] = found(frozenset())
+    """the names in --exclude"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for options that do not go together."""
+        require(self, "longest_side shard_size workers")
+        require(self.render, "views resolution identities")
+        if self.render.relit and not self.render.panoramas:
+            raise ImprintError("--relit needs the light of --panoramas")
+        if not 0 <= self.render.relit <= self.render.views:
+            raise ImprintError(f"--relit is {self.render.relit}; it is a number of the {self.render.views} views")
+
+    def resolved(self, licensed: bool) -> Prepare:
+        """With name and licence. licensed: whether the source gives each picture's own. Raises `ImprintError` for none."""
+        if self.licence is None and not licensed:
+            raise ImprintError(f"{self.source} does not say each picture's licence: give --licence")
+        folder = re.sub(r"[^A-Za-z0-9-]+", "-", self.input.resolve().name)
+        return replace(self, licence=self.licence or "unknown", name=self.name or f"{self.source}-{folder}")
