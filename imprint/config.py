@@ -209,9 +209,11 @@ class SamplingConfig:
     guidance_scale: float
     context: float
     """Side of the square crop over the longer side of the hole's box."""
+    undistilled_guidance: float = 0.0
+    """`guidance_scale` before it was distilled into the weights, to return to when they are trained further; 0: it was not."""
 
     def __post_init__(self) -> None:
-        require_positive(self)
+        require_positive(self, "undistilled_guidance")
 
 
 @dataclass(frozen=True)

@@ -532,13 +532,16 @@ def test_the_teacher_s_guided_prediction_is_the_target(data):
 
 
 def test_distilled_guidance_needs_none_when_sampling_and_more_training_does_again(data, tmp_path, capsys):
-    start, run = data / "start.safetensors", tmp_path / "guided"
+    start, run = tmp_path / "start.safetensors", tmp_path / "guided"
+    own = load_checkpoint(data / "start.safetensors")
+    sampling = dataclasses.replace(own.config.sampling, guidance_scale=3.5)
+    save_checkpoint(start, dataclasses.replace(own, config=dataclasses.replace(own.config, sampling=sampling)))
     train.main(words(data, run, "compositing", init=start, **{"distill-guidance": 2.0}))
     before, made = read_config(start), read_config(run / "checkpoint.safetensors")
     assert made.sampling.guidance_scale == 1
     assert dataclasses.replace(made, sampling=before.sampling) == before
     train.main(words(data, tmp_path / "on", "compositing", init=run / "checkpoint.safetensors"))
-    assert read_config(tmp_path / "on" / "checkpoint.safetensors").sampling.guidance_scale == 2
+    assert read_config(tmp_path / "on" / "checkpoint.safetensors") == before  # its own former guidance too
     for changes in ({"stage": "identity", "init": start}, {"stage": "compositing"}):
         with pytest.raises(SystemExit) as left:
             train.main([*words(data, tmp_path / "no", **changes), "--train-all", "--distill-guidance", "2"])

@@ -140,6 +140,13 @@ STOPPED = {
     "resolution-no-multiple": (SAMPLE, {"resolution": 40}, "40"),
     "conditioning-of-sd15": (SAMPLE, {"positive": conditioning("1x77x768")}, "768"),
     "negative-of-sdxl": (SAMPLE, {"negative": conditioning("1x77x2048")}, "2048"),
+    "third-order-on-uneven-steps": (SAMPLE, {"sampler_name": "dpmpp_3m_sde", "scheduler": "normal"}, "garbage"),
+    "third-order-on-few-steps": (SAMPLE, {"sampler_name": "dpmpp_3m_sde_gpu", "scheduler": "kl_optimal"}, "garbage"),
+    "own-steps-without-the-last": (
+        SAMPLE,
+        {"sampler_name": "dpm_adaptive", "scheduler": "linear_quadratic"},
+        "garbage",
+    ),
     "vae-missing-in-the-checkpoint": (SAMPLE, {"vae": ("no-vae.safetensors", 3)}, "VAE is empty"),
     # detail
     "detail-object-mask-empty": (RESTORE, {"mask": mask("1x90x70"), "mask_marks": "object"}, "empty"),
@@ -186,6 +193,10 @@ FINE = {
     "20000x3-background": {
         SAMPLE: {"background": tensor("1x3x20000x3", "random"), "mask": mask("1x3x20000", "0", "1")}
     },
+    "second-order-in-few-steps": {SAMPLE: {"sampler_name": "heun", "steps": 4}},
+    "second-order-in-one-step": {SAMPLE: {"sampler_name": "dpm_2_ancestral", "steps": 1}},
+    "own-steps-in-one-step": {SAMPLE: {"sampler_name": "dpm_fast", "steps": 1}},
+    "equal-steps": {SAMPLE: {"scheduler": "linear_quadratic", "steps": 3}},
     "mask-of-another-size": {SAMPLE: {"mask": mask("1x33x77", "0", "1")}},
     "mask-without-batch": {SAMPLE: {"mask": mask("400x400", "0", "1")}},
     "mask-98-percent": {SAMPLE: {"mask": mask("1x400x400", "0", "0.98")}},
