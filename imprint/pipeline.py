@@ -33,7 +33,7 @@ from .crop import Crop, Layers
 from .detail import restore_detail
 from .encoder import IDEncoder
 from .errors import ImprintError
-from .images import Picture
+from .images import Picture, colours_of
 from .matte import matte_pixels, split_matte
 from .model import build_modules as build_modules
 from .model import load_model, module_tensors
@@ -279,7 +279,7 @@ class ImprintPipeline(_Parts):
                 *crop.hole.size[::-1],
             )
         blend = crop.frame_mask if blend_mask is None else crop.part(blend_mask, "blend mask")
-        views = ObjectViews.of(object_image, object_mask)
+        views = ObjectViews.of(object_image, object_mask, colours_of(background))
         tokens = self._encode_views(views)
         latents = encode(self.vae, crop.painted.to(device, self.vae.dtype), config.latent).float()
         hole = crop.latent_mask.to(device)

@@ -79,18 +79,24 @@ class Placement:
             left=self.left - columns.start,
         )
 
-    def extract(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, resolution, resolution), antialiased; border pixels are repeated beyond the frame."""
+    def extract(self, frames: torch.Tensor, holes: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, resolution, resolution), antialiased; border pixels are repeated beyond the frame.
+
+        holes (B, H, W) of 0 and 1: pixels of the border that must not be seen there; the nearest ones beside them are
+        repeated instead, and where a border has no others there is grey.
+        """
+        if holes is not None and self.side > min(self.height, self.width):
+            frames = torch.stack([_without(frame, hole) for frame, hole in zip(frames, holes)])
         return _resize(self._square(frames), self.resolution)
 
     def extract_mask(self, masks: torch.Tensor) -> torch.Tensor:
         """(B, H, W) -> (B, resolution, resolution) of 0 and 1: 1 wherever the hole is touched.
 
-        Beyond the frame the border is repeated here too: where the hole touches the border, the repeated pixels are the
-        hole's, and must not be seen either.
+        Beyond the frame there is no hole: an object that is drawn there would be cut off.
         """
         # Every pixel that overlaps the hole, however thin it is; the nearest pixel alone could miss it.
-        return (F.adaptive_max_pool2d(self._square(masks[:, None]), self.resolution)[:, 0] > 0).to(masks)
+        square = self._square(masks[:, None], "constant")
+        return (F.adaptive_max_pool2d(square, self.resolution)[:, 0] > 0).to(masks)
 
     def insert(self, frames: torch.Tensor, crops: torch.Tensor) -> torch.Tensor:
         """Put (B, C, resolution, resolution) back into a copy of (B, C, H, W); the whole square is replaced."""
@@ -103,8 +109,8 @@ class Placement:
         result[:, :, rows, columns] = square.to(frames)
         return result
 
-    def _square(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, side, side)."""
+    def _square(self, frames: torch.Tensor, beyond: str = "replicate") -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, side, side). beyond: what `torch.nn.functional.pad` puts beyond the frame."""
         self._check(frames)
         rows, columns = self.area
         pads = (
@@ -113,7 +119,7 @@ class Placement:
             rows.start - self.top,
             self.top + self.side - rows.stop,
         )
-        return F.pad(frames[:, :, rows, columns], pads, mode="replicate")
+        return F.pad(frames[:, :, rows, columns], pads, mode=beyond)
 
     def _check(self, tensor: torch.Tensor) -> None:
         if tuple(tensor.shape[-2:]) != (self.height, self.width):
@@ -165,6 +171,22 @@ class Hole:
     def enlarged(self) -> bool:
         """Whether the hole was too small to generate in."""
         return self.drawn != self.size
+
+
+def _without(frame: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """A copy of a frame (C, H, W) whose outermost rows and columns show nothing of a hole (H, W)."""
+    frame = frame.clone()
+    lines = [(frame[:, row], hole[row]) for row in (0, -1)] + [
+        (frame[:, :, column], hole[:, column]) for column in (0, -1)
+    ]
+    for line, covered in lines:
+        seen = (covered <= 0.5).nonzero()[:, 0]
+        if len(seen) == 0:
+            line[:] = 0.5
+        elif len(seen) < len(covered):
+            nearest = torch.bucketize(torch.arange(len(covered), device=seen.device), (seen[1:] + seen[:-1]) / 2)
+            line[:] = line[:, seen[nearest]]
+    return frame
 
 
 def _extent(boxes: torch.Tensor) -> tuple[int, int]:
