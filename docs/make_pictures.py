@@ -1,4 +1,5 @@
-"""Makes the README's pictures, docs/demo.jpg, results.jpg and sides.jpg, and those of the nodes' help pages, web/docs/assets/*.jpg.
+"""Makes the README's pictures, docs/demo.jpg, results.jpg and sides.jpg, and those of the nodes' help pages,
+web/docs/assets/*.jpg.
 
     python docs/make_pictures.py
 
@@ -61,7 +62,7 @@ def readme_pictures(pipeline: ImprintPipeline) -> None:
 
 
 def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
-    """The same objects in the same places enlarged, each at all of `SIDES`: the object, then its hole's surroundings."""
+    """The same objects in the same places enlarged, each at all of `SIDES`: the object, then the hole."""
     rows = []
     for name, mask, background, box in RESULTS:
         photo, scene = Image.open(SAMPLES / name), Image.open(SAMPLES / background)

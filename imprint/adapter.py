@@ -57,8 +57,13 @@ class ContentAdapter(nn.Module):
     def device(self) -> torch.device:
         return self.null_embedding.device
 
-    def forward(self, tokens_BVNC: torch.Tensor) -> torch.Tensor:
-        """(B, V, N, C) -> (B, V * N', context width): the views' tokens side by side."""
+    def forward(self, tokens_BVNC: torch.Tensor, null: bool = False) -> torch.Tensor:
+        """(B, V, N, C) -> (B, V * N', context width): the views' tokens side by side.
+
+        null: the given tensor is a context, and the answer is its `null_context`.
+        """
+        if null:
+            return self.null_embedding.to(tokens_BVNC).expand_as(tokens_BVNC)
         x_BNC = tokens_BVNC.flatten(0, 1)
         if self.config.kind == "conv":
             x_BNC = self.reduce(x_BNC)
@@ -67,8 +72,12 @@ class ContentAdapter(nn.Module):
         return self.project(self.norm(x_BNC)).unflatten(0, tokens_BVNC.shape[:2]).flatten(1, 2)
 
     def null_context(self, context: torch.Tensor) -> torch.Tensor:
-        """The context without an object, in the given one's shape: the learned null embedding at every token."""
-        return self.null_embedding.to(context).expand_as(context)
+        """The context without an object, in the given one's shape: the learned null embedding at every token.
+
+        By a call of the module, so that the hooks that bring its weights to where they are used see it: accelerate's
+        offloading, and FSDP.
+        """
+        return self(context, null=True)
 
     def scale(self, context: torch.Tensor, strength: float) -> torch.Tensor:
         """From no object (0) to the object (1); above 1 it is exaggerated."""

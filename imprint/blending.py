@@ -57,11 +57,12 @@ def blend_pictures(
     method: str = "feather",
     matte: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """The generated picture in the background, within the masks and their soft edge; beyond, the background bit for bit.
+    """The generated picture in the background, within the masks and their soft edge; beyond, exactly the background.
 
-    background, generated (B, C, H, W) in [0, 1]; masks (B, H, W), above 0.5 = generated; widths as in `feather`. method:
-    one of `BLENDS`. matte: alpha and shadow, each (B, H, W) in [0, 1], as `apply_matte` takes them. Memory beyond the
-    result is needed for the masks' surroundings alone. Raises `ImprintError` for negative widths or another method.
+    background, generated (B, C, H, W) in [0, 1]; masks (B, H, W), above 0.5 = generated; widths as in `feather`.
+    method: one of `BLENDS`. matte: alpha and shadow, each (B, H, W) in [0, 1], as `apply_matte` takes them. Memory
+    beyond the result is needed for the masks' surroundings alone. Raises `ImprintError` for negative widths or another
+    method.
     """
     if method not in BLENDS:
         raise ImprintError(f"blend method is {method!r}; it must be one of {', '.join(BLENDS)}")
@@ -92,10 +93,10 @@ def _banded(
 ) -> torch.Tensor:
     """`_feathered`, with every band of detail in a part of the ramp that suits it.
 
-    After Burt and Adelson's multiresolution spline (ACM Transactions on Graphics 2(4), 1983): the broadest colours change
-    over the whole ramp, each finer band of a Laplacian pyramid over half the width of the one before, around the ramp's
-    middle. So a wide edge shows neither a seam nor a double image. Unlike theirs the ramps are not blurred, and exactly 0
-    beyond the edge: there the background stays bit for bit.
+    After Burt and Adelson's multiresolution spline (ACM Transactions on Graphics 2(4), 1983): the broadest colours
+    change over the whole ramp, each finer band of a Laplacian pyramid over half the width of the one before, around the
+    ramp's middle. So a wide edge shows neither a seam nor a double image. Unlike theirs the ramps are not blurred, and
+    exactly 0 beyond the edge: there the background stays bit for bit.
     """
     width, middle = inwards + outwards, (inwards - outwards) / 2
     mixed, level = background, generated.to(background) - background
@@ -118,10 +119,10 @@ def match_colour(
 ) -> torch.Tensor:
     """Move the generated picture's colours so that they agree with the background's on a ring *outside* the hole.
 
-    There both show the same place, so that their difference is the model's and the autoencoder's colour shift and not the
-    object. Per channel the mean is moved and the contrast scaled (by 0.8 to 1.25). The ring reaches from `gap` to `ring`
-    pixels outside the hole; strength from 0 (off) to 1. Returns (B, C, H, W) in [0, 1]; unchanged where no ring is left,
-    as for a hole that fills the frame.
+    There both show the same place, so that their difference is the model's and the autoencoder's colour shift and not
+    the object. Per channel the mean is moved and the contrast scaled (by 0.8 to 1.25). The ring reaches from `gap` to
+    `ring` pixels outside the hole; strength from 0 (off) to 1. Returns (B, C, H, W) in [0, 1]; unchanged where no ring
+    is left, as for a hole that fills the frame.
     """
     if not 0 <= gap < ring:
         raise ImprintError(

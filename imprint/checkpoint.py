@@ -1,8 +1,8 @@
 """The checkpoint: one `.safetensors` file with everything that a composite needs.
 
-Tensors are named `encoder.*` (the hub's names of DINOv2 and CLIP), `adapter.*`, `null_embedding`, `unet.*` and `vae.*` (diffusers' names;
-the autoencoder may be absent). The metadata holds the format's version, the configuration as JSON, and a SHA-256 of both,
-so that a damaged file is a sentence and not a strange picture. Nothing in a file is ever executed.
+Tensors are named `encoder.*` (the hub's names of DINOv2 and CLIP), `adapter.*`, `null_embedding`, `unet.*` and `vae.*`
+(diffusers' names; the autoencoder may be absent). The metadata holds the format's version, the configuration as JSON,
+and a SHA-256 of both, so that a damaged file fails with a clear error. Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from .config import ImprintConfig
 from .errors import ImprintError
 from .files import replacing
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 FORMAT_VERSION = 1
 PARTS = ("encoder", "adapter", "unet", "vae")
@@ -37,7 +40,7 @@ class Checkpoint:
     parts: dict[str, dict[str, torch.Tensor]]
     path: Path = field(default=Path("checkpoint"))
     names: Literal["diffusers", "ldm"] = "diffusers"
-    """Whose names `unet` and `vae` have: our files have diffusers', the relatives' originals latent diffusion's."""
+    """Whose names `unet` and `vae` have: our files have diffusers', third-party files latent diffusion's."""
 
     def check(
         self,
@@ -45,7 +48,7 @@ class Checkpoint:
         expected: Mapping[str, torch.Size | tuple[int, ...]],
         cure: str = "the file is not whole or was made by other code; export or download it again",
     ) -> dict[str, torch.Tensor]:
-        """The part's tensors, when their names and shapes are exactly the expected ones, else `ImprintError` with the cure."""
+        """The part's tensors. Raises `ImprintError` unless their names and shapes are exactly the expected ones."""
         tensors = self.parts.get(part, {})
         where = f"{self.path}: part '{part}'"
         missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -110,9 +113,10 @@ def read_config(path: str | os.PathLike) -> ImprintConfig:
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Read and verify a checkpoint.
 
-    Raises `ImprintError`, one sentence with the file, what is wrong and the remedy, for a file that is absent, a pickle,
-    truncated, damaged, not an Imprint checkpoint, of a newer format version, or whose parts do not fit together. Names
-    and shapes of the tensors are compared with the modules by whoever builds them: see `Checkpoint.check`.
+    Raises `ImprintError`, one sentence with the file, what is wrong and the remedy, for a file that is absent, a
+    pickle, truncated, damaged, not an Imprint checkpoint, of a newer format version, or whose parts do not fit
+    together. Names and shapes of the tensors are compared with the modules by whoever builds them: see
+    `Checkpoint.check`.
     """
     path = Path(path)
     with open_safetensors(path) as file:
@@ -144,8 +148,11 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     return Checkpoint(config, parts, path)
 
 
-def open_safetensors(path: Path):
-    """The open safetensors file, safetensors' `safe_open`; every way in which it can fail to be one is an `ImprintError`."""
+def open_safetensors(path: Path) -> safe_open:
+    """The open safetensors file, safetensors' `safe_open`.
+
+    Raises `ImprintError` in whatever way it fails to be one.
+    """
     from safetensors import safe_open
 
     if not os.path.isfile(path):
@@ -160,8 +167,8 @@ def open_safetensors(path: Path):
     # Eight bytes of the header's length, then JSON. A length may well begin with 0x80, as a pickle does.
     if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise ImprintError(
-            f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead, or make one of a "
-            "relative's released weights with `imprint convert`"
+            f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead, or make one "
+            "of a third-party model's released weights with `imprint convert`"
         )
     if start[8:] != b"{":
         raise ImprintError(f"{path} is not a safetensors file (or only its first bytes); download or export it again")

@@ -1,4 +1,4 @@
-"""The command `imprint`: a demo, one composite, many composites, what is in a checkpoint, and converting others' weights.
+"""The command `imprint`: a demo, one composite, many, a look into a checkpoint, and converting others' weights.
 
 Bad input ends with one sentence on stderr and exit code 2. Torch and diffusers are imported only by the commands that
 need them, so that `--help` and a mistyped option answer at once.
@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
     _print_anything()
     options = _parser().parse_args(argv)
-    # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too, spinning
-    # makes a composite five times slower; where none does, sleeping costs a few percent.
+    # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
+    # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return options.run(options)
@@ -93,7 +94,7 @@ class Job:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ImprintError(f"this is not JSON ({error}); write one object a line") from error
+            raise ImprintError(f"this is not JSON ({error}); write one object per line") from error
         required, known = ("object", "background", "mask", "out"), ("object_mask", "blend_mask", "seed")
         if not isinstance(values, dict):
             raise ImprintError(f"this is {type(values).__name__}, not an object with the keys {', '.join(required)}")
@@ -202,7 +203,7 @@ def _one(job: Job, options: argparse.Namespace) -> int:
 
 
 def batch(options: argparse.Namespace) -> int:
-    """One composite a line; goes on past a bad line, and past what is written already."""
+    """One composite per line; goes on past a bad line, and past what is written already."""
     from tqdm import tqdm
 
     def report(number: int, error: ImprintError) -> None:
@@ -234,7 +235,7 @@ def _read_jobs(path: Path, seed: int, overwrite: bool) -> tuple[dict[int, Job], 
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ImprintError(
-            f"{path} cannot be read ({error.strerror}); give a text file of one JSON object a line"
+            f"{path} cannot be read ({error.strerror}); give a text file of one JSON object per line"
         ) from error
     jobs, errors, writers = {}, {}, {}
     for number, line in enumerate(lines, 1):
@@ -289,14 +290,14 @@ def info(options: argparse.Namespace) -> int:
 
 
 def convert(options: argparse.Namespace) -> int:
-    """A relative's released weights as one of our checkpoints."""
+    """A third-party model's released weights as one of our checkpoints."""
     from functools import partial
 
     from tqdm import tqdm
 
     from .files import require_writable
-    from .originals import convert as write_converted
-    from .originals import kind_of
+    from .third_party import convert as write_converted
+    from .third_party import kind_of
 
     if options.out.suffix != ".safetensors":
         raise ImprintError(f"{options.out}: a checkpoint is a .safetensors file; end the name so")
@@ -365,7 +366,7 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
 
 
 @contextmanager
-def _needs_diffusers():
+def _needs_diffusers() -> Iterator[None]:
     """For what imports it: the nodes do without, so that it is an extra."""
     try:
         yield
@@ -374,8 +375,8 @@ def _needs_diffusers():
 
 
 @contextmanager
-def _collector_paused():
-    """For importing and loading: it makes a million objects that stay, and walking them costs seconds, also at the end."""
+def _collector_paused() -> Iterator[None]:
+    """For importing and loading, which make a million objects that stay: walking them costs seconds, also at exit."""
     gc.disable()
     try:
         yield
@@ -384,7 +385,8 @@ def _collector_paused():
         gc.enable()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _model_settings() -> argparse.ArgumentParser:
+    """The options of every command that makes a picture: what is loaded, and how it samples."""
     settings = argparse.ArgumentParser(add_help=False)
     group = settings.add_argument_group("model and sampling")
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="by default the one that comes with the package")
@@ -405,9 +407,16 @@ def _parser() -> argparse.ArgumentParser:
         "--resolution",
         type=int,
         metavar="PIXELS",
-        help="side at which the model sees its crop; by default the checkpoint's. The shipped one has 256 and knows 384 and "
-        "512, for holes that are larger than that",
+        help="side at which the model sees its crop; by default the checkpoint's. The shipped one has 256 and knows "
+        "384 and 512, for holes that are larger than that",
     )
+    return settings
+
+
+def _finish_settings() -> argparse.ArgumentParser:
+    """How what was drawn is put into the background."""
+    settings = argparse.ArgumentParser(add_help=False)
+    group = settings.add_argument_group("putting it into the background")
     group.add_argument(
         "--feather", type=int, metavar="PIXELS", help="soft edge outside the hole; by default by the crop's size"
     )
@@ -438,10 +447,14 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="0..1",
-        help="take what the model draws too softly from the object's own photo, where both show the same side; 0 = off; "
-        "default: %(default)s",
+        help="take what the model draws too softly from the object's own photo, where both show the same side; 0 = "
+        "off; default: %(default)s",
     )
+    return settings
 
+
+def _parser() -> argparse.ArgumentParser:
+    making = (_model_settings(), _finish_settings())
     parser = argparse.ArgumentParser(
         prog="imprint",
         description="Put an object's photo into a background photo so that it belongs there.",
@@ -450,7 +463,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"imprint {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run, name: str, help: str, parents=(settings,)) -> argparse.ArgumentParser:
+    def command(
+        run: Callable[[argparse.Namespace], int],
+        name: str,
+        help: str,
+        parents: Sequence[argparse.ArgumentParser] = making,
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help, parents=parents, allow_abbrev=False)
         added.set_defaults(run=run)
         return added
@@ -479,7 +497,7 @@ def _parser() -> argparse.ArgumentParser:
         "jobs",
         type=Path,
         metavar="JOBS.jsonl",
-        help="one JSON object a line: object, background, mask, out, and if wished object_mask, blend_mask, seed; "
+        help="one JSON object per line: object, background, mask, out, and if wished object_mask, blend_mask, seed; "
         "paths are relative to this file's folder",
     )
     added.add_argument(
@@ -488,9 +506,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also make what is already written, and over what a composite is made of",
     )
 
-    added = command(
-        convert, "convert", "make a checkpoint of the weights that a relative of IMPRINT has released", parents=()
-    )
+    added = command(convert, "convert", "make a checkpoint of a third-party model's released weights", parents=())
     added.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")
     added.add_argument("out", type=Path, help="the checkpoint to write, .safetensors")
     added.add_argument(

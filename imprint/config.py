@@ -61,7 +61,8 @@ class EncoderConfig:
     register_tokens: int
     """Register tokens (arXiv 2309.16588) of the backbone; they are dropped from its output."""
     object_margin: float
-    """Free border around the object in the square input, as a part of the object's longer side (of each, if stretched)."""
+    """Free border around the object in the square input, as a part of the object's longer side (if stretched,
+    of each)."""
     kind: Literal["dinov2", "clip"] = "dinov2"
     output: Literal["tokens", "cls"] = "tokens"
     """CLS and patch tokens, or the CLS token alone; both after the last LayerNorm."""
@@ -112,7 +113,8 @@ class AdapterConfig:
         require_choice(self, "kind")
         require(
             self.kind == "conv" or self.input_tokens == self.output_tokens,
-            f"a 'tokens' adapter keeps its tokens, but gets {self.input_tokens} and gives {self.output_tokens}; use 'conv'",
+            f"a 'tokens' adapter keeps its tokens, but takes {self.input_tokens} and gives {self.output_tokens}; "
+            "use 'conv'",
         )
         require(
             self.input_width % self.heads == 0,
@@ -183,8 +185,8 @@ class NoiseConfig:
     prediction_type: Literal["epsilon", "v_prediction"]
     zero_terminal_snr: bool
     timestep_spacing: Literal["trailing", "leading"] = "trailing"
-    """The timesteps of n sampling steps: T, T - T/n, ... as diffusers' `trailing`, or ..., 1 + T/n, 1 as latent diffusion's
-    own DDIM sampler."""
+    """The timesteps of n sampling steps: T, T - T/n, ... as diffusers' `trailing`, or ..., 1 + T/n, 1 as latent
+    diffusion's own DDIM sampler."""
 
     def __post_init__(self) -> None:
         require_positive(self)
@@ -243,7 +245,8 @@ class ImprintConfig:
         require(
             (encoder.width, encoder.tokens) == (adapter.input_width, adapter.input_tokens),
             f"the encoder gives {encoder.tokens} tokens of width {encoder.width}, but the adapter takes "
-            f"{adapter.input_tokens} of width {adapter.input_width}; use an encoder and an adapter that were trained together",
+            f"{adapter.input_tokens} of width {adapter.input_width}; use an encoder and an "
+            "adapter that were trained together",
         )
         require(
             adapter.output_width == unet.context_width,
@@ -259,7 +262,8 @@ class ImprintConfig:
         require(
             (unet.in_channels, unet.out_channels) == (inputs, outputs),
             f"the UNet has {unet.in_channels} input and {unet.out_channels} output channels; background "
-            f"'{self.background}' and matte {self.matte} on {latent.channels} latent channels need {inputs} and {outputs}",
+            f"'{self.background}' and matte {self.matte} on {latent.channels} latent channels need "
+            f"{inputs} and {outputs}",
         )
         require(
             self.resolution % self.multiple == 0,
@@ -268,7 +272,7 @@ class ImprintConfig:
 
     @property
     def multiple(self) -> int:
-        """Every side that the model works at is a multiple of this, in pixels: a latent cell at the UNet's coarsest level."""
+        """Every resolution is a multiple of this, in pixels: a latent cell at the UNet's coarsest level."""
         return self.latent.downscale * 2 ** (len(self.unet.widths) - 1)
 
     def to_json(self) -> str:

@@ -4,9 +4,9 @@
     ... crop.painted -> latents -> sampling -> a drawing of the square ...
     crop.paste(background, crop.put_back(drawing)[0])
 
-*Mask* is what the user draws: white where the object goes. *Hole* is what the model makes of it: the same pixels, enlarged
-where they are too few to draw in, and then all cells of the latent that they touch. What is in the hole is never seen by the
-model. Everything here touches only the square's part of the background, which may have 67 megapixels.
+*Mask* is what the user draws: white where the object goes. *Hole* is what the model makes of it: the same pixels,
+enlarged where they are too few to draw in, and then all cells of the latent that they touch. What is in the hole is
+never seen by the model. Everything here touches only the square's part of the background, which may have 67 megapixels.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Layers:
 
 @dataclass(frozen=True)
 class Crop:
-    """A square around the hole in one background, and the background's part `frame` that has it and one pixel around."""
+    """A square around the hole in one background, and the part of the background that it may change."""
 
     hole: Hole
     area: tuple[slice, slice]
     """Rows and columns of the background that `frame` is."""
     frame: torch.Tensor
-    """(1, 3, h, w) in [0, 1], and nothing beyond it ever changes."""
+    """(1, 3, h, w) in [0, 1]: the square and one pixel around it; nothing beyond ever changes."""
     frame_mask: torch.Tensor
     """(1, h, w) of 0 and 1: the hole in it."""
     picture: torch.Tensor
@@ -118,7 +118,7 @@ class Crop:
         )
 
     def put_back(self, square: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C, R, R) in its place: -> (B, C, h, w), around it what it is put `onto`, of that shape; by default `frame`."""
+        """(B, C, R, R) in its place -> (B, C, h, w). onto: what is around it, of that shape; by default `frame`."""
         onto = self.frame.expand(len(square), -1, -1, -1) if onto is None else onto
         return self.placement.within(self.area).insert(onto, square)
 
@@ -144,7 +144,7 @@ class Crop:
         return blend_pictures(frames, layers.picture, masks, inwards, outwards, method, matte)
 
     def changed_area(self, inwards: int = 0, outwards: int | None = None) -> torch.Tensor:
-        """(H, W) bool: the hole and its soft edge in the whole background, the only pixels that a composite may change."""
+        """(H, W) bool: the hole and its soft edge in the whole background, all that a composite may change."""
         outwards = self.feather if outwards is None else outwards
         whole = torch.zeros(1, self.placement.height, self.placement.width)
         whole[(0, *self.placement.area)] = self.hole.mask

@@ -1,17 +1,17 @@
 """Detail: what the model draws too softly, taken from the object's own photo.
 
-The model decides where the object is, how it is turned and how it is lit. Its drawing is as fine as its resolution and its
-autoencoder allow: words on a can, a face, the weave of a cloth are lost, and on a large hole all is soft. Where the drawing
-shows a side of the object that the photo shows too, the photo is bent to the drawing's shape and laid over it, in the
-drawing's light: by how much that is brighter or darker in broad means, and tinted in broader ones.
+The model decides where the object is, how it is turned and how it is lit. Its drawing is as fine as its resolution and
+its autoencoder allow: words on a can, a face, the weave of a cloth are lost, and on a large hole all is soft. Where the
+drawing shows a side of the object that the photo shows too, the photo is bent to the drawing's shape and laid over it,
+in the drawing's light: by how much that is brighter or darker in broad means, and tinted in broader ones.
 
     result = light * photo,    light = low(drawing) / low(photo), of brightness and of each colour, within bounds
 
-The bending is registration after Lucas and Kanade (IJCAI 1981): Gauss-Newton on the difference of the two, here in alpha
-and in colours normalised by their neighbourhood, so that light does not count; first affine, from many starts (turned and
-mirrored ones, since a hole may ask for that), then free. Where they do not agree after that, the drawing stays. IMPRINT
-has nothing like it. That the broad in a picture is its light, and the fine is not, is Land and McCann's retinex (Journal of
-the Optical Society of America 61(1), 1971).
+The bending is registration after Lucas and Kanade (IJCAI 1981): Gauss-Newton on the difference of the two, here in
+alpha and in colours normalised by their neighbourhood, so that light does not count; first affine, from many starts
+(turned and mirrored ones, since a hole may ask for that), then free. Where they do not agree after that, the drawing
+stays. IMPRINT has nothing like it. That the broad in a picture is its light, and the fine is not, is Land and McCann's
+retinex (Journal of the Optical Society of America 61(1), 1971).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .preprocess import bounding_boxes, resample
 from .views import ObjectViews
 
 LIGHT, TINT = 0.1, 0.3
-"""Brightness that changes more broadly than the first is light, and so is colour that changes more broadly than the second:
-standard deviations, as parts of the object's size (the root of its area)."""
+"""Brightness that changes more broadly than the first is light, and so is colour that changes more broadly than the
+second: standard deviations, as parts of the object's size (the root of its area)."""
 MARGIN = 1.25
 """Side of the square that is looked at, and the only one that changes, over the longer side of the object's box."""
 
@@ -45,15 +45,11 @@ _NEIGHBOURHOOD = 0.1  # of the square: a standard deviation
 _WEIGHTS = torch.tensor([1.0, 1.0, 1.0, 2.0], device="cpu").view(4, 1, 1)  # brightness, two colours, alpha
 _OVERLAP = (0.75, 0.9)  # of the outlines, over their union: from no trust in the registration to all of it
 _DISAGREEMENT = (0.8, 0.5)  # 0 = the same structure, 1 = unrelated: from no trust in a place to all of it
-_BELIEVED = (
-    0.4,
-    0.6,
-)  # of the object, of which that says it is the same: from no trust in the registration to all of it
+# Of the object, of which that says it is the same: from no trust in the registration to all of it.
+_BELIEVED = (0.4, 0.6)
 _FLAT = 0.02  # structure that counts as none, in colours from 0 to 1
-_SLIPPED = (
-    0.5,
-    0.3,
-)  # difference of alpha around a place: an outline elsewhere is another pose, and stays the drawing's
+# Difference of alpha around a place: an outline elsewhere is another pose, and stays the drawing's.
+_SLIPPED = (0.5, 0.3)
 _GAINS, _TINTS = (0.3, 2.2), (0.8, 1.25)  # what light may do to brightness, and to a colour beside
 _BLACK = 0.03  # of both pictures: in black there is no light to be read
 _INNER = (0.2, 0.9)  # the photo's alpha: its very edge shows what was behind it
@@ -68,8 +64,9 @@ def restore_detail(
     """The generated pictures with the object's own detail, and their alpha with its outline.
 
     generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. views: of
-    the object; the one that fits best is taken. strength from 0 (nothing changes, bit for bit) to 1. Nothing changes either
-    where no view fits, or beyond `MARGIN`. Raises `ImprintError` for a view's empty mask, and a strength outside [0, 1].
+    the object; the one that fits best is taken. strength from 0 (nothing changes, bit for bit) to 1. Nothing changes
+    either where no view fits, or beyond `MARGIN`. Raises `ImprintError` for a view's empty mask, and a strength outside
+    [0, 1].
     """
     if not 0 <= strength <= 1:
         raise ImprintError(f"detail is {strength:g}; it must be from 0 (off) to 1")
@@ -195,7 +192,7 @@ def _register(seen: list[torch.Tensor], photos: list[list[torch.Tensor]]) -> tup
 
 
 def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, float, torch.Tensor]]:
-    """Costs, factors on them, and affine maps (2, 3): the photo turned, perhaps mirrored, its object's box on the drawing's."""
+    """Costs, factors on them, and affine maps (2, 3): the photo turned, perhaps mirrored, box on box."""
     affine, pixel = _affine(drawing.shape[1]), 2 / drawing.shape[1]
     mine, its = (affine[1:, (each[3] > 0.5).flatten()] for each in (drawing, photo))
     if not (mine.numel() and its.numel()):
@@ -277,7 +274,10 @@ def _ratio(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor, sprea
 
 
 def _trust(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
-    """(1, n, n) from 0 to 1: how far the bent photo can be believed to show what was drawn. drawing, photo (4, n, n)."""
+    """(1, n, n) from 0 to 1: how far the bent photo can be believed to show what was drawn.
+
+    drawing, photo (4, n, n).
+    """
     side = both.shape[1]
     fine, broad = 0.012 * side, 0.06 * side  # the finest is the photo's alone, the broadest is light
     structures = []
@@ -298,7 +298,7 @@ def _trust(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor) -> to
 
 
 def _features(picture: torch.Tensor) -> torch.Tensor:
-    """(4, n, n) colours and alpha -> as many: brightness and two colours, normalised by their neighbourhood, and alpha."""
+    """(4, n, n) colours and alpha -> brightness and two colours, normalised by their neighbourhood, and alpha."""
     alpha, colours = picture[3:], _opponent(picture[:3])
     spread = _NEIGHBOURHOOD * picture.shape[1]
     colours = colours - _low(colours, alpha, spread)

@@ -20,7 +20,10 @@ _HUB_NAMES = (
 
 
 def hub_name(name: str, kind: str = "dinov2") -> str:
-    """A tensor's name as in the hub's files, from its name in any version of transformers; kind: `EncoderConfig.kind`."""
+    """A tensor's name as in the hub's files, from its name in any version of transformers.
+
+    kind: `EncoderConfig.kind`.
+    """
     if kind == "clip":  # transformers 5 has left out the prefix
         return "vision_model." + name.removeprefix("vision_model.")
     for new, old in _HUB_NAMES:

@@ -1,4 +1,5 @@
-"""The one exception that bad input raises, so that a caller can tell it from a defect of this code, and the common checks."""
+"""The one exception that bad input raises, so that a caller can tell it from a defect of this code;
+and the checks that are made in several places."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ def require_masks(views: int, masks: int) -> None:
     """Raise `ImprintError` unless there are views of an object, and as many masks."""
     if not views or views != masks:
         raise ImprintError(
-            f"got {views} view(s) of the object and {masks} mask(s) of it; give one mask per view, or none at all where "
-            "the pictures are transparent around the object"
+            f"got {views} view(s) of the object and {masks} mask(s) of it; give one mask per view, or none at all "
+            "where the pictures are transparent around the object"
         )
 
 

@@ -22,7 +22,7 @@ from .errors import ImprintError, require_finite
 from .profiles import convert_profile, grey_or_cmyk_to_srgb, profile_of, rgb_profile_of
 
 Picture: TypeAlias = "Image.Image | torch.Tensor"
-"""What the package takes: any Pillow picture, or a tensor in [0, 1], (1, 3, H, W) for a picture and (1, H, W) for a mask."""
+"""What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
@@ -32,7 +32,10 @@ MAX_PIXELS = 1 << 27
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """A picture file, turned as its EXIF says. Raises `ImprintError` if it is absent, no picture, broken, or too large."""
+    """A picture file, turned as its EXIF says.
+
+    Raises `ImprintError` if it is absent, no picture, broken, or too large.
+    """
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
     try:
@@ -237,9 +240,8 @@ def _brightness(image: Image.Image) -> np.ndarray:
     else:
         values, top = np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
     labels = np.asarray(image) if image.mode == "P" and _is_coloured(image) else values if top > 1 else values[:0]
-    kinds = np.unique(labels)
-    kinds = kinds[kinds > 0]
-    if 1 < len(kinds) and kinds[-1] <= _MOST_LABELS:
+    kinds = np.unique(labels[labels > 0]) if labels.max(initial=0) <= _MOST_LABELS else ()
+    if len(kinds) > 1:
         listed = ", ".join(f"{kind:g}" for kind in kinds[:8])
         raise ImprintError(
             f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in which "

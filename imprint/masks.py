@@ -1,7 +1,8 @@
 """Coarse masks: four levels from the object's own outline to its bounding box.
 
-IMPRINT trains with a random level, so that a user may draw as coarsely as they like, and the mask's shape steers the pose
-(arXiv 2403.10701, section 3.3). Blur and threshold after SmartBrush (arXiv 2212.05034, section 3.2). Masks are BHW, 1 = hole.
+IMPRINT trains with a random level, so that a user may draw as coarsely as they like, and the mask's shape steers the
+pose (arXiv 2403.10701, section 3.3). Blur and threshold after SmartBrush (arXiv 2212.05034, section 3.2). Masks are
+BHW, 1 = hole.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LEVELS = ("precise", "fine", "coarse", "box")
 """From the exact outline to the bounding box; each contains the one before it, and the object."""
 
 # Standard deviation of the blur over the longer side of the object's box. With these the box, which contains all other
-# levels, is about 1.2 times the object's own: the relatives' room for a shadow is 1.1 to 1.2.
+# levels, is about 1.2 times the object's own: related models' room for a shadow is 1.1 to 1.2.
 _BLUR = {"fine": 0.02, "coarse": 0.05}
 _THRESHOLD = 0.1
 _WORK_SIDE = 1024  # larger masks are blurred at reduced size: coarse shapes have no finer detail
@@ -33,8 +34,17 @@ def grow(masks: torch.Tensor, pixels: int, below: int = 0) -> torch.Tensor:
     return masks
 
 
+def grow_boxes(boxes: torch.Tensor, pixels: int, below: int, height: int, width: int) -> torch.Tensor:
+    """(B, 4) boxes of masks -> those of the masks that `grow` makes of them in a picture of that size."""
+    reach = boxes.new_tensor([-pixels, -pixels, pixels + below, pixels])
+    return (boxes + reach).clamp(min=0).minimum(boxes.new_tensor([height, width, height, width]))
+
+
 def _spread(masks: torch.Tensor, pixels: int, axis: int) -> torch.Tensor:
-    """The largest of each pixel and the `pixels` before it along an axis; doubling the reach, so that far costs little."""
+    """The largest of each pixel and the `pixels` before it along an axis.
+
+    The reach doubles at each step, so that far costs little.
+    """
     length, reach = masks.shape[axis], 0
     pixels = min(pixels, length - 1)
     while reach < pixels:
@@ -79,8 +89,8 @@ def mask_levels(masks: torch.Tensor, margin: int = 0, min_size: int = 0, shadow_
     """All four levels of each mask: (B, H, W) in [0, 1] -> (B, 4, H, W) of 0 and 1, in the order of `LEVELS`.
 
     margin: pixels added to every side of every level; shadow_room: further ones at the bottom. min_size: every level
-    reaches at least this many pixels along both sides of its box (as far as the picture goes). Raises `ImprintError` for
-    an empty mask or a negative number.
+    reaches at least this many pixels along both sides of its box (as far as the picture goes). Raises `ImprintError`
+    for an empty mask or a negative number.
     """
     return torch.stack(list(_levels(masks, margin, min_size, shadow_room)), 1)
 
@@ -90,12 +100,6 @@ def coarsen(masks: torch.Tensor, level: str, margin: int = 0, min_size: int = 0,
     if level not in LEVELS:
         raise ImprintError(f"mask level is {level!r}; it must be one of {', '.join(LEVELS)}")
     return next(islice(_levels(masks, margin, min_size, shadow_room), LEVELS.index(level), None))
-
-
-def random_level(masks: torch.Tensor, generator: torch.Generator | None = None, margin: int = 0) -> torch.Tensor:
-    """A level drawn at random for each mask, (B, H, W) -> (B, H, W): what stage 2 trains with."""
-    index = torch.randint(len(LEVELS), (len(masks),), generator=generator, device=masks.device)
-    return mask_levels(masks, margin)[torch.arange(len(masks), device=masks.device), index]
 
 
 def _levels(masks: torch.Tensor, margin: int, min_size: int, shadow_room: int) -> Iterator[torch.Tensor]:
@@ -117,7 +121,7 @@ def _levels(masks: torch.Tensor, margin: int, min_size: int, shadow_room: int) -
 
 
 def enlarge(masks: torch.Tensor, size: int) -> torch.Tensor:
-    """Masks (B, H, W) whose box measures fewer than `size` pixels along a side get a box of that size around its centre.
+    """Masks (B, H, W) whose box measures fewer than `size` pixels along a side get a box of that size in its middle.
 
     The box stays within the picture; all others are given back unchanged.
     """

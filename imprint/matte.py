@@ -1,14 +1,14 @@
 """The matte: where in the hole the object is, and where it takes light from the scene.
 
 A hole is nearly always larger than the object. IMPRINT repaints all of it, and what is repainted is never quite the
-photo. A UNet with a matte predicts two maps beside its usual output, the object's alpha and the density of its shadow, and
+photo. A UNet with a matte predicts two maps beside its usual output, the object's alpha and its shadow's density, and
 
     picture = alpha * generated + (1 - alpha) * (1 - shadow) * background
 
-keeps the photo wherever neither is: bit for bit, also within the hole. The maps are read off sampling's last evaluation of
-the UNet, of its half that sees the object: they cost nothing, and belong to the very prediction that the picture is made
-of. They are finer than the latent: `ImprintConfig.matte` values along each side of a cell, which are channels of the UNet's
-output (sub-pixel convolution: Shi et al., arXiv 1609.05158).
+keeps the photo wherever neither is: bit for bit, also within the hole. The maps are read off sampling's last evaluation
+of the UNet, of its half that sees the object: they cost nothing, and belong to the very prediction that the picture is
+made of. They are finer than the latent: `ImprintConfig.matte` values along each side of a cell, which are channels of
+the UNet's output (sub-pixel convolution: Shi et al., arXiv 1609.05158).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .checkpoint import Checkpoint
 from .config import ImprintConfig
 
 MAPS = ("alpha", "shadow")
-# What is nearer to 0 or 1 than this is meant to be it. A sigmoid never gets there, and where the model is not sure of an
-# edge's place to a pixel, its alpha is a wide, hazy ramp around it.
+# What is nearer to 0 or 1 than this is meant to be it. A sigmoid never gets there, and where the model is not sure of
+# an edge's place to a pixel, its alpha is a wide, hazy ramp around it.
 _MARGINS = torch.tensor([0.3, 0.05], device="cpu").reshape(1, 2, 1, 1)
 
 
@@ -33,10 +33,11 @@ def split_matte(output: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tens
 
 
 def matte_pixels(logits: torch.Tensor, hole: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, 2 * matte**2, h, w) -> alpha and shadow, each (B, h * downscale, w * downscale) in [0, 1], with exact 0s.
+    """Logits (B, 2 * matte**2, h, w) -> alpha and shadow, each (B, h * downscale, w * downscale) in [0, 1].
 
-    alpha: the object's share of a pixel; shadow: the share of light that the pixel loses. Both are 0 outside the latents'
-    hole (B or 1, 1, h, w): nothing is generated there, and the logits are untrained.
+    Exactly 0 where there is nothing. alpha: the object's share of a pixel; shadow: the share of light that the pixel
+    loses. Both are 0 outside the latents' hole (B or 1, 1, h, w): nothing is generated there, and the logits are
+    untrained.
     """
     maps, margins = F.pixel_shuffle(logits.float(), config.matte).sigmoid(), _MARGINS.to(logits.device)
     alpha, shadow = ((maps - margins) / (1 - 2 * margins)).clamp(0, 1).chunk(2, 1)

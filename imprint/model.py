@@ -60,7 +60,10 @@ def module_tensors(modules: dict[str, torch.nn.Module]) -> dict[str, dict[str, t
 
 
 def load_modules(modules: dict[str, torch.nn.Module], checkpoint: Checkpoint) -> None:
-    """Copy the checkpoint's tensors into the modules. Raises `ImprintError` unless all names and shapes are the same."""
+    """Copy the checkpoint's tensors into the modules.
+
+    Raises `ImprintError` unless all names and shapes are the same.
+    """
     for part, expected in module_tensors(modules).items():
         tensors = checkpoint.check(part, {name: tensor.shape for name, tensor in expected.items()})
         module = modules[part]

@@ -11,15 +11,16 @@ from .config import NoiseConfig
 if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler
 
-# Exactly zero would make sigma infinite; this is the value that ComfyUI puts there, so that both walk the same schedule.
+# Exactly zero would make sigma infinite; this is the value that ComfyUI puts there, so that both walk the same
+# schedule.
 _LAST_ALPHA_BAR = 4.8973451890853435e-08
 
 
 def alphas_cumprod(config: NoiseConfig) -> torch.Tensor:
     """(T,) float64: the share of signal power at each timestep, SD's scaled-linear schedule.
 
-    With zero terminal SNR the square roots are shifted and scaled so that the last is 0 and the first stays (Lin et al.,
-    arXiv 2305.08891, algorithm 1).
+    With zero terminal SNR the square roots are shifted and scaled so that the last is 0 and the first stays (Lin et
+    al., arXiv 2305.08891, algorithm 1).
     """
     ends = config.beta_start**0.5, config.beta_end**0.5
     alpha_bar = (1 - torch.linspace(*ends, config.timesteps, dtype=torch.float64) ** 2).cumprod(0)
@@ -32,7 +33,8 @@ def alphas_cumprod(config: NoiseConfig) -> torch.Tensor:
 
 
 def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
-    """diffusers' Euler scheduler on this process; any other is had by `OtherScheduler.from_config(scheduler.config)`."""
+    """diffusers' Euler scheduler on this process; any other can be built with
+    `OtherScheduler.from_config(scheduler.config)`."""
     from diffusers import EulerDiscreteScheduler
 
     alpha_bar = alphas_cumprod(config)
@@ -44,6 +46,7 @@ def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
         timestep_spacing=config.timestep_spacing,
         steps_offset=1,  # as latent diffusion's samplers, whose last timestep is 1; "trailing" takes no notice
     )
-    # For those made of it: DDIM and DDPM would clip latents to [-1, 1], and DDIM end at no noise where its authors' does not.
+    # For those made of it: DDIM and DDPM would clip latents to [-1, 1], and DDIM end at no noise where its authors'
+    # does not.
     scheduler.register_to_config(clip_sample=False, set_alpha_to_one=config.timestep_spacing == "trailing")
     return scheduler

@@ -51,8 +51,8 @@ _OUTPUT_TYPES = ("pil", "pt", "latent")
 @dataclass
 class ImprintPipelineOutput(BaseOutput):
     """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
-    (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha, shadow:
-    the matte in that square, each (B, resolution, resolution) in [0, 1]; None without one."""
+    (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha,
+    shadow: the matte in that square, each (B, resolution, resolution) in [0, 1]; None without one."""
 
     images: list[Image.Image] | torch.Tensor
     placement: Placement
@@ -65,8 +65,8 @@ class Finish:
     """How the drawing is put into the background. Raises `ImprintError` for a value that cannot be used."""
 
     feather_pixels: int | None = None
-    """Width of the soft edge outside the mask, in pixels of the background; by default `crop.FEATHER` pixels of the crop.
-    Beyond it the background stays bit for bit."""
+    """Width of the soft edge outside the mask, in pixels of the background; by default `crop.FEATHER` pixels of the
+    crop. Beyond it the background stays bit for bit."""
     feather_inwards: int = 0
     """Width of the soft edge inside the mask, in pixels of the background."""
     blend_method: str = "feather"
@@ -74,11 +74,11 @@ class Finish:
     colour_match: float = 0.0
     """From 0 to 1, how far the crop's colours are moved to the background's around the hole."""
     matte: bool = True
-    """Keep the background, bit for bit, wherever the model sees neither the object nor its shadow, also inside the mask (see
-    `imprint.matte`); without effect for checkpoints that predict no matte."""
+    """Keep the background, bit for bit, wherever the model sees neither the object nor its shadow, also inside the mask
+    (see `imprint.matte`); without effect for checkpoints that predict no matte."""
     detail: float = 1.0
-    """From 0 to 1, how far the object's own photo, in the light of the drawing, takes its place where both show the same
-    (see `imprint.detail`); without effect for checkpoints that predict no matte."""
+    """From 0 to 1, how far the object's own photo, in the light of the drawing, takes its place where both show the
+    same (see `imprint.detail`); without effect for checkpoints that predict no matte."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.colour_match <= 1 and 0 <= self.detail <= 1):
@@ -87,8 +87,8 @@ class Finish:
             )
         if min(self.feather_pixels or 0, self.feather_inwards) < 0 or self.blend_method not in BLENDS:
             raise ImprintError(
-                f"feather is {self.feather_pixels} pixels outwards and {self.feather_inwards} inwards, which must be 0 or "
-                f"more, and the blend method {self.blend_method!r}, which must be one of {', '.join(BLENDS)}"
+                f"feather is {self.feather_pixels} pixels outwards and {self.feather_inwards} inwards, which must be 0 "
+                f"or more, and the blend method {self.blend_method!r}, which must be one of {', '.join(BLENDS)}"
             )
 
 
@@ -216,7 +216,7 @@ class ImprintPipeline(_Parts):
             raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
 
         scene = self.prepare(object_image, object_mask, background, mask, blend_mask, context, resolution)
-        # The latents stay in fp32 whatever the models' precision: the first sigma of a zero-terminal-SNR schedule is 4,518.
+        # The latents stay in fp32 whatever the models' precision: with zero terminal SNR the first sigma is 4,518.
         shape = (num_results, *scene.latents.shape[1:])
         device = scene.latents.device
         noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
@@ -241,10 +241,7 @@ class ImprintPipeline(_Parts):
     def encode_object(
         self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
     ) -> torch.Tensor:
-        """One or several views of one object -> (1, V, N, C) encoder tokens; images, masks: as `ObjectViews.of` takes them.
-
-        Raises `ImprintError` as `ObjectViews` does.
-        """
+        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`."""
         return self._encode_views(ObjectViews.of(images, masks))
 
     def _encode_views(self, views: ObjectViews) -> torch.Tensor:
@@ -264,11 +261,11 @@ class ImprintPipeline(_Parts):
     ) -> Prepared:
         """Both halves of the model's input, the object's context and the background's latents.
 
-        object_image, object_mask: the object, or a list of several views of it; see `ObjectViews.of`. background: Pillow
-        picture or (1, 3, H, W) tensor in [0, 1]. mask: Pillow or (1, H, W), white = 1 where the object goes, of the
-        background's size; its shape steers the pose. blend_mask: where to put the drawing, if not in `mask`; at most the
-        crop is put back. context: side of the model's square crop over the longer side of the mask's box; by default the
-        checkpoint's. resolution: side at which the model sees that crop, by default what it was trained at.
+        object_image, object_mask: the object, or a list of several views of it; see `ObjectViews.of`. background:
+        Pillow picture or (1, 3, H, W) tensor in [0, 1]. mask: Pillow or (1, H, W), white = 1 where the object goes, of
+        the background's size; its shape steers the pose. blend_mask: where to put the drawing, if not in `mask`; at
+        most the crop is put back. context: side of the model's square crop over the longer side of the mask's box; by
+        default the checkpoint's. resolution: side at which the model sees that crop, by default what it was trained at.
         """
         config, device = self.model_config, self._execution_device
         crop = Crop.of(background, mask, config, resolution, context)
@@ -298,12 +295,12 @@ class ImprintPipeline(_Parts):
         callback: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_inputs: Sequence[str] = ("latents",),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and the
-        matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
+        """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and
+        the matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
 
-        context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h, w)
-        of 0 and 1; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance
-        (arXiv 2207.12598, equation 6) against the null embedding.
+        context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h,
+        w) of 0 and 1; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free
+        guidance (arXiv 2207.12598, equation 6) against the null embedding.
         """
         config = self.model_config
         guidance = config.sampling.guidance_scale if guidance is None else guidance
@@ -311,7 +308,7 @@ class ImprintPipeline(_Parts):
         contexts = contexts.to(self.unet.dtype)
         self.scheduler.set_timesteps(config.sampling.steps if steps is None else steps, device=noise.device)
         if config.background == "blend":
-            # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, here the background's.
+            # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, the background's.
             latents = self.scheduler.add_noise(background, noise, self.scheduler.timesteps[:1])
         else:  # noise alone, and of variance 1 at the UNet: in latent diffusion's samplers and in ComfyUI
             latents = noise / self.scheduler.scale_model_input(torch.ones_like(noise), self.scheduler.timesteps[0])
@@ -361,7 +358,10 @@ class ImprintPipeline(_Parts):
 
     @staticmethod
     def _layers(scene: Prepared, drawings: torch.Tensor, maps: Sequence[torch.Tensor], settings: Finish) -> Layers:
-        """Drawings of the square (B, 3, R, R), and their alpha and shadow if there are any -> what is laid over the frame."""
+        """What is laid over the frame, from drawings of the square (B, 3, R, R) and alpha and shadow, if there are any.
+
+        What draws light and shadow in another way takes the place of this: it gets the drawing and its alpha.
+        """
         crop, picture = scene.crop, scene.crop.put_back(drawings)
         if not maps:
             return Layers(picture)

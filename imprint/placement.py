@@ -1,7 +1,7 @@
 """Where in the frame the model works: a square crop around the hole, and the way back.
 
-The object is generated at the model's full resolution however small the hole is in the frame (AnyDoor, arXiv 2307.09481,
-section 3.3; IMPRINT does the same).
+The object is generated at the model's full resolution however small the hole is in the frame (AnyDoor, arXiv
+2307.09481, section 3.3; IMPRINT does the same).
 """
 
 from __future__ import annotations
@@ -35,18 +35,11 @@ class Placement:
     """The square's side at the model."""
 
     @classmethod
-    def around(cls, mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8) -> Placement:
-        """The square around a hole.
+    def around(cls, box: list[int], frame: tuple[int, int], resolution: int, context: float) -> Placement:
+        """The square around a box (top, left, bottom, right) of a frame (height, width), moved to lie in it if it fits.
 
-        mask (H, W) with 1 = hole, of the frame's size. context: the square's side over the longer side of the hole's box,
-        at least 1. The square is moved to lie within the frame where it fits there. Raises `ImprintError` for an empty
-        mask, a context below 1, or a resolution that is not a whole multiple of `multiple`.
+        context: the square's side over the longer side of the box, at least 1.
         """
-        _check_crop(resolution, context, multiple)
-        return cls._around_box(bounding_boxes(mask[None], threshold=0)[0].tolist(), mask.shape, resolution, context)
-
-    @classmethod
-    def _around_box(cls, box: list[int], frame: tuple[int, int], resolution: int, context: float) -> Placement:
         (height, width), (top, left, bottom, right) = frame, box
         longer = max(bottom - top, right - left)
         # More context than the frame has is none: beyond the frame there are only repeated border pixels.
@@ -82,8 +75,8 @@ class Placement:
     def extract(self, frames: torch.Tensor, holes: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, resolution, resolution), antialiased; border pixels are repeated beyond the frame.
 
-        holes (B, H, W) of 0 and 1: pixels of the border that must not be seen there; the nearest ones beside them are
-        repeated instead, and where a border has no others there is grey.
+        holes (B, H, W) of 0 and 1: pixels that must not be seen there; of the border the nearest ones beside them are
+        repeated instead, and where it has no others there is grey.
         """
         if holes is not None and self.side > min(self.height, self.width):
             frames = torch.stack([_without(frame, hole) for frame, hole in zip(frames, holes)])
@@ -140,14 +133,17 @@ class Hole:
     """Height and width of the hole's box in pixels, as it was given."""
     size: tuple[int, int]
     """Height and width to generate in; more than `drawn` where that was too small."""
+    areas: int = 1
+    """Of the mask, that do not touch; one object spans them all."""
 
     @classmethod
     def find(cls, mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8, cell: int = 8) -> Hole:
         """The hole of a mask (H, W), above 0.5, with the square around it; see `Placement.around`.
 
         A hole that measures fewer than `LEAST_CELLS` cells of the latent along a side, in the frame or in the model's
-        crop, is enlarged around its centre to that size. cell: pixels of the crop that one of the latent covers. Raises
-        `ImprintError` as `Placement.around` does, and for a mask without a hole.
+        crop, is enlarged around its centre to that size. cell: pixels of the crop that one cell of the latent covers.
+        Raises `ImprintError` for a mask without a hole, a context below 1, and a resolution that is not a multiple of
+        `multiple`.
         """
         _check_crop(resolution, context, multiple)
         highest = float(mask.max())
@@ -158,14 +154,15 @@ class Hole:
             )
         drawn = bounding_boxes(mask[None])
         wide = enlarge_boxes(drawn, LEAST_CELLS * cell, *mask.shape)
-        placement = Placement._around_box(wide[0].tolist(), mask.shape, resolution, context)
+        placement = Placement.around(wide[0].tolist(), mask.shape, resolution, context)
         wide = enlarge_boxes(wide, math.ceil(LEAST_CELLS * cell * placement.side / resolution), *mask.shape)
         rows, columns = placement.area
         hole = (mask[placement.area] > 0.5).float()
         if not torch.equal(wide, drawn):
             corner = torch.tensor([rows.start, columns.start] * 2, device=mask.device)
             hole = torch.maximum(hole, fill_boxes(wide - corner, *hole.shape)[0].to(hole))
-        return cls(placement, hole, _extent(drawn), _extent(wide))
+        _, areas = _labelled(mask[placement.area])
+        return cls(placement, hole, _extent(drawn), _extent(wide), areas)
 
     @property
     def enlarged(self) -> bool:
@@ -173,9 +170,23 @@ class Hole:
         return self.drawn != self.size
 
 
+def separate_areas(mask: torch.Tensor) -> list[torch.Tensor]:
+    """Each area of a mask (H, W), above 0.5 and not touching the others, as a mask of its own; from top to bottom."""
+    labels, count = _labelled(mask)
+    return [(labels == label).to(mask) for label in range(1, count + 1)]
+
+
+def _labelled(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """(H, W) -> the number of each pixel's area, 0 outside, and how many areas there are; corners touch."""
+    from scipy.ndimage import label
+
+    labels, count = label((mask > 0.5).cpu().numpy(), torch.ones(3, 3).numpy())
+    return torch.from_numpy(labels).to(mask.device), count
+
+
 def _without(frame: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """A copy of a frame (C, H, W) whose outermost rows and columns show nothing of a hole (H, W)."""
-    frame = frame.clone()
+    """A copy of a frame (C, H, W) with a hole (H, W) in grey, whose outermost rows and columns show nothing of it."""
+    frame = torch.where(hole > 0.5, 0.5, frame)  # the resize's filter reaches across the border
     lines = [(frame[:, row], hole[row]) for row in (0, -1)] + [
         (frame[:, :, column], hole[:, column]) for column in (0, -1)
     ]

@@ -7,6 +7,7 @@ trained on. Tensors are BCHW; masks BHW with 1 = object.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -43,26 +44,35 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
     return torch.stack([top, left, bottom, right], 1)
 
 
-def resample(images: torch.Tensor, boxes: torch.Tensor, size: int, cropped: bool = False) -> torch.Tensor:
+def resample(
+    images: torch.Tensor,
+    boxes: torch.Tensor,
+    size: int,
+    cropped: bool = False,
+    corner: tuple[int, int] = (0, 0),
+) -> torch.Tensor:
     """Cut a box out of each image and resize it, antialiased, to size x size; black beyond the image's border.
 
     images (B, C, H, W), boxes (B, 4) in pixels, fractions and places outside the image allowed. cropped: nothing beyond
-    the box or the image has a part in the result, as if the image had been cropped first. A triangle filter as wide as the
-    reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one call on any
-    device.
+    the box or the image has a part in the result, as if the image had been cropped first. corner: row and column of the
+    images' first pixel, where they are a part of what the boxes are of. A triangle filter as wide as the
+    reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one call
+    on any device.
     """
     boxes = boxes.to(images)
-    rows = _filter(boxes[:, 0], boxes[:, 2], images.shape[2], size, cropped)
-    columns = _filter(boxes[:, 1], boxes[:, 3], images.shape[3], size, cropped)
+    rows, columns = (
+        _filter(boxes[:, axis], boxes[:, axis + 2], range(first, first + length), size, cropped)
+        for axis, first, length in zip((0, 1), corner, images.shape[2:])
+    )
     return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
 
 
-def _filter(start: torch.Tensor, end: torch.Tensor, length: int, size: int, cropped: bool) -> torch.Tensor:
-    """(B, size, length): each output pixel's weights over the input pixels of one axis."""
+def _filter(start: torch.Tensor, end: torch.Tensor, span: range, size: int, cropped: bool) -> torch.Tensor:
+    """(B, size, len(span)): each output pixel's weights over these input pixels of one axis."""
     scale = ((end - start) / size)[:, None]
     support = scale.clamp(min=1)
     centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale - 0.5
-    pixels = torch.arange(length, device=start.device)
+    pixels = torch.arange(span.start, span.stop, device=start.device)
     weights = (1 - (pixels - centre[..., None]).abs() / support[..., None]).clamp(min=0)
     if cropped:
         weights = weights * ((pixels >= start[:, None].floor()) & (pixels < end[:, None].ceil()))[:, None]
@@ -85,11 +95,25 @@ def cut_out(
     centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     half = (sides.amax(1, keepdim=True) if fit == "pad" else sides) * (0.5 + margin)
     reach = torch.cat([centre - half, centre + half], 1)
-    seen = images * masks[:, None].to(images) if surroundings == "black" else images
     if fit == "stretch":
         height, width = images.shape[2:]
         reach = reach.clamp(min=0).minimum(reach.new_tensor([height, width, height, width]))
-    return resample(seen, reach, size, cropped=fit == "stretch").clamp(0, 1)
+    rows, columns = _seen(reach, size, images.shape[2:])
+    seen = images[:, :, rows, columns]
+    if surroundings == "black":
+        seen = seen * masks[:, None, rows, columns].to(images)
+    corner = rows.start, columns.start
+    return resample(seen, reach, size, cropped=fit == "stretch", corner=corner).clamp(0, 1)
+
+
+def _seen(boxes: torch.Tensor, size: int, frame: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of the frame that `resample` looks at for any of the boxes: the rest may have 67 megapixels."""
+    support = ((boxes[:, 2:] - boxes[:, :2]) / size).clamp(min=1)
+    first, last = (boxes[:, :2] - support).amin(0).tolist(), (boxes[:, 2:] + support).amax(0).tolist()
+    rows, columns = (
+        slice(max(0, math.floor(low)), min(length, math.ceil(high))) for low, high, length in zip(first, last, frame)
+    )
+    return rows, columns
 
 
 def normalise(cutouts: torch.Tensor, config: EncoderConfig) -> torch.Tensor:
@@ -114,8 +138,9 @@ def prepare_object(
         )
     if images.shape[0] != masks.shape[0] or images.shape[2:] != masks.shape[1:]:
         raise ImprintError(
-            f"the object's {images.shape[0]} picture(s) of {images.shape[3]}x{images.shape[2]} and its {masks.shape[0]} "
-            f"mask(s) of {masks.shape[2]}x{masks.shape[1]} differ; give one mask of the same size for every picture"
+            f"the object's {images.shape[0]} picture(s) of {images.shape[3]}x{images.shape[2]} and its "
+            f"{masks.shape[0]} mask(s) of {masks.shape[2]}x{masks.shape[1]} differ; give one mask of the same size "
+            "for every picture"
         )
     cutout = cut_out(images, masks, config.image_size, config.object_margin, config.surroundings, config.fit)
     if not bool(cutout.isfinite().all()):

@@ -30,7 +30,8 @@ def build_unet(config: UNetConfig, sample_size: int | None = None) -> UNet2DCond
         layers_per_block=config.layers_per_block,
         down_block_types=down,
         up_block_types=up,
-        # diffusers takes the middle's number from the last level, whose own blocks have no attention or the same number.
+        # diffusers takes the middle's number from the last level, whose own blocks have no attention or the same
+        # number.
         transformer_layers_per_block=(*config.transformer_layers[:-1], config.mid_transformer_layers),
         attention_head_dim=config.heads,  # for old reasons diffusers' name for the *number* of heads
         cross_attention_dim=config.context_width,

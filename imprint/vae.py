@@ -1,4 +1,7 @@
-"""The autoencoder: TAESD or Stable Diffusion's, built from the configuration with diffusers; pictures to latents and back."""
+"""The autoencoder: TAESD or Stable Diffusion's, built from the configuration with diffusers.
+
+Pictures to latents and back.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ def build_autoencoder(config: LatentConfig) -> AutoencoderTiny | AutoencoderKL:
 
 
 def encode(autoencoder: AutoencoderTiny | AutoencoderKL, images: torch.Tensor, config: LatentConfig) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, C, H / downscale, W / downscale) latents as the UNet sees them; the mean, no noise."""
+    """(B, 3, H, W) in [0, 1] -> (B, C, H / downscale, W / downscale) latents as the UNet sees them.
+
+    The mean, no noise.
+    """
     encoded = autoencoder.encode(images * 2 - 1)
     latents = encoded.latents if config.autoencoder == "tiny" else encoded.latent_dist.mode()
     return latents * config.scale_factor

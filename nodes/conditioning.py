@@ -38,9 +38,9 @@ class ImprintIDEncoder(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "image",
-                    tooltip="The object, as large and sharp as you have it. One picture is enough. A batch of 2 to 5 is "
-                    "views of one and the same object: they show sides that one picture hides, where the checkpoint takes "
-                    "several.",
+                    tooltip="The object, as large and sharp as you have it. One picture is enough. A batch of 2 to 5 "
+                    "is views of one and the same object: they show sides that one picture hides, where the checkpoint "
+                    "takes several.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -89,15 +89,16 @@ class ImprintContentAdapter(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How much of the object's identity is used, 0 to 2: 0 none, 1 as trained (default), above 1 "
-                    "exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too hard.",
+                    tooltip="How much of the object's identity is used, 0 to 2: 0 none, 1 as trained (default), above "
+                    "1 exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too hard.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The object. For the sampler's positive."),
                 io.Conditioning.Output(
                     display_name="negative",
-                    tooltip="No object: the learned null embedding, which cfg pushes away from. For the sampler's negative.",
+                    tooltip="No object: the learned null embedding, which cfg pushes away from. "
+                    "For the sampler's negative.",
                 ),
             ],
         )
@@ -112,7 +113,7 @@ class ImprintContentAdapter(io.ComfyNode):
             )
         if tokens != config.input_tokens:
             raise ImprintError(
-                f"DINOv2 ID Encoder gives {tokens} tokens a view, but Content Adapter takes {config.input_tokens}; "
+                f"DINOv2 ID Encoder gives {tokens} tokens per view, but Content Adapter takes {config.input_tokens}; "
                 "use the CLIP_VISION and the adapter of the same Load Imprint Checkpoint"
             )
         positive, negative = adapter.contexts(identity, strength)

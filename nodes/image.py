@@ -19,8 +19,8 @@ class ImprintRestoreDetail(io.ComfyNode):
             node_id="ImprintRestoreDetail",
             display_name="Restore Detail",
             category="imprint/image",
-            description="Lays the object's own photo over what was generated, bent to its shape and in its light, wherever both "
-            "show the same side: words, faces and fabrics come out as they are.",
+            description="Lays the object's own photo over what was generated, bent to its shape and in its light, "
+            "wherever both show the same side: words, faces and fabrics come out as they are.",
             search_aliases=[
                 "imprint detail",
                 "detail transfer",
@@ -36,8 +36,8 @@ class ImprintRestoreDetail(io.ComfyNode):
                 io.Mask.Input("alpha", tooltip="Where the object is, from Imprint Composite Sampler."),
                 io.Image.Input(
                     "image",
-                    tooltip="The object, the same picture that DINOv2 ID Encoder has, as large and sharp as you have it. Of "
-                    "several views the one that fits best is taken.",
+                    tooltip="The object, the same picture that DINOv2 ID Encoder has, as large and sharp as you have "
+                    "it. Of several views the one that fits best is taken.",
                 ),
                 io.Mask.Input("mask", tooltip="Which part of the picture is the object, as for DINOv2 ID Encoder."),
                 marks_input(),
@@ -47,8 +47,8 @@ class ImprintRestoreDetail(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the photo takes the place of what was generated, in its light, 0 to 1; 1 (default) is "
-                    "wholly, 0 changes nothing. Lower it when the object looks pasted.",
+                    tooltip="How far the photo takes the place of what was generated, in its light, 0 to 1; 1 "
+                    "(default) is wholly, 0 changes nothing. Lower it when the object looks pasted.",
                 ),
             ],
             outputs=[
@@ -109,16 +109,16 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where to put the generated picture: values above 0.5. The mask that was sampled with, or a tighter "
-                    "one; then connect the first to generation_mask.",
+                    tooltip="Where to put the generated picture: values above 0.5. The mask that was sampled with, or "
+                    "a tighter one; then connect the first to generation_mask.",
                 ),
                 io.Int.Input(
                     "feather_out",
                     default=4,
                     min=0,
                     max=512,
-                    tooltip="Width in pixels of the soft edge outside the mask, 0 to 512; default 4. Beyond it not a bit "
-                    "changes. Raise it (16 to 64 on large photos) when the edge shows.",
+                    tooltip="Width in pixels of the soft edge outside the mask, 0 to 512; default 4. Beyond it not a "
+                    "bit changes. Raise it (16 to 64 on large photos) when the edge shows.",
                 ),
                 io.Int.Input(
                     "feather_in",
@@ -134,22 +134,23 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the generated colours are moved to agree with the background's on a ring just outside "
-                    "the mask, 0 to 1; 0 (default) is off. Raise it when the place looks tinted as a whole.",
+                    tooltip="How far the generated colours are moved to agree with the background's on a ring just "
+                    "outside the mask, 0 to 1; 0 (default) is off. Raise it when the place looks tinted as a whole.",
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(BLENDS),
                     default="feather",
                     optional=True,
-                    tooltip="How the soft edge mixes. feather (default): all detail alike. multiband: broad colours over "
-                    "the whole edge, fine detail in its middle only; take it with wide edges (16 and more pixels).",
+                    tooltip="How the soft edge mixes. feather (default): all detail alike. multiband: broad colours "
+                    "over the whole edge, fine detail in its middle only; take it with wide edges (16 and more "
+                    "pixels).",
                 ),
                 io.Mask.Input(
                     "generation_mask",
                     optional=True,
-                    tooltip="The mask that was sampled with, if 'mask' is another one: colour_match compares outside this "
-                    "one, where both pictures show the same place.",
+                    tooltip="The mask that was sampled with, if 'mask' is another one: colour_match compares outside "
+                    "this one, where both pictures show the same place.",
                 ),
                 io.Int.Input(
                     "match_from",
@@ -174,14 +175,15 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 io.Mask.Input(
                     "alpha",
                     optional=True,
-                    tooltip="Where the object is, from Imprint Composite Sampler. Within the mask, what is neither object nor "
-                    "shadow then stays the background, bit for bit. Without it, all within the mask is replaced.",
+                    tooltip="Where the object is, from Imprint Composite Sampler. Within the mask, what is neither "
+                    "object nor shadow then stays the background, bit for bit. Without it, all within the "
+                    "mask is replaced.",
                 ),
                 io.Mask.Input(
                     "shadow",
                     optional=True,
-                    tooltip="How much the background is darkened beside the object, from Imprint Composite Sampler; needs "
-                    "alpha. Without it there is no shadow on the background.",
+                    tooltip="How much the background is darkened beside the object, from Imprint Composite Sampler; "
+                    "needs alpha. Without it there is no shadow on the background.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The finished picture, of the background's size.")],

@@ -28,9 +28,9 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="The model's file, in ComfyUI's folder models/imprint. imprint-tiny.safetensors comes with this pack: "
-                    "256 px, for any computer. ObjectStitch and Paint-by-Example (512 px) are downloads: see this node's "
-                    "help page. A file that was just added appears when you press R.",
+                    tooltip="The model's file, in ComfyUI's folder models/imprint. imprint-tiny.safetensors comes with "
+                    "this pack: 256 px, for any computer. ObjectStitch and Paint-by-Example (512 px) are downloads: "
+                    "see this node's help page. A file that was just added appears when you press R.",
                 ),
             ],
             outputs=[
@@ -40,7 +40,8 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 ),
                 io.ClipVision.Output(
                     display_name="clip_vision",
-                    tooltip="The image encoder, DINOv2 or (in ObjectStitch and Paint-by-Example) CLIP. For DINOv2 ID Encoder.",
+                    tooltip="The image encoder, DINOv2 or (in ObjectStitch and Paint-by-Example) CLIP. For "
+                    "DINOv2 ID Encoder.",
                 ),
                 sockets.Adapter.Output(
                     display_name="adapter",
@@ -48,8 +49,8 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 ),
                 io.Vae.Output(
                     display_name="vae",
-                    tooltip="The autoencoder, for Imprint Composite Sampler. Empty if the file holds none: then connect Load VAE "
-                    "with a VAE of SD 1.5.",
+                    tooltip="The autoencoder, for Imprint Composite Sampler. Empty if the file holds none: then "
+                    "connect Load VAE with a VAE of SD 1.5.",
                 ),
             ],
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..imprint.masks import LEVELS, coarsen
+from ..imprint.masks import LEVELS, coarsen, enlarge_boxes, grow_boxes
 from ..imprint.preprocess import bounding_boxes
 from .messages import tell
 from .tensors import broadcast, fit_mask, listed_masks, to_bchw, to_bhwc
@@ -42,9 +42,9 @@ class ImprintMaskCoarsener(io.ComfyNode):
                     "level",
                     options=list(LEVELS),
                     default="box",
-                    tooltip="How closely the mask is followed; each level contains the one before it. precise: your own "
-                    "outline decides shape and pose. fine, coarse: swollen and rounded. box (default): the model decides, "
-                    "with room for a shadow. Take precise for a drawn silhouette, box for a quick scribble.",
+                    tooltip="How closely the mask is followed; each level contains the one before it. precise: your "
+                    "own outline decides shape and pose. fine, coarse: swollen and rounded. box (default): the model "
+                    "decides, with room for a shadow. Take precise for a drawn silhouette, box for a quick scribble.",
                 ),
                 io.Int.Input(
                     "margin",
@@ -60,8 +60,8 @@ class ImprintMaskCoarsener(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="A mask smaller than this many pixels in width or height is enlarged around its centre, and "
-                    "this node says so; 0 is off. Default 32: in less, hardly any object can be seen.",
+                    tooltip="A mask smaller than this many pixels in width or height is enlarged around its centre, "
+                    "and this node says so; 0 is off. Default 32: in less, hardly any object can be seen.",
                 ),
                 io.Int.Input(
                     "shadow_room",
@@ -75,8 +75,8 @@ class ImprintMaskCoarsener(io.ComfyNode):
                 io.Image.Input(
                     "background",
                     optional=True,
-                    tooltip="Only for the picture on this node: shows the mask over the background, so that you see where "
-                    "the object will stand. The result does not change.",
+                    tooltip="Only for the picture on this node: shows the mask over the background, so that you see "
+                    "where the object will stand. The result does not change.",
                 ),
             ],
             outputs=[
@@ -100,18 +100,20 @@ class ImprintMaskCoarsener(io.ComfyNode):
     ) -> io.NodeOutput:
         masks = listed_masks(mask, "mask")
         coarse = coarsen(masks, level, margin, min_size, shadow_room)
-        tell(cls, _sizes(masks, coarse, min_size))
+        tell(cls, _sizes(masks, coarse, margin, min_size, shadow_room))
         if background is None:
             return io.NodeOutput(coarse, ui=ui.PreviewMask(coarse, cls=cls))
         return io.NodeOutput(coarse, ui=ui.PreviewImage(_over(coarse, background), cls=cls))
 
 
-def _sizes(drawn: torch.Tensor, made: torch.Tensor, min_size: int) -> str:
+def _sizes(masks: torch.Tensor, coarse: torch.Tensor, margin: int, min_size: int, shadow_room: int) -> str:
     """One line for each mask: how large it was drawn, and how large it is now."""
+    drawn, made, frame = bounding_boxes(masks), bounding_boxes(coarse), masks.shape[1:]
+    grown = grow_boxes(drawn, margin, shadow_room, *frame)
+    enlarged = (enlarge_boxes(grown, min_size, *frame) != grown).any(1)
     lines = []
-    for before, after in zip(bounding_boxes(drawn).tolist(), bounding_boxes(made).tolist()):
+    for before, after, small in zip(drawn.tolist(), made.tolist(), enlarged.tolist()):
         (old_width, old_height), (width, height) = _extent(before), _extent(after)
-        small = min(old_width, old_height) < min_size
         reason = f": smaller than min_size {min_size}, enlarged around its centre" if small else ""
         lines.append(f"{old_width}x{old_height} px drawn, {width}x{height} px now{reason}")
     return "\n".join(lines)

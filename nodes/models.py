@@ -7,6 +7,7 @@ imported the nodes.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ import comfy.sd
 import comfy.supported_models_base
 import comfy.taesd.taesd
 import comfy.utils
+import comfyui_version
 import torch
 
 from ..imprint.adapter import ContentAdapter
@@ -33,8 +35,11 @@ from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import EncoderConfig, ImprintConfig, UNetConfig, dinov2
 from ..imprint.errors import ImprintError
 from ..imprint.matte import matte_pixels, split_matte
-from ..imprint.originals import kind_of, open_checkpoint
 from ..imprint.preprocess import MEAN_AND_STD
+from ..imprint.third_party import kind_of, open_checkpoint
+
+LEAST_COMFYUI = (0, 25)
+"""The first one that builds a DINOv2 for pictures of another size than 518 px."""
 
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
 _MATTE = "imprint_matte"  # in the transformer_options: the `MatteReader`
@@ -102,7 +107,8 @@ class MatteUNet(comfy.model_base.UNetModel):
         self.imprint = config
 
     # Not `forward`: the patches that ComfyUI wraps around this method expect the latent's number of channels.
-    def _forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+    def _forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
+        transformer_options = {} if transformer_options is None else transformer_options
         output = super()._forward(x, timesteps, context, y, control, transformer_options, **kwargs)
         prediction, matte = split_matte(output, self.imprint)
         if _MATTE in transformer_options:
@@ -132,8 +138,8 @@ class MatteReader:
         """ComfyUI's wrapper of one evaluation of all conditionings, in one batch or in several."""
         earlier, self.logits = self.logits, []
         predictions = proceed(base, conditionings, *arguments)
-        # A patch may leave an evaluation out; and others, like PAG and SAG, add one of a single conditioning, to push the
-        # picture away from what it gives.
+        # A patch may leave an evaluation out; and others, like PAG and SAG, add one of a single conditioning, to push
+        # the picture away from what it gives.
         if not self.logits or len(conditionings) == 1:
             self.logits = earlier
         return predictions
@@ -193,7 +199,14 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
 
 def load(path: str) -> tuple[Any, Any, Adapter, Any]:
-    """A file -> MODEL, CLIP_VISION, adapter and VAE; None for the VAE of a file that holds none."""
+    """A file -> MODEL, CLIP_VISION, adapter and VAE; None for the VAE of a file that holds none.
+
+    Raises `ImprintError` for an older ComfyUI than `LEAST_COMFYUI`, and as `open_checkpoint` does.
+    """
+    version = comfyui_version.__version__
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < LEAST_COMFYUI:
+        least = ".".join(map(str, LEAST_COMFYUI))
+        raise ImprintError(f"this is ComfyUI {version}, and Imprint's models need {least} or newer; update ComfyUI")
     checkpoint = open_checkpoint(path)
     if checkpoint.names == "ldm":
         logging.info("Imprint: %s is read as an original of kind %s", path, kind_of(checkpoint.config))
@@ -276,7 +289,7 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
     dtype = manage.unet_dtype(
         model_params=comfy.utils.calculate_parameters(tensors), supported_dtypes=supported, weight_dtype=weight_dtype
     )
-    core.set_inference_dtype(dtype, manage.unet_manual_cast(dtype, load_device, supported), device=load_device)
+    core.set_inference_dtype(dtype, manage.unet_manual_cast(dtype, load_device, supported))
     model = core.get_model({})
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=manage.unet_offload_device())

@@ -17,7 +17,7 @@ from ..imprint.errors import ImprintError
 from ..imprint.placement import Hole
 from .messages import tell
 from .models import MatteReader, imprint_config
-from .tensors import broadcast, copy_image, fit_mask, sparse_zeros, to_bchw, to_bhwc
+from .tensors import broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
 
 
 class ImprintCompositeSampler(io.ComfyNode):
@@ -53,8 +53,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where the object goes: values above 0.5; its outline steers the pose. Best from Mask Coarsener. "
-                    "Another size is stretched to the background; too small a hole is enlarged, and the node says so.",
+                    tooltip="Where the object goes: values above 0.5; its outline steers the pose. Best from Mask "
+                    "Coarsener. Another size is stretched to the background; too small a hole is enlarged, and the "
+                    "node says so.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -62,16 +63,16 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The random start. The same seed and inputs give the same picture; try some when you do not "
-                    "like the first.",
+                    tooltip="The random start. The same seed and inputs give the same picture; try some when you do "
+                    "not like the first.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=20,
                     min=1,
                     max=10000,
-                    tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a quick "
-                    "look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
+                    tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a "
+                    "quick look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -80,25 +81,25 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped checkpoint has "
-                    "learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of your own takes 2, "
-                    "ObjectStitch and Paint-by-Example 5.",
+                    tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped "
+                    "checkpoint has learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of "
+                    "your own takes 2, ObjectStitch and Paint-by-Example 5.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
                     tooltip="The sampling algorithm. euler (default) is what the model was measured with; "
-                    "dpmpp_2m needs fewer steps. Those with 'ancestral' or 'sde' in their name give another picture for "
-                    "every number of steps.",
+                    "dpmpp_2m needs fewer steps. Those with 'ancestral' or 'sde' in their name give another picture "
+                    "for every number of steps.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
-                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; karras spends "
-                    "most steps on detail.",
+                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; "
+                    "karras spends most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -117,9 +118,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side in pixels at which the model sees the crop. 0 (default): the checkpoint's own, 256 for the "
-                    "shipped one, which also knows 384 and 512: sharper in holes that are larger than 256 pixels, in two to "
-                    "four times the time.",
+                    tooltip="Side in pixels at which the model sees the crop. 0 (default): the checkpoint's own, 256 "
+                    "for the shipped one, which also knows 384 and 512: sharper in holes that are larger than 256 "
+                    "pixels, in two to four times the time.",
                 ),
                 io.Boolean.Input(
                     "show_crop",
@@ -193,7 +194,7 @@ class ImprintCompositeSampler(io.ComfyNode):
 
         result = copy_image(background, len(crops))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        layers = sparse_zeros(len(crops), 2, *masks.shape[1:])  # alpha and shadow
+        layers = lazy_zeros(len(crops), 2, *masks.shape[1:])  # alpha and shadow
         for index, crop in enumerate(crops):
             one = slice(index, index + 1)
             crop.write(colours[one], drawn[one])
@@ -228,8 +229,8 @@ def _inputs(
     """
     if config.background == "blend":
         return positive, negative, {"samples": clean, "noise_mask": hole}
-    # This UNet was trained with noise everywhere, and has the background in channels of its own: no noise mask, and an empty
-    # latent to start from, so that the first step sees noise alone.
+    # This UNet was trained with noise everywhere, and has the background in channels of its own: no noise mask, and an
+    # empty latent to start from, so that the first step sees noise alone.
     channels = {"concat_latent_image": clean, "concat_mask": hole}
     positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
     return positive, negative, {"samples": torch.zeros_like(clean)}

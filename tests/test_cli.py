@@ -19,7 +19,7 @@ from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
 from imprint.matte import with_matte
 from imprint.pipeline import FEATHER, ImprintPipeline
-from imprint.placement import Placement
+from imprint.placement import Hole
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +73,7 @@ def pixels(path: Path) -> np.ndarray:
 def blend_of(background: Path, hole: Path, config) -> np.ndarray:
     """(H, W) bool: where the picture may change."""
     mask = (mask_to_tensor(Image.open(hole)) > 0.5).float()
-    place = Placement.around(mask[0], config.resolution, config.sampling.context)
+    place = Hole.find(mask[0], config.resolution, config.sampling.context).placement
     return (feather(mask, outwards=round(FEATHER * place.side / place.resolution))[0] > 0).numpy()
 
 

@@ -1,8 +1,8 @@
 """One composite of each road, against those recorded in tests/golden/composites/.
 
-They hold the whole road from the object's photo to the finished picture. On one thread, with the recorded torch on a CPU of the
-recorded capability, they are equal to the last bit; elsewhere no value of 255 differs by more than one. After a change that is
-meant to move them, record them again and say why in the commit:
+They hold the whole road from the object's photo to the finished picture. On one thread, with the recorded torch on a
+CPU of the recorded capability, they are equal to the last bit; elsewhere no value of 255 differs by more than one.
+After a change that is meant to move them, record them again and say why in the commit:
 
     IMPRINT_RECORD=1 python -m pytest tests/test_golden_composites.py
 
@@ -34,7 +34,10 @@ STEPS = 3
 
 
 def compare(name: str, *pictures: Image.Image, made_with: dict[str, str] = HERE) -> None:
-    """Pictures of one height, side by side, with the recorded file of this name; made_with: the versions as in `HERE`."""
+    """Pictures of one height, side by side, with the recorded file of this name.
+
+    made_with: the versions as in `HERE`.
+    """
     found = np.concatenate([np.asarray(picture.convert("RGB")) for picture in pictures], 1)
     path, versions = GOLDEN / f"{name}.png", GOLDEN / "recorded.json"
     recorded = json.loads(versions.read_text()) if versions.is_file() else {}
@@ -128,7 +131,10 @@ def test_concat(tmp_path):
 
 
 def test_hole_at_the_border(tmp_path):
-    """One that is too small, of a small model with a matte, put back in another mask; a background with transparency."""
+    """One that is too small, of a small model with a matte, put back in another mask.
+
+    A background with transparency.
+    """
     scene = cutout(120, 90, seed=2)
     hole, wider = ellipse(120, 90, (112, 80, 124, 95)), ellipse(120, 90, (80, 50, 130, 100))
     result = seeded(loaded(matte_config(), tmp_path), cutout(50, 40, seed=1), None, scene, hole, blend_mask=wider)

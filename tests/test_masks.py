@@ -16,7 +16,6 @@ from imprint.masks import (
     latent_hole,
     mask_levels,
     paint_hole,
-    random_level,
 )
 from imprint.preprocess import bounding_boxes
 
@@ -154,15 +153,6 @@ def test_pictures_beyond_the_working_size():
     for tighter, coarser in itertools.pairwise(levels):
         assert bool((coarser >= tighter).all())
     assert levels[2].sum() > levels[0].sum()
-
-
-def test_random_level_draws_every_level_and_repeats_with_its_seed():
-    masks = star()[None].expand(64, -1, -1)
-    areas = {int(level.sum()) for level in mask_levels(star()[None])[0]}
-    drawn = random_level(masks, torch.Generator().manual_seed(3))
-    assert {int(mask.sum()) for mask in drawn} == areas
-    assert torch.equal(drawn, random_level(masks, torch.Generator().manual_seed(3)))
-    assert not torch.equal(drawn, random_level(masks, torch.Generator().manual_seed(4)))
 
 
 def test_half_precision_masks_give_the_same_levels():

@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import FEATHER, ImprintPipeline
-from imprint.placement import Placement
+from imprint.placement import Hole
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -32,7 +33,7 @@ def run(pipeline, scene, seed: int = 0, **settings):
 def blend_of(background: Image.Image, hole: Image.Image, pipeline, feather_pixels=None, context=None) -> torch.Tensor:
     """(H, W) bool: what the documentation says may change."""
     config, mask = pipeline.model_config, (mask_to_tensor(hole) > 0.5).float()
-    place = Placement.around(mask[0], config.resolution, context or config.sampling.context)
+    place = Hole.find(mask[0], config.resolution, context or config.sampling.context).placement
     width = round(FEATHER * place.side / place.resolution) if feather_pixels is None else feather_pixels
     return feather(mask, outwards=width)[0] > 0
 
@@ -300,6 +301,18 @@ def test_guidance_of_one_asks_the_unet_once(pipeline, scene):
     assert sizes == [1] * 3 + [2] * 3
     near = run(pipeline, scene, guidance_scale=1.0 + 1e-6).images  # by the long way
     assert torch.allclose(plain, near, atol=1e-4)
+
+
+def test_weights_may_be_brought_to_their_device_layer_by_layer(micro_file, scene, pipeline):
+    """accelerate's hooks, which diffusers' sequential CPU offload sets; with guidance, which needs the null embedding."""
+    offloaded = ImprintPipeline.from_checkpoint(micro_file)
+    offloaded.set_progress_bar_config(disable=True)
+    for part in ("encoder", "adapter", "unet", "vae"):
+        accelerate.cpu_offload(getattr(offloaded, part), torch.device("cpu"))
+    assert offloaded.adapter.null_embedding.is_meta
+    assert torch.equal(
+        run(offloaded, scene, guidance_scale=2.0).images, run(pipeline, scene, guidance_scale=2.0).images
+    )
 
 
 def test_guidance_of_zero_forgets_the_object(pipeline, scene):

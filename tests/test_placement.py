@@ -9,6 +9,11 @@ from imprint.errors import ImprintError
 from imprint.placement import Hole, Placement
 
 
+def around(mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8) -> Placement:
+    """The square around a hole (H, W), however small that is."""
+    return Hole.find(mask, resolution, context, multiple, cell=0).placement
+
+
 def hole(height: int, width: int, top: int, left: int, bottom: int, right: int) -> torch.Tensor:
     mask = torch.zeros(height, width)
     mask[top:bottom, left:right] = 1
@@ -22,7 +27,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_context_is_the_side_over_the_longer_side_of_the_hole():
     mask = hole(300, 400, 100, 150, 120, 210)  # 20 x 60
     for context, side in ((1, 60), (1.5, 90), (2, 120), (3.5, 210)):
-        place = Placement.around(mask, 64, context)
+        place = around(mask, 64, context)
         assert place.side == side
         # The hole lies in the middle.
         assert abs((place.top + side / 2) - 110) <= 0.5 and abs((place.left + side / 2) - 180) <= 0.5
@@ -39,14 +44,14 @@ def test_context_is_the_side_over_the_longer_side_of_the_hole():
     ],
 )
 def test_at_a_border_the_square_moves_into_the_frame(box, top, left):
-    place = Placement.around(hole(300, 400, *box), 64, 2.0)
+    place = around(hole(300, 400, *box), 64, 2.0)
     assert (place.side, place.top, place.left) == (80, top, left)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 100), (100, 300)])
 def test_a_frame_narrower_than_the_square_is_centred_in_it(height, width):
     mask = hole(height, width, height // 2 - 40, width // 2 - 40, height // 2 + 40, width // 2 + 40)
-    place = Placement.around(mask, 64, 2.0)
+    place = around(mask, 64, 2.0)
     assert place.side == 160
     narrow, wide = (place.left, place.top) if width < height else (place.top, place.left)
     assert narrow == -30
@@ -56,26 +61,26 @@ def test_a_frame_narrower_than_the_square_is_centred_in_it(height, width):
 
 
 def test_more_context_than_there_is_gives_the_whole_frame():
-    place = Placement.around(hole(90, 160, 20, 20, 60, 60), 64, 100.0)
+    place = around(hole(90, 160, 20, 20, 60, 60), 64, 100.0)
     assert (place.side, place.left, place.top) == (160, 0, -35)
 
 
 def test_a_frame_smaller_than_the_model_s_crop_is_enlarged():
-    place = Placement.around(hole(20, 24, 5, 5, 15, 15), 64, 2.0)
+    place = around(hole(20, 24, 5, 5, 15, 15), 64, 2.0)
     assert place.side == 20
     assert place.extract(noise(1, 3, 20, 24)).shape == (1, 3, 64, 64)
 
 
 def test_a_full_hole_and_one_pixel():
-    full = Placement.around(torch.ones(50, 70), 64, 2.0)
+    full = around(torch.ones(50, 70), 64, 2.0)
     assert full.side == 70 and full.left == 0
-    one = Placement.around(hole(50, 70, 10, 10, 11, 11), 64, 1.0)
+    one = around(hole(50, 70, 10, 10, 11, 11), 64, 1.0)
     assert (one.side, one.top, one.left) == (1, 10, 10)
 
 
 def test_at_the_model_s_own_size_the_crop_is_the_frame_s_pixels():
     frames = noise(2, 3, 200, 300)
-    place = Placement.around(hole(200, 300, 50, 60, 82, 92), 64, 2.0)
+    place = around(hole(200, 300, 50, 60, 82, 92), 64, 2.0)
     assert place.side == 64
     crop = place.extract(frames)
     assert torch.equal(crop, frames[:, :, place.top : place.top + 64, place.left : place.left + 64])
@@ -84,7 +89,7 @@ def test_at_the_model_s_own_size_the_crop_is_the_frame_s_pixels():
 
 def test_several_frames_are_each_frame():
     frames = noise(3, 3, 70, 110)
-    place = Placement.around(hole(70, 110, 20, 30, 45, 50), 32, 1.5)
+    place = around(hole(70, 110, 20, 30, 45, 50), 32, 1.5)
     crops = place.extract(frames)
     for frame, crop in zip(frames, crops):
         assert torch.equal(place.extract(frame[None])[0], crop)
@@ -96,7 +101,7 @@ def test_several_frames_are_each_frame():
 def test_insert_does_not_change_its_input():
     frames = noise(1, 3, 70, 110)
     before = frames.clone()
-    Placement.around(hole(70, 110, 20, 30, 45, 50), 32).insert(frames, torch.zeros(1, 3, 32, 32))
+    around(hole(70, 110, 20, 30, 45, 50), 32).insert(frames, torch.zeros(1, 3, 32, 32))
     assert torch.equal(frames, before)
 
 
@@ -105,13 +110,13 @@ def test_forth_and_back_keeps_the_picture():
     line = torch.linspace(0.1, 0.9, 240)
     frames = (line[:, None] * line)[None, None].repeat(1, 3, 1, 1)
     for size in (20, 60):
-        place = Placement.around(hole(240, 240, 90, 90, 90 + size, 90 + size), 64, 2.0)
+        place = around(hole(240, 240, 90, 90, 90 + size, 90 + size), 64, 2.0)
         assert (place.insert(frames, place.extract(frames)) - frames).abs().max() < 2e-3
 
 
 def test_the_mask_s_crop_touches_whatever_the_hole_touches():
     mask = hole(400, 400, 100, 100, 101, 300)  # a line, one pixel thin, that the crop reduces
-    place = Placement.around(mask, 64, 1.0)
+    place = around(mask, 64, 1.0)
     crop = place.extract_mask(mask[None])[0]
     assert set(crop.unique().tolist()) == {0.0, 1.0}
     assert bool(crop.any(0).all())
@@ -120,7 +125,7 @@ def test_the_mask_s_crop_touches_whatever_the_hole_touches():
 def test_a_hole_at_the_border_ends_with_the_frame_and_is_not_seen_beyond():
     """What is drawn beyond a narrow frame would be cut off; what the hole covers must not be repeated there."""
     mask = hole(40, 200, 0, 50, 20, 146)
-    place = Placement.around(mask, 96, 1.0)
+    place = around(mask, 96, 1.0)
     assert place.side == 96 and place.top == -28
     crop = place.extract_mask(mask[None])[0]
     assert bool(crop[28:48].all()) and crop.sum() == 20 * 96
@@ -133,7 +138,7 @@ def test_a_hole_at_the_border_ends_with_the_frame_and_is_not_seen_beyond():
 
 def test_a_hole_from_border_to_border_is_drawn_as_wide_as_the_frame():
     mask = hole(300, 60, 100, 0, 200, 60)
-    place = Placement.around(mask, 64, 1.5)
+    place = around(mask, 64, 1.5)
     inside = place.extract_mask(mask[None])[0]
     assert place.side > 60
     expected = 64 * 60 / place.side
@@ -144,7 +149,7 @@ def test_a_hole_from_border_to_border_is_drawn_as_wide_as_the_frame():
 def test_a_part_of_the_frame_is_enough(box):
     """What is not in the square is never looked at, and the result there is the same."""
     mask, frames = hole(300, 400, *box), noise(2, 3, 300, 400)
-    place = Placement.around(mask, 64, 1.7)
+    place = around(mask, 64, 1.7)
     rows, columns = place.area
     local, part = place.within(place.area), frames[:, :, rows, columns]
     assert torch.equal(local.extract(part), place.extract(frames))
@@ -159,7 +164,7 @@ def test_a_part_of_the_frame_is_enough(box):
 def test_a_hole_of_usual_size_is_as_drawn():
     mask = hole(300, 400, 100, 150, 120, 210) * 0.7
     found = Hole.find(mask, 256, 2.0)
-    assert found.placement == Placement.around((mask > 0.5).float(), 256, 2.0)
+    assert found.placement == around((mask > 0.5).float(), 256, 2.0)
     assert torch.equal(found.mask, (mask[found.placement.area] > 0.5).float())
     assert found.drawn == found.size == (20, 60) and not found.enlarged
     assert Hole.find(mask, 64, 2.0).size == (30, 60)  # two cells of 8 px in a crop of 120 px, seen at 64
@@ -203,18 +208,17 @@ def test_a_frame_smaller_than_the_least_hole_is_all_hole():
         (lambda: Hole.find(torch.full((64, 64), float("nan")), 64), "nan"),
         (lambda: Hole.find(torch.ones(64, 64), 60), "resolution is 60"),
         (lambda: Hole.find(torch.ones(64, 64), 64, 0.5), "context is 0.5"),
-        (lambda: Placement.around(torch.zeros(64, 64), 64), "empty"),
-        (lambda: Placement.around(torch.ones(64, 64), 60), "resolution is 60.*multiple of 8"),
-        (lambda: Placement.around(torch.ones(64, 64), 72, multiple=16), "multiple of 16"),
-        (lambda: Placement.around(torch.ones(64, 64), 0), "resolution is 0"),
-        (lambda: Placement.around(torch.ones(64, 64), -64), "resolution is -64"),
-        (lambda: Placement.around(torch.ones(64, 64), 64, 0.9), "context is 0.9"),
-        (lambda: Placement.around(torch.ones(64, 64), 64, float("nan")), "context is nan"),
-        (lambda: Placement.around(torch.ones(64, 64), 64, float("inf")), "context is inf"),
-        (lambda: Placement.around(torch.ones(64, 64), 64).extract(torch.ones(1, 3, 64, 65)), "65x64.*64x64"),
-        (lambda: Placement.around(torch.ones(64, 64), 64).extract_mask(torch.ones(1, 32, 64)), "64x32"),
+        (lambda: around(torch.ones(64, 64), 60), "resolution is 60.*multiple of 8"),
+        (lambda: around(torch.ones(64, 64), 72, multiple=16), "multiple of 16"),
+        (lambda: around(torch.ones(64, 64), 0), "resolution is 0"),
+        (lambda: around(torch.ones(64, 64), -64), "resolution is -64"),
+        (lambda: around(torch.ones(64, 64), 64, 0.9), "context is 0.9"),
+        (lambda: around(torch.ones(64, 64), 64, float("nan")), "context is nan"),
+        (lambda: around(torch.ones(64, 64), 64, float("inf")), "context is inf"),
+        (lambda: around(torch.ones(64, 64), 64).extract(torch.ones(1, 3, 64, 65)), "65x64.*64x64"),
+        (lambda: around(torch.ones(64, 64), 64).extract_mask(torch.ones(1, 32, 64)), "64x32"),
         (
-            lambda: Placement.around(torch.ones(64, 64), 64).insert(torch.ones(1, 3, 9, 9), torch.ones(1, 3, 64, 64)),
+            lambda: around(torch.ones(64, 64), 64).insert(torch.ones(1, 3, 9, 9), torch.ones(1, 3, 64, 64)),
             "9x9",
         ),
     ],
@@ -243,7 +247,7 @@ def scenes(draw):
 def test_no_pixel_changes_outside_the_blend_mask_and_every_crop_maps_back(scene, inwards, outwards):
     mask, resolution, context = scene
     height, width = mask.shape
-    place = Placement.around(mask, resolution, context)
+    place = around(mask, resolution, context)
 
     # The square holds the whole hole, is no larger than the frame, and lies in it wherever it fits.
     rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]

@@ -127,6 +127,17 @@ def test_a_batch_is_its_members():
         assert torch.allclose(prepare_object(image[None], mask[None], ENCODER)[0][0], values, atol=1e-6)
 
 
+@pytest.mark.parametrize(("fit", "surroundings"), [("pad", "black"), ("stretch", "black"), ("pad", "kept")])
+def test_a_small_object_in_a_large_photo_takes_little_memory(fit, surroundings):
+    """Nothing of the photo's size is made."""
+    encoder = dataclasses.replace(ENCODER, fit=fit, surroundings=surroundings)
+    image, mask = torch.rand(1, 3, 2000, 1500, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 2000, 1500)
+    mask[:, 1700:1800, 40:170] = 1
+    with torch.profiler.profile(profile_memory=True) as made:
+        prepare_object(image, mask, encoder)
+    assert max(event.self_cpu_memory_usage for event in made.events()) < image.nbytes / 20
+
+
 def test_boxes():
     masks = torch.zeros(3, 20, 30)
     masks[0, 3:7, 5:11] = 1

@@ -181,7 +181,7 @@ def test_dinov2_answers_as_in_transformers(files, tmp_path, swiglu, registers, l
 
 
 def test_a_single_file_with_latent_diffusion_s_names(files, tmp_path):
-    """The random weights under released names, as `test_originals.py` compares them with the authors' code."""
+    """The random weights under released names, as `test_third_party.py` compares them with the authors' code."""
     named = {
         name: tensor
         for name, tensor in random_weights("small", "objectstitch").items()

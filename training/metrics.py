@@ -32,6 +32,7 @@ from imprint.checkpoint import open_safetensors
 from imprint.errors import ImprintError
 from imprint.images import image_to_tensor
 from imprint.preprocess import MEAN_AND_STD
+from imprint.third_party import require_safe_pickles
 
 from .tasks import Photo, Scene
 
@@ -148,6 +149,7 @@ def _checkpoint(metric: str, folder: Path | None, name: str) -> Path | None:
     if folder is None and not path.exists():
         return None
     _require(metric, path, "run the metric once without --backbones, which keeps it in torch's hub folder")
+    require_safe_pickles(path)
     with _needed(metric, str(path)):
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return path

@@ -22,8 +22,8 @@ from imprint.encoder import IDEncoder
 from imprint.errors import ImprintError
 from imprint.files import require_writable
 from imprint.matte import with_matte
-from imprint.originals import PREFIXES, read_tensors, with_diffusers_names
 from imprint.pipeline import build_modules, module_tensors
+from imprint.third_party import PREFIXES, read_tensors, with_diffusers_names
 from imprint.unet import build_autoencoder
 
 _DINOV2_HEAD_WIDTH = 64  # of every DINOv2 that Meta released

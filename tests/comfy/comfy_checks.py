@@ -25,6 +25,7 @@ sys.path.insert(0, COMFYUI)
 sys.path.append(str(Path(__file__).parents[1]))
 
 import comfy.cli_args  # noqa: E402
+import utils.extra_config  # noqa: E402, F401  # early, as in main.py: core's nodes put another `utils` into sys.path
 
 comfy.cli_args.args.cpu = True  # before comfy.model_management is imported
 comfy.cli_args.args.fp32_text_enc = True
@@ -738,6 +739,31 @@ def check_coarsener():
     assert roomy[28:61, 38:72].all() and roomy.sum() == 33 * 34
 
 
+def check_coarsener_says_what_made_the_mask_larger():
+    node, sizes = module("nodes.mask"), []
+    tell, node.tell = node.tell, lambda _, text: sizes.append(text)
+    mask = torch.zeros(1, 96, 128)
+    mask[:, 70:90, 60:80] = 1
+    try:
+        run("MaskCoarsener", mask, "precise", 8, 32)
+        run("MaskCoarsener", mask, "precise", 0, 20)
+        run("MaskCoarsener", mask, "precise", 2, 32)
+        run("MaskCoarsener", torch.ones(1, 20, 30), "precise", 0, 32)  # there is no room to enlarge it in
+        run("MaskCoarsener", mask, "precise", 6, 32, shadow_room=9)  # grown beyond the picture's bottom
+        run("MaskCoarsener", mask.flip(1), "precise", 6, 32, shadow_room=9)
+    finally:
+        node.tell = tell
+    why = ": smaller than min_size 32, enlarged around its centre"
+    assert sizes == [
+        "20x20 px drawn, 36x34 px now",
+        "20x20 px drawn, 20x20 px now",
+        "20x20 px drawn, 32x32 px now" + why,
+        "30x20 px drawn, 30x20 px now",
+        "20x20 px drawn, 32x32 px now",
+        "20x20 px drawn, 32x41 px now",
+    ], sizes
+
+
 def check_coarsener_shows_the_mask_over_the_background():
     node, mask = core.NODE_CLASS_MAPPINGS["ImprintMaskCoarsener"], torch.zeros(1, 48, 64)
     mask[:, 10:20, 30:40] = 1
@@ -835,6 +861,21 @@ class Executed:
 
     def __reduce__(self):
         return os._exit, (1,)
+
+
+def check_an_old_comfyui_is_told_to_be_updated():
+    import comfyui_version
+
+    version = comfyui_version.__version__
+    try:
+        for old in ("0.24.9", "0.3.75"):
+            comfyui_version.__version__ = old
+            fails(old, "0.25 or newer", call=lambda: run("LoadCheckpoint", SHIPPED))
+        for new in ("0.25.0", "1.0", "0.100.2-rc1"):
+            comfyui_version.__version__ = new
+            run("LoadCheckpoint", SHIPPED)
+    finally:
+        comfyui_version.__version__ = version
 
 
 def check_wrong_files():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -91,6 +92,19 @@ def test_archive(archive: Path, record_property):
     assert not [name for name in names if name.split("/")[0] in ("tests", "training", ".ci", ".github")]
     for needed in ("__init__.py", "LICENSE", "NOTICE", "imprint/assets/imprint-tiny.safetensors"):
         assert needed in names
+
+
+def test_the_least_comfyui_that_is_promised_is_tested():
+    """It is one number: the registry's, the README's, the loader's, and that of a CI job."""
+    project, readme, models, jobs = (
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("pyproject.toml", "README.md", "nodes/models.py", ".github/workflows/tests.yml")
+    )
+    (least,) = re.findall(r'^requires-comfyui = ">=([\d.]+)"$', project, re.MULTILINE)
+    major, minor, _ = least.split(".")
+    assert f"({major}.{minor} or newer" in readme
+    assert f"LEAST_COMFYUI = ({major}, {minor})\n" in models
+    assert f"comfyui: v{least}," in jobs
 
 
 @pytest.mark.comfyui

@@ -14,23 +14,25 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.torch_version import TorchVersion
 
 from imprint import cli
 from imprint.checkpoint import load_checkpoint, read_config
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
 from imprint.noise import make_scheduler
-from imprint.originals import (
+from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
+from imprint.preprocess import prepare_object
+from imprint.third_party import (
     KINDS,
     convert,
     from_tensors,
     kind_of,
     open_checkpoint,
     read_original,
+    read_tensors,
     with_diffusers_names,
 )
-from imprint.pipeline import ImprintPipeline, build_modules, load_modules, module_tensors
-from imprint.preprocess import prepare_object
 from imprint.unet import decode, encode, unet_input
 
 POSITION_IDS = "cond_stage_model.transformer.vision_model.embeddings.position_ids"
@@ -300,6 +302,19 @@ def test_nothing_but_weights_is_opened(tmp_path, new_format):
     assert "\n" not in str(caught.value) and not target.exists()
     torch.load(file, weights_only=False)
     assert target.exists()  # it would have worked
+
+
+def test_an_old_torch_opens_no_pickle(tmp_path, monkeypatch):
+    """Below 2.6 its safe reader is not safe; files of tensors alone are read as ever."""
+    pickled, plain = tmp_path / "weights.pth", tmp_path / "weights.safetensors"
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, pickled)
+    save_file({"a": torch.zeros(1)}, plain)
+    assert read_tensors(pickled).keys() == read_tensors(plain).keys() == {"a"}
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.5.1+cu124"))
+    assert read_tensors(plain).keys() == {"a"}
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(ImprintError, match=r"torch 2\.5\.1\+cu124 .* update torch to 2\.6 or newer"):
+        read_tensors(pickled)
 
 
 def test_what_lightning_writes_beside_the_weights_is_passed_over(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
-"""The files of IMPRINT's relatives as their authors released them: open ObjectStitch and Paint-by-Example.
+"""Third-party checkpoints as their authors released them: the open ObjectStitch and Paint-by-Example.
 
-Both are latent diffusion's LDM code with the same modules: CLIP ViT-L/14, a mapper (our adapter), SD 1's UNet with nine input
-channels and SD's autoencoder, in a torch dict of `state_dict`. Their tensors have the same names and shapes. What differs is
-how they use them, and `KINDS` says that in our configuration's words. Sizes are read from the tensors.
+Both are latent diffusion's LDM code with the same modules: CLIP ViT-L/14, a mapper (our adapter), SD 1's UNet with nine
+input channels and SD's autoencoder, in a torch dict of `state_dict`. Their tensors have the same names and shapes. What
+differs is how they use them, and `KINDS` says that in our configuration's words. Sizes are read from the tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     # scripts/inference.py: a reference picture as it is; pooler_output, which is the normalised CLS token
     "paint-by-example": {"output": "cls", "surroundings": "kept"},
 }
-"""The encoder's conventions in which the relatives differ."""
+"""The encoder's conventions in which the two models differ."""
 
 PREFIXES = {
     "encoder": "cond_stage_model.transformer.",
@@ -59,16 +59,16 @@ _UNET_HEADS = 8  # at every level of SD 1's UNet
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """One of our checkpoints, or an original as it lies; raises `ImprintError` as the two readers do."""
+    """One of our checkpoints, or a third-party one as it lies; raises `ImprintError` as the two readers do."""
     return read_original(path) if _is_original(Path(path)) else load_checkpoint(path)
 
 
 def read_original(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
-    """An original's tensors as the parts of a checkpoint; `unet` and `vae` keep their LDM names.
+    """A third-party file's tensors as the parts of a checkpoint; `unet` and `vae` keep their LDM names.
 
     path: `.pth`, `.ckpt` (through torch's `weights_only` reader) or `.safetensors`. Tensors stay on disk until they are
-    used. kind: one of `KINDS`; without it, it is told from the weights. Raises `ImprintError` for a file that holds anything
-    but weights, or is not whole, or of another model.
+    used. kind: one of `KINDS`; without it, it is told from the weights. Raises `ImprintError` for a file that holds
+    anything but weights, or is not whole, or of another model.
     """
     return from_tensors(read_tensors(path), kind, Path(path))
 
@@ -89,7 +89,10 @@ def from_tensors(
 
 
 def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoint:
-    """An original's checkpoint with the names that our files have; check: that all parts' names and shapes are right."""
+    """A third-party checkpoint with the names that our files have.
+
+    check: that all parts' names and shapes are right.
+    """
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
     from .model import build_modules, module_tensors
@@ -116,7 +119,7 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
 def convert(
     path: str | os.PathLike, out: str | os.PathLike, kind: str | None = None, track: Callable[[list], Iterable] = iter
 ) -> ImprintConfig:
-    """Write an original as one of our checkpoints, in fp16 and with its autoencoder; returns its configuration.
+    """Write a third-party checkpoint as one of ours, in fp16 and with its autoencoder; returns its configuration.
 
     kind: as in `read_original`. track: wraps the list of tensors as they are converted, for a progress bar. Raises
     `ImprintError` as `read_original`, and then writes nothing.
@@ -127,7 +130,7 @@ def convert(
 
 
 class _Tensors:
-    """An original's tensors by name, with errors that say what is missing."""
+    """A third-party file's tensors by name, with errors that say what is missing."""
 
     def __init__(self, path: Path, named: Mapping[str, torch.Tensor]):
         self.path, self.named = path, named
@@ -161,12 +164,12 @@ class _Tensors:
 
 
 def kind_of(config: ImprintConfig) -> str:
-    """Which of `KINDS` an original's configuration has been made for."""
+    """Which of `KINDS` a third-party configuration has been made for."""
     return next(kind for kind, says in KINDS.items() if all(getattr(config.encoder, n) == v for n, v in says.items()))
 
 
 def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
-    """What the tensors' sizes and the relatives' code say together."""
+    """What the tensors' sizes and their code say together."""
     vision = PREFIXES["encoder"] + "vision_model."
     width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
     positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
@@ -257,11 +260,11 @@ def _adapter_tensors(tensors: _Tensors, config: AdapterConfig) -> dict[str, torc
 
 
 def _kind(tensors: _Tensors) -> str:
-    """Which relative's weights these are.
+    """Which of the two models' weights these are.
 
-    Paint-by-Example's mapper has one token. A softmax over one score is 1 whatever the score, so that the weights of query
-    and key never had a gradient: they lie where torch's Linear draws them, within 1 / sqrt(width), if not nearer to 0 by
-    weight decay. ObjectStitch's had 257 tokens and were trained.
+    Paint-by-Example's mapper has one token. A softmax over one score is 1 whatever the score, so that the weights of
+    query and key never had a gradient: they lie where torch's Linear draws them, within 1 / sqrt(width), if not nearer
+    to 0 by weight decay. ObjectStitch's had 257 tokens and were trained.
     """
     for block in range(tensors.count(_MAPPER)):
         weight = tensors[f"{_MAPPER}{block}.attn.c_qkv.weight"]
@@ -273,7 +276,7 @@ def _kind(tensors: _Tensors) -> str:
 
 
 def _is_original(path: Path) -> bool:
-    """Any torch file, as our own never are, or a safetensors file with the relatives' learned vector."""
+    """Any torch file, as our own never are, or a safetensors file with their learned vector."""
     if not os.path.isfile(path):
         return False
     if _says_safetensors(path):
@@ -293,7 +296,8 @@ def _says_safetensors(path: Path) -> bool:
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Every tensor of a torch or safetensors file by name, left on disk where the format allows it.
 
-    Raises `ImprintError` for a file that is absent, not whole, or holds anything but weights; nothing in it is executed.
+    Raises `ImprintError` for a file that is absent, not whole, or holds anything but weights; nothing in it is
+    executed. A pickle is refused where this torch cannot read it safely: see `require_safe_pickles`.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -301,6 +305,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if _says_safetensors(path):
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}
+    require_safe_pickles(path)
     try:
         with _inert_classes():
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -308,8 +313,8 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         reason = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
         what = f"'{reason[1]}'" if reason else "something"
         raise ImprintError(
-            f"{path} holds {what} that is not a weight, and could run any code when opened; it was not opened: download "
-            "it again from its authors, or give a .safetensors file"
+            f"{path} holds {what} that is not a weight, and could run any code when opened; it was not opened: "
+            "download it again from its authors, or give a .safetensors file"
         ) from error
     except Exception as error:  # torch's reader fails in many ways on files that are cut off or of another kind
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -322,7 +327,18 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     return named
 
 
-def _inert_classes():
+def require_safe_pickles(path: str | os.PathLike) -> None:
+    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code:
+    CVE-2025-32434.
+    """
+    if torch.__version__ < (2, 6):
+        raise ImprintError(
+            f"{path} is a pickle, and torch {torch.__version__} can be made to run code that is hidden in one; update "
+            "torch to 2.6 or newer, or give a .safetensors file"
+        )
+
+
+def _inert_classes() -> AbstractContextManager:
     """Lets torch's safe reader pass over what Lightning writes beside the weights: stand-ins that do nothing."""
     names = (
         ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
@@ -332,5 +348,4 @@ def _inert_classes():
     )
     nothing = {"__init__": lambda self, *_: None, "__setstate__": lambda self, _: None}
     stand_ins = [type(name, (), nothing | {"__module__": home, "__qualname__": name}) for home, name in names]
-    safe_globals = getattr(torch.serialization, "safe_globals", nullcontext)  # new in torch 2.5
-    return safe_globals(stand_ins)
+    return torch.serialization.safe_globals(stand_ins)
