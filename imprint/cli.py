@@ -346,23 +346,34 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
 def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options: argparse.Namespace) -> None:
     import torch
 
-    from .images import save_computed
+    from .images import as_mask, save_computed
+    from .placement import separate_areas
 
-    made = pipeline(
-        **pictures,
-        num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
-        guidance_scale=options.guidance,
-        generator=torch.Generator().manual_seed(job.seed),
-        context=options.context,
-        resolution=options.resolution,
-        feather_pixels=options.feather,
-        feather_inwards=options.feather_in,
-        blend_method=options.blend,
-        colour_match=options.colour_match,
-        matte=options.matte,
-        detail=options.detail,
-    )
-    save_computed(made.images[0], job.out)
+    generator = torch.Generator().manual_seed(job.seed)
+    masks = [pictures["mask"]]
+    if options.each_area:
+        if job.blend_mask:
+            raise ImprintError(
+                "each area takes an object of its own, which no blend mask is for; leave one of the two out"
+            )
+        masks = [area[None] for area in separate_areas(as_mask(pictures["mask"])[0])] or masks
+    for mask in masks:  # each object is put into the picture with the ones before it
+        made = pipeline(
+            **pictures | {"mask": mask},
+            num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
+            guidance_scale=options.guidance,
+            context=options.context,
+            resolution=options.resolution,
+            feather_pixels=options.feather,
+            feather_inwards=options.feather_in,
+            blend_method=options.blend,
+            generator=generator,
+            colour_match=options.colour_match,
+            matte=options.matte,
+            detail=options.detail,
+        )
+        pictures["background"] = made.images[0]
+    save_computed(pictures["background"], job.out)
 
 
 @contextmanager
@@ -441,6 +452,11 @@ def _finish_settings() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="keep the photo in the hole wherever neither the object nor its shadow is; default: %(default)s",
+    )
+    group.add_argument(
+        "--each-area",
+        action="store_true",
+        help="an object in each separate area of the mask, not one that spans them all",
     )
     group.add_argument(
         "--detail",

@@ -18,6 +18,7 @@ from imprint.detail import _starts
 from imprint.errors import ImprintError
 from imprint.images import as_mask, as_picture, mask_to_tensor, open_image, save_image, to_rgb, upright
 from imprint.pipeline import ImprintPipeline
+from imprint.placement import Hole, separate_areas
 from imprint.profiles import convert_profile, profile_of
 from imprint.views import ObjectViews
 
@@ -342,3 +343,48 @@ def test_the_starts_for_an_outline_of_a_single_column_row_or_pixel_are_finite(tu
     assert starts and all(math.isfinite(cost) and theta.isfinite().all() for cost, _, theta in starts)
     cost, _, theta = min(starts, key=lambda start: start[0] * start[1])
     assert cost < 1e-6 and torch.allclose(theta, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), atol=1e-5)
+
+
+# --- several areas in one mask ----------------------------------------------------------------------------------------------
+
+
+def test_areas_are_counted_and_taken_apart():
+    mask = torch.zeros(40, 60)
+    mask[5:15, 5:15] = mask[25:35, 40:50] = mask[15, 15] = 1  # a corner touches
+    areas = separate_areas(mask)
+    assert len(areas) == 2 and torch.equal(sum(areas), mask) and areas[0][15, 15] == 1
+    assert Hole.find(mask, 64).areas == 2 and Hole.find(areas[0], 64).areas == 1
+
+
+def test_separate_areas_are_said_or_get_an_object_each(tmp_path, job, scene, capsys, caplog):
+    mask = rectangle(120, 90, (10, 10, 40, 40))
+    mask.paste(255, (80, 50, 110, 80))
+    mask.save(tmp_path / "hole.png")
+    assert cli.main([*job, "--out", str(tmp_path / "one.png"), "--context", "1"]) == 0
+    assert "2 separate areas: one object will span them" in caplog.text
+    caplog.clear()
+    assert cli.main([*job, "--out", str(tmp_path / "each.png"), "--context", "1", "--each-area"]) == 0
+    assert "separate areas" not in caplog.text
+    one, each, before = (open_image(tmp_path / f"{name}.png") for name in ("one", "each", "background"))
+    changed = np.asarray(each) != np.asarray(before)
+    assert changed[12:38, 12:38].mean() > 0.5 and changed[52:78, 82:108].mean() > 0.5
+    assert not np.array_equal(np.asarray(each), np.asarray(one))
+
+
+# --- no value that is not finite goes on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("encoder", "sees of the object"), ("vae", "background's latents"), ("unet", "what was sampled")],
+)
+def test_the_step_that_went_wrong_is_named(pipeline, scene, monkeypatch, part, message):
+    module = getattr(pipeline, part)
+    weight = next(weight for weight in module.parameters() if weight.ndim > 1)
+    kept = weight.data.clone()
+    weight.data.fill_(torch.nan)
+    try:
+        with pytest.raises(ImprintError, match=f"{message}.*not finite"):
+            pipeline(*scene[:1], None, *scene[1:], 1)
+    finally:
+        weight.data.copy_(kept)
