@@ -14,13 +14,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from . import __version__
 from .errors import ImprintError, require_masks, require_same_size
+from .files import same_file
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -35,6 +36,7 @@ EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
+    _print_anything()
     options = _parser().parse_args(argv)
     # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
     # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
@@ -42,10 +44,27 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except ImprintError as error:
-        print(f"imprint: error: {error}", file=sys.stderr)
+        _say(f"imprint: error: {error}", sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _print_anything() -> None:
+    """Names of files may have letters that a legacy code page, or any, does not: they are escaped, and no run fails of them."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line, by default to stdout. What was made is on the disk: a closed pipe or a full disk there is no failure."""
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # Python flushes once more at the end, and would fail then
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @dataclass(frozen=True)
@@ -110,17 +129,26 @@ class Job:
             None if values.get("blend_mask") is None else path("blend_mask"),
         )
 
+    def require_new(self) -> None:
+        """Raise `ImprintError` where the picture would be written over one that it is made of."""
+        masks = [*self.object_masks, self.mask, *([self.blend_mask] if self.blend_mask else [])]
+        for path in (self.background, *self.objects, *masks):
+            if same_file(path, self.out):
+                raise ImprintError(
+                    f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or --overwrite"
+                )
+
     def read(self) -> dict[str, Any]:
         """The pictures, by the names of the pipeline's arguments. Raises `ImprintError` for what cannot be used."""
         from .images import open_image, require_writable
 
-        require_writable(self.out)  # before the work, not after it
         pictures = {
             "object_image": [open_image(path) for path in self.objects],
             "object_mask": [open_image(path) for path in self.object_masks] or None,
             "background": open_image(self.background),
             "mask": open_image(self.mask),
         }
+        require_writable(self.out, pictures["background"].size)  # before the work, not after it
         pairs = [(self.background, pictures["background"], self.mask, pictures["mask"])]
         if self.blend_mask:
             pictures["blend_mask"] = open_image(self.blend_mask)
@@ -164,11 +192,13 @@ def composite(options: argparse.Namespace) -> int:
 
 def _one(job: Job, options: argparse.Namespace) -> int:
     began = time.monotonic()
+    if not options.overwrite:
+        job.require_new()
     with _collector_paused():
         pictures = job.read()
         pipeline = _pipeline(options)
     _make(job, pictures, pipeline, options)
-    print(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
+    _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
     return 0
 
 
@@ -179,7 +209,7 @@ def batch(options: argparse.Namespace) -> int:
     def report(number: int, error: ImprintError) -> None:
         tqdm.write(f"imprint: error: {options.jobs}, line {number}: {error}", file=sys.stderr)
 
-    jobs, errors = _read_jobs(options.jobs, options.seed)
+    jobs, errors = _read_jobs(options.jobs, options.seed, options.overwrite)
     for number, error in errors.items():
         report(number, error)
     waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
@@ -195,11 +225,11 @@ def batch(options: argparse.Namespace) -> int:
                 failed += 1
                 report(number, error)
     written = len(waiting) - (failed - len(errors))
-    print(f"{written} written, {len(jobs) - len(waiting)} skipped, {failed} failed")
+    _say(f"{written} written, {len(jobs) - len(waiting)} skipped, {failed} failed")
     return EXIT_BAD_INPUT if failed else 0
 
 
-def _read_jobs(path: Path, seed: int) -> tuple[dict[int, Job], dict[int, ImprintError]]:
+def _read_jobs(path: Path, seed: int, overwrite: bool) -> tuple[dict[int, Job], dict[int, ImprintError]]:
     """The jobs and the errors of a file, by line number from 1."""
     try:
         lines = path.read_bytes().splitlines()
@@ -213,7 +243,9 @@ def _read_jobs(path: Path, seed: int) -> tuple[dict[int, Job], dict[int, Imprint
             continue
         try:
             job = Job.from_json(line, path.parent, seed)
-            first = writers.setdefault(job.out, number)
+            if not overwrite:
+                job.require_new()
+            first = writers.setdefault(os.path.normcase(os.path.realpath(job.out)), number)
             if first != number:
                 raise ImprintError(f"{job.out} is what line {first} writes; give every line its own 'out'")
             jobs[number] = job
@@ -269,11 +301,13 @@ def convert(options: argparse.Namespace) -> int:
 
     if options.out.suffix != ".safetensors":
         raise ImprintError(f"{options.out}: a checkpoint is a .safetensors file; end the name so")
+    if same_file(options.file, options.out):
+        raise ImprintError(f"{options.out} is the file to convert, and would be lost; give another name to write")
     require_writable(options.out)
     began = time.monotonic()
     with _needs_diffusers():
         config = write_converted(options.file, options.out, options.kind, partial(tqdm, unit="tensor"))
-    print(f"{options.out.resolve()} ({kind_of(config)}, fp16, {time.monotonic() - began:.1f} s)")
+    _say(f"{options.out.resolve()} ({kind_of(config)}, fp16, {time.monotonic() - began:.1f} s)")
     return 0
 
 
@@ -312,23 +346,34 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
 def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options: argparse.Namespace) -> None:
     import torch
 
-    from .images import save_image
+    from .images import as_mask, save_computed
+    from .placement import separate_areas
 
-    made = pipeline(
-        **pictures,
-        num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
-        guidance_scale=options.guidance,
-        generator=torch.Generator().manual_seed(job.seed),
-        context=options.context,
-        resolution=options.resolution,
-        feather_pixels=options.feather,
-        feather_inwards=options.feather_in,
-        blend_method=options.blend,
-        colour_match=options.colour_match,
-        matte=options.matte,
-        detail=options.detail,
-    )
-    save_image(made.images[0], job.out)
+    generator = torch.Generator().manual_seed(job.seed)
+    masks = [pictures["mask"]]
+    if options.each_area:
+        if job.blend_mask:
+            raise ImprintError(
+                "each area takes an object of its own, which no blend mask is for; leave one of the two out"
+            )
+        masks = [area[None] for area in separate_areas(as_mask(pictures["mask"])[0])] or masks
+    for mask in masks:  # each object is put into the picture with the ones before it
+        made = pipeline(
+            **pictures | {"mask": mask},
+            num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
+            guidance_scale=options.guidance,
+            context=options.context,
+            resolution=options.resolution,
+            feather_pixels=options.feather,
+            feather_inwards=options.feather_in,
+            blend_method=options.blend,
+            generator=generator,
+            colour_match=options.colour_match,
+            matte=options.matte,
+            detail=options.detail,
+        )
+        pictures["background"] = made.images[0]
+    save_computed(pictures["background"], job.out)
 
 
 @contextmanager
@@ -409,6 +454,11 @@ def _finish_settings() -> argparse.ArgumentParser:
         help="keep the photo in the hole wherever neither the object nor its shadow is; default: %(default)s",
     )
     group.add_argument(
+        "--each-area",
+        action="store_true",
+        help="an object in each separate area of the mask, not one that spans them all",
+    )
+    group.add_argument(
         "--detail",
         type=float,
         default=1.0,
@@ -441,6 +491,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command(demo, "demo", "make a composite of the pictures that come with the package")
     added.add_argument("--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder")
+    added.set_defaults(overwrite=False)
 
     added = command(composite, "composite", "put an object into a background")
     added.add_argument("--object", type=Path, action="append", required=True, help="its photo; again for further views")
@@ -454,7 +505,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--background", type=Path, required=True, help="the photo to put it into")
     added.add_argument("--mask", type=Path, required=True, help="the hole, white; its shape steers the pose")
     added.add_argument("--blend-mask", type=Path, help="where to put what was generated, if not in the mask")
-    added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg or .webp")
+    added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg, .webp or .tiff")
+    added.add_argument("--overwrite", action="store_true", help="also over a picture that the composite is made of")
 
     added = command(batch, "batch", "make many composites with one loaded model")
     added.add_argument(
@@ -464,7 +516,11 @@ def _parser() -> argparse.ArgumentParser:
         help="one JSON object per line: object, background, mask, out, and if wished object_mask, blend_mask, seed; "
         "paths are relative to this file's folder",
     )
-    added.add_argument("--overwrite", action="store_true", help="also make what is already written")
+    added.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also make what is already written, and over what a composite is made of",
+    )
 
     added = command(convert, "convert", "make a checkpoint of a third-party model's released weights", parents=())
     added.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")

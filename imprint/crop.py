@@ -19,7 +19,7 @@ from PIL import Image
 from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
 from .errors import require_same_size
-from .images import Picture, as_mask, as_picture, picture_part, picture_size, tensor_to_image, to_rgb
+from .images import Picture, as_mask, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
 from .masks import hole_pixels, latent_hole, paint_hole
 from .placement import Hole, Placement
 
@@ -89,7 +89,7 @@ class Crop:
         frame, local = picture_part(background, (rows, columns)), hole.placement.within(area)
         frame_mask = mask.new_zeros(1, *frame.shape[2:])
         frame_mask[(0, *local.area)] = hole.mask
-        picture, inside = local.extract(frame), local.extract_mask(frame_mask)
+        picture, inside = local.extract(frame, frame_mask), local.extract_mask(frame_mask)
         latent_mask = latent_hole(inside, config.latent.downscale)
         painted = paint_hole(picture, latent_mask, config.hole_value)
         return cls(hole, area, frame, frame_mask, picture, inside, latent_mask, painted)
@@ -155,8 +155,9 @@ class Crop:
         return feather(whole, inwards, outwards)[0] > 0
 
     def paste(self, background: Picture, part: torch.Tensor) -> Image.Image:
-        """The whole background in RGB with a changed part (3, h, w) in it, and with its own transparency."""
+        """The whole background in RGB with a changed part (3, h, w) in it, upright, with its own transparency and colours."""
         own = isinstance(background, Image.Image)
+        background = upright(background) if own else background
         image = to_rgb(background) if own else tensor_to_image(background[0])
         rows, columns = self.area
         image.paste(tensor_to_image(part), (columns.start, rows.start))

@@ -1,7 +1,12 @@
 """The one exception that bad input raises, so that a caller can tell it from a defect of this code;
-and the two checks that are made in several places."""
+and the checks that are made in several places."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ImprintError(ValueError):
@@ -23,3 +28,11 @@ def require_same_size(picture: str, size: tuple[int, int], mask: str, mask_size:
         raise ImprintError(
             f"{picture} is {size[1]}x{size[0]}, but {mask} is {mask_size[1]}x{mask_size[0]}; make them the same size"
         )
+
+
+def require_finite(values: torch.Tensor, what: str, remedy: str) -> torch.Tensor:
+    """The values, of any shape. Raises `ImprintError` where one is NaN or infinite; what: where they come from."""
+    # By the sum, because a comparison of every value would take as much memory as the values.
+    if not bool(values.float().sum().isfinite()):
+        raise ImprintError(f"{what} holds values that are not finite (NaN or infinity); {remedy}")
+    return values

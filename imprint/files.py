@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from .errors import ImprintError
+
+_PREFIX = ".imprint-"
 
 
 @contextmanager
@@ -19,21 +22,23 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # A name of its own length: with the file's it could be too long for the folder.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        with suppress(OSError):  # some shares refuse it, and are none the worse
+            temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a whole text, or nothing. Raises `OSError` where the folder cannot be written to."""
+    """Write a whole text in UTF-8, or nothing. Raises `OSError` where the folder cannot be written to."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def require_writable(path: str | os.PathLike) -> None:
@@ -43,7 +48,23 @@ def require_writable(path: str | os.PathLike) -> None:
         raise ImprintError(f"{path} is a folder; give the name of a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix):
+        with suppress(FileNotFoundError):
+            path.lstat()  # fails for a name that is too long
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_PREFIX, suffix=path.suffix):
             pass
     except (OSError, ValueError) as error:
         raise ImprintError(f"{path} cannot be written ({error}); choose another folder") from error
+
+
+def unused(folder: Path, stem: str, suffix: str) -> Path:
+    """The first of stem, stem-2, stem-3, ... that no file in the folder has."""
+    names = (folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
+    return next(path for path in names if not os.path.lexists(path))
+
+
+def same_file(path: str | os.PathLike, other: str | os.PathLike) -> bool:
+    """Whether two names are of one file that is there, also by a link."""
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):
+        return False

@@ -1,12 +1,15 @@
-"""Pictures in and out: files, Pillow and tensors.
+"""Where every picture comes in and goes out: files, Pillow and tensors.
 
-Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object.
+Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object. What comes in is upright, finite and in range, or an
+`ImprintError`; a mask reaches 1 somewhere (it says where, and its soft edge how much).
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,10 +18,14 @@ import torch
 from PIL import Image, ImageOps
 
 from . import files
-from .errors import ImprintError
+from .errors import ImprintError, require_finite
+from .profiles import convert_profile, grey_or_cmyk_to_srgb, profile_of, rgb_profile_of
 
 Picture: TypeAlias = "Image.Image | torch.Tensor"
 """What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
+
+_ORIENTATION = 0x0112  # EXIF's tag
+_MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
 
 MAX_PIXELS = 1 << 27
 """Larger pictures (134 megapixels) are refused before they are decoded; Pillow's own limit is a little higher."""
@@ -50,61 +57,161 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         raise ImprintError(f"{path} cannot be read as a picture ({error}); save it again as PNG or JPEG") from error
 
 
-def as_picture(image: Picture) -> torch.Tensor:
-    """-> (1, 3, H, W) float32 on the CPU. Raises `ImprintError` for a tensor of another shape."""
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says, without the tag that says so; itself where there is nothing to turn.
+
+    Raises `ImprintError` for one that cannot be decoded: Pillow reads files late.
+    """
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+    except Exception as error:  # Pillow's decoders let errors of any class through
+        raise ImprintError(f"the picture cannot be decoded ({error}); save it again as PNG or JPEG") from error
+
+
+def as_picture(image: Picture, profile: bytes | None = None) -> torch.Tensor:
+    """-> (1, 3, H, W) float32 on the CPU. Raises `ImprintError` for a tensor of another shape, kind or range.
+
+    profile: the ICC profile to give a Pillow picture's colours in, None for sRGB; tensors are taken to be so already.
+    """
     if isinstance(image, Image.Image):
-        return image_to_tensor(image)
-    if image.ndim != 4 or image.shape[:2] != (1, 3):
-        raise ImprintError(f"a picture has shape {tuple(image.shape)}; expected (1, 3, H, W) or a Pillow picture")
-    return image.float().cpu()
+        return image_to_tensor(convert_profile(to_rgb(image), profile))
+    return _checked(image, "a picture", (1, 3, None, None), "(1, 3, H, W)")
 
 
 def as_mask(mask: Picture) -> torch.Tensor:
-    """-> (1, H, W) float32 on the CPU. Raises `ImprintError` for a tensor of another shape."""
+    """-> (1, H, W) float32 on the CPU, at `full_strength`. Raises `ImprintError` as `as_picture` does."""
     if isinstance(mask, Image.Image):
         return mask_to_tensor(mask)
-    if mask.ndim != 3 or len(mask) != 1:
-        raise ImprintError(f"a mask has shape {tuple(mask.shape)}; expected (1, H, W) or a Pillow picture")
-    return mask.float().cpu()
+    if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+        mask = mask.float()
+    return full_strength(_checked(mask, "a mask", (1, None, None), "(1, H, W)").clamp(0, 1))
+
+
+def require_range(values: torch.Tensor, what: str) -> torch.Tensor:
+    """Raise `ImprintError` unless a picture's or mask's values, of any shape, are finite floating-point numbers in [0, 1].
+
+    Sharpening and resizing overshoot that: up to half the range too much is let through.
+    """
+    if not values.is_floating_point():
+        kind = str(values.dtype).removeprefix("torch.")
+        raise ImprintError(
+            f"{what} is a tensor of {kind}; give floating-point numbers in [0, 1], 0..255 divided by 255"
+        )
+    require_finite(values, what, "the step that made it went wrong: look at its picture, and try it in fp32")
+    low, high = (float(value) for value in values.aminmax())
+    if low < -0.5 or high > 1.5:
+        raise ImprintError(
+            f"{what} has values from {low:g} to {high:g}, which must be in [0, 1]; divide 0..255 by 255, and bring "
+            "-1..1 to 0..1 by (x + 1) / 2"
+        )
+    return values
+
+
+def full_strength(masks: torch.Tensor) -> torch.Tensor:
+    """Masks (B, H, W) in [0, 1], each divided by its own largest value: labels 0 and 1, grey 128 and a faint alpha count as
+    white. Soft edges stay soft; an empty mask stays empty."""
+    top = masks.amax((1, 2), keepdim=True)
+    return masks if bool(((top == 1) | (top == 0)).all()) else masks / torch.where(top > 0, top, 1)
+
+
+def _checked(values: torch.Tensor, what: str, shape: tuple[int | None, ...], expected: str) -> torch.Tensor:
+    if not isinstance(values, torch.Tensor):
+        raise ImprintError(f"{what} is a {type(values).__name__}; expected a Pillow picture or a tensor {expected}")
+    fits = values.ndim == len(shape) and all(want in (None, got) for got, want in zip(values.shape, shape))
+    if not fits or not values.numel():
+        raise ImprintError(f"{what} has shape {tuple(values.shape)}; expected {expected} or a Pillow picture")
+    return require_range(values, what).float().cpu()
 
 
 def picture_size(image: Picture) -> tuple[int, int]:
     """Height and width in pixels."""
-    return image.size[::-1] if isinstance(image, Image.Image) else tuple(as_picture(image).shape[2:])
+    return upright(image).size[::-1] if isinstance(image, Image.Image) else tuple(as_picture(image).shape[2:])
+
+
+def colours_of(image: Picture) -> bytes | None:
+    """The ICC profile of the numbers that `to_rgb` gives; None for sRGB, and for tensors."""
+    return rgb_profile_of(image) if isinstance(image, Image.Image) else None
 
 
 def picture_part(image: Picture, area: tuple[slice, slice]) -> torch.Tensor:
-    """Rows and columns of a picture -> (1, 3, h, w); of a Pillow picture the rest is not converted."""
+    """Rows and columns of a picture -> (1, 3, h, w), in its own colours; of a Pillow picture the rest is not converted."""
     rows, columns = area
     if isinstance(image, Image.Image):
-        return image_to_tensor(image.crop((columns.start, rows.start, columns.stop, rows.stop)))
+        return image_to_tensor(upright(image).crop((columns.start, rows.start, columns.stop, rows.stop)))
     return as_picture(image)[:, :, rows, columns]
 
 
-def require_writable(path: str | os.PathLike) -> None:
-    """Make the folder if need be; raise `ImprintError` unless a picture of this name can be written there."""
+_FORMATS = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {}, "BMP": {}, "AVIF": {"quality": 90}}
+"""What a picture is written as, and how: formats that keep its size and all its colours."""
+_OPAQUE = ("JPEG", "BMP")
+_NO_PROFILE = ("BMP",)
+
+
+def require_writable(path: str | os.PathLike, size: tuple[int, int] | None = None) -> None:
+    """Make the folder if need be; raise `ImprintError` unless a picture of this name can be written there.
+
+    size: width and height of the picture, where they are known: some formats have limits.
+    """
     path = Path(path)
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ImprintError(f"{path}: '{path.suffix}' is no picture format; end the name in .png, .jpg or .webp")
+    kind = _format(path)
     files.require_writable(path)
+    for sides in () if size is None else ((size[0], 1), (1, size[1])):
+        try:
+            Image.new("RGB", sides).save(BytesIO(), kind)
+        except (OSError, ValueError, MemoryError) as error:
+            raise ImprintError(
+                f"{path} cannot be written: {kind} does not hold {size[0]}x{size[1]} pixels ({error}); end the name in .png"
+            ) from error
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Write beside the place under a temporary name, then rename. The format follows the file's ending.
 
-    Raises `ImprintError` where `require_writable` does, and for a picture that its format cannot hold.
+    The colour profile is kept, where it is for colours of the picture's mode; a format that holds none gets sRGB. Raises
+    `ImprintError` where `require_writable` does, and where writing fails.
     """
     path = Path(path)
-    require_writable(path)
-    if path.suffix.lower() in (".jpg", ".jpeg"):
+    require_writable(path, image.size)
+    kind = _format(path)
+    if kind in _OPAQUE and image.mode != "RGB":
         image = image.convert("RGB")
-    kind = Image.registered_extensions()[path.suffix.lower()]
-    quality = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
+    if kind in _NO_PROFILE:
+        image = convert_profile(image, None)
     try:
         with files.replacing(path) as temporary:
-            image.save(temporary, kind, **quality)
-    except (OSError, ValueError) as error:
+            image.save(temporary, kind, icc_profile=profile_of(image), **_FORMATS[kind])
+    except (OSError, ValueError, MemoryError) as error:
         raise ImprintError(f"{path} cannot be written ({error}); choose another place or format") from error
+
+
+def save_computed(image: Image.Image, path: str | os.PathLike) -> None:
+    """`save_image` for what took time to make: where that fails, the picture is kept as a PNG of another name.
+
+    It lies beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` names it.
+    """
+    try:
+        save_image(image, path)
+    except ImprintError as error:
+        for folder in (Path(path).parent, Path.cwd(), Path(tempfile.gettempdir())):
+            kept = files.unused(folder, "imprint-kept", ".png")
+            try:
+                save_image(image, kept)
+            except ImprintError:
+                continue
+            raise ImprintError(f"{error}; the picture that was made is kept as {kept}") from error
+        raise
+
+
+def _format(path: Path) -> str:
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ImprintError(f"{path}: '{path.suffix}' is no picture format; end the name in .png, .jpg or .webp")
+    if kind not in _FORMATS:
+        raise ImprintError(
+            f"{path}: a picture may lose its size or colours as {kind}; end the name in .png, .jpg, .webp or .tiff"
+        )
+    return kind
 
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:
@@ -113,15 +220,49 @@ def image_to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
-    """A mask picture, white = 1 -> (1, H, W): its brightness, times its alpha where it has one."""
-    grey = image if image.mode == "L" else to_rgb(image).convert("L")
-    white = torch.from_numpy(np.asarray(grey).copy())[None].float().div_(255)
-    alpha = alpha_to_tensor(image)
-    return white if alpha is None else white * alpha
+    """A mask picture, white = 1 -> (1, H, W) at `full_strength`: its brightness, times its alpha where it has one.
+
+    White strokes on nothing are a mask too. Raises `ImprintError` for a map of several labels.
+    """
+    image = upright(image)
+    white = torch.from_numpy(_brightness(image))[None]
+    alpha = _alpha(image)
+    return full_strength(white if alpha is None else white * alpha)
+
+
+def _brightness(image: Image.Image) -> np.ndarray:
+    """(H, W) float32 from 0 to 1. Raises `ImprintError` for a map of several labels, and for values that are not finite."""
+    if _is_deep(image):  # labels 0 and 1 of 65,535 would be lost in 8 bits
+        values = np.asarray(image, dtype=np.float32).clip(0)
+        top = 1.0 if image.mode == "F" else 65535.0
+        if not np.isfinite(values).all():
+            raise ImprintError("the mask holds values that are not finite (NaN or infinity); give numbers in [0, 1]")
+    else:
+        values, top = np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
+    labels = np.asarray(image) if image.mode == "P" and _is_coloured(image) else values if top > 1 else values[:0]
+    kinds = np.unique(labels[labels > 0]) if labels.max(initial=0) <= _MOST_LABELS else ()
+    if len(kinds) > 1:
+        listed = ", ".join(f"{kind:g}" for kind in kinds[:8])
+        raise ImprintError(
+            f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in which "
+            "one object alone is white"
+        )
+    return values / max(top, float(values.max()))
+
+
+def _is_coloured(image: Image.Image) -> bool:
+    """Whether a palette has other colours than greys."""
+    saturation = image.convert("RGB").convert("HSV").getextrema()[1]
+    return saturation[1] > 0
 
 
 def alpha_to_tensor(image: Image.Image) -> torch.Tensor | None:
-    """The alpha channel -> (1, H, W), or None where the picture has none or it is opaque everywhere."""
+    """The alpha channel -> (1, H, W) at `full_strength`, or None where the picture has none or it is opaque everywhere."""
+    alpha = _alpha(upright(image))
+    return None if alpha is None else full_strength(alpha)
+
+
+def _alpha(image: Image.Image) -> torch.Tensor | None:
     if not image.has_transparency_data:
         return None
     alpha = np.asarray(image.convert("RGBA"))[..., 3]
@@ -135,8 +276,21 @@ def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow picture -> a copy in 8-bit RGB; transparency is dropped, 16-bit grey is scaled."""
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        grey = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((grey / (257 if image.mode != "F" else 1 / 255)).clip(0, 255).round().astype(np.uint8))
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    """Any Pillow picture -> an upright copy in 8-bit RGB; transparency is dropped, 16-bit grey is scaled.
+
+    An RGB picture keeps its colour profile. One in grey or CMYK with a profile becomes sRGB.
+    """
+    image = upright(image)
+    profile = rgb_profile_of(image)
+    made = grey_or_cmyk_to_srgb(image)
+    if made is None:
+        if _is_deep(image):  # Pillow's own conversion clips instead of scaling
+            grey = np.asarray(image, dtype=np.float64) / (257 if image.mode != "F" else 1 / 255)
+            image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+        made = image.copy() if image.mode == "RGB" else image.convert("RGB")
+    made.info = {"icc_profile": profile} if profile else {}
+    return made
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"

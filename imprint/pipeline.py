@@ -32,8 +32,8 @@ from .crop import FEATHER as FEATHER
 from .crop import Crop, Layers
 from .detail import restore_detail
 from .encoder import IDEncoder
-from .errors import ImprintError
-from .images import Picture
+from .errors import ImprintError, require_finite
+from .images import Picture, colours_of
 from .matte import matte_pixels, split_matte
 from .model import build_modules as build_modules
 from .model import load_model, module_tensors
@@ -43,6 +43,9 @@ from .placement import Placement
 from .unet import unet_input
 from .vae import decode, encode
 from .views import ObjectViews
+
+_PRECISION = "its weights are broken, or too large for this precision: run it in fp32"
+_SAMPLED = "take another scheduler or guidance, and fp32 if it ran in less"
 
 _log = logging.getLogger(__name__)
 _OUTPUT_TYPES = ("pil", "pt", "latent")
@@ -286,10 +289,14 @@ class ImprintPipeline(_Parts):
                 *crop.hole.drawn[::-1],
                 *crop.hole.size[::-1],
             )
+        if crop.hole.areas > 1:
+            _log.warning("%d separate areas: one object will span them", crop.hole.areas)
         blend = crop.frame_mask if blend_mask is None else crop.part(blend_mask, "blend mask")
-        views = ObjectViews.of(object_image, object_mask)
+        views = ObjectViews.of(object_image, object_mask, colours_of(background))
         tokens = self._encode_views(views)
         latents = encode(self.vae, crop.painted.to(device, self.vae.dtype), config.latent).float()
+        tokens = require_finite(tokens, "what the encoder sees of the object", _PRECISION)
+        latents = require_finite(latents, "the background's latents", _PRECISION)
         hole = crop.latent_mask.to(device)
         return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend)
 
@@ -339,7 +346,8 @@ class ImprintPipeline(_Parts):
                     given = {"latents": latents} if "latents" in callback_inputs else {}
                     latents = callback(self, index, timestep, given).get("latents", latents)
                 progress.update()
-        return torch.where(hole > 0, latents, background), logits
+        latents = require_finite(torch.where(hole > 0, latents, background), "what was sampled", _SAMPLED)
+        return latents, require_finite(logits, "the matte that was predicted", _SAMPLED)
 
     @torch.no_grad()
     def finish(
@@ -355,6 +363,7 @@ class ImprintPipeline(_Parts):
         if output_type == "latent":
             return ImprintPipelineOutput(latents, crop.placement)
         drawings = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
+        require_finite(drawings, "the decoded picture", _PRECISION)
         if settings.colour_match:
             drawings = crop.matched(drawings, settings.colour_match)
         maps = [each.cpu() for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
@@ -383,4 +392,6 @@ class ImprintPipeline(_Parts):
             return Layers(picture)
         alpha, shadow = map(crop.put_back_maps, maps)
         picture, alpha = restore_detail(picture, alpha, scene.views, settings.detail)
+        for values in (picture, alpha):
+            require_finite(values, "the picture with the object's own detail", "switch detail off (0) for this object")
         return Layers(picture, alpha, shadow) if settings.matte else Layers(picture)

@@ -72,18 +72,24 @@ class Placement:
             left=self.left - columns.start,
         )
 
-    def extract(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, resolution, resolution), antialiased; border pixels are repeated beyond the frame."""
+    def extract(self, frames: torch.Tensor, holes: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, resolution, resolution), antialiased; border pixels are repeated beyond the frame.
+
+        holes (B, H, W) of 0 and 1: pixels that must not be seen there; of the border the nearest ones beside them are
+        repeated instead, and where it has no others there is grey.
+        """
+        if holes is not None and self.side > min(self.height, self.width):
+            frames = torch.stack([_without(frame, hole) for frame, hole in zip(frames, holes)])
         return _resize(self._square(frames), self.resolution)
 
     def extract_mask(self, masks: torch.Tensor) -> torch.Tensor:
         """(B, H, W) -> (B, resolution, resolution) of 0 and 1: 1 wherever the hole is touched.
 
-        Beyond the frame the border is repeated here too: where the hole touches the border, the repeated pixels are the
-        hole's, and must not be seen either.
+        Beyond the frame there is no hole: an object that is drawn there would be cut off.
         """
         # Every pixel that overlaps the hole, however thin it is; the nearest pixel alone could miss it.
-        return (F.adaptive_max_pool2d(self._square(masks[:, None]), self.resolution)[:, 0] > 0).to(masks)
+        square = self._square(masks[:, None], "constant")
+        return (F.adaptive_max_pool2d(square, self.resolution)[:, 0] > 0).to(masks)
 
     def insert(self, frames: torch.Tensor, crops: torch.Tensor) -> torch.Tensor:
         """Put (B, C, resolution, resolution) back into a copy of (B, C, H, W); the whole square is replaced."""
@@ -96,8 +102,8 @@ class Placement:
         result[:, :, rows, columns] = square.to(frames)
         return result
 
-    def _square(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, side, side)."""
+    def _square(self, frames: torch.Tensor, beyond: str = "replicate") -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, side, side). beyond: what `torch.nn.functional.pad` puts beyond the frame."""
         self._check(frames)
         rows, columns = self.area
         pads = (
@@ -106,7 +112,7 @@ class Placement:
             rows.start - self.top,
             self.top + self.side - rows.stop,
         )
-        return F.pad(frames[:, :, rows, columns], pads, mode="replicate")
+        return F.pad(frames[:, :, rows, columns], pads, mode=beyond)
 
     def _check(self, tensor: torch.Tensor) -> None:
         if tuple(tensor.shape[-2:]) != (self.height, self.width):
@@ -127,6 +133,8 @@ class Hole:
     """Height and width of the hole's box in pixels, as it was given."""
     size: tuple[int, int]
     """Height and width to generate in; more than `drawn` where that was too small."""
+    areas: int = 1
+    """Of the mask, that do not touch; one object spans them all."""
 
     @classmethod
     def find(cls, mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8, cell: int = 8) -> Hole:
@@ -153,12 +161,43 @@ class Hole:
         if not torch.equal(wide, drawn):
             corner = torch.tensor([rows.start, columns.start] * 2, device=mask.device)
             hole = torch.maximum(hole, fill_boxes(wide - corner, *hole.shape)[0].to(hole))
-        return cls(placement, hole, _extent(drawn), _extent(wide))
+        _, areas = _labelled(mask[placement.area])
+        return cls(placement, hole, _extent(drawn), _extent(wide), areas)
 
     @property
     def enlarged(self) -> bool:
         """Whether the hole was too small to generate in."""
         return self.drawn != self.size
+
+
+def separate_areas(mask: torch.Tensor) -> list[torch.Tensor]:
+    """Each area of a mask (H, W), above 0.5 and not touching the others, as a mask of its own; from top to bottom."""
+    labels, count = _labelled(mask)
+    return [(labels == label).to(mask) for label in range(1, count + 1)]
+
+
+def _labelled(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """(H, W) -> the number of each pixel's area, 0 outside, and how many areas there are; corners touch."""
+    from scipy.ndimage import label
+
+    labels, count = label((mask > 0.5).cpu().numpy(), torch.ones(3, 3).numpy())
+    return torch.from_numpy(labels).to(mask.device), count
+
+
+def _without(frame: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """A copy of a frame (C, H, W) with a hole (H, W) in grey, whose outermost rows and columns show nothing of it."""
+    frame = torch.where(hole > 0.5, 0.5, frame)  # the resize's filter reaches across the border
+    lines = [(frame[:, row], hole[row]) for row in (0, -1)] + [
+        (frame[:, :, column], hole[:, column]) for column in (0, -1)
+    ]
+    for line, covered in lines:
+        seen = (covered <= 0.5).nonzero()[:, 0]
+        if len(seen) == 0:
+            line[:] = 0.5
+        elif len(seen) < len(covered):
+            nearest = torch.bucketize(torch.arange(len(covered), device=seen.device), (seen[1:] + seen[:-1]) / 2)
+            line[:] = line[:, seen[nearest]]
+    return frame
 
 
 def _extent(boxes: torch.Tensor) -> tuple[int, int]:

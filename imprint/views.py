@@ -30,18 +30,24 @@ class ObjectViews:
             require_same_size(name, picture.shape[2:], "its mask", mask.shape[1:])
 
     @classmethod
-    def of(cls, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None) -> ObjectViews:
+    def of(
+        cls,
+        images: Picture | Sequence[Picture],
+        masks: Picture | Sequence[Picture] | None = None,
+        profile: bytes | None = None,
+    ) -> ObjectViews:
         """From Pillow pictures or tensors, one or a list of them.
 
-        masks: as many; without them each picture's alpha channel is its mask. Raises `ImprintError` for counts or sizes
-        that differ, and for a picture without mask and alpha.
+        masks: as many; without them each picture's alpha channel is its mask. profile: the ICC profile whose colours Pillow
+        pictures are brought to, the background's; None for sRGB. Raises `ImprintError` for counts or sizes that differ,
+        and for a picture without mask and alpha.
         """
         images = _listed(images)
         masks = [None] * len(images) if masks is None else _listed(masks)
         require_masks(len(images), len(masks))
         pairs = list(zip(images, masks))
         return cls(
-            tuple(as_picture(image) for image in images),
+            tuple(as_picture(image, profile) for image in images),
             tuple(_alpha(image) if mask is None else as_mask(mask) for image, mask in pairs),
         )
 

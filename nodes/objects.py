@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..imprint.errors import ImprintError
+from ..imprint.images import full_strength
 from ..imprint.views import ObjectViews
 from .tensors import fit_mask, to_bchw
 
@@ -42,4 +43,5 @@ def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> Ob
         raise ImprintError(
             f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one per picture"
         )
+    masks = full_strength(masks)
     return ObjectViews(views.split(1), masks.expand(len(views), -1, -1).split(1))

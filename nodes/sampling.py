@@ -240,6 +240,8 @@ def _inputs(
 def _describe(hole: Hole) -> str:
     side, resolution = hole.placement.side, hole.placement.resolution
     line = f"crop of {side}x{side} px, seen at {resolution}x{resolution}"
+    if hole.areas > 1:
+        line = f"{line}\n{hole.areas} separate areas: one object will span them."
     if not hole.enlarged:
         return line
     (height, width), (new_height, new_width) = hole.drawn, hole.size

@@ -5,13 +5,12 @@ ComfyUI: IMAGE (B, H, W, 3 or 4) in [0, 1]; MASK (H, W) or (B, H, W). `imprint`:
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..imprint.errors import ImprintError
+from ..imprint.images import require_range
 
 
 def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -22,12 +21,7 @@ def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         )
     if not image.numel():
         raise ImprintError(f"the IMAGE has no pixels (shape {tuple(image.shape)}); connect a picture")
-    # By the sum, because a comparison of every value would take as much memory as the picture.
-    if not bool(image.sum(dtype=torch.float32).isfinite()):
-        raise ImprintError(
-            "the IMAGE holds values that are not finite (NaN or infinity); the node that made it went wrong: "
-            "look at its picture, and try it in fp32"
-        )
+    require_range(image, "the IMAGE")
     image = image.float().movedim(-1, 1)
     if image.shape[1] == 1:
         image = image.expand(-1, 3, -1, -1)
@@ -67,10 +61,9 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
         )
     if not mask.numel():
         raise ImprintError(f"the {name} has no pixels (shape {tuple(mask.shape)}); connect a MASK of a picture")
-    mask = mask.float().reshape(-1, *mask.shape[-2:])
+    mask = mask.float() if mask.dtype == torch.bool else mask
+    mask = require_range(mask, f"the {name}").float().reshape(-1, *mask.shape[-2:])
     low, high = (float(value) for value in mask.aminmax())
-    if not math.isfinite(high - low):
-        raise ImprintError(f"the {name} holds values that are not finite (NaN or infinity); give numbers in [0, 1]")
     if low < 0 or high > 1:
         mask = mask.clamp(0, 1)
     if tuple(mask.shape[1:]) == (64, 64) != size and not bool(mask.any()):

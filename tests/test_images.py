@@ -46,8 +46,8 @@ def test_masks():
     white = Image.new("RGBA", (4, 3), (255, 255, 255, 0))
     white.putpixel((1, 2), (255, 255, 255, 255))
     assert mask_to_tensor(white).nonzero().tolist() == [[0, 2, 1]]  # white strokes on nothing
-    grey = Image.new("L", (4, 3), 51)
-    assert torch.allclose(mask_to_tensor(grey), torch.full((1, 3, 4), 0.2))
+    soft = Image.fromarray(np.array([[0, 51, 255]], np.uint8))
+    assert torch.allclose(mask_to_tensor(soft), torch.tensor([[[0, 0.2, 1]]]))
 
 
 def test_alpha():

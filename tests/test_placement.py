@@ -122,19 +122,27 @@ def test_the_mask_s_crop_touches_whatever_the_hole_touches():
     assert bool(crop.any(0).all())
 
 
-def test_beyond_the_frame_a_hole_at_the_border_goes_on():
-    """There its pixels are repeated: they must not be seen either."""
-    mask = hole(40, 200, 0, 50, 20, 150)
-    place = around(mask, 64, 1.0)
-    assert place.side == 100 and place.top == -30
+def test_a_hole_at_the_border_ends_with_the_frame_and_is_not_seen_beyond():
+    """What is drawn beyond a narrow frame would be cut off; what the hole covers must not be repeated there."""
+    mask = hole(40, 200, 0, 50, 20, 146)
+    place = around(mask, 96, 1.0)
+    assert place.side == 96 and place.top == -28
     crop = place.extract_mask(mask[None])[0]
-    assert bool(crop[:20].all()) and not bool(crop[-20:].any())
+    assert bool(crop[28:48].all()) and crop.sum() == 20 * 96
     frames = noise(1, 3, 40, 200)
     other = torch.where(mask > 0, noise(1, 3, 40, 200, seed=1), frames)
-    first, second = place.extract(frames), place.extract(other)
-    seen = F.max_pool2d(crop[None, None], 5, 1, 2)[0, 0] == 0  # the resize's filter reaches two pixels
-    assert not torch.equal(first, second)
-    assert torch.equal(first[:, :, seen], second[:, :, seen])
+    seen = [place.extract(each, mask[None])[:, :, crop == 0] for each in (frames, other)]
+    assert torch.equal(*seen)
+    assert not torch.equal(place.extract(frames)[:, :, crop == 0], place.extract(other)[:, :, crop == 0])
+
+
+def test_a_hole_from_border_to_border_is_drawn_as_wide_as_the_frame():
+    mask = hole(300, 60, 100, 0, 200, 60)
+    place = around(mask, 64, 1.5)
+    inside = place.extract_mask(mask[None])[0]
+    assert place.side > 60
+    expected = 64 * 60 / place.side
+    assert abs(float(inside.amax(0).sum()) - expected) <= 2
 
 
 @pytest.mark.parametrize("box", [(100, 150, 120, 210), (0, 0, 40, 40), (260, 360, 300, 400), (0, 100, 300, 260)])

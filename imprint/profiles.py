@@ -1,0 +1,78 @@
+"""Colour profiles: what a picture's numbers mean. A picture without one is sRGB."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageCms
+
+_SPACES = {"L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}  # of modes, in ICC's word; all others are RGB
+_NAMELESS = ("1", "I", "F", "LAB", "HSV", "YCbCr")  # beginnings of modes whose numbers no profile is for
+_ALIKE = 2  # of 255: profiles that differ by less are the same one in other words
+_PROBES = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), -1).reshape(1, -1, 3)
+
+
+def profile_of(image: Image.Image) -> bytes | None:
+    """The ICC profile of a picture, where it has one that can be read and is for colours of its mode."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode.startswith(_NAMELESS):
+        return None
+    return profile if _space(profile) == _SPACES.get(image.mode, "RGB") else None
+
+
+def rgb_profile_of(image: Image.Image) -> bytes | None:
+    """What the numbers of the picture mean once `images.to_rgb` has made it RGB; None: sRGB."""
+    return None if image.mode in _SPACES else profile_of(image)
+
+
+def convert_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB or RGBA pixels in their own profile -> in another one, None for sRGB; as they are where both mean the same."""
+    own = profile_of(image)
+    if own == profile or _alike(own, profile):
+        return image
+    converted = _converted(image.convert("RGB"), own, profile, "RGB")
+    if "A" in image.getbands():
+        converted.putalpha(image.getchannel("A"))
+    return _tagged(converted, profile)
+
+
+def grey_or_cmyk_to_srgb(image: Image.Image) -> Image.Image | None:
+    """L, LA or CMYK with a profile of its own -> RGB in sRGB; None where there is no such profile."""
+    own = profile_of(image)
+    if own is None or image.mode not in _SPACES:
+        return None
+    return _tagged(_converted(image.convert("L") if image.mode == "LA" else image, own, None, "RGB"), None)
+
+
+def _tagged(image: Image.Image, profile: bytes | None) -> Image.Image:
+    image.info.pop("icc_profile", None)
+    if profile:
+        image.info["icc_profile"] = profile
+    return image
+
+
+def _converted(image: Image.Image, own: bytes | None, other: bytes | None, mode: str) -> Image.Image:
+    return ImageCms.profileToProfile(image, _read(own), _read(other), outputMode=mode)
+
+
+def _read(profile: bytes | None) -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(BytesIO(profile) if profile else ImageCms.createProfile("sRGB"))
+
+
+@lru_cache(32)
+def _space(profile: bytes) -> str | None:
+    """ICC's word for the colours that a profile is for; None for what is no profile."""
+    try:
+        return _read(profile).profile.xcolor_space.strip()
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@lru_cache(32)
+def _alike(one: bytes | None, other: bytes | None) -> bool:
+    """Whether two RGB profiles give every colour the same numbers."""
+    probes = Image.fromarray(_PROBES)
+    moved = np.asarray(_converted(probes, one, other, "RGB")).astype(int)
+    return int(np.abs(moved - _PROBES).max()) <= _ALIKE

@@ -1,0 +1,390 @@
+"""The borders of the package: what pictures, masks and numbers come in and go out as, by every kind of picture and file."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from micro import cutout, photo, rectangle
+from PIL import Image, ImageCms
+
+from imprint import cli, files, images
+from imprint.crop import Crop
+from imprint.detail import _starts
+from imprint.errors import ImprintError
+from imprint.images import as_mask, as_picture, mask_to_tensor, open_image, save_image, to_rgb, upright
+from imprint.pipeline import ImprintPipeline
+from imprint.placement import Hole, separate_areas
+from imprint.profiles import convert_profile, profile_of
+from imprint.views import ObjectViews
+
+SHAPES = settings.default.max_examples // 50  # whole composites cost a second each
+
+
+def profile(kind: str) -> bytes:
+    """An ICC profile: of RGB with other primaries ("wide"), of sRGB, or of a Lab space."""
+    if kind == "lab":
+        return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    if kind == "wide":  # the red and green primaries change places: no picture looks as before
+        entries = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * data[131], 12)}
+        red, green = entries[b"rXYZ"], entries[b"gXYZ"]
+        data[red + 4 : red + 12], data[green + 4 : green + 12] = data[green + 4 : green + 12], data[red + 4 : red + 12]
+    return bytes(data)
+
+
+def with_exif(picture: Image.Image, orientation: int, path: Path) -> Image.Image:
+    """The picture as a file that says it is turned, opened by Pillow alone."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(path, exif=exif)
+    return Image.open(path)
+
+
+# --- pictures come in upright, in range, in the background's colours ----------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_opened_photo_is_upright_in_the_composite(pipeline, scene, tmp_path, orientation):
+    subject, background, hole = scene
+    turned = with_exif(background, orientation, tmp_path / "turned.png")
+    shown = open_image(tmp_path / "turned.png")
+    hole = hole.resize(shown.size)
+    made = pipeline(subject, None, turned, hole, 1, generator=torch.Generator().manual_seed(0)).images[0]
+    same = pipeline(subject, None, shown, hole, 1, generator=torch.Generator().manual_seed(0)).images[0]
+    assert made.size == shown.size and np.array_equal(np.asarray(made), np.asarray(same))
+    assert made.getexif().get(0x0112, 1) == 1 and "exif" not in made.info
+    view = ObjectViews.of(with_exif(subject, orientation, tmp_path / "object.png"))
+    assert view.pictures[0].shape[2:] == open_image(tmp_path / "object.png").size[::-1]
+
+
+BAD_VALUES = {
+    "finite": torch.full((1, 3, 90, 120), torch.nan),
+    "uint8": torch.zeros(1, 3, 90, 120, dtype=torch.uint8),
+    "from 0 to 255": torch.linspace(0, 255, 90 * 120).reshape(1, 1, 90, 120).expand(1, 3, -1, -1),
+    "from -1 to 1": torch.linspace(-1, 1, 90 * 120).reshape(1, 1, 90, 120).expand(1, 3, -1, -1),
+}
+
+
+@pytest.mark.parametrize("message", BAD_VALUES)
+@pytest.mark.parametrize("place", range(4))
+def test_tensors_that_are_not_pictures_are_refused(pipeline, scene, message, place):
+    subject, background, hole = scene
+    good = [as_picture(subject.resize(background.size)), torch.ones(1, 90, 120), as_picture(background), as_mask(hole)]
+    good[place] = BAD_VALUES[message] if place in (0, 2) else BAD_VALUES[message][:, 0]
+    with pytest.raises(ImprintError, match=message):
+        pipeline(*good, 1)
+
+
+def test_an_array_is_refused_and_a_bool_mask_is_a_mask():
+    with pytest.raises(ImprintError, match="ndarray; expected a Pillow picture or a tensor"):
+        as_picture(np.zeros((3, 4, 4)))
+    assert as_mask(torch.ones(1, 4, 4, dtype=torch.bool)).dtype == torch.float32
+
+
+def test_an_object_in_other_colours_is_converted_to_the_background_s():
+    subject = cutout(40, 30, seed=1)
+    subject.info["icc_profile"] = profile("wide")
+    plain = ObjectViews.of(subject).pictures[0]
+    kept = ObjectViews.of(subject, profile=profile("wide")).pictures[0]
+    assert torch.equal(kept, as_picture(cutout(40, 30, seed=1)))
+    assert (plain - kept).abs().max() > 0.1
+    back = convert_profile(convert_profile(subject, None), profile("wide"))
+    inside = np.asarray(subject.getchannel("A")) > 0
+    assert profile_of(back) == profile("wide") and back.mode == "RGBA"
+    assert np.median(np.abs(np.asarray(back)[inside].astype(int) - np.asarray(subject)[inside])) <= 2
+    same = cutout(40, 30, seed=1)
+    same.info["icc_profile"] = profile("sRGB")  # in other words what no profile means: not a bit is moved
+    assert torch.equal(as_picture(same), kept)
+
+
+# --- masks say where ------------------------------------------------------------------------------------------------------
+
+
+def faint_masks() -> dict[str, Image.Image]:
+    """One ellipse, as faint masks of every kind."""
+    solid = np.asarray(cutout(40, 30).getchannel("A")) > 0
+    palette = Image.fromarray(solid.astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    alpha = Image.new("RGBA", (40, 30), "white")
+    alpha.putalpha(Image.fromarray((solid * 115).astype(np.uint8)))
+    return {
+        "labels": Image.fromarray(solid.astype(np.uint8)),
+        "palette": palette,
+        "grey": Image.fromarray((solid * 128).astype(np.uint8)),
+        "alpha": alpha,
+        "16-bit labels": Image.fromarray(solid.astype(np.uint16)),
+        "32-bit labels": Image.fromarray(solid.astype(np.int32) * 255),
+        "float": Image.fromarray(solid.astype(np.float32) * 0.1),
+    }
+
+
+@pytest.mark.parametrize("kind", faint_masks())
+def test_a_faint_mask_is_a_mask(pipeline, scene, kind):
+    white = Image.fromarray((np.asarray(cutout(40, 30).getchannel("A")) > 0).astype(np.uint8) * 255)
+    faint = faint_masks()[kind]
+    assert torch.equal(mask_to_tensor(faint), mask_to_tensor(white))
+    subject, background, _ = scene
+    subject = subject.convert("RGB").resize((40, 30))
+    tensor = as_mask(mask_to_tensor(white) * 0.3)
+    for mask in (faint, tensor):
+        assert torch.equal(pipeline.encode_object(subject, mask), pipeline.encode_object(subject, white))
+    made = [
+        Crop.of(background.resize((40, 30)), mask, pipeline.model_config).frame_mask for mask in (faint, white, tensor)
+    ]
+    assert torch.equal(made[0], made[1]) and torch.equal(made[2], made[1])
+
+
+def test_a_faint_alpha_is_the_object_s_mask(pipeline, scene):
+    subject = scene[0].copy()
+    subject.putalpha(subject.getchannel("A").point(lambda value: value * 115 // 255))
+    assert torch.equal(pipeline.encode_object(subject), pipeline.encode_object(scene[0]))
+
+
+def test_a_map_of_several_labels_is_refused():
+    labels = np.zeros((8, 8), np.uint8)
+    labels[:4], labels[5:] = 1, 3
+    palette = Image.fromarray(labels, "P")
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 128, 0])
+    for picture in (Image.fromarray(labels), Image.fromarray(labels.astype(np.uint16)), palette):
+        with pytest.raises(ImprintError, match=r"map of 2 labels \(1, 3\)"):
+            mask_to_tensor(picture)
+
+
+# --- pictures go out whole, with their colours, or a sentence says why not ---------------------------------------------
+
+
+@given(
+    mode=st.sampled_from(["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1", "YCbCr"]),
+    ending=st.sampled_from(["png", "tiff", "tif", "bmp", "webp", "jpg", "jfif", "gif", "ico", "pdf", "eps"]),
+    orientation=st.integers(1, 8),
+    kind=st.sampled_from([None, "wide", "sRGB", "lab", b"broken"]),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientation, kind):
+    base = cutout(64, 48, seed=3)
+    grey = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
+    background = grey if mode == "I;16" else base.convert(mode)
+    given_profile = kind if isinstance(kind, bytes | None) else profile(kind)
+    background.info = background.info | ({"icc_profile": given_profile} if given_profile else {})
+    exif = background.getexif()
+    exif[0x0112] = orientation
+    background.info["exif"] = exif.tobytes()
+    size = upright(background).size
+    hole = rectangle(*size, (16, 16, 32, 32))
+    crop = Crop.of(background, hole, micro)
+    made = crop.paste(background, crop.frame[0])
+    rgb = to_rgb(background)
+    assert made.size == rgb.size == size and np.array_equal(np.asarray(made.convert("RGB")), np.asarray(rgb))
+    path = tmp_path / f"made.{ending}"
+    try:
+        save_image(made, path)
+    except ImprintError as error:
+        assert ending in ("gif", "ico", "pdf", "eps") and "end the name in .png" in str(error)
+        return
+    with Image.open(path) as found:
+        found.load()
+    assert found.size == size and found.getexif().get(0x0112, 1) == 1
+    opaque = ending in ("jpg", "jfif", "bmp")
+    assert found.has_transparency_data == (mode in ("RGBA", "LA") and not opaque) or mode == "P"
+    wanted = profile(kind) if kind in ("wide", "sRGB") and mode in ("RGB", "RGBA", "P") else None
+    if ending != "bmp":
+        assert found.info.get("icc_profile") == wanted
+        if ending in ("png", "tiff", "tif"):
+            assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(rgb))
+    elif kind == "wide" and wanted:
+        assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(convert_profile(rgb, None)))
+
+
+# --- nothing computed is lost ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, monkeypatch):
+    def refuse(*_args, **_named):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    path = tmp_path / ("n" * 240 + ".png")
+    save_image(photo(8, 8), path)
+    assert open_image(path).size == (8, 8)
+    with pytest.raises(ImprintError, match="cannot be written"):
+        images.require_writable(tmp_path / ("n" * 252 + ".png"))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("a.webp", (17_000, 20), "WEBP does not hold 17000x20"),
+        ("a.jpg", (20, 70_000), "JPEG does not hold 20x70000"),
+        ("a.ico", None, "lose its size or colours as ICO"),
+        ("a.gif", None, "as GIF"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_before_the_work(tmp_path, name, size, message):
+    with pytest.raises(ImprintError, match=message):
+        images.require_writable(tmp_path / name, size)
+
+
+@pytest.fixture
+def job(tmp_path, scene, micro_file) -> list[str]:
+    """A command line of the micro model, without --out."""
+    for name, picture in zip(("object", "background", "hole"), scene):
+        picture.save(tmp_path / f"{name}.png")
+    words = ["composite", "--checkpoint", str(micro_file), "--steps", "1"]
+    for option, name in (("object", "object"), ("background", "background"), ("mask", "hole")):
+        words += [f"--{option}", str(tmp_path / f"{name}.png")]
+    return words
+
+
+def test_a_picture_that_cannot_be_saved_is_kept_beside_it(tmp_path, job, capsys, monkeypatch):
+    real = files.os.replace
+
+    def refuse(source, target):
+        if Path(target).name == "out.png":
+            raise OSError(28, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    (tmp_path / "imprint-kept.png").write_bytes(b"another's")
+    assert cli.main([*job, "--out", str(tmp_path / "out.png")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    kept = tmp_path / "imprint-kept-2.png"
+    assert "No space left" in error and error.endswith(f"is kept as {kept}")
+    assert open_image(kept).size == (120, 90) and not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("name", ["background", "object", "hole"])
+def test_what_the_picture_is_made_of_is_not_written_over(tmp_path, job, capsys, name):
+    (tmp_path / "link.png").symlink_to(tmp_path / f"{name}.png")
+    before = (tmp_path / f"{name}.png").read_bytes()
+    for out in (f"{name}.png", "link.png"):
+        assert cli.main([*job, "--out", str(tmp_path / out)]) == 2
+        assert "is also what the picture is made of" in capsys.readouterr().err
+    assert (tmp_path / f"{name}.png").read_bytes() == before
+    assert cli.main([*job, "--out", str(tmp_path / f"{name}.png"), "--overwrite"]) == 0
+    assert (tmp_path / f"{name}.png").read_bytes() != before
+
+
+def test_a_batch_says_so_too(tmp_path, job, micro_file, capsys):
+    line = '{"object": "object.png", "background": "background.png", "mask": "hole.png", "out": "background.png"}'
+    (tmp_path / "jobs.jsonl").write_text(line + "\n")
+    assert cli.main(["batch", str(tmp_path / "jobs.jsonl"), "--checkpoint", str(micro_file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "0 written, 0 skipped, 1 failed\n" and "line 1" in err and "made of" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_printing_a_name_never_fails_a_run(tmp_path, job, capfd, monkeypatch, encoding):
+    import io
+    import sys
+
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    out = tmp_path / "Straße 道 \udcff.png"
+    assert cli.main([*job, "--out", str(out)]) == 0
+    stream.flush()
+    assert stream.buffer.getvalue().endswith(b" s)\n") and out.is_file()
+
+
+def test_a_full_disk_behind_stdout_is_no_failure(tmp_path, job, monkeypatch):
+    import sys
+
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main([*job, "--out", str(tmp_path / "out.png")]) == 0
+        monkeypatch.undo()
+
+
+# --- numbers: shapes down to one pixel ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped() -> ImprintPipeline:
+    made = ImprintPipeline.from_checkpoint()
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def boxes(width: int, height: int) -> st.SearchStrategy:
+    """(left, top, right, bottom) within a picture, often a pixel wide or high, or at its borders."""
+
+    def sides(length: int) -> st.SearchStrategy:
+        thin = st.integers(0, length - 1).map(lambda start: (start, start + 1))
+        whole, any_two = st.just((0, length)), st.tuples(st.integers(0, length - 1), st.integers(1, length))
+        return st.one_of(thin, whole, any_two.map(lambda ends: (min(ends[0], ends[1] - 1), ends[1])))
+
+    return st.tuples(sides(width), sides(height)).map(lambda ends: (ends[0][0], ends[1][0], ends[0][1], ends[1][1]))
+
+
+@given(hole=boxes(48, 90), subject=boxes(60, 40), seed=st.integers(0, 3))
+@settings(max_examples=SHAPES)
+def test_every_shape_of_hole_and_object_gives_a_picture(shipped, hole, subject, seed):
+    background, view = photo(48, 90, seed=2), photo(60, 40, seed=1)
+    generator = torch.Generator().manual_seed(seed)
+    made = shipped(
+        view, rectangle(60, 40, subject), background, rectangle(48, 90, hole), 1, generator=generator, output_type="pt"
+    )
+    assert made.images.isfinite().all() and made.alpha.isfinite().all()
+    assert made.images.shape == (1, 3, 90, 48)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("pixels", [(slice(2, 38), slice(20, 21)), (slice(9, 10), slice(9, 10))])
+def test_the_starts_for_an_outline_of_a_single_column_row_or_pixel_are_finite(turned, pixels):
+    planes = torch.zeros(4, 40, 40)
+    planes[(slice(None), *pixels)] = 1
+    planes = planes.mT if turned else planes
+    starts = _starts(planes, planes)
+    assert starts and all(math.isfinite(cost) and theta.isfinite().all() for cost, _, theta in starts)
+    cost, _, theta = min(starts, key=lambda start: start[0] * start[1])
+    assert cost < 1e-6 and torch.allclose(theta, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), atol=1e-5)
+
+
+# --- several areas in one mask ----------------------------------------------------------------------------------------------
+
+
+def test_areas_are_counted_and_taken_apart():
+    mask = torch.zeros(40, 60)
+    mask[5:15, 5:15] = mask[25:35, 40:50] = mask[15, 15] = 1  # a corner touches
+    areas = separate_areas(mask)
+    assert len(areas) == 2 and torch.equal(sum(areas), mask) and areas[0][15, 15] == 1
+    assert Hole.find(mask, 64).areas == 2 and Hole.find(areas[0], 64).areas == 1
+
+
+def test_separate_areas_are_said_or_get_an_object_each(tmp_path, job, scene, capsys, caplog):
+    mask = rectangle(120, 90, (10, 10, 40, 40))
+    mask.paste(255, (80, 50, 110, 80))
+    mask.save(tmp_path / "hole.png")
+    assert cli.main([*job, "--out", str(tmp_path / "one.png"), "--context", "1"]) == 0
+    assert "2 separate areas: one object will span them" in caplog.text
+    caplog.clear()
+    assert cli.main([*job, "--out", str(tmp_path / "each.png"), "--context", "1", "--each-area"]) == 0
+    assert "separate areas" not in caplog.text
+    one, each, before = (open_image(tmp_path / f"{name}.png") for name in ("one", "each", "background"))
+    changed = np.asarray(each) != np.asarray(before)
+    assert changed[12:38, 12:38].mean() > 0.5 and changed[52:78, 82:108].mean() > 0.5
+    assert not np.array_equal(np.asarray(each), np.asarray(one))
+
+
+# --- no value that is not finite goes on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("encoder", "sees of the object"), ("vae", "background's latents"), ("unet", "what was sampled")],
+)
+def test_the_step_that_went_wrong_is_named(pipeline, scene, monkeypatch, part, message):
+    module = getattr(pipeline, part)
+    weight = next(weight for weight in module.parameters() if weight.ndim > 1)
+    kept = weight.data.clone()
+    weight.data.fill_(torch.nan)
+    try:
+        with pytest.raises(ImprintError, match=f"{message}.*not finite"):
+            pipeline(*scene[:1], None, *scene[1:], 1)
+    finally:
+        weight.data.copy_(kept)
