@@ -135,8 +135,10 @@ def check_that_the_target_is_best(name: str, same: float, data: Path, backbones:
 
 
 def readme_commands() -> list[list[str]]:
-    text = (ROOT / "training" / "README.md").read_text().replace("\\\n", " ")
-    return [shlex.split(line) for line in text.splitlines() if line.startswith("python -m training.evaluate ")]
+    text = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("evaluation", "log")).replace("\\\n", " ")
+    return [
+        shlex.split(line) for line in text.splitlines() if line.startswith("python -m training.evaluate --checkpoint")
+    ]
 
 
 def check_readme_command(command: list[str], data: Path, backbones: Path, output: Path, *more: str) -> None:

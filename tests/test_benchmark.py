@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic and its rows at micro size on a CPU; what it measures on a GPU is in training/README.md."""
+"""The benchmark's own arithmetic and its rows at micro size on a CPU; what it measures on a GPU is in docs/speed.md."""
 
 import json
 import re

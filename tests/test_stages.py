@@ -168,7 +168,7 @@ def test_captioned_pictures_are_drawn_by_the_generator_alone(captioned, text_enc
     assert sum(torch.equal(one.text[:1], caption) for caption in own) == 1  # one of the picture's own captions
     middle = photo(90, 70, seed=number).crop((10, 0, 80, 70)).resize((64, 64), Image.BICUBIC)
     assert np.abs(one.target[0].permute(1, 2, 0).numpy() * 255 - np.asarray(middle)).mean() < 2
-    assert len(Captions(captioned / "train", micro_config(), text, CPU, limit=2).places) == 2
+    assert len(Captions(captioned / "train", micro_config(), text, CPU, limit=2).spans) == 2
 
 
 @pytest.mark.parametrize(
@@ -524,6 +524,22 @@ def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_pa
     shard.write_bytes(content)
     train.main(command)
     assert [line["step"] for line in stats(folder)][-1] == 4
+
+
+def test_a_run_begun_under_former_names_goes_on(data, tmp_path):  # noqa: F811
+    folder = tmp_path / "run"
+    train.main(words(data, folder))
+    options, shards = (json.loads((folder / f"{name}.json").read_text()) for name in ("options", "data"))
+    former = {"cutouts": "views", "lr_warmup": "warmup", "resolutions": "sides", "sizes": "config", "patch": "piece"}
+    options = {former.get(name, name): value for name, value in options.items()}
+    options |= {"stage": "views", "mix": {former.get(kind, kind): share for kind, share in options["mix"].items()}}
+    (folder / "options.json").write_text(json.dumps(options))
+    (folder / "data.json").write_text(
+        json.dumps({name.replace("cutouts", "views"): each for name, each in shards.items()})
+    )
+    train.main(words(data, folder))
+    with pytest.raises(SystemExit, match=r"begun with lr_warmup = 1, not 2"):
+        train.main(words(data, folder, **{"lr-warmup": 2}))
 
 
 def test_a_shard_that_is_lost_while_data_stream_stops_the_run(data, tmp_path, monkeypatch):  # noqa: F811

@@ -187,7 +187,7 @@ def flattened(settings: Any) -> dict[str, Any]:
 # --- command lines ---------------------------------------------------------------------------------------------------
 
 
-class _Renamed(argparse.Action):
+class Renamed(argparse.Action):
     """A former name of an option."""
 
     def __init__(self, *args, new: str, **kwargs):
@@ -232,7 +232,7 @@ def _add(parser: Any, field: Field, choices: Container[str] | None) -> None:
     flag = f"--{field.name.replace('_', '-')}"
     parser.add_argument(flag, dest=field.name, **how)
     if old := metadata.get("old"):
-        parser.add_argument(old, dest=field.name, action=_Renamed, new=flag, **(how | {"help": argparse.SUPPRESS}))
+        parser.add_argument(old, dest=field.name, action=Renamed, new=flag, **(how | {"help": argparse.SUPPRESS}))
 
 
 def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozenset[str] = frozenset()) -> dict[str, Any]:

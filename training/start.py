@@ -17,6 +17,7 @@ from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.files import require_writable
 
+from .arguments import Renamed
 from .loop.pretrained import start
 
 
@@ -27,7 +28,10 @@ def main(argv: list[str] | None = None) -> None:
         "--unet", type=Path, required=True, help="SD 1.5: a diffusers folder, or a .safetensors or .ckpt file"
     )
     parser.add_argument("--encoder", type=Path, required=True, help="DINOv2: a folder of the hub, or Meta's .pth")
-    parser.add_argument("--config", choices=PRESETS, default="sd15", help="all that the two files do not say")
+    parser.add_argument("--sizes", choices=PRESETS, default="sd15", help="all that the two files do not say")
+    parser.add_argument(
+        "--config", dest="sizes", action=Renamed, new="--sizes", choices=PRESETS, help=argparse.SUPPRESS
+    )
     parser.add_argument("--background", choices=("blend", "concat"), help="by default the configuration's, blend")
     parser.add_argument("--adapter", choices=("tokens", "conv"), help="by default the configuration's, tokens")
     parser.add_argument("--vae", type=Path, help="another autoencoder: a folder in diffusers' layout")
@@ -36,13 +40,13 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     try:
         require_writable(args.output)
-        checkpoint = start(args.unet, args.encoder, PRESETS[args.config], args.background, args.vae, args.adapter)
+        checkpoint = start(args.unet, args.encoder, PRESETS[args.sizes], args.background, args.vae, args.adapter)
         save_checkpoint(args.output, checkpoint)
     except ImprintError as error:
         sys.exit(f"error: {error}")
     encoder = checkpoint.config.encoder
     print(
-        f"{args.output}: {args.config}, {checkpoint.config.background}; DINOv2 of width {encoder.width} with "
+        f"{args.output}: {args.sizes}, {checkpoint.config.background}; DINOv2 of width {encoder.width} with "
         f"{encoder.layers} layers and {encoder.register_tokens} registers at {encoder.image_size} px; fresh adapter"
     )
 

@@ -48,7 +48,7 @@ def in_processes(work: Callable[[T], R], jobs: list[T], workers: int, made: str)
 def _on_ray(jobs: list[Job], source: Source, options: Prepare) -> Iterator[dict]:
     """The same work as Ray Data's tasks, one a shard, on the cluster of RAY_ADDRESS or else on this machine.
 
-    Every node needs this checkout, and input and output at the same address.
+    Every node needs this checkout, and input and output at the same URL.
     """
     try:
         import ray

@@ -2,12 +2,12 @@
 
 A sample is `<key>.jpg|.png|.webp` (the picture), `<key>.json` (`Record`'s fields) and, for a picture without an alpha
 channel, `<key>.mask.png` if it has annotated objects: 8-bit, 0 = background, n = the n-th object. A cut-out's alpha channel
-is its mask; `<key>.scene.jpg` is the place in whose light it was taken. `<key>.txt` holds captions, one a line. Frames of one clip share `clip` and lie in one shard; views of one object
-share `object` and stand next to each other.
+is its mask; `<key>.scene.jpg` is the scene in whose light it was taken. `<key>.txt` holds captions, one per
+line. Frames of one clip share `clip` and lie in one shard; views of one object share `object` and stand next to each other.
 
-Shards lie in a folder, or behind any address that fsspec knows (s3://, gs://, hf://, memory://) or a web server (http://,
+Shards lie in a folder, or at any URL that fsspec knows (s3://, gs://, hf://, memory://) or a web server (http://,
 https://), which has no listing and so needs the `shards.txt` that training.prepare leaves. WebDataset's own opener is not
-used: it starts a shell command for an address that begins with pipe:, and curl for a web address.
+used: it starts a shell command for a URL that begins with pipe:, and curl for a web URL.
 """
 
 from __future__ import annotations
@@ -77,36 +77,36 @@ def name_hash(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
 
 
-# --- places ----------------------------------------------------------------------------------------------------------
+# --- URLs ------------------------------------------------------------------------------------------------------------
 
 
-def inside(place: str | os.PathLike, *names: str) -> str:
-    """The address of something in a folder, local or not."""
-    return "/".join([str(place).rstrip("/"), *names])
+def inside(url: str | os.PathLike, *names: str) -> str:
+    """The URL or path of something in a folder."""
+    return "/".join([str(url).rstrip("/"), *names])
 
 
-def write_file(place: str | os.PathLike, data: bytes) -> None:
-    """Write a whole file or nothing: renamed into its place on a disk, one upload elsewhere."""
-    if _is_local(place):
-        with replacing(place) as temporary:
+def write_file(url: str | os.PathLike, data: bytes) -> None:
+    """Write a whole file or nothing: renamed on a disk, one upload elsewhere."""
+    if _is_local(url):
+        with replacing(url) as temporary:
             temporary.write_bytes(data)
         return
-    system, path = _system(place)
+    system, path = _system(url)
     try:
         system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         system.pipe_file(path, data)
     except Exception as error:  # each kind of storage has errors of its own
-        raise ImprintError(f"{place} cannot be written ({error!r}); check the address and your rights there") from error
+        raise ImprintError(f"{url} cannot be written ({error!r}); check the URL and your rights there") from error
 
 
-def read_file(place: str | os.PathLike) -> bytes:
+def read_file(url: str | os.PathLike) -> bytes:
     """A whole file. From elsewhere it is tried three times: a shard is read whole, so none of it is seen twice.
 
     Raises `FileNotFoundError` or `ImprintError`.
     """
-    if _is_local(place):
-        return Path(place).read_bytes()
-    system, path = _system(place)
+    if _is_local(url):
+        return Path(url).read_bytes()
+    system, path = _system(url)
     for attempt in range(ATTEMPTS):
         try:
             return system.cat_file(path)
@@ -114,36 +114,36 @@ def read_file(place: str | os.PathLike) -> bytes:
             raise
         except Exception as error:  # each kind of storage has errors of its own
             if attempt == ATTEMPTS - 1:
-                raise ImprintError(f"{place} cannot be read ({error!r}), tried {ATTEMPTS} times") from error
+                raise ImprintError(f"{url} cannot be read ({error!r}), tried {ATTEMPTS} times") from error
             time.sleep(2**attempt)
 
 
-def _is_local(place: str | os.PathLike) -> bool:
-    return "://" not in str(place)
+def _is_local(url: str | os.PathLike) -> bool:
+    return "://" not in str(url)
 
 
-def _system(place: str | os.PathLike) -> tuple:
-    """fsspec's file system for an address, and the path in it."""
+def _system(url: str | os.PathLike) -> tuple:
+    """fsspec's file system for a URL, and the path in it."""
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(str(place))
+        return fsspec.core.url_to_fs(str(url))
     except (ImportError, ValueError) as error:
-        raise ImprintError(f"{place} cannot be reached: {error}") from error
+        raise ImprintError(f"{url} cannot be reached: {error}") from error
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def shard_writer(place: str | os.PathLike):
-    """A `webdataset.TarWriter`; the shard appears at its place when it is whole, and not otherwise."""
+def shard_writer(url: str | os.PathLike):
+    """A `webdataset.TarWriter`; the shard appears at its URL when it is whole, and not otherwise."""
     import webdataset
 
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0) as writer:
         yield writer
-    write_file(place, buffer.getvalue())
+    write_file(url, buffer.getvalue())
 
 
 def sample(
@@ -171,26 +171,26 @@ def sample(
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def list_shards(place: str | os.PathLike) -> list[str]:
-    """The addresses of the shards of a folder, in order; a shard is its own list. Raises `ImprintError` if there is none."""
-    place = str(place).rstrip("/")
-    if place.endswith(".tar"):
-        return [place]
-    if place.startswith(("http://", "https://")):
+def list_shards(url: str | os.PathLike) -> list[str]:
+    """The URLs or paths of the shards of a folder, in order; a shard is its own list. Raises `ImprintError` if there is none."""
+    url = str(url).rstrip("/")
+    if url.endswith(".tar"):
+        return [url]
+    if url.startswith(("http://", "https://")):
         try:
-            names = read_file(inside(place, INDEX)).decode().split()
+            names = read_file(inside(url, INDEX)).decode().split()
         except FileNotFoundError:
             raise ImprintError(
-                f"{place} has no {INDEX}, which lists the shards of a web server's folder; training.prepare leaves one"
+                f"{url} has no {INDEX}, which lists the shards of a web server's folder; training.prepare leaves one"
             ) from None
-    elif _is_local(place):
-        names = sorted(path.name for path in Path(place).glob("*.tar"))
+    elif _is_local(url):
+        names = sorted(path.name for path in Path(url).glob("*.tar"))
     else:
-        system, path = _system(place)
+        system, path = _system(url)
         names = sorted(found.rsplit("/", 1)[1] for found in system.glob(f"{path}/*.tar"))
     if not names:
-        raise ImprintError(f"{place} holds no .tar shard; make some with training.prepare")
-    return [inside(place, name) for name in names]
+        raise ImprintError(f"{url} holds no .tar shard; make some with training.prepare")
+    return [inside(url, name) for name in names]
 
 
 def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: int, count: int) -> list[str]:
@@ -204,19 +204,19 @@ def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: in
     share = math.ceil(len(shards) / processes)
     found = []
     for number in range(first, first + count):
-        epoch, place = divmod(number, share)
+        epoch, position = divmod(number, share)
         order = np.random.default_rng([seed, epoch]).permutation(len(shards))
-        found.append(shards[order[(place * processes + index) % len(shards)]])
+        found.append(shards[order[(position * processes + index) % len(shards)]])
     return found
 
 
-def read_shards(place: str | os.PathLike | Sequence[str], limit: int | None = None) -> Iterator[Sample]:
+def read_shards(url: str | os.PathLike | Sequence[str], limit: int | None = None) -> Iterator[Sample]:
     """The samples of all shards of a folder, or of a list of shards, in order, decoded by threads.
 
     Raises `ImprintError` when there is no shard, one is lost or damaged, or a sample lacks a part or cannot be decoded,
     naming it.
     """
-    shards = list_shards(place) if isinstance(place, (str, os.PathLike)) else place
+    shards = list_shards(url) if isinstance(url, (str, os.PathLike)) else url
     with ThreadPoolExecutor() as pool:
         waiting = []
         for index, parts in enumerate(parts for shard in shards for parts in read_parts(shard)):
@@ -260,5 +260,5 @@ def decode_sample(parts: dict) -> Sample:
         mask = Image.open(io.BytesIO(parts["mask.png"])).convert("L") if "mask.png" in parts else None
         scene = Image.open(io.BytesIO(parts["scene.jpg"])).convert("RGB") if "scene.jpg" in parts else None
     except (KeyError, StopIteration, OSError, ValueError) as error:
-        raise ImprintError(f"{shard}: sample '{key}' is not as training/README.md describes it ({error!r})") from error
+        raise ImprintError(f"{shard}: sample '{key}' is not as docs/data.md describes it ({error!r})") from error
     return Sample(record, picture, mask, scene)

@@ -35,7 +35,7 @@ def youtube_vos_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """YouTube-VOS: [train/]JPEGImages/VIDEO/NNNNN.jpg, Annotations/VIDEO/NNNNN.png (palette) and meta.json.
 
     meta.json is {"videos": {VIDEO: {"objects": {"1": {"category": ..., "frames": [...]}}}}}; values that it does not name are
-    no objects. Frame numbers are the video's own at 30 a second, every fifth of which is there: a pair at most 7 apart is
+    no objects. Frame numbers are the video's own at 30 per second, every fifth of which is there: a pair at most 7 apart is
     of neighbours.
     """
     root = first_folder(path / "train" / "JPEGImages", path / "JPEGImages")

@@ -22,7 +22,7 @@ from .model import with_matte
 
 _DINOV2_HEAD_WIDTH = 64  # of every DINOv2 that Meta released
 _TEXT_TOKENS = 77  # of CLIP's text encoder
-_CURE = "give SD 1.5 or a model of its sizes, or the --config that the files were made for"
+_CURE = "give SD 1.5 or a model of its sizes, or the --sizes that the files were made for"
 
 
 def start(
@@ -114,7 +114,7 @@ def pretrained(kind: type, folder: Path) -> torch.nn.Module:
         )  # diffusers'; transformers writes none
         if named not in (None, kind.__name__):
             raise ImprintError(
-                f"{folder} is for {named}, where {kind.__name__} is needed; give another folder or --config"
+                f"{folder} is for {named}, where {kind.__name__} is needed; give another folder or --sizes"
             )
         model, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except ImprintError:

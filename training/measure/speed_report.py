@@ -57,7 +57,7 @@ def markdown(report: dict) -> str:
         )
     speeds = [row for row in rows if "pictures_per_second" in row]
     lines += table(
-        "row | pictures/s | x diffusers | TFLOP a picture | of the peak | memory, GiB",
+        "row | pictures/s | x diffusers | TFLOP per picture | of the peak | memory, GiB",
         [
             [
                 f"`{row['row']}`",
@@ -77,13 +77,13 @@ def markdown(report: dict) -> str:
                 f"kernels run {row['busy']:.1%} of the time, the longest gap is {row['longest_gap_ms']:.2f} ms."
             )
         elif "groups_ms" in row:
-            lines.append(f"`{row['row']}`: {row['kernels_per_step']} kernels a step, {row['busy']:.1%} of the time.")
-            lines += table("kernels | ms a step", [[name, f"{ms:.2f}"] for name, ms in row["groups_ms"].items()])
+            lines.append(f"`{row['row']}`: {row['kernels_per_step']} kernels per step, {row['busy']:.1%} of the time.")
+            lines += table("kernels | ms per step", [[name, f"{ms:.2f}"] for name, ms in row["groups_ms"].items()])
             lines += table(
-                "the longest | ms a step", [[f"`{name}`", f"{ms:.2f}"] for name, ms in row["top_ms"].items()]
+                "the longest | ms per step", [[f"`{name}`", f"{ms:.2f}"] for name, ms in row["top_ms"].items()]
             )
         elif "peaks" in row:
-            lines.append(f"`{row['row']}`: {row['gib_fixed']:.1f} GiB + {row['gib_per_picture']:.2f} GiB a picture.")
+            lines.append(f"`{row['row']}`: {row['gib_fixed']:.1f} GiB + {row['gib_per_picture']:.2f} GiB per picture.")
             lines += table(
                 "batch | allocated, GiB | reserved, GiB",
                 [[size, f"{p['allocated_gib']:.1f}", f"{p['reserved_gib']:.1f}"] for size, p in row["peaks"].items()],

@@ -128,7 +128,7 @@ class Trial:
             torch.cuda.synchronize()
 
     def time_steps(self, steps: int | None = None) -> float:
-        """Seconds a step, with pairs ready: the median of four windows."""
+        """Seconds per step, with pairs ready: the median of four windows."""
         cycle = BLOCK * self.run.settings.reuse
         for index in range(3):
             self.step(index)
@@ -143,7 +143,7 @@ class Trial:
         return float(np.median(windows))
 
     def count_operations(self) -> float:
-        """Floating-point operations a picture of a step, by PyTorch's own counter."""
+        """Floating-point operations per picture of a step, by PyTorch's own counter."""
         batch = self.source.batch(0)[slice(0, 2)]
         with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             self.run.step(Again(self.source, batch), 0, self.meter)

@@ -1,4 +1,4 @@
-"""Captioned pictures for the adapter's warm-up, read at random places of their shards while training.
+"""Captioned pictures for the adapter's warm-up, drawn from their shards while training.
 
 A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with a caption on each line; what else it has is left alone. The shards are
 too large for the memory: only where each sample lies is kept there. What is drawn depends on the generator alone.
@@ -38,7 +38,7 @@ class Text(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class Span:
     """Where a sample's picture and caption lie: bytes of a shard, as (offset, size)."""
 
     shard: Path
@@ -60,13 +60,13 @@ class Captions:
     ):
         """Raises `ImprintError` for a folder without shards, a shard that cannot be read, or a sample that lacks a part."""
         self.config, self.text, self.nothing, self.device = config, text, text.nothing, device
-        self.places = [place for shard in list_shards(folder) for place in _places(Path(shard))][:limit]
+        self.spans = [span for shard in list_shards(folder) for span in _spans(Path(shard))][:limit]
         self.pool = ThreadPoolExecutor()
 
     def __call__(self, count: int, generator: torch.Generator) -> Pairs:
         rows, lines = (
             torch.randint(high, (count,), generator=generator, device=generator.device).tolist()
-            for high in (len(self.places), 2**31)
+            for high in (len(self.spans), 2**31)
         )
         references, targets, captions = zip(*self.pool.map(self._read, rows, lines))
         reference, target = (torch.cat(pictures).to(self.device) for pictures in (references, targets))
@@ -80,10 +80,10 @@ class Captions:
 
     def _read(self, row: int, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
         """The sample's square at the encoder's and at the model's side, and one of its captions."""
-        place = self.places[row]
+        span = self.spans[row]
         try:
-            with place.shard.open("rb") as file:
-                picture, caption = (_bytes(file, *part) for part in (place.picture, place.caption))
+            with span.shard.open("rb") as file:
+                picture, caption = (_bytes(file, *part) for part in (span.picture, span.caption))
             image = Image.open(io.BytesIO(picture)).convert("RGB")
             sides = self.config.encoder.image_size, self.config.resolution
             squares = [image_to_tensor(ImageOps.fit(image, (side, side), Image.BICUBIC)) for side in sides]
@@ -91,11 +91,11 @@ class Captions:
             return *squares, captions[line % len(captions)]
         except (OSError, ValueError) as error:
             raise ImprintError(
-                f"{place.shard}: sample '{place.key}' cannot be read ({error}); make the shard again"
+                f"{span.shard}: sample '{span.key}' cannot be read ({error}); make the shard again"
             ) from error
 
 
-def _places(shard: Path) -> list[Place]:
+def _spans(shard: Path) -> list[Span]:
     """Where a shard's samples lie, in order."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
@@ -106,13 +106,13 @@ def _places(shard: Path) -> list[Place]:
                 samples.setdefault(os.path.join(folder, key), {})[kind.lower()] = member.offset_data, member.size
     except (OSError, tarfile.TarError) as error:
         raise ImprintError(f"{shard} is no whole tar file ({error}); make it again") from error
-    places = []
+    spans = []
     for key, parts in samples.items():
         picture = next((parts[kind] for kind in ("jpg", "png", "webp") if kind in parts), None)
         if picture is None or "txt" not in parts:
             raise ImprintError(f"{shard}: sample '{key}' has {sorted(parts)}; it needs a txt, and a jpg, png or webp")
-        places.append(Place(shard, key, picture, parts["txt"]))
-    return places
+        spans.append(Span(shard, key, picture, parts["txt"]))
+    return spans
 
 
 def _bytes(file, offset: int, size: int) -> bytes:

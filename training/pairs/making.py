@@ -110,7 +110,7 @@ class PairMaker:
             return self._on_black(cutout, colour, alpha[:, 0])
 
         scene = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
-        scene[lit] = self._place(twin[lit], turned[lit], draw)
+        scene[lit] = self._scene_view(twin[lit], turned[lit], draw)
         shade = jitter_parameters(draw, count, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
         scene = apply_jitter(scene, shade)
         # The scene's mean brightness, in part, is the light's. Not its colour: that of a meadow is the grass's.
@@ -235,8 +235,8 @@ class PairMaker:
         matte = matte_values(alpha, torch.full_like(alpha, -1.0) if shadow is None else shadow, self.config)
         return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole, matte)
 
-    def _place(self, rows: torch.Tensor, mirrored: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Most of the places that relit views have their light from."""
+    def _scene_view(self, rows: torch.Tensor, mirrored: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Most of the scenes that relit views have their light from."""
         zoom = draw.uniform(len(rows), 0.7, 1.0)
         offset = draw.uniform((len(rows), 2), -1, 1) * (1 - zoom)[:, None]
         warped = matrix(offset, zoom, torch.zeros_like(zoom), torch.ones_like(zoom), mirrored)

@@ -70,7 +70,7 @@ def _raised(part: list[np.ndarray] | ImprintError) -> list[np.ndarray]:
 class Views(_Pictures):
     """Cut-outs: rgba (N, 4, S, S) uint8; an object's views are rows first ... first + count - 1.
 
-    Some views come a second time, L in all, in the light of a place: the same camera, the same outline.
+    Some views come a second time, L in all, in the light of a scene: the same camera, the same outline.
     """
 
     rgba: torch.Tensor
@@ -85,7 +85,7 @@ class Views(_Pictures):
     relit: torch.Tensor
     """(L, 4, S, S) uint8."""
     scenes: torch.Tensor
-    """(L, 3, S', S') uint8: the places."""
+    """(L, 3, S', S') uint8: the scenes."""
     shadows: torch.Tensor
     """(L, 3) float32, as `Record.shadow` has them."""
     twin: torch.Tensor

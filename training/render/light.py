@@ -1,4 +1,4 @@
-"""The light of a view: drawn, or a place's."""
+"""The light of a view: drawn, or a scene's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def turned(direction: np.ndarray, turn: float) -> np.ndarray:
     return np.array([x * math.cos(angle) + z * math.sin(angle), y, z * math.cos(angle) - x * math.sin(angle)])
 
 
-def draw_place(
+def draw_scene(
     rng: np.random.Generator, files: list[Path], rotation: np.ndarray, side: int
 ) -> tuple[Panorama, dict[str, Any], Image.Image, tuple[float, float, float]]:
     """A panorama turned at random, the light's uniforms, what the camera of a rotation sees there, and how shadows fall."""

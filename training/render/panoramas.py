@@ -1,4 +1,4 @@
-"""The light of places: panoramas of true intensities, as what surrounds an object and throws its shadow.
+"""The light of scenes: panoramas of true intensities, as what surrounds an object and throws its shadow.
 
 Directions are unit vectors with y up. A panorama's rows go from straight up to straight down, its columns once around.
 """

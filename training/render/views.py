@@ -10,7 +10,7 @@ from PIL import Image
 from ..data.shards import SCENE_SCALE
 from ..settings import Render
 from .cameras import draw_azimuths, draw_camera
-from .light import draw_light, draw_place
+from .light import draw_light, draw_scene
 from .meshes import Identity, Part, is_plain
 from .renderer import get_renderer
 from .textures import STYLES, draw_material, retexture
@@ -18,7 +18,7 @@ from .textures import STYLES, draw_material, retexture
 
 @dataclass(frozen=True)
 class View:
-    """A rendering: a cut-out and, where it has the light of a place, a photo of that place."""
+    """A rendering: a cut-out and, where it has the light of a scene, a photo of that scene."""
 
     number: int
     picture: Image.Image
@@ -26,7 +26,7 @@ class View:
     scene: Image.Image | None = None
     """RGB."""
     shadow: tuple[float, float, float] | None = None
-    """In that place, as `training.data.shards.Record` has it."""
+    """In that scene, as `training.data.shards.Record` has it."""
 
 
 def render_identity(identity: Identity, parts: list[Part], options: Render) -> list[View]:
@@ -35,7 +35,7 @@ def render_identity(identity: Identity, parts: list[Part], options: Render) -> l
     After each of the first `options.relit` views comes the same again in the light of one of `options.panorama_files`.
     """
     rng = np.random.default_rng([options.seed, identity.index])
-    places = np.random.default_rng([options.seed, identity.index, 1])  # the views are the same with and without them
+    scene_rng = np.random.default_rng([options.seed, identity.index, 1])  # the views are the same with and without them
     style = rng.choice(list(STYLES), p=list(STYLES.values()))
     if is_plain(parts):
         style = rng.choice(["colours", "photo", "pattern", "label", "mixed"])
@@ -52,7 +52,7 @@ def render_identity(identity: Identity, parts: list[Part], options: Render) -> l
             camera, eye, rotation = draw_camera(rng, azimuth, points)
             views.append(View(number, renderer.render(uploaded, camera, eye, material | draw_light(rng, azimuth))))
             if number < options.relit:
-                panorama, light, scene, shadow = draw_place(places, options.panorama_files, rotation, scene_side)
+                panorama, light, scene, shadow = draw_scene(scene_rng, options.panorama_files, rotation, scene_side)
                 renderer.surround(panorama)
                 views.append(View(number, renderer.render(uploaded, camera, eye, material | light), scene, shadow))
         del uploaded

@@ -1,13 +1,17 @@
-"""The commands in training/README.md, run as they stand there: two steps each, on a CPU, with a micro model for `tiny` and SD 1.5."""
+"""The commands of docs/training.md and its topics, run as they stand there: two steps each, on a CPU, with a micro model for `tiny`
+and SD 1.5; and those of CONTRIBUTING.md."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 from micro import micro_config
 from safetensors.torch import load_file
 from test_stages import captioned, few_photos, text_encoder  # noqa: F401
@@ -16,20 +20,24 @@ from test_training import ROOT, data, micro_preset, stats  # noqa: F401
 
 from imprint.checkpoint import load_checkpoint
 from imprint.config import PRESETS
-from training import settings
+from training import prepare, settings
 
 SMOKE = "--images 4 --batch 2 --block 2 --reuse 2 --log-every 1 --save-every 2 --lr-warmup 1 --device cpu".split()
 SMALL = {"training.train": SMOKE, "training.decoder": "--images 4 --batch 2 --held-out 2 --device cpu".split()}
 
 
-def commands() -> list[list[str]]:
-    """Every command of the README's blocks, in order; continued lines are one."""
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "training" / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+PAGES = ("docs/training.md", "docs/data.md", "docs/512px.md", "docs/cluster.md", "docs/evaluation.md", "docs/log.md")
+
+
+def commands(*pages: str) -> list[list[str]]:
+    """Every command of the pages' blocks, in order; continued lines are one."""
+    text = "\n".join((ROOT / page).read_text() for page in pages or PAGES)
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line) for line in lines if line and not line.startswith("#")]
 
 
-def test_every_stage_runs_from_the_readme_s_commands(
+def test_every_stage_runs_from_the_pages_commands(
     data, captioned, text_encoder, few_photos, files, tmp_path, monkeypatch  # noqa: F811
 ):  # fmt: skip
     for name in ("tiny", "sd15"):
@@ -44,8 +52,13 @@ def test_every_stage_runs_from_the_readme_s_commands(
     shutil.copytree(files / "sd", "stable-diffusion-v1-5")
     shutil.copytree(text_encoder, "stable-diffusion-v1-5", dirs_exist_ok=True)
 
+    Path("imprint").symlink_to(ROOT / "imprint")
     stages = []
     for command in commands():
+        if command[0] in ("mkdir", "cp"):
+            subprocess.run(command, check=True)
+        if command[:3] == ["python", "-m", "training.prepare"] and Path(command[command.index("--input") + 1]).is_dir():
+            prepare.main(command[3:])
         program, *arguments = command[2:] if command[:2] == ["python", "-m"] else [""]
         if program not in ("training.start", "training.subject", *SMALL) or "ARGUMENTS" in arguments:
             continue
@@ -53,10 +66,10 @@ def test_every_stage_runs_from_the_readme_s_commands(
         module.main([*arguments, *SMALL.get(program, [])])
         if program != "training.train":
             continue
-        stages.append(arguments[0])
         run = Path(arguments[arguments.index("--output") + 1])
         assert [line["step"] for line in stats(run)] == [1, 2, 2]
-        if arguments[0] == "finetune":
+        stages.append(json.loads((run / "options.json").read_text())["stage"])
+        if stages[-1] == "finetune":
             assert load_file(run / "lora.safetensors")
         else:
             load_checkpoint(run / "checkpoint.safetensors")
@@ -64,7 +77,7 @@ def test_every_stage_runs_from_the_readme_s_commands(
     load_checkpoint("imprint.safetensors")  # the decoder's
 
 
-def test_the_launchers_of_the_readme_know_their_options(data, capsys):  # noqa: F811
+def test_the_launchers_of_the_pages_know_their_options(data, capsys):  # noqa: F811
     """What follows `-m training.train` is understood by it, and what comes before by the launcher."""
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
@@ -84,3 +97,45 @@ def test_the_launchers_of_the_readme_know_their_options(data, capsys):  # noqa: 
                 assert parsed.module and parsed.training_script == "training.train"
                 seen.add(launcher)
     assert seen == set(parsers)
+
+
+def test_the_commands_of_contributing_name_what_there_is(capsys):
+    """Modules are asked for their help, tests and extras are looked for."""
+    extras = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    seen = set()
+    for command in commands("CONTRIBUTING.md"):
+        words = [word for word in command if "=" not in word]
+        if words[:3] == ["python", "-m", "pip"]:
+            assert words[-1].removeprefix(".[").removesuffix("]") in extras
+        elif words[:3] == ["python", "-m", "pytest"]:
+            assert all((ROOT / path).is_file() for path in words[3:])
+        elif words[-1] == "--help":
+            with pytest.raises(SystemExit) as left:
+                importlib.import_module(words[2]).main(["--help"])
+            assert left.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
+        elif words[0] == "python":
+            importlib.import_module(f"{words[2]}.__main__")
+        else:
+            assert words[0] == "ruff" and any("ruff" in name for name in extras["test"])
+        seen.add(words[2])
+    assert {"pip", "pytest", "imprint", "training.train"} <= seen
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"],
+    ids=lambda path: path.name,
+)
+def test_links_lead_somewhere_and_pages_are_short(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+    assert len(text.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_contents_name_the_sections(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert re.findall(r"^- \[(.+)\]\(#[^)]*\)$", text, re.MULTILINE) == re.findall(r"^## (.+)$", text, re.MULTILINE)
