@@ -98,7 +98,7 @@ def save_checkpoint(
         "format": "imprint",
         "format_version": str(FORMAT_VERSION),
         "config": config,
-        "sha256": _digest(config, cast()),
+        "sha256": digest(config, cast()),
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -128,10 +128,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
             raise ImprintError(
                 f"{path} holds a tensor that cannot be read ({error}); copy or download it again"
             ) from error
-    if _digest(metadata["config"], sorted(tensors.items())) != metadata.get("sha256"):
-        raise ImprintError(
-            f"{path}: its content does not match its checksum; the file is damaged, copy or download it again"
-        )
+    check_digest(path, metadata, tensors)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         part, _, name = ("adapter", "", _NULL) if key == _NULL else key.partition(".")
@@ -197,10 +194,18 @@ def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
         raise ImprintError(f"{path}: {error}") from error
 
 
-def _digest(config: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+def check_digest(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ImprintError` unless a file's content is what it was when it was written."""
+    if digest(metadata["config"], sorted(tensors.items())) != metadata.get("sha256"):
+        raise ImprintError(
+            f"{path}: its content does not match its checksum; the file is damaged, copy or download it again"
+        )
+
+
+def digest(config: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """SHA-256 of the configuration and the tensors in the order of their names."""
-    digest = hashlib.sha256(config.encode())
+    total = hashlib.sha256(config.encode())
     for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()

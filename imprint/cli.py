@@ -13,18 +13,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import __version__
 from .errors import ImprintError, require_masks, require_same_size
 from .files import same_file
+from .placing import PLACING, check_placing, given_placing, placing_arguments, placing_settings
 
 if TYPE_CHECKING:
-    from .pipeline import ImprintPipeline
+    from PIL import Image
+
+    from .pipeline import ImprintPipeline, ImprintPipelineOutput
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures: object.png, background.png and hole.png."""
@@ -76,13 +79,17 @@ class Job:
     object_masks: tuple[Path, ...]
     """As many as views, or none: then each view's alpha channel is its mask."""
     background: Path
-    mask: Path
+    mask: Path | None
+    """Where the object goes; None where `placing` says so."""
     out: Path
     seed: int
     blend_mask: Path | None = None
     """Where to put what was generated, if not in `mask`."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """What was given of `PLACING`."""
 
     def __post_init__(self) -> None:
+        check_placing(self.placing, self.mask is not None)
         if self.object_masks:
             require_masks(len(self.objects), len(self.object_masks))
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
@@ -95,7 +102,7 @@ class Job:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ImprintError(f"this is not JSON ({error}); write one object per line") from error
-        required, known = ("object", "background", "mask", "out"), ("object_mask", "blend_mask", "seed")
+        required, known = ("object", "background", "out"), ("mask", "object_mask", "blend_mask", "seed", *PLACING)
         if not isinstance(values, dict):
             raise ImprintError(f"this is {type(values).__name__}, not an object with the keys {', '.join(required)}")
         missing = [key for key in required if key not in values]
@@ -123,15 +130,16 @@ class Job:
             paths("object"),
             paths("object_mask"),
             path("background"),
-            path("mask"),
+            None if values.get("mask") is None else path("mask"),
             path("out"),
             values.get("seed", seed),
             None if values.get("blend_mask") is None else path("blend_mask"),
+            {key: values[key] for key in PLACING if values.get(key) is not None},
         )
 
     def require_new(self) -> None:
         """Raise `ImprintError` where the picture would be written over one that it is made of."""
-        masks = [*self.object_masks, self.mask, *([self.blend_mask] if self.blend_mask else [])]
+        masks = [path for path in (*self.object_masks, self.mask, self.blend_mask) if path]
         for path in (self.background, *self.objects, *masks):
             if same_file(path, self.out):
                 raise ImprintError(
@@ -146,13 +154,13 @@ class Job:
             "object_image": [open_image(path) for path in self.objects],
             "object_mask": [open_image(path) for path in self.object_masks] or None,
             "background": open_image(self.background),
-            "mask": open_image(self.mask),
         }
         require_writable(self.out, pictures["background"].size)  # before the work, not after it
-        pairs = [(self.background, pictures["background"], self.mask, pictures["mask"])]
-        if self.blend_mask:
-            pictures["blend_mask"] = open_image(self.blend_mask)
-            pairs.append((self.background, pictures["background"], self.blend_mask, pictures["blend_mask"]))
+        pairs = []
+        for name, path in (("mask", self.mask), ("blend_mask", self.blend_mask)):
+            if path:
+                pictures[name] = open_image(path)
+                pairs.append((self.background, pictures["background"], path, pictures[name]))
         pairs += zip(self.objects, pictures["object_image"], self.object_masks, pictures["object_mask"] or ())
         for path, picture, mask_path, mask in pairs:
             require_same_size(f"{path}", picture.size[::-1], f"its mask {mask_path}", mask.size[::-1])
@@ -169,6 +177,7 @@ def demo(options: argparse.Namespace) -> int:
             mask=SAMPLES / "hole.png",
             out=options.out,
             seed=options.seed,
+            placing=given_placing(options),
         ),
         options,
     )
@@ -185,6 +194,7 @@ def composite(options: argparse.Namespace) -> int:
             out=options.out,
             seed=options.seed,
             blend_mask=options.blend_mask,
+            placing=given_placing(options),
         ),
         options,
     )
@@ -209,7 +219,7 @@ def batch(options: argparse.Namespace) -> int:
     def report(number: int, error: ImprintError) -> None:
         tqdm.write(f"imprint: error: {options.jobs}, line {number}: {error}", file=sys.stderr)
 
-    jobs, errors = _read_jobs(options.jobs, options.seed, options.overwrite)
+    jobs, errors = _read_jobs(options.jobs, options.seed, options.overwrite, given_placing(options))
     for number, error in errors.items():
         report(number, error)
     waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
@@ -229,8 +239,10 @@ def batch(options: argparse.Namespace) -> int:
     return EXIT_BAD_INPUT if failed else 0
 
 
-def _read_jobs(path: Path, seed: int, overwrite: bool) -> tuple[dict[int, Job], dict[int, ImprintError]]:
-    """The jobs and the errors of a file, by line number from 1."""
+def _read_jobs(
+    path: Path, seed: int, overwrite: bool, placing: Mapping[str, Any]
+) -> tuple[dict[int, Job], dict[int, ImprintError]]:
+    """The jobs and the errors of a file, by line number from 1. placing: what a line does not say of it."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -243,6 +255,7 @@ def _read_jobs(path: Path, seed: int, overwrite: bool) -> tuple[dict[int, Job], 
             continue
         try:
             job = Job.from_json(line, path.parent, seed)
+            job = dataclasses.replace(job, placing=dict(placing) | dict(job.placing))
             if not overwrite:
                 job.require_new()
             first = writers.setdefault(os.path.normcase(os.path.realpath(job.out)), number)
@@ -284,8 +297,8 @@ def info(options: argparse.Namespace) -> int:
     print()
     for name, values in config.items():
         fields = values.items() if isinstance(values, dict) else [("", values)]
-        for field, value in fields:
-            print(f"{name + ('.' + field if field else ''):<32}{value}")
+        for key, value in fields:
+            print(f"{name + ('.' + key if key else ''):<32}{value}")
     return 0
 
 
@@ -350,11 +363,13 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
     from .placement import separate_areas
 
     generator = torch.Generator().manual_seed(job.seed)
-    masks = [pictures["mask"]]
+    placing = placing_arguments(job.placing, pictures)
+    masks = [pictures.get("mask")]
     if options.each_area:
-        if job.blend_mask:
+        if job.blend_mask or not job.mask:
             raise ImprintError(
-                "each area takes an object of its own, which no blend mask is for; leave one of the two out"
+                "each area of a mask takes an object of its own, without a blend mask; give a mask and no blend mask, or "
+                "leave --each-area out"
             )
         masks = [area[None] for area in separate_areas(as_mask(pictures["mask"])[0])] or masks
     for mask in masks:  # each object is put into the picture with the ones before it
@@ -371,9 +386,27 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
             colour_match=options.colour_match,
             matte=options.matte,
             detail=options.detail,
+            **placing,
         )
+        if options.layers:
+            _save_layers(made, pictures["background"], options.layers, job.out.stem if options.many else "")
         pictures["background"] = made.images[0]
     save_computed(pictures["background"], job.out)
+
+
+def _save_layers(made: ImprintPipelineOutput, background: Image.Image, folder: Path, name: str) -> None:
+    """The layers of a placed object as PNGs of the background's size, to be stacked in the order of their numbers."""
+    from .images import save_computed, tensor_to_layer
+
+    if made.lit is None:
+        raise ImprintError(
+            "this object was drawn by the model, in one with its light; layers are of an object that is placed: draw a box, "
+            "or give --placed or --at"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (layer, values) in enumerate(made.lit.layers().items(), 1):
+        stem = "-".join([*([name] if name else []), str(number), layer])
+        save_computed(tensor_to_layer(values[0], background.size, made.lit.area), folder / f"{stem}.png")
 
 
 @contextmanager
@@ -459,6 +492,9 @@ def _finish_settings() -> argparse.ArgumentParser:
         help="an object in each separate area of the mask, not one that spans them all",
     )
     group.add_argument(
+        "--layers", type=Path, metavar="FOLDER", help="also write shadow, object and light as PNGs to stack"
+    )
+    group.add_argument(
         "--detail",
         type=float,
         default=1.0,
@@ -470,7 +506,7 @@ def _finish_settings() -> argparse.ArgumentParser:
 
 
 def _parser() -> argparse.ArgumentParser:
-    making = (_model_settings(), _finish_settings())
+    making = (_model_settings(), placing_settings(), _finish_settings())
     parser = argparse.ArgumentParser(
         prog="imprint",
         description="Put an object's photo into a background photo so that it belongs there.",
@@ -491,7 +527,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command(demo, "demo", "make a composite of the pictures that come with the package")
     added.add_argument("--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder")
-    added.set_defaults(overwrite=False)
+    added.set_defaults(overwrite=False, many=False)
 
     added = command(composite, "composite", "put an object into a background")
     added.add_argument("--object", type=Path, action="append", required=True, help="its photo; again for further views")
@@ -503,24 +539,30 @@ def _parser() -> argparse.ArgumentParser:
         help="white on the object; without it the photo's alpha",
     )
     added.add_argument("--background", type=Path, required=True, help="the photo to put it into")
-    added.add_argument("--mask", type=Path, required=True, help="the hole, white; its shape steers the pose")
+    added.add_argument(
+        "--mask",
+        type=Path,
+        help="where the object goes, white: a box to stand in, or an outline whose pose it takes; not with --placed or --at",
+    )
     added.add_argument("--blend-mask", type=Path, help="where to put what was generated, if not in the mask")
     added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg, .webp or .tiff")
     added.add_argument("--overwrite", action="store_true", help="also over a picture that the composite is made of")
+    added.set_defaults(many=False)
 
     added = command(batch, "batch", "make many composites with one loaded model")
     added.add_argument(
         "jobs",
         type=Path,
         metavar="JOBS.jsonl",
-        help="one JSON object per line: object, background, mask, out, and if wished object_mask, blend_mask, seed; "
-        "paths are relative to this file's folder",
+        help="one JSON object per line: object, background, out, mask (or placed, or at), and if wished object_mask, "
+        "blend_mask, seed, height, rotate, flip, fit, light, shadow, softness; paths are relative to this file's folder",
     )
     added.add_argument(
         "--overwrite",
         action="store_true",
         help="also make what is already written, and over what a composite is made of",
     )
+    added.set_defaults(many=True)
 
     added = command(convert, "convert", "make a checkpoint of a third-party model's released weights", parents=())
     added.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")

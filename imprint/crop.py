@@ -155,18 +155,29 @@ class Crop:
         return feather(whole, inwards, outwards)[0] > 0
 
     def paste(self, background: Picture, part: torch.Tensor) -> Image.Image:
-        """The whole background in RGB with a changed part (3, h, w) in it, upright, with its own transparency and colours."""
-        own = isinstance(background, Image.Image)
-        background = upright(background) if own else background
-        image = to_rgb(background) if own else tensor_to_image(background[0])
-        rows, columns = self.area
-        image.paste(tensor_to_image(part), (columns.start, rows.start))
-        if own and background.has_transparency_data:
-            image.putalpha(background.convert("RGBA").getchannel("A"))
-        return image
+        """`paste` of a changed `frame` (3, h, w)."""
+        return paste(background, part, self.area)
 
     def paste_tensor(self, background: Picture, parts: torch.Tensor) -> torch.Tensor:
         """As `paste`, for (B, 3, h, w) -> (B, 3, H, W)."""
-        images = as_picture(background).repeat(len(parts), 1, 1, 1)
-        images[(slice(None), slice(None), *self.area)] = parts
-        return images
+        return paste_tensor(background, parts, self.area)
+
+
+def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) -> Image.Image:
+    """The whole background in RGB with changed rows and columns (3, h, w) in it, upright, with its own transparency and
+    colours."""
+    own = isinstance(background, Image.Image)
+    background = upright(background) if own else background
+    image = to_rgb(background) if own else tensor_to_image(background[0])
+    rows, columns = area
+    image.paste(tensor_to_image(part), (columns.start, rows.start))
+    if own and background.has_transparency_data:
+        image.putalpha(background.convert("RGBA").getchannel("A"))
+    return image
+
+
+def paste_tensor(background: Picture, parts: torch.Tensor, area: tuple[slice, slice]) -> torch.Tensor:
+    """As `paste`, for (B, 3, h, w) -> (B, 3, H, W)."""
+    images = as_picture(background).repeat(len(parts), 1, 1, 1)
+    images[(slice(None), slice(None), *area)] = parts
+    return images

@@ -2,6 +2,8 @@
 
 In the order of IMPRINT's figure 2 (arXiv 2403.10701), each a method of `ImprintPipeline` that can be called by itself:
 
+    place     a box, a place or a placed picture: the object's own photo, where it was put -> relit, with its shadow; done
+              an outline: the model draws the object in its pose, by
     prepare   the object -> encoder -> adapter -> context;  the background -> crop -> hole painted grey -> latents
     denoise   noise -> latents of the crop, and the matte
     finish    latents -> drawing -> detail -> layers of object and shadow -> over the background
@@ -15,7 +17,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -29,16 +31,18 @@ from .blending import BLENDS
 from .checkpoint import SHIPPED, Checkpoint, save_checkpoint
 from .config import ImprintConfig
 from .crop import FEATHER as FEATHER
-from .crop import Crop, Layers
+from .crop import Crop, Layers, paste, paste_tensor
 from .detail import restore_detail
 from .encoder import IDEncoder
-from .errors import ImprintError, require_finite
-from .images import Picture, colours_of
+from .errors import ImprintError, require_finite, require_same_size
+from .images import Picture, as_mask, colours_of, picture_part, picture_size
+from .light import LightNet, Lit, load_light, relight, require_strengths, square_around
 from .matte import matte_pixels, split_matte
 from .model import build_modules as build_modules
 from .model import load_model, module_tensors
 from .model import load_modules as load_modules
 from .noise import make_scheduler, with_timesteps
+from .place import Place, PlacedObject, place_object
 from .placement import Placement
 from .unet import unet_input
 from .vae import decode, encode
@@ -56,12 +60,14 @@ class ImprintPipelineOutput(BaseOutput):
     """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
     (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha,
     shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with the
-    outline that detail gave it; None without a matte."""
+    outline that detail gave it; None without a matte. lit: for an object that was placed, its layers of shadow, object and
+    light, in `lit.area` of the background; None where the model drew it."""
 
     images: list[Image.Image] | torch.Tensor
     placement: Placement
     alpha: torch.Tensor | None = None
     shadow: torch.Tensor | None = None
+    lit: Lit | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Finish:
     detail: float = 1.0
     """From 0 to 1, how far the object's own photo, in the light of the drawing, takes its place where both show the
     same (see `imprint.detail`); without effect for checkpoints that predict no matte."""
+    shadow: float = 1.0
+    """Strength of the shadow that the model predicts; 0 is none."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.colour_match <= 1 and 0 <= self.detail <= 1):
@@ -116,7 +124,8 @@ class Prepared:
 class _Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     """The model as diffusers knows it: its modules, loading, saving, LoRA and offloading."""
 
-    model_cpu_offload_seq = "encoder->adapter->unet->vae"
+    model_cpu_offload_seq = "encoder->adapter->unet->vae->light"
+    _optional_components: ClassVar[list[str]] = ["light"]
     text_encoder = None  # the LoRA loader asks for it
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
@@ -128,10 +137,17 @@ class _Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         unet: torch.nn.Module,
         scheduler: SchedulerMixin,
         model_config: ImprintConfig,
+        light: LightNet | None = None,
     ):
         super().__init__()
         self.register_modules(
-            vae=vae, encoder=encoder, adapter=adapter, unet=unet, scheduler=scheduler, model_config=model_config
+            vae=vae,
+            encoder=encoder,
+            adapter=adapter,
+            unet=unet,
+            scheduler=scheduler,
+            model_config=model_config,
+            light=light,
         )
 
     @classmethod
@@ -143,7 +159,8 @@ class _Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     ) -> ImprintPipeline:
         """Load a checkpoint; without a path, the one that comes with the package. vae, errors: as in `load_model`."""
         config, modules = load_model(path, torch_dtype, vae)
-        return cls(**modules, scheduler=make_scheduler(config.noise), model_config=config)
+        light = load_light().to(torch_dtype)
+        return cls(**modules, scheduler=make_scheduler(config.noise), model_config=config, light=light)
 
     def save_checkpoint(self, path: str | os.PathLike) -> None:
         """Write all parts in their present precision; see `imprint.checkpoint`."""
@@ -172,11 +189,19 @@ class ImprintPipeline(_Parts):
         object_image: Picture | Sequence[Picture],
         object_mask: Picture | Sequence[Picture] | None,
         background: Picture,
-        mask: Picture,
+        mask: Picture | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         *,
+        placed: bool = False,
+        place: Place | None = None,
+        fit: str = "contain",
+        rotate: float | Literal["auto"] = 0.0,
+        flip: bool = False,
+        light: float = 1.0,
+        shadow: float = 1.0,
+        softness: float = 0.0,
         num_results: int = 1,
         context: float | None = None,
         resolution: int | None = None,
@@ -194,10 +219,16 @@ class ImprintPipeline(_Parts):
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImprintPipelineOutput | tuple:
-        """Put the object into the background where the mask is.
+        """Put the object into the background.
+
+        A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light, shadow
+        and edge change; so too with `placed` or `place`. Only an outline, or `fit="fill"`, makes the model draw it.
 
         Args:
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
+            placed, place, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask.
+            light, shadow, softness: strengths for a placed object; see `relight`. A drawn one has the model's light, and
+                `shadow` for its shadow.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
             generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every device.
@@ -210,7 +241,7 @@ class ImprintPipeline(_Parts):
         Raises:
             ImprintError: for input that cannot be used; the message says what to change.
         """
-        settings = Finish(feather_pixels, feather_inwards, blend_method, colour_match, matte, detail)
+        settings = Finish(feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow)
         steps = self.model_config.sampling.steps if num_inference_steps is None else num_inference_steps
         if steps < 1 or num_results < 1:
             raise ImprintError(f"got {steps} steps and {num_results} results; both must be 1 or more")
@@ -229,7 +260,30 @@ class ImprintPipeline(_Parts):
                 f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found {sorted(unknown)}"
             )
 
-        scene = self.prepare(object_image, object_mask, background, mask, blend_mask, context, resolution)
+        require_strengths(light, shadow, softness)
+        views = ObjectViews.of(object_image, object_mask, colours_of(background))
+        size = picture_size(background)
+        hole = None if mask is None else as_mask(mask)
+        if hole is not None:
+            require_same_size("the background", size, "its mask", hole.shape[1:])
+        there = place_object(
+            views,
+            size,
+            None if hole is None else hole[0],
+            placed=placed,
+            place=place,
+            fit=fit,
+            rotate=rotate,
+            flip=flip,
+        )
+        if there is not None:
+            output = self.finish_placed(
+                background, there, light, shadow, softness, blend_mask, num_results, output_type
+            )
+            self.maybe_free_model_hooks()
+            return output if return_dict else output.to_tuple()
+
+        scene = self.prepare(views, None, background, mask, blend_mask, context, resolution)
         # The latents stay in fp32 whatever the models' precision: with zero terminal SNR the first sigma is 4,518.
         shape = (num_results, *scene.latents.shape[1:])
         device = scene.latents.device
@@ -252,6 +306,38 @@ class ImprintPipeline(_Parts):
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
+    def finish_placed(
+        self,
+        background: Picture,
+        placed: PlacedObject,
+        light: float = 1.0,
+        shadow: float = 1.0,
+        softness: float = 0.0,
+        blend_mask: Picture | None = None,
+        num_results: int = 1,
+        output_type: str = "pil",
+    ) -> ImprintPipelineOutput:
+        """An object whose place is known, lit and with its shadow; arguments as of `__call__`."""
+        if output_type == "latent":
+            raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
+        if self.light is None:
+            self.register_modules(light=load_light().to(self.device))
+        square = square_around(self.light, placed)
+        lit = relight(self.light, picture_part(background, square.area), placed, light, shadow, softness)
+        if blend_mask is not None:
+            blend = as_mask(blend_mask)
+            require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])
+            share = blend[(slice(None), *square.area)][None]
+            lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
+        part = require_finite(lit.composite(), "the object in the scene's light", _PRECISION)
+        if output_type == "pil":
+            images = [paste(background, part[0], square.area) for _ in range(num_results)]
+        else:
+            images = paste_tensor(background, part.expand(num_results, -1, -1, -1), square.area)
+        alpha, lost = (square.within(square.area).extract(each)[:, 0] for each in (lit.alpha, lit.shadow))
+        return ImprintPipelineOutput(images, square, alpha, lost, lit)
+
+    @torch.no_grad()
     def encode_object(
         self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
     ) -> torch.Tensor:
@@ -265,7 +351,7 @@ class ImprintPipeline(_Parts):
     @torch.no_grad()
     def prepare(
         self,
-        object_image: Picture | Sequence[Picture],
+        object_image: Picture | Sequence[Picture] | ObjectViews,
         object_mask: Picture | Sequence[Picture] | None,
         background: Picture,
         mask: Picture,
@@ -292,7 +378,8 @@ class ImprintPipeline(_Parts):
         if crop.hole.areas > 1:
             _log.warning("%d separate areas: one object will span them", crop.hole.areas)
         blend = crop.frame_mask if blend_mask is None else crop.part(blend_mask, "blend mask")
-        views = ObjectViews.of(object_image, object_mask, colours_of(background))
+        given = isinstance(object_image, ObjectViews)
+        views = object_image if given else ObjectViews.of(object_image, object_mask, colours_of(background))
         tokens = self._encode_views(views)
         latents = encode(self.vae, crop.painted.to(device, self.vae.dtype), config.latent).float()
         tokens = require_finite(tokens, "what the encoder sees of the object", _PRECISION)
@@ -394,4 +481,6 @@ class ImprintPipeline(_Parts):
         picture, alpha = restore_detail(picture, alpha, scene.views, settings.detail)
         for values in (picture, alpha):
             require_finite(values, "the picture with the object's own detail", "switch detail off (0) for this object")
+        if settings.shadow != 1:
+            shadow = 1 - (1 - shadow) ** settings.shadow
         return Layers(picture, alpha, shadow) if settings.matte else Layers(picture)

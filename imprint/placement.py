@@ -7,6 +7,7 @@ The object is generated at the model's full resolution however small the hole is
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,7 +36,7 @@ class Placement:
     """The square's side at the model."""
 
     @classmethod
-    def around(cls, box: list[int], frame: tuple[int, int], resolution: int, context: float) -> Placement:
+    def around(cls, box: Sequence[int], frame: tuple[int, int], resolution: int, context: float) -> Placement:
         """The square around a box (top, left, bottom, right) of a frame (height, width), moved to lie in it if it fits.
 
         context: the square's side over the longer side of the box, at least 1.
@@ -101,6 +102,14 @@ class Placement:
         result = frames.clone()
         result[:, :, rows, columns] = square.to(frames)
         return result
+
+    def insert_map(self, maps: torch.Tensor) -> torch.Tensor:
+        """Smooth values (B, C, S, S), of any range, enlarged to the square -> (B, C, h, w), the part of it in the frame."""
+        rows, columns = self.area
+        square = F.interpolate(maps, (self.side, self.side), mode="bicubic", align_corners=False)
+        return square[
+            :, :, rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left
+        ]
 
     def _square(self, frames: torch.Tensor, beyond: str = "replicate") -> torch.Tensor:
         """(B, C, H, W) -> (B, C, side, side). beyond: what `torch.nn.functional.pad` puts beyond the frame."""

@@ -1,0 +1,323 @@
+"""Light and shadow for an object whose place is known: what it would look like in this photo's light.
+
+A small network sees the photo with the object pasted into it and gives three smooth maps: how much brighter or darker, and
+how tinted, each part of the object becomes (a gain and an offset), and how much light the ground around it loses. The maps
+are applied at the photo's own resolution, so that words, faces and edges stay exactly those of the object's photo. The
+idea of a colour transform per pixel, predicted small and applied large, is PCT-Net's (CVPR 2023, section 3).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .errors import ImprintError
+from .files import replacing
+from .place import PlacedObject, spread
+from .placement import Placement
+
+SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
+"""The light network that comes with the package."""
+STRENGTHS = (0.0, 1.5)
+"""Least and most strength of light and shadow; 0 is off exactly, 1 what the network says."""
+UNSEEN = 0.006
+"""A shadow that takes less than this share of the light is none: there the background stays bit for bit."""
+FADE = 0.06
+"""Share of the square over which a shadow fades where the square ends within the frame."""
+SOFTEST = 0.08
+"""Standard deviation of a shadow's blur at softness 1, as a share of the square's side."""
+
+FORMAT = "imprint-light"
+
+MOST_GAIN = 1.6
+"""Natural logarithm: the object's values become at most five times as large or small."""
+MOST_OFFSET = 0.4
+
+
+@dataclass(frozen=True)
+class LightConfig:
+    """The light network's sizes."""
+
+    resolution: int = 256
+    """Side in pixels of the square that it sees."""
+    widths: tuple[int, ...] = (48, 96, 192, 256)
+    """Channels at half the resolution, and at each further halving."""
+    blocks: int = 4
+    """Transformer blocks at the coarsest level."""
+    context: float = 2.2
+    """Side of the square over the longer side of the object's box."""
+
+
+@dataclass
+class Lit:
+    """An object in the scene's light, within `area` (rows, columns) of the frame. All (1, C, h, w) in [0, 1]."""
+
+    area: tuple[slice, slice]
+    background: torch.Tensor
+    colours: torch.Tensor
+    """The object's own, as placed."""
+    relit: torch.Tensor
+    """The same in the scene's light."""
+    alpha: torch.Tensor
+    shadow: torch.Tensor
+    """Share of the background's values that is lost."""
+
+    def composite(self) -> torch.Tensor:
+        """(1, 3, h, w): the background bit for bit wherever there is neither object nor shadow."""
+        return self._over(self._shaded(), self.relit)
+
+    def layers(self) -> dict[str, torch.Tensor]:
+        """`shadow`, `object` and `light`, each (1, 4, h, w) with alpha: laid over the background in this order, as any
+        editor does, they give `composite`."""
+        black = torch.zeros_like(self.background)
+        plain = self._over(self._shaded(), self.colours)
+        return {
+            "shadow": torch.cat([black, self.shadow], 1),
+            "object": torch.cat([self.colours, self.alpha], 1),
+            "light": _difference(plain, self.composite()),
+        }
+
+    def _shaded(self) -> torch.Tensor:
+        return torch.where(self.shadow > 0, self.background * (1 - self.shadow), self.background)
+
+    def _over(self, below: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.alpha > 0, torch.lerp(below, colours, self.alpha), below)
+
+
+@dataclass
+class LightMaps:
+    """gain (B, 3, S, S) as a natural logarithm, offset (B, 3, S, S), shadow (B, 1, S, S): the share of light lost."""
+
+    gain: torch.Tensor
+    offset: torch.Tensor
+    shadow: torch.Tensor
+    shading: torch.Tensor
+    """(B, 6, S, S): logarithm of what a white surface with the object's normals would return, in the scene's light and
+    in that of the object's photo. Learned on the way to `gain`."""
+
+
+class LightNet(nn.Module):
+    """A UNet with attention at its coarsest level."""
+
+    def __init__(self, config: LightConfig):
+        super().__init__()
+        self.config, widths = config, config.widths
+        self.stem = nn.Conv2d(4 * 9, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for wide, narrow in zip(widths[1:], widths[:-1]):
+            self.down.append(nn.Sequential(Block(narrow, narrow), nn.Conv2d(narrow, wide, 3, 2, 1)))
+            self.up.append(nn.ModuleList([nn.Conv2d(wide, narrow, 1), Block(2 * narrow, narrow)]))
+        self.middle = nn.Sequential(
+            Block(widths[-1], widths[-1]),
+            *(Attention(widths[-1]) for _ in range(config.blocks)),
+            Block(widths[-1], widths[-1]),
+        )
+        self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 4 * 13, 3, padding=1))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.stem.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.stem.weight.device
+
+    def forward(self, picture: torch.Tensor, alpha: torch.Tensor, background: torch.Tensor) -> LightMaps:
+        """picture (B, 3, S, S): the object over the background, both in [0, 1]; alpha (B, 1, S, S); S a multiple of 16."""
+        count, _, high, wide = picture.shape
+        rows = torch.linspace(-1, 1, high, device=picture.device, dtype=picture.dtype).view(1, 1, -1, 1)
+        columns = torch.linspace(-1, 1, wide, device=picture.device, dtype=picture.dtype).view(1, 1, 1, -1)
+        place = [each.expand(count, 1, high, wide) for each in (rows, columns)]
+        x = self.stem(F.pixel_unshuffle(torch.cat([picture * 2 - 1, alpha * 2 - 1, background * 2 - 1, *place], 1), 2))
+        kept = []
+        for block, halve in self.down:
+            x = block(x)
+            kept.append(x)
+            x = halve(x)
+        x = self.middle(x)
+        for (narrow, block), skip in zip(reversed(self.up), reversed(kept)):
+            x = block(torch.cat([F.interpolate(narrow(x), scale_factor=2.0, mode="nearest"), skip], 1))
+        maps = F.pixel_shuffle(self.head(x), 2).float()
+        shading = 4 * torch.tanh(maps[:, 7:] / 4)
+        # What the object loses of its own light and gains of the scene's, as eyes see it: 2.2 is a screen's exponent.
+        change = (shading[:, :3] - shading[:, 3:]) / 2.2
+        gain = MOST_GAIN * torch.tanh((change + maps[:, :3]) / MOST_GAIN)
+        return LightMaps(gain, MOST_OFFSET * torch.tanh(maps[:, 3:6]), torch.sigmoid(maps[:, 6:7] - 3), shading)
+
+
+class Block(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first = nn.Sequential(nn.GroupNorm(8, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.second = nn.Sequential(nn.GroupNorm(8, outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.around = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.around(x) + self.second(self.first(x))
+
+
+class Attention(nn.Module):
+    """A pre-norm transformer block over all places of a picture (B, C, H, W)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = width // 32
+        self.norm, self.mix = nn.GroupNorm(8, width), nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        self.mlp = nn.Sequential(
+            nn.GroupNorm(8, width), nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count, width, high, wide = x.shape
+        mixed = self.mix(self.norm(x)).view(count, 3, self.heads, width // self.heads, high * wide).transpose(3, 4)
+        seen = F.scaled_dot_product_attention(*mixed.unbind(1))
+        x = x + self.out(seen.transpose(2, 3).reshape(x.shape))
+        return x + self.mlp(x)
+
+
+def square_around(net: LightNet, placed: PlacedObject) -> Placement:
+    """The square of the frame that the network looks at; its `area` is all that light and shadow may change."""
+    return Placement.around(placed.box, placed.size, net.config.resolution, net.config.context)
+
+
+@torch.no_grad()
+def relight(
+    net: LightNet,
+    frame: torch.Tensor,
+    placed: PlacedObject,
+    light: float = 1.0,
+    shadow: float = 1.0,
+    softness: float = 0.0,
+) -> Lit:
+    """Light an object as the scene around it is lit, and let it throw its shadow.
+
+    frame: the background's part `square_around(net, placed).area`, (1, 3, h, w) in [0, 1]. light, shadow: strengths as
+    `STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1. The network runs where it lies, the
+    result lies with the frame. Raises `ImprintError` for strengths beyond their range and for a part of another size.
+    """
+    require_strengths(light, shadow, softness)
+    square = square_around(net, placed)
+    area = square.area
+    if tuple(frame.shape[2:]) != tuple(part.stop - part.start for part in area):
+        raise ImprintError(
+            f"the background's part is {frame.shape[3]}x{frame.shape[2]}, which is not the square around the object; cut "
+            "`square_around(net, placed).area` out of the background"
+        )
+    local = square.within(area)
+    colours, alpha = (each.to(frame) for each in placed.within(area))
+    plain = Lit(area, frame, colours, colours, alpha, torch.zeros_like(alpha))
+    if light == shadow == 0:
+        return plain
+
+    picture, coverage, scene = (local.extract(each) for each in (torch.lerp(frame, colours, alpha), alpha, frame))
+    maps = net(*(each.to(net.stem.weight) for each in (picture, coverage, scene)))
+    # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
+    if light:
+        inside = (coverage > 0.9 * coverage.max()).float()
+        change = local.insert_map(spread(torch.cat([maps.gain, maps.offset], 1).to(frame), inside))
+        gain, offset = (light * change).chunk(2, 1)
+        plain.relit = (colours * gain.exp() + offset).clamp(0, 1)
+    outside = (coverage < 0.1).float()
+    if shadow and bool(outside.any()):
+        lost = spread(maps.shadow.to(frame), outside)
+        if softness:
+            lost = _softened(lost, softness * SOFTEST * net.config.resolution)
+        kept = 1 - local.insert_map(lost * _fading(square, lost)).clamp(0, 1)
+        plain.shadow = ((1 - kept**shadow - UNSEEN) / (1 - UNSEEN)).clamp(min=0)
+    return plain
+
+
+def require_strengths(light: float, shadow: float, softness: float) -> None:
+    """Raise `ImprintError` unless all three are within their ranges."""
+    low, high = STRENGTHS
+    if not (low <= light <= high and low <= shadow <= high and 0 <= softness <= 1):
+        raise ImprintError(
+            f"light is {light:g}, shadow {shadow:g} and softness {softness:g}; the first two must be from {low:g} to "
+            f"{high:g}, softness from 0 to 1"
+        )
+
+
+def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
+    """The light network of a file, in fp32 on the CPU, ready to be used.
+
+    Raises `ImprintError` for a file that is absent, a pickle, damaged, or none of a light network.
+    """
+    from .checkpoint import check_digest, open_safetensors
+
+    path = Path(path)
+    with open_safetensors(path) as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ImprintError(
+                f"{path} is a safetensors file, but holds no light network; give one that training.light has written"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    check_digest(path, metadata, tensors)
+    values = json.loads(metadata["config"])
+    net = LightNet(LightConfig(**{**values, "widths": tuple(values["widths"])}))
+    missing, surplus = net.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
+    if missing or surplus:
+        raise ImprintError(
+            f"{path}: {len(missing)} tensors of the light network are missing and {len(surplus)} are not its own; the file "
+            "was made by other code, export it again"
+        )
+    return net.eval().requires_grad_(False)
+
+
+def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torch.float16) -> None:
+    """Write a light network; the file is whole or it is not there."""
+    from safetensors.torch import save_file
+
+    from .checkpoint import digest
+
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in net.state_dict().items()}
+    config = json.dumps(asdict(net.config))
+    metadata = {"format": FORMAT, "config": config, "sha256": digest(config, sorted(tensors.items()))}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def _difference(below: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+    """The most transparent layer (1, 4, h, w) that turns one picture (1, 3, h, w) into another."""
+    change = above - below
+    share = torch.where(change > 0, change / (1 - below).clamp(min=1e-6), -change / below.clamp(min=1e-6))
+    alpha = (share.amax(1, keepdim=True) * 255).ceil().clamp(0, 255) / 255
+    colours = torch.where(alpha > 0, (above - below * (1 - alpha)) / alpha.clamp(min=1e-6), torch.zeros_like(below))
+    return torch.cat([colours.clamp(0, 1), alpha], 1)
+
+
+def _fading(square: Placement, maps: torch.Tensor) -> torch.Tensor:
+    """(1, 1, S, S): falls to 0 towards those sides of the square that lie within the frame."""
+    side = maps.shape[-1]
+    steps = (torch.arange(side, device=maps.device) + 0.5) / (FADE * side)
+    ramp, whole = steps.clamp(max=1), torch.ones_like(steps)
+    sides = (
+        (square.top > 0, square.top + square.side < square.height),
+        (square.left > 0, square.left + square.side < square.width),
+    )
+    down, across = ((ramp if first else whole) * (ramp.flip(0) if last else whole) for first, last in sides)
+    return (down[:, None] * across)[None, None]
+
+
+def _softened(maps: torch.Tensor, deviation: float) -> torch.Tensor:
+    """Gaussian blur; the border is repeated."""
+    reach = math.ceil(2.5 * deviation)
+    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=maps.device) / deviation) ** 2)
+    line = (line / line.sum()).to(maps).view(1, 1, -1)
+    maps = F.conv2d(F.pad(maps, (0, 0, reach, reach), mode="replicate"), line[..., None])
+    return F.conv2d(F.pad(maps, (reach, reach, 0, 0), mode="replicate"), line[:, :, None])

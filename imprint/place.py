@@ -1,0 +1,315 @@
+"""Where an object's photo is put into the frame, exactly: the value objects that the light stage works on.
+
+`PlacedObject` is the object as it lies in the frame, whoever put it there: by a picture of the frame's size with
+transparency, by position, height, rotation and mirroring, or by being fitted into a box with its own proportions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from .errors import ImprintError, require_same_size
+from .preprocess import bounding_boxes
+from .views import ObjectViews
+
+FITS = ("contain", "fill")
+"""How an object meets a box: with its own proportions, or stretched to it by the model, as it sees fit."""
+STANDING = 0.98
+"""A hole that covers this share of its own box is a box; any other is an outline."""
+EDGE = 2
+"""Pixels beside a binary mask's edge whose colours may be the old background's."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how an object's photo is put into a frame."""
+
+    x: float
+    """Pixels from the frame's left to the middle of the object."""
+    y: float
+    """Pixels from the frame's top to the object's lowest point: where it stands."""
+    height: float
+    """Of the object as it lies in the frame, in pixels."""
+    rotate: float = 0.0
+    """Degrees, clockwise."""
+    flip: bool = False
+    """Mirrored left to right, before it is turned."""
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.x, self.y, self.height, self.rotate))) or self.height < 1:
+            raise ImprintError(
+                f"the object's place is x {self.x:g}, y {self.y:g}, height {self.height:g}, rotated by {self.rotate:g}; all "
+                "must be finite numbers and the height 1 pixel or more"
+            )
+
+
+@dataclass(frozen=True)
+class PlacedObject:
+    """An object in a frame of `size` (height, width).
+
+    colours (3, h, w) in [0, 1], not multiplied with alpha; alpha (h, w) in [0, 1]. Both lie with their upper left corner
+    at `corner` (top, left), within the frame.
+    """
+
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    colours: torch.Tensor
+    alpha: torch.Tensor
+
+    @classmethod
+    def from_layer(cls, colours: torch.Tensor, alpha: torch.Tensor) -> PlacedObject:
+        """colours (3, H, W) and alpha (H, W) of the frame's size, as a picture with transparency holds them.
+
+        Raises `ImprintError` where nothing is visible.
+        """
+        if not bool(alpha.max() > 0):
+            raise ImprintError(
+                "the placed object is transparent everywhere; give a picture in which the object can be seen"
+            )
+        top, left, _, _ = bounding_boxes(alpha[None], threshold=0)[0].tolist()
+        return cls(tuple(alpha.shape), (top, left), *clean_edge(*_cropped(colours, alpha)))
+
+    @classmethod
+    def put(cls, picture: torch.Tensor, mask: torch.Tensor, place: Place, size: tuple[int, int]) -> PlacedObject:
+        """An object's photo (3, h, w) with its mask (h, w), at a place of a frame of `size` (height, width).
+
+        What lies beyond the frame is cut off. Raises `ImprintError` where nothing is left, or the mask is empty.
+        """
+        colours, alpha = turned(*clean_edge(*_cropped(picture, mask)), place.rotate, place.flip)
+        scale = place.height / alpha.shape[0]
+        high, wide = max(1, round(place.height)), max(1, round(alpha.shape[1] * scale))
+        colours, alpha = resized(colours, alpha, high, wide)
+        top, left = round(place.y) - high, round(place.x - wide / 2)
+        above, before = max(0, -top), max(0, -left)
+        below, after = min(high, size[0] - top), min(wide, size[1] - left)
+        if below <= above or after <= before or not bool((alpha[above:below, before:after] > 0).any()):
+            raise ImprintError(
+                f"the object would lie outside the {size[1]}x{size[0]} background: {wide}x{high} pixels, standing at "
+                f"{place.x:g},{place.y:g}; give a place within it"
+            )
+        part = slice(above, below), slice(before, after)
+        return cls(size, (top + above, left + before), colours[(slice(None), *part)], alpha[part])
+
+    @property
+    def area(self) -> tuple[slice, slice]:
+        """Rows and columns of the frame that it covers."""
+        (top, left), (high, wide) = self.corner, self.alpha.shape
+        return slice(top, top + high), slice(left, left + wide)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Top, left, bottom, right in the frame."""
+        rows, columns = self.area
+        return rows.start, columns.start, rows.stop, columns.stop
+
+    def within(self, area: tuple[slice, slice]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Colours (1, 3, h, w) and alpha (1, 1, h, w) in a part of the frame that holds the object; 0 around it."""
+        rows, columns = area
+        colours = self.colours.new_zeros(1, 3, rows.stop - rows.start, columns.stop - columns.start)
+        alpha = torch.zeros_like(colours[:, :1])
+        top, left, bottom, right = self.box
+        part = slice(top - rows.start, bottom - rows.start), slice(left - columns.start, right - columns.start)
+        colours[(0, slice(None), *part)], alpha[(0, 0, *part)] = self.colours, self.alpha
+        return colours, alpha
+
+
+def fit_into(
+    picture: torch.Tensor,
+    mask: torch.Tensor,
+    box: tuple[int, int, int, int],
+    rotate: float | None = 0.0,
+    flip: bool = False,
+) -> Place:
+    """The place of an object in a box (top, left, bottom, right): as large as the box allows, with the object's own
+    proportions, in its middle and on its lower edge.
+
+    picture (3, h, w), mask (h, w); rotate: degrees clockwise, or None: by a quarter turn where it then fills more of the
+    box. Raises `ImprintError` for an empty mask.
+    """
+    top, left, bottom, right = box
+    high, wide = bottom - top, right - left
+    if rotate is None:
+        own_high, own_wide = _shape(mask, 0.0, flip)
+        upright = min(high / own_high, wide / own_wide)
+        lying = min(high / own_wide, wide / own_high)
+        rotate = 90.0 if lying > upright * 1.05 else 0.0
+    own_high, own_wide = _shape(mask, rotate, flip)
+    scale = min(high / own_high, wide / own_wide)
+    # Whole pixels never leave the box.
+    height = max(1, math.floor(own_high * scale + 1e-6))
+    if round(own_wide * height / own_high) > wide:
+        height = max(1, height - 1)
+    return Place((left + right) / 2, bottom, height, rotate, flip)
+
+
+def place_object(
+    views: ObjectViews,
+    size: tuple[int, int],
+    mask: torch.Tensor | None = None,
+    *,
+    placed: bool = False,
+    place: Place | None = None,
+    fit: str = "contain",
+    rotate: float | Literal["auto"] = 0.0,
+    flip: bool = False,
+) -> PlacedObject | None:
+    """The object where it was put in a frame of `size` (height, width), its edge clean; None where the model is to draw it.
+
+    One of three says where: placed: the first view is a picture of the frame's size, and the object lies in it where it
+    shall lie; place: a `Place`; mask (H, W), above 0.5: where it is a box, and `fit` is "contain", the object is fitted into
+    it (`fit_into`). With another mask, or "fill", the model draws. rotate, flip: for a box, as in `fit_into`, "auto" for
+    the turn that fills it best. Raises `ImprintError` for none or several of the three, and as they do.
+    """
+    if fit not in FITS:
+        raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
+    given = [name for name, used in (("placed", placed), ("place", place), ("mask", mask is not None)) if used]
+    if len(given) != 1:
+        raise ImprintError(
+            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of placed (a picture of the "
+            "background's size), place (position and height) or mask"
+        )
+    (picture, *_), (own, *_) = views.pictures, views.masks
+    picture, own = picture[0], own[0]
+    if mask is None and (rotate or flip):
+        raise ImprintError(
+            "rotate and flip turn what is fitted into a box; a placed object lies as it is, a place has its own"
+        )
+    if placed:
+        require_same_size("the placed object", tuple(own.shape), "the background", size)
+        return PlacedObject.from_layer(picture, own)
+    if mask is not None:
+        if fit == "fill" or not bool((mask > 0.5).any()) or not is_box(mask):
+            if rotate or flip:
+                raise ImprintError(
+                    "rotate and flip are for an object that is fitted into a box; here the mask's outline says how it is "
+                    "turned: draw a box, or leave them out"
+                )
+            return None
+        box = bounding_boxes((mask > 0.5)[None].float())[0].tolist()
+        place = fit_into(picture, own, box, None if rotate == "auto" else rotate, flip)
+    return PlacedObject.put(picture, own, place, size)
+
+
+def object_height(images: Any, masks: Any, rotate: float = 0.0, flip: bool = False) -> int:
+    """Pixels of an object's own photo from its highest to its lowest, once turned; arguments as of `ObjectViews.of`."""
+    return _shape(ObjectViews.of(images, masks).masks[0][0], rotate, flip)[0]
+
+
+def is_box(hole: torch.Tensor) -> bool:
+    """Whether a hole (H, W), above 0.5, is a box rather than an outline."""
+    inside = hole > 0.5
+    top, left, bottom, right = bounding_boxes(inside[None].float())[0].tolist()
+    return float(inside[top:bottom, left:right].float().mean()) >= STANDING
+
+
+def clean_edge(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An object (3, h, w), mask (h, w), whose mask is binary: with an anti-aliased edge, free of its old background's colour.
+
+    One with a soft mask stays as it is: its edge's colours are its own already.
+    """
+    solid = alpha > 0.5
+    if ((alpha > 0.02) & (alpha < 0.98)).sum() > 0.25 * _edge(solid).sum():
+        return colours, alpha
+    solid = F.pad(solid.float()[None, None], (EDGE,) * 4)
+    # The new edge lies within the old one: what the mask left out is not the object.
+    smooth = torch.minimum(_blurred(solid), solid)[0, 0, EDGE:-EDGE, EDGE:-EDGE]
+    core = 1 - F.max_pool2d(1 - solid, 2 * EDGE + 1, 1)
+    if not bool(core.any()):  # too thin to have colours that are surely its own
+        return colours, smooth
+    return torch.where(core > 0, colours, spread(colours[None], core))[0], smooth
+
+
+def turned(picture: torch.Tensor, mask: torch.Tensor, rotate: float, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """An object (3, h, w), mask (h, w), cropped to its box, mirrored, then turned clockwise by degrees and cropped again.
+
+    Mirroring and quarter turns keep every pixel as it is.
+    """
+    colours, alpha = _cropped(picture, mask)
+    if flip:
+        colours, alpha = colours.flip(-1), alpha.flip(-1)
+    quarters, rest = divmod(rotate + 45, 90)
+    rest -= 45
+    if int(quarters) % 4:
+        colours, alpha = (torch.rot90(each, -int(quarters), (-2, -1)) for each in (colours, alpha))
+    if rest:
+        colours, alpha = _cropped(*_rotated(colours, alpha, rest))
+    return colours, alpha
+
+
+def resized(colours: torch.Tensor, alpha: torch.Tensor, high: int, wide: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Antialiased, by colours multiplied with alpha, so that what lies behind the object does not enter its edge."""
+    if tuple(alpha.shape) == (high, wide):
+        return colours, alpha
+    both = torch.cat([colours * alpha, alpha[None]])[None]
+    both = F.interpolate(both, (high, wide), mode="bicubic", antialias=True, align_corners=False)[0]
+    alpha = both[3].clamp(0, 1)
+    return (both[:3] / both[3].clamp(min=1e-3)).clamp(0, 1), alpha
+
+
+def spread(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """values (B, C, H, W) where known (B, 1, H, W) is 1; elsewhere means of the nearest known ones (pull and push).
+
+    After Gortler et al., "The Lumigraph" (SIGGRAPH 1996), section 3.4.
+    """
+    levels = [(values * known, known)]
+    while max(levels[-1][0].shape[2:]) > 1 and float(levels[-1][1].min()) == 0:
+        total, share = levels[-1]
+        shape = [-(-side // 2) for side in total.shape[2:]]
+        pad = (0, 2 * shape[1] - total.shape[3], 0, 2 * shape[0] - total.shape[2])
+        total, share = F.avg_pool2d(F.pad(total, pad), 2), F.avg_pool2d(F.pad(share, pad), 2)
+        full = (share / share.clamp(min=1e-6)).clamp(max=1)
+        levels.append((total / share.clamp(min=1e-6) * full, full))
+    filled = levels[-1][0]
+    for total, share in reversed(levels[:-1]):
+        coarse = F.interpolate(filled, total.shape[2:], mode="bilinear", align_corners=False)
+        filled = total + coarse * (1 - share)
+    return filled
+
+
+def _cropped(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if not bool(alpha.max() > 0):
+        raise ImprintError(
+            "the object's mask is empty, so that no object is left; give a mask that is white on the object"
+        )
+    top, left, bottom, right = bounding_boxes(alpha[None], threshold=0)[0].tolist()
+    part = slice(top, bottom), slice(left, right)
+    return colours[(slice(None), *part)], alpha[part]
+
+
+def _shape(mask: torch.Tensor, rotate: float, flip: bool) -> tuple[int, int]:
+    """Height and width of the object's box, turned."""
+    return tuple(turned(mask[None].expand(3, -1, -1), mask, rotate, flip)[1].shape)
+
+
+def _rotated(colours: torch.Tensor, alpha: torch.Tensor, degrees: float) -> tuple[torch.Tensor, torch.Tensor]:
+    high, wide = alpha.shape
+    angle = math.radians(degrees)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    new_high = math.ceil(abs(high * cosine) + abs(wide * sine)) + 2
+    new_wide = math.ceil(abs(wide * cosine) + abs(high * sine)) + 2
+    rows = torch.arange(new_high, device=alpha.device) + 0.5 - new_high / 2
+    columns = torch.arange(new_wide, device=alpha.device) + 0.5 - new_wide / 2
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    grid = torch.stack([(x * cosine + y * sine) * 2 / wide, (y * cosine - x * sine) * 2 / high], -1)[None]
+    both = torch.cat([colours * alpha, alpha[None]])[None]
+    both = F.grid_sample(both, grid, mode="bicubic", padding_mode="zeros", align_corners=False)[0]
+    alpha = both[3].clamp(0, 1)
+    alpha = torch.where(alpha < 1 / 255, 0, alpha)
+    return (both[:3] / both[3].clamp(min=1e-3)).clamp(0, 1), alpha
+
+
+def _edge(inside: torch.Tensor) -> torch.Tensor:
+    """Pixels within, next to one without."""
+    outside = 1 - inside.float()[None, None]
+    return inside & (F.max_pool2d(F.pad(outside, (1, 1, 1, 1), value=1), 3, 1)[0, 0] > 0)
+
+
+def _blurred(pictures: torch.Tensor) -> torch.Tensor:
+    kernel = pictures.new_tensor([0.25, 0.5, 0.25])
+    kernel = (kernel[:, None] * kernel).view(1, 1, 3, 3)
+    return F.conv2d(F.pad(pictures, (1, 1, 1, 1)), kernel)
