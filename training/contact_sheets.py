@@ -19,9 +19,7 @@ import torch
 from imprint.checkpoint import SHIPPED
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import (
-    save_image,
-)
+from imprint.images import save_image
 from imprint.pipeline import ImprintPipeline
 
 from .measure.contact_sheets import Sheets

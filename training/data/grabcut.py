@@ -15,11 +15,7 @@ from tqdm import tqdm
 
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import (
-    open_image,
-    save_image,
-    to_rgb,
-)
+from imprint.images import open_image, save_image, to_rgb
 
 from .contact_sheet import SHEET_COLUMNS, SHEET_ROWS, outlined, sheet_of
 from .engines import in_processes

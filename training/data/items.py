@@ -12,9 +12,7 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import (
-    open_image,
-)
+from imprint.images import open_image
 
 from ..settings import Prepare
 from .shards import Record

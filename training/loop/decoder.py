@@ -15,10 +15,7 @@ from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imprint.config import LatentConfig
 from imprint.errors import ImprintError
 from imprint.files import require_writable
-from imprint.images import (
-    save_image,
-    tensor_to_image,
-)
+from imprint.images import save_image, tensor_to_image
 from imprint.model import load_modules
 from imprint.vae import build_autoencoder, decode, encode
 

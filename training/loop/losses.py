@@ -13,7 +13,7 @@ from imprint.unet import unet_input
 
 from ..pairs.batches import Batch
 
-CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
+CONDITION_DROPOUT = 0.1  # IMPRINT and methods like it drop 10 to 20 % for classifier-free guidance
 MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
 PYRAMID_LEVELS = 4  # the last shows an eighth of the size, as a latent

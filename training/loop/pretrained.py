@@ -1,4 +1,4 @@
-"""Pretrained parts into a checkpoint to train from: python -m training.start --unet SD15 --encoder DINOV2 OUT"""
+"""Pretrained parts into a checkpoint to train from: a UNet of Stable Diffusion and a DINOv2, as their authors give them."""
 
 from __future__ import annotations
 

@@ -18,10 +18,7 @@ from imprint.checkpoint import open_safetensors, read_config
 from imprint.crop import Crop
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import (
-    open_image,
-    save_image,
-)
+from imprint.images import open_image, save_image
 from imprint.pipeline import ImprintPipeline
 
 from .settings import ABLATIONS, Evaluate

@@ -13,10 +13,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from imprint.errors import ImprintError
-from imprint.images import (
-    open_image,
-    to_rgb,
-)
+from imprint.images import open_image, to_rgb
 from imprint.pipeline import ImprintPipeline
 
 from .tasks import PICTURES, Scene, read_subjects

@@ -19,9 +19,7 @@ from PIL import Image, ImageOps
 
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
-from imprint.images import (
-    image_to_tensor,
-)
+from imprint.images import image_to_tensor
 from imprint.masks import paint_hole
 
 from ..data.shards import list_shards

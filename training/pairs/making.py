@@ -28,10 +28,10 @@ from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
 from .batches import Pairs
 from .draw import Draw
-from .framing import BOX, crop_matrix, object_to_frame, zoom_on
+from .framing import BOX, crop_matrix, object_to_frame, photo_crop, scene_view, zoom_on
 from .light import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, place_light, recolour
 from .pictures import Photos, Views
-from .warping import blobs, loosened_box, matrix, warp
+from .warping import blobs, loosened_box, warp
 
 KINDS = ("rendered", "still", "video", "patch")
 
@@ -109,8 +109,9 @@ class PairMaker:
         if self.stage == "identity":
             return self._on_black(cutout, colour, alpha[:, 0])
 
-        scene = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
-        scene[lit] = self._scene_view(twin[lit], turned[lit], draw)
+        rows = draw.integers(len(self.photos.rgb), count)
+        scene = photo_crop(_float(self.photos.rgb[rows]), side, draw)
+        scene[lit] = scene_view(_float(views.scenes[twin[lit]]), turned[lit], side, draw)
         shade = jitter_parameters(draw, count, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
         scene = apply_jitter(scene, shade)
         # The scene's mean brightness, in part, is the light's. Not its colour: that of a meadow is the grass's.
@@ -234,17 +235,6 @@ class PairMaker:
     ) -> Pairs:
         matte = matte_values(alpha, torch.full_like(alpha, -1.0) if shadow is None else shadow, self.config)
         return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole, matte)
-
-    def _scene_view(self, rows: torch.Tensor, mirrored: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Most of the scenes that relit views have their light from."""
-        zoom = draw.uniform(len(rows), 0.7, 1.0)
-        offset = draw.uniform((len(rows), 2), -1, 1) * (1 - zoom)[:, None]
-        warped = matrix(offset, zoom, torch.zeros_like(zoom), torch.ones_like(zoom), mirrored)
-        return warp(_float(self.views.scenes[rows]), warped, self.config.resolution, "reflection")
-
-    def _photo_crop(self, rows: torch.Tensor, draw: Draw) -> torch.Tensor:
-        warped = crop_matrix(draw.chance(0.5, len(rows)), draw, len(rows))
-        return warp(_float(self.photos.rgb[rows]), warped, self.config.resolution, "reflection")
 
 
 def _float(images: torch.Tensor) -> torch.Tensor:
