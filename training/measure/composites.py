@@ -29,8 +29,8 @@ BASELINES = {
     "copy-paste": lambda scene, _seed: scene.paste(scene.cutout),
     "copy-paste, box emptied": lambda scene, _seed: scene.paste(scene.cutout, emptied=True),
 }
-"""All the identity that there is, and none of the scene's light, pose and shadow. On a video frame the first also leaves
-some of the true object around the pasted one, which no model sees: there the second is reported beside it."""
+"""All the identity that there is, and none of the scene's light, pose and shadow. On a video frame the first also
+leaves some of the true object around the pasted one, which no model sees: there the second is reported beside it."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """Pairs (reference view, target) made on the device, in batches, from pictures that lie in its memory.
 
 IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and what stands in for its data sets:
-- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow, or in the
-  light of a place into a photo of that place;
+- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow, or
+  in the light of a place into a photo of that place;
 - `still`: an annotated object of a photo is the target, its warped and re-coloured cut-out the reference;
 - `video`: as `still`, but the reference comes from another frame of the clip, as near as the sample's `gap` asks: of a
   video at most 7 frames away, of MVImgNet's photos at least an eighth of all;
 - `patch`: as `still`, but the object is a piece of a photo of random outline, which brings in real textures.
 
 Everything is a function of the generator alone, so that a run that continues makes the same pairs as one that never
-stopped. Pictures are BCHW in [0, 1], RGBA with colours not multiplied by alpha, masks BHW. Matrices (B, 3, 3) take output
-coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
+stopped. Pictures are BCHW in [0, 1], RGBA with colours not multiplied by alpha, masks BHW. Matrices (B, 3, 3) take
+output coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
 """
 
 from __future__ import annotations
