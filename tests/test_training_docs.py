@@ -1,5 +1,5 @@
-"""The commands of docs/training.md and its topics, run as they stand there: two steps each, on a CPU, with a micro model for `tiny`
-and SD 1.5; and those of CONTRIBUTING.md."""
+"""The commands of docs/training.md and its topics, run as they stand there: two steps each, on a CPU, with a micro
+model for `tiny` and SD 1.5; and those of CONTRIBUTING.md."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Settings are dataclasses of required fields; this makes command lines of them and fills them from files.
 
-A field's type says how its option is parsed, the text below it is the option's help, and `option` says the rest. A field that
-is a dataclass itself is a group of options. Values come from the defaults, then the preset, then `--config FILE` (YAML, or a
-run's options.json), then the flags: the later ones win.
+A field's type says how its option is parsed, the text below it is the option's help, and `option` says the rest. A
+field that is a dataclass itself is a group of options. Values come from the defaults, then the preset, then `--config
+FILE` (YAML, or a run's options.json), then the flags: the later ones win.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def option(
 ) -> Any:
     """A field of settings.
 
-    default: the command line's; the dataclass itself has none. parse: text -> value, by default the field's type. bare: the
-    value of the flag without a word after it. old: a former name of the flag, which still works, with a warning.
+    default: the command line's; the dataclass itself has none. parse: text -> value, by default the field's type.
+    bare: the value of the flag without a word after it. old: a former name of the flag, which still works, with a
+    warning.
     """
     return dataclasses.field(
         metadata=dict(
@@ -276,8 +277,8 @@ def parse(
 ) -> T:
     """Settings of a command line; leaves with 2 and a sentence where they do not fit.
 
-    preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and its values.
-    kind.check(), where there is one, raises `ImprintError` for values that do not go together.
+    preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and
+    its values. kind.check(), where there is one, raises `ImprintError` for values that do not go together.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options

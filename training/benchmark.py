@@ -1,4 +1,5 @@
-"""Measure training on this machine: python -m training.benchmark --output FOLDER [--baseline train_text_to_image.py] ...
+"""Measure training on this machine: python -m training.benchmark --output FOLDER [--baseline train_text_to_image.py]
+...
 
 Every row is written to FOLDER/benchmark.json and FOLDER/benchmark.md as soon as it is measured. A row is one of
 

@@ -1,4 +1,5 @@
-"""Sheets of composites for what no score tells: python -m training.contact_sheets --subjects DREAMBOOTH --backgrounds PHOTOS --output FOLDER
+"""Sheets of composites for what no score tells: python -m training.contact_sheets --subjects DREAMBOOTH --backgrounds
+PHOTOS --output FOLDER
 
 pose.jpg    ten objects in holes of their own outline, turned by 30 degrees, mirrored, squashed: does the object follow?
 light.jpg   the four darkest, warmest and brightest photos: copy-paste beside the composite
@@ -19,9 +20,7 @@ import torch
 from imprint.checkpoint import SHIPPED
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import (
-    save_image,
-)
+from imprint.images import save_image
 from imprint.pipeline import ImprintPipeline
 
 from .measure.contact_sheets import Sheets

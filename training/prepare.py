@@ -1,8 +1,8 @@
 """A data set in its own layout into shards for training: python -m training.prepare SOURCE --input FOLDER --output URL
 
-The same command again goes on: finished shards are kept. OUTPUT gets train/ and held-out/ with the shards and, for the run's
-name, NAME.json (options, counts, what was dropped and how often), NAME.dropped.tsv (each thing dropped, and why) and NAME.png
-(a contact sheet to look at).
+The same command again goes on: finished shards are kept. OUTPUT gets train/ and held-out/ with the shards and, for
+the run's name, NAME.json (options, counts, what was dropped and how often), NAME.dropped.tsv (each thing dropped, and
+why) and NAME.png (a contact sheet to look at).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The settings of training and of preparing data, and the stages' presets; `training.measure.settings` has the others.
 
-The library takes these dataclasses; the scripts make their command lines of them (`training.arguments`). Pixels are a square's
-sides unless it is said otherwise, times are seconds, learning rates are AdamW's.
+The library takes these dataclasses; the scripts make their command lines of them (`training.arguments`). Pixels are a
+square's sides unless it is said otherwise, times are seconds, learning rates are AdamW's.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ STAGES = {
         learning_rate=6e-4,
         mix={"rendered": 0.45, "still": 0.24, "video": 0.05, "patch": 0.26},
     ),
-    # One object's few photos, as MureObjectStitch (arXiv 2411.07462), which tunes the whole UNet and freezes the adapter
+    # One object's few photos, as MureObjectStitch (arXiv 2411.07462) does, which tunes the UNet and freezes the adapter
     "finetune": Stage(
         trained=("unet.",),
         learning_rate=1e-4,
@@ -159,8 +159,8 @@ class Train:
     resolutions: tuple[tuple[int, float], ...] | None = option(
         None, group="recipe", parse=resolution_and_share, metavar="PIXELS[:SHARE]", old="--sides"
     )
-    """resolutions of the pictures, and their shares of the steps; by default the model's alone. Batches of all resolutions
-    have as many pixels as --batch pictures at the model's"""
+    """resolutions of the pictures, and their shares of the steps; by default the model's alone. Batches of all
+    resolutions have as many pixels as --batch pictures at the model's"""
     distill_guidance: float | None = option(None, group="recipe", metavar="SCALE")
     """for compositing: learn what --init predicts with this guidance, instead of the pictures"""
     accumulate: int = option(1, group="recipe")
@@ -408,7 +408,9 @@ class Prepare:
             raise ImprintError(f"--relit is {self.render.relit}; it is a number of the {self.render.views} views")
 
     def resolved(self, licensed: bool) -> Prepare:
-        """With name and licence. licensed: whether the source gives each picture's own. Raises `ImprintError` for none."""
+        """With name and licence. licensed: whether the source gives each picture's own. Raises `ImprintError` for
+        none.
+        """
         if self.licence is None and not licensed:
             raise ImprintError(f"{self.source} does not say each picture's licence: give --licence")
         folder = re.sub(r"[^A-Za-z0-9-]+", "-", self.input.resolve().name)

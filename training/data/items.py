@@ -12,9 +12,7 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import (
-    open_image,
-)
+from imprint.images import open_image
 
 from ..settings import Prepare
 from .shards import Record
@@ -32,7 +30,9 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class Group:
-    """What stays together: a clip, an object's views, a portrait session, a picture. It is listed without being opened."""
+    """What stays together: a clip, an object's views, a portrait session, a picture. It is listed without being
+    opened.
+    """
 
     name: str
     """Unique in the source; decides in which shard it lies."""

@@ -18,9 +18,9 @@ VIEW_GAP = 8  # AnyDoor: the views of a pair are at least an eighth of the objec
 def mvimgnet_groups(path: Path, options: Prepare) -> Iterator[Group]:
     """MVImgNet: CLASS/OBJECT/images/NNN.jpg. Masks are looked for in three places:
 
-    OBJECT/masks/NNN.png or NNN.jpg.png (as in MVImgNet 2.0); mask/ or masks/CLASS/OBJECT/NNN.jpg.png or NNN.png beside the
-    classes or beside their folder; images/NNN_anything.png, the object on nothing (as AnyDoor reads it). Of a mask
-    without an alpha channel its brightness is taken.
+    OBJECT/masks/NNN.png or NNN.jpg.png (as in MVImgNet 2.0); mask/ or masks/CLASS/OBJECT/NNN.jpg.png or NNN.png
+    beside the classes or beside their folder; images/NNN_anything.png, the object on nothing (as AnyDoor reads it).
+    Of a mask without an alpha channel its brightness is taken.
     """
     for category in subfolders(path):
         if category.name in ("mask", "masks"):

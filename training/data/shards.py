@@ -1,13 +1,14 @@
 """The data's one format: WebDataset shards of pictures with their object.
 
 A sample is `<key>.jpg|.png|.webp` (the picture), `<key>.json` (`Record`'s fields) and, for a picture without an alpha
-channel, `<key>.mask.png` if it has annotated objects: 8-bit, 0 = background, n = the n-th object. A cut-out's alpha channel
-is its mask; `<key>.scene.jpg` is the scene in whose light it was taken. `<key>.txt` holds captions, one per
-line. Frames of one clip share `clip` and lie in one shard; views of one object share `object` and stand next to each other.
+channel, `<key>.mask.png` if it has annotated objects: 8-bit, 0 = background, n = the n-th object. A cut-out's alpha
+channel is its mask; `<key>.scene.jpg` is the scene in whose light it was taken. `<key>.txt` holds captions, one per
+line. Frames of one clip share `clip` and lie in one shard; views of one object share `object` and stand next to each
+other.
 
 Shards lie in a folder, or at any URL that fsspec knows (s3://, gs://, hf://, memory://) or a web server (http://,
-https://), which has no listing and so needs the `shards.txt` that training.prepare leaves. WebDataset's own opener is not
-used: it starts a shell command for a URL that begins with pipe:, and curl for a web URL.
+https://), which has no listing and so needs the `shards.txt` that training.prepare leaves. WebDataset's own opener is
+not used: it starts a shell command for a URL that begins with pipe:, and curl for a web URL.
 """
 
 from __future__ import annotations
@@ -172,7 +173,9 @@ def sample(
 
 
 def list_shards(url: str | os.PathLike) -> list[str]:
-    """The URLs or paths of the shards of a folder, in order; a shard is its own list. Raises `ImprintError` if there is none."""
+    """The URLs or paths of the shards of a folder, in order; a shard is its own list. Raises `ImprintError` if there
+    is none.
+    """
     url = str(url).rstrip("/")
     if url.endswith(".tar"):
         return [url]
@@ -196,9 +199,9 @@ def list_shards(url: str | os.PathLike) -> list[str]:
 def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: int, count: int) -> list[str]:
     """Shards number first ... first + count - 1 of process `part` = (index, processes) in its endless sequence.
 
-    In each epoch the processes together go through all shards, in an order that seed and epoch decide; a few shards are read
-    by two where they cannot be shared out evenly. What a process reads is a function of the numbers alone, so that a run
-    goes on where it stopped.
+    In each epoch the processes together go through all shards, in an order that seed and epoch decide; a few shards
+    are read by two where they cannot be shared out evenly. What a process reads is a function of the numbers alone,
+    so that a run goes on where it stopped.
     """
     index, processes = part
     share = math.ceil(len(shards) / processes)

@@ -10,13 +10,7 @@ import torch
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import (
-    alpha_to_tensor,
-    image_to_tensor,
-    mask_to_tensor,
-    open_image,
-    tensor_to_image,
-)
+from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image
 from imprint.preprocess import bounding_boxes, resample
 
 from .shards import Record, read_shards, sample, shard_writer

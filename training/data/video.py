@@ -1,4 +1,6 @@
-"""Clips with masks: DAVIS, YouTube-VOS and VIPSeg. A group is a clip; an object keeps its number in all of its frames."""
+"""Clips with masks: DAVIS, YouTube-VOS and VIPSeg. A group is a clip; an object keeps its number in all of its
+frames.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ def davis_groups(path: Path, _options: Prepare) -> Iterator[Group]:
 def youtube_vos_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """YouTube-VOS: [train/]JPEGImages/VIDEO/NNNNN.jpg, Annotations/VIDEO/NNNNN.png (palette) and meta.json.
 
-    meta.json is {"videos": {VIDEO: {"objects": {"1": {"category": ..., "frames": [...]}}}}}; values that it does not name are
-    no objects. Frame numbers are the video's own at 30 per second, every fifth of which is there: a pair at most 7 apart is
-    of neighbours.
+    meta.json is {"videos": {VIDEO: {"objects": {"1": {"category": ..., "frames": [...]}}}}}; values that it does not
+    name are no objects. Frame numbers are the video's own at 30 per second, every fifth of which is there: a pair at
+    most 7 apart is of neighbours.
     """
     root = first_folder(path / "train" / "JPEGImages", path / "JPEGImages")
     if root is None:
@@ -57,9 +59,9 @@ def _numbers(clip: dict) -> tuple[int, ...]:
 def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """VIPSeg, as it comes or at 720p: imgs/ or images/VIDEO/N.jpg, panomasks/VIDEO/N.png, panoVIPSeg_categories.json.
 
-    A mask's value is a category (up to 124: no single thing) or category x 100 + instance; the JSON's ids are one lower, and
-    its `isthing` says of which categories the instances are things. File names count another clock in each video, so
-    that a frame's number is its place in the clip.
+    A mask's value is a category (up to 124: no single thing) or category x 100 + instance; the JSON's ids are one
+    lower, and its `isthing` says of which categories the instances are things. File names count another clock in each
+    video, so that a frame's number is its place in the clip.
     """
     roots = [folder for folder in (path, path / "VIPSeg", path / "VIPSeg_720P") if (folder / "panomasks").is_dir()]
     images = first_folder(*(root / name for root in roots for name in ("imgs", "images")))

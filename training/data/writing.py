@@ -13,10 +13,7 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import (
-    open_image,
-    to_rgb,
-)
+from imprint.images import open_image, to_rgb
 
 from ..settings import Prepare
 from . import shards

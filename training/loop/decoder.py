@@ -15,10 +15,7 @@ from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imprint.config import LatentConfig
 from imprint.errors import ImprintError
 from imprint.files import require_writable
-from imprint.images import (
-    save_image,
-    tensor_to_image,
-)
+from imprint.images import save_image, tensor_to_image
 from imprint.model import load_modules
 from imprint.vae import build_autoencoder, decode, encode
 
@@ -117,14 +114,16 @@ def make_pairs(checkpoint: Checkpoint, options: TuneDecoder, split: str, device:
 def fine_tune(
     autoencoder: torch.nn.Module, maker: PairMaker, options: TuneDecoder, device: torch.device, began: float
 ) -> None:
-    """Train the decoder on fresh pictures until `--images` are done, or `--time-limit` seconds have passed since `began`.
+    """Train the decoder on fresh pictures until `--images` are done, or `--time-limit` seconds have passed since
+    `began`.
 
-    Detail, structures of less than about 4 pixels, is to be `--keep` parts of what the decoder drew at first and 1 - `--keep`
-    parts of the target's. Of the detail that a latent does not determine the target alone would leave the average, a blur;
-    a mixture of the two is the best that can be had at each degree of sharpness (Freirich et al., arXiv 2107.02555).
+    Detail, structures of less than about 4 pixels, is to be `--keep` parts of what the decoder drew at first and 1 -
+    `--keep` parts of the target's. Of the detail that a latent does not determine the target alone would leave the
+    average, a blur; a mixture of the two is the best that can be had at each degree of sharpness (Freirich et al.,
+    arXiv 2107.02555).
 
-    The learning rate follows a cosine to 0 by whichever of the two is nearer. Raises `ImprintError` for a loss that is not
-    finite.
+    The learning rate follows a cosine to 0 by whichever of the two is nearer. Raises `ImprintError` for a loss that
+    is not finite.
     """
     latent, decoder, on_gpu = maker.config.latent, autoencoder.decoder, device.type == "cuda"
     original = copy.deepcopy(decoder).requires_grad_(False)

@@ -11,14 +11,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 class Average:
     """An exponential moving average of a model's trained parameters.
 
-    It costs the training loop next to nothing: frozen parameters are shared with the model, an update is one call for all
-    trained ones, on a GPU it runs beside the next forward pass, and where FSDP has split the model, each process averages
-    its own part without a word to the others.
+    It costs the training loop next to nothing: frozen parameters are shared with the model, an update is one call for
+    all trained ones, on a GPU it runs beside the next forward pass, and where FSDP has split the model, each process
+    averages its own part without a word to the others.
     """
 
     def __init__(self, model: torch.nn.Module, shared: bool = True, evaluates: bool = True):
-        """model: before anything wraps it. shared: whether frozen parameters are the model's own, which FSDP takes apart.
-        evaluates: whether this process uses `module`; under FSDP the others need not hold it.
+        """model: before anything wraps it. shared: whether frozen parameters are the model's own, which FSDP takes
+        apart. evaluates: whether this process uses `module`; under FSDP the others need not hold it.
         """
         frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -42,7 +42,8 @@ class Average:
     def update(self, step: int, decay: float) -> None:
         """Move the averaged weights towards the model's; at first the average forgets faster.
 
-        With a fixed decay the first, random weights would still make up a tenth of the average after two thousand steps.
+        With a fixed decay the first, random weights would still make up a tenth of the average after two thousand
+        steps.
         """
         weight = 1 - min(decay, (1 + step) / (10 + step))
         values, live = ([_local(tensor) for tensor in named.values()] for named in (self.values, self.live))

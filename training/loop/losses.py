@@ -1,4 +1,6 @@
-"""What training minimises, and which timesteps it sees; each equation with its source. The loop is `training.train`'s."""
+"""What training minimises, and which timesteps it sees; each equation with its source. The loop is
+`training.train`'s.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from imprint.unet import unet_input
 
 from ..pairs.batches import Batch
 
-CONDITION_DROPOUT = 0.1  # IMPRINT and its relatives drop 10 to 20 % for classifier-free guidance
+CONDITION_DROPOUT = 0.1  # IMPRINT and methods like it drop 10 to 20 % for classifier-free guidance
 MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
 PYRAMID_LEVELS = 4  # the last shows an eighth of the size, as a latent
@@ -22,9 +24,9 @@ PYRAMID_LEVELS = 4  # the last shows an eighth of the size, as a latent
 def draw_timesteps(count: int, config: NoiseConfig, kind: str, generator: torch.Generator) -> torch.Tensor:
     """(count,) int64 timesteps in [0, T).
 
-    `uniform` is DDPM's (arXiv 2006.11239, algorithm 1). `logit-normal` is T times the sigmoid of a standard normal (Esser et
-    al., arXiv 2403.03206, section 3.1, with its m = 0 and s = 1): more of the middle, where a prediction is neither easy nor
-    hopeless, and hardly any of both ends.
+    `uniform` is DDPM's (arXiv 2006.11239, algorithm 1). `logit-normal` is T times the sigmoid of a standard normal
+    (Esser et al., arXiv 2403.03206, section 3.1, with its m = 0 and s = 1): more of the middle, where a prediction is
+    neither easy nor hopeless, and hardly any of both ends.
     """
     device = generator.device
     if kind == "uniform":
@@ -37,9 +39,9 @@ def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.
     """What each sample's squared error counts: (B,) of the signal's share of power, alpha_bar at its timestep.
 
     `plain` is 1, the papers' own loss. `min-snr` (Hang et al., arXiv 2303.09556, section 3.4) weighs the error of the
-    picture that a prediction implies by min(SNR, gamma), with SNR = alpha_bar / (1 - alpha_bar): for a prediction of eps
-    that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR has SNR = 0 at
-    the last timestep, whose weight would be 0, although sampling starts there; it keeps the plain 1.
+    picture that a prediction implies by min(SNR, gamma), with SNR = alpha_bar / (1 - alpha_bar): for a prediction of
+    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR has SNR
+    = 0 at the last timestep, whose weight would be 0, although sampling starts there; it keeps the plain 1.
     """
     if kind == "plain":
         return torch.ones_like(signal)
@@ -82,9 +84,9 @@ def diffusion_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean squared error in the hole, each sample weighing the same, and the matte's loss: both (B,).
 
-    z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or
-    v = sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's
-    `|| eps - G(z_t, t, E(I)) ||^2` (section 3.1), restricted to the hole (section 3.2). timesteps (B,): by default drawn
+    z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or v =
+    sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's `|| eps -
+    G(z_t, t, E(I)) ||^2` (section 3.1), restricted to the hole (section 3.2). timesteps (B,): by default drawn
     uniformly. With a teacher its prediction is the target.
     """
     count, device = len(batch.target), batch.target.device
@@ -107,9 +109,9 @@ def diffusion_loss(
 def matte_loss(logits: torch.Tensor, batch: Batch, signal: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of alpha and shadow in the hole where they are known: (B,), 0 for a model without a matte.
 
-    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): nothing can be told from noise, and the matte
-    is read where there is little of it, at sampling's last evaluation (of 20 steps timestep 49, where the signal's share is
-    95 %; of 8 steps timestep 124, 85 %).
+    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): nothing can be told from noise, and
+    the matte is read where there is little of it, at sampling's last evaluation (of 20 steps timestep 49, where the
+    signal's share is 95 %; of 8 steps timestep 124, 85 %).
     """
     target = batch.matte.float()
     known = (target >= 0) * batch.hole
@@ -126,11 +128,12 @@ def translation_loss(
 ) -> torch.Tensor:
     """ObjectStitch's translation loss `|| T(E(I)) - C(text) ||_1` (arXiv 2212.00932, section 3.2): (B,).
 
-    The adapter T turns an image's tokens E(I) into those C(text) that the text encoder gives for its caption, `batch.text`
-    (B, M, W); both encoders are frozen. ObjectStitch's adapter has as many tokens as the text, and so has ours of kind
-    `conv`. One of kind `tokens` has more, and no patch belongs to a word: there neighbouring tokens are averaged down to M,
-    which pulls the adapter's output to where text lies without giving up a token. Dropped conditions are pulled to the
-    empty caption's tokens, `nothing` (1, M, W): guidance then starts from Stable Diffusion's own.
+    The adapter T turns an image's tokens E(I) into those C(text) that the text encoder gives for its caption,
+    `batch.text` (B, M, W); both encoders are frozen. ObjectStitch's adapter has as many tokens as the text, and so
+    has ours of kind `conv`. One of kind `tokens` has more, and no patch belongs to a word: there neighbouring tokens
+    are averaged down to M, which pulls the adapter's output to where text lies without giving up a token. Dropped
+    conditions are pulled to the empty caption's tokens, `nothing` (1, M, W): guidance then starts from Stable
+    Diffusion's own.
     """
     count, device = len(batch.reference), batch.reference.device
     dropped = torch.rand(count, generator=generator, device=device) < dropout
@@ -165,7 +168,9 @@ def structural_similarity(picture: torch.Tensor, target: torch.Tensor) -> torch.
 
 
 def laplacian(pictures: torch.Tensor, levels: int) -> list[torch.Tensor]:
-    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and what is left at last."""
+    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and what is left at
+    last.
+    """
     bands = []
     for _ in range(levels - 1):
         half = F.avg_pool2d(pictures, 2)

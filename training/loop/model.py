@@ -9,15 +9,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from imprint.checkpoint import Checkpoint
-from imprint.config import ImprintConfig
+from imprint.checkpoint import Checkpoint, save_checkpoint
+from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
 from imprint.files import replacing
 from imprint.matte import MAPS
+from imprint.model import module_tensors
 from imprint.preprocess import normalise
 from imprint.vae import build_autoencoder
 
-from ..settings import Stage, Train
+from ..settings import STAGES, Stage, Train
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as in diffusers' own examples
 
@@ -136,3 +137,32 @@ def with_matte(checkpoint: Checkpoint, cells: int) -> Checkpoint:
         kept = grown[name][:channels]
         grown[name] = torch.cat([kept, kept.new_zeros(unet.out_channels - channels, *kept.shape[1:])])
     return replace(checkpoint, config=config, parts=checkpoint.parts | {"unet": grown})
+
+
+def sampling_config(config: ImprintConfig, settings: Train) -> ImprintConfig:
+    """With the guidance to sample with: none once it is learned, and again the usual one after more training."""
+    scale = config.sampling.guidance_scale
+    if settings.distill_guidance is not None:
+        scale = 1.0
+    elif scale == 1 and not STAGES[settings.stage].lora:
+        scale = PRESETS["tiny"].sampling.guidance_scale
+    return replace(config, sampling=replace(config.sampling, guidance_scale=scale))
+
+
+def make_optimizer(model: Model, rate: float) -> torch.optim.AdamW:
+    """AdamW of the trained parameters."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=trained[0].is_cuda)
+
+
+def export(model: Model, autoencoder: torch.nn.Module, config: ImprintConfig, stage: Stage, folder: Path) -> None:
+    """The weights in fp16, as nodes and pipeline load them: all with the autoencoder, or the LoRA alone."""
+    if stage.lora:
+        export_lora(model.unet, folder / "lora.safetensors")
+        return
+    modules = {"encoder": model.encoder, "adapter": model.adapter, "unet": model.unet, "vae": autoencoder}
+    parts = {
+        part: {name: tensor.half() for name, tensor in tensors.items()}
+        for part, tensors in module_tensors(modules).items()
+    }
+    save_checkpoint(folder / "checkpoint.safetensors", Checkpoint(config, parts))

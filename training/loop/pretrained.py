@@ -1,4 +1,6 @@
-"""Pretrained parts into a checkpoint to train from: python -m training.start --unet SD15 --encoder DINOV2 OUT"""
+"""Pretrained parts into a checkpoint to train from: a UNet of Stable Diffusion and a DINOv2, as their authors give
+them.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,11 @@ def start(
 ) -> Checkpoint:
     """A checkpoint of pretrained UNet, autoencoder and encoder, and a fresh adapter and matte that fit them.
 
-    unet: a diffusers folder of Stable Diffusion, or one file with latent diffusion's names. encoder: a DINOv2 folder in the
-    hub's layout, or Meta's `.pth`; its sizes replace the configuration's. background: `blend` or `concat`, by default the
-    configuration's. vae: another autoencoder, a folder in diffusers' layout. adapter: `tokens`, or `conv` with as many tokens as
-    CLIP's text; by default the configuration's. Raises `ImprintError` for files that are absent, unsafe, or have not the
-    tensors that the configuration asks for.
+    unet: a diffusers folder of Stable Diffusion, or one file with latent diffusion's names. encoder: a DINOv2 folder
+    in the hub's layout, or Meta's `.pth`; its sizes replace the configuration's. background: `blend` or `concat`, by
+    default the configuration's. vae: another autoencoder, a folder in diffusers' layout. adapter: `tokens`, or `conv`
+    with as many tokens as CLIP's text; by default the configuration's. Raises `ImprintError` for files that are
+    absent, unsafe, or have not the tensors that the configuration asks for.
     """
     backbone, matte = _read_encoder(encoder, config.encoder), config.matte
     config = _fitted(config, backbone.config, background, adapter)
@@ -178,7 +180,9 @@ def _read_encoder(path: Path, like: EncoderConfig) -> IDEncoder:
 
 
 def _resampled(encoder: IDEncoder, config: EncoderConfig) -> dict[str, torch.Tensor]:
-    """The encoder's tensors under the hub's names, its position embeddings resampled once, as the model would each time."""
+    """The encoder's tensors under the hub's names, its position embeddings resampled once, as the model would each
+    time.
+    """
     side, tensors = config.image_size, encoder.hub_state_dict()
     patches = torch.zeros(1, 1 + (side // config.patch_size) ** 2, config.width)
     embeddings = encoder.backbone.embeddings.interpolate_pos_encoding(patches, side, side)
@@ -198,7 +202,9 @@ _META_NAMES = {
     "mlp.w12": "mlp.weights_in",
     "mlp.w3": "mlp.weights_out",
 }
-"""Meta's names (github.com/facebookresearch/dinov2) and the hub's; all others are the same but for the last LayerNorm."""
+"""Meta's names (github.com/facebookresearch/dinov2) and the hub's; all others are the same but for the last
+LayerNorm.
+"""
 
 
 def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import time
@@ -15,10 +14,10 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration
 from tqdm import tqdm
 
-from imprint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from imprint.config import PRESETS, ImprintConfig
+from imprint.checkpoint import Checkpoint, load_checkpoint
+from imprint.config import PRESETS
 from imprint.errors import ImprintError
-from imprint.model import build_modules, load_modules, module_tensors
+from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
 from ..arguments import flattened
@@ -29,7 +28,16 @@ from ..settings import STAGES, Train
 from .ema import Average, whole
 from .losses import MATTE_WEIGHT, Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
 from .meter import Meter
-from .model import LORA_TARGETS, Model, choose_trained, export_lora, load_autoencoder, with_matte
+from .model import (
+    LORA_TARGETS,
+    Model,
+    choose_trained,
+    export,
+    load_autoencoder,
+    make_optimizer,
+    sampling_config,
+    with_matte,
+)
 from .source import Source, make_maker
 from .state import State
 from .text import TextEncoder
@@ -59,7 +67,7 @@ class Run:
         source = start or (load_checkpoint(settings.init) if settings.init else None)
         if source and settings.matte not in (None, source.config.matte):
             source = with_matte(source, settings.matte)
-        self.config = self._guided(source.config) if source else PRESETS[settings.sizes]
+        self.config = sampling_config(source.config, settings) if source else PRESETS[settings.sizes]
         with self.device:
             modules = build_modules(self.config, with_vae=False)
         if source:
@@ -104,13 +112,7 @@ class Run:
         if settings.checkpointing:
             model.unet.enable_gradient_checkpointing()
             model.encoder.backbone.gradient_checkpointing_enable()
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=settings.lr,
-            betas=(0.9, 0.99),
-            weight_decay=0.01,
-            fused=self.device.type == "cuda",
-        )
+        optimizer = make_optimizer(model, settings.lr)
         if settings.compile:
             model.compile_parts(settings.compile)
             self.autoencoder.encoder.compile(dynamic=False)
@@ -161,14 +163,7 @@ class Run:
         if self.main:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(described)
-        self.accelerator.init_trackers(
-            "imprint",
-            init_kwargs={
-                # What an interrupted run logged after its last state is done again.
-                "tensorboard": {"purge_step": step * self.step_size + 1},
-                "wandb": {"name": settings.output.name, "config": described},
-            },
-        )
+        start_trackers(self.accelerator, settings, described, step * self.step_size)
         done = step * self.step_size
         bar = tqdm(total=settings.images, initial=done, unit="picture", disable=not self.main, mininterval=2)
         meter, mark, marked_at = Meter(self.config.noise.timesteps, self.device), step, time.monotonic()
@@ -201,7 +196,7 @@ class Run:
         bar.close()
         self.average.gather()
         if self.main:
-            self.export()
+            export(self.ema, self.autoencoder, self.config, self.stage, settings.output)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -269,19 +264,6 @@ class Run:
                 numbers |= {f"{name}/{part}": value for part, value in group.items()}
         self.accelerator.log(numbers, step=pictures)
 
-    def export(self) -> None:
-        """The averaged weights in fp16, as nodes and pipeline load them: all with the autoencoder, or the LoRA alone."""
-        model, folder = self.ema, self.settings.output
-        if self.stage.lora:
-            export_lora(model.unet, folder / "lora.safetensors")
-            return
-        modules = {"encoder": model.encoder, "adapter": model.adapter, "unet": model.unet, "vae": self.autoencoder}
-        parts = {
-            part: {name: tensor.half() for name, tensor in tensors.items()}
-            for part, tensors in module_tensors(modules).items()
-        }
-        save_checkpoint(folder / "checkpoint.safetensors", Checkpoint(self.config, parts))
-
 
 def make_accelerator(settings: Train) -> Accelerator:
     """Accelerate as the run's machine options ask for it. Raises `ImprintError` where wandb is wanted and absent."""
@@ -295,3 +277,14 @@ def make_accelerator(settings: Train) -> Accelerator:
         project_config=ProjectConfiguration(str(settings.output), logging_dir=str(settings.output / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # saves a copy of them
     )
+
+
+def start_trackers(accelerator: Accelerator, settings: Train, described: dict, pictures: int) -> None:
+    """TensorBoard, and Weights & Biases where it is wanted; pictures: those done already."""
+    init = {
+        "tensorboard": {
+            "purge_step": pictures + 1
+        },  # what an interrupted run logged after its last state is done again
+        "wandb": {"name": settings.output.name, "config": described},
+    }
+    accelerator.init_trackers("imprint", init_kwargs=init)

@@ -18,10 +18,7 @@ from imprint.checkpoint import open_safetensors, read_config
 from imprint.crop import Crop
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import (
-    open_image,
-    save_image,
-)
+from imprint.images import open_image, save_image
 from imprint.pipeline import ImprintPipeline
 
 from .settings import ABLATIONS, Evaluate
@@ -32,8 +29,8 @@ BASELINES = {
     "copy-paste": lambda scene, _seed: scene.paste(scene.cutout),
     "copy-paste, box emptied": lambda scene, _seed: scene.paste(scene.cutout, emptied=True),
 }
-"""All the identity that there is, and none of the scene's light, pose and shadow. On a video frame the first also leaves
-some of the true object around the pasted one, which no model sees: there the second is reported beside it."""
+"""All the identity that there is, and none of the scene's light, pose and shadow. On a video frame the first also
+leaves some of the true object around the pasted one, which no model sees: there the second is reported beside it."""
 
 
 @dataclass(frozen=True)

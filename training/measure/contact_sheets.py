@@ -13,10 +13,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from imprint.errors import ImprintError
-from imprint.images import (
-    open_image,
-    to_rgb,
-)
+from imprint.images import open_image, to_rgb
 from imprint.pipeline import ImprintPipeline
 
 from .tasks import PICTURES, Scene, read_subjects
@@ -46,7 +43,9 @@ class Sheets:
             raise ImprintError(f"{backgrounds} holds no photo; give --backgrounds a folder of {', '.join(PICTURES)}")
 
     def scene(self, path: Path, across: float = 0.5) -> Scene:
-        """The next object in a box that stands near a photo's lower edge; across: its place from left (0) to right (1)."""
+        """The next object in a box that stands near a photo's lower edge; across: its place from left (0) to right
+        (1).
+        """
         name, (photo, *_) = next(self.subjects)
         cutout, view = photo.load()
         background = to_rgb(open_image(path))

@@ -13,9 +13,7 @@ from tqdm import tqdm
 
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import (
-    save_image,
-)
+from imprint.images import save_image
 
 from . import networks as metrics
 from .composites import Row, compose, table_rows

@@ -22,11 +22,7 @@ from .speed_inputs import write_captioned_pictures, write_diffusers_model
 from .speed_report import cost, found, machine, markdown
 from .speed_trial import BLOCK, Trial
 
-CARDS = (
-    24,
-    48,
-    80,
-)  # GiB, less 4 %: a card has a little less than its name says, and keeps some for itself  # GiB, less 4 %: a card has a little less than its name says, and keeps some for itself
+CARDS = (24, 48, 80)  # GiB, less 4 %: a card has a little less than its name says, and keeps some for itself
 SELF = ("-m", "training.benchmark")
 KERNELS = {
     "attention": r"sdpa|flash|fmha|attention",

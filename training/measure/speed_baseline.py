@@ -17,7 +17,7 @@ from imprint.errors import ImprintError
 
 from .settings import Benchmark
 
-BASELINE_WARMUP = 8  # steps  # steps
+BASELINE_WARMUP = 8  # steps
 
 
 @contextmanager

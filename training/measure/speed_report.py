@@ -9,9 +9,7 @@ import torch
 from ..loop.state import KEPT_STATES
 
 SCALES = (("300 k steps at batch 16", 300_000 * 16), ("1.8 M pairs x 40 epochs", 1_800_000 * 40))
-STATES_ON_DISK = (
-    KEPT_STATES + 1
-)  # the kept ones, and one that is being written  # the kept ones, and one that is being written
+STATES_ON_DISK = KEPT_STATES + 1  # the kept ones, and one that is being written
 
 
 def found(rows: list[dict], row: str) -> dict | None:

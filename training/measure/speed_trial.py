@@ -27,7 +27,7 @@ from ..settings import Train
 from .settings import Benchmark
 from .speed_inputs import write_pictures
 
-BLOCK = 4  # batches of pairs made at once  # batches of pairs made at once
+BLOCK = 4  # batches of pairs made at once
 
 
 def random_checkpoint(config: str, device: torch.device) -> Checkpoint:

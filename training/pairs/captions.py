@@ -1,7 +1,8 @@
 """Captioned pictures for the adapter's warm-up, drawn from their shards while training.
 
-A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with a caption on each line; what else it has is left alone. The shards are
-too large for the memory: only where each sample lies is kept there. What is drawn depends on the generator alone.
+A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with a caption on each line; what else it has is left alone. The
+shards are too large for the memory: only where each sample lies is kept there. What is drawn depends on the generator
+alone.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ from PIL import Image, ImageOps
 
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
-from imprint.images import (
-    image_to_tensor,
-)
+from imprint.images import image_to_tensor
 from imprint.masks import paint_hole
 
 from ..data.shards import list_shards
@@ -58,7 +57,9 @@ class Captions:
         device: torch.device,
         limit: int | None = None,
     ):
-        """Raises `ImprintError` for a folder without shards, a shard that cannot be read, or a sample that lacks a part."""
+        """Raises `ImprintError` for a folder without shards, a shard that cannot be read, or a sample that lacks a
+        part.
+        """
         self.config, self.text, self.nothing, self.device = config, text, text.nothing, device
         self.spans = [span for shard in list_shards(folder) for span in _spans(Path(shard))][:limit]
         self.pool = ThreadPoolExecutor()

@@ -7,7 +7,7 @@ import torch
 from imprint.masks import LEVELS
 
 from .draw import Draw
-from .warping import centres, matrix, shift
+from .warping import centres, matrix, shift, warp
 
 BOX = LEVELS.index("box")
 
@@ -64,3 +64,17 @@ def crop_matrix(flip: torch.Tensor, draw: Draw, count: int) -> torch.Tensor:
     zoom = draw.uniform(count, 0.5, 1.0)
     place = draw.uniform((count, 2), -1, 1) * (1 - zoom)[:, None]
     return matrix(place, zoom, draw.normal(count) * 0.03, torch.ones_like(zoom), flip)
+
+
+def photo_crop(photos: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
+    """A random square of each photo (B, 3, S, S) -> (B, 3, side, side)."""
+    flip = draw.chance(0.5, len(photos))
+    return warp(photos, crop_matrix(flip, draw, len(photos)), side, "reflection")
+
+
+def scene_view(scenes: torch.Tensor, mirrored: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
+    """Most of the scenes (B, 3, S, S) that relit views have their light from -> (B, 3, side, side)."""
+    zoom = draw.uniform(len(scenes), 0.7, 1.0)
+    offset = draw.uniform((len(scenes), 2), -1, 1) * (1 - zoom)[:, None]
+    placed = matrix(offset, zoom, torch.zeros_like(zoom), torch.ones_like(zoom), mirrored)
+    return warp(scenes, placed, side, "reflection")

@@ -34,7 +34,9 @@ def recolour(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 
 def jitter_parameters(draw: Draw, count: int, strength: float | torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1); strength may be (B, 1, 1, 1)."""
+    """Exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1); strength may be (B, 1, 1,
+    1).
+    """
     gain = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.7 + draw.normal((count, 3, 1, 1)) * strength * 0.25)
     gamma = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.4)
     saturation = (1 + draw.normal((count, 1, 1, 1)) * strength).clamp(0, 2)
@@ -53,7 +55,8 @@ def jitter(images: torch.Tensor, draw: Draw, strength: float | torch.Tensor) -> 
 
 
 def place_light(draw: Draw, count: int) -> torch.Tensor:
-    """(B, 3, 1, 1) gains of a whole picture, object and all, half of them 1: the same place by night, lamp light or glare.
+    """(B, 3, 1, 1) gains of a whole picture, object and all, half of them 1: the same place by night, lamp light or
+    glare.
 
     The reference does not get them. They teach that a dark or tinted scene darkens and tints what is put into it.
     """
@@ -66,9 +69,9 @@ def place_light(draw: Draw, count: int) -> torch.Tensor:
 def contact_shadow(alpha: torch.Tensor, draw: Draw, known: torch.Tensor | None = None) -> torch.Tensor:
     """(B, 1, R, R) alpha -> (B, 1, R, R) share of light lost on the ground that the object stands on.
 
-    Two shadows of which the darker counts: the outline flattened onto the ground, leaning any way and soft to sharp, as a
-    lamp or the sun casts it; and a narrow dark one where object and ground touch, which every light leaves. known (B, 3):
-    lean, rise and depth of the first as `Record.shadow` has them, drawn where they are not a number.
+    Two shadows of which the darker counts: the outline flattened onto the ground, leaning any way and soft to sharp,
+    as a lamp or the sun casts it; and a narrow dark one where object and ground touch, which every light leaves.
+    known (B, 3): lean, rise and depth of the first as `Record.shadow` has them, drawn where they are not a number.
     """
     count, side = len(alpha), alpha.shape[-1]
     solid = (alpha[:, 0] > 0.5).float()

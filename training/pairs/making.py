@@ -1,16 +1,16 @@
 """Pairs (reference view, target) made on the device, in batches, from pictures that lie in its memory.
 
 IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and what stands in for its data sets:
-- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow, or in the
-  light of a place into a photo of that place;
+- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow, or
+  in the light of a place into a photo of that place;
 - `still`: an annotated object of a photo is the target, its warped and re-coloured cut-out the reference;
 - `video`: as `still`, but the reference comes from another frame of the clip, as near as the sample's `gap` asks: of a
   video at most 7 frames away, of MVImgNet's photos at least an eighth of all;
 - `patch`: as `still`, but the object is a piece of a photo of random outline, which brings in real textures.
 
 Everything is a function of the generator alone, so that a run that continues makes the same pairs as one that never
-stopped. Pictures are BCHW in [0, 1], RGBA with colours not multiplied by alpha, masks BHW. Matrices (B, 3, 3) take output
-coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
+stopped. Pictures are BCHW in [0, 1], RGBA with colours not multiplied by alpha, masks BHW. Matrices (B, 3, 3) take
+output coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 
 from .batches import Pairs
 from .draw import Draw
-from .framing import BOX, crop_matrix, object_to_frame, zoom_on
+from .framing import BOX, crop_matrix, object_to_frame, photo_crop, scene_view, zoom_on
 from .light import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, place_light, recolour
 from .pictures import Photos, Views
-from .warping import blobs, loosened_box, matrix, warp
+from .warping import blobs, loosened_box, warp
 
 KINDS = ("rendered", "still", "video", "patch")
 
@@ -109,8 +109,9 @@ class PairMaker:
         if self.stage == "identity":
             return self._on_black(cutout, colour, alpha[:, 0])
 
-        scene = self._photo_crop(draw.integers(len(self.photos.rgb), count), draw)
-        scene[lit] = self._scene_view(twin[lit], turned[lit], draw)
+        rows = draw.integers(len(self.photos.rgb), count)
+        scene = photo_crop(_float(self.photos.rgb[rows]), side, draw)
+        scene[lit] = scene_view(_float(views.scenes[twin[lit]]), turned[lit], side, draw)
         shade = jitter_parameters(draw, count, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
         scene = apply_jitter(scene, shade)
         # The scene's mean brightness, in part, is the light's. Not its colour: that of a meadow is the grass's.
@@ -234,17 +235,6 @@ class PairMaker:
     ) -> Pairs:
         matte = matte_values(alpha, torch.full_like(alpha, -1.0) if shadow is None else shadow, self.config)
         return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole, matte)
-
-    def _scene_view(self, rows: torch.Tensor, mirrored: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Most of the scenes that relit views have their light from."""
-        zoom = draw.uniform(len(rows), 0.7, 1.0)
-        offset = draw.uniform((len(rows), 2), -1, 1) * (1 - zoom)[:, None]
-        warped = matrix(offset, zoom, torch.zeros_like(zoom), torch.ones_like(zoom), mirrored)
-        return warp(_float(self.views.scenes[rows]), warped, self.config.resolution, "reflection")
-
-    def _photo_crop(self, rows: torch.Tensor, draw: Draw) -> torch.Tensor:
-        warped = crop_matrix(draw.chance(0.5, len(rows)), draw, len(rows))
-        return warp(_float(self.photos.rgb[rows]), warped, self.config.resolution, "reflection")
 
 
 def _float(images: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,9 @@ class _Pictures:
 
     @classmethod
     def load(cls, place: str | os.PathLike, device: torch.device, limit: int | None = None, side: int | None = None):
-        """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side` is."""
+        """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side`
+        is.
+        """
         shards = list_shards(place)
         if limit is not None or len(shards) == 1:
             return cls.of(read_shards(shards, limit), side).to(device)
@@ -93,7 +95,8 @@ class Views(_Pictures):
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Views:
-        """Views of samples: cut-outs, and the objects of photos that have masks, cut out. S is `side`, or the first one's.
+        """Views of samples: cut-outs, and the objects of photos that have masks, cut out. S is `side`, or the first
+        one's.
 
         Raises `ImprintError` for a sample that is neither, and where there is none.
         """

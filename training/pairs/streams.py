@@ -23,8 +23,8 @@ Pictures = TypeVar("Pictures", Views, Photos)
 class Pool(Generic[Pictures]):
     """`size` shards in memory; each turn the oldest one goes and the next one comes, read while training goes on.
 
-    What a turn holds is a function of the seed, the process and the turn alone, so that a run that continues sees what one
-    that never stopped sees. With room for all of the process's shards nothing moves.
+    What a turn holds is a function of the seed, the process and the turn alone, so that a run that continues sees
+    what one that never stopped sees. With room for all of the process's shards nothing moves.
     """
 
     def __init__(

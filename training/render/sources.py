@@ -17,7 +17,8 @@ from .views import render_identity
 
 
 def mesh_groups(path: Path, options: Prepare) -> Iterator[Group]:
-    """A folder of .glb files, at any depth, with index.json (`file`, `source`, `licence`, `procedural`) if there is one.
+    """A folder of .glb files, at any depth, with index.json (`file`, `source`, `licence`, `procedural`) if there is
+    one.
 
     An object is a mesh and a material: the mesh's own first, then drawn ones, until there are `--identities`.
     """
@@ -25,7 +26,8 @@ def mesh_groups(path: Path, options: Prepare) -> Iterator[Group]:
 
 
 def objaverse_groups(path: Path, options: Prepare) -> Iterator[Group]:
-    """Objaverse 1.0 as its own downloader lays it out: [hf-objaverse-v1/]glbs/000-NNN/UID.glb and metadata/000-NNN.json.gz.
+    """Objaverse 1.0 as its own downloader lays it out: [hf-objaverse-v1/]glbs/000-NNN/UID.glb and
+    metadata/000-NNN.json.gz.
 
     Each object's licence is read from the metadata (`license`: by, by-sa, by-nc, ..., cc0).
     """
