@@ -55,8 +55,8 @@ _OUTPUT_TYPES = ("pil", "pt", "latent")
 class ImprintPipelineOutput(BaseOutput):
     """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
     (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha,
-    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with the
-    outline that detail gave it; None without a matte."""
+    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with
+    the outline that detail gave it; None without a matte."""
 
     images: list[Image.Image] | torch.Tensor
     placement: Placement
@@ -200,7 +200,8 @@ class ImprintPipeline(_Parts):
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
-            generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every device.
+            generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every
+                device.
             num_results: composites to make at once.
             latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
             eta: for schedulers that take it (DDIM).
@@ -226,7 +227,8 @@ class ImprintPipeline(_Parts):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ImprintError(
-                f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found {sorted(unknown)}"
+                f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found "
+                f"{sorted(unknown)}"
             )
 
         scene = self.prepare(object_image, object_mask, background, mask, blend_mask, context, resolution)
