@@ -161,8 +161,9 @@ def matte_checkpoint() -> str:
     return write_checkpoint("matte.safetensors", with_random_matte)
 
 
-def with_random_matte(checkpoint):
-    cells, config, unet = 4, checkpoint.config, dict(checkpoint.parts["unet"])
+def with_random_matte(checkpoint, cells: int = 4):
+    """cells: of the matte along a latent cell's side; 0 for none."""
+    config, unet = checkpoint.config, dict(checkpoint.parts["unet"])
     kept, generator = config.latent.channels, torch.Generator().manual_seed(1)
     weight, bias = (unet[f"conv_out.{name}"][:kept] for name in ("weight", "bias"))
     more = torch.randn(2 * cells**2, *weight.shape[1:], generator=generator).to(weight) * 0.2
@@ -410,7 +411,7 @@ def matte_scene() -> Scene:
 
 def plain_scene() -> Scene:
     """Without a matte, as all checkpoints once were."""
-    return Scene(write_checkpoint("plain.safetensors", lambda each: module("imprint.matte").with_matte(each, 0)))
+    return Scene(write_checkpoint("plain.safetensors", lambda each: with_random_matte(each, 0)))
 
 
 def check_matte():
