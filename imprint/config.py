@@ -210,7 +210,7 @@ class SamplingConfig:
     context: float
     """Side of the square crop over the longer side of the hole's box."""
     undistilled_guidance: float = 0.0
-    """`guidance_scale` before it was distilled into the weights, to return to when they are trained further; 0: it was not."""
+    """`guidance_scale` before it was distilled into the weights, for when they are trained further; 0: it was not."""
 
     def __post_init__(self) -> None:
         require_positive(self, "undistilled_guidance")

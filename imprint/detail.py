@@ -146,8 +146,8 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
         return
     index, grid = registered
 
-    # What is broad is worked out on the small pictures. They are on the CPU: the registration is many steps of little work,
-    # each of which looks at its result.
+    # What is broad is worked out on the small pictures. They are on the CPU: the registration is many steps of little
+    # work, each of which looks at its result.
     seen, photo = seen[-1], _sampled(photos[index][-1], grid)
     both = seen[3:] * photo[3:]
     trust = strength * _trust(seen, photo, both)

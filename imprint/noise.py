@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler, SchedulerMixin
 
 FINITE_SIGMA = 14.7
-"""Where samplers of second order start: at Stable Diffusion's own largest sigma, for which they are made. In a step from the
-largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
+"""Where samplers of second order start: at Stable Diffusion's own largest sigma, for which they are made. In a step from
+the largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
 predictions by it: the picture gets another colour, or is garbage."""
 
 # Exactly zero would make sigma infinite; this is the value that ComfyUI puts there, so that both walk the same
@@ -66,8 +66,8 @@ def with_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) 
     name = type(scheduler).__name__
     if not all(hasattr(scheduler, each) for each in ("alphas_cumprod", "add_noise", "scale_model_input", "order")):
         raise ImprintError(
-            f"{name} walks another noise process than this model learned, so its pictures would be noise; take one that "
-            "does, such as EulerDiscreteScheduler, DPMSolverMultistepScheduler or DDIMScheduler"
+            f"{name} walks another noise process than this model learned, so its pictures would be noise; take one "
+            "that walks this one, such as EulerDiscreteScheduler, DPMSolverMultistepScheduler or DDIMScheduler"
         )
     if scheduler.order > 1:
         sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt()

@@ -231,7 +231,8 @@ class ImprintPipeline(_Parts):
                 `shadow` for its shadow.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
-            generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every device.
+            generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every
+                device.
             num_results: composites to make at once.
             latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
             eta: for schedulers that take it (DDIM).
@@ -257,7 +258,8 @@ class ImprintPipeline(_Parts):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ImprintError(
-                f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found {sorted(unknown)}"
+                f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found "
+                f"{sorted(unknown)}"
             )
 
         require_strengths(light, shadow, softness)

@@ -75,9 +75,9 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
 
 
 def broadcast(**batches: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors of equal batch size, on the first one's device: a single one serves all, any other difference is an `ImprintError`.
+    """Tensors of equal batch size, on the first one's device: with --gpu-only not all nodes give theirs on the GPU.
 
-    With --gpu-only some nodes give what they made on the GPU, and others on the CPU.
+    A single one serves all, any other difference is an `ImprintError`.
     """
     count, device = max(len(batch) for batch in batches.values()), next(iter(batches.values())).device
     if any(len(batch) not in (1, count) for batch in batches.values()):

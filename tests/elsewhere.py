@@ -1,4 +1,4 @@
-"""A device that every machine has: tensors that say they are on a GPU, and refuse to be mixed with the CPU's as a GPU's do."""
+"""A device that every machine has: its tensors refuse to be mixed with the CPU's, as a GPU's do."""
 
 from __future__ import annotations
 

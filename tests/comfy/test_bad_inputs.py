@@ -129,7 +129,6 @@ STOPPED = {
     "mask-empty-batch": (COARSEN, {"mask": mask("0x400x400", "1")}, "no pixels"),
     # the sampler
     "hole-empty": (SAMPLE, {"mask": mask("1x400x400")}, "empty"),
-    "hole-faint": (SAMPLE, {"mask": mask("1x400x400", "0", "0.4")}, "0.4"),
     "hole-nan": (SAMPLE, {"mask": mask("1x400x400", "0", "nan")}, "NaN"),
     "second-hole-empty": (SAMPLE, {"background": tensor("3x99x99x3"), "mask": mask("2x99x99", "1")}, "2 of masks"),
     "background-nan": (SAMPLE, {"background": tensor("1x99x99x3", "nan")}, "NaN"),
@@ -199,6 +198,7 @@ FINE = {
     "equal-steps": {SAMPLE: {"scheduler": "linear_quadratic", "steps": 3}},
     "mask-of-another-size": {SAMPLE: {"mask": mask("1x33x77", "0", "1")}},
     "mask-without-batch": {SAMPLE: {"mask": mask("400x400", "0", "1")}},
+    "hole-faint": {SAMPLE: {"mask": mask("1x400x400", "0", "0.4")}},
     "mask-98-percent": {SAMPLE: {"mask": mask("1x400x400", "0", "0.98")}},
     "rgba-background": {SAMPLE: {"background": tensor("1x99x99x4"), "mask": mask("1x99x99", "0", "1")}},
     "grey-background": {SAMPLE: {"background": tensor("1x99x99x1"), "mask": mask("1x99x99", "0", "1")}},

@@ -142,7 +142,8 @@ def overlaps(page) -> list[list[str]]:
     return page.evaluate(
         """() => {
             const title = LiteGraph.NODE_TITLE_HEIGHT
-            const box = n => [n.pos[0], n.pos[1] - title, n.pos[0] + n.size[0], n.pos[1] + (n.flags.collapsed ? 0 : n.size[1])]
+            const height = n => n.flags.collapsed ? 0 : n.size[1]
+            const box = n => [n.pos[0], n.pos[1] - title, n.pos[0] + n.size[0], n.pos[1] + height(n)]
             const boxes = app.graph.nodes.map(n => [n.title, box(n)])
             return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
                 .filter(([, q]) => p[0] < q[2] && q[0] < p[2] && p[1] < q[3] && q[1] < p[3])

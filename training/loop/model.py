@@ -140,13 +140,17 @@ def with_matte(checkpoint: Checkpoint, cells: int) -> Checkpoint:
 
 
 def sampling_config(config: ImprintConfig, settings: Train) -> ImprintConfig:
-    """With the guidance to sample with: none once it is learned, and again the usual one after more training."""
-    scale = config.sampling.guidance_scale
+    """With the guidance to sample with: none once it is learned, and what it was before after more training."""
+    sampling = config.sampling
+    # Checkpoints that were distilled before this was written down go back to their kind's.
+    usual = next((each for each in PRESETS.values() if each.latent == config.latent), PRESETS["tiny"]).sampling
+    distilled = sampling.guidance_scale == 1
+    before = (sampling.undistilled_guidance or usual.guidance_scale) if distilled else sampling.guidance_scale
     if settings.distill_guidance is not None:
-        scale = 1.0
-    elif scale == 1 and not STAGES[settings.stage].lora:
-        scale = PRESETS["tiny"].sampling.guidance_scale
-    return replace(config, sampling=replace(config.sampling, guidance_scale=scale))
+        sampling = replace(sampling, guidance_scale=1.0, undistilled_guidance=before)
+    elif distilled and not STAGES[settings.stage].lora:
+        sampling = replace(sampling, guidance_scale=before, undistilled_guidance=0.0)
+    return replace(config, sampling=sampling)
 
 
 def make_optimizer(model: Model, rate: float) -> torch.optim.AdamW:

@@ -85,19 +85,6 @@ class Run:
             self.text = TextEncoder(settings.text_encoder, self.config.unet.context_width, self.device)
         self.state = State(settings, self.accelerator)
 
-    def _guided(self, config: ImprintConfig) -> ImprintConfig:
-        """With the guidance to sample with: none once it is distilled, and what it was before after more training."""
-        sampling = config.sampling
-        # Checkpoints that were distilled before this was written down go back to their kind's.
-        usual = next((each for each in PRESETS.values() if each.latent == config.latent), PRESETS["tiny"]).sampling
-        distilled = sampling.guidance_scale == 1
-        before = (sampling.undistilled_guidance or usual.guidance_scale) if distilled else sampling.guidance_scale
-        if self.settings.distill_guidance is not None:
-            sampling = dataclasses.replace(sampling, guidance_scale=1.0, undistilled_guidance=before)
-        elif distilled and not self.stage.lora:
-            sampling = dataclasses.replace(sampling, guidance_scale=before, undistilled_guidance=0.0)
-        return dataclasses.replace(config, sampling=sampling)
-
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
         """The model, its average, the teacher and the optimizer, spread over the processes."""
         settings, split = self.settings, self.split
