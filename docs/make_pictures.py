@@ -50,7 +50,7 @@ def main() -> None:
 
 def readme_pictures(pipeline: ImprintPipeline) -> None:
     """What `imprint demo` makes, and objects put into boxes; each seed is 0, no result was chosen among several."""
-    samples = [Image.open(SAMPLES / name) for name in ("object.png", "background.png", "hole.png")]
+    samples = [Image.open(SAMPLES / name) for name in ("object.png", "background.png", "box.png")]
     save(README_FOLDER / "demo.jpg", composited(pipeline, samples[0], None, *samples[1:]))
     rows = []
     for name, mask, background, box in RESULTS:
@@ -73,7 +73,8 @@ def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
         place = Hole.find(mask_to_tensor(hole)[0], 400, context=1.15).placement
         for side, detail in SIDES:
             generator = torch.Generator().manual_seed(0)
-            (result,) = pipeline(photo, mask, scene, hole, generator=generator, resolution=side, detail=detail).images
+            settings = {"fit": "fill", "resolution": side, "detail": detail}  # the model's own drawing
+            (result,) = pipeline(photo, mask, scene, hole, generator=generator, **settings).images
             row.append(place.extract(image_to_tensor(result)))
         rows.append(row)
     return rows

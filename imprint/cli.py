@@ -13,16 +13,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import __version__
-from .errors import ImprintError, require_masks, require_same_size
+from .errors import ImprintError
 from .files import same_file
-from .placing import PLACING, check_placing, given_placing, placing_arguments, placing_settings
+from .jobs import Job, read_jobs
+from .placing import given_placing, placing_arguments, placing_settings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .pipeline import ImprintPipeline, ImprintPipelineOutput
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
-"""The demo's pictures: object.png, background.png and hole.png."""
+"""The demo's pictures: object.png, background.png and box.png."""
 
 FAST_STEPS = 4
 EXIT_BAD_INPUT = 2  # as argparse's own
@@ -70,103 +70,6 @@ def _say(line: str, stream: TextIO | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-@dataclass(frozen=True)
-class Job:
-    """The files and the seed of one composite."""
-
-    objects: tuple[Path, ...]
-    """One or several views of the object."""
-    object_masks: tuple[Path, ...]
-    """As many as views, or none: then each view's alpha channel is its mask."""
-    background: Path
-    mask: Path | None
-    """Where the object goes; None where `placing` says so."""
-    out: Path
-    seed: int
-    blend_mask: Path | None = None
-    """Where to put what was generated, if not in `mask`."""
-    placing: Mapping[str, Any] = field(default_factory=dict)
-    """What was given of `PLACING`."""
-
-    def __post_init__(self) -> None:
-        check_placing(self.placing, self.mask is not None)
-        if self.object_masks:
-            require_masks(len(self.objects), len(self.object_masks))
-        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
-            raise ImprintError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1")
-
-    @classmethod
-    def from_json(cls, line: bytes, folder: Path, seed: int) -> Job:
-        """A line of a jobs file in `folder`; `seed` is for a line without one. Raises `ImprintError` for a bad line."""
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ImprintError(f"this is not JSON ({error}); write one object per line") from error
-        required, known = ("object", "background", "out"), ("mask", "object_mask", "blend_mask", "seed", *PLACING)
-        if not isinstance(values, dict):
-            raise ImprintError(f"this is {type(values).__name__}, not an object with the keys {', '.join(required)}")
-        missing = [key for key in required if key not in values]
-        unknown = [key for key in values if key not in required + known]
-        if missing or unknown:
-            raise ImprintError(
-                f"missing keys: {', '.join(missing) or 'none'}, unknown keys: {', '.join(unknown) or 'none'}; "
-                f"a line has {', '.join(required)} and may have {', '.join(known)}"
-            )
-
-        def paths(key: str) -> tuple[Path, ...]:
-            names = values.get(key)
-            names = [] if names is None and key in known else names if isinstance(names, list) else [names]
-            if not all(isinstance(name, str) and name for name in names) or not (names or key in known):
-                raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of a file")
-            return tuple(folder / name for name in names)
-
-        def path(key: str) -> Path:
-            found = paths(key)
-            if len(found) != 1:
-                raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of one file")
-            return found[0]
-
-        return cls(
-            paths("object"),
-            paths("object_mask"),
-            path("background"),
-            None if values.get("mask") is None else path("mask"),
-            path("out"),
-            values.get("seed", seed),
-            None if values.get("blend_mask") is None else path("blend_mask"),
-            {key: values[key] for key in PLACING if values.get(key) is not None},
-        )
-
-    def require_new(self) -> None:
-        """Raise `ImprintError` where the picture would be written over one that it is made of."""
-        masks = [path for path in (*self.object_masks, self.mask, self.blend_mask) if path]
-        for path in (self.background, *self.objects, *masks):
-            if same_file(path, self.out):
-                raise ImprintError(
-                    f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or --overwrite"
-                )
-
-    def read(self) -> dict[str, Any]:
-        """The pictures, by the names of the pipeline's arguments. Raises `ImprintError` for what cannot be used."""
-        from .images import open_image, require_writable
-
-        pictures = {
-            "object_image": [open_image(path) for path in self.objects],
-            "object_mask": [open_image(path) for path in self.object_masks] or None,
-            "background": open_image(self.background),
-        }
-        require_writable(self.out, pictures["background"].size)  # before the work, not after it
-        pairs = []
-        for name, path in (("mask", self.mask), ("blend_mask", self.blend_mask)):
-            if path:
-                pictures[name] = open_image(path)
-                pairs.append((self.background, pictures["background"], path, pictures[name]))
-        pairs += zip(self.objects, pictures["object_image"], self.object_masks, pictures["object_mask"] or ())
-        for path, picture, mask_path, mask in pairs:
-            require_same_size(f"{path}", picture.size[::-1], f"its mask {mask_path}", mask.size[::-1])
-        return pictures
-
-
 def demo(options: argparse.Namespace) -> int:
     """The packaged pictures."""
     return _one(
@@ -174,7 +77,7 @@ def demo(options: argparse.Namespace) -> int:
             objects=(SAMPLES / "object.png",),
             object_masks=(),
             background=SAMPLES / "background.png",
-            mask=SAMPLES / "hole.png",
+            mask=SAMPLES / "box.png",
             out=options.out,
             seed=options.seed,
             placing=given_placing(options),
@@ -219,7 +122,7 @@ def batch(options: argparse.Namespace) -> int:
     def report(number: int, error: ImprintError) -> None:
         tqdm.write(f"imprint: error: {options.jobs}, line {number}: {error}", file=sys.stderr)
 
-    jobs, errors = _read_jobs(options.jobs, options.seed, options.overwrite, given_placing(options))
+    jobs, errors = read_jobs(options.jobs, options.seed, options.overwrite, given_placing(options))
     for number, error in errors.items():
         report(number, error)
     waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
@@ -237,34 +140,6 @@ def batch(options: argparse.Namespace) -> int:
     written = len(waiting) - (failed - len(errors))
     _say(f"{written} written, {len(jobs) - len(waiting)} skipped, {failed} failed")
     return EXIT_BAD_INPUT if failed else 0
-
-
-def _read_jobs(
-    path: Path, seed: int, overwrite: bool, placing: Mapping[str, Any]
-) -> tuple[dict[int, Job], dict[int, ImprintError]]:
-    """The jobs and the errors of a file, by line number from 1. placing: what a line does not say of it."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ImprintError(
-            f"{path} cannot be read ({error.strerror}); give a text file of one JSON object per line"
-        ) from error
-    jobs, errors, writers = {}, {}, {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            job = Job.from_json(line, path.parent, seed)
-            job = dataclasses.replace(job, placing=dict(placing) | dict(job.placing))
-            if not overwrite:
-                job.require_new()
-            first = writers.setdefault(os.path.normcase(os.path.realpath(job.out)), number)
-            if first != number:
-                raise ImprintError(f"{job.out} is what line {first} writes; give every line its own 'out'")
-            jobs[number] = job
-        except ImprintError as error:
-            errors[number] = error
-    return jobs, errors
 
 
 def info(options: argparse.Namespace) -> int:
@@ -372,7 +247,7 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
                 "leave --each-area out"
             )
         masks = [area[None] for area in separate_areas(as_mask(pictures["mask"])[0])] or masks
-    for mask in masks:  # each object is put into the picture with the ones before it
+    for number, mask in enumerate(masks, 1):  # each object is put into the picture with the ones before it
         made = pipeline(
             **pictures | {"mask": mask},
             num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
@@ -389,13 +264,14 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
             **placing,
         )
         if options.layers:
-            _save_layers(made, pictures["background"], options.layers, job.out.stem if options.many else "")
+            names = [job.out.stem] * options.many + [str(number)] * (len(masks) > 1)
+            _save_layers(made, pictures["background"], options.layers, names)
         pictures["background"] = made.images[0]
     save_computed(pictures["background"], job.out)
 
 
-def _save_layers(made: ImprintPipelineOutput, background: Image.Image, folder: Path, name: str) -> None:
-    """The layers of a placed object as PNGs of the background's size, to be stacked in the order of their numbers."""
+def _save_layers(made: ImprintPipelineOutput, background: Image.Image, folder: Path, names: list[str]) -> None:
+    """The layers of a placed object as PNGs of the background's size, to be stacked in the order of their names."""
     from .images import save_computed, tensor_to_layer
 
     if made.lit is None:
@@ -405,7 +281,7 @@ def _save_layers(made: ImprintPipelineOutput, background: Image.Image, folder: P
         )
     folder.mkdir(parents=True, exist_ok=True)
     for number, (layer, values) in enumerate(made.lit.layers().items(), 1):
-        stem = "-".join([*([name] if name else []), str(number), layer])
+        stem = "-".join([*names, str(number), layer])
         save_computed(tensor_to_layer(values[0], background.size, made.lit.area), folder / f"{stem}.png")
 
 

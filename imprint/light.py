@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import ImprintError
+from .errors import ImprintError, require_finite
 from .files import replacing
 from .place import PlacedObject, spread
 from .placement import Placement
@@ -226,6 +226,8 @@ def relight(
 
     picture, coverage, scene = (local.extract(each) for each in (torch.lerp(frame, colours, alpha), alpha, frame))
     maps = net(*(each.to(net.stem.weight) for each in (picture, coverage, scene)))
+    for values in (maps.gain, maps.offset, maps.shadow):
+        require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
     if light:
         inside = (coverage > 0.9 * coverage.max()).float()
@@ -262,20 +264,29 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
     path = Path(path)
     with open_safetensors(path) as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != FORMAT or "config" not in metadata:
             raise ImprintError(
                 f"{path} is a safetensors file, but holds no light network; give one that training.light has written"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     check_digest(path, metadata, tensors)
     values = json.loads(metadata["config"])
-    net = LightNet(LightConfig(**{**values, "widths": tuple(values["widths"])}))
-    missing, surplus = net.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
-    if missing or surplus:
+    if values.keys() != asdict(LightConfig()).keys():
         raise ImprintError(
-            f"{path}: {len(missing)} tensors of the light network are missing and {len(surplus)} are not its own; the file "
-            "was made by other code, export it again"
+            f"{path}: its light network is described by {', '.join(values)}, and here by {', '.join(asdict(LightConfig()))}; "
+            "the file was made by other code, export it again"
         )
+    net = LightNet(LightConfig(**values | {"widths": tuple(values["widths"])}))
+    found, expected = (
+        {name: tuple(value.shape) for name, value in each.items()} for each in (tensors, net.state_dict())
+    )
+    if found != expected:
+        odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise ImprintError(
+            f"{path}: {len(odd)} tensors of the light network are missing, of another shape or not its own, '{odd[0]}' among "
+            "them; the file was made by other code, export it again"
+        )
+    net.load_state_dict({name: value.float() for name, value in tensors.items()})
     return net.eval().requires_grad_(False)
 
 
@@ -316,6 +327,7 @@ def _fading(square: Placement, maps: torch.Tensor) -> torch.Tensor:
 
 def _softened(maps: torch.Tensor, deviation: float) -> torch.Tensor:
     """Gaussian blur; the border is repeated."""
+    deviation = max(deviation, 0.01)  # already nothing: smaller ones would be divided by
     reach = math.ceil(2.5 * deviation)
     line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=maps.device) / deviation) ** 2)
     line = (line / line.sum()).to(maps).view(1, 1, -1)

@@ -21,6 +21,10 @@ FITS = ("contain", "fill")
 """How an object meets a box: with its own proportions, or stretched to it by the model, as it sees fit."""
 STANDING = 0.98
 """A hole that covers this share of its own box is a box; any other is an outline."""
+DUST = 0.1
+"""What covers less than this share of the most opaque pixel is no part of an object's photo: a matte's dust moves nothing."""
+LARGEST = 2**26
+"""Pixels that an object may be enlarged to, however small the frame."""
 EDGE = 2
 """Pixels beside a binary mask's edge whose colours may be the old background's."""
 
@@ -34,17 +38,17 @@ class Place:
     y: float
     """Pixels from the frame's top to the object's lowest point: where it stands."""
     height: float
-    """Of the object as it lies in the frame, in pixels."""
+    """Of the object as it lies in the frame, in pixels; below 1, a very wide object is one pixel high."""
     rotate: float = 0.0
     """Degrees, clockwise."""
     flip: bool = False
     """Mirrored left to right, before it is turned."""
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (self.x, self.y, self.height, self.rotate))) or self.height < 1:
+        if not all(map(math.isfinite, (self.x, self.y, self.height, self.rotate))) or self.height <= 0:
             raise ImprintError(
                 f"the object's place is x {self.x:g}, y {self.y:g}, height {self.height:g}, rotated by {self.rotate:g}; all "
-                "must be finite numbers and the height 1 pixel or more"
+                "must be finite numbers and the height more than 0 pixels"
             )
 
 
@@ -71,18 +75,25 @@ class PlacedObject:
             raise ImprintError(
                 "the placed object is transparent everywhere; give a picture in which the object can be seen"
             )
-        top, left, _, _ = bounding_boxes(alpha[None], threshold=0)[0].tolist()
-        return cls(tuple(alpha.shape), (top, left), *clean_edge(*_cropped(colours, alpha)))
+        top, left, bottom, right = bounding_boxes(alpha[None], threshold=0)[0].tolist()
+        part = slice(top, bottom), slice(left, right)
+        return cls(tuple(alpha.shape), (top, left), *clean_edge(colours[(slice(None), *part)], alpha[part]))
 
     @classmethod
     def put(cls, picture: torch.Tensor, mask: torch.Tensor, place: Place, size: tuple[int, int]) -> PlacedObject:
         """An object's photo (3, h, w) with its mask (h, w), at a place of a frame of `size` (height, width).
 
-        What lies beyond the frame is cut off. Raises `ImprintError` where nothing is left, or the mask is empty.
+        What lies beyond the frame is cut off. Raises `ImprintError` where nothing is left, the mask is empty, or the object
+        would be many times larger than the frame.
         """
         colours, alpha = turned(*clean_edge(*_cropped(picture, mask)), place.rotate, place.flip)
         scale = place.height / alpha.shape[0]
         high, wide = max(1, round(place.height)), max(1, round(alpha.shape[1] * scale))
+        if high * wide > max(LARGEST, 4 * size[0] * size[1]):
+            raise ImprintError(
+                f"the object would be {wide}x{high} pixels, many times the {size[1]}x{size[0]} background; give a smaller "
+                "height, or the part of its photo that is to be seen"
+            )
         colours, alpha = resized(colours, alpha, high, wide)
         top, left = round(place.y) - high, round(place.x - wide / 2)
         above, before = max(0, -top), max(0, -left)
@@ -129,10 +140,11 @@ def fit_into(
     proportions, in its middle and on its lower edge.
 
     picture (3, h, w), mask (h, w); rotate: degrees clockwise, or None: by a quarter turn where it then fills more of the
-    box. Raises `ImprintError` for an empty mask.
+    box. Raises `ImprintError` for an empty mask, and for a turn that is no finite number.
     """
     top, left, bottom, right = box
     high, wide = bottom - top, right - left
+    require_turn(rotate)
     if rotate is None:
         own_high, own_wide = _shape(mask, 0.0, flip)
         upright = min(high / own_high, wide / own_wide)
@@ -140,10 +152,7 @@ def fit_into(
         rotate = 90.0 if lying > upright * 1.05 else 0.0
     own_high, own_wide = _shape(mask, rotate, flip)
     scale = min(high / own_high, wide / own_wide)
-    # Whole pixels never leave the box.
-    height = max(1, math.floor(own_high * scale + 1e-6))
-    if round(own_wide * height / own_high) > wide:
-        height = max(1, height - 1)
+    height = math.floor(own_high * scale + 1e-6) or own_high * scale  # whole pixels never leave the box
     return Place((left + right) / 2, bottom, height, rotate, flip)
 
 
@@ -193,6 +202,12 @@ def place_object(
         box = bounding_boxes((mask > 0.5)[None].float())[0].tolist()
         place = fit_into(picture, own, box, None if rotate == "auto" else rotate, flip)
     return PlacedObject.put(picture, own, place, size)
+
+
+def require_turn(rotate: float | None) -> None:
+    """Raise `ImprintError` unless it is a finite number, of degrees, or None."""
+    if rotate is not None and (not isinstance(rotate, (int, float)) or not math.isfinite(rotate)):
+        raise ImprintError(f"rotate is {rotate!r}; it must be a finite number of degrees, or 'auto' in a box")
 
 
 def object_height(images: Any, masks: Any, rotate: float = 0.0, flip: bool = False) -> int:
@@ -276,7 +291,7 @@ def _cropped(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, 
         raise ImprintError(
             "the object's mask is empty, so that no object is left; give a mask that is white on the object"
         )
-    top, left, bottom, right = bounding_boxes(alpha[None], threshold=0)[0].tolist()
+    top, left, bottom, right = bounding_boxes(alpha[None], DUST * float(alpha.max()))[0].tolist()
     part = slice(top, bottom), slice(left, right)
     return colours[(slice(None), *part)], alpha[part]
 

@@ -39,19 +39,20 @@ def micro_file(tmp_path_factory, micro) -> Path:
 
 @pytest.fixture(scope="session")
 def _loaded(micro_file):
-    from imprint.pipeline import ImprintPipeline
+    from drawing import DrawingPipeline
 
-    return ImprintPipeline.from_checkpoint(micro_file)
+    return DrawingPipeline.from_checkpoint(micro_file)
 
 
 @pytest.fixture
 def pipeline(_loaded):
-    """The micro model with a scheduler of its own; the weights are shared and must be left as they are."""
+    """The micro model, drawing into boxes too, with a scheduler of its own; the weights are shared and must be left as they are."""
+    from drawing import DrawingPipeline
+
     from imprint.noise import make_scheduler
-    from imprint.pipeline import ImprintPipeline
 
     parts = {name: part for name, part in _loaded.components.items() if name != "scheduler"}
-    made = ImprintPipeline(**parts, scheduler=make_scheduler(_loaded.model_config.noise))
+    made = DrawingPipeline(**parts, scheduler=make_scheduler(_loaded.model_config.noise))
     made.set_progress_bar_config(disable=True)
     return made
 

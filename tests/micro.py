@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from PIL import Image
 
 from imprint.checkpoint import Checkpoint
 from imprint.config import ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig, dinov2, tokens_adapter
+
+if TYPE_CHECKING:
+    from imprint.light import LightNet
 
 
 def micro_config(**changes) -> ImprintConfig:
@@ -83,6 +87,17 @@ def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True
     modules = build_modules(config, with_vae)
     torch.nn.init.normal_(modules["adapter"].null_embedding)
     return Checkpoint(config, module_tensors(modules))
+
+
+def micro_light(seed: int = 0) -> LightNet:
+    """A light network of some thousand weights that changes everything: bright and dark maps, and a strong shadow."""
+    from imprint.light import LightConfig, LightNet
+
+    torch.manual_seed(seed)
+    net = LightNet(LightConfig(resolution=64, widths=(8, 16, 16, 32), blocks=1))
+    torch.nn.init.normal_(net.head[-1].weight, std=0.1)
+    net.head[-1].bias.data.view(13, 4)[6] = 3
+    return net.eval().requires_grad_(False)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -128,9 +128,9 @@ def check(background: Image.Image, result: Image.Image, reach: np.ndarray) -> No
 @pytest.fixture(scope="module")
 def pipeline_once(micro_file):
     """As `pipeline`, for a whole property: hypothesis would share the other one's scheduler too."""
-    from imprint.pipeline import ImprintPipeline
+    from drawing import DrawingPipeline
 
-    pipeline = ImprintPipeline.from_checkpoint(micro_file)
+    pipeline = DrawingPipeline.from_checkpoint(micro_file)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawing import DrawingPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from micro import cutout, photo, rectangle
@@ -17,7 +18,6 @@ from imprint.crop import Crop
 from imprint.detail import _starts
 from imprint.errors import ImprintError
 from imprint.images import as_mask, as_picture, mask_to_tensor, open_image, save_image, to_rgb, upright
-from imprint.pipeline import ImprintPipeline
 from imprint.placement import Hole, separate_areas
 from imprint.profiles import convert_profile, profile_of
 from imprint.views import ObjectViews
@@ -235,7 +235,7 @@ def job(tmp_path, scene, micro_file) -> list[str]:
     """A command line of the micro model, without --out."""
     for name, picture in zip(("object", "background", "hole"), scene):
         picture.save(tmp_path / f"{name}.png")
-    words = ["composite", "--checkpoint", str(micro_file), "--steps", "1"]
+    words = ["composite", "--checkpoint", str(micro_file), "--steps", "1", "--fit", "fill"]
     for option, name in (("object", "object"), ("background", "background"), ("mask", "hole")):
         words += [f"--{option}", str(tmp_path / f"{name}.png")]
     return words
@@ -304,8 +304,8 @@ def test_a_full_disk_behind_stdout_is_no_failure(tmp_path, job, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def shipped() -> ImprintPipeline:
-    made = ImprintPipeline.from_checkpoint()
+def shipped() -> DrawingPipeline:
+    made = DrawingPipeline.from_checkpoint()
     made.set_progress_bar_config(disable=True)
     return made
 

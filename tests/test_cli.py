@@ -14,10 +14,11 @@ from test_images import huge_png
 
 from imprint import __version__, cli
 from imprint.blending import feather
-from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
 from imprint.pipeline import FEATHER, ImprintPipeline
+from imprint.place import is_box
 from imprint.placement import Hole
 from training.loop.model import with_matte
 
@@ -42,13 +43,14 @@ def files(tmp_path, scene, micro_file) -> Path:
 
 
 def command(folder: Path, **changes) -> list[str]:
-    """A `composite` command line; a change to None leaves an option out."""
+    """A `composite` command line whose hole the model fills; a change to None leaves an option out."""
     options = {
         "object": folder / "object.png",
         "background": folder / "background.png",
         "mask": folder / "hole.png",
         "out": folder / "out.png",
         "checkpoint": folder / "model.safetensors",
+        "fit": "fill",
     } | changes
     words = ["composite"]
     for name, value in options.items():
@@ -314,6 +316,7 @@ def test_ctrl_c_leaves_silently(files, capsys, monkeypatch):
 
 def job(**changes) -> dict:
     values = {"object": "object.png", "background": "background.png", "mask": "hole.png", "out": "out.png", "seed": 0}
+    values["fit"] = "fill"
     return {key: value for key, value in (values | changes).items() if value is not ...}
 
 
@@ -523,12 +526,14 @@ def test_demo(tmp_path):
     path = tmp_path / "imprint-demo.png"
     assert re.fullmatch(rf"{re.escape(str(path))} \(\d+\.\d s\)\n", done.stdout)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    background, hole = cli.SAMPLES / "background.png", cli.SAMPLES / "hole.png"
+    background, box = cli.SAMPLES / "background.png", Image.open(cli.SAMPLES / "box.png").getbbox()
     made, before = Image.open(path), Image.open(background)
     assert made.size == before.size
-    within = blend_of(background, hole, load_checkpoint(SHIPPED).config)
-    assert np.array_equal(pixels(path)[~within], pixels(background)[~within])
-    assert (np.abs(pixels(path).astype(int) - pixels(background))[within] > 4).mean() > 0.2
+    change = pixels(path).astype(int) - pixels(background)
+    left, top, right, bottom = box
+    assert (np.abs(change[top:bottom, left:right]) > 4).mean() > 0.5  # the object
+    change[top:bottom, left:right] = 0
+    assert change.max() == 0 and change.min() < -4  # and its shadow alone
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
 
 
@@ -539,6 +544,6 @@ def test_errors_of_the_process(tmp_path):
 
 
 def test_the_demo_s_pictures_are_usable():
-    subject, background, hole = (Image.open(cli.SAMPLES / f"{name}.png") for name in ("object", "background", "hole"))
-    assert subject.has_transparency_data and background.size == hole.size
-    assert 0 < float((mask_to_tensor(hole) > 0.5).float().mean()) < 0.5
+    subject, background, box = (Image.open(cli.SAMPLES / f"{name}.png") for name in ("object", "background", "box"))
+    assert subject.has_transparency_data and background.size == box.size
+    assert 0 < float((mask_to_tensor(box) > 0.5).float().mean()) < 0.5 and is_box(mask_to_tensor(box)[0])

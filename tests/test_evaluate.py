@@ -19,6 +19,7 @@ from PIL import Image
 
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
+from drawing import DrawingPipeline
 from evaluation import (
     CPU,
     LIGHT,
@@ -39,7 +40,6 @@ from evaluation import (
 from imprint.checkpoint import save_checkpoint
 from imprint.config import tokens_adapter
 from imprint.errors import ImprintError
-from imprint.pipeline import ImprintPipeline
 from training import evaluate
 from training.data.shards import Record, sample, shard_writer
 from training.measure import composites, evaluation, networks, report, statistics, tasks
@@ -299,7 +299,7 @@ def test_composites_are_the_pipeline_s_with_the_task_s_seed(data, first_run):
     task = tasks.subject_tasks(
         tasks.read_subjects(data / "subjects"), tasks.read_boxes(data / "boxes.jsonl", data / "backgrounds")
     )[3]
-    pipeline, scene = ImprintPipeline.from_checkpoint(data / "model.safetensors"), task.load()
+    pipeline, scene = DrawingPipeline.from_checkpoint(data / "model.safetensors"), task.load()
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(task.seed(0))
     made = pipeline(
@@ -396,7 +396,7 @@ def test_the_ablations_are_rows_of_their_own(data, tmp_path):
 
 
 def test_cls_only_gives_the_adapter_one_token(data):
-    pipeline = ImprintPipeline.from_checkpoint(data / "model.safetensors")
+    pipeline = DrawingPipeline.from_checkpoint(data / "model.safetensors")
     whole = pipeline.encode_object(cutout(20, 20))
     composites.keep_cls_only(pipeline, data)
     assert torch.equal(pipeline.encode_object(cutout(20, 20)), whole[:, :, :1]) and whole.shape[2] == 5

@@ -5,6 +5,7 @@ import dataclasses
 import diffusers
 import pytest
 import torch
+from drawing import DrawingPipeline
 from micro import fresh_checkpoint, matte_config, micro_config
 
 from imprint.blending import BLENDS, blend_pictures
@@ -13,7 +14,6 @@ from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.images import image_to_tensor, mask_to_tensor
 from imprint.matte import apply_matte, matte_pixels, split_matte
-from imprint.pipeline import ImprintPipeline
 from training.loop.model import with_matte
 from training.pairs.making import matte_values
 
@@ -151,7 +151,7 @@ def pipelines(tmp_path_factory):
     for name, checkpoint in made.items():
         path = folder / f"{name}.safetensors"
         save_checkpoint(path, checkpoint)
-        loaded[name] = ImprintPipeline.from_checkpoint(path)
+        loaded[name] = DrawingPipeline.from_checkpoint(path)
     return loaded
 
 
@@ -187,7 +187,7 @@ def test_a_matte_that_sees_nothing_leaves_the_background(pipelines, scene):
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_the_matte_is_the_last_evaluation_s_with_the_object(pipelines, scene, scheduler, calls, guidance):
     """Also where a scheduler evaluates more than once a step; nothing is evaluated for the matte's sake."""
-    pipeline = ImprintPipeline(**pipelines["varied"].components)
+    pipeline = DrawingPipeline(**pipelines["varied"].components)
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     config, denoise, holes, outputs = pipeline.model_config, pipeline.denoise, [], []
     pipeline.denoise = lambda *args: holes.append(args[2]) or denoise(*args)

@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from drawing import DrawingPipeline
 from micro import concat_config, cutout, fresh_checkpoint, micro_config, photo, rectangle, relative_config
 from PIL import Image
 
@@ -319,7 +320,7 @@ def test_guidance_of_one_asks_the_unet_once(pipeline, scene):
 
 def test_weights_may_be_brought_to_their_device_layer_by_layer(micro_file, scene, pipeline):
     """accelerate's hooks, which diffusers' sequential CPU offload sets; with guidance, which needs the null embedding."""
-    offloaded = ImprintPipeline.from_checkpoint(micro_file)
+    offloaded = DrawingPipeline.from_checkpoint(micro_file)
     offloaded.set_progress_bar_config(disable=True)
     for part in ("encoder", "adapter", "unet", "vae"):
         accelerate.cpu_offload(getattr(offloaded, part), torch.device("cpu"))
@@ -361,7 +362,7 @@ def test_other_schedulers(pipeline, scene, name, prediction):
 @pytest.fixture(scope="module")
 def colours():
     """What the shipped checkpoint draws by a scheduler in so many steps, in 6 x 6 broad colours; the object is the same."""
-    pipeline = ImprintPipeline.from_checkpoint()
+    pipeline = DrawingPipeline.from_checkpoint()
     pipeline.set_progress_bar_config(disable=True)
     own = pipeline.scheduler
     views = [Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background", "hole")]
@@ -437,9 +438,9 @@ def test_a_perfect_unet_is_sampled_to_its_picture(pipeline, name):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(micro_file, scene, pipeline, dtype):
-    half = ImprintPipeline.from_checkpoint(micro_file, torch_dtype=dtype)
+    half = DrawingPipeline.from_checkpoint(micro_file, torch_dtype=dtype)
     half.set_progress_bar_config(disable=True)
-    for part in ("vae", "encoder", "adapter", "unet"):
+    for part in ("vae", "encoder", "adapter", "unet", "light"):
         assert {tensor.dtype for tensor in getattr(half, part).parameters()} == {dtype}
     image = run(half, scene, feather_pixels=0, num_inference_steps=1, resolution=32).images
     assert image.dtype == torch.float32
@@ -454,7 +455,7 @@ def test_half_precision(micro_file, scene, pipeline, dtype):
 def test_concat_conditioning(tmp_path, scene, config):
     path = tmp_path / "concat.safetensors"
     save_checkpoint(path, fresh_checkpoint(config))
-    pipeline = ImprintPipeline.from_checkpoint(path)
+    pipeline = DrawingPipeline.from_checkpoint(path)
     pipeline.set_progress_bar_config(disable=True)
     seen, forward = [], pipeline.unet.forward
 
@@ -500,7 +501,7 @@ def test_epsilon_and_the_large_autoencoder(tmp_path, scene):
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
-    pipeline = ImprintPipeline.from_checkpoint(path, vae=vae)
+    pipeline = DrawingPipeline.from_checkpoint(path, vae=vae)
     pipeline.set_progress_bar_config(disable=True)
     first, second = (run(pipeline, scene).images for _ in range(2))
     assert torch.equal(first, second)  # the autoencoder's mean, without noise
@@ -620,13 +621,13 @@ def test_the_schedule_is_stable_diffusion_s(name):
 
 def test_a_pipeline_of_diffusers_own(pipeline):
     assert isinstance(pipeline, diffusers.DiffusionPipeline)
-    assert set(pipeline.components) == {"vae", "encoder", "adapter", "unet", "scheduler", "model_config"}
+    assert set(pipeline.components) == {"vae", "encoder", "adapter", "unet", "scheduler", "model_config", "light"}
     assert pipeline.to("cpu") is pipeline
 
 
 def test_gradients_are_off_and_modules_in_evaluation(micro_file):
-    fresh = ImprintPipeline.from_checkpoint(micro_file)
-    for part in ("vae", "encoder", "adapter", "unet"):
+    fresh = DrawingPipeline.from_checkpoint(micro_file)
+    for part in ("vae", "encoder", "adapter", "unet", "light"):
         module = getattr(fresh, part)
         assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
 
@@ -638,7 +639,7 @@ def test_the_checkpoint_decides_the_sizes(tmp_path, scene):
     path = tmp_path / "micro.safetensors"
     checkpoint = fresh_checkpoint(config)
     save_checkpoint(path, Checkpoint(config, checkpoint.parts))
-    pipeline = ImprintPipeline.from_checkpoint(path)
+    pipeline = DrawingPipeline.from_checkpoint(path)
     pipeline.set_progress_bar_config(disable=True)
     steps = []
     made = run(pipeline, scene, output_type="latent", callback_on_step_end=lambda *a: steps.append(1) or {})

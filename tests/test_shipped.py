@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawing import DrawingPipeline
 from micro import fresh_checkpoint
 from PIL import Image
 from safetensors import safe_open
@@ -13,7 +14,6 @@ from safetensors import safe_open
 from imprint.checkpoint import SHIPPED, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
-from imprint.pipeline import ImprintPipeline
 from imprint.preprocess import prepare_object
 
 ROOT = Path(__file__).parents[1]
@@ -52,14 +52,14 @@ FIRST = (
 
 
 @pytest.fixture(scope="module")
-def shipped() -> ImprintPipeline:
-    pipeline = ImprintPipeline.from_checkpoint()
+def shipped() -> DrawingPipeline:
+    pipeline = DrawingPipeline.from_checkpoint()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def test_the_recorded_hash_is_the_file_s():
-    recorded = re.search(r"SHA-256\n`(\w{64})`", (ROOT / "training" / "README.md").read_text())[1]
+    recorded = re.search(r"SHA-256\n`(\w{64})`", (ROOT / "docs" / "log.md").read_text())[1]
     assert hashlib.sha256(SHIPPED.read_bytes()).hexdigest() == recorded
     assert SHIPPED.stat().st_size <= 48e6
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_the_first_kind_still_loads_and_runs(tmp_path):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert metadata["config"] == FIRST and metadata["format_version"] == "1"  # what is written now is what was then
-    pipeline = ImprintPipeline.from_checkpoint(path)
+    pipeline = DrawingPipeline.from_checkpoint(path)
     result = pipeline(*read_object("duck.webp"), *read_place("street.jpg"), 1)
     assert result.alpha is None and result.images[0].size == Image.open(SAMPLES / "street.jpg").size
     assert pipeline.model_config.sampling.guidance_scale == 3.0

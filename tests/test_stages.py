@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawing import DrawingPipeline
 from micro import cutout, micro_config, photo, rectangle
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,7 +23,6 @@ from test_training import ROOT, data, micro_preset, stats, webp, weights, words 
 from imprint.config import NoiseConfig
 from imprint.errors import ImprintError
 from imprint.noise import alphas_cumprod
-from imprint.pipeline import ImprintPipeline
 from training import subject, train
 from training.data.shards import Record, read_shards, sample, shard_writer
 from training.loop import losses, state
@@ -285,7 +285,7 @@ def merged(unet, tensors: dict[str, torch.Tensor]):
 
 
 def test_the_lora_changes_the_pipeline_as_merged_weights_do(data, tuned, scene, tmp_path):  # noqa: F811
-    pipeline = ImprintPipeline.from_checkpoint(data / "start.safetensors")
+    pipeline = DrawingPipeline.from_checkpoint(data / "start.safetensors")
     pipeline.set_progress_bar_config(disable=True)
     plain, by_hand = (
         answer(pipeline.unet),
@@ -300,7 +300,7 @@ def test_the_lora_changes_the_pipeline_as_merged_weights_do(data, tuned, scene, 
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     pipeline.save_checkpoint(tmp_path / "merged.safetensors")  # and so it is one file again
-    again = ImprintPipeline.from_checkpoint(tmp_path / "merged.safetensors")
+    again = DrawingPipeline.from_checkpoint(tmp_path / "merged.safetensors")
     assert torch.allclose(answer(again.unet), answer(by_hand), atol=1e-5)
 
 

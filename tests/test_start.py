@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 
+from drawing import DrawingPipeline
+
 from imprint.adapter import ContentAdapter
 from imprint.checkpoint import load_checkpoint
 from imprint.config import PRESETS, ImprintConfig, LatentConfig, UNetConfig, tokens_adapter
 from imprint.encoder import IDEncoder
 from imprint.errors import ImprintError
-from imprint.pipeline import ImprintPipeline
 from imprint.unet import build_unet
 from imprint.vae import build_autoencoder
 from training import start
@@ -126,7 +127,7 @@ def test_a_diffusers_folder_and_a_hub_folder(files, tmp_path, scene, capsys):
     for part, folder in (("unet", "unet"), ("vae", "vae")):
         saved = load_file(files / "sd" / folder / "diffusion_pytorch_model.safetensors")
         assert all(torch.equal(tensor, saved[name]) for name, tensor in checkpoint.parts[part].items())
-    pipeline = ImprintPipeline.from_checkpoint(path)
+    pipeline = DrawingPipeline.from_checkpoint(path)
     pipeline.set_progress_bar_config(disable=True)
     subject, background, hole = scene
     assert pipeline(subject, None, background, hole, 1).images[0].size == background.size

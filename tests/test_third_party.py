@@ -12,6 +12,7 @@ import original_weights
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from drawing import DrawingPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.torch_version import TorchVersion
@@ -22,7 +23,6 @@ from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
 from imprint.model import build_modules, load_modules, module_tensors
 from imprint.noise import make_scheduler
-from imprint.pipeline import ImprintPipeline
 from imprint.preprocess import prepare_object
 from imprint.third_party import (
     KINDS,
@@ -51,7 +51,7 @@ def against(request):
     modules = build_modules(checkpoint.config)
     load_modules(modules, checkpoint)
     scheduler = make_scheduler(checkpoint.config.noise)
-    pipeline = ImprintPipeline(**modules, scheduler=scheduler, model_config=checkpoint.config)
+    pipeline = DrawingPipeline(**modules, scheduler=scheduler, model_config=checkpoint.config)
     pipeline.set_progress_bar_config(disable=True)
     for module in modules.values():
         module.eval().requires_grad_(False)
@@ -86,7 +86,7 @@ def test_their_code_s_prediction_is_ours(against):
 def test_their_sampler_s_latents_after_ten_steps_are_ours(against):
     """Their DDIM of ten steps, guidance 5 against the learned vector; the scheduler is made of the pipeline's own."""
     pipeline, golden, scene = against
-    theirs = ImprintPipeline(
+    theirs = DrawingPipeline(
         **pipeline.components | {"scheduler": DDIMScheduler.from_config(pipeline.scheduler.config)}
     )
     theirs.set_progress_bar_config(disable=True)
@@ -198,7 +198,7 @@ def test_convert(tmp_path, kind, capsys):
     assert {part: tensors.keys() for part, tensors in expected.items()} == {
         part: tensors.keys() for part, tensors in checkpoint.parts.items()
     }
-    pipeline = ImprintPipeline.from_checkpoint(out, torch_dtype=torch.float16)
+    pipeline = DrawingPipeline.from_checkpoint(out, torch_dtype=torch.float16)
     assert pipeline.model_config == checkpoint.config and pipeline.scheduler.config.timestep_spacing == "leading"
 
 
@@ -243,7 +243,7 @@ def test_ours_and_originals_open_alike(tmp_path, micro, micro_file):
     with pytest.raises(ImprintError, match="no such file"):
         open_checkpoint(tmp_path / "absent.pth")
     with pytest.raises(ImprintError, match="imprint convert"):
-        ImprintPipeline.from_checkpoint(tmp_path / "original.pth")
+        DrawingPipeline.from_checkpoint(tmp_path / "original.pth")
 
 
 @pytest.mark.parametrize(

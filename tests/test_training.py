@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
+from drawing import DrawingPipeline
+
 from imprint.checkpoint import load_checkpoint, read_config, save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.masks import LEVELS
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
-from imprint.pipeline import ImprintPipeline
 from training import prepare, train
 from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
 from training.loop import losses, state
@@ -191,7 +192,7 @@ def test_two_steps_of_each_stage_write_checkpoints_that_the_pipeline_loads(data,
             stats(folder)[2]["held_out_loss"]
         )
         assert Image.open(folder / "samples-000000004.png").width % 64 == 0
-        pipeline = ImprintPipeline.from_checkpoint(folder / "checkpoint.safetensors")
+        pipeline = DrawingPipeline.from_checkpoint(folder / "checkpoint.safetensors")
         pipeline.set_progress_bar_config(disable=True)
         assert pipeline(subject, None, background, hole).images[0].size == background.size
         assert {tensor.dtype for tensor in weights(folder / "checkpoint.safetensors").values()} == {torch.float16}

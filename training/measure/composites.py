@@ -112,6 +112,7 @@ def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:
             options.steps,
             options.guidance,
             torch.Generator().manual_seed(seed),
+            fit="fill",  # the model's own drawing is what is measured
             detail=options.detail,
         ).images[0]
 

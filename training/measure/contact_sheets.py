@@ -58,7 +58,7 @@ class Sheets:
     def composite(self, scene: Scene, hole: Image.Image) -> Image.Image:
         generator = torch.Generator().manual_seed(0)
         photo, mask = scene.cutout.convert("RGB"), scene.cutout.getchannel("A")
-        return self.pipeline(photo, mask, scene.background, hole, generator=generator).images[0]
+        return self.pipeline(photo, mask, scene.background, hole, generator=generator, fit="fill").images[0]
 
     def pose(self) -> Image.Image:
         rows = []

@@ -1,0 +1,140 @@
+"""What a composite is made of, as files: a command line says one, a jobs file one in each line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ImprintError, require_masks, require_same_size
+from .files import same_file
+from .placing import PLACING, check_placing
+
+
+@dataclass(frozen=True)
+class Job:
+    """The files and the seed of one composite."""
+
+    objects: tuple[Path, ...]
+    """One or several views of the object."""
+    object_masks: tuple[Path, ...]
+    """As many as views, or none: then each view's alpha channel is its mask."""
+    background: Path
+    mask: Path | None
+    """Where the object goes; None where `placing` says so."""
+    out: Path
+    seed: int
+    blend_mask: Path | None = None
+    """Where to put what was generated, if not in `mask`."""
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """What was given of `PLACING`."""
+
+    def __post_init__(self) -> None:
+        check_placing(self.placing, self.mask is not None)
+        if self.object_masks:
+            require_masks(len(self.objects), len(self.object_masks))
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise ImprintError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1")
+
+    @classmethod
+    def from_json(cls, line: bytes, folder: Path, seed: int) -> Job:
+        """A line of a jobs file in `folder`; `seed` is for a line without one. Raises `ImprintError` for a bad line."""
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ImprintError(f"this is not JSON ({error}); write one object per line") from error
+        required, known = ("object", "background", "out"), ("mask", "object_mask", "blend_mask", "seed", *PLACING)
+        if not isinstance(values, dict):
+            raise ImprintError(f"this is {type(values).__name__}, not an object with the keys {', '.join(required)}")
+        missing = [key for key in required if key not in values]
+        unknown = [key for key in values if key not in required + known]
+        if missing or unknown:
+            raise ImprintError(
+                f"missing keys: {', '.join(missing) or 'none'}, unknown keys: {', '.join(unknown) or 'none'}; "
+                f"a line has {', '.join(required)} and may have {', '.join(known)}"
+            )
+
+        def paths(key: str) -> tuple[Path, ...]:
+            names = values.get(key)
+            names = [] if names is None and key in known else names if isinstance(names, list) else [names]
+            if not all(isinstance(name, str) and name for name in names) or not (names or key in known):
+                raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of a file")
+            return tuple(folder / name for name in names)
+
+        def path(key: str) -> Path:
+            found = paths(key)
+            if len(found) != 1:
+                raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of one file")
+            return found[0]
+
+        return cls(
+            paths("object"),
+            paths("object_mask"),
+            path("background"),
+            None if values.get("mask") is None else path("mask"),
+            path("out"),
+            values.get("seed", seed),
+            None if values.get("blend_mask") is None else path("blend_mask"),
+            {key: values[key] for key in PLACING if values.get(key) is not None},
+        )
+
+    def require_new(self) -> None:
+        """Raise `ImprintError` where the picture would be written over one that it is made of."""
+        masks = [path for path in (*self.object_masks, self.mask, self.blend_mask) if path]
+        for path in (self.background, *self.objects, *masks):
+            if same_file(path, self.out):
+                raise ImprintError(
+                    f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or --overwrite"
+                )
+
+    def read(self) -> dict[str, Any]:
+        """The pictures, by the names of the pipeline's arguments. Raises `ImprintError` for what cannot be used."""
+        from .images import open_image, require_writable
+
+        pictures = {
+            "object_image": [open_image(path) for path in self.objects],
+            "object_mask": [open_image(path) for path in self.object_masks] or None,
+            "background": open_image(self.background),
+        }
+        require_writable(self.out, pictures["background"].size)  # before the work, not after it
+        pairs = []
+        for name, path in (("mask", self.mask), ("blend_mask", self.blend_mask)):
+            if path:
+                pictures[name] = open_image(path)
+                pairs.append((self.background, pictures["background"], path, pictures[name]))
+        pairs += zip(self.objects, pictures["object_image"], self.object_masks, pictures["object_mask"] or ())
+        for path, picture, mask_path, mask in pairs:
+            require_same_size(f"{path}", picture.size[::-1], f"its mask {mask_path}", mask.size[::-1])
+        return pictures
+
+
+def read_jobs(
+    path: Path, seed: int, overwrite: bool, placing: Mapping[str, Any]
+) -> tuple[dict[int, Job], dict[int, ImprintError]]:
+    """The jobs and the errors of a file, by line number from 1. placing: what a line does not say of it."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ImprintError(
+            f"{path} cannot be read ({error.strerror}); give a text file of one JSON object per line"
+        ) from error
+    jobs, errors, writers = {}, {}, {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            job = Job.from_json(line, path.parent, seed)
+            job = dataclasses.replace(job, placing=dict(placing) | dict(job.placing))
+            if not overwrite:
+                job.require_new()
+            first = writers.setdefault(os.path.normcase(os.path.realpath(job.out)), number)
+            if first != number:
+                raise ImprintError(f"{job.out} is what line {first} writes; give every line its own 'out'")
+            jobs[number] = job
+        except ImprintError as error:
+            errors[number] = error
+    return jobs, errors

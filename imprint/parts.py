@@ -1,0 +1,77 @@
+"""The model as diffusers knows it: its modules, loading, saving, LoRA and offloading."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+from .adapter import ContentAdapter
+from .checkpoint import SHIPPED, Checkpoint, save_checkpoint
+from .config import ImprintConfig
+from .encoder import IDEncoder
+from .errors import ImprintError
+from .light import LightNet, load_light
+from .model import load_model, module_tensors
+from .noise import make_scheduler
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
+    """The model as diffusers knows it: its modules, loading, saving, LoRA and offloading."""
+
+    model_cpu_offload_seq = "encoder->adapter->unet->vae->light"
+    _optional_components: ClassVar[list[str]] = ["light"]
+    text_encoder = None  # the LoRA loader asks for it
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+
+    def __init__(
+        self,
+        vae: torch.nn.Module,
+        encoder: IDEncoder,
+        adapter: ContentAdapter,
+        unet: torch.nn.Module,
+        scheduler: SchedulerMixin,
+        model_config: ImprintConfig,
+        light: LightNet | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            encoder=encoder,
+            adapter=adapter,
+            unet=unet,
+            scheduler=scheduler,
+            model_config=model_config,
+            light=light,
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike = SHIPPED,
+        torch_dtype: torch.dtype = torch.float32,
+        vae: torch.nn.Module | None = None,
+    ) -> Self:
+        """Load a checkpoint; without a path, the one that comes with the package. vae, errors: as in `load_model`."""
+        config, modules = load_model(path, torch_dtype, vae)
+        light = load_light().to(torch_dtype)
+        return cls(**modules, scheduler=make_scheduler(config.noise), model_config=config, light=light)
+
+    def save_checkpoint(self, path: str | os.PathLike) -> None:
+        """Write all parts in their present precision; see `imprint.checkpoint`."""
+        modules = {part: getattr(self, part) for part in ("encoder", "adapter", "unet", "vae")}
+        save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, *_args, **_kwargs) -> None:
+        """There is none."""
+
+    def save_pretrained(self, *_args, **_kwargs) -> None:
+        """An Imprint model is one file, not a folder."""
+        raise ImprintError("an Imprint model is saved as one file; call save_checkpoint('name.safetensors') instead")

@@ -1,0 +1,286 @@
+"""The steps of a picture, each a method that can be called by itself, and the values that go from one to the next.
+
+`imprint.pipeline` puts them in their order.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from .blending import BLENDS
+from .crop import Crop, Layers, paste, paste_tensor
+from .detail import restore_detail
+from .errors import ImprintError, require_finite, require_same_size
+from .images import Picture, as_mask, colours_of, picture_part
+from .light import Lit, load_light, relight, square_around
+from .matte import matte_pixels, split_matte
+from .noise import with_timesteps
+from .parts import Parts
+from .place import PlacedObject
+from .placement import Placement
+from .unet import unet_input
+from .vae import decode, encode
+from .views import ObjectViews
+
+_PRECISION = "its weights are broken, or too large for this precision: run it in fp32"
+_SAMPLED = "take another scheduler or guidance, and fp32 if it ran in less"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class ImprintPipelineOutput(BaseOutput):
+    """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
+    (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha,
+    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with the
+    outline that detail gave it; None without a matte. lit: for an object that was placed, its layers of shadow, object and
+    light, in `lit.area` of the background; None where the model drew it."""
+
+    images: list[Image.Image] | torch.Tensor
+    placement: Placement
+    alpha: torch.Tensor | None = None
+    shadow: torch.Tensor | None = None
+    lit: Lit | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How the drawing is put into the background. Raises `ImprintError` for a value that cannot be used."""
+
+    feather_pixels: int | None = None
+    """Width of the soft edge outside the mask, in pixels of the background; by default `crop.FEATHER` pixels of the
+    crop. Beyond it the background stays bit for bit."""
+    feather_inwards: int = 0
+    """Width of the soft edge inside the mask, in pixels of the background."""
+    blend_method: str = "feather"
+    """How the soft edge mixes, one of `blending.BLENDS`."""
+    colour_match: float = 0.0
+    """From 0 to 1, how far the crop's colours are moved to the background's around the hole."""
+    matte: bool = True
+    """Keep the background, bit for bit, wherever the model sees neither the object nor its shadow, also inside the mask
+    (see `imprint.matte`); without effect for checkpoints that predict no matte."""
+    detail: float = 1.0
+    """From 0 to 1, how far the object's own photo, in the light of the drawing, takes its place where both show the
+    same (see `imprint.detail`); without effect for checkpoints that predict no matte."""
+    shadow: float = 1.0
+    """Strength of the shadow that the model predicts; 0 is none."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.colour_match <= 1 and 0 <= self.detail <= 1):
+            raise ImprintError(
+                f"colour match is {self.colour_match:g} and detail {self.detail:g}; both must be from 0 to 1"
+            )
+        if min(self.feather_pixels or 0, self.feather_inwards) < 0 or self.blend_method not in BLENDS:
+            raise ImprintError(
+                f"feather is {self.feather_pixels} pixels outwards and {self.feather_inwards} inwards, which must be 0 "
+                f"or more, and the blend method {self.blend_method!r}, which must be one of {', '.join(BLENDS)}"
+            )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `denoise` and `finish` need of the object and the background."""
+
+    background: Picture
+    views: ObjectViews
+    crop: Crop
+    context: torch.Tensor
+    """(1, N, C) from the adapter."""
+    latents: torch.Tensor
+    """(1, C, h, w) float32: the background's, with its hole painted grey."""
+    hole: torch.Tensor
+    """(1, 1, h, w) of 0 and 1: `crop.latent_mask` on the model's device."""
+    blend_mask: torch.Tensor
+    """Of `crop.frame`, (1, h, w): where the drawing is put."""
+
+
+class Stages(Parts):
+    """A model that makes a picture step by step."""
+
+    @torch.no_grad()
+    def encode_object(
+        self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
+    ) -> torch.Tensor:
+        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`."""
+        return self._encode_views(ObjectViews.of(images, masks))
+
+    def _encode_views(self, views: ObjectViews) -> torch.Tensor:
+        pixels, _ = views.prepared(self.model_config.encoder)
+        return self.encoder(pixels.to(self._execution_device, self.encoder.dtype))[None]
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        object_image: Picture | Sequence[Picture] | ObjectViews,
+        object_mask: Picture | Sequence[Picture] | None,
+        background: Picture,
+        mask: Picture,
+        blend_mask: Picture | None = None,
+        context: float | None = None,
+        resolution: int | None = None,
+    ) -> Prepared:
+        """Both halves of the model's input, the object's context and the background's latents.
+
+        object_image, object_mask: the object, or a list of several views of it; see `ObjectViews.of`. background:
+        Pillow picture or (1, 3, H, W) tensor in [0, 1]. mask: Pillow or (1, H, W), white = 1 where the object goes, of
+        the background's size; its shape steers the pose. blend_mask: where to put the drawing, if not in `mask`; at
+        most the crop is put back. context: side of the model's square crop over the longer side of the mask's box; by
+        default the checkpoint's. resolution: side at which the model sees that crop, by default what it was trained at.
+        """
+        config, device = self.model_config, self._execution_device
+        crop = Crop.of(background, mask, config, resolution, context)
+        if crop.hole.enlarged:
+            _log.warning(
+                "the hole of %dx%d pixels is too small to generate in: enlarged around its centre to %dx%d",
+                *crop.hole.drawn[::-1],
+                *crop.hole.size[::-1],
+            )
+        if crop.hole.areas > 1:
+            _log.warning("%d separate areas: one object will span them", crop.hole.areas)
+        blend = crop.frame_mask if blend_mask is None else crop.part(blend_mask, "blend mask")
+        given = isinstance(object_image, ObjectViews)
+        views = object_image if given else ObjectViews.of(object_image, object_mask, colours_of(background))
+        tokens = self._encode_views(views)
+        latents = encode(self.vae, crop.painted.to(device, self.vae.dtype), config.latent).float()
+        tokens = require_finite(tokens, "what the encoder sees of the object", _PRECISION)
+        latents = require_finite(latents, "the background's latents", _PRECISION)
+        hole = crop.latent_mask.to(device)
+        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        context: torch.Tensor,
+        background: torch.Tensor,
+        hole: torch.Tensor,
+        noise: torch.Tensor,
+        steps: int | None = None,
+        guidance: float | None = None,
+        scheduler_arguments: dict | None = None,
+        callback: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
+        callback_inputs: Sequence[str] = ("latents",),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and
+        the matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
+
+        context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h,
+        w) of 0 and 1; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free
+        guidance (arXiv 2207.12598, equation 6) against the null embedding.
+        """
+        config = self.model_config
+        guidance = config.sampling.guidance_scale if guidance is None else guidance
+        contexts = context if guidance == 1 else torch.cat([self.adapter.null_context(context), context])
+        contexts = contexts.to(self.unet.dtype)
+        scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps, noise.device)
+        if config.background == "blend":
+            # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, the background's.
+            latents = scheduler.add_noise(background, noise, scheduler.timesteps[:1])
+        else:  # noise alone, and of variance 1 at the UNet: in latent diffusion's samplers and in ComfyUI
+            latents = noise / scheduler.scale_model_input(torch.ones_like(noise), scheduler.timesteps[0])
+        accepted = inspect.signature(scheduler.step).parameters
+        extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
+        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
+            for index, timestep in enumerate(scheduler.timesteps):
+                seen = unet_input(scheduler.scale_model_input(latents, timestep), background, hole, config)
+                seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
+                prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
+                if guidance != 1:
+                    without, with_object = prediction.chunk(2)
+                    prediction = torch.lerp(without, with_object, guidance)
+                    _, logits = logits.chunk(2)
+                latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+                if callback is not None:
+                    given = {"latents": latents} if "latents" in callback_inputs else {}
+                    latents = callback(self, index, timestep, given).get("latents", latents)
+                progress.update()
+        latents = require_finite(torch.where(hole > 0, latents, background), "what was sampled", _SAMPLED)
+        return latents, require_finite(logits, "the matte that was predicted", _SAMPLED)
+
+    @torch.no_grad()
+    def finish(
+        self,
+        scene: Prepared,
+        latents: torch.Tensor,
+        logits: torch.Tensor,
+        settings: Finish = Finish(),
+        output_type: str = "pil",
+    ) -> ImprintPipelineOutput:
+        """From what `denoise` gives to the composites; output_type: as in `__call__`."""
+        config, crop = self.model_config, scene.crop
+        if output_type == "latent":
+            return ImprintPipelineOutput(latents, crop.placement)
+        drawings = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
+        require_finite(drawings, "the decoded picture", _PRECISION)
+        if settings.colour_match:
+            drawings = crop.matched(drawings, settings.colour_match)
+        maps = [each.cpu() for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
+        layers = self._layers(scene, drawings, maps, settings)
+        outwards = crop.feather if settings.feather_pixels is None else settings.feather_pixels
+        parts = crop.composite(layers, scene.blend_mask, settings.feather_inwards, outwards, settings.blend_method)
+        if output_type == "pil":
+            images = [crop.paste(scene.background, part) for part in parts]
+        else:
+            images = crop.paste_tensor(scene.background, parts)
+        if not (maps and settings.matte):
+            return ImprintPipelineOutput(images, crop.placement)
+        alpha, shadow = maps
+        if not torch.equal(layers.alpha, crop.put_back_maps(alpha)):  # detail has changed it
+            alpha = crop.taken(layers.alpha)
+        return ImprintPipelineOutput(images, crop.placement, alpha, shadow)
+
+    @staticmethod
+    def _layers(scene: Prepared, drawings: torch.Tensor, maps: Sequence[torch.Tensor], settings: Finish) -> Layers:
+        """What is laid over the frame, from drawings of the square (B, 3, R, R) and alpha and shadow, if there are any.
+
+        What draws light and shadow in another way takes the place of this: it gets the drawing and its alpha.
+        """
+        crop, picture = scene.crop, scene.crop.put_back(drawings)
+        if not maps:
+            return Layers(picture)
+        alpha, shadow = map(crop.put_back_maps, maps)
+        picture, alpha = restore_detail(picture, alpha, scene.views, settings.detail)
+        for values in (picture, alpha):
+            require_finite(values, "the picture with the object's own detail", "switch detail off (0) for this object")
+        if settings.shadow != 1:
+            shadow = 1 - (1 - shadow) ** settings.shadow
+        return Layers(picture, alpha, shadow) if settings.matte else Layers(picture)
+
+    @torch.no_grad()
+    def finish_placed(
+        self,
+        background: Picture,
+        placed: PlacedObject,
+        light: float = 1.0,
+        shadow: float = 1.0,
+        softness: float = 0.0,
+        blend_mask: Picture | None = None,
+        num_results: int = 1,
+        output_type: str = "pil",
+    ) -> ImprintPipelineOutput:
+        """An object whose place is known, lit and with its shadow; arguments as of `__call__`."""
+        if output_type == "latent":
+            raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
+        if self.light is None:
+            self.register_modules(light=load_light().to(self.device))
+        square = square_around(self.light, placed)
+        lit = relight(self.light, picture_part(background, square.area), placed, light, shadow, softness)
+        if blend_mask is not None:
+            blend = as_mask(blend_mask)
+            require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])
+            share = blend[(slice(None), *square.area)][None]
+            lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
+        part = require_finite(lit.composite(), "the object in the scene's light", _PRECISION)
+        if output_type == "pil":
+            images = [paste(background, part[0], square.area) for _ in range(num_results)]
+        else:
+            images = paste_tensor(background, part.expand(num_results, -1, -1, -1), square.area)
+        alpha, lost = (square.within(square.area).extract(each)[:, 0] for each in (lit.alpha, lit.shadow))
+        return ImprintPipelineOutput(images, square, alpha, lost, lit)
