@@ -21,7 +21,6 @@ from .config import ImprintConfig
 from .errors import require_same_size
 from .images import (
     Picture,
-    as_mask,
     as_mask_in_place,
     as_picture,
     picture_part,

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from ..imprint.errors import ImprintError
 from ..imprint.images import in_range, require_range
 
+PRECISION = "its weights are broken, or too large for this precision: start ComfyUI with --force-fp32"
+"""What to do where a model gives values that are not finite; for `require_finite`."""
+
 
 def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """IMAGE -> colours (B, 3, H, W) and alpha (B, 1, H, W), or None where it has none."""
