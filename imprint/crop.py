@@ -11,7 +11,7 @@ never seen by the model. Everything here touches only the square's part of the b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -19,7 +19,16 @@ from PIL import Image
 from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
 from .errors import require_same_size
-from .images import Picture, as_mask, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
+from .images import (
+    Picture,
+    as_mask_in_place,
+    as_picture,
+    picture_part,
+    picture_size,
+    tensor_to_image,
+    to_rgb,
+    upright,
+)
 from .masks import hole_pixels, latent_hole, paint_hole
 from .placement import Hole, Placement
 
@@ -71,9 +80,10 @@ class Crop:
         """background: Pillow or (1, 3, H, W); mask: Pillow or (1, H, W) of its size, above 0.5 = where the object goes.
 
         resolution, context: R, and the square's side over the longer side of the hole's box; by default the
-        configuration's. Raises `ImprintError` for sizes that differ, and where `Hole.find` does.
+        configuration's. All of the crop is on the CPU, wherever these lie; nothing beyond it is moved or copied. Raises
+        `ImprintError` for sizes that differ, and where `Hole.find` does.
         """
-        size, mask = picture_size(background), as_mask(mask)
+        size, mask = picture_size(background), as_mask_in_place(mask)
         require_same_size("the background", size, "its mask", mask.shape[1:])
         hole = Hole.find(
             mask[0],
@@ -82,12 +92,13 @@ class Crop:
             config.multiple,
             config.latent.downscale,
         )
+        hole = replace(hole, mask=hole.mask.cpu())
         # One pixel more than the square: there a hole that fills the square has its edge.
         rows, columns = area = tuple(
             slice(max(0, part.start - 1), min(length, part.stop + 1)) for part, length in zip(hole.placement.area, size)
         )
         frame, local = picture_part(background, (rows, columns)), hole.placement.within(area)
-        frame_mask = mask.new_zeros(1, *frame.shape[2:])
+        frame_mask = frame.new_zeros(1, *frame.shape[2:])
         frame_mask[(0, *local.area)] = hole.mask
         picture, inside = local.extract(frame, frame_mask), local.extract_mask(frame_mask)
         latent_mask = latent_hole(inside, config.latent.downscale)
@@ -106,9 +117,9 @@ class Crop:
 
     def part(self, mask: Picture, name: str) -> torch.Tensor:
         """Another mask of the background, as one of `frame`: -> (1, h, w). name: what it is called in an error."""
-        mask, placement = as_mask(mask), self.placement
+        mask, placement = as_mask_in_place(mask), self.placement
         require_same_size("the background", (placement.height, placement.width), f"its {name}", mask.shape[1:])
-        return mask[(slice(None), *self.area)]
+        return mask[(slice(None), *self.area)].cpu()
 
     def matched(self, drawings: torch.Tensor, strength: float) -> torch.Tensor:
         """Drawings of the square (B, 3, R, R) in the background's colours around the hole; see `match_colour`."""

@@ -34,5 +34,10 @@ def require_finite(values: torch.Tensor, what: str, remedy: str) -> torch.Tensor
     """The values, of any shape. Raises `ImprintError` where one is NaN or infinite; what: where they come from."""
     # By the sum, because a comparison of every value would take as much memory as the values.
     if not bool(values.float().sum().isfinite()):
-        raise ImprintError(f"{what} holds values that are not finite (NaN or infinity); {remedy}")
+        raise not_finite(what, remedy)
     return values
+
+
+def not_finite(what: str, remedy: str) -> ImprintError:
+    """The error that `require_finite` raises."""
+    return ImprintError(f"{what} holds values that are not finite (NaN or infinity); {remedy}")

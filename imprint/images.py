@@ -6,6 +6,7 @@ Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object. What co
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
@@ -18,13 +19,14 @@ import torch
 from PIL import Image, ImageOps
 
 from . import files
-from .errors import ImprintError, require_finite
+from .errors import ImprintError, not_finite
 from .profiles import convert_profile, grey_or_cmyk_to_srgb, profile_of, rgb_profile_of
 
 Picture: TypeAlias = "Image.Image | torch.Tensor"
 """What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
 
 _ORIENTATION = 0x0112  # EXIF's tag
+_PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and how it is called
 _MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
 
 MAX_PIXELS = 1 << 27
@@ -76,36 +78,50 @@ def as_picture(image: Picture, profile: bytes | None = None) -> torch.Tensor:
     """
     if isinstance(image, Image.Image):
         return image_to_tensor(convert_profile(to_rgb(image), profile))
-    return _checked(image, "a picture", (1, 3, None, None), "(1, 3, H, W)")
+    return _checked_picture(image).float().cpu()
 
 
 def as_mask(mask: Picture) -> torch.Tensor:
     """-> (1, H, W) float32 on the CPU, at `full_strength`. Raises `ImprintError` as `as_picture` does."""
+    return as_mask_in_place(mask).cpu()
+
+
+def as_mask_in_place(mask: Picture) -> torch.Tensor:
+    """As `as_mask`, on the mask's own device: of a large one only a part need be moved."""
     if isinstance(mask, Image.Image):
         return mask_to_tensor(mask)
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         mask = mask.float()
-    return full_strength(_checked(mask, "a mask", (1, None, None), "(1, H, W)").clamp(0, 1))
+    _require_shape(mask, "a mask", (1, None, None), "(1, H, W)")
+    return full_strength(in_range(mask, "a mask").float())
 
 
-def require_range(values: torch.Tensor, what: str) -> torch.Tensor:
-    """Raise `ImprintError` unless a picture's or mask's values, of any shape, are finite floating-point numbers in [0, 1].
+def require_range(values: torch.Tensor, what: str) -> tuple[float, float]:
+    """The lowest and the highest value of a picture or mask, of any shape, wherever it lies and without a copy of it.
 
-    Sharpening and resizing overshoot that: up to half the range too much is let through.
+    Raises `ImprintError` unless they are finite floating-point numbers in [0, 1]. Sharpening and resizing overshoot
+    that: up to half the range too much is let through.
     """
     if not values.is_floating_point():
         kind = str(values.dtype).removeprefix("torch.")
         raise ImprintError(
             f"{what} is a tensor of {kind}; give floating-point numbers in [0, 1], 0..255 divided by 255"
         )
-    require_finite(values, what, "the step that made it went wrong: look at its picture, and try it in fp32")
-    low, high = (float(value) for value in values.aminmax())
+    low, high = float(values.amin()), float(values.amax())  # `aminmax` would copy a view; NaN is found by both
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise not_finite(what, "the step that made it went wrong: look at its picture, and try it in fp32")
     if low < -0.5 or high > 1.5:
         raise ImprintError(
             f"{what} has values from {low:g} to {high:g}, which must be in [0, 1]; divide 0..255 by 255, and bring "
             "-1..1 to 0..1 by (x + 1) / 2"
         )
-    return values
+    return low, high
+
+
+def in_range(values: torch.Tensor, what: str) -> torch.Tensor:
+    """The values, in [0, 1]: themselves, or where they overshoot a copy. Raises `ImprintError` as `require_range` does."""
+    low, high = require_range(values, what)
+    return values.clamp(0, 1) if low < 0 or high > 1 else values
 
 
 def full_strength(masks: torch.Tensor) -> torch.Tensor:
@@ -115,18 +131,26 @@ def full_strength(masks: torch.Tensor) -> torch.Tensor:
     return masks if bool(((top == 1) | (top == 0)).all()) else masks / torch.where(top > 0, top, 1)
 
 
-def _checked(values: torch.Tensor, what: str, shape: tuple[int | None, ...], expected: str) -> torch.Tensor:
+def _checked_picture(image: torch.Tensor) -> torch.Tensor:
+    _require_shape(image, "a picture", *_PICTURE)
+    require_range(image, "a picture")
+    return image
+
+
+def _require_shape(values: torch.Tensor, what: str, shape: tuple[int | None, ...], expected: str) -> None:
     if not isinstance(values, torch.Tensor):
         raise ImprintError(f"{what} is a {type(values).__name__}; expected a Pillow picture or a tensor {expected}")
     fits = values.ndim == len(shape) and all(want in (None, got) for got, want in zip(values.shape, shape))
     if not fits or not values.numel():
         raise ImprintError(f"{what} has shape {tuple(values.shape)}; expected {expected} or a Pillow picture")
-    return require_range(values, what).float().cpu()
 
 
 def picture_size(image: Picture) -> tuple[int, int]:
-    """Height and width in pixels."""
-    return upright(image).size[::-1] if isinstance(image, Image.Image) else tuple(as_picture(image).shape[2:])
+    """Height and width in pixels. Raises `ImprintError` for a tensor of another shape."""
+    if isinstance(image, Image.Image):
+        return upright(image).size[::-1]
+    _require_shape(image, "a picture", *_PICTURE)
+    return tuple(image.shape[2:])
 
 
 def colours_of(image: Picture) -> bytes | None:
@@ -135,11 +159,14 @@ def colours_of(image: Picture) -> bytes | None:
 
 
 def picture_part(image: Picture, area: tuple[slice, slice]) -> torch.Tensor:
-    """Rows and columns of a picture -> (1, 3, h, w), in its own colours; of a Pillow picture the rest is not converted."""
+    """Rows and columns of a picture -> (1, 3, h, w) on the CPU, in its own colours; the rest is neither converted nor moved.
+
+    Raises `ImprintError` as `as_picture` does, for the whole picture.
+    """
     rows, columns = area
     if isinstance(image, Image.Image):
         return image_to_tensor(upright(image).crop((columns.start, rows.start, columns.stop, rows.stop)))
-    return as_picture(image)[:, :, rows, columns]
+    return _checked_picture(image)[:, :, rows, columns].float().cpu()
 
 
 _FORMATS = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {}, "BMP": {}, "AVIF": {"quality": 90}}

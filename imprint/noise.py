@@ -76,9 +76,12 @@ def with_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) 
             betas = scheduler.betas[:count].tolist()
             scheduler = type(scheduler).from_config(scheduler.config, trained_betas=betas, num_train_timesteps=count)
     try:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(max(steps, 2), device=device)  # a single timestep has no direction
+        to_noise = bool(scheduler.timesteps[0] < scheduler.timesteps[-1])
+        if steps == 1:
+            scheduler.set_timesteps(1, device=device)
     except ValueError as error:
         raise ImprintError(f"{name} cannot take {steps} step(s) ({error}); give more, or another scheduler") from error
-    if scheduler.timesteps[0] < scheduler.timesteps[-1]:
+    if to_noise:
         raise ImprintError(f"{name} goes from a picture to noise; take the scheduler that goes the other way")
     return scheduler

@@ -231,9 +231,11 @@ class Stages(Parts):
             images = crop.paste_tensor(scene.background, parts)
         if not (maps and settings.matte):
             return ImprintPipelineOutput(images, crop.placement)
-        alpha, shadow = maps
-        if not torch.equal(layers.alpha, crop.put_back_maps(alpha)):  # detail has changed it
-            alpha = crop.taken(layers.alpha)
+        # Detail changes alpha, and a strength shadow: the ones that were used are given, if need be on the way back.
+        alpha, shadow = (
+            predicted if torch.equal(used, crop.put_back_maps(predicted)) else crop.taken(used)
+            for predicted, used in zip(maps, (layers.alpha, layers.shadow))
+        )
         return ImprintPipelineOutput(images, crop.placement, alpha, shadow)
 
     @staticmethod

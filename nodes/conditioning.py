@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..imprint.errors import ImprintError
+from ..imprint.errors import ImprintError, require_finite
 from . import models, sockets
 from .objects import marks_input, object_views
-from .tensors import to_bhwc
+from .tensors import PRECISION, to_bhwc
 
 
 class ImprintIDEncoder(io.ComfyNode):
@@ -61,7 +61,9 @@ class ImprintIDEncoder(io.ComfyNode):
     def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
         views = object_views(image, mask, mask_marks)
         pixels, cutouts = views.prepared(models.encoder_config(clip_vision))
-        identity = models.encode_views(clip_vision, pixels)
+        identity = require_finite(
+            models.encode_views(clip_vision, pixels), "what the encoder sees of the object", PRECISION
+        )
         return io.NodeOutput(identity, ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
 
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..imprint.blending import BLENDS, blend_pictures, match_colour
 from ..imprint.detail import restore_detail
 from ..imprint.errors import ImprintError
+from ..imprint.images import full_strength
 from .objects import marks_input, object_views
 from .tensors import broadcast, fit_mask, to_bchw, to_bhwc
 
@@ -214,10 +215,10 @@ class ImprintBackgroundBlend(io.ComfyNode):
             )
         if alpha is None and shadow is not None:
             raise ImprintError("shadow is connected without alpha; connect both, from Imprint Composite Sampler")
-        masks = fit_mask(mask, frames, "mask")
+        masks = full_strength(fit_mask(mask, frames, "mask"))
         batches = {"backgrounds": frames, "generated": made, "masks": masks}
         batches["generation_masks"] = (
-            masks if generation_mask is None else fit_mask(generation_mask, frames, "generation mask")
+            masks if generation_mask is None else full_strength(fit_mask(generation_mask, frames, "generation mask"))
         )
         if alpha is not None:
             batches["alphas"] = fit_mask(alpha, frames, "alpha")

@@ -35,11 +35,12 @@ import torch
 from ..imprint.adapter import ContentAdapter
 from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import EncoderConfig, ImprintConfig, UNetConfig, dinov2
-from ..imprint.errors import ImprintError
+from ..imprint.errors import ImprintError, require_finite
 from ..imprint.matte import matte_pixels, split_matte
 from ..imprint.noise import FINITE_SIGMA
 from ..imprint.preprocess import MEAN_AND_STD
 from ..imprint.third_party import kind_of, open_checkpoint
+from .tensors import PRECISION
 
 LEAST_COMFYUI = (0, 25)
 """The first one that builds a DINOv2 for pictures of another size than 518 px."""
@@ -173,7 +174,8 @@ class MatteReader:
                 "sampling gave no matte of the whole picture: a patch of the MODEL leaves it out, or every positive "
                 "conditioning is for an area alone; remove that patch or area"
             )
-        return matte_pixels(torch.stack(whole).mean(0), hole, config)
+        logits = require_finite(torch.stack(whole).mean(0), "the matte that was predicted", PRECISION)
+        return matte_pixels(logits, hole, config)
 
 
 class ModelConfig(comfy.supported_models_base.BASE):

@@ -13,11 +13,14 @@ import nodes  # ComfyUI's own, not this package
 
 from ..imprint.config import ImprintConfig
 from ..imprint.crop import Crop
-from ..imprint.errors import ImprintError
+from ..imprint.errors import ImprintError, require_finite
+from ..imprint.images import full_strength
 from ..imprint.placement import Hole
 from .messages import tell
 from .models import MatteReader, imprint_config, start_where_it_stands
-from .tensors import broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
+from .tensors import PRECISION, broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
+
+_SAMPLED = "take another sampler, scheduler or cfg, or start ComfyUI with --force-fp32"
 
 
 class ImprintCompositeSampler(io.ComfyNode):
@@ -177,20 +180,21 @@ class ImprintCompositeSampler(io.ComfyNode):
         config = imprint_config(model)
         _check_parts(config, vae, positive, negative)
         frames, _ = to_bchw(background)
-        frames, masks = broadcast(backgrounds=frames, masks=fit_mask(mask, frames, "mask"))
+        frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
         crops = _crops(frames, masks, config, resolution or None, context)
         tell(cls, "\n".join(_describe(crop.hole) for crop in crops))
 
         # From here on only the crops are touched: the frame may have 67 megapixels.
         painted = to_bhwc(torch.cat([crop.painted for crop in crops]))
-        clean = vae.encode(painted)
+        clean = require_finite(vae.encode(painted), "the background's latents", PRECISION)
         hole = torch.cat([crop.latent_mask for crop in crops]).to(clean)
         positive, negative, latent = _inputs(config, positive, negative, clean, hole)
         reader = MatteReader()
         model = reader.watch(model)
         start_where_it_stands(model, sampler_name, scheduler, steps)
-        (sampled,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        drawn, _ = to_bchw(vae.decode(torch.where(hole > 0, sampled["samples"], clean)))
+        (latent,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
+        sampled = require_finite(torch.where(hole > 0, latent["samples"], clean), "what was sampled", _SAMPLED)
+        drawn, _ = to_bchw(require_finite(vae.decode(sampled), "the decoded picture", PRECISION))
         maps = torch.stack(reader.read(hole, config), 1) if config.matte else None
 
         result = copy_image(background, len(crops))

@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from ..imprint.errors import ImprintError
-from ..imprint.images import require_range
+from ..imprint.images import in_range, require_range
+
+PRECISION = "its weights are broken, or too large for this precision: start ComfyUI with --force-fp32"
+"""What to do where a model gives values that are not finite; for `require_finite`."""
 
 
 def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -62,10 +65,7 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
     if not mask.numel():
         raise ImprintError(f"the {name} has no pixels (shape {tuple(mask.shape)}); connect a MASK of a picture")
     mask = mask.float() if mask.dtype == torch.bool else mask
-    mask = require_range(mask, f"the {name}").float().reshape(-1, *mask.shape[-2:])
-    low, high = (float(value) for value in mask.aminmax())
-    if low < 0 or high > 1:
-        mask = mask.clamp(0, 1)
+    mask = in_range(mask, f"the {name}").float().reshape(-1, *mask.shape[-2:])
     if tuple(mask.shape[1:]) == (64, 64) != size and not bool(mask.any()):
         raise ImprintError(
             f"the {name} is the empty 64x64 mask that Load Image gives for a picture without transparency; "

@@ -1,5 +1,6 @@
 """Every step from mask to picture works wherever its tensors lie, and gives the same there: see `elsewhere.py`."""
 
+import elsewhere as device
 import pytest
 import torch
 from elsewhere import DEVICE, elsewhere, put
@@ -87,3 +88,29 @@ def test_a_crop_of_what_lies_elsewhere():
         expected = PICTURE.clone()
         here.write(expected, square.cpu())
         assert torch.equal(whole.cpu(), expected) and not torch.equal(expected, PICTURE)
+
+
+def test_a_crop_moves_nothing_but_itself(monkeypatch):
+    """Of a large photo on a GPU, only the square and the pixel around it come to the CPU."""
+    wide, call, moved = torch.zeros(1, 4 * SIDE, 4 * SIDE), device._call, []
+    wide[:, 30:60, 20:60] = 1
+    picture = random(1, 3, 4 * SIDE, 4 * SIDE)
+
+    def watch(function, arguments, options):
+        result = call(function, arguments, options)
+        if (
+            function is torch.ops.aten._to_copy.default
+            and result.device.type == "cpu"
+            and arguments[0].device == DEVICE
+        ):
+            moved.append(result.numel())
+        return result
+
+    monkeypatch.setattr(device, "_call", watch)
+    here = Crop.of(picture, wide, CONFIG)
+    with elsewhere():
+        crop = Crop.of(put(picture), put(wide), CONFIG)
+        blend = crop.part(put(wide), "blend mask")
+    for found, expected in ((crop.frame, here.frame), (crop.painted, here.painted), (blend, here.part(wide, "mask"))):
+        assert found.device.type == "cpu" and torch.equal(found, expected)
+    assert crop.frame.numel() == max(moved) < picture.numel() / 8

@@ -388,9 +388,10 @@ def test_a_sampler_of_second_order_draws_what_euler_draws(colours, name):
     "name", ["FlowMatchEulerDiscrete", "IPNDM", "EDMEuler", "DDIMInverse", "DPMSolverMultistepInverse"]
 )
 def test_schedulers_of_another_process_are_refused(pipeline, scene, name):
-    pipeline.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipeline.scheduler.config)
-    with pytest.raises(ImprintError, match=f"{name}Scheduler .* take "):
-        run(pipeline, scene)
+    for steps in (None, 1):
+        pipeline.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipeline.scheduler.config)
+        with pytest.raises(ImprintError, match=f"{name}Scheduler .* take "):
+            run(pipeline, scene, num_inference_steps=steps, fit="fill")
 
 
 def test_too_few_steps_for_a_scheduler(pipeline, scene):

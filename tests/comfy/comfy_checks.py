@@ -337,7 +337,9 @@ def check_sampler_masks():
     whole = of.sample(mask=of.mask, **small)
     assert torch.equal(of.sample(mask=of.mask[0], **small), whole)
     assert torch.equal(of.sample(mask=of.mask[:, None], **small), whole)
-    assert torch.equal(of.sample(mask=of.mask * 0.98, **small), whole)
+    for strength in (0.98, 0.3):  # the faint one is a mask too, and goes on at full strength
+        picture, mask, *_ = of.sample_all(mask=of.mask * strength, **small)
+        assert torch.equal(picture, whole) and torch.equal(mask, of.mask)
     assert of.sample(mask=of.mask[:, ::2, ::2], **small).shape == of.frame.shape  # another size is stretched
     full = of.sample(mask=torch.ones_like(of.mask), **small)
     assert full.isfinite().all() and (full - of.frame).abs().mean() > 0.01
@@ -799,6 +801,8 @@ def check_blend():
         assert torch.equal(result[~grown], background[~grown]) and not torch.equal(result, background)
     (hard,) = run("BackgroundBlend", background, generated, mask, 0, 0, 0.0)
     assert torch.equal(hard, torch.where(mask[..., None] > 0.5, generated, background))
+    faint = run("BackgroundBlend", background, generated, mask * 0.3, 4, 0, 0.5, generation_mask=mask * 0.2)[0]
+    assert torch.equal(faint, run("BackgroundBlend", background, generated, mask, 4, 0, 0.5)[0])
     assert torch.equal(run("BackgroundBlend", background, generated, mask * 0, 4, 0, 0.5)[0], background)
     assert torch.equal(run("BackgroundBlend", background, generated, mask * 0 + 1, 4, 0, 0.0)[0], generated)
     assert run("BackgroundBlend", background, generated, mask[:, ::2, ::2], 4, 0, 0.0)[0].shape == background.shape
@@ -840,6 +844,45 @@ def check_broken_numbers_are_refused():
         fails("not finite", call=lambda p=picture: run("BackgroundBlend", of.frame, p, of.mask, 4, 0, 0.0))
     fails("no pixels", call=lambda: of.sample(mask=torch.zeros(1, 0, 0)))
     fails("no pixels", call=lambda: of.sample(torch.zeros(1, 0, 8, 3)))
+
+
+def check_what_a_model_breaks_is_refused_where_it_breaks():
+    """Each of the models in its turn gives one number that is not finite."""
+    of, models = matte_scene(), module("nodes.models")
+    small, whole = {"context": 1.6, "resolution": 64, "steps": 1}, of.sample_all(context=1.6, resolution=64, steps=1)
+
+    def broken(values: torch.Tensor, number: float) -> torch.Tensor:
+        values = values.clone()
+        values[..., -1, -1] = number
+        return values
+
+    for number in (float("nan"), float("inf")):
+        encoder = of.clip.model
+        of.clip.model = lambda e=encoder, n=number, **given: (broken(e(**given)[0], n),)
+        try:
+            encode = (of.clip, of.object, of.transparent, "background")
+            fails("encoder", "not finite", "fp32", call=lambda e=encode: run("IDEncoder", *e))
+        finally:
+            of.clip.model = encoder
+        for name, what in (("encode", "latents"), ("decode", "decoded")):
+            step = getattr(of.vae, name)
+            setattr(of.vae, name, lambda *given, s=step, n=number: broken(s(*given), n))
+            try:
+                fails(what, "not finite", "fp32", call=lambda: of.sample(**small))
+            finally:
+                setattr(of.vae, name, step)
+        model = of.model.clone()
+        model.set_model_unet_function_wrapper(
+            lambda apply, given, n=number: apply(given["input"], given["timestep"], **given["c"]) * n
+        )
+        fails("sampled", "not finite", "fp32", call=lambda m=model: of.sample(model=m, **small))
+        split = models.split_matte
+        models.split_matte = lambda *given, s=split, n=number: (s(*given)[0], broken(s(*given)[1], n))
+        try:
+            fails("matte", "not finite", "fp32", call=lambda: of.sample(**small))
+        finally:
+            models.split_matte = split
+    assert all(torch.equal(*pair) for pair in zip(of.sample_all(**small), whole))
 
 
 # ---------------------------------------------------------------------------------------------------- loader
@@ -1040,6 +1083,9 @@ def write_graph_latents(folder: Path) -> None:
         saved |= {f"{kind}.alpha": alpha, f"{kind}.shadow": shadow}
         saved |= {f"{kind}.latent": of.model.model.process_latent_in(decoded[0]), f"{kind}.picture": picture}
         saved |= {f"{kind}.identity": of.identity, f"{kind}.context": of.positive[0][0]}
+        views, masks = (torch.cat([each, each.flip(-axis)]) for each, axis in ((of.object, 2), (of.transparent, 1)))
+        (saved[f"{kind}.views"],) = run("IDEncoder", of.clip, views, masks, "background")
+        saved[f"{kind}.views_context"] = run("ContentAdapter", of.adapter, saved[f"{kind}.views"], 1.0)[0][0][0]
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in saved.items()}, folder / "graph.safetensors")

@@ -62,7 +62,7 @@ def test_pipeline_and_graph_agree(checked: Path, background: str):
     """The same weights, noise, steps and Euler schedule, both in fp32: the final latents and the mattes agree to 1e-3."""
     pytest.importorskip("diffusers")
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
     from safetensors.torch import load_file
 
     from imprint.checkpoint import SHIPPED
@@ -81,12 +81,19 @@ def test_pipeline_and_graph_agree(checked: Path, background: str):
         identity = pipeline.encode_object(views[0])
         assert (identity - graph["identity"]).abs().max() < 1e-4
         assert (pipeline.adapter(identity) - graph["context"]).abs().max() < 1e-4
+        several = pipeline.encode_object([views[0], ImageOps.mirror(views[0])])
+        assert several.shape == graph["views"].shape and several.shape[1] == 2
+        assert (several[:, 0] - several[:, 1]).abs().max() > 0.1  # they are two
+        assert (several - graph["views"]).abs().max() < 1e-4
+        assert (pipeline.adapter(several) - graph["views_context"]).abs().max() < 1e-4
     options = dict(
         num_inference_steps=10,  # divides 1000: then both round the timesteps alike
         guidance_scale=3.0,
         context=1.6,
         latents=torch.randn(graph["latent"].shape, generator=torch.manual_seed(5)),
         feather_pixels=3,
+        fit="fill",  # drawn, as the graph does, and not placed
+        detail=0.0,
     )
     denoise, results = pipeline.denoise, []
     pipeline.denoise = lambda *args: results.append(denoise(*args)) or results[0]
