@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
+from ..imprint.light import SHIPPED_LIGHT
 from . import models, sockets
 
 FOLDER = "imprint"
 """The folder within ComfyUI's models folder."""
+
+
+def listed_files(other: Path) -> list[str]:
+    """Names in that folder, without the shipped file of another kind."""
+    return [name for name in folder_paths.get_filename_list(FOLDER) if name != other.name]
 
 
 class ImprintLoadCheckpoint(io.ComfyNode):
@@ -27,7 +34,7 @@ class ImprintLoadCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=folder_paths.get_filename_list(FOLDER),
+                    options=listed_files(SHIPPED_LIGHT),
                     tooltip="The model's file, in ComfyUI's folder models/imprint. imprint-tiny.safetensors comes with "
                     "this pack: 256 px, for any computer. ObjectStitch and Paint-by-Example (512 px) are downloads: "
                     "see this node's help page. A file that was just added appears when you press R.",
