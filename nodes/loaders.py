@@ -1,4 +1,4 @@
-"""Load Imprint Checkpoint."""
+"""Imprint: Load Checkpoint."""
 
 from __future__ import annotations
 
@@ -26,11 +26,17 @@ class ImprintLoadCheckpoint(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImprintLoadCheckpoint",
-            display_name="Load Imprint Checkpoint",
+            display_name="Imprint: Load Checkpoint",
             category="imprint/loaders",
             description="Loads all parts of an Imprint model from one file of models/imprint: a checkpoint of ours, "
             "or ObjectStitch's or Paint-by-Example's as its authors released it.",
-            search_aliases=["imprint", "object insertion", "object compositing", "load imprint model"],
+            search_aliases=[
+                "load imprint checkpoint",
+                "imprint",
+                "object insertion",
+                "object compositing",
+                "load imprint model",
+            ],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -43,20 +49,20 @@ class ImprintLoadCheckpoint(io.ComfyNode):
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="The UNet, for Imprint Composite Sampler. LoRA and model patches go between.",
+                    tooltip="The UNet, for Draw Object. LoRA and model patches go between.",
                 ),
                 io.ClipVision.Output(
                     display_name="clip_vision",
                     tooltip="The image encoder, DINOv2 or (in ObjectStitch and Paint-by-Example) CLIP. For "
-                    "DINOv2 ID Encoder.",
+                    "Encode Object.",
                 ),
                 sockets.Adapter.Output(
                     display_name="adapter",
-                    tooltip="The content adapter, trained with this encoder and this UNet. For Content Adapter.",
+                    tooltip="The content adapter, trained with this encoder and this UNet. For Condition on Object.",
                 ),
                 io.Vae.Output(
                     display_name="vae",
-                    tooltip="The autoencoder, for Imprint Composite Sampler. Empty if the file holds none: then "
+                    tooltip="The autoencoder, for Draw Object. Empty if the file holds none: then "
                     "connect Load VAE with a VAE of SD 1.5.",
                 ),
             ],

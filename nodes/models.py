@@ -267,7 +267,7 @@ def imprint_config(model: Any) -> ImprintConfig:
     if config is None:
         raise ImprintError(
             f"the MODEL is a {type(model.model).__name__} that does not come from an Imprint checkpoint; "
-            "connect the MODEL of Load Imprint Checkpoint"
+            "connect the MODEL of Imprint: Load Checkpoint"
         )
     return config
 
@@ -296,7 +296,7 @@ def encoder_config(clip_vision: Any) -> EncoderConfig:
     if clip_vision.model_type != "dinov2":
         raise ImprintError(
             f"the CLIP_VISION is a '{clip_vision.model_type}' of another loader, and only DINOv2 can come from there; "
-            "connect the CLIP_VISION of Load Imprint Checkpoint"
+            "connect the CLIP_VISION of Imprint: Load Checkpoint"
         )
     sizes = clip_vision.config
     return dinov2(

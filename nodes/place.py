@@ -178,9 +178,10 @@ class ImprintPlaceObject(io.ComfyNode):
                 there.append(place_object(view, size, placed=True, rotate=rotate, flip=flip))
         image, alpha = copy_image(background, len(there)), lazy_zeros(len(there), *size)
         for index, put in enumerate(there):
-            part = image[index, *put.area, :3]
+            rows, columns = put.area
+            part = image[index, rows, columns, :3]
             part.lerp_(put.colours.movedim(0, -1).to(part), put.alpha[..., None].to(part))
-            alpha[index, *put.area] = put.alpha
+            alpha[index, rows, columns] = put.alpha
         tell(cls, "\n".join(map(_words, there)) + f"\nWhite in the object's mask: the {mask_marks}.")
         placed = sockets.PlacedBatch(frames, transparency, tuple(there))
         return io.NodeOutput(placed, image, alpha, ui=ui.PreviewImage(image, cls=cls))
@@ -289,6 +290,8 @@ class ImprintRelight(io.ComfyNode):
 
 def _within(box: dict, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of a BOUNDING_BOX's part in a frame of `size`. Raises `ImprintError` where there is none."""
+    if not all(isinstance(box.get(name), int) for name in ("x", "y", "width", "height")):
+        raise ImprintError(f"the box is {box}; it must have x, y, width and height in whole pixels")
     height, width = size
     left, top = max(0, box["x"]), max(0, box["y"])
     right, bottom = min(width, box["x"] + box["width"]), min(height, box["y"] + box["height"])

@@ -622,7 +622,7 @@ def check_sampler_enlarges_what_is_too_small():
 def check_sampler_refuses_what_does_not_fit():
     of = scene()
     foreign = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), torch.device("cpu"), torch.device("cpu"))
-    fails("Linear", "Load Imprint Checkpoint", call=lambda: of.sample(model=foreign))
+    fails("Linear", "Imprint: Load Checkpoint", call=lambda: of.sample(model=foreign))
     fails("VAE is empty", "Load VAE", call=lambda: of.sample(vae=None))
     fails("16", "4", call=lambda: of.sample(vae=SimpleNamespace(latent_channels=16)))
     text = [[torch.zeros(1, 77, 768), {}]]
@@ -671,7 +671,13 @@ def check_core_dinov2_works_too():
         torch.nn.init.normal_(parameter, std=0.02)
     (identity,) = run("IDEncoder", clip, of.object, of.transparent, "background")
     assert identity.shape == (1, 1, 257, 128)
-    fails("ID Encoder", "128", "Adapter", "256", call=lambda: run("ContentAdapter", of.adapter, identity, 1.0))
+    fails(
+        "Encode Object",
+        "128",
+        "Condition on Object",
+        "256",
+        call=lambda: run("ContentAdapter", of.adapter, identity, 1.0),
+    )
     clip.model_type = "clip_vision_model"
     fails("DINOv2", call=lambda: run("IDEncoder", clip, of.object, of.transparent, "background"))
 
@@ -814,7 +820,7 @@ def check_place_in_a_box():
     assert int((alpha > 0).sum()) == int((there.alpha > 0).sum())
     assert torch.equal(image[alpha == 0], background[alpha == 0]) and not torch.equal(image, background)
     inner = slice(20, 80), slice(70, 90)
-    assert torch.allclose(image[0, *inner], there.colours.movedim(0, -1)[10:70, 10:30], atol=1e-6)
+    assert torch.allclose(image[0][inner], there.colours.movedim(0, -1)[10:70, 10:30], atol=1e-6)
     for across, down, corner in (
         ("left", "bottom", (10, 50)),
         ("right", "top", (10, 70)),
@@ -933,7 +939,7 @@ def check_light_is_the_package_s():
 
 
 def check_light_of_several():
-    background, (placed, _, _) = lit_scene(count=2)
+    placed = lit_scene(count=2)[1][0]
     image, *layers = run("Relight", placed, 1.0, 1.0, 0.0)
     one = run("Relight", lit_scene()[1][0], 1.0, 1.0, 0.0)
     assert torch.equal(image, one[0].repeat(2, 1, 1, 1)) and all(len(layer) == 2 for layer in layers)
@@ -943,7 +949,7 @@ def check_light_of_several():
     (there,) = second.objects
     core_of = there.alpha > 0.9
     assert torch.equal(both[0, 120:150, 300:], one[0][0, 120:150, 300:])
-    assert ((both - one[0])[0, *there.area].abs().sum(-1) > 0)[core_of].float().mean() > 0.9
+    assert ((both - one[0])[0][there.area].abs().sum(-1) > 0)[core_of].float().mean() > 0.9
 
 
 def check_light_refuses_what_does_not_fit():

@@ -178,7 +178,7 @@ def mask_levels(g: Graph) -> None:
     where = hole(g, 0)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     for column, level in enumerate(("precise", "fine", "coarse", "box"), 2):
-        mask = coarsen(g, column, where, background, level, title=f"Mask Coarsener: {level}")
+        mask = coarsen(g, column, where, background, level, title=f"Coarsen Mask: {level}")
         save(g, column, insert(g, column, parts, made_of, background, mask), f"Result: {level}")
 
 
@@ -272,12 +272,12 @@ def automatic_cutout(g: Graph) -> None:
 
 
 def split_path(g: Graph) -> None:
-    left, top, side = 56, 110, 288  # the square that Imprint Composite Sampler takes for hole.png
+    left, top, side = 56, 110, 288  # the square that Draw Object takes for hole.png
     resolution = 256
     crop = {"x": left, "y": top, "width": side, "height": side}
     g.note(
         0,
-        "## The parts by themselves, with KSampler\n\nFor your own samplers. What Imprint Composite Sampler does in one "
+        "## The parts by themselves, with KSampler\n\nFor your own samplers. What Draw Object does in one "
         "node:\n\n1. crop a square around the hole, scale it to the model's 256 px\n2. paint the hole grey, encode, "
         "**Set Latent Noise Mask**\n3. sample: the MODEL keeps the background clean at every step by itself\n4. decode, "
         "scale back, paste, blend\n\nAll of the hole is repainted here: **alpha** and **shadow**, which keep the photo "
@@ -426,7 +426,7 @@ def objectstitch_512px(g: Graph) -> None:
         "## Insert an object at 512 px\n\nWith the weights that BCMI released for *ObjectStitch*: 5.2 GB, which do not come "
         f"with this pack. The front end offers the file:\n\n[{OBJECTSTITCH['name']}]({OBJECTSTITCH['url']}) in "
         f"`models/{OBJECTSTITCH['directory']}`\n\nThe sampler's settings are those of ObjectStitch's authors. The help "
-        "page of *Load Imprint Checkpoint* compares the checkpoints, and names their licences.",
+        "page of *Imprint: Load Checkpoint* compares the checkpoints, and names their licences.",
         "Read me",
         height=320,
     )

@@ -273,7 +273,7 @@ def test_pictures_for_the_readme(page, screenshots: Path):
     page.evaluate("app.canvas.ds.changeScale(app.canvas.ds.scale * 0.84, [0, 400])")  # the side panel hides a part
     select(page, "ImprintCompositeSampler")
     open_help(page)
-    page.locator("h1", has_text="Imprint Composite Sampler").filter(visible=True).first.wait_for()
+    page.locator("h1", has_text="Draw Object").filter(visible=True).first.wait_for()
     page.wait_for_timeout(2000)
     page.screenshot(path=screenshots / "graph.jpg", type="jpeg", quality=82)
     cards = templates(page).locator("img")
