@@ -37,7 +37,7 @@ RESULTS = (  # object, its mask, background, box
 ENLARGED = 3  # times, of the same for sides.jpg
 SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail of the photo
 HEIGHT, GAP = 240, 6  # of the strips, in pixels
-TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Mask Coarsener's preview
+TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Coarsen Mask's preview
 
 
 def main() -> None:

@@ -16,19 +16,22 @@ from .conditioning import ImprintContentAdapter, ImprintIDEncoder
 from .image import ImprintBackgroundBlend, ImprintRestoreDetail
 from .loaders import FOLDER, ImprintLoadCheckpoint
 from .mask import ImprintMaskCoarsener
+from .place import ImprintPlaceObject, ImprintRelight
 from .sampling import ImprintCompositeSampler
 
 SAMPLES = SHIPPED.parent / "samples"
 
 
 class ImprintExtension(ComfyExtension):
-    """Seven nodes: load, encode, adapt, coarsen, sample, restore, blend."""
+    """Nine nodes: place and relight; load, encode, adapt, coarsen, sample, restore, blend."""
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            ImprintPlaceObject,
+            ImprintRelight,
             ImprintLoadCheckpoint,
             ImprintIDEncoder,
             ImprintContentAdapter,

@@ -1,4 +1,4 @@
-"""DINOv2 ID Encoder and Content Adapter: from pictures of an object to the UNet's conditioning."""
+"""Encode Object and Condition on Object: from pictures of an object to the UNet's conditioning."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class ImprintIDEncoder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImprintIDEncoder",
-            display_name="DINOv2 ID Encoder",
+            display_name="Imprint: Encode Object",
             category="imprint/conditioning",
             description="Turns one or several pictures of one object into its identity, and shows the cut-out it saw.",
             search_aliases=[
+                "dinov2 id encoder",
                 "imprint encoder",
                 "object identity",
                 "reference object",
@@ -34,7 +35,7 @@ class ImprintIDEncoder(io.ComfyNode):
             is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
                 io.ClipVision.Input(
-                    "clip_vision", tooltip="From the same Load Imprint Checkpoint as Content Adapter's adapter."
+                    "clip_vision", tooltip="From the same Imprint: Load Checkpoint as Condition on Object's adapter."
                 ),
                 io.Image.Input(
                     "image",
@@ -52,7 +53,7 @@ class ImprintIDEncoder(io.ComfyNode):
             outputs=[
                 sockets.Identity.Output(
                     display_name="identity",
-                    tooltip="What the encoder sees of the object, in all views. For Content Adapter.",
+                    tooltip="What the encoder sees of the object, in all views. For Condition on Object.",
                 ),
             ],
         )
@@ -72,10 +73,11 @@ class ImprintContentAdapter(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImprintContentAdapter",
-            display_name="Content Adapter",
+            display_name="Imprint: Condition on Object",
             category="imprint/conditioning",
             description="Turns the object's identity into conditioning for the sampler.",
             search_aliases=[
+                "content adapter",
                 "imprint adapter",
                 "identity conditioning",
                 "object conditioning",
@@ -83,8 +85,10 @@ class ImprintContentAdapter(io.ComfyNode):
                 "image prompt",
             ],
             inputs=[
-                sockets.Adapter.Input("adapter", tooltip="From the Load Imprint Checkpoint that gave the clip_vision."),
-                sockets.Identity.Input("identity", tooltip="The object, from DINOv2 ID Encoder."),
+                sockets.Adapter.Input(
+                    "adapter", tooltip="From the Imprint: Load Checkpoint that gave the clip_vision."
+                ),
+                sockets.Identity.Input("identity", tooltip="The object, from Encode Object."),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -110,13 +114,13 @@ class ImprintContentAdapter(io.ComfyNode):
         (tokens, width), config = identity.shape[2:], adapter.config
         if width != config.input_width:
             raise ImprintError(
-                f"DINOv2 ID Encoder gives tokens of width {width}, but Content Adapter takes {config.input_width}; "
-                "use the CLIP_VISION and the adapter of the same Load Imprint Checkpoint"
+                f"Encode Object gives tokens of width {width}, but Condition on Object takes {config.input_width}; "
+                "use the CLIP_VISION and the adapter of the same Imprint: Load Checkpoint"
             )
         if tokens != config.input_tokens:
             raise ImprintError(
-                f"DINOv2 ID Encoder gives {tokens} tokens per view, but Content Adapter takes {config.input_tokens}; "
-                "use the CLIP_VISION and the adapter of the same Load Imprint Checkpoint"
+                f"Encode Object gives {tokens} tokens per view, but Condition on Object takes {config.input_tokens}; "
+                "use the CLIP_VISION and the adapter of the same Imprint: Load Checkpoint"
             )
         positive, negative = adapter.contexts(identity, strength)
         return io.NodeOutput([[positive, {}]], [[negative, {}]])

@@ -1,4 +1,4 @@
-"""Restore Detail and Background Blend: from the sampler's picture to the finished one."""
+"""Restore Detail and Blend into Background: from the sampler's picture to the finished one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class ImprintRestoreDetail(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImprintRestoreDetail",
-            display_name="Restore Detail",
+            display_name="Imprint: Restore Detail",
             category="imprint/image",
             description="Lays the object's own photo over what was generated, bent to its shape and in its light, "
             "wherever both show the same side: words, faces and fabrics come out as they are.",
             search_aliases=[
+                "restore detail",
                 "imprint detail",
                 "detail transfer",
                 "preserve text",
@@ -33,14 +34,14 @@ class ImprintRestoreDetail(io.ComfyNode):
                 "frequency separation",
             ],
             inputs=[
-                io.Image.Input("generated", tooltip="The image of Imprint Composite Sampler."),
-                io.Mask.Input("alpha", tooltip="Where the object is, from Imprint Composite Sampler."),
+                io.Image.Input("generated", tooltip="The image of Draw Object."),
+                io.Mask.Input("alpha", tooltip="Where the object is, from Draw Object."),
                 io.Image.Input(
                     "image",
-                    tooltip="The object, the same picture that DINOv2 ID Encoder has, as large and sharp as you have "
+                    tooltip="The object, the same picture that Encode Object has, as large and sharp as you have "
                     "it. Of several views the one that fits best is taken.",
                 ),
-                io.Mask.Input("mask", tooltip="Which part of the picture is the object, as for DINOv2 ID Encoder."),
+                io.Mask.Input("mask", tooltip="Which part of the picture is the object, as for Encode Object."),
                 marks_input(),
                 io.Float.Input(
                     "strength",
@@ -54,11 +55,11 @@ class ImprintRestoreDetail(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="image", tooltip="The sampler's picture with detail. For Background Blend."
+                    display_name="image", tooltip="The sampler's picture with detail. For Blend into Background."
                 ),
                 io.Mask.Output(
                     display_name="alpha",
-                    tooltip="The alpha with the object's own outline, where the photo fits. For Background Blend.",
+                    tooltip="The alpha with the object's own outline, where the photo fits. For Blend into Background.",
                 ),
             ],
         )
@@ -85,11 +86,12 @@ class ImprintBackgroundBlend(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImprintBackgroundBlend",
-            display_name="Background Blend",
+            display_name="Imprint: Blend into Background",
             category="imprint/image",
             description="Puts the generated picture into the background through a soft mask. "
             "Beyond the soft edge the background's pixels are unchanged, bit for bit.",
             search_aliases=[
+                "background blend",
                 "paste back",
                 "stitch",
                 "composite",
@@ -106,7 +108,7 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "generated",
-                    tooltip="The image of Imprint Composite Sampler, made from this background: of the same size.",
+                    tooltip="The image of Draw Object, made from this background: of the same size.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -176,14 +178,14 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 io.Mask.Input(
                     "alpha",
                     optional=True,
-                    tooltip="Where the object is, from Imprint Composite Sampler. Within the mask, what is neither "
+                    tooltip="Where the object is, from Draw Object. Within the mask, what is neither "
                     "object nor shadow then stays the background, bit for bit. Without it, all within the "
                     "mask is replaced.",
                 ),
                 io.Mask.Input(
                     "shadow",
                     optional=True,
-                    tooltip="How much the background is darkened beside the object, from Imprint Composite Sampler; "
+                    tooltip="How much the background is darkened beside the object, from Draw Object; "
                     "needs alpha. Without it there is no shadow on the background.",
                 ),
             ],
@@ -211,10 +213,10 @@ class ImprintBackgroundBlend(io.ComfyNode):
         if made.shape[2:] != frames.shape[2:]:
             raise ImprintError(
                 f"the generated picture is {made.shape[3]}x{made.shape[2]}, but the background {frames.shape[3]}x"
-                f"{frames.shape[2]}; connect the whole frame that Imprint Composite Sampler made from this background"
+                f"{frames.shape[2]}; connect the whole frame that Draw Object made from this background"
             )
         if alpha is None and shadow is not None:
-            raise ImprintError("shadow is connected without alpha; connect both, from Imprint Composite Sampler")
+            raise ImprintError("shadow is connected without alpha; connect both, from Draw Object")
         masks = full_strength(fit_mask(mask, frames, "mask"))
         batches = {"backgrounds": frames, "generated": made, "masks": masks}
         batches["generation_masks"] = (

@@ -1,17 +1,24 @@
-"""Load Imprint Checkpoint."""
+"""Imprint: Load Checkpoint."""
 
 from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
+from ..imprint.light import SHIPPED_LIGHT
 from . import models, sockets
 
 FOLDER = "imprint"
 """The folder within ComfyUI's models folder."""
+
+
+def listed_files(other: Path) -> list[str]:
+    """Names in that folder, without the shipped file of another kind."""
+    return [name for name in folder_paths.get_filename_list(FOLDER) if name != other.name]
 
 
 class ImprintLoadCheckpoint(io.ComfyNode):
@@ -19,15 +26,21 @@ class ImprintLoadCheckpoint(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImprintLoadCheckpoint",
-            display_name="Load Imprint Checkpoint",
+            display_name="Imprint: Load Checkpoint",
             category="imprint/loaders",
             description="Loads all parts of an Imprint model from one file of models/imprint: a checkpoint of ours, "
             "or ObjectStitch's or Paint-by-Example's as its authors released it.",
-            search_aliases=["imprint", "object insertion", "object compositing", "load imprint model"],
+            search_aliases=[
+                "load imprint checkpoint",
+                "imprint",
+                "object insertion",
+                "object compositing",
+                "load imprint model",
+            ],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=folder_paths.get_filename_list(FOLDER),
+                    options=listed_files(SHIPPED_LIGHT),
                     tooltip="The model's file, in ComfyUI's folder models/imprint. imprint-tiny.safetensors comes with "
                     "this pack: 256 px, for any computer. ObjectStitch and Paint-by-Example (512 px) are downloads: "
                     "see this node's help page. A file that was just added appears when you press R.",
@@ -36,20 +49,20 @@ class ImprintLoadCheckpoint(io.ComfyNode):
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="The UNet, for Imprint Composite Sampler. LoRA and model patches go between.",
+                    tooltip="The UNet, for Draw Object. LoRA and model patches go between.",
                 ),
                 io.ClipVision.Output(
                     display_name="clip_vision",
                     tooltip="The image encoder, DINOv2 or (in ObjectStitch and Paint-by-Example) CLIP. For "
-                    "DINOv2 ID Encoder.",
+                    "Encode Object.",
                 ),
                 sockets.Adapter.Output(
                     display_name="adapter",
-                    tooltip="The content adapter, trained with this encoder and this UNet. For Content Adapter.",
+                    tooltip="The content adapter, trained with this encoder and this UNet. For Condition on Object.",
                 ),
                 io.Vae.Output(
                     display_name="vae",
-                    tooltip="The autoencoder, for Imprint Composite Sampler. Empty if the file holds none: then "
+                    tooltip="The autoencoder, for Draw Object. Empty if the file holds none: then "
                     "connect Load VAE with a VAE of SD 1.5.",
                 ),
             ],

@@ -1,4 +1,4 @@
-"""Mask Coarsener."""
+"""Coarsen Mask."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class ImprintMaskCoarsener(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImprintMaskCoarsener",
-            display_name="Mask Coarsener",
+            display_name="Imprint: Coarsen Mask",
             category="imprint/mask",
             description="Makes a mask as coarse as the ones the model was trained with, from outline to box.",
             search_aliases=[
+                "mask coarsener",
                 "coarse mask",
                 "grow mask",
                 "expand mask",
@@ -82,7 +83,7 @@ class ImprintMaskCoarsener(io.ComfyNode):
             outputs=[
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="The coarse mask, 0 and 1 only. For both Imprint Composite Sampler and Background Blend.",
+                    tooltip="The coarse mask, 0 and 1 only. For both Draw Object and Blend into Background.",
                 )
             ],
             hidden=[io.Hidden.unique_id],

@@ -36,6 +36,7 @@ from ..imprint.adapter import ContentAdapter
 from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import EncoderConfig, ImprintConfig, UNetConfig, dinov2
 from ..imprint.errors import ImprintError, require_finite
+from ..imprint.light import LightNet, load_light
 from ..imprint.matte import matte_pixels, split_matte
 from ..imprint.noise import FINITE_SIGMA
 from ..imprint.preprocess import MEAN_AND_STD
@@ -99,6 +100,27 @@ class Adapter:
         context = self.model(tokens.to(self.load_device, torch.float32))
         device = comfy.model_management.intermediate_device()
         return self.model.scale(context, strength).to(device), self.model.null_context(context).to(device)
+
+
+class _LightModule(LightNet):
+    device = None  # as in `_AdapterModule`
+
+
+class Light:
+    """The light network of a file under ComfyUI's memory management. Raises `ImprintError` as `load_light` does."""
+
+    def __init__(self, path: str):
+        net, manage = load_light(path), comfy.model_management
+        model = _LightModule(net.config).eval().requires_grad_(False)
+        model.load_state_dict(net.state_dict())
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            model, load_device=manage.get_torch_device(), offload_device=manage.unet_offload_device()
+        )
+
+    def loaded(self) -> LightNet:
+        """The network, where it runs; for `relight`."""
+        comfy.model_management.load_model_gpu(self.patcher)
+        return self.patcher.model
 
 
 class CleanBackground(comfy.model_base.BaseModel):
@@ -247,7 +269,7 @@ def imprint_config(model: Any) -> ImprintConfig:
     if config is None:
         raise ImprintError(
             f"the MODEL is a {type(model.model).__name__} that does not come from an Imprint checkpoint; "
-            "connect the MODEL of Load Imprint Checkpoint"
+            "connect the MODEL of Imprint: Load Checkpoint"
         )
     return config
 
@@ -276,7 +298,7 @@ def encoder_config(clip_vision: Any) -> EncoderConfig:
     if clip_vision.model_type != "dinov2":
         raise ImprintError(
             f"the CLIP_VISION is a '{clip_vision.model_type}' of another loader, and only DINOv2 can come from there; "
-            "connect the CLIP_VISION of Load Imprint Checkpoint"
+            "connect the CLIP_VISION of Imprint: Load Checkpoint"
         )
     sizes = clip_vision.config
     return dinov2(

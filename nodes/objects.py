@@ -1,4 +1,4 @@
-"""The object's pictures and masks, as *DINOv2 ID Encoder* and *Restore Detail* take them."""
+"""The object's pictures and masks, as the nodes take them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,27 @@ from ..imprint.views import ObjectViews
 from .tensors import fit_mask, to_bchw
 
 
-def marks_input(hint: str = "") -> io.Combo.Input:
-    """The widget that says which way round the object's mask is. hint: a last sentence of its tooltip."""
+def marks_input(hint: str = "", auto: bool = False) -> io.Combo.Input:
+    """The widget that says which way round the object's mask is. hint: a last sentence of its tooltip.
+
+    auto: whether it may be left to `what_is_white`, and is by default.
+    """
+    first = "auto (default): seen from the mask's border, and said on this node. " if auto else ""
+    default = "" if auto else " (default)"
     return io.Combo.Input(
         "mask_marks",
-        options=["background", "object"],
-        default="background",
-        tooltip="What is white in the mask. background (default): the MASK of Load Image for a cut-out, white "
-        f"where the picture is transparent. object: a mask painted over the object, or a segmentation. {hint}".rstrip(),
+        options=["auto"] * auto + ["background", "object"],
+        default="auto" if auto else "background",
+        advanced=auto or None,
+        tooltip=f"What is white in the mask. {first}background{default}: the MASK of Load Image for a cut-out, white where "
+        f"the picture is transparent. object: a mask painted over the object, or a segmentation. {hint}".rstrip(),
     )
+
+
+def what_is_white(masks: torch.Tensor) -> str:
+    """Of an object's masks (B, H, W): "background" where most of their border is white, else "object"."""
+    border = torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], 1)
+    return "background" if float(border.mean()) > 0.5 else "object"
 
 
 def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> ObjectViews:

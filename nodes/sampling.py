@@ -1,4 +1,4 @@
-"""Imprint Composite Sampler."""
+"""Draw Object."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ class ImprintCompositeSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImprintCompositeSampler",
-            display_name="Imprint Composite Sampler",
+            display_name="Imprint: Draw Object",
             category="imprint/sampling",
             description="Generates the object in the masked place: crops a square around the mask, samples there at "
-            "the model's own resolution, and puts it back. Follow it with Background Blend for soft edges.",
+            "the model's own resolution, and puts it back. Follow it with Blend into Background for soft edges.",
             search_aliases=[
+                "imprint composite sampler",
                 "imprint sampler",
                 "inpaint",
                 "inpaint crop",
@@ -45,10 +46,10 @@ class ImprintCompositeSampler(io.ComfyNode):
             ],
             is_output_node=True,  # the front end shows previews of output nodes only
             inputs=[
-                io.Model.Input("model", tooltip="From Load Imprint Checkpoint, with LoRA or patches if you like."),
-                io.Vae.Input("vae", tooltip="From Load Imprint Checkpoint; Load VAE if that file holds none."),
-                io.Conditioning.Input("positive", tooltip="The object, from Content Adapter."),
-                io.Conditioning.Input("negative", tooltip="No object, from Content Adapter."),
+                io.Model.Input("model", tooltip="From Imprint: Load Checkpoint, with LoRA or patches if you like."),
+                io.Vae.Input("vae", tooltip="From Imprint: Load Checkpoint; Load VAE if that file holds none."),
+                io.Conditioning.Input("positive", tooltip="The object, from Condition on Object."),
+                io.Conditioning.Input("negative", tooltip="No object, from Condition on Object."),
                 io.Image.Input(
                     "background",
                     tooltip="The picture to put the object into, of any size. A batch gives one composite for each; "
@@ -138,22 +139,22 @@ class ImprintCompositeSampler(io.ComfyNode):
                 io.Image.Output(
                     display_name="image",
                     tooltip="The whole background with the generated square in its place, hard-edged. "
-                    "For Background Blend's generated.",
+                    "For Blend into Background's generated.",
                 ),
                 io.Mask.Output(
                     display_name="mask",
                     tooltip="The mask that was generated in: the given one, enlarged where it was too small. "
-                    "For Background Blend.",
+                    "For Blend into Background.",
                 ),
                 io.Mask.Output(
                     display_name="alpha",
                     tooltip="Where the object is, white, as the model sees it; the whole square for a checkpoint that "
-                    "predicts no alpha. For Background Blend's alpha.",
+                    "predicts no alpha. For Blend into Background's alpha.",
                 ),
                 io.Mask.Output(
                     display_name="shadow",
                     tooltip="How much light the object takes from the scene: black none, white all of it; black for a "
-                    "checkpoint that predicts no shadow. For Background Blend's shadow.",
+                    "checkpoint that predicts no shadow. For Blend into Background's shadow.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -251,7 +252,7 @@ def _describe(hole: Hole) -> str:
     (height, width), (new_height, new_width) = hole.drawn, hole.size
     return (
         f"{line}\nThe hole of {width}x{height} px is too small to generate in: enlarged around its centre to "
-        f"{new_width}x{new_height} px. Connect this node's mask to Background Blend."
+        f"{new_width}x{new_height} px. Connect this node's mask to Blend into Background."
     )
 
 
@@ -273,12 +274,12 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
     if vae.latent_channels != config.latent.channels:
         raise ImprintError(
             f"the VAE has {vae.latent_channels} latent channels, but the MODEL takes {config.latent.channels}; "
-            "connect the VAE of Load Imprint Checkpoint"
+            "connect the VAE of Imprint: Load Checkpoint"
         )
     for name, conditioning in (("positive", positive), ("negative", negative)):
         for context, _ in conditioning:
             if context.shape[-1] != config.unet.context_width:
                 raise ImprintError(
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "
-                    f"{config.unet.context_width}; connect the Content Adapter of the same checkpoint"
+                    f"{config.unet.context_width}; connect the Condition on Object of the same checkpoint"
                 )

@@ -1,9 +1,31 @@
 """The pack's own types on a graph's wires."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
 from comfy_api.latest import io
+
+from ..imprint.place import PlacedObject
 
 Adapter = io.Custom("IMPRINT_ADAPTER")
 """A `models.Adapter`."""
 
 Identity = io.Custom("IMPRINT_IDENTITY")
 """Tokens of one object's views: a float32 tensor (1, views, tokens, width)."""
+
+Placed = io.Custom("IMPRINT_PLACED")
+"""A `PlacedBatch`."""
+
+
+@dataclass(frozen=True)
+class PlacedBatch:
+    """Backgrounds, and in each an object where it was put."""
+
+    backgrounds: torch.Tensor
+    """(B, 3, H, W) in [0, 1]."""
+    transparency: torch.Tensor | None
+    """(B or 1, 1, H, W), or None where the backgrounds have none."""
+    objects: tuple[PlacedObject, ...]
+    """One for each background."""

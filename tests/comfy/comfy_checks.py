@@ -624,7 +624,7 @@ def check_sampler_enlarges_what_is_too_small():
 def check_sampler_refuses_what_does_not_fit():
     of = scene()
     foreign = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), torch.device("cpu"), torch.device("cpu"))
-    fails("Linear", "Load Imprint Checkpoint", call=lambda: of.sample(model=foreign))
+    fails("Linear", "Imprint: Load Checkpoint", call=lambda: of.sample(model=foreign))
     fails("VAE is empty", "Load VAE", call=lambda: of.sample(vae=None))
     fails("16", "4", call=lambda: of.sample(vae=SimpleNamespace(latent_channels=16)))
     text = [[torch.zeros(1, 77, 768), {}]]
@@ -673,7 +673,13 @@ def check_core_dinov2_works_too():
         torch.nn.init.normal_(parameter, std=0.02)
     (identity,) = run("IDEncoder", clip, of.object, of.transparent, "background")
     assert identity.shape == (1, 1, 257, 128)
-    fails("ID Encoder", "128", "Adapter", "256", call=lambda: run("ContentAdapter", of.adapter, identity, 1.0))
+    fails(
+        "Encode Object",
+        "128",
+        "Condition on Object",
+        "256",
+        call=lambda: run("ContentAdapter", of.adapter, identity, 1.0),
+    )
     clip.model_type = "clip_vision_model"
     fails("DINOv2", call=lambda: run("IDEncoder", clip, of.object, of.transparent, "background"))
 
@@ -791,6 +797,185 @@ def check_coarsener_shows_the_mask_over_the_background():
     )
 
 
+def shape(*size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An object's photo (1, H, W, 3) and its mask, white on an object that does not touch the photo's border."""
+    mask = torch.zeros(1, *size)
+    mask[:, 4:-4, 4:-4] = 1
+    return torch.rand(1, *size, 3), mask
+
+
+def box(x: int, y: int, width: int, height: int) -> dict[str, int]:
+    return dict(x=x, y=y, width=width, height=height)
+
+
+def put(*args, **options):
+    """The PlacedObjects of Place Object, its picture and its mask."""
+    placed, image, mask = run("PlaceObject", *args, **options)
+    return placed.objects, image, mask
+
+
+def check_place_in_a_box():
+    background, (photo, mask) = torch.rand(1, 90, 120, 3), shape(48, 28)  # the object has 40x20 pixels
+    (there,), image, alpha = put(background, photo, box(50, 10, 60, 80), object_mask=mask)
+    assert there.box == (10, 60, 90, 100) and there.size == (90, 120)
+    assert torch.equal(alpha[0, 10:90, 60:100], there.alpha)
+    assert int((alpha > 0).sum()) == int((there.alpha > 0).sum())
+    assert torch.equal(image[alpha == 0], background[alpha == 0]) and not torch.equal(image, background)
+    inner = slice(20, 80), slice(70, 90)
+    assert torch.allclose(image[0][inner], there.colours.movedim(0, -1)[10:70, 10:30], atol=1e-6)
+    for across, down, corner in (
+        ("left", "bottom", (10, 50)),
+        ("right", "top", (10, 70)),
+        ("center", "middle", (10, 60)),
+    ):
+        (there,), *_ = put(background, photo, box(50, 10, 60, 80), align_x=across, align_y=down, object_mask=mask)
+        assert there.corner == corner
+    for down, top in (("bottom", 70), ("middle", 40), ("top", 10)):
+        (there,), *_ = put(background, photo, box(50, 10, 10, 80), align_y=down, object_mask=mask)
+        assert there.corner == (top, 50) and there.alpha.shape == (20, 10)
+    (there,), *_ = put(background, photo, box(50, 10, 60, 80), rotate=90.0, object_mask=mask)
+    assert there.alpha.shape == (30, 60)
+    (plain,), *_ = put(background, photo, box(50, 10, 20, 40), object_mask=mask)
+    (other,), *_ = put(background, photo, box(50, 10, 20, 40), flip=True, object_mask=mask)
+    assert torch.equal(plain.colours.flip(-1), other.colours) and not torch.equal(plain.colours, other.colours)
+    (there,), *_ = put(
+        background, photo, box(-10, -10, 5000, 5000), object_mask=mask
+    )  # what of it is in the background
+    assert there.box == (0, 38, 90, 83)
+    fails("outside", "120x90", call=lambda: put(background, photo, box(120, 0, 50, 50), object_mask=mask))
+
+
+def check_place_by_a_mask_or_as_it_lies():
+    background, (photo, mask) = torch.rand(1, 90, 120, 3), shape(48, 28)
+    hole = torch.zeros(1, 90, 120)
+    hole[:, 10:90, 50:110] = 1
+    hole[:, 10:20, 50:60] = 0  # an outline
+    by_box, by_mask = (put(background, photo, box(*where), object_mask=mask, **options)[1] for where, options in
+                       (((50, 10, 60, 80), {}), ((0, 0, 9, 9), {"mask": hole})))  # fmt: skip
+    assert torch.equal(by_box, by_mask)
+    layer = torch.rand(1, 90, 120, 4)
+    layer[..., 3] = 0
+    layer[:, 30:50, 40:70, 3] = torch.rand(1, 20, 30)
+    layer[:, 40, 50, 3] = 1
+    (there,), image, alpha = put(background, layer, box(0, 0, 9, 9), place="as it lies")
+    assert there.box == (30, 40, 50, 70) and torch.equal(alpha, layer[..., 3])
+    assert torch.allclose(image, torch.lerp(background, layer[..., :3], layer[..., 3:]), atol=1e-6)
+    fails("48", "90", call=lambda: put(background, photo, box(0, 0, 9, 9), place="as it lies", object_mask=mask))
+    fails("another place", call=lambda: put(background, layer, box(0, 0, 9, 9), place="as it lies", mask=hole))
+    fails("rotate", call=lambda: put(background, layer, box(0, 0, 9, 9), place="as it lies", rotate=5.0))
+    fails("empty", call=lambda: put(background, photo, box(0, 0, 9, 9), object_mask=mask, mask=hole * 0))
+
+
+def check_place_sees_what_is_white():
+    node, said = module("nodes.place"), []
+    tell, node.tell = node.tell, lambda _, text: said.append(text)
+    background, (photo, mask) = torch.rand(1, 90, 120, 3), shape(48, 28)
+    where = box(50, 10, 60, 80)
+    try:
+        white = put(background, photo, where, object_mask=mask)[1]
+        black = put(background, photo, where, object_mask=1 - mask)[1]
+        own = put(background, torch.cat([photo, mask[..., None]], -1), where)[1]
+        told = put(background, photo, where, mask_marks="object", object_mask=1 - mask)[2]
+    finally:
+        node.tell = tell
+    assert torch.equal(white, black) and torch.equal(white, own)
+    assert [text.rpartition(" ")[2] for text in said] == ["object.", "background.", "object.", "object."], said
+    assert said[0].startswith("40x80 px at 60,10 in 120x90")
+    assert float(told[0, 50, 80]) == 0 < float(told.max())  # the photo's border is the object
+    fails("no mask", "Remove Background", call=lambda: put(background, photo, where))
+    fails("64x64", call=lambda: put(background, photo, where, object_mask=torch.zeros(1, 64, 64)))
+    fails("empty", call=lambda: put(background, photo, where, object_mask=mask * 0))
+    fails("white everywhere", call=lambda: put(background, photo, where, object_mask=mask * 0 + 1))
+
+
+def check_place_batches():
+    backgrounds, (photo, mask) = torch.rand(3, 90, 120, 3), shape(48, 28)
+    photos, where = torch.rand(3, 48, 28, 3), box(50, 10, 60, 80)
+    single = [put(backgrounds[i : i + 1], photos[i : i + 1], where, object_mask=mask)[1] for i in range(3)]
+    assert torch.equal(put(backgrounds, photos, where, object_mask=mask)[1], torch.cat(single))
+    one = put(backgrounds[:1], photos, where, object_mask=mask)
+    assert len(one[0]) == len(one[1]) == len(one[2]) == 3 and torch.equal(one[1][0], single[0][0])
+    fails("3 of backgrounds", "2 of objects", call=lambda: put(backgrounds, photos[:2], where, object_mask=mask))
+    clear = torch.cat([backgrounds, torch.rand(3, 90, 120, 1)], -1)
+    (placed, image, _) = run("PlaceObject", clear, photo, where, object_mask=mask)
+    assert torch.equal(image[..., 3], clear[..., 3])
+    assert torch.equal(run("Relight", placed, 1.0, 1.0, 0.0)[0][..., 3], clear[..., 3])
+
+
+def check_place_shows_the_paste():
+    node, (photo, mask) = core.NODE_CLASS_MAPPINGS["ImprintPlaceObject"], shape(48, 28)
+    made = node.execute(torch.rand(1, 90, 120, 3), photo, box(50, 10, 60, 80), object_mask=mask)
+    (shown,) = made.ui.as_dict()["images"]
+    picture, _ = core.LoadImage().load_image(f"{shown['filename']} [temp]")
+    assert (picture - made.result[1]).abs().max() < 1 / 255
+
+
+def lit_scene(where=(150, 120, 90, 160), count: int = 1):
+    """Place Object's output for the sample pictures."""
+    background = core.LoadImage().load_image("imprint_background.png")[0].repeat(count, 1, 1, 1)
+    photo, transparent = core.LoadImage().load_image("imprint_object.png")
+    return background, run("PlaceObject", background, photo, box(*where), object_mask=transparent)
+
+
+def check_light_is_the_package_s():
+    background, (placed, pasted, alpha) = lit_scene()
+    light = module("imprint.light")
+    net = light.load_light()
+    (put,) = placed.objects
+    rows, columns = light.square_around(net, put).area
+    lit = light.relight(net, background[:, rows, columns].movedim(-1, 1), put, 0.8, 1.2, 0.3)
+    image, *layers = run("Relight", placed, 0.8, 1.2, 0.3)
+    assert torch.equal(image[0, rows, columns], lit.composite()[0].movedim(0, -1))
+    outside = torch.ones(image.shape[:3], dtype=torch.bool)
+    outside[:, rows, columns] = False
+    assert torch.equal(image[outside], background[outside]) and outside.any()
+    changed = (image != background).any(-1)
+    assert not changed[(alpha == 0) & (layers[0][..., 3] == 0)].any() and changed[alpha > 0.9].float().mean() > 0.9
+    assert (layers[0][..., 3] > 0).sum() > 100  # there is a shadow
+    stacked = background
+    for layer in layers:
+        assert layer.shape == (*image.shape[:3], 4)
+        stacked = torch.lerp(stacked, layer[..., :3], layer[..., 3:])
+    assert (stacked - image).abs().max() < 1e-3
+    assert torch.equal(run("Relight", placed, 0.0, 0.0, 0.0)[0], pasted)
+
+
+def check_light_of_several():
+    placed = lit_scene(count=2)[1][0]
+    image, *layers = run("Relight", placed, 1.0, 1.0, 0.0)
+    one = run("Relight", lit_scene()[1][0], 1.0, 1.0, 0.0)
+    assert torch.equal(image, one[0].repeat(2, 1, 1, 1)) and all(len(layer) == 2 for layer in layers)
+    photo, transparent = core.LoadImage().load_image("imprint_object.png")
+    (second, *_) = run("PlaceObject", one[0], photo, box(20, 150, 80, 140), object_mask=transparent)
+    (both, *_) = run("Relight", second, 1.0, 1.0, 0.0)
+    (there,) = second.objects
+    core_of = there.alpha > 0.9
+    assert torch.equal(both[0, 120:150, 300:], one[0][0, 120:150, 300:])
+    assert ((both - one[0])[0][there.area].abs().sum(-1) > 0)[core_of].float().mean() > 0.9
+
+
+def check_light_refuses_what_does_not_fit():
+    placed = lit_scene()[1][0]
+    fails("light is 2", call=lambda: run("Relight", placed, 2.0, 1.0, 0.0))
+    fails("no light network", SHIPPED, call=lambda: run("Relight", placed, 1.0, 1.0, 0.0, SHIPPED))
+    fails("imprint-light", call=lambda: run("LoadCheckpoint", "imprint-light.safetensors"))
+    torch.save({"a": torch.zeros(1)}, MODELS / "imprint" / "light.pt")
+    fails("pickle", call=lambda: run("Relight", placed, 1.0, 1.0, 0.0, "light.pt"))
+
+
+def check_light_is_freed():
+    models, seen = module("nodes.models"), []
+    kind, models.Light = models.Light, type("Seen", (models.Light,), {"loaded": lambda self: (
+        seen.append(weakref.ref(self.patcher.model)), kind.loaded(self))[1]})  # fmt: skip
+    try:
+        run("Relight", lit_scene()[1][0], 1.0, 1.0, 0.0)
+    finally:
+        models.Light = kind
+    gc.collect()
+    comfy.model_management.cleanup_models()
+    assert len(seen) == 1 and seen[0]() is None
+
+
 def check_blend():
     background, generated = torch.rand(1, 60, 80, 3), torch.rand(1, 60, 80, 3)
     mask = torch.zeros(1, 60, 80)
@@ -893,6 +1078,11 @@ def check_loader_lists_files():
     schema = core.NODE_CLASS_MAPPINGS["ImprintLoadCheckpoint"].define_schema()
     assert {SHIPPED, "mine.safetensors"} <= set(schema.inputs[0].options)
     assert not any(name.endswith(".png") for name in schema.inputs[0].options)
+    assert "imprint-light.safetensors" not in schema.inputs[0].options
+    (light,) = (
+        each for each in core.NODE_CLASS_MAPPINGS["ImprintRelight"].define_schema().inputs if each.id == "light_model"
+    )
+    assert {"imprint-light.safetensors", "mine.safetensors"} <= set(light.options) and SHIPPED not in light.options
     loader = core.NODE_CLASS_MAPPINGS["ImprintLoadCheckpoint"]
     before = loader.fingerprint_inputs("mine.safetensors")
     os.utime(MODELS / "imprint" / "mine.safetensors", (1, 1))

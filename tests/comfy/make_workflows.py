@@ -27,7 +27,8 @@ from imprint.checkpoint import SHIPPED
 from imprint.files import replacing
 
 SAMPLES = SHIPPED.parent / "samples"
-BLUEPRINT = "Imprint - insert object"  # also the file's name, which the front end shows, and where ":" cannot stand
+PLACE = "Imprint - place object"  # also the file's name, which the front end shows, and where ":" cannot stand
+INSERT = "Imprint - insert object"
 BACKGROUND_REMOVAL = {
     "name": "birefnet.safetensors",
     "url": "https://huggingface.co/Comfy-Org/BiRefNet/resolve/main/background_removal/birefnet.safetensors",
@@ -137,11 +138,45 @@ def insert(
     return blended["image"]
 
 
-def save(g: Graph, column: float, image: Output, title: str = "Save Image", **options) -> None:
-    g.add("SaveImage", column, title, images=image, filename_prefix="imprint", **options)
+def save(g: Graph, column: float, image: Output, title: str = "Save Image", **options) -> Node:
+    return g.add("SaveImage", column, title, images=image, filename_prefix="imprint", **options)
 
 
 # ---------------------------------------------------------------------------------------------------- the workflows
+
+
+def place_object(g: Graph) -> dict[str, Node]:
+    """The nodes by their names."""
+    g.note(
+        0,
+        "## Put an object into a photo\n\n1. Load your **object**, a cut-out, and your **background**.\n"
+        "2. Drag the **box** on *Place Object* to where the object shall stand.\n"
+        "3. Press **Run**. Then try **light** and **shadow**.",
+        "Read me",
+        height=220,
+    )
+    object_ = picture(g, 0, "object.png", "Object (cut-out)")
+    background = picture(g, 0, "background.png", "Background")
+    place = g.add(
+        "ImprintPlaceObject",
+        1,
+        background=background["IMAGE"],
+        object=object_["IMAGE"],
+        object_mask=object_["MASK"],
+        box={"x": 190, "y": 190, "width": 140, "height": 180},
+        columns=1.4,
+    )
+    light = g.add("ImprintRelight", 2.4, placed=place["placed"])
+    saved = save(g, 2.4, light["image"], columns=1.4)
+    return {"object": object_, "background": background, "place": place, "light": light, "saved": saved}
+
+
+def place_object_app(g: Graph) -> None:
+    nodes = place_object(g)
+    shown = {"object": ["image"], "background": ["image"], "place": ["box", "rotate", "flip"]}
+    shown["light"] = ["light", "shadow", "softness"]
+    widgets = [(nodes[name], widget) for name, widgets in shown.items() for widget in widgets]
+    g.show_as_form(widgets, [nodes["saved"]])
 
 
 def object_insert(g: Graph) -> None:
@@ -178,7 +213,7 @@ def mask_levels(g: Graph) -> None:
     where = hole(g, 0)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     for column, level in enumerate(("precise", "fine", "coarse", "box"), 2):
-        mask = coarsen(g, column, where, background, level, title=f"Mask Coarsener: {level}")
+        mask = coarsen(g, column, where, background, level, title=f"Coarsen Mask: {level}")
         save(g, column, insert(g, column, parts, made_of, background, mask), f"Result: {level}")
 
 
@@ -272,12 +307,12 @@ def automatic_cutout(g: Graph) -> None:
 
 
 def split_path(g: Graph) -> None:
-    left, top, side = 56, 110, 288  # the square that Imprint Composite Sampler takes for hole.png
+    left, top, side = 56, 110, 288  # the square that Draw Object takes for hole.png
     resolution = 256
     crop = {"x": left, "y": top, "width": side, "height": side}
     g.note(
         0,
-        "## The parts by themselves, with KSampler\n\nFor your own samplers. What Imprint Composite Sampler does in one "
+        "## The parts by themselves, with KSampler\n\nFor your own samplers. What Draw Object does in one "
         "node:\n\n1. crop a square around the hole, scale it to the model's 256 px\n2. paint the hole grey, encode, "
         "**Set Latent Noise Mask**\n3. sample: the MODEL keeps the background clean at every step by itself\n4. decode, "
         "scale back, paste, blend\n\nAll of the hole is repainted here: **alpha** and **shadow**, which keep the photo "
@@ -426,7 +461,7 @@ def objectstitch_512px(g: Graph) -> None:
         "## Insert an object at 512 px\n\nWith the weights that BCMI released for *ObjectStitch*: 5.2 GB, which do not come "
         f"with this pack. The front end offers the file:\n\n[{OBJECTSTITCH['name']}]({OBJECTSTITCH['url']}) in "
         f"`models/{OBJECTSTITCH['directory']}`\n\nThe sampler's settings are those of ObjectStitch's authors. The help "
-        "page of *Load Imprint Checkpoint* compares the checkpoints, and names their licences.",
+        "page of *Imprint: Load Checkpoint* compares the checkpoints, and names their licences.",
         "Read me",
         height=320,
     )
@@ -441,6 +476,8 @@ def objectstitch_512px(g: Graph) -> None:
 
 
 WORKFLOWS: dict[str, Callable[[Graph], None]] = {
+    "imprint_1_place_object": place_object,
+    "imprint_1_place_object.app": place_object_app,
     "imprint_object_insert": object_insert,
     "imprint_mask_levels": mask_levels,
     "imprint_shape_guided_pose": shape_guided_pose,
@@ -461,9 +498,23 @@ def build(name: str, object_info: dict[str, dict]) -> dict:
     return graph.workflow(name)
 
 
-def blueprint(object_info: dict[str, dict]) -> dict:
-    """The subgraph: the nodes as one."""
-    g = Graph(object_info)
+def place_blueprint(g: Graph) -> dict:
+    # The box is drawn on the picture of the first input.
+    inputs = subgraph_inputs(background="IMAGE", object="IMAGE", object_mask="MASK")
+    place = g.add("ImprintPlaceObject", 0, **inputs, columns=1.4)
+    light = g.add("ImprintRelight", 1.4, placed=place["placed"])
+    shown = [("ImprintPlaceObject", "box"), *(("ImprintRelight", name) for name in ("light", "shadow", "softness"))]
+    return g.blueprint(
+        PLACE,
+        "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its shadow. "
+        "object_mask: the MASK of Load Image for a cut-out.",
+        inputs,
+        {"image": light["image"]},
+        shown,
+    )
+
+
+def insert_blueprint(g: Graph) -> dict:
     inputs = subgraph_inputs(object="IMAGE", object_mask="MASK", background="IMAGE", hole="MASK")
     parts = checkpoint(g)
     made_of = subject(g, 1, parts, inputs["object"], inputs["object_mask"])
@@ -479,13 +530,21 @@ def blueprint(object_info: dict[str, dict]) -> dict:
         ("ImprintBackgroundBlend", "feather_out"),
     ]
     return g.blueprint(
-        BLUEPRINT,
+        INSERT,
         "Puts an object into a background, where the hole is white. object_mask: the MASK of Load Image for a cut-out; "
         "for a mask painted over the object, set mask_marks to object.",
         inputs,
         {"image": finished},
         shown,
     )
+
+
+BLUEPRINTS: dict[str, Callable[[Graph], dict]] = {PLACE: place_blueprint, INSERT: insert_blueprint}
+
+
+def blueprint(name: str, object_info: dict[str, dict]) -> dict:
+    """The subgraph of that name: several nodes as one."""
+    return BLUEPRINTS[name](Graph(object_info))
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -569,7 +628,8 @@ def main() -> None:
             Path(os.environ["COMFYUI_PATH"]), os.environ.get("COMFYUI_PYTHON", sys.executable), base
         ) as server:
             object_info = server.get("/object_info")
-            write(ROOT / "subgraphs" / f"{BLUEPRINT}.json", blueprint(object_info))
+            for name in BLUEPRINTS:
+                write(ROOT / "subgraphs" / f"{name}.json", blueprint(name, object_info))
             for name in options.names or WORKFLOWS:
                 write(ROOT / "workflows" / f"{name}.json", build(name, object_info))
                 if not options.graphs_only:

@@ -1,4 +1,4 @@
-"""Time of Imprint Composite Sampler over ComfyUI's own nodes on the same crop, encode and decode included.
+"""Time of Draw Object over ComfyUI's own nodes on the same crop, encode and decode included.
 
     COMFYUI_PATH=... python tests/comfy/measure_overhead.py [ROUNDS [STEPS [CFG]]]
 

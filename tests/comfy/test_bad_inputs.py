@@ -19,12 +19,14 @@ from PIL import Image
 from ui_workflow import to_prompt
 
 from imprint.checkpoint import SHIPPED
+from imprint.light import SHIPPED_LIGHT
 
 pytestmark = pytest.mark.comfyui
 
 LOAD, ENCODE, ADAPT = "ImprintLoadCheckpoint", "ImprintIDEncoder", "ImprintContentAdapter"
 COARSEN, SAMPLE, BLEND = "ImprintMaskCoarsener", "ImprintCompositeSampler", "ImprintBackgroundBlend"
 RESTORE = "ImprintRestoreDetail"
+PLACE, RELIGHT = "ImprintPlaceObject", "ImprintRelight"
 SMALL = {"steps": 1, "resolution": 64}
 _number = count()
 
@@ -78,7 +80,16 @@ REFUSED = {
     "strength-above-two": (ADAPT, {"strength": 3.0}, "strength"),
     "detail-above-one": (RESTORE, {"strength": 1.5}, "strength"),
     "no-alpha-for-detail": (RESTORE, {"alpha": None}, "alpha"),
+    "unknown-place": (PLACE, {"place": "there"}, "not in"),
+    "unknown-alignment": (PLACE, {"align_x": "middle"}, "not in"),
+    "rotated-too-far": (PLACE, {"rotate": 500.0}, "rotate"),
+    "light-above-one-and-a-half": (RELIGHT, {"light": 1.6}, "light"),
+    "negative-shadow": (RELIGHT, {"shadow": -0.1}, "shadow"),
+    "softness-above-one": (RELIGHT, {"softness": 1.1}, "softness"),
+    "absent-light-model": (RELIGHT, {"light_model": "absent.safetensors"}, "not in"),
     # wires
+    "image-for-a-placed-object": (RELIGHT, {"placed": ("LoadImage", 0)}, "placed"),
+    "no-background-to-place-on": (PLACE, {"background": None}, "background"),
     "image-for-a-mask": (COARSEN, {"mask": ("LoadImage", 0)}, "mask"),
     "mask-for-an-image": (ENCODE, {"image": ("LoadImage", 1)}, "image"),
     "vae-for-a-model": (SAMPLE, {"model": (LOAD, 3)}, "model"),
@@ -119,6 +130,29 @@ STOPPED = {
         {"identity": {"probe": "ProbeClipVision", "kind": "narrow"}},
         "128",
     ),
+    # the place and its light
+    "box-outside": (PLACE, {"box": {"x": 400, "y": 0, "width": 9, "height": 9}}, "outside"),
+    "box-of-nothing": (PLACE, {"box": {"x": 4, "y": 4, "width": 0, "height": 9}}, "outside"),
+    "box-without-a-width": (PLACE, {"box": {"x": 4, "y": 4, "height": 9}}, "width"),
+    "box-of-words": (PLACE, {"box": {"x": "left", "y": 4, "width": 9, "height": 9}}, "box"),
+    "place-mask-empty": (PLACE, {"mask": mask("1x400x400")}, "empty"),
+    "place-mask-of-load-image": (PLACE, {"mask": mask("1x64x64")}, "64x64"),
+    "placed-object-without-mask": (PLACE, {"object_mask": None}, "no mask"),
+    "placed-object-mask-empty": (PLACE, {"object_mask": mask("1x90x70")}, "empty"),
+    "placed-object-nan": (PLACE, {"object": tensor("1x90x70x3", "nan")}, "NaN"),
+    "placed-picture-of-another-size": (PLACE, {"place": "as it lies"}, "400x400"),
+    "two-masks-three-placed": (
+        PLACE,
+        {"object": tensor("3x90x70x3"), "object_mask": mask("2x90x70", "0.2")},
+        "2 masks",
+    ),
+    "two-backgrounds-three-placed": (
+        PLACE,
+        {"background": tensor("2x90x70x3"), "object": tensor("3x90x70x4"), "object_mask": None},
+        "2 of backgrounds",
+    ),
+    "checkpoint-for-a-light-model": (RELIGHT, {"light_model": "changed.safetensors"}, "changed.safetensors"),
+    "pickle-for-a-light-model": (RELIGHT, {"light_model": "pickle.pt"}, "pickle"),
     # the hole
     "empty-mask": (COARSEN, {"mask": mask("1x400x400")}, "empty"),
     "mask-of-load-image": (COARSEN, {"mask": mask("1x64x64")}, "64x64"),
@@ -212,6 +246,19 @@ def prompt(server: Server, object_info: dict) -> dict:
     workflow = json.loads((ROOT / "workflows" / "imprint_object_insert.json").read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
     node(prompt, SAMPLE)["inputs"].update(SMALL, show_crop=False)
+    inputs = copy.deepcopy(node(prompt, ENCODE)["inputs"])  # the object's picture and mask
+    background = node(prompt, BLEND)["inputs"]["background"]
+    prompt["place"] = {
+        "class_type": PLACE,
+        "inputs": {
+            **{"background": background, "object": inputs["image"], "object_mask": inputs["mask"]},
+            **{"box": {"x": 40, "y": 200, "width": 120, "height": 150}, "rotate": 0.0, "flip": False},
+            **{"align_x": "center", "align_y": "bottom", "place": "box", "mask_marks": "auto"},
+        },
+    }
+    light = {"placed": ["place", 0], "light": 1.0, "shadow": 1.0, "softness": 0.0}
+    prompt["relight"] = {"class_type": RELIGHT, "inputs": light | {"light_model": SHIPPED_LIGHT.name}}
+    prompt["shown"] = {"class_type": "PreviewImage", "inputs": {"images": ["relight", 0]}}
     return prompt
 
 

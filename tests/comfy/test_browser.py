@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from comfy_server import PACK, ROOT, Server
-from make_workflows import BACKGROUND_REMOVAL, BLUEPRINT, OBJECTSTITCH, WORKFLOWS
+from make_workflows import BACKGROUND_REMOVAL, INSERT, OBJECTSTITCH, WORKFLOWS
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -219,7 +219,7 @@ def test_help_pages(page, object_info: dict):
             open_help(page)
         title = object_info[kind]["display_name"]
         page.locator("h1", has_text=title).filter(visible=True).first.wait_for()
-    assert len(ours) == 7
+    assert len(ours) == 9
 
 
 def test_blueprint(page):
@@ -229,8 +229,8 @@ def test_blueprint(page):
     page.mouse.move(700, 600)
     command(page, "Workspace.SearchBox.Toggle")
     page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
-    page.keyboard.type(BLUEPRINT)
-    page.get_by_text(BLUEPRINT).filter(visible=True).first.wait_for()
+    page.keyboard.type(INSERT)
+    page.get_by_text(INSERT).filter(visible=True).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("app.graph.nodes.length === 1")
     page.wait_for_function("app.canvas.state.ghostNodeId != null")  # the new node follows the pointer until a click
@@ -239,7 +239,7 @@ def test_blueprint(page):
     page.mouse.click(710, 610)
     page.wait_for_function("app.canvas.state.ghostNodeId == null")
     node = page.evaluate("app.graph.nodes.map(n => ({title: n.title, widgets: n.widgets.map(w => w.name)}))[0]")
-    assert node["title"] == BLUEPRINT
+    assert node["title"] == INSERT
     assert {"checkpoint", "mask_marks", "level", "seed", "steps", "cfg"} <= set(node["widgets"])
     page.evaluate(
         """() => {
@@ -273,7 +273,7 @@ def test_pictures_for_the_readme(page, screenshots: Path):
     page.evaluate("app.canvas.ds.changeScale(app.canvas.ds.scale * 0.84, [0, 400])")  # the side panel hides a part
     select(page, "ImprintCompositeSampler")
     open_help(page)
-    page.locator("h1", has_text="Imprint Composite Sampler").filter(visible=True).first.wait_for()
+    page.locator("h1", has_text="Draw Object").filter(visible=True).first.wait_for()
     page.wait_for_timeout(2000)
     page.screenshot(path=screenshots / "graph.jpg", type="jpeg", quality=82)
     cards = templates(page).locator("img")

@@ -16,7 +16,7 @@ from comfy_server import PACK, Server
 pytestmark = pytest.mark.comfyui
 
 SNAPSHOT = Path(__file__).with_name("schema.json")
-OTHERS = {"checkpoint", "sampler_name", "scheduler"}  # their choices are the user's files, and ComfyUI's
+OTHERS = {"checkpoint", "light_model", "sampler_name", "scheduler"}  # their choices are the user's files, and ComfyUI's
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,15 @@ from imprint.masks import coarsen
 pytestmark = pytest.mark.comfyui
 
 NODES = {
-    "ImprintLoadCheckpoint": "Load Imprint Checkpoint",
-    "ImprintIDEncoder": "DINOv2 ID Encoder",
-    "ImprintContentAdapter": "Content Adapter",
-    "ImprintMaskCoarsener": "Mask Coarsener",
-    "ImprintCompositeSampler": "Imprint Composite Sampler",
-    "ImprintRestoreDetail": "Restore Detail",
-    "ImprintBackgroundBlend": "Background Blend",
+    "ImprintPlaceObject": "Imprint: Place Object",
+    "ImprintRelight": "Imprint: Light and Shadow",
+    "ImprintLoadCheckpoint": "Imprint: Load Checkpoint",
+    "ImprintIDEncoder": "Imprint: Encode Object",
+    "ImprintContentAdapter": "Imprint: Condition on Object",
+    "ImprintMaskCoarsener": "Imprint: Coarsen Mask",
+    "ImprintCompositeSampler": "Imprint: Draw Object",
+    "ImprintRestoreDetail": "Imprint: Restore Detail",
+    "ImprintBackgroundBlend": "Imprint: Blend into Background",
 }
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from comfy_server import PACK, ROOT, Server
-from make_workflows import BACKGROUND_REMOVAL, BLUEPRINT, OBJECTSTITCH, SAMPLES, WORKFLOWS, blueprint, build, text
+from make_workflows import BACKGROUND_REMOVAL, BLUEPRINTS, OBJECTSTITCH, SAMPLES, WORKFLOWS, blueprint, build, text
 from PIL import Image
 from ui_workflow import to_prompt
 
@@ -27,13 +27,15 @@ def test_file_is_current(object_info: dict, name: str):
         assert thumbnail.width == 480
 
 
-def test_blueprint_is_current(server: Server, object_info: dict):
-    file = ROOT / "subgraphs" / f"{BLUEPRINT}.json"
-    assert text(blueprint(object_info)) == file.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_blueprint_is_current(server: Server, object_info: dict, name: str):
+    file = ROOT / "subgraphs" / f"{name}.json"
+    assert text(blueprint(name, object_info)) == file.read_text(encoding="utf-8")
     offered = server.get("/global_subgraphs").items()
-    (number,) = [key for key, each in offered if each["info"]["node_pack"] == f"custom_nodes.{PACK}"]
-    served = server.get(f"/global_subgraphs/{number}")
-    assert served["name"] == BLUEPRINT and served["data"] == file.read_text(encoding="utf-8")
+    ours = [key for key, each in offered if each["info"]["node_pack"] == f"custom_nodes.{PACK}"]
+    assert len(ours) == len(BLUEPRINTS)
+    (served,) = (each for key in ours if (each := server.get(f"/global_subgraphs/{key}"))["name"] == name)
+    assert served["data"] == file.read_text(encoding="utf-8")
 
 
 def test_all_are_offered(server: Server):

@@ -57,6 +57,7 @@ class Graph:
         self.nodes: list[dict] = []
         self.links: list[list] = []
         self.groups: list[dict] = []
+        self.form: dict[str, list] = {}
         self._bottom: dict[float, int] = {}
 
     def note(self, column: float, text: str, title: str = "Note", columns: float = 1, height: int = 180) -> None:
@@ -118,6 +119,11 @@ class Graph:
             {each["name"]: Output(number, slot, each["type"]) for slot, each in enumerate(outputs)},
         )
 
+    def show_as_form(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
+        """Open the graph in App Mode: these widgets, and what these nodes save."""
+        shown = [[str(node.id), widget] for node, widget in inputs]
+        self.form = {"linearData": {"inputs": shown, "outputs": [str(node.id) for node in outputs]}, "linearMode": True}
+
     def bypass(self, title: str, *nodes: Node) -> None:
         """Switch nodes off, within a frame of that title by which a user switches them on again."""
         off = [self.nodes[node.id - 1] for node in nodes]
@@ -139,7 +145,7 @@ class Graph:
             "links": self.links,
             "groups": self.groups,
             "config": {},
-            "extra": {},
+            "extra": self.form,
             "version": 0.4,
         }
 

@@ -1,0 +1,318 @@
+"""Place Object, and Light and Shadow: an object's own photo is put into a background, and then belongs there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..imprint.checkpoint import SHIPPED
+from ..imprint.errors import ImprintError
+from ..imprint.light import SHIPPED_LIGHT, relight, require_strengths, square_around
+from ..imprint.place import PlacedObject, fit_into, place_object
+from ..imprint.preprocess import bounding_boxes
+from ..imprint.views import ObjectViews
+from . import models, sockets
+from .loaders import FOLDER, listed_files
+from .messages import tell
+from .objects import marks_input, object_views, what_is_white
+from .tensors import broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
+
+_PLACES = ("box", "as it lies")
+_ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
+_DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
+
+
+class ImprintPlaceObject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ImprintPlaceObject",
+            display_name="Imprint: Place Object",
+            category="imprint/image",
+            description="Puts an object into a background: into a box drawn with the mouse, where a mask was painted, or "
+            "as it lies in its own picture. Follow it with Light and Shadow.",
+            search_aliases=[
+                "place object",
+                "insert object",
+                "composite",
+                "paste",
+                "overlay",
+                "position",
+                "imprint",
+                "product placement",
+            ],
+            is_output_node=True,  # the front end shows previews of output nodes only
+            inputs=[
+                io.Image.Input(
+                    "background",
+                    tooltip="The picture to put the object into, of any size. The box is drawn on it, once a Load Image "
+                    "node is connected here.",
+                ),
+                io.Image.Input(
+                    "object",
+                    tooltip="The object's photo, as large and sharp as you have it. A batch puts each into a picture of "
+                    "its own.",
+                ),
+                io.BoundingBox.Input(
+                    "box",
+                    component="ImageCrop",
+                    tooltip="Where the object goes: drag the box on the picture. The object keeps its proportions, as "
+                    "large as the box allows, and stands on the box's lower edge. Not used with a mask, or with place "
+                    "'as it lies'.",
+                ),
+                io.Float.Input(
+                    "rotate",
+                    default=0.0,
+                    min=-180.0,
+                    max=180.0,
+                    step=1.0,
+                    tooltip="Turns the object, in degrees, clockwise, -180 to 180; default 0.",
+                ),
+                io.Boolean.Input("flip", default=False, tooltip="Mirrors the object left to right; off by default."),
+                io.Combo.Input(
+                    "align_x",
+                    options=list(_ACROSS),
+                    default="center",
+                    advanced=True,
+                    tooltip="Where the object stands in a box that is wider than it: center (default), left or right.",
+                ),
+                io.Combo.Input(
+                    "align_y",
+                    options=list(_DOWN),
+                    default="bottom",
+                    advanced=True,
+                    tooltip="Where the object stands in a box that is higher than it: bottom (default), middle or top.",
+                ),
+                io.Combo.Input(
+                    "place",
+                    options=list(_PLACES),
+                    default="box",
+                    advanced=True,
+                    tooltip="What says where the object goes. box (default): the box, or the mask where one is connected. "
+                    "as it lies: its picture is as large as the background, and the object lies in it where it shall "
+                    "lie, as in a layer of an image editor.",
+                ),
+                marks_input(auto=True),
+                io.Mask.Input(
+                    "object_mask",
+                    optional=True,
+                    tooltip="Which part of the photo is the object: the MASK of Load Image, of Remove Background, or "
+                    "painted. Without it, the picture's own transparency.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Instead of the box: white where the object goes, as painted in the mask editor of the "
+                    "background. The object is fitted into what is white from left to right and top to bottom.",
+                ),
+            ],
+            outputs=[
+                sockets.Placed.Output(
+                    display_name="placed", tooltip="The background and the object in its place. For Light and Shadow."
+                ),
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="The object pasted over the background as it is, without light or shadow.",
+                ),
+                io.Mask.Output(
+                    display_name="mask", tooltip="The object's outline in the background: white is the object."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        background: torch.Tensor,
+        object: torch.Tensor,
+        box: dict,
+        rotate: float = 0.0,
+        flip: bool = False,
+        align_x: str = "center",
+        align_y: str = "bottom",
+        place: str = "box",
+        mask_marks: str = "auto",
+        object_mask: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        frames, transparency = to_bchw(background)
+        size = tuple(frames.shape[2:])
+        pictures, own = to_bchw(object)
+        if object_mask is None:
+            if own is None:
+                raise ImprintError(
+                    "the object has no mask: connect the MASK of its Load Image to object_mask, or a picture with "
+                    "transparency to object; cut a plain photo out with Remove Background first"
+                )
+            object_mask, mask_marks = own[:, 0], "object"
+        elif mask_marks == "auto":
+            mask_marks = what_is_white(fit_mask(object_mask, pictures, "object's mask"))
+        views = object_views(object, object_mask, mask_marks)
+        if place == "box":
+            if mask is None:
+                boxes = torch.tensor([_within(box, size)])
+            else:
+                boxes = bounding_boxes(fit_mask(mask, frames, "mask"))
+        elif mask is not None:
+            raise ImprintError(
+                "place is 'as it lies', but a mask is connected, which says another place; disconnect the mask, or set "
+                "place to 'box'"
+            )
+        else:
+            boxes = torch.zeros(1, 4, dtype=torch.int64)
+        batches = broadcast(
+            backgrounds=frames, objects=torch.cat(views.pictures), object_masks=torch.cat(views.masks), places=boxes
+        )
+        frames, there = batches[0], []
+        for picture, outline, each in zip(*batches[1:]):
+            if place == "box":
+                put = PlacedObject.put(picture, outline, fit_into(picture, outline, each.tolist(), rotate, flip), size)
+                there.append(_aligned(put, each.tolist(), _ACROSS[align_x], _DOWN[align_y]))
+            else:
+                view = ObjectViews((picture[None],), (outline[None],))
+                there.append(place_object(view, size, placed=True, rotate=rotate, flip=flip))
+        image, alpha = copy_image(background, len(there)), lazy_zeros(len(there), *size)
+        for index, put in enumerate(there):
+            rows, columns = put.area
+            part = image[index, rows, columns, :3]
+            part.lerp_(put.colours.movedim(0, -1).to(part), put.alpha[..., None].to(part))
+            alpha[index, rows, columns] = put.alpha
+        tell(cls, "\n".join(map(_words, there)) + f"\nWhite in the object's mask: the {mask_marks}.")
+        placed = sockets.PlacedBatch(frames, transparency, tuple(there))
+        return io.NodeOutput(placed, image, alpha, ui=ui.PreviewImage(image, cls=cls))
+
+
+class ImprintRelight(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ImprintRelight",
+            display_name="Imprint: Light and Shadow",
+            category="imprint/image",
+            description="Lights a placed object as the photo around it is lit, and lets it throw its shadow. Its words, "
+            "faces and edges stay those of its own photo; where there is neither object nor shadow, the background stays "
+            "as it is, bit for bit.",
+            search_aliases=["harmonize", "harmonise", "relight", "shadow", "light", "insert", "composite", "imprint"],
+            inputs=[
+                sockets.Placed.Input(
+                    "placed", tooltip="The background and the object in its place, from Place Object."
+                ),
+                io.Float.Input(
+                    "light",
+                    default=1.0,
+                    min=0.0,
+                    max=1.5,
+                    step=0.05,
+                    tooltip="How far the object takes the scene's light, 0 to 1.5: 0 leaves its colours as they are, 1 "
+                    "(default) is what the model sees, more exaggerates it.",
+                ),
+                io.Float.Input(
+                    "shadow",
+                    default=1.0,
+                    min=0.0,
+                    max=1.5,
+                    step=0.05,
+                    tooltip="How dark its shadow is, 0 to 1.5: 0 is none, 1 (default) is what the model sees, more is "
+                    "darker.",
+                ),
+                io.Float.Input(
+                    "softness",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much softer the shadow is than the model sees it, 0 (default) to 1. Raise it for an "
+                    "overcast sky or a large window.",
+                ),
+                io.Combo.Input(
+                    "light_model",
+                    options=listed_files(SHIPPED),
+                    default=SHIPPED_LIGHT.name,
+                    advanced=True,
+                    tooltip="The light network's file, in ComfyUI's folder models/imprint. imprint-light.safetensors "
+                    "(default) comes with this pack.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="The finished picture. For Save Image; or the background of a next Place Object.",
+                ),
+                io.Image.Output(
+                    display_name="shadow_layer",
+                    tooltip="The shadow by itself, with transparency, for an image editor: the lowest of three layers "
+                    "over the background.",
+                ),
+                io.Image.Output(
+                    display_name="object_layer",
+                    tooltip="The object in its own colours, with transparency: the layer over the shadow.",
+                ),
+                io.Image.Output(
+                    display_name="light_layer",
+                    tooltip="What the scene's light changes, with transparency: the uppermost layer.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, light_model: str, **_) -> tuple[str, int, int]:
+        path = folder_paths.get_full_path_or_raise(FOLDER, light_model)
+        state = os.stat(path)
+        return path, state.st_mtime_ns, state.st_size
+
+    @classmethod
+    def execute(
+        cls,
+        placed: sockets.PlacedBatch,
+        light: float,
+        shadow: float,
+        softness: float,
+        light_model: str = SHIPPED_LIGHT.name,
+    ) -> io.NodeOutput:
+        require_strengths(light, shadow, softness)
+        model = models.Light(folder_paths.get_full_path_or_raise(FOLDER, light_model))
+        net, frames = model.loaded(), placed.backgrounds
+        image = copy_image(to_bhwc(frames, placed.transparency), len(frames))
+        layers = {name: lazy_zeros(len(frames), *frames.shape[2:], 4) for name in ("shadow", "object", "light")}
+        for index, each in enumerate(placed.objects):
+            rows, columns = square_around(net, each).area
+            lit = relight(net, frames[index : index + 1, :, rows, columns], each, light, shadow, softness)
+            image[index, rows, columns, :3] = lit.composite()[0].movedim(0, -1)
+            for name, layer in lit.layers().items():
+                layers[name][index, rows, columns] = layer[0].movedim(0, -1).to(layers[name])
+        return io.NodeOutput(image, *layers.values())
+
+
+def _within(box: dict, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of a BOUNDING_BOX's part in a frame of `size`. Raises `ImprintError` where there is none."""
+    if not all(isinstance(box.get(name), int) for name in ("x", "y", "width", "height")):
+        raise ImprintError(f"the box is {box}; it must have x, y, width and height in whole pixels")
+    height, width = size
+    left, top = max(0, box["x"]), max(0, box["y"])
+    right, bottom = min(width, box["x"] + box["width"]), min(height, box["y"] + box["height"])
+    if right <= left or bottom <= top:
+        raise ImprintError(
+            f"the box of {box['width']}x{box['height']} px at {box['x']},{box['y']} lies outside the {width}x{height} "
+            "background; drag it onto the picture"
+        )
+    return top, left, bottom, right
+
+
+def _aligned(put: PlacedObject, box: list[int], across: float, down: float) -> PlacedObject:
+    """The object moved within its box: 0 to its left or top, 1 to its right or bottom."""
+    top, left, bottom, right = box
+    high, wide = put.alpha.shape
+    return replace(
+        put, corner=(top + round((bottom - top - high) * down), left + round((right - left - wide) * across))
+    )
+
+
+def _words(put: PlacedObject) -> str:
+    top, left, bottom, right = put.box
+    height, width = put.size
+    return f"{right - left}x{bottom - top} px at {left},{top} in {width}x{height}"
