@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ KEY_THRESHOLD = 8.0  # times the mean: what is darker is no light of its own
 MIDDLE_GREY = 0.13  # linear geometric mean of what a camera shows
 WHITEST = 1.2  # linear, what the best lit side of a white object may return: a camera exposes for the object, too
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+CACHED = 64  # panoramas that a process keeps, of about 10 MB each
 STEEPEST = 2.5  # times the object's height: longer shadows are cut
 
 
@@ -38,9 +40,15 @@ class Panorama:
     """All but that light, of `LEVEL_SIZES`, each blurred more; the last is what a white matt surface returns."""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=CACHED)
 def read_panorama(path: Path) -> Panorama:
-    """A .hdr or .exr file. Raises `ImprintError` for anything else."""
+    """A .hdr or .exr file, taken apart. Raises `ImprintError` for anything else."""
+    return take_apart(read_radiance(path))
+
+
+def read_radiance(path: Path) -> np.ndarray:
+    """A .hdr or .exr file: (H, 2 * H, 3) float32, linear, nowhere below 0. Raises `ImprintError` for anything else."""
+    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenCV reads .exr only when asked to
     import cv2
 
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -49,7 +57,7 @@ def read_panorama(path: Path) -> Panorama:
         raise ImprintError(
             f"{path} is {found}; a panorama is a .hdr picture of true intensities, twice as wide as high (equirectangular)"
         )
-    return take_apart(np.nan_to_num(np.ascontiguousarray(pixels[..., 2::-1])).clip(0))
+    return np.nan_to_num(np.ascontiguousarray(pixels[..., 2::-1])).clip(0)
 
 
 def take_apart(radiance: np.ndarray) -> Panorama:
