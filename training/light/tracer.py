@@ -50,7 +50,7 @@ class Tracer:
             ) from error
         self.mi, self.side, self.samples = mitsuba, side, samples
         self.lights = [
-            mitsuba.load_dict({"type": "envmap", "bitmap": mitsuba.Bitmap(np.ascontiguousarray(each, np.float32))})
+            mitsuba.load_dict({"type": "envmap", "bitmap": mitsuba.Bitmap(np.array(each, np.float32))})
             for each in panoramas
         ]
         self.path = mitsuba.load_dict({"type": "path", "max_depth": BOUNCES, "hide_emitters": True})

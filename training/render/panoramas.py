@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +47,37 @@ def read_panorama(path: Path) -> Panorama:
 
 def read_radiance(path: Path) -> np.ndarray:
     """A .hdr or .exr file: (H, 2 * H, 3) float32, linear, nowhere below 0. Raises `ImprintError` for anything else."""
-    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenCV reads .exr only when asked to
-    import cv2
-
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    pixels = _read_exr(path) if path.suffix.lower() == ".exr" else _read_hdr(path)
     if pixels is None or pixels.ndim != 3 or pixels.dtype != np.float32 or pixels.shape[1] != 2 * pixels.shape[0]:
         found = "no picture" if pixels is None else f"{pixels.dtype} of {' x '.join(map(str, pixels.shape))}"
         raise ImprintError(
             f"{path} is {found}; a panorama is a .hdr picture of true intensities, twice as wide as high (equirectangular)"
         )
-    return np.nan_to_num(np.ascontiguousarray(pixels[..., 2::-1])).clip(0)
+    return np.nan_to_num(pixels).clip(0)
+
+
+def _read_hdr(path: Path) -> np.ndarray | None:
+    import cv2
+
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    return None if pixels is None or pixels.ndim != 3 else np.ascontiguousarray(pixels[..., 2::-1])
+
+
+def _read_exr(path: Path) -> np.ndarray | None:
+    """By Mitsuba: OpenCV's wheels read no OpenEXR. Compressed ones may dip below 0."""
+    try:
+        import mitsuba
+    except ImportError as error:
+        raise ImprintError(
+            f'{path} is read by Mitsuba ({error}): pip install ".[light]", or convert it to .hdr'
+        ) from error
+    if mitsuba.variant() is None:
+        mitsuba.set_variant("scalar_rgb")
+    try:
+        picture = mitsuba.Bitmap(str(path))
+    except RuntimeError:
+        return None
+    return np.array(picture.convert(mitsuba.Bitmap.PixelFormat.RGB, mitsuba.Struct.Type.Float32, srgb_gamma=False))
 
 
 def take_apart(radiance: np.ndarray) -> Panorama:
