@@ -228,7 +228,7 @@ def _add(parser: Any, field: Field, choices: Container[str] | None) -> None:
         if default not in (REQUIRED, None, ()):
             how["help"] += f" (default: {default})".replace("%", "%%")
     if metadata.get("positional"):
-        parser.add_argument(field.name, **(how | {"nargs": "?", "default": None}))
+        parser.add_argument(field.name, **(how | {"nargs": "*" if field.several else "?", "default": None}))
         return
     flag = f"--{field.name.replace('_', '-')}"
     parser.add_argument(flag, dest=field.name, **how)
@@ -290,7 +290,7 @@ def parse(
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(parser.parse_args(argv)).items()
-        if value is not None or name == "config"
+        if value not in (None, []) or name == "config"
     }
     file = given.pop("config")
     if old_config and str(file) in old_config[1]:

@@ -3,6 +3,8 @@
 Tasks are subjects in boxes on photos (--subjects, --backgrounds, --boxes) or real pairs of video frames (--pairs); the
 object copied and pasted is always one of the rows. The folder gets composites/ROW/TASK.png, results.json, results.md
 and grid.png. Composites that are there already are kept: the same command again continues.
+
+Light and shadow, on tasks whose truth is known: python -m training.evaluate light TASKS ... (its own --help says more).
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from imprint.errors import ImprintError
 from . import arguments
 from .measure.composites import table_rows
 from .measure.evaluation import evaluate
+from .measure.light import __doc__ as LIGHT
+from .measure.light import evaluate_light, light_report
 from .measure.report import report
-from .measure.settings import Evaluate
+from .measure.settings import Evaluate, EvaluateLight
 
 
 def parse(argv: list[str] | None) -> Evaluate:
@@ -28,6 +32,10 @@ def parse(argv: list[str] | None) -> Evaluate:
 
 
 def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["light"]:
+        light(words[1:])
+        return
     settings = parse(argv)
     try:
         results = evaluate(settings)
@@ -37,6 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     failed = [name for name, row in results["rows"].items() if not row.get("background", {"exact": True})["exact"]]
     if failed:
         sys.exit(f"error: the background was changed outside the hole and its soft edge: {', '.join(failed)}")
+
+
+def light(argv: list[str]) -> None:
+    """`python -m training.evaluate light`."""
+    settings = arguments.parse(EvaluateLight, argv, LIGHT, prog="python -m training.evaluate light")
+    try:
+        print(light_report(evaluate_light(settings)))
+    except ImprintError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

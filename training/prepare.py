@@ -17,8 +17,10 @@ from . import arguments
 from .data import captions, multiview, stills, video
 from .data.items import read_names, read_photos
 from .data.preparing import prepare
+from .light.preparing import __doc__ as LIGHT
+from .light.preparing import prepare_light
 from .render import sources
-from .settings import Prepare
+from .settings import Prepare, PrepareLight
 
 SOURCES = multiview.SOURCES | sources.SOURCES | video.SOURCES | stills.SOURCES | captions.SOURCES
 
@@ -52,6 +54,10 @@ def run(settings: Prepare) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["light"]:
+        light(words[1:])
+        return
     settings = parse(argv)
     try:
         result = run(settings)
@@ -69,6 +75,18 @@ def main(argv: list[str] | None = None) -> None:
     if result["dropped"]:
         print(f"each by name: {settings.output}/{settings.name}.dropped.tsv")
     print(f"to look at: {settings.output}/{settings.name}.png")
+
+
+def light(argv: list[str]) -> None:
+    """`python -m training.prepare light`."""
+    settings = arguments.parse(PrepareLight, argv, LIGHT, prog="python -m training.prepare light")
+    try:
+        counts = prepare_light(settings)
+    except ImprintError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}; what is in {settings.output} is whole: make room, and run the same command again")
+    print(f"{settings.output}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
 if __name__ == "__main__":

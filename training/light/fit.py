@@ -1,181 +1,245 @@
-"""The light network's losses, measures and training loop."""
+"""The light network's training loop."""
 
 from __future__ import annotations
 
 import copy
+import json
+import math
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from tqdm import tqdm
 
-from imprint.light import LightMaps, LightNet
+from imprint.errors import ImprintError
+from imprint.files import require_writable, write_text
+from imprint.light import LightConfig, LightNet, load_light, save_light
 
-from .pairs import LightBatch, draw_photographed, draw_rendered
+from ..arguments import flattened
+from ..data.shards import SPLITS
+from ..settings import Relight
+from .losses import WEIGHTS, gains, losses, predicted
+from .memory import GroupReader, load_photos
+from .pairs import LightBatch, LightGroups, draw_photographed, draw_rendered
 
-EXPONENT = 2.2
-"""Of a screen: a share of light, as a share of a picture's values."""
-
-
-def relit(maps: LightMaps, batch: LightBatch) -> torch.Tensor:
-    """The object's colours with the maps applied."""
-    return (batch.picture * maps.gain.exp() + maps.offset).clamp(0, 1.1)
-
-
-def darkening(shadow: torch.Tensor) -> torch.Tensor:
-    """Share of light lost -> share of a picture's values lost."""
-    return 1 - (1 - shadow).clamp(min=0) ** (1 / EXPONENT)
+PART = 48  # held-out groups at once
+DECAY, BETAS = 0.03, (0.9, 0.98)  # AdamW's
+LARGEST_GRADIENT = 1.0
 
 
-def broad(pictures: torch.Tensor, cells: int = 4) -> torch.Tensor:
-    """Broad means of pictures (B, C, H, W), at a `cells`-th of their resolution."""
-    return F.avg_pool2d(F.avg_pool2d(pictures, cells), 3, 1, 1, count_include_pad=False)
+@dataclass(frozen=True)
+class Process:
+    """This process among those of the run."""
+
+    index: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    @contextmanager
+    def start(cls, device: str) -> Iterator[Process]:
+        """As torchrun's environment says; alone without it. device: auto or cpu."""
+        index, count, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        on_gpu = device == "auto" and torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(local)
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
+        if count > 1:
+            torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+        try:
+            yield cls(index, max(count, 1), torch.device("cuda", local) if on_gpu else torch.device("cpu"))
+        finally:
+            if count > 1:
+                torch.distributed.destroy_process_group()
+
+    def agree(self, value: float) -> float:
+        """The first process's value."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(shared, 0)
+        return float(shared)
 
 
-def losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
-    """Means over the batch; every object and every shadow counts alike, however large."""
-    alpha, made = batch.alpha, relit(maps, batch)
-    area = alpha.sum((1, 2, 3)).clamp(min=16)
+class Averaged:
+    """The mean of a network's last weights: `decay` of it stays at each step, less at first."""
 
-    def over(error: torch.Tensor) -> torch.Tensor:
-        return error.sum((1, 2, 3)) / (error.shape[1] * area)
+    def __init__(self, net: LightNet, decay: float):
+        self.net, self.decay = copy.deepcopy(net).requires_grad_(False), decay
 
-    fine = over((made - batch.target).abs() * alpha)
-    large = 16 * over(broad((made - batch.target) * alpha).abs())
+    @torch.no_grad()
+    def update(self, net: LightNet, step: int) -> None:
+        """step: counted from 1."""
+        keep = min(self.decay, step / (step + 30))
+        torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - keep)
 
-    truth, free = darkening(batch.shadow), (alpha < 0.5).float() * batch.rendered
-    # Deep shadow counts more: the median of all shadows that a picture allows would be next to none.
-    weight = free * (0.15 + _hole(batch) + 2 * _contact(batch)) * (1 + 3 * truth)
-    total = weight.sum((1, 2, 3)).clamp(min=16)
-    off = maps.shadow - truth
-    shade = (off.abs() * weight).sum((1, 2, 3)) / total
-    edges = sum((each * free[..., : each.shape[2], : each.shape[3]]).abs().mean() for each in _slopes(off))
-    solid = (alpha > 0.9).float() * batch.rendered
-    shading = ((maps.shading - batch.shading).abs() * solid).sum() / (6 * solid.sum()).clamp(min=1)
-    smooth = sum(each.abs().mean() for each in (*_slopes(maps.gain), *_slopes(maps.offset)))
-    return {
-        "fine": fine.mean(),
-        "broad": large.mean(),
-        "shadow": shade.sum() / batch.rendered.sum().clamp(min=1),
-        "edges": edges,
-        "shading": shading,
-        "smooth": smooth,
+
+@contextmanager
+def told_to_stop() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM, instead of ending the process, appear in the list."""
+    told: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: told.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
     }
+    try:
+        yield told
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
-WEIGHTS = {"fine": 1.0, "broad": 2.0, "shadow": 1.5, "edges": 1.0, "shading": 0.1, "smooth": 0.02}
+def relight_training(settings: Relight) -> dict[str, float]:
+    """Train, write the network, and return the held-out gains of what was written. See `training.relight`.
 
-
-@torch.no_grad()
-def measure(net: LightNet, batches: list[LightBatch], light: float = 1.0, shadow: float = 1.0) -> dict[str, float]:
-    """Gains over pasting: 0 is pasting, 1 the truth. light, shadow: strengths, as in `imprint.light.relight`."""
-    errors = {name: [0.0, 0.0] for name in ("light", "shadow", "contact")}
-    for batch in batches:
-        with torch.autocast(batch.picture.device.type, torch.bfloat16):
-            maps = net(batch.picture, batch.alpha, batch.background)
-        maps.gain, maps.offset = light * maps.gain, light * maps.offset
-        solid = (batch.alpha > 0.95).float()
-        truth, count = broad(batch.target * solid), broad(solid).sum((1, 2, 3)).clamp(min=1)
-        for index, picture in enumerate((relit(maps, batch), batch.picture)):
-            error = (broad(picture * solid) - truth).abs().sum((1, 2, 3)) / (3 * count)
-            errors["light"][index] += float(error.sum())
-        ground = (batch.alpha < 0.02).float()
-        fine = lambda x: F.avg_pool2d(x * ground, 5, 1, 2) / F.avg_pool2d(ground, 5, 1, 2).clamp(min=0.05)
-        dark = fine(darkening(batch.shadow))
-        off = (fine(1 - (1 - maps.shadow) ** shadow) - dark).abs(), dark
-        for name, where in (("shadow", _hole(batch)), ("contact", _contact(batch))):
-            where = where * ground
-            for index, error in enumerate(off):
-                errors[name][index] += float(((error * where).sum((1, 2, 3)) / where.sum((1, 2, 3)).clamp(min=1)).sum())
-    return {name: 1 - made / max(pasted, 1e-9) for name, (made, pasted) in errors.items()}
-
-
-def fit(
-    net: LightNet,
-    rendered: tuple,
-    photos: torch.Tensor | None,
-    held_out: list[LightBatch],
-    seconds: float,
-    batch: int = 96,
-    rate: float = 1e-3,
-    photo_share: float = 0.25,
-    cooldown: float = 0.3,
-    weights: dict[str, float] = WEIGHTS,
-    ranks: int = 1,
-    refresh: Callable[[], tuple] | None = None,
-    log=print,
-) -> LightNet:
-    """Train until the time is up; the mean of the weights over the last steps.
-
-    rendered: groups, places, turns, lights, as `draw_rendered` takes them. The rate rises, stays, and falls to zero over
-    the last `cooldown` of the time.
+    Raises `ImprintError` for groups or a network that cannot be used, and for a loss that is not finite.
     """
-    device = next(net.parameters()).device
-    mean = copy.deepcopy(net)
-    model = net
-    if ranks > 1:
-        model = torch.nn.parallel.DistributedDataParallel(net, device_ids=[device.index])
-    optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.03, betas=(0.9, 0.98))
-    start, step, sums = time.time(), 0, {}
-    few = int(batch * photo_share) if photos is not None else 0
-    while True:
-        done = torch.tensor((time.time() - start) / seconds, device=device)
-        if ranks > 1:
-            torch.distributed.broadcast(done, 0)
-        done = float(done)
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 300) * min(1, (1 - done) / cooldown)
-        drawn = draw_rendered(*rendered, torch.randint(len(rendered[0]), (batch - few,), device=device), photos)
-        if few:
-            drawn = join(drawn, draw_photographed(photos, torch.randint(len(photos), (few,), device=device)))
-        with torch.autocast(device.type, torch.bfloat16):
-            maps = model(drawn.picture, drawn.alpha, drawn.background)
-        parts = losses(maps, drawn)
-        loss = sum(weights[name] * value for name, value in parts.items())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        with torch.no_grad():
-            keep = min(0.998, step / (step + 30))
-            torch._foreach_lerp_(list(mean.parameters()), list(net.parameters()), 1 - keep)
+    require_writable(settings.output)
+    with Process.start(settings.device) as process:
+        part = process.index, process.count
+        reader = GroupReader(settings.groups, SPLITS[0], process.device, settings.capacity, part)
+        measured = GroupReader(settings.groups, SPLITS[1], process.device, settings.held_out).groups
+        photos = load_photos(settings.groups, process.device)
+        net = make_net(settings, reader.side).to(process.device, memory_format=torch.channels_last)
+        run = LightRun(settings, process, net, reader, photos, held_out_batches(measured))
+        with told_to_stop() as told:
+            mean = run.train(told)
+        if process.index == 0:
+            save_light(settings.output, mean)
+        return gains(mean, run.held_out)
+
+
+def make_net(settings: Relight, side: int) -> LightNet:
+    """The network of `--init`, or one of fresh weights. side: of the groups. Raises `ImprintError` where it differs."""
+    torch.manual_seed(settings.seed)
+    if settings.init:
+        net = load_light(settings.init).requires_grad_(True)
+    else:
+        net = LightNet(LightConfig(resolution=settings.side, widths=settings.widths))
+    if net.config.resolution != side:
+        what = "--init's network" if settings.init else "--side"
+        raise ImprintError(
+            f"the groups are of {side} px, {what} of {net.config.resolution}; make groups of that size, or give --side {side}"
+        )
+    return net.train()
+
+
+def held_out_batches(groups: LightGroups) -> list[LightBatch]:
+    """The same in every run on a device."""
+    device = groups.radiance.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        parts = torch.arange(len(groups), device=device).split(PART)
+        return [draw_rendered(groups, part, augment=False) for part in parts]
+
+
+class LightRun:
+    """A run: its network, optimizer, data and log."""
+
+    def __init__(
+        self,
+        settings: Relight,
+        process: Process,
+        net: LightNet,
+        reader: GroupReader,
+        photos: torch.Tensor | None,
+        held_out: list[LightBatch],
+    ):
+        self.settings, self.process, self.net, self.reader = settings, process, net, reader
+        self.photos, self.held_out = photos, held_out
+        self.model: torch.nn.Module = net
+        if process.count > 1:
+            ids = [process.device.index] if process.device.type == "cuda" else None
+            self.model = torch.nn.parallel.DistributedDataParallel(net, device_ids=ids)
+        self.optimizer = torch.optim.AdamW(net.parameters(), settings.lr, weight_decay=DECAY, betas=BETAS)
+        self.mean = Averaged(net, settings.ema)
+        self.sums = {name: torch.zeros((), device=process.device) for name in WEIGHTS}
+        seeds = np.random.SeedSequence([settings.seed, process.index])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+
+    def train(self, told: list[int]) -> LightNet:
+        """Until time or steps are up, or something is in `told`; the averaged network."""
+        settings, main = self.settings, self.process.index == 0
+        if main:
+            write_text(settings.output.with_suffix(".options.json"), json.dumps(flattened(settings), indent=1))
+            settings.output.with_suffix(".stats.jsonl").unlink(missing_ok=True)
+        began, step, logged = time.monotonic(), 0, 0
+        with tqdm(desc=settings.output.name, unit="step", disable=not main, mininterval=2) as bar:
+            while True:
+                elapsed = time.monotonic() - began
+                done = self.process.agree(1.0 if told else self.done(step, elapsed))
+                if done >= 1:
+                    break
+                self.step(step, done)
+                step += 1
+                bar.update()
+                if step % settings.refresh == 0:
+                    self.reader.refresh()
+                if step % settings.log_every == 0:
+                    self.log(bar, step, step - logged, elapsed)
+                    logged = step
+            if step > logged:
+                self.log(bar, step, step - logged, time.monotonic() - began)
+        if not step:
+            raise ImprintError("the run was over before its first step; nothing was written: give it more --seconds")
+        return self.mean.net
+
+    def done(self, step: int, elapsed: float) -> float:
+        """Of the run, from 0 to 1. elapsed: seconds."""
+        settings = self.settings
+        return elapsed / settings.seconds if settings.steps is None else step / settings.steps
+
+    def step(self, step: int, done: float) -> None:
+        """One step of the optimizer, and of the average; waits for nothing."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, done)
+        batch = self.draw()
+        parts = losses(predicted(self.model, batch), batch)
+        sum(WEIGHTS[name] * value for name, value in parts.items()).backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), LARGEST_GRADIENT)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.mean.update(self.net, step + 1)
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0) + value.detach()
-        if refresh and step % 250 == 0:
-            rendered = refresh()
-        if step % 500 == 0 or step == 1:
-            shown = {name: round(float(value) / (500 if step > 1 else 1), 4) for name, value in sums.items()}
-            sums = {}
-            gains = {name: round(value, 3) for name, value in measure(mean, held_out).items()}
-            log(f"{step} steps, {time.time() - start:.0f} s: {shown}; held out {gains}")
-    return mean
+            self.sums[name] += value.detach()
+
+    def draw(self) -> LightBatch:
+        """Pairs of groups and, if there are any, of photos."""
+        settings, device = self.settings, self.process.device
+        few = 0 if self.photos is None else round(settings.batch * settings.photo_share)
+        groups = self.reader.groups
+        batches = []
+        if few < settings.batch:
+            chosen = torch.randint(len(groups), (settings.batch - few,), device=device)
+            batches.append(draw_rendered(groups, chosen, self.photos))
+        if few:
+            batches.append(draw_photographed(self.photos, torch.randint(len(self.photos), (few,), device=device)))
+        return batches[0] if len(batches) == 1 else batches[0].joined(batches[1])
+
+    def log(self, bar: tqdm, step: int, steps: int, elapsed: float) -> None:
+        """A line of means over the last steps, and of held-out gains. Raises `ImprintError` for a loss that is not finite."""
+        means = {name: float(value) / steps for name, value in self.sums.items()}
+        for value in self.sums.values():
+            value.zero_()
+        if not all(map(math.isfinite, means.values())):
+            raise ImprintError(f"the loss is not finite at step {step} ({means}); nothing was written: lower --lr")
+        if self.process.index:
+            return
+        found = gains(self.mean.net, self.held_out)
+        line = {"step": step, "pictures": step * self.settings.batch * self.process.count, "seconds": elapsed}
+        line |= {"groups": len(self.reader.groups), "losses": means, "gains": found}
+        with self.settings.output.with_suffix(".stats.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        bar.set_postfix({name: f"{value:+.3f}" for name, value in found.items()})
 
 
-def join(first: LightBatch, second: LightBatch) -> LightBatch:
-    return LightBatch(*(torch.cat(pair) for pair in zip(vars(first).values(), vars(second).values())))
-
-
-def _hole(batch: LightBatch) -> torch.Tensor:
-    """(B, 1, H, W): 1 in the box of the object and its shadow."""
-    inside = ((batch.alpha > 0.5) | (batch.shadow > 0.12)).float()
-    rows, columns = inside.amax(3, keepdim=True), inside.amax(2, keepdim=True)
-    spread = lambda line, axis: (line.cumsum(axis) > 0) & (line.flip(axis).cumsum(axis).flip(axis) > 0)
-    return (spread(rows, 2) & spread(columns, 3)).float()
-
-
-def _contact(batch: LightBatch) -> torch.Tensor:
-    """(B, 1, H, W): 1 close beside the object's lower half."""
-    solid = (batch.alpha > 0.5).float()
-    count = solid.sum((2, 3), keepdim=True).clamp(min=1)
-    rows = torch.arange(solid.shape[2], device=solid.device).view(1, 1, -1, 1).float()
-    middle = (solid * rows).sum((2, 3), keepdim=True) / count
-    lower = solid * (rows > middle)
-    reach = round(0.03 * solid.shape[2])
-    return (F.max_pool2d(lower, 2 * reach + 1, 1, reach) > 0).float()
-
-
-def _slopes(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return maps[..., 1:] - maps[..., :-1], maps[..., 1:, :] - maps[..., :-1, :]
+def learning_rate(settings: Relight, step: int, done: float) -> float:
+    """It rises over the first steps, stays, and falls to 0 over the last part of the run. done: of the run, from 0 to 1."""
+    rising = min(1.0, (step + 1) / settings.lr_warmup)
+    return settings.lr * rising * min(1.0, (1 - done) / settings.cooldown)

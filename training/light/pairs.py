@@ -6,23 +6,47 @@ every batch, as different cameras would have taken the object's photo and the sc
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from .scenes import LIGHTS
+from .radiance import luminance, shading, tone
+from .scenes import LIGHTS, channels
 
-_LUMINANCE = (0.2126, 0.7152, 0.0722)
-_START = {
-    "lit": 0,
-    "bare": 3 * LIGHTS,
-    "photo": 4 * LIGHTS,
-    "alone": 7 * LIGHTS,
-    "alpha": 7 * LIGHTS + 3,
-    "normal": 7 * LIGHTS + 4,
-}
+MIDDLE_GREY = 0.18
+"""Linear: what a scene's geometric mean is exposed to."""
+BRIGHTEST = 0.9
+"""Linear: nine cameras of ten expose so that the object in the scene is not brighter."""
+OWN_BRIGHTEST = 0.55
+"""Linear: what the bright parts of an object are in its own photo."""
+SOURCES = (0.5, 0.88)
+"""Shares, added up: the object's own photo shows it in the air, on other ground, and the rest in the scene's own light."""
+ALIKE = 0.6
+"""Of those in the scene's own light: where nothing has to change."""
+UNTOUCHED = 0.25
+"""Of pairs from photos, likewise."""
+SWAPPED = 0.15
+"""Of batches: red, green and blue change their places."""
+SMALLEST_CROP = 0.72
+"""Side of a crop, of the whole."""
+
+
+@dataclass
+class LightGroups:
+    """Path-traced groups in a device's memory."""
+
+    radiance: torch.Tensor
+    """(N, C, S, S) float16 as `training.light.scenes.CHANNELS` says, after `training.light.radiance.settle_shadows`."""
+    places: torch.Tensor
+    """(N, `LIGHTS` + 1) panoramas; the last lights the object alone."""
+    turns: torch.Tensor
+    """(N, `LIGHTS` + 1) degrees about the vertical."""
+    lights: torch.Tensor
+    """(P, 3, h, 2 * h): `training.light.radiance.irradiance` of each panorama."""
+
+    def __len__(self) -> int:
+        return len(self.radiance)
 
 
 @dataclass
@@ -43,180 +67,109 @@ class LightBatch:
     rendered: torch.Tensor
     """(B, 1, 1, 1): 1 where shadow and shading are known, 0 for photos."""
 
+    def joined(self, other: LightBatch) -> LightBatch:
+        """Both as one."""
+        return LightBatch(*(torch.cat(pair) for pair in zip(vars(self).values(), vars(other).values())))
 
-def luminance(pictures: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W)."""
-    return (pictures * pictures.new_tensor(_LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def tone(linear: torch.Tensor) -> torch.Tensor:
-    """Exposed linear radiance as a photo shows it: a soft shoulder above 0.7, then sRGB, in [0, 1]."""
-    c = torch.where(linear > 0.7, 1 - 0.3 * torch.exp((0.7 - linear.clamp(max=50)) / 0.3), linear)
-    return torch.where(c > 0.0031308, 1.055 * c.clamp(min=1e-6) ** (1 / 2.4) - 0.055, 12.92 * c).clamp(0, 1)
+    def __len__(self) -> int:
+        return len(self.picture)
 
 
-def settle_shadows(groups: torch.Tensor) -> None:
-    """Turn the radiance of the bare ground into the share of light that it keeps, in place, without the tracer's noise."""
-    for part in groups.split(32):
-        alpha = part[:, _START["alpha"]].float()
-        free = (alpha < 0.02).float()[:, None]
-        for light in range(LIGHTS):
-            lit = luminance(part[:, 3 * light : 3 * light + 3].float())
-            bare = part[:, _START["bare"] + light, None].float()
-            known = free * (bare > 1e-4)
-            ratio = torch.where(known > 0, (lit / bare.clamp(min=1e-6)).clamp(0, 1.03), 1.0)
-            ratio = _median(ratio)
-            ratio = _gauss(ratio * known) / _gauss(known).clamp(min=1e-3)
-            part[:, _START["bare"] + light] = torch.where(known > 0, ratio, 1.0)[:, 0].clamp(0, 1).to(part)
+@dataclass
+class _Views:
+    """Of a group, in one of its lights, linear: what a pair is exposed from. All (B, C, S, S)."""
+
+    lit: torch.Tensor
+    """Object and ground in the scene's light."""
+    scene: torch.Tensor
+    """What a photo shows of the scene without them."""
+    own: torch.Tensor
+    """The object as its own photo has it."""
+    kept: torch.Tensor
+    """Share of light that the ground keeps."""
+    alpha: torch.Tensor
+    normal: torch.Tensor
 
 
-def irradiance(panorama: torch.Tensor, rows: int = 16) -> torch.Tensor:
-    """(H, W, 3) linear -> (3, rows, 2 * rows): logarithm of what a white matt surface returns, by its normal."""
-    small = F.interpolate(panorama.float().permute(2, 0, 1)[None], (64, 128), mode="area")[0].reshape(3, -1)
-    rays, size = _rays(64), _sizes(64)
-    cosine = (_rays(rows) @ rays.T).clamp(min=0) * size
-    light = small @ (cosine / cosine.sum(1, keepdim=True)).T
-    return light.clamp(min=1e-4).log().reshape(3, rows, 2 * rows)
+class _Camera:
+    """Contrast and saturation of so many cameras."""
+
+    def __init__(self, count: int, device: torch.device):
+        self.power = (0.1 * torch.randn(count, 1, 1, 1, device=device)).exp()
+        self.colour = (0.12 * torch.randn(count, 1, 1, 1, device=device)).exp()
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        pictures = pictures.clamp(min=1e-5) ** self.power
+        grey = luminance(pictures)
+        return (grey + (pictures - grey) * self.colour).clamp(0, 1)
 
 
 def draw_rendered(
-    groups: torch.Tensor,
-    places: torch.Tensor,
-    turns: torch.Tensor,
-    lights: torch.Tensor,
-    chosen: torch.Tensor,
-    photos: torch.Tensor | None = None,
-    augment: bool = True,
+    groups: LightGroups, chosen: torch.Tensor, photos: torch.Tensor | None = None, augment: bool = True
 ) -> LightBatch:
-    """A batch of path-traced pairs.
+    """A batch of path-traced pairs: rows `chosen` (B,) of the groups.
 
-    groups (N, C, S, S) float16 after `settle_shadows`; places, turns (N, `LIGHTS` + 1); lights (P, 3, h, 2h) of
-    `irradiance`; chosen (B,) indices; photos as in `draw_photographed`: their fine detail sharpens half of the scenes, since
-    a view cut out of a panorama is softer than a photo.
+    photos as in `draw_photographed`: their fine detail sharpens half of the scenes, since a view cut out of a panorama is
+    softer than a photo. Without `augment`, cameras are all alike and each group is seen in its first light.
     """
-    part = groups[chosen]
-    count, device = len(part), part.device
-    rows = torch.arange(count, device=device)
-    draw = lambda *shape: torch.randn(*shape, device=device)
-    uniform = lambda *shape: torch.rand(*shape, device=device)
+    count, device = len(chosen), chosen.device
+    light, source = _draw_lights(count, device, augment)
+    views = _views(groups.radiance[chosen], light, source, augment)
+    places, turns, rows = groups.places[chosen], groups.turns[chosen], torch.arange(count, device=device)
+    shades = [shading(groups.lights, places[rows, of], turns[rows, of], views.normal) for of in (light, source)]
 
-    light = (
-        torch.randint(LIGHTS, (count,), device=device)
-        if augment
-        else torch.zeros(count, dtype=torch.long, device=device)
-    )
-    other = (light + 1 + torch.randint(LIGHTS - 1, (count,), device=device)) % LIGHTS
-    kind = uniform(count) if augment else torch.zeros(count, device=device)
-    # Its own photo: cut out in the air, or on the ground of another place, or even in the same light.
-    source = torch.where(kind < 0.5, LIGHTS, torch.where(kind < 0.88, other, light))
-    three = lambda start, index: torch.stack([part[rows, start + 3 * index + channel] for channel in range(3)], 1)
-    lit, photo = three(0, light), three(_START["photo"], light)
-    alone = part[:, _START["alone"] : _START["alone"] + 3]
-    own = torch.where((source < LIGHTS)[:, None, None, None], three(0, source.clamp(max=LIGHTS - 1)), alone)
-    kept = part[rows, _START["bare"] + light][:, None]
-    alpha = part[:, _START["alpha"], None]
-    normal = part[:, _START["normal"] : _START["normal"] + 3]
-    layers = torch.cat([lit, photo, own, kept, alpha, normal], 1).float()
+    factor, own_factor, alike = _draw_exposures(views, source == light, augment)
+    shade = torch.cat([each + by.log() for each, by in zip(shades, (factor, own_factor))], 1)
+    target, background, own = tone(views.lit * factor), tone(views.scene * factor), tone(views.own * own_factor)
     if augment:
-        layers = _cropped(layers)
-    lit, photo, own, kept, alpha, normal = layers.split([3, 3, 3, 1, 1, 3], 1)
-    alpha = alpha.clamp(0, 1)
-    solid = (alpha > 0.9).float()
-
-    shade = torch.cat(
-        [
-            _shading(lights, places[chosen][rows, index], turns[chosen][rows, index], normal)
-            for index in (light, source)
-        ],
-        1,
-    )
-    middle = luminance(photo).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
-    spread = 0.35 if augment else 0.0
-    exposure = 0.18 / middle * (spread * draw(count, 1, 1, 1)).exp()
-    brightest = _quantile(luminance(lit), solid, 0.97)
-    exposure = torch.where(uniform(count, 1, 1, 1) < 0.9, torch.minimum(exposure, 0.9 / brightest), exposure)
-    own_exposure = (
-        0.55 / _quantile(luminance(own), solid, 0.9) * ((0.28 if augment else 0.0) * draw(count, 1, 1, 1)).exp()
-    )
-    balance = (0.07 * augment * draw(count, 3, 1, 1)).exp()
-    own_balance = (0.09 * augment * draw(count, 3, 1, 1)).exp()
-    if augment:
-        alike = ((source == light)[:, None, None, None]) & (uniform(count, 1, 1, 1) < 0.6)  # nothing has to change
-        own_exposure, own_balance = torch.where(alike, exposure, own_exposure), torch.where(alike, balance, own_balance)
-    shade = shade + torch.cat(
-        [(exposure * balance).log().expand(-1, 3, -1, -1), (own_exposure * own_balance).log().expand(-1, 3, -1, -1)], 1
-    )
-    target, background, own = (
-        tone(lit * exposure * balance),
-        tone(photo * exposure * balance),
-        tone(own * own_exposure * own_balance),
-    )
-    if augment:
-        look = _look(count, device)
-        target, background = look(target), look(background)
-        own = torch.where(alike, target, _look(count, device)(own))
-        swap = torch.rand((), device=device) < 0.15
-        if swap:
+        scene_camera, own_camera = _Camera(count, device), _Camera(count, device)
+        target, background = scene_camera(target), scene_camera(background)
+        own = torch.where(alike, target, own_camera(own))
+        if torch.rand(()) < SWAPPED:
             order = torch.randperm(3, device=device)
             target, background, own = target[:, order], background[:, order], own[:, order]
-            shade = torch.cat([shade[:, :3][:, order], shade[:, 3:][:, order]], 1)
-    if augment and photos is not None:
-        sharp = photos[torch.randint(len(photos), (count,), device=device), :3].float() / 255
-        sharp = _cropped(sharp.flip(3))
-        sharp = sharp - F.avg_pool2d(sharp, 9, 1, 4, count_include_pad=False)
-        strength = (
-            1.2
-            * uniform(count, 1, 1, 1)
-            * (uniform(count, 1, 1, 1) < 0.5)
-            * background.mean((1, 2, 3), keepdim=True).clamp(max=0.5)
-            / 0.5
-        )
-        background = (background + strength * sharp).clamp(0, 1)
-    flip = (uniform(count, 1, 1, 1) < 0.5) & augment
-    made = [torch.where(flip, each.flip(3), each) for each in (own, alpha, background, target, 1 - kept, shade)]
-    own, alpha, background, target, shadow, shade = made
-    guess = uniform(count, 1, 1, 1) < 0.5
-    background = torch.where(guess, fill_in(background, alpha), background)
-    picture = own * alpha + background * (1 - alpha)
+            shade = torch.cat([half[:, order] for half in shade.chunk(2, 1)], 1)
+        if photos is not None:
+            background = _sharpened(background, photos)
+        mirrored = torch.rand(count, 1, 1, 1, device=device) < 0.5
+    else:
+        mirrored = torch.zeros(count, 1, 1, 1, dtype=torch.bool, device=device)
+    made = (own, views.alpha, background, target, 1 - views.kept, shade)
+    own, alpha, background, target, shadow, shade = (torch.where(mirrored, each.flip(3), each) for each in made)
+    guessed = torch.rand(count, 1, 1, 1, device=device) < 0.5
+    background = torch.where(guessed, fill_in(background, alpha), background)
+    picture = torch.lerp(background, own, alpha)
     return LightBatch(picture, alpha, background, target, shadow, shade, torch.ones(count, 1, 1, 1, device=device))
 
 
-def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor, augment: bool = True) -> LightBatch:
+def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor) -> LightBatch:
     """A batch of pairs from photos: the object recoloured or relit, the photo itself the truth.
 
-    photos (N, 4, S, S) uint8: a photo and its object's mask.
+    photos (N, 4, S, S) uint8: a photo and its object's mask; chosen (B,): of the N.
     """
     part = photos[chosen].float() / 255
     count, device = len(part), part.device
-    draw = lambda *shape: torch.randn(*shape, device=device)
-    if augment:
-        flip = torch.rand(count, 1, 1, 1, device=device) < 0.5
-        part = torch.where(flip, part.flip(3), part)
-        part = _cropped(part)
-    photo, alpha = part[:, :3].clamp(0, 1), part[:, 3:].clamp(0, 1)
-    if augment:
-        photo = _look(count, device)(photo)
+    part = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, part.flip(3), part)
+    photo, alpha = _cropped(part).clamp(0, 1).split([3, 1], 1)
+    photo = _Camera(count, device)(photo)
+    own = (_Camera(count, device)(photo) * _draw_relighting(count, photo.shape[2:], device)).clamp(0, 1)
+    own = torch.where(torch.rand(count, 1, 1, 1, device=device) < UNTOUCHED, photo, own)
     background = fill_in(photo, alpha)
-    rows = torch.linspace(-1, 1, part.shape[2], device=device).view(1, 1, -1, 1)
-    columns = torch.linspace(-1, 1, part.shape[3], device=device).view(1, 1, 1, -1)
-    slope = 0.22 * (draw(count, 1, 1, 1) * rows + draw(count, 1, 1, 1) * columns)
-    tint_slope = 0.05 * (draw(count, 3, 1, 1) * rows + draw(count, 3, 1, 1) * columns)
-    factor = (0.28 * draw(count, 1, 1, 1) + 0.1 * draw(count, 3, 1, 1) + slope + tint_slope).exp()
-    own = (_look(count, device)(photo) * factor).clamp(0, 1)
-    untouched = torch.rand(count, 1, 1, 1, device=device) < 0.25
-    own = torch.where(untouched, photo, own)
-    picture = own * alpha + background * (1 - alpha)
+    picture = torch.lerp(background, own, alpha)
     zero = torch.zeros_like(alpha)
     return LightBatch(picture, alpha, background, photo, zero, zero.repeat(1, 6, 1, 1), zero[:, :, :1, :1])
 
 
 def fill_in(pictures: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Guess what lies behind an object from what lies around it: means over ever larger surroundings."""
+    """Guess what lies behind an object from what lies around it: means over ever larger surroundings.
+
+    pictures (B, 3, S, S) in [0, 1], alpha (B, 1, S, S); the same where alpha is 0. This is pull-push (Gortler et al., The
+    Lumigraph, SIGGRAPH 1996, section 3.4.2).
+    """
     known = (alpha < 0.05).float()
     levels = [(pictures * known, known)]
     while levels[-1][0].shape[-1] > 2:
-        colours, share = levels[-1]
-        levels.append((F.avg_pool2d(colours, 2), F.avg_pool2d(share, 2)))
+        levels.append(tuple(F.avg_pool2d(each, 2) for each in levels[-1]))
     guess = levels[-1][0] / levels[-1][1].clamp(min=1e-4)
     for colours, share in reversed(levels[:-1]):
         guess = F.interpolate(guess, colours.shape[2:], mode="bilinear", align_corners=False)
@@ -224,75 +177,92 @@ def fill_in(pictures: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return torch.lerp(pictures, guess, (alpha * 20).clamp(0, 1)).clamp(0, 1)
 
 
-def _look(count: int, device) -> callable:
-    """A camera's contrast and saturation, drawn for each picture."""
-    power = (0.1 * torch.randn(count, 1, 1, 1, device=device)).exp()
-    colour = (0.12 * torch.randn(count, 1, 1, 1, device=device)).exp()
+def _draw_lights(count: int, device: torch.device, augment: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) each: in which of a group's lights the scene is, and the object's own photo; `LIGHTS` is the object alone."""
+    if not augment:
+        return torch.zeros(count, dtype=torch.long, device=device), torch.full((count,), LIGHTS, device=device)
+    light = torch.randint(LIGHTS, (count,), device=device)
+    other = (light + 1 + torch.randint(LIGHTS - 1, (count,), device=device)) % LIGHTS
+    kind = torch.rand(count, device=device)
+    alone, on_ground = SOURCES
+    return light, torch.where(kind < alone, LIGHTS, torch.where(kind < on_ground, other, light))
 
-    def apply(pictures: torch.Tensor) -> torch.Tensor:
-        pictures = pictures.clamp(min=1e-5) ** power
-        grey = luminance(pictures)
-        return (grey + (pictures - grey) * colour).clamp(0, 1)
 
-    return apply
+def _views(groups: torch.Tensor, light: torch.Tensor, source: torch.Tensor, augment: bool) -> _Views:
+    """groups (B, C, S, S), light and source (B,) as `_draw_lights` gives them."""
+    rows = torch.arange(len(groups), device=groups.device)
+    lit, scene, kept = (
+        groups[:, channels(name)].unflatten(1, (LIGHTS, -1))[rows, light] for name in ("lit", "photo", "bare")
+    )
+    every = torch.cat([groups[:, channels("lit")], groups[:, channels("alone")]], 1).unflatten(1, (LIGHTS + 1, 3))
+    shown = lit, scene, every[rows, source], kept, groups[:, channels("alpha")], groups[:, channels("normal")]
+    layers = torch.cat(shown, 1).float()
+    views = _Views(*(_cropped(layers) if augment else layers).split([3, 3, 3, 1, 1, 3], 1))
+    views.alpha = views.alpha.clamp(0, 1)
+    return views
+
+
+def _draw_exposures(
+    views: _Views, same: torch.Tensor, augment: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What radiance is multiplied with, (B, 3, 1, 1), in the scene's photo and in the object's own; and where both are one.
+
+    same: (B,), where the light is.
+    """
+    count, device = len(same), same.device
+
+    def drawn(deviation: float, channels: int) -> torch.Tensor:
+        return (augment * deviation * torch.randn(count, channels, 1, 1, device=device)).exp()
+
+    solid = (views.alpha > 0.9).float()
+    middle = luminance(views.scene).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
+    exposure = MIDDLE_GREY / middle * drawn(0.35, 1)
+    most = BRIGHTEST / _quantile(luminance(views.lit), solid, 0.97)
+    careful = torch.rand(count, 1, 1, 1, device=device) < (0.9 if augment else 1)
+    factor = torch.where(careful, torch.minimum(exposure, most), exposure) * drawn(0.07, 3)
+    own = OWN_BRIGHTEST / _quantile(luminance(views.own), solid, 0.9) * drawn(0.28, 1) * drawn(0.09, 3)
+    alike = same.view(-1, 1, 1, 1) & (torch.rand(count, 1, 1, 1, device=device) < ALIKE)
+    return factor, torch.where(alike, factor, own), alike
+
+
+def _draw_relighting(count: int, size: torch.Size, device: torch.device) -> torch.Tensor:
+    """(B, 3, H, W): factors of another exposure and white balance, and of light and tint that come from one side."""
+    rows, columns = (torch.linspace(-1, 1, side, device=device) for side in size)
+
+    def slope(channels: int) -> torch.Tensor:
+        down, across = torch.randn(2, count, channels, 1, 1, device=device)
+        return down * rows[:, None] + across * columns
+
+    exposure, balance = (torch.randn(count, channels, 1, 1, device=device) for channels in (1, 3))
+    return (0.28 * exposure + 0.1 * balance + 0.22 * slope(1) + 0.05 * slope(3)).exp()
+
+
+def _sharpened(backgrounds: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
+    """Half of them with the fine detail of photos, less of it in the dark."""
+    count, device = len(backgrounds), backgrounds.device
+    fine = _cropped(photos[torch.randint(len(photos), (count,), device=device), :3].flip(3).float() / 255)
+    fine = fine - F.avg_pool2d(fine, 9, 1, 4, count_include_pad=False)
+    half = torch.rand(count, 1, 1, 1, device=device) < 0.5
+    brightness = backgrounds.mean((1, 2, 3), keepdim=True).clamp(max=0.5) / 0.5
+    strength = 1.2 * torch.rand(count, 1, 1, 1, device=device) * half * brightness
+    return (backgrounds + strength * fine).clamp(0, 1)
 
 
 def _cropped(layers: torch.Tensor) -> torch.Tensor:
-    """A random square of 72 to 100 % of each, brought to the full size."""
+    """A random square of each, of `SMALLEST_CROP` to 1 of its side, brought to the full size."""
     count, device = len(layers), layers.device
-    scale = 0.72 + 0.28 * torch.rand(count, device=device)
-    shift = (2 * torch.rand(count, 2, device=device) - 1) * (1 - scale)[:, None]
+    scale = SMALLEST_CROP + (1 - SMALLEST_CROP) * torch.rand(count, device=device)
     theta = torch.zeros(count, 2, 3, device=device)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, :, 2] = shift
-    grid = F.affine_grid(theta, (count, 1, *layers.shape[2:]), align_corners=False)
+    theta[:, :, 2] = (2 * torch.rand(count, 2, device=device) - 1) * (1 - scale)[:, None]
+    grid = F.affine_grid(theta, [count, 1, *layers.shape[2:]], align_corners=False)
     return F.grid_sample(layers, grid, padding_mode="border", align_corners=False)
 
 
 def _quantile(values: torch.Tensor, where: torch.Tensor, share: float) -> torch.Tensor:
-    """(B, 1, 1, 1): the quantile of values (B, 1, H, W) where `where` is 1, from a coarse grid of them."""
+    """(B, 1, 1, 1): the quantile of values (B, 1, H, W) where `where` is 1, from every fourth of them each way."""
     values, where = values[:, :, ::4, ::4].flatten(1), where[:, :, ::4, ::4].flatten(1)
     ordered = torch.where(where > 0, values, torch.inf).sort(1).values
     index = ((where.sum(1) - 1).clamp(min=0) * share).long()
     found = ordered.gather(1, index[:, None])[:, 0]
     return torch.where(found.isfinite(), found, 0.5).clamp(min=1e-3).view(-1, 1, 1, 1)
-
-
-def _shading(lights: torch.Tensor, places: torch.Tensor, turns: torch.Tensor, normals: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S): `irradiance` of each sample's panorama, turned, at its normals (B, 3, S, S)."""
-    normals = F.normalize(normals, dim=1)
-    angle = turns.view(-1, 1, 1) * (math.pi / 180)
-    x = normals[:, 0] * angle.cos() - normals[:, 2] * angle.sin()
-    z = normals[:, 0] * angle.sin() + normals[:, 2] * angle.cos()
-    across = torch.atan2(x, -z) / math.pi  # Mitsuba's panoramas start at -z
-    down = torch.acos(normals[:, 1].clamp(-1, 1)) / math.pi * 2 - 1
-    across = torch.remainder(across, 2) - 1
-    return F.grid_sample(lights[places], torch.stack([across, down], -1), padding_mode="border", align_corners=False)
-
-
-def _rays(rows: int) -> torch.Tensor:
-    """(rows * 2 * rows, 3) directions of a panorama's pixels, as Mitsuba has them."""
-    polar = ((torch.arange(rows) + 0.5) / rows * math.pi)[:, None]
-    around = ((torch.arange(2 * rows) + 0.5) / rows * math.pi)[None]
-    return torch.stack(
-        torch.broadcast_tensors(around.sin() * polar.sin(), polar.cos(), -around.cos() * polar.sin()), -1
-    ).reshape(-1, 3)
-
-
-def _sizes(rows: int) -> torch.Tensor:
-    polar = ((torch.arange(rows) + 0.5) / rows * math.pi).sin()
-    return polar[:, None].expand(-1, 2 * rows).reshape(-1)
-
-
-def _median(pictures: torch.Tensor) -> torch.Tensor:
-    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
-    high, wide = pictures.shape[2:]
-    shifted = [padded[:, :, y : y + high, x : x + wide] for y in range(3) for x in range(3)]
-    return torch.cat(shifted, 1).median(1, keepdim=True).values
-
-
-def _gauss(pictures: torch.Tensor) -> torch.Tensor:
-    line = torch.exp(-0.5 * torch.arange(-3, 4, device=pictures.device).float() ** 2)
-    line = (line / line.sum()).view(1, 1, -1)
-    pictures = F.conv2d(F.pad(pictures, (3, 3, 3, 3), mode="replicate"), line[..., None])
-    return F.conv2d(pictures, line[:, :, None])

@@ -1,8 +1,8 @@
-"""Path-traced groups: one object on the ground, seen by one camera, in the light of several panoramas (Mitsuba 3).
+"""What a group shows: an object as one mesh, how it stands and is seen, and the group's channels.
 
-A group is what training needs to know of light and shadow: the object with its ground in each panorama's light, the
-ground without it, what a photo of that place would show, and the object alone in yet another light. All is linear
-radiance, so that exposures and white balances are drawn anew every time a group is used.
+A group is what training needs to know of light and shadow: the object with its ground in the light of several panoramas, the
+ground without it, what a photo of each place would show, and the object alone in yet another light. All is linear radiance,
+so that exposures and white balances are drawn anew every time a group is used.
 """
 
 from __future__ import annotations
@@ -13,26 +13,39 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from training.render import Part
+from ..render.meshes import Part
 
 LIGHTS = 3
 """Panoramas per group that light object and ground; one more lights the object alone."""
 CHANNELS = {"lit": 3 * LIGHTS, "bare": LIGHTS, "photo": 3 * LIGHTS, "alone": 3, "alpha": 1, "normal": 3}
-"""What a group holds, in this order: channels of float16 per pixel."""
+"""What a group holds, in this order: channels of float16 per pixel. `bare` is luminance."""
 TILE = 256
-"""Pixels a side of one part's tile in the atlas."""
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
+"""Pixels a side of one part's tile in the atlas; half of it where there are many parts."""
+PALETTE_LEVELS = 4
+"""Levels of red, green and blue each, to which painted vertices are sorted."""
+
+
+def channels(name: str) -> slice:
+    """Where one of `CHANNELS` lies among a group's."""
+    names = list(CHANNELS)
+    start = sum(CHANNELS[before] for before in names[: names.index(name)])
+    return slice(start, start + CHANNELS[name])
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A whole object as one mesh: `positions`, `normals` (V, 3), `uv` (V, 2), `faces` (F, 3), atlas picture."""
+    """A whole object as one mesh, of diameter 1; every face has its own corners."""
 
     positions: np.ndarray
+    """(V, 3) float32."""
     normals: np.ndarray
+    """(V, 3) float32, of length 1."""
     uv: np.ndarray
+    """(V, 2) float32: Mitsuba's, v runs down the atlas."""
     faces: np.ndarray
+    """(F, 3) uint32."""
     atlas: np.ndarray
+    """(H, W, 3) uint8, sRGB."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,11 @@ class View:
     grounded: bool
     """Whether there is a ground at all; without one nothing takes a shadow."""
     elevation: float
+    """Of the camera above `aim`."""
     distance: float
+    """From `aim`."""
     field: float
+    """Of view."""
     aim: np.ndarray
     """(3,) what the camera looks at."""
     roughness: float
@@ -56,9 +72,29 @@ class View:
     reflectance: float
     """Of the ground."""
 
+    @property
+    def eye(self) -> np.ndarray:
+        """(3,): where the camera is, above the ground if there is one."""
+        eye = self.aim + self.distance * np.array([0, math.sin(self.elevation), math.cos(self.elevation)])
+        if self.grounded:
+            eye[1] = max(eye[1], 0.05)
+        return eye
+
+    def stood(self, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and normals (V, 3) of the shape, turned, with its middle above the origin, at its height."""
+        turned = self.rotation.T.astype(np.float32)
+        positions = shape.positions @ turned
+        low, high = positions.min(0), positions.max(0)
+        middle = (low + high) / 2
+        positions -= np.array([middle[0], low[1] - self.lift, middle[2]], np.float32)
+        return positions, shape.normals @ turned
+
+
+# --- an object as one mesh -------------------------------------------------------------------------------------------
+
 
 def merge_parts(parts: list[Part]) -> Shape:
-    """The parts of a mesh as one, with their textures in one atlas; every face has its own corners."""
+    """The parts of a mesh as one, with their textures as tiles of one atlas."""
     columns = math.ceil(math.sqrt(len(parts)))
     tile = TILE if columns <= 3 else TILE // 2
     atlas = np.zeros((columns * tile, columns * tile, 3), np.uint8)
@@ -66,32 +102,7 @@ def merge_parts(parts: list[Part]) -> Shape:
     for index, part in enumerate(parts):
         row, column = divmod(index, columns)
         corners = part.vertices[part.faces]  # (F, 3, 11)
-        face = np.cross(corners[:, 1, :3] - corners[:, 0, :3], corners[:, 2, :3] - corners[:, 0, :3])
-        normal = corners[..., 3:6].copy()
-        missing = ~(np.linalg.norm(normal, axis=-1) > 1e-6)
-        normal[missing] = np.broadcast_to(face[:, None], normal.shape)[missing]
-        if part.triplanar:
-            centre, extent = part.bounds
-            local = (corners[..., :3] - centre) / max(float(extent.max()), 1e-4)
-            axis = np.abs(face).argmax(1)
-            across, up = np.array([2, 0, 0])[axis], np.array([1, 2, 1])[axis]
-            uv = (
-                np.stack([np.take_along_axis(local, each[:, None, None], 2)[..., 0] for each in (across, up)], -1) + 0.5
-            )
-            texture = part.texture
-        elif part.texture.width > 1:
-            uv = corners[..., 6:8]
-            uv = uv - np.floor(uv.min(1, keepdims=True))  # a face that crosses the border is cut off there
-            texture = part.texture
-        else:  # plain or painted vertices: a palette of 8 x 8 colours
-            colour = corners[..., 8:11].mean(1)
-            levels = np.rint(colour.clip(0, 1) * 3).astype(int)
-            cell = levels[:, 0] * 16 + levels[:, 1] * 4 + levels[:, 2]
-            palette = np.full((64, 3), 0.5)
-            for each in np.unique(cell):
-                palette[each] = colour[cell == each].mean(0)
-            texture = Image.fromarray(np.rint(palette.clip(0, 1).reshape(8, 8, 3) * 255).astype(np.uint8))
-            uv = np.stack([cell % 8 + 0.5, 7.5 - cell // 8], -1)[:, None] / 8 * np.ones((1, 3, 1))
+        texture, uv = _texture(part, corners)
         filter = Image.Resampling.NEAREST if texture.width <= 8 else Image.Resampling.BICUBIC
         picture = np.asarray(texture.convert("RGB").resize((tile, tile), filter))
         atlas[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = picture
@@ -99,12 +110,12 @@ def merge_parts(parts: list[Part]) -> Shape:
         # Mitsuba's v runs down its bitmaps, the parts' v runs up.
         uvs.append(np.stack([column + inside[..., 0], row + 1 - inside[..., 1]], -1).reshape(-1, 2) / columns)
         positions.append(corners[..., :3].reshape(-1, 3))
-        normals.append(normal.reshape(-1, 3))
+        normals.append(_corner_normals(corners).reshape(-1, 3))
     normal = np.concatenate(normals)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-9)
     count = sum(map(len, positions))
     return Shape(
-        np.concatenate(positions).astype(np.float32) / 2,  # a diameter of 1
+        (np.concatenate(positions) / 2).astype(np.float32),  # parts have a radius of 1
         normal.astype(np.float32),
         np.concatenate(uvs).astype(np.float32),
         np.arange(count, dtype=np.uint32).reshape(-1, 3),
@@ -112,17 +123,63 @@ def merge_parts(parts: list[Part]) -> Shape:
     )
 
 
+def _face_normals(corners: np.ndarray) -> np.ndarray:
+    """(F, 3), as long as the faces are large."""
+    return np.cross(corners[:, 1, :3] - corners[:, 0, :3], corners[:, 2, :3] - corners[:, 0, :3])
+
+
+def _corner_normals(corners: np.ndarray) -> np.ndarray:
+    """(F, 3, 3): the corners' own, or their face's where they have none."""
+    normals = corners[..., 3:6].copy()
+    missing = ~(np.linalg.norm(normals, axis=-1) > 1e-6)
+    normals[missing] = np.broadcast_to(_face_normals(corners)[:, None], normals.shape)[missing]
+    return normals
+
+
+def _texture(part: Part, corners: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """A part's picture, and its corners' places (F, 3, 2) in it, from 0 to 1, v upwards."""
+    if part.triplanar:
+        return part.texture, _triplanar(part, corners)
+    if part.texture.width > 1:
+        uv = corners[..., 6:8]
+        return part.texture, uv - np.floor(uv.min(1, keepdims=True))  # a face that crosses the border is cut off there
+    return _palette(corners)
+
+
+def _triplanar(part: Part, corners: np.ndarray) -> np.ndarray:
+    """(F, 3, 2): each face sees the picture from the side that it faces most."""
+    centre, extent = part.bounds
+    local = (corners[..., :3] - centre) / max(float(extent.max()), 1e-4)
+    side = np.abs(_face_normals(corners)).argmax(1)
+    axes = np.array([2, 0, 0])[side], np.array([1, 2, 1])[side]
+    return np.stack([np.take_along_axis(local, axis[:, None, None], 2)[..., 0] for axis in axes], -1) + 0.5
+
+
+def _palette(corners: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """Plain or painted vertices: a picture of 8 x 8 colours, and each face's place in it, (F, 3, 2)."""
+    colour = corners[..., 8:11].mean(1)
+    levels = np.rint(colour.clip(0, 1) * (PALETTE_LEVELS - 1)).astype(int)
+    cell = levels @ np.array([PALETTE_LEVELS**2, PALETTE_LEVELS, 1])
+    palette = np.full((64, 3), 0.5)
+    for each in np.unique(cell):
+        palette[each] = colour[cell == each].mean(0)
+    picture = Image.fromarray(np.rint(palette.clip(0, 1).reshape(8, 8, 3) * 255).astype(np.uint8))
+    uv = np.stack([cell % 8 + 0.5, 7.5 - cell // 8], -1) / 8
+    return picture, np.repeat(uv[:, None], 3, 1)
+
+
+# --- a view ----------------------------------------------------------------------------------------------------------
+
+
 def draw_view(rng: np.random.Generator, shape: Shape) -> View:
     """A camera that sees an object and the ground around it, as a person would take the photo."""
-    turn = rng.uniform(0, 2 * math.pi)
-    rotation = _about([0, 1, 0], turn)
+    rotation = _about([0, 1, 0], rng.uniform(0, 2 * math.pi))
     if rng.uniform() < 0.2:  # it lies or leans
         rotation = _about(rng.normal(size=3), rng.uniform(0, 2 * math.pi)) @ rotation
     kind = rng.uniform()
     grounded = kind < 0.92
     lift = rng.uniform(0.03, 0.6) if kind < 0.07 else 0.0
-    heights = shape.positions @ rotation.T[:, 1]
-    height = float(np.ptp(heights))
+    height = float(np.ptp(shape.positions @ rotation.T[:, 1]))
     elevation = rng.uniform(6, 40) if rng.uniform() < 0.85 else rng.uniform(40, 65)
     if not grounded:  # before the sky or a wall
         elevation = rng.uniform(-35, 5)
@@ -141,116 +198,7 @@ def draw_view(rng: np.random.Generator, shape: Shape) -> View:
     )
 
 
-class Tracer:
-    """Renders groups at one size. variant: of Mitsuba, `cuda_ad_rgb` on a GPU, `llvm_ad_rgb` or `scalar_rgb` without."""
-
-    def __init__(self, variant: str, panoramas: list[np.ndarray], side: int, samples: int):
-        import mitsuba
-
-        mitsuba.set_variant(variant)
-        self.mi, self.side, self.samples = mitsuba, side, samples
-        self.lights = [
-            mitsuba.load_dict({"type": "envmap", "bitmap": mitsuba.Bitmap(np.ascontiguousarray(each, np.float32))})
-            for each in panoramas
-        ]
-        self.path = mitsuba.load_dict({"type": "path", "max_depth": 4, "hide_emitters": True})
-        self.seen = mitsuba.load_dict({"type": "path", "max_depth": 2})
-        self.geometry = mitsuba.load_dict({"type": "aov", "aovs": "n:sh_normal"})
-
-    def render(self, shape: Shape, view: View, places: list[int], turns: list[float], seed: int) -> np.ndarray:
-        """(C, side, side) float16 as `CHANNELS` says, bottom row last.
-
-        places, turns: `LIGHTS` + 1 panoramas and how far each is turned about the vertical, in degrees.
-        """
-        mi, transform = self.mi, self.mi.ScalarTransform4f
-        positions = shape.positions @ view.rotation.T.astype(np.float32)
-        positions[:, 0] -= (positions[:, 0].min() + positions[:, 0].max()) / 2
-        positions[:, 2] -= (positions[:, 2].min() + positions[:, 2].max()) / 2
-        positions[:, 1] += view.lift - positions[:, 1].min()
-        thing = self._mesh(positions, shape.normals @ view.rotation.T.astype(np.float32), shape)
-        thing.set_bsdf(
-            mi.load_dict(
-                {
-                    "type": "twosided",
-                    "surface": {
-                        "type": "principled",
-                        "base_color": {"type": "bitmap", "bitmap": mi.Bitmap(shape.atlas)},
-                        "roughness": view.roughness,
-                        "metallic": view.metallic,
-                        "specular": view.specular,
-                    },
-                }
-            )
-        )
-        floor = mi.load_dict(
-            {
-                "type": "rectangle",
-                "to_world": transform().rotate([1, 0, 0], -90).scale(30),
-                "bsdf": {"type": "diffuse", "reflectance": {"type": "rgb", "value": view.reflectance}},
-            }
-        )
-        eye = view.aim + view.distance * np.array([0, math.sin(view.elevation), math.cos(view.elevation)])
-        if view.grounded:
-            eye[1] = max(eye[1], 0.05)
-        camera = mi.load_dict(
-            {
-                "type": "perspective",
-                "fov": math.degrees(view.field),
-                "to_world": transform().look_at(origin=eye.tolist(), target=view.aim.tolist(), up=[0, 1, 0]),
-                "film": {
-                    "type": "hdrfilm",
-                    "width": self.side,
-                    "height": self.side,
-                    "pixel_format": "rgba",
-                    "rfilter": {"type": "box"},
-                },
-                "sampler": {"type": "independent", "sample_count": self.samples},
-            }
-        )
-
-        # One seed for all: rays that the object does not touch are the same with it and without, and so is their noise.
-        def shot(parts: dict, samples: int, integrator) -> np.ndarray:
-            scene = mi.load_dict({"type": "scene", **parts})
-            return np.array(mi.render(scene, sensor=camera, integrator=integrator, spp=samples, seed=seed))
-
-        lit, bare, photo = [], [], []
-        ground = {"floor": floor} if view.grounded else {}
-        for place, turn in zip(places[:LIGHTS], turns):
-            light = self._light(place, turn)
-            lit.append(shot({"light": light, "thing": thing, **ground}, self.samples, self.path)[..., :3])
-            empty = {"light": light, **ground}
-            bare.append(
-                shot(empty, self.samples, self.path)[..., :3] @ LUMINANCE if ground else np.zeros(lit[0].shape[:2])
-            )
-            photo.append(shot({"light": light}, 4, self.seen)[..., :3])
-        light = self._light(places[LIGHTS], turns[LIGHTS])
-        alone = shot({"light": light, "thing": thing}, self.samples, self.path)
-        normal = shot({"thing": thing}, 16, self.geometry)[..., -3:]
-        alpha = alone[..., 3:].clip(0, 1)
-        alone = alone[..., :3] / alpha.clip(1e-3)
-        layers = [*lit, *(each[..., None] for each in bare), *photo, alone, alpha, normal]
-        return np.concatenate(layers, -1).clip(-60000, 60000).astype(np.float16).transpose(2, 0, 1)
-
-    def _light(self, place: int, turn: float):
-        light = self.lights[place]
-        parameters = self.mi.traverse(light)
-        parameters["to_world"] = self.mi.ScalarTransform4f().rotate([0, 1, 0], turn)
-        parameters.update()
-        return light
-
-    def _mesh(self, positions: np.ndarray, normals: np.ndarray, shape: Shape):
-        mi = self.mi
-        mesh = mi.Mesh("thing", len(positions), len(shape.faces), has_vertex_normals=True, has_vertex_texcoords=True)
-        parameters = mi.traverse(mesh)
-        parameters["vertex_positions"] = np.ascontiguousarray(positions, np.float32).ravel()
-        parameters["vertex_normals"] = np.ascontiguousarray(normals, np.float32).ravel()
-        parameters["vertex_texcoords"] = shape.uv.ravel()
-        parameters["faces"] = shape.faces.ravel()
-        parameters.update()
-        return mesh
-
-
-def _about(axis, angle: float) -> np.ndarray:
+def _about(axis: np.ndarray | list[float], angle: float) -> np.ndarray:
     """Rotation (3, 3) by an angle about an axis (Rodrigues)."""
     x, y, z = np.asarray(axis, float) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])

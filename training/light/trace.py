@@ -1,65 +1,142 @@
-"""Trace groups in a process of its own, until a deadline or a count: what `training.prepare light` starts several of."""
+"""Groups of random objects in random places, into files: what each of `training.prepare light`'s processes does."""
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from training.render import STYLES, Mesh, load_parts, retexture
+from imprint.files import replacing
 
-from .scenes import LIGHTS, Tracer, draw_view, merge_parts
+from ..data.shards import SPLITS
+from ..render.meshes import load_parts
+from ..render.textures import STYLES, retexture
+from .plan import PANORAMAS, LightPlan
+from .scenes import LIGHTS, channels, draw_view, merge_parts
+from .tracer import Tracer
 
 VIEWS = 4
 """Views of one object with one set of textures: loading it takes longer than tracing it."""
 LEAST_COVER = 0.02
 """Share of the picture that an object covers at least."""
+CHUNK = 24
+"""Groups in a file."""
+MOST_FAILURES = 50
+"""Groups in a row that cannot be made, until it is no accident."""
 _log = logging.getLogger(__name__)
 
 
-def trace_groups(
-    tracer: Tracer,
-    folder: Path,
-    meshes: list[Mesh],
-    places: list[int],
-    skies: list[int],
-    photos: list[Path],
-    rng: np.random.Generator,
-) -> Iterator[tuple[np.ndarray, list[int], list[float]]]:
-    """Endless groups of random objects in random places: what `Tracer.render` gives, places, turns in degrees.
+@dataclass(frozen=True)
+class TracedGroup:
+    """A group, and what it was made of."""
 
-    skies: panoramas without a ground to stand on; they light only the object's own photo.
+    radiance: np.ndarray
+    """(C, S, S) float16 as `training.light.scenes.CHANNELS` says."""
+    places: list[int]
+    """`LIGHTS` + 1 panoramas; the last lights the object alone."""
+    turns: list[float]
+    """Of them, in degrees about the vertical."""
+    mesh: int
+
+
+@dataclass(frozen=True)
+class TraceJob:
+    """The work of one process."""
+
+    worker: int
+    gpu: str | None
+    """The one that it uses, as CUDA_VISIBLE_DEVICES names it; by default what Mitsuba chooses."""
+    parent: int
+    """The process that waits for it; without it the job ends."""
+    output: Path
+    plan: LightPlan
+    textures: tuple[Path, ...]
+    variant: str
+    side: int
+    samples: int
+    seed: int
+    deadline: float
+    """As `time.time()` has it."""
+    counts: dict[str, float]
+    """Groups to make at most, of each of `SPLITS`; held-out ones come first."""
+
+    def goes_on(self) -> bool:
+        """Whether there is time, and somebody waits for it."""
+        return time.time() < self.deadline and self.parent in (os.getpid(), os.getppid())
+
+
+def run_job(job: TraceJob) -> dict[str, int]:
+    """Make a job's groups; how many of each split."""
+    if job.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
+    panoramas = np.load(job.output / PANORAMAS, mmap_mode="r")
+    tracer = Tracer(job.variant, list(panoramas), job.side, job.samples)
+    made = {}
+    for split in reversed(SPLITS):
+        number = sum(1 for _ in job.output.glob(f"{split}-{job.worker:03d}-*.npz"))
+        rng = np.random.default_rng([job.seed, SPLITS.index(split), job.worker, number])
+        groups = trace_groups(tracer, job.plan, split, job.textures, rng)
+        stem = f"{split}-{job.worker:03d}"
+        made[split] = write_groups(groups, job.output, stem, number, job.counts[split], job.goes_on)
+    return made
+
+
+def trace_groups(
+    tracer: Tracer, plan: LightPlan, split: str, textures: tuple[Path, ...], rng: np.random.Generator
+) -> Iterator[TracedGroup]:
+    """Endless groups of the split's meshes in its places.
+
+    textures: pictures that some objects are given. Raises what the last mesh raised where none can be read.
     """
+    meshes, places, skies = plan.meshes_of(split), plan.places_of(split), plan.skies_of(split)
     styles, weights = list(STYLES), np.array(list(STYLES.values()))
+    failures = 0
     while True:
-        mesh = meshes[rng.integers(len(meshes))]
+        index = int(rng.choice(meshes))
+        path = plan.meshes[index].path
         try:
-            parts = load_parts(folder / mesh.file)
-        except Exception as error:  # a mesh that trimesh cannot read is one of hundreds
-            _log.warning("%s cannot be read: %s", mesh.file, error)
+            parts = load_parts(path)
+        except Exception as error:  # trimesh's loaders let errors of any class through
+            failures += 1
+            if failures == MOST_FAILURES:
+                raise
+            _log.warning("%s cannot be read: %s", path, error)
             continue
-        retexture(parts, str(rng.choice(styles, p=weights / weights.sum())), rng, photos)
+        failures = 0
+        retexture(parts, str(rng.choice(styles, p=weights / weights.sum())), rng, list(textures))
         shape = merge_parts(parts)
         for _ in range(VIEWS):
             chosen = rng.choice(places, LIGHTS, replace=len(places) < LIGHTS).tolist()
             chosen.append(int(rng.choice(places + skies)))
             turns = rng.uniform(0, 360, LIGHTS + 1).tolist()
-            group = tracer.render(shape, draw_view(rng, shape), chosen, turns, int(rng.integers(1 << 30)))
-            if (group[-4] > 0.9).mean() >= LEAST_COVER:
-                yield group, chosen, turns
+            radiance = tracer.render(shape, draw_view(rng, shape), chosen, turns, int(rng.integers(1 << 30)))
+            if (radiance[channels("alpha")] > 0.9).mean() >= LEAST_COVER:
+                yield TracedGroup(radiance, chosen, turns, index)
 
 
-def write_groups(groups: Iterator, out: Path, name: str, deadline: float, count: int, chunk: int = 64) -> int:
-    """Write groups as `NAME-NN.npy` with places and turns in `NAME-NN.npz`; how many. deadline: as `time.time()`."""
-    written, held = 0, []
-    while written + len(held) < count and time.time() < deadline:
-        held.append(next(groups))
-        if len(held) == chunk or written + len(held) == count or time.time() >= deadline:
-            stem = out / f"{name}-{written:06d}"
-            np.savez(stem.with_suffix(".npz"), places=[each[1] for each in held], turns=[each[2] for each in held])
-            np.save(stem.with_suffix(".npy"), np.stack([each[0] for each in held]))
-            written, held = written + len(held), []
-    return written
+def write_groups(
+    groups: Iterator[TracedGroup], folder: Path, stem: str, first: int, count: float, goes_on: Callable[[], bool]
+) -> int:
+    """Write groups, `CHUNK` to a file, as STEM-NNNNNN.npz, from number `first` on; how many. Each file is whole or not there."""
+    written = 0
+    for number in itertools.count(first):
+        held = []
+        while written + len(held) < count and len(held) < CHUNK and goes_on():
+            held.append(next(groups))
+        if not held:
+            return written
+        with replacing(folder / f"{stem}-{number:06d}.npz") as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                radiance=np.stack([group.radiance for group in held]),
+                places=np.array([group.places for group in held]),
+                turns=np.array([group.turns for group in held], np.float32),
+                meshes=np.array([group.mesh for group in held]),
+            )
+        written += len(held)

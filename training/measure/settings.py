@@ -7,6 +7,7 @@ from pathlib import Path
 
 from imprint.checkpoint import SHIPPED
 from imprint.errors import ImprintError
+from imprint.light import SHIPPED_LIGHT, require_strengths
 from imprint.masks import LEVELS
 
 from ..arguments import option
@@ -91,6 +92,33 @@ class Evaluate:
     def measured(self) -> tuple[str, ...]:
         """The metrics: those asked for, or all that the tasks allow."""
         return self.metrics or tuple(name for name in METRICS if not (self.pairs and name == "retrieval"))
+
+
+@dataclass(frozen=True)
+class EvaluateLight:
+    """A measurement of light and shadow on tasks whose truth is known."""
+
+    tasks: Path = option(positional=True)
+    """folder of tasks"""
+    results: Path | None = option(None)
+    """folder of composites NN.png to score; by default they are made with --checkpoint"""
+    checkpoint: Path = option(SHIPPED_LIGHT)
+    """light network; by default the shipped one"""
+    output: Path | None = option(None)
+    """folder for results.json and the composites"""
+    light: float = option(1.0, metavar="0..1.5")
+    """strength of the light"""
+    shadow: float = option(1.0, metavar="0..1.5")
+    """strength of the shadow"""
+    softness: float = option(0.0, metavar="0..1")
+    """of the shadow, beyond what the network says"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for a folder that is not there and for strengths out of range."""
+        for folder in (self.tasks, self.results):
+            if folder is not None and not folder.is_dir():
+                raise ImprintError(f"{folder}: no such folder")
+        require_strengths(self.light, self.shadow, self.softness)
 
 
 ROWS = tuple(

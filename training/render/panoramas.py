@@ -22,6 +22,7 @@ KEY_THRESHOLD = 8.0  # times the mean: what is darker is no light of its own
 MIDDLE_GREY = 0.13  # linear geometric mean of what a camera shows
 WHITEST = 1.2  # linear, what the best lit side of a white object may return: a camera exposes for the object, too
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+CACHED = 64  # panoramas that a process keeps, of about 10 MB each
 STEEPEST = 2.5  # times the object's height: longer shadows are cut
 
 
@@ -38,18 +39,45 @@ class Panorama:
     """All but that light, of `LEVEL_SIZES`, each blurred more; the last is what a white matt surface returns."""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=CACHED)
 def read_panorama(path: Path) -> Panorama:
-    """A .hdr or .exr file. Raises `ImprintError` for anything else."""
-    import cv2
+    """A .hdr or .exr file, taken apart. Raises `ImprintError` for anything else."""
+    return take_apart(read_radiance(path))
 
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+def read_radiance(path: Path) -> np.ndarray:
+    """A .hdr or .exr file: (H, 2 * H, 3) float32, linear, nowhere below 0. Raises `ImprintError` for anything else."""
+    pixels = _read_exr(path) if path.suffix.lower() == ".exr" else _read_hdr(path)
     if pixels is None or pixels.ndim != 3 or pixels.dtype != np.float32 or pixels.shape[1] != 2 * pixels.shape[0]:
         found = "no picture" if pixels is None else f"{pixels.dtype} of {' x '.join(map(str, pixels.shape))}"
         raise ImprintError(
             f"{path} is {found}; a panorama is a .hdr picture of true intensities, twice as wide as high (equirectangular)"
         )
-    return take_apart(np.nan_to_num(np.ascontiguousarray(pixels[..., 2::-1])).clip(0))
+    return np.nan_to_num(pixels).clip(0)
+
+
+def _read_hdr(path: Path) -> np.ndarray | None:
+    import cv2
+
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    return None if pixels is None or pixels.ndim != 3 else np.ascontiguousarray(pixels[..., 2::-1])
+
+
+def _read_exr(path: Path) -> np.ndarray | None:
+    """By Mitsuba: OpenCV's wheels read no OpenEXR. Compressed ones may dip below 0."""
+    try:
+        import mitsuba
+    except ImportError as error:
+        raise ImprintError(
+            f'{path} is read by Mitsuba ({error}): pip install ".[light]", or convert it to .hdr'
+        ) from error
+    if mitsuba.variant() is None:
+        mitsuba.set_variant("scalar_rgb")
+    try:
+        picture = mitsuba.Bitmap(str(path))
+    except RuntimeError:
+        return None
+    return np.array(picture.convert(mitsuba.Bitmap.PixelFormat.RGB, mitsuba.Struct.Type.Float32, srgb_gamma=False))
 
 
 def take_apart(radiance: np.ndarray) -> Panorama:

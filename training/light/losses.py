@@ -1,0 +1,144 @@
+"""The light network's losses, and how much of pasting's error it takes away."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from imprint.light import LightMaps
+
+from .pairs import LightBatch
+
+EXPONENT = 2.2
+"""Of a screen: a share of light, as a share of a picture's values."""
+WEIGHTS = {"fine": 1.0, "broad": 2.0, "shadow": 1.5, "edges": 1.0, "shading": 0.1, "smooth": 0.02}
+"""Of the losses."""
+LEAST_AREA = 16
+"""Pixels: smaller objects and shadows count as if they had this many."""
+CELLS = 4
+"""Pixels a side over which light is broad."""
+IN_SHADOW = 0.12
+"""Share of light from which on ground that loses it belongs to the hole."""
+REACH = 0.03
+"""Contact is within this share of the picture's side beside the object's lower half."""
+
+
+def predicted(net: nn.Module, batch: LightBatch) -> LightMaps:
+    """The network's maps; on a GPU in bf16."""
+    kind = batch.picture.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        return net(batch.picture, batch.alpha, batch.background)
+
+
+def relit(maps: LightMaps, batch: LightBatch, light: float = 1.0) -> torch.Tensor:
+    """(B, 3, S, S): the object's colours with the maps applied. light: the strength, as `imprint.light.relight` has it."""
+    return (batch.picture * (light * maps.gain).exp() + light * maps.offset).clamp(0, 1.1)
+
+
+def darkening(shadow: torch.Tensor) -> torch.Tensor:
+    """Share of light lost -> share of a picture's values lost."""
+    return 1 - (1 - shadow).clamp(min=0) ** (1 / EXPONENT)
+
+
+def broad(pictures: torch.Tensor) -> torch.Tensor:
+    """Broad means of pictures (B, C, H, W), at a `CELLS`-th of their resolution, which costs a `CELLS`-th squared."""
+    return F.avg_pool2d(F.avg_pool2d(pictures, CELLS), 3, 1, 1, count_include_pad=False)
+
+
+def losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
+    """Means over the batch; every object and every shadow counts alike, however large. Names as in `WEIGHTS`."""
+    return _light_losses(maps, batch) | _shadow_losses(maps, batch) | _shading_losses(maps, batch)
+
+
+def _light_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
+    off = (relit(maps, batch) - batch.target) * batch.alpha
+    area = 3 * _total(batch.alpha).clamp(min=LEAST_AREA)
+    return {
+        "fine": (_total(off.abs()) / area).mean(),
+        "broad": (CELLS**2 * _total(broad(off).abs()) / area).mean(),
+    }
+
+
+def _shadow_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
+    """Of the ground, weighed: the hole, its contact and deep shadow count more. The median of all shadows that a picture
+    allows would be next to none."""
+    truth = darkening(batch.shadow)
+    free = (batch.alpha < 0.5).float() * batch.rendered
+    weight = free * (0.15 + hole(batch) + 2 * contact(batch)) * (1 + 3 * truth)
+    off = maps.shadow - truth
+    each = _total(off.abs() * weight) / _total(weight).clamp(min=LEAST_AREA)
+    edges = [(step * free[..., : step.shape[2], : step.shape[3]]).abs().mean() for step in _slopes(off)]
+    return {"shadow": each.sum() / batch.rendered.sum().clamp(min=1), "edges": sum(edges)}
+
+
+def _shading_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
+    solid = (batch.alpha > 0.9).float() * batch.rendered
+    off = ((maps.shading - batch.shading).abs() * solid).sum() / (6 * solid.sum()).clamp(min=1)
+    smooth = [step.abs().mean() for step in (*_slopes(maps.gain), *_slopes(maps.offset))]
+    return {"shading": off, "smooth": sum(smooth)}
+
+
+@torch.no_grad()
+def gains(net: nn.Module, batches: list[LightBatch], light: float = 1.0, shadow: float = 1.0) -> dict[str, float]:
+    """1 - error / error of pasting, for `light`, `shadow` and `contact`: 0 is pasting, 1 the truth.
+
+    light, shadow: strengths, as in `imprint.light.relight`.
+    """
+    errors = {name: torch.zeros(2) for name in ("light", "shadow", "contact")}
+    for batch in batches:
+        maps = predicted(net, batch)
+        errors["light"] += _light_errors(relit(maps, batch, light), batch)
+        lost = 1 - (1 - maps.shadow.float()) ** shadow
+        for name, where in (("shadow", hole(batch)), ("contact", contact(batch))):
+            errors[name] += _shadow_errors(lost, batch, where)
+    return {name: float(1 - made / pasted.clamp(min=1e-9)) for name, (made, pasted) in errors.items()}
+
+
+def _light_errors(made: torch.Tensor, batch: LightBatch) -> torch.Tensor:
+    """(2,): summed errors of the broad colours, made and pasted."""
+    solid = (batch.alpha > 0.95).float()
+    truth, count = broad(batch.target * solid), 3 * _total(broad(solid)).clamp(min=1)
+    errors = [(_total((broad(picture * solid) - truth).abs()) / count).sum() for picture in (made, batch.picture)]
+    return torch.stack(errors).cpu()
+
+
+def _shadow_errors(lost: torch.Tensor, batch: LightBatch, where: torch.Tensor) -> torch.Tensor:
+    """(2,): summed errors of the ground's darkening where `where` is 1, made and without a shadow."""
+    ground = (batch.alpha < 0.02).float()
+    near = F.avg_pool2d(ground, 5, 1, 2).clamp(min=0.05)
+    truth, made = (F.avg_pool2d(each * ground, 5, 1, 2) / near for each in (darkening(batch.shadow), lost))
+    where = where * ground
+    count = _total(where).clamp(min=1)
+    return torch.stack([(_total(off.abs() * where) / count).sum() for off in (made - truth, truth)]).cpu()
+
+
+def hole(batch: LightBatch) -> torch.Tensor:
+    """(B, 1, S, S): 1 in the box of the object and its shadow."""
+    inside = (batch.alpha > 0.5) | (batch.shadow > IN_SHADOW)
+    rows, columns = inside.any(3, keepdim=True), inside.any(2, keepdim=True)
+    return (_between(rows, 2) & _between(columns, 3)).float()
+
+
+def contact(batch: LightBatch) -> torch.Tensor:
+    """(B, 1, S, S): 1 close beside the object's lower half, and on it."""
+    solid = (batch.alpha > 0.5).float()
+    rows = torch.arange(solid.shape[2], device=solid.device).view(1, 1, -1, 1).float()
+    middle = (solid * rows).sum((2, 3), keepdim=True) / solid.sum((2, 3), keepdim=True).clamp(min=1)
+    reach = round(REACH * solid.shape[2])
+    return (F.max_pool2d(solid * (rows > middle), 2 * reach + 1, 1, reach) > 0).float()
+
+
+def _between(line: torch.Tensor, axis: int) -> torch.Tensor:
+    """True from the first to the last that is true along an axis."""
+    return (line.cumsum(axis) > 0) & (line.flip(axis).cumsum(axis).flip(axis) > 0)
+
+
+def _total(values: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B,) sums."""
+    return values.sum((1, 2, 3))
+
+
+def _slopes(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Differences of neighbours, down and across."""
+    return maps[..., 1:, :] - maps[..., :-1, :], maps[..., :, 1:] - maps[..., :, :-1]

@@ -1,0 +1,135 @@
+"""Data for the light network: python -m training.prepare light MESHES ... --panoramas FOLDER --output FOLDER --seconds N
+
+Objects of the meshes on the ground of the panoramas' places, path-traced with Mitsuba 3 (pip install ".[light]"), by so many
+processes, until the time is up or there are enough; the same command again adds to them. Training can begin meanwhile. OUTPUT
+gets
+
+  options.json            these options
+  plan.json               places and meshes, and which of them are held out: groups are of one side in both
+  train-WWW-NNNNNN.npz    groups: radiance (n, C, S, S) float16, places and turns (n, 4), meshes (n,); linear, unexposed
+  held-out-...            likewise
+  irradiance.npy          (P, 3, 16, 32): logarithm of what a white matt surface returns in each place, by its normal
+  panoramas.npy           the panoramas, reduced, for the processes; it may be deleted when they are done
+  photos.npy              (N, 4, S, S) uint8: photos and their object's mask
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imprint.errors import ImprintError
+from imprint.files import replacing, write_text
+
+from ..arguments import flattened
+from ..data.engines import in_processes
+from ..data.items import read_names, read_photos
+from ..data.shards import SPLITS, inside, read_shards
+from ..settings import PrepareLight
+from .photographs import cut_squares
+from .plan import LightPlan
+from .trace import TraceJob, run_job
+from .tracer import resolve_variant
+
+
+def prepare_light(settings: PrepareLight) -> dict[str, int]:
+    """Make groups and photos; how many of each there are. Raises `ImprintError` for folders that cannot be used, where
+    the output was made with other places, meshes or sizes, and where Mitsuba is absent."""
+    began, output = time.time(), settings.output
+    output.mkdir(parents=True, exist_ok=True)
+    excluded = read_names(settings.exclude)
+    plan = LightPlan.make(settings.meshes, settings.panoramas, settings.sky, settings.held_out, excluded)
+    _describe(settings)
+    plan.write(output)
+    photos = cut_photos(settings)
+    jobs = plan_jobs(settings, plan, read_photos(settings.textures, excluded), began)
+    for _ in in_processes(run_job, jobs, settings.workers, "groups"):
+        pass
+    return count_groups(output) | {"photos": photos}
+
+
+def plan_jobs(settings: PrepareLight, plan: LightPlan, textures: tuple[Path, ...], began: float) -> list[TraceJob]:
+    """A job for each process. began: as `time.time()` has it."""
+    variant = resolve_variant(settings.variant)
+    there = count_groups(settings.output)
+    wanted = {SPLITS[0]: math.inf if settings.count is None else settings.count, SPLITS[1]: settings.held_out_groups}
+    gpus = _gpus(settings.gpus) if variant.startswith("cuda") else []
+    return [
+        TraceJob(
+            worker=worker,
+            gpu=gpus[worker % len(gpus)] if gpus else None,
+            parent=os.getpid(),
+            output=settings.output,
+            plan=plan,
+            textures=textures,
+            variant=variant,
+            side=settings.side,
+            samples=settings.samples,
+            seed=settings.seed,
+            deadline=began + (math.inf if settings.seconds is None else settings.seconds),
+            counts={split: _part(wanted[split] - there[split], worker, settings.workers) for split in SPLITS},
+        )
+        for worker in range(settings.workers)
+    ]
+
+
+def cut_photos(settings: PrepareLight) -> int:
+    """Write photos.npy, unless it is there; how many squares it holds."""
+    path = settings.output / "photos.npy"
+    if path.exists():
+        return len(np.load(path, mmap_mode="r"))
+    rng = np.random.default_rng(settings.seed)
+    squares = [
+        square
+        for url in settings.photos
+        for square in cut_squares(
+            read_shards(inside(url, SPLITS[0]), settings.limit), settings.side, settings.photos_per_object, rng
+        )
+    ]
+    if settings.photos and not squares:
+        raise ImprintError(f"{' and '.join(settings.photos)} hold no object that can be used; see docs/light.md")
+    if squares:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.stack(squares))
+    return len(squares)
+
+
+def count_groups(folder: Path) -> dict[str, int]:
+    """Groups in a folder, by split."""
+    counts = dict.fromkeys(SPLITS, 0)
+    for split in SPLITS:
+        for path in folder.glob(f"{split}-*.npz"):
+            with np.load(path) as file:
+                counts[split] += len(file["meshes"])
+    return counts
+
+
+def _describe(settings: PrepareLight) -> None:
+    """Write options.json. Raises `ImprintError` where there is one of another size."""
+    path = settings.output / "options.json"
+    if path.exists():
+        side = json.loads(path.read_text())["side"]
+        if side != settings.side:
+            raise ImprintError(f"{path} says {side} px, not {settings.side}; give --side {side}, or another --output")
+    write_text(path, json.dumps(flattened(settings), indent=1))
+
+
+def _gpus(count: int | None) -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them: the first `count` that this process may use, or all."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    if count is not None and count > len(names):
+        raise ImprintError(f"--gpus is {count}, and there are {len(names)}")
+    return names[:count]
+
+
+def _part(count: float, index: int, parts: int) -> float:
+    """Of so many, those of one of the parts, as even as can be."""
+    count = max(0, count)
+    return count if math.isinf(count) else count // parts + (index < count % parts)
