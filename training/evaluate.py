@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 
 from . import arguments
 from .measure.composites import table_rows
@@ -28,6 +28,7 @@ def parse(argv: list[str] | None) -> Evaluate:
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     settings = parse(argv)
     try:
         results = evaluate(settings)

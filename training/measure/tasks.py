@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from imprint.errors import ImprintError
-from imprint.images import mask_to_tensor, open_image, to_rgb
+from imprint.errors import ImprintError, require_same_size
+from imprint.images import alpha_to_tensor, mask_to_tensor, open_image, to_rgb
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
@@ -117,18 +117,15 @@ class Photo:
     def load(self) -> tuple[Image.Image, Image.Image]:
         """The cut-out, RGBA, and the photo around it, RGB (white where a cut-out shows none): both tightly cropped."""
         image = open_image(self.path)
+        alpha = alpha_to_tensor(image) if self.mask is None else mask_to_tensor(open_image(self.mask))
+        if alpha is None:
+            raise ImprintError(f"{self.path} is opaque everywhere; give a cut-out, or its mask as a file of its own")
+        require_same_size(str(self.path), image.size[::-1], f"its mask {self.mask}", alpha.shape[1:])
+        view = to_rgb(image)
+        cutout = view.copy()
+        cutout.putalpha(Image.fromarray((alpha[0] * 255).round().byte().numpy()))
         if self.mask is None:
-            cutout = image.convert("RGBA")
             view = Image.alpha_composite(Image.new("RGBA", cutout.size, "white"), cutout).convert("RGB")
-        else:
-            mask, view = open_image(self.mask).convert("L"), to_rgb(image)
-            if mask.size != image.size:
-                raise ImprintError(
-                    f"{self.path} is {image.width}x{image.height}, its mask {self.mask} {mask.width}x{mask.height}; "
-                    "make them the same size"
-                )
-            cutout = view.copy()
-            cutout.putalpha(mask)
         box = tight_box(np.asarray(cutout.getchannel("A")), f"the mask of {self.path}")
         return cutout.crop(box), view.crop(box)
 
@@ -148,7 +145,7 @@ def read_subjects(folder: Path) -> dict[str, list[Photo]]:
             if path.suffix.lower() not in PICTURES or path.name.endswith(".mask.png"):
                 continue
             mask = path.with_suffix(".mask.png")
-            if mask.exists() or open_image(path).has_transparency_data:
+            if mask.exists() or alpha_to_tensor(open_image(path)) is not None:
                 photos.append(Photo(path, mask if mask.exists() else None))
         if photos:
             subjects[home.name] = photos
@@ -167,7 +164,7 @@ def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | Non
     `{"background": name, "box": [left, top, right, bottom]}`, with `"subject"` if wished.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         found = _coco_boxes(json.loads(text)) if path.suffix == ".json" else _listed_boxes(text)
         boxes = [(backgrounds / name, tuple(map(int, box)), subject) for name, box, subject in found]
         if path.suffix == ".json":  # a part of the data set is enough
