@@ -4,6 +4,7 @@ DreamSim, LPIPS and FID, which need the extra `evaluate`, are in `test_evaluate_
 """
 
 import dataclasses
+import io
 import json
 import pickle
 import re
@@ -230,6 +231,30 @@ def test_a_mask_of_another_size_is_refused(data, tmp_path):
     rectangle(20, 30, (5, 5, 9, 9)).save(tmp_path / "bear" / "00.mask.png")
     with pytest.raises(SystemExit, match=r"00.jpg is 30x20, but its mask .* is 20x30; make them the same size"):
         evaluate.main(words(data, tmp_path / "out", subjects=tmp_path))
+
+
+@pytest.mark.parametrize("clip", ["../../outside", "/root/x", "a/b", "..", "c:\\x", "x" * 300])
+def test_names_from_shards_stay_in_the_output_folder(clip):
+    safe = tasks.file_name(clip)
+    assert Path(safe).name == safe and "\\" not in safe and ":" not in safe and len(safe) < 120
+    assert safe != tasks.file_name(f"{clip}/")  # others keep other names
+    assert tasks.file_name("bear_01.b") == "bear_01.b"
+
+
+def test_clips_of_any_name_are_tasks(tmp_path):
+    mask = rectangle(40, 30, (10, 5, 25, 20)).point(lambda value: value // 255)
+    with shard_writer(tmp_path / "pairs-000000.tar") as writer:
+        for frame in range(2):
+            record = Record("thing", "../../thing", frame, "test", "CC0")
+            writer.write(sample(f"{frame}", pixels_of(photo(40, 30, frame)), "png", record, mask))
+    (task,) = tasks.pair_tasks(tmp_path)
+    assert "/" not in task.name and task.subject == "../../thing"
+
+
+def pixels_of(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_the_first_tasks_cover_all_subjects(data):

@@ -79,6 +79,14 @@ def test_a_file_that_does_not_fit_is_one_sentence(tmp_path, capsys, text, messag
     assert left.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_the_warm_up_ends_before_the_run(capsys):
+    assert parse_train([*GIVEN, "--images", "64"]).lr_warmup == 32
+    assert parse_train(GIVEN).lr_warmup == STAGES["identity"].lr_warmup
+    with pytest.raises(SystemExit):
+        parse_train([*GIVEN, "--images", "64", "--lr-warmup", "100"])
+    assert "--lr-warmup is 100, but the run ends after 64 pictures" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_named(capsys):
     with pytest.raises(SystemExit) as left:
         parse_train(["--cutouts", "c"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, read_shards
 Box: TypeAlias = "tuple[int, int, int, int]"
 
 MOST_OF_THE_PICTURE = 0.5  # boxes of a larger area leave no scene to fit into
+LONGEST_NAME = 100  # letters of a clip's name in a file's
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -258,7 +260,7 @@ def pair_tasks(folder: Path) -> list[Task]:
             seen = [(frame, picture, mask == number) for frame, picture, mask in frames if _usable(mask == number)]
             for turn, (first, second) in enumerate(_apart([frame for frame, *_ in seen])):
                 (n1, *source), (n2, *target) = seen[first], seen[second]
-                name = f"{clip}-{number}-{n1:05d}-{n2:05d}"
+                name = f"{file_name(clip)}-{number}-{n1:05d}-{n2:05d}"
                 tasks.append((turn, Task(name, clip, partial(_moved, clip, *source, *target))))
     if not tasks:
         raise ImprintError(
@@ -266,6 +268,12 @@ def pair_tasks(folder: Path) -> list[Task]:
             "with masks"
         )
     return [task for _, task in sorted(tasks, key=lambda entry: entry[0])]
+
+
+def file_name(name: str) -> str:
+    """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash instead."""
+    safe = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:LONGEST_NAME]
+    return name if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _apart(frames: list[int]) -> list[tuple[int, int]]:

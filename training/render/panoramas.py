@@ -22,6 +22,7 @@ KEY_THRESHOLD = 8.0  # times the mean: what is darker is no light of its own
 MIDDLE_GREY = 0.13  # linear geometric mean of what a camera shows
 WHITEST = 1.2  # linear, what the best lit side of a white object may return: a camera exposes for the object, too
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+PANORAMAS_KEPT = 4  # in each process's memory: one of 4096 x 2048 takes 100 MB
 STEEPEST = 2.5  # times the object's height: longer shadows are cut
 
 
@@ -38,9 +39,9 @@ class Panorama:
     """All but that light, of `LEVEL_SIZES`, each blurred more; the last is what a white matt surface returns."""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=PANORAMAS_KEPT)
 def read_panorama(path: Path) -> Panorama:
-    """A .hdr or .exr file. Raises `ImprintError` for anything else."""
+    """A .hdr file. Raises `ImprintError` for anything else."""
     import cv2
 
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
