@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import __version__
-from .errors import ImprintError
+from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
 from .placing import given_placing, placing_arguments, placing_settings
@@ -39,7 +39,7 @@ EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
-    _print_anything()
+    print_anything()
     options = _parser().parse_args(argv)
     # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
     # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
@@ -51,13 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-
-
-def _print_anything() -> None:
-    """Names of files may have letters that a legacy code page, or any, does not: they are escaped, and no run fails of them."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _say(line: str, stream: TextIO | None = None) -> None:

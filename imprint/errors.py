@@ -3,6 +3,7 @@ and the checks that are made in several places."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
 
 class ImprintError(ValueError):
     """Bad input: the message says what was got, what was expected and what to do."""
+
+
+def print_anything() -> None:
+    """Names of files may have letters that a legacy code page, or any, does not: they are escaped, and no run fails of them."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def require_masks(views: int, masks: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: tests share their cores with other work
 
@@ -22,6 +23,16 @@ settings.register_profile("nightly", max_examples=10_000, deadline=None)  # pyte
 settings.load_profile("default")
 
 torch.set_num_threads(1)  # the tests' models are too small to share
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_held_out_pairs():
+    """Runs of a few steps measure themselves on few pairs; only where the test file imports training."""
+    validation = sys.modules.get("training.loop.validation")
+    with pytest.MonkeyPatch.context() as patch:
+        if validation:
+            patch.setattr(validation, "SIZE", 24)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ DreamSim, LPIPS and FID, which need the extra `evaluate`, are in `test_evaluate_
 """
 
 import dataclasses
+import io
 import json
 import pickle
 import re
@@ -197,17 +198,63 @@ def test_subjects_are_photos_with_masks(data):
     assert {name: len(photos) for name, photos in subjects.items()} == {"bear": 1, "cup": 2}
     cut, view = subjects["bear"][0].load()
     assert cut.size == view.size == (40, 60) and cut.getchannel("A").getextrema() == (255, 255)
-    assert view == Image.open(data / "subjects" / "bear" / "00.jpg").crop((20, 10, 60, 70))
+    whole = Image.open(data / "subjects" / "bear" / "00.jpg")
+    assert view.tobytes() == whole.crop((20, 10, 60, 70)).tobytes()
     cut, view = subjects["cup"][0].load()
     assert view.getpixel((0, 0)) == (255, 255, 255) and cut.getpixel((0, 0))[3] == 0
+
+
+@pytest.mark.parametrize("strength", [1, 128, 255])
+def test_a_mask_says_where_however_faint_it_is(tmp_path, strength):
+    picture, mask = photo(30, 20), rectangle(30, 20, (5, 5, 15, 12)).point(lambda value: value * strength // 255)
+    cut = picture.copy()
+    cut.putalpha(mask)
+    for home, files in (("cut", {"00.png": cut}), ("photo", {"00.png": picture, "00.mask.png": mask})):
+        (tmp_path / home).mkdir()
+        for name, image in files.items():
+            image.save(tmp_path / home / name)
+    for (loaded,) in tasks.read_subjects(tmp_path).values():
+        cutout, _ = loaded.load()
+        assert cutout.size == (10, 7) and cutout.getchannel("A").getextrema() == (255, 255)
+
+
+def test_opaque_pictures_without_a_mask_are_left_out(tmp_path):
+    (tmp_path / "bear").mkdir()
+    photo(30, 20).convert("RGBA").save(tmp_path / "bear" / "00.png")
+    with pytest.raises(ImprintError, match="holds no subject with a mask"):
+        tasks.read_subjects(tmp_path)
 
 
 def test_a_mask_of_another_size_is_refused(data, tmp_path):
     (tmp_path / "bear").mkdir()
     photo(30, 20).save(tmp_path / "bear" / "00.jpg")
     rectangle(20, 30, (5, 5, 9, 9)).save(tmp_path / "bear" / "00.mask.png")
-    with pytest.raises(SystemExit, match=r"00.jpg is 30x20, its mask .* 20x30; make them the same size"):
+    with pytest.raises(SystemExit, match=r"00.jpg is 30x20, but its mask .* is 20x30; make them the same size"):
         evaluate.main(words(data, tmp_path / "out", subjects=tmp_path))
+
+
+@pytest.mark.parametrize("clip", ["../../outside", "/root/x", "a/b", "..", "c:\\x", "x" * 300])
+def test_names_from_shards_stay_in_the_output_folder(clip):
+    safe = tasks.file_name(clip)
+    assert Path(safe).name == safe and "\\" not in safe and ":" not in safe and len(safe) < 120
+    assert safe != tasks.file_name(f"{clip}/")  # others keep other names
+    assert tasks.file_name("bear_01.b") == "bear_01.b"
+
+
+def test_clips_of_any_name_are_tasks(tmp_path):
+    mask = rectangle(40, 30, (10, 5, 25, 20)).point(lambda value: value // 255)
+    with shard_writer(tmp_path / "pairs-000000.tar") as writer:
+        for frame in range(2):
+            record = Record("thing", "../../thing", frame, "test", "CC0")
+            writer.write(sample(f"{frame}", pixels_of(photo(40, 30, frame)), "png", record, mask))
+    (task,) = tasks.pair_tasks(tmp_path)
+    assert "/" not in task.name and task.subject == "../../thing"
+
+
+def pixels_of(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_the_first_tasks_cover_all_subjects(data):

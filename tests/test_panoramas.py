@@ -32,6 +32,12 @@ def write(path, radiance):
     return path
 
 
+def test_no_more_than_a_few_panoramas_stay_in_the_memory(tmp_path):
+    for number in range(panoramas.PANORAMAS_KEPT + 2):
+        panoramas.read_panorama(write(tmp_path / f"{number}.hdr", room(0, 30)))
+    assert panoramas.read_panorama.cache_info().currsize == panoramas.PANORAMAS_KEPT
+
+
 def test_the_strongest_light_is_found_and_no_light_is_lost():
     panorama = panoramas.take_apart(room(60, 30))
     assert np.degrees(np.arccos(panorama.key_direction @ cameras.direction(math.radians(60), math.radians(30)))) < 3

@@ -304,7 +304,13 @@ def test_any_folder(tmp_path):
     save_photo(root / "images/other.jpg")
     save(disc(size=(60, 45)), root / "images/other.mask.png")
     save_photo(root / "images/nothing.jpg")
-    save(disc(value=1), root / "images/nothing.mask.png")  # numbers without a palette are nearly black
+    save(disc(value=0), root / "images/nothing.mask.png")
+    save_photo(root / "images/faint.jpg")
+    save(disc(value=1), root / "images/faint.mask.png")  # a number without a palette: a mask says where, not how much
+    save_photo(root / "images/numbered.jpg")
+    labels = disc(value=1)
+    ImageDraw.Draw(labels).ellipse((90, 60, 110, 80), fill=2)
+    save(labels, root / "images/numbered.mask.png")  # several need a palette
     write_broken(root / "images/notes.md")
     write_broken(root / "images/broken.png")
     save_photo(root / "images/left.png")
@@ -321,19 +327,22 @@ def test_any_folder(tmp_path):
         "soft": None,
         "other": None,
         "nothing": None,
+        "faint": {0, 1},
+        "numbered": None,
     }
     assert read(tmp_path / "out")["plain", 0][1].size == (640, 21)
     assert names(tmp_path / "out") == {
         ("soft mask", "soft.jpg"),
         ("mask of another size", "other.jpg"),
         ("empty mask", "nothing.jpg"),
+        ("broken mask", "numbered.mask.png"),
         ("odd file", "notes.md"),
         ("broken picture", "broken.png"),
         ("excluded", "left.png"),
         ("mask without a picture", "lonely.png"),
     }
-    assert report["counts"] == {"train": {"pictures": 7, "objects": 4, "groups": 7}, "held-out": {}}
-    assert prepare("pixabay", root, tmp_path / "same")["counts"]["train"]["objects"] == 4
+    assert report["counts"] == {"train": {"pictures": 9, "objects": 5, "groups": 9}, "held-out": {}}
+    assert prepare("pixabay", root, tmp_path / "same")["counts"]["train"]["objects"] == 5
     assert_both_stages_train_on(tmp_path / "out/train", "still")
 
 
@@ -377,7 +386,7 @@ def test_mvimgnet(tmp_path, layout):
             elif layout == "1.0":
                 save(disc(), tmp_path / "mask" / "1" / thing / f"{frame:03d}.jpg.png")
             else:
-                picture.putalpha(disc(value=255 if frame > 1 else 128))  # AnyDoor: alpha > 128
+                picture.putalpha(disc(value=255 if frame > 1 else 128))  # faint, and an object all the same
                 save(picture, folder / "images" / f"{frame:03d}_rgba.png")
         write_broken(folder / "sparse/0/cameras.bin")
     for frame in range(1, 16):
@@ -387,7 +396,7 @@ def test_mvimgnet(tmp_path, layout):
     samples = read(tmp_path / "out")
     frames = sorted(frame for _, frame in samples)
     assert {clip for clip, _ in samples} == {"1/0100012d"}
-    assert frames == list(range(2 if layout == "rgba" else 0, 16, 2))
+    assert frames == list(range(0, 16, 2))
     assert all(record.gap == (2, 16) and record.object == "1/0100012d" for record, *_ in samples.values())
     assert all(set(np.unique(mask)) == {0, 1} for _, _, mask, _ in samples.values())
     assert report["dropped"]["broken picture"] == 8

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,14 @@ def test_a_file_that_does_not_fit_is_one_sentence(tmp_path, capsys, text, messag
     assert left.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_the_warm_up_ends_before_the_run(capsys):
+    assert parse_train([*GIVEN, "--images", "64"]).lr_warmup == 32
+    assert parse_train(GIVEN).lr_warmup == STAGES["identity"].lr_warmup
+    with pytest.raises(SystemExit):
+        parse_train([*GIVEN, "--images", "64", "--lr-warmup", "100"])
+    assert "--lr-warmup is 100, but the run ends after 64 pictures" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_named(capsys):
     with pytest.raises(SystemExit) as left:
         parse_train(["--cutouts", "c"])
@@ -112,6 +122,38 @@ def test_no_room_imports_one_above_it(room):
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
                 assert not any(name.split(".")[0] in ("training", "nodes") for name in names), path
+
+
+def test_texts_are_utf_8_whatever_the_system_s_encoding():
+    for path in (ROOT / "training").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, (ast.Attribute, ast.Name)):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            named = any(word.arg == "encoding" for word in node.keywords)
+            modes = [word.value for word in (*node.args, *(word.value for word in node.keywords)) if _is_mode(word)]
+            opens_text = name == "open" and any("b" not in mode for mode in modes)
+            if (name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)) or opens_text:
+                assert named, f"{path.name}:{node.lineno} has no encoding"
+
+
+def _is_mode(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and set(node.value) <= set("rwaxbt+")
+
+
+def test_names_that_a_code_page_lacks_fail_no_script(tmp_path, monkeypatch):
+    from micro import fresh_checkpoint, micro_config
+
+    from imprint.checkpoint import save_checkpoint
+    from training import merge
+
+    for name in ("杯", "壺"):
+        save_checkpoint(tmp_path / f"{name}.safetensors", fresh_checkpoint(micro_config()))
+    out, printed = tmp_path / "茶.safetensors", io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="cp1252"))
+    merge.main([*(str(tmp_path / f"{name}.safetensors") for name in ("杯", "壺")), "--output", str(out)])
+    sys.stdout.flush()
+    assert out.is_file() and b"\\u8336.safetensors: the mean of 2" in printed.getvalue()
 
 
 def test_scripts_are_a_parser_and_a_main():

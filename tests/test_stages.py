@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import errno
 import json
 import os
@@ -307,7 +308,11 @@ def test_the_lora_changes_the_pipeline_as_merged_weights_do(data, tuned, scene, 
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [EPSILON, VELOCITY], ids=["epsilon", "v"])
+@pytest.mark.parametrize(
+    "config",
+    [EPSILON, VELOCITY, dataclasses.replace(VELOCITY, zero_terminal_snr=False)],
+    ids=["epsilon", "v", "v that ends in a little signal"],
+)
 def test_min_snr_weighs_the_implied_picture_s_error_by_the_clamped_snr(config):
     """Checked by the definition: a small error of the prediction, turned into the error of z_0 that it implies."""
     alpha_bar = alphas_cumprod(config)[[1, 100, 400, 700, 990]]
@@ -319,15 +324,15 @@ def test_min_snr_weighs_the_implied_picture_s_error_by_the_clamped_snr(config):
     else:
         implied = signal * noisy - spread * (signal * noise - spread * clean + wrong)
     snr = alpha_bar / (1 - alpha_bar)
-    expected = snr.clamp(max=5) * (implied - clean) ** 2
+    expected = (snr + config.zero_terminal_snr).clamp(max=5) * (implied - clean) ** 2
     assert torch.allclose(losses.loss_weights(alpha_bar, config, "min-snr") * wrong**2, expected, rtol=1e-6)
     assert losses.loss_weights(alpha_bar, config, "plain").tolist() == [1.0] * 5
 
 
-def test_min_snr_keeps_the_last_timestep_of_a_schedule_that_ends_in_noise():
+def test_min_snr_keeps_the_last_timesteps_of_a_schedule_that_ends_in_noise():
     alpha_bar = alphas_cumprod(VELOCITY).float()
     weights = losses.loss_weights(alpha_bar, VELOCITY, "min-snr")
-    assert bool(weights.isfinite().all()) and weights[-1] == 1 and 0 < weights[-2] < 1e-3
+    assert bool((weights[-100:] == 1).all()) and bool((weights.diff() >= 0).all())  # and no jump at the last
 
 
 def test_timesteps():

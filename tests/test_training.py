@@ -30,19 +30,20 @@ from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 from training import prepare, train
 from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
-from training.loop import losses, state
+from training.loop import losses, state, validation
 from training.loop import run as training_run
 from training.loop.model import Model
 from training.loop.run import Run, learning_rate
 from training.loop.source import Source, interleave
+from training.loop.validation import Validation
 from training.pairs import making
 from training.pairs.batches import Batch
 from training.pairs.draw import Draw
 from training.pairs.light import contact_shadow, place_light
 from training.pairs.making import KINDS, PairMaker
-from training.pairs.pictures import Photos, Views, _neighbours
+from training.pairs.pictures import Photos, Views, _neighbours, own_cores
 from training.pairs.streams import Pool
-from training.settings import Train, parse_train
+from training.settings import STAGES, Train, parse_train
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -711,6 +712,60 @@ def test_a_relit_target_stands_in_its_own_place_and_the_reference_keeps_its_ligh
     brightness = (lit.target * inside).mean((1, 2, 3)) / inside.mean((1, 2, 3))
     assert lit.reference[blue].mean() > 0.8 * made[False][1].reference.mean()
     assert brightness[blue].mean() < 0.75 * brightness[~blue].mean()
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16, 256])
+def test_the_mix_holds_over_a_block_whatever_the_chunk(data, tmp_path, loaded, chunk, monkeypatch):
+    made = dict.fromkeys(KINDS, 0)
+    for name in ("_rendered", "_photo"):
+        original = getattr(PairMaker, name)
+
+        def counted(self, *args, original=original):
+            kind, count = args[:2] if len(args) == 3 else ("rendered", args[0])
+            made[kind] += count
+            return original(self, *args)
+
+        monkeypatch.setattr(PairMaker, name, counted)
+    run = Run(Train.of("compositing", **common(data, tmp_path, batch=4, block=10, chunk=chunk)))
+    maker = PairMaker(run.config, "compositing", *loaded, STAGES["compositing"].mix)
+    batch = Source(maker, run.autoencoder, run.settings, 0, CPU).make(40, torch.Generator().manual_seed(0))
+    assert len(batch.target) == 40 and made == {"rendered": 18, "still": 10, "video": 2, "patch": 10}
+
+
+def common(data: Path, output: Path, **changes) -> dict:
+    """Settings of a run on a CPU, as `words` has them."""
+    places = {"cutouts": str(data / "cutouts"), "photos": str(data / "photos"), "init": data / "start.safetensors"}
+    return places | {"output": output, "batch": 2, "device": "cpu"} | changes
+
+
+def test_the_held_out_pairs_are_the_same_for_every_batch_and_chunk(data, tmp_path):
+    values = []
+    for batch, chunk in ((2, 256), (8, 3)):
+        run = Run(Train.of("compositing", **common(data, tmp_path, batch=batch, chunk=chunk)))
+        held_out = Validation(run.maker("held-out"), run.autoencoder, run.settings, run.accelerator)
+        assert len(held_out.pairs.target) == validation.SIZE
+        values.append(held_out.measure(run.ema, run.alpha_bar))
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("precision, kind", [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_autoencoder_is_as_precise_as_the_run(data, tmp_path, loaded, precision, kind):
+    run = Run(Train.of("compositing", **common(data, tmp_path)))
+    maker = PairMaker(run.config, "compositing", *loaded, {"patch": 1.0})
+    settings = dataclasses.replace(run.settings, precision=precision)
+    seen = []
+    run.autoencoder.encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    made = Source(maker, run.autoencoder, settings, 0, CPU).make(2, torch.Generator().manual_seed(0))
+    assert made.target.dtype == kind and seen == [kind]
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = own_cores()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert own_cores() == max(1, alone // 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert own_cores() == 1
 
 
 def test_a_kind_without_data_is_left_out(loaded):

@@ -244,7 +244,11 @@ def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozense
     import yaml
 
     try:
-        table = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+        table = (
+            json.loads(path.read_text(encoding="utf-8"))
+            if path.suffix == ".json"
+            else yaml.safe_load(path.read_text(encoding="utf-8"))
+        )
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ImprintError(
             f"{path} cannot be read ({error}); --config is a YAML file of options, or an options.json"

@@ -21,6 +21,8 @@ import shutil
 import signal
 import sys
 
+from imprint.errors import print_anything
+
 from . import arguments
 from .measure.settings import Benchmark
 from .measure.speed import Bench, OutOfTime
@@ -37,6 +39,7 @@ def parse(argv: list[str] | None) -> Benchmark:
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     settings = parse(argv)
     if settings.time_limit:
 
@@ -55,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         signal.alarm(0)
         shutil.rmtree(bench.scratch, ignore_errors=True)
     if (settings.output / "benchmark.md").exists():
-        print((settings.output / "benchmark.md").read_text())
+        print((settings.output / "benchmark.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from imprint.checkpoint import SHIPPED
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 from imprint.files import write_text
 from imprint.images import save_image
 from imprint.pipeline import ImprintPipeline
@@ -27,6 +27,7 @@ from .measure.contact_sheets import Sheets
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED, help="by default the shipped one")
     parser.add_argument("--subjects", type=Path, required=True, help="as training.evaluate takes them")

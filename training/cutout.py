@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 
 from .data.grabcut import run
 from .data.items import first_folder
@@ -22,6 +22,7 @@ from .data.stills import MASK_FOLDERS, reports
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m training.cutout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -12,7 +12,7 @@ import sys
 
 from safetensors import SafetensorError
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 
 from . import arguments
 from .loop.decoder import tune
@@ -20,6 +20,7 @@ from .settings import TuneDecoder
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     settings = arguments.parse(TuneDecoder, argv, __doc__)
     try:
         tune(settings)

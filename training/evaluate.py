@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 
 from . import arguments
 from .measure.composites import table_rows
@@ -32,6 +32,7 @@ def parse(argv: list[str] | None) -> Evaluate:
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["light"]:
         light(words[1:])

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 from imprint.checkpoint import load_checkpoint, save_checkpoint
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 from imprint.files import require_writable
 
 from .loop.merging import average
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="two or more")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write, .safetensors")

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 
 from . import arguments
 from .data import captions, multiview, stills, video
@@ -54,6 +54,7 @@ def run(settings: Prepare) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["light"]:
         light(words[1:])

@@ -193,7 +193,7 @@ class Train:
     checkpointing: bool = option(False, group="machine")
     """compute activations twice, and keep few of them"""
     chunk: int = option(256, group="machine")
-    """pairs made in one piece; less needs less memory"""
+    """pairs made in one piece; less needs less memory. Other pairs are drawn with another, of the same mix"""
     device: str = option("auto", choices=DEVICES, group="machine")
     """where to train"""
     time_limit: float | None = option(None, group="machine")
@@ -211,7 +211,7 @@ class Train:
     @classmethod
     def of(cls, stage: str, **changes: Any) -> Train:
         """The preset of a stage, changed."""
-        return arguments.of(cls, **(stage_defaults({"stage": stage}) | {"stage": stage} | changes))
+        return arguments.of(cls, **(stage_defaults({"stage": stage} | changes) | {"stage": stage} | changes))
 
     def check(self) -> None:
         """Raises `ImprintError` for options that do not go together."""
@@ -219,6 +219,11 @@ class Train:
         require(
             self, "images batch accumulate rank reuse block chunk log_every save_every pool refresh cutout_resolution"
         )
+        if self.lr_warmup > self.images:
+            raise ImprintError(
+                f"--lr-warmup is {self.lr_warmup}, but the run ends after {self.images} pictures, before the learning rate "
+                "is at its peak; give less"
+            )
         if self.distill_guidance is not None and not (self.stage == "compositing" and self.init):
             raise ImprintError(
                 "--distill-guidance needs --init, the model whose predictions are learned, and stage 'compositing'"
@@ -255,7 +260,8 @@ def stage_defaults(given: dict[str, Any]) -> dict[str, Any]:
     stage = STAGES.get(given.get("stage"))
     if stage is None:
         return {}
-    return dict(images=stage.images, batch=stage.batch, lr_warmup=stage.lr_warmup, lr=stage.learning_rate)
+    warmup = min(stage.lr_warmup, given.get("images", stage.images) // 2)  # of a short run: its first half
+    return dict(images=stage.images, batch=stage.batch, lr_warmup=warmup, lr=stage.learning_rate)
 
 
 def parse_train(argv: list[str] | None, description: str | None = None) -> Train:

@@ -14,7 +14,7 @@ import torch
 
 from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 from imprint.files import require_writable
 
 from .arguments import Renamed
@@ -22,6 +22,7 @@ from .loop.pretrained import start
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, metavar="OUT", help="checkpoint to write, .safetensors")
     parser.add_argument(

@@ -12,12 +12,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 
 from .data.subject import prepare
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--output", type=Path, required=True, help="cutouts/ and photos/ are made in it")

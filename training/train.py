@@ -14,13 +14,14 @@ import sys
 
 from safetensors import SafetensorError
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 
 from .loop.run import Run
 from .settings import parse_train
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     settings = parse_train(argv, __doc__)
     try:
         run = Run(settings)

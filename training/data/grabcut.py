@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import open_image, save_image, to_rgb
+from imprint.images import mask_to_tensor, open_image, save_image, to_rgb
 
 from .contact_sheet import SHEET_COLUMNS, SHEET_ROWS, outlined, sheet_of
 from .engines import in_processes
@@ -187,7 +187,7 @@ def run(folder: Path, masks: Path, workers: int) -> Counter[str]:
         raise ImprintError(f"{folder} has no photos without masks of their own; photos are {', '.join(PICTURES)}")
     report, sheet = reports(masks)
     try:
-        results = json.loads(report.read_text())["photos"]
+        results = json.loads(report.read_text(encoding="utf-8"))["photos"]
     except (OSError, ValueError, KeyError):  # none yet, or a broken one
         results = {}
     results = {name: result for name, result in results.items() if name in photos and result != KEPT}
@@ -237,5 +237,5 @@ def cut_one(photo: tuple[str, Path], masks: Path) -> tuple[str, str]:
 def contact_sheet(kept: dict[Path, Path]) -> Image.Image:
     """Some photos, drawn at random, with the outlines of their masks."""
     chosen = random.Random(0).sample(sorted(kept.items()), min(len(kept), SHEET_COLUMNS * SHEET_ROWS))
-    pictures = ((to_rgb(open_image(photo)), open_image(mask).convert("L")) for photo, mask in chosen)
-    return sheet_of([outlined(photo, mask.point(lambda value: value > 127)) for photo, mask in pictures])
+    pictures = ((to_rgb(open_image(photo)), mask_to_tensor(open_image(mask))[0] > 0.5) for photo, mask in chosen)
+    return sheet_of([outlined(photo, Image.fromarray(mask.byte().numpy())) for photo, mask in pictures])

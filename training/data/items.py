@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import open_image
+from imprint.images import mask_to_tensor, open_image
 
 from ..settings import Prepare
 from .shards import Record
@@ -89,10 +89,12 @@ def open_mask(path: Path | None, what: object) -> Image.Image:
         raise Dropped("broken mask", what, error) from error
 
 
-def alpha_of(picture: Image.Image) -> np.ndarray:
-    """(H, W) float32 in [0, 1]: a picture's alpha channel or, where it has none, its brightness."""
-    band = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else picture.convert("L")
-    return np.asarray(band, np.float32) / 255
+def mask_of(image: Image.Image, what: object) -> np.ndarray:
+    """(H, W) float32 in [0, 1]: a mask picture as `mask_to_tensor` reads it. Raises `Dropped` for a map of several labels."""
+    try:
+        return mask_to_tensor(image)[0].numpy()
+    except ImprintError as error:
+        raise Dropped("broken mask", what, error) from error
 
 
 def frame_number(path: Path) -> int:
@@ -116,7 +118,7 @@ def first_folder(*paths: Path) -> Path | None:
 def read_names(path: Path | None) -> frozenset[str]:
     """The words of a text file; none without a file. Raises `ImprintError`."""
     try:
-        return frozenset(path.read_text().split()) if path else frozenset()
+        return frozenset(path.read_text(encoding="utf-8").split()) if path else frozenset()
     except (OSError, ValueError) as error:
         raise ImprintError(f"{path} cannot be read ({error}); --exclude is a text file of names") from error
 

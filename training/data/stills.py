@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from imprint.errors import ImprintError
-from imprint.images import open_image
+from imprint.images import alpha_to_tensor, open_image
 
 from ..settings import Prepare
-from .items import PICTURES, Dropped, Group, Item, Source, alpha_of, first_folder, open_mask
+from .items import PICTURES, Dropped, Group, Item, Source, first_folder, mask_of, open_mask
 from .shards import Record
 
 STILL = (0, 0)  # a still makes no pair with another picture
@@ -41,7 +41,7 @@ def coco_tables(path: Path, kind: str) -> Iterator[tuple[dict, Path]]:
         raise ImprintError(f"{path} has no annotations/{kind}_*.json and no {kind}.json; --input is COCO's own folder")
     for file, folder in files:
         try:
-            table = json.loads(file.read_text())
+            table = json.loads(file.read_text(encoding="utf-8"))
             table["annotations"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ImprintError(f"{file} is no COCO annotation file ({error!r})") from error
@@ -155,7 +155,7 @@ def read_ppr10k(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
             continue
         record = Record(picture.stem, picture.stem, 0, "PPR10K", options.licence, STILL)
         mask = masks and masks / f"{picture.stem}.png"
-        yield Item(record, picture, lambda mask=mask, picture=picture: alpha_of(open_mask(mask, picture)))
+        yield Item(record, picture, lambda mask=mask, picture=picture: mask_of(open_mask(mask, picture), picture))
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------
@@ -205,10 +205,10 @@ def read_folder(group: Group, options: Prepare) -> Iterator[Item]:
 
 def _folder_mask(picture: Path, mask: Path | None) -> np.ndarray | None:
     if mask is None:
-        own = open_image(picture)
-        return alpha_of(own) if own.has_transparency_data else None
+        own = alpha_to_tensor(open_image(picture))
+        return None if own is None else own[0].numpy()
     image = open_mask(mask, picture)
-    return np.asarray(image) if image.mode == "P" else alpha_of(image)
+    return np.asarray(image) if image.mode == "P" else mask_of(image, mask)
 
 
 SOURCES = {

@@ -79,7 +79,7 @@ def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
 def _read_json(path: Path, use: Callable):
     """What `use` makes of a JSON file. Raises `ImprintError` where the file is absent or of another form."""
     try:
-        return use(json.loads(path.read_text()))
+        return use(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImprintError(
             f"{path} cannot be used ({error!r}); it comes with the data set and lies beside its folders"

@@ -48,9 +48,9 @@ class HeldOut:
         """The same pictures in every run on a device."""
         config, device = maker.config, maker.photos.rgb.device
         generator = torch.Generator(device).manual_seed(0)
-        parts = []
-        for start in range(0, count, PART):
-            pairs = maker(min(PART, count - start), generator)
+        parts, number = [], math.ceil(count / PART)
+        for index in range(number):
+            pairs = maker(count, generator, (index, number))
             alpha = F.pixel_shuffle(pairs.matte, config.matte)[:, :1]
             parts.append((pairs.target, encode(autoencoder, pairs.target, config.latent), (alpha > 0.5).float()))
         return cls(*(torch.cat(part) for part in zip(*parts)), config.latent)

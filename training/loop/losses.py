@@ -40,16 +40,15 @@ def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.
 
     `plain` is 1, the papers' own loss. `min-snr` (Hang et al., arXiv 2303.09556, section 3.4) weighs the error of the
     picture that a prediction implies by min(SNR, gamma), with SNR = alpha_bar / (1 - alpha_bar): for a prediction of
-    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR has SNR
-    = 0 at the last timestep, whose weight would be 0, although sampling starts there; it keeps the plain 1.
+    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR would hardly
+    learn its last timesteps so, and the last one not at all, although sampling starts there. The plain loss of v weighs
+    the implied picture's error by SNR + 1 (arXiv 2202.00512, section 4): there that is what is clamped.
     """
     if kind == "plain":
         return torch.ones_like(signal)
     snr = signal / (1 - signal)
-    capped = snr.clamp(max=MIN_SNR_GAMMA)
-    if config.prediction_type == "epsilon":
-        return capped / snr
-    return torch.where(snr < 1e-7, 1.0, capped / (snr + 1))
+    plain = snr if config.prediction_type == "epsilon" else snr + 1
+    return (plain if config.zero_terminal_snr else snr).clamp(max=MIN_SNR_GAMMA) / plain
 
 
 @dataclass(frozen=True)

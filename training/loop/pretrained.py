@@ -111,7 +111,7 @@ def pretrained(kind: type, folder: Path) -> torch.nn.Module:
             "vae), or its single file"
         )
     try:
-        named = json.loads((folder / "config.json").read_text()).get(
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(
             "_class_name"
         )  # diffusers'; transformers writes none
         if named not in (None, kind.__name__):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,12 +52,13 @@ class Source:
     def make(self, count: int, generator: torch.Generator, side: int | None = None) -> Batch:
         """`count` encoded pairs, made in parts that fit the memory; side: by default the model's."""
         maker = self.maker.at(side) if side and side != self.side else self.maker
-        parts, chunk = [], self._as_many_pixels(self.settings.chunk, side or self.side)
-        precision = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            for start in range(0, count, chunk):
+        parts, number = [], math.ceil(count / self._as_many_pixels(self.settings.chunk, side or self.side))
+        half = self.settings.precision == "bf16"  # fp16's range is too small for some autoencoders
+        precision = torch.bfloat16 if half else torch.float32
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            for index in range(number):
                 with torch.autocast(self.device.type, enabled=False):
-                    pairs = maker(min(chunk, count - start), generator)
+                    pairs = maker(count, generator, (index, number))
                 images = torch.cat([pairs.target, pairs.background]).contiguous(memory_format=torch.channels_last)
                 target, background = encode(self.autoencoder, images, maker.config.latent).to(precision).chunk(2)
                 reference = (pairs.reference * 255).round().to(torch.uint8)

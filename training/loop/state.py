@@ -77,14 +77,14 @@ class State:
 
     def log(self, line: dict) -> None:
         """A line of stats.jsonl."""
-        with (self.folder / "stats.jsonl").open("a") as file:
+        with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop log lines of steps that an interrupted run did after its last state."""
         path = self.folder / "stats.jsonl"
         if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
             write_text(path, "".join(kept))
 
@@ -116,7 +116,7 @@ class State:
         if not path.exists():
             return
         before, now = {}, self._shards()
-        for folder, sizes in json.loads(path.read_text()).items():
+        for folder, sizes in json.loads(path.read_text(encoding="utf-8")).items():
             name, split = folder.split("/")
             before[f"{OLD_NAMES.get(name, name)}/{split}"] = sizes
         for folder in sorted(before.keys() | now.keys()):
@@ -131,7 +131,7 @@ class State:
 
     def _same_options(self, described: dict) -> None:
         """A run goes on with the options that it began with, save those that do not change what it learns."""
-        before = renamed_options(json.loads((self.folder / "options.json").read_text()))
+        before = renamed_options(json.loads((self.folder / "options.json").read_text(encoding="utf-8")))
         now = json.loads(json.dumps(described))
         changed = [name for name in now if name not in FREE_OPTIONS and before.get(name, now[name]) != now[name]]
         if changed:

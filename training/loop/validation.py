@@ -24,7 +24,8 @@ from .losses import diffusion_loss, translation_loss
 from .model import Model
 from .source import Source
 
-SIZE = 512  # pairs, the same for every run of a stage
+SIZE = 128  # pairs, the same for every run of a stage
+PART = 16  # of them at once, whatever --batch and --chunk: what is drawn depends on it
 SHOWN = 16  # of them, as pictures
 
 
@@ -40,8 +41,8 @@ class Validation:
     ):
         self.autoencoder, self.settings, self.accelerator = autoencoder, settings, accelerator
         self.config: ImprintConfig = maker.config
-        source = Source(maker, autoencoder, dataclasses.replace(settings, seed=0), 0, accelerator.device)
-        self.pairs = source.make(min(SIZE, 8 * settings.batch), source.generator(4))
+        source = Source(maker, autoencoder, dataclasses.replace(settings, seed=0, chunk=PART), 0, accelerator.device)
+        self.pairs = source.make(SIZE, source.generator(4))
 
     @torch.no_grad()
     def measure(self, model: Model, alpha_bar: torch.Tensor, nothing: torch.Tensor | None = None) -> dict[str, float]:
@@ -50,10 +51,10 @@ class Validation:
         nothing: the empty caption's tokens, where the pairs have captions.
         """
         generator = torch.Generator(self.accelerator.device).manual_seed(0)
-        losses, translated, size = [], [], self.settings.batch
+        losses, translated = [], []
         with self.accelerator.autocast():
-            for start in range(0, len(self.pairs.target), size):
-                part = self.pairs[slice(start, start + size)]
+            for start in range(0, len(self.pairs.target), PART):
+                part = self.pairs[slice(start, start + PART)]
                 losses.append(diffusion_loss(model, part, self.config, alpha_bar, generator, dropout=0.0))
                 if nothing is not None:
                     translated.append(translation_loss(model, part, nothing, generator, dropout=0.0))

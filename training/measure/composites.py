@@ -139,7 +139,7 @@ def same_settings(row: Row, options: Evaluate) -> None:
     now |= {name: getattr(options, name) for name in ("steps", "guidance", "detail", "seed", "dtype")}
     now |= {name: str(getattr(options, name)) for name in ("subjects", "backgrounds", "boxes", "pairs")}
     path = row.folder(options.output) / "made-with.json"
-    before = json.loads(path.read_text()) if path.exists() else now
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     for name, value in now.items():
         if before.get(name) != value:
             raise ImprintError(

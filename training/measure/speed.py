@@ -173,7 +173,7 @@ class Bench(Trial):
         if process.returncode or not (folder / "benchmark.json").exists():
             raise ImprintError(f"{processes} processes ended with {process.returncode}: {log[-1500:]}")
         values = {}
-        for row in json.loads((folder / "benchmark.json").read_text())["rows"]:
+        for row in json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))["rows"]:
             kind = row["row"].partition(":")[0]
             if "error" in row:
                 raise ImprintError(f"{row['row']}: {row['error']}")

@@ -60,7 +60,7 @@ def write_captioned_pictures(folder: Path, side: int, count: int) -> None:
     for index in range(count):
         (folder / f"{index:05d}.jpg").write_bytes(pictures[index % len(pictures)])
         lines.append(json.dumps({"file_name": f"{index:05d}.jpg", "text": "a photo of a thing on a table"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 def write_diffusers_model(folder: Path, config: ImprintConfig, device: torch.device) -> None:
@@ -105,7 +105,7 @@ def write_tokenizer(folder: Path) -> None:
     words = [*letters, *(letter + "</w>" for letter in letters)]
     numbers = {word: index for index, word in enumerate(words)} | {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
     folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps(numbers))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "vocab.json").write_text(json.dumps(numbers), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

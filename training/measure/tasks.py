@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ import torch
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from imprint.errors import ImprintError
-from imprint.images import mask_to_tensor, open_image, to_rgb
+from imprint.errors import ImprintError, require_same_size
+from imprint.images import alpha_to_tensor, mask_to_tensor, open_image, to_rgb
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
@@ -31,6 +32,7 @@ from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, read_shards
 Box: TypeAlias = "tuple[int, int, int, int]"
 
 MOST_OF_THE_PICTURE = 0.5  # boxes of a larger area leave no scene to fit into
+LONGEST_NAME = 100  # letters of a clip's name in a file's
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -117,18 +119,15 @@ class Photo:
     def load(self) -> tuple[Image.Image, Image.Image]:
         """The cut-out, RGBA, and the photo around it, RGB (white where a cut-out shows none): both tightly cropped."""
         image = open_image(self.path)
+        alpha = alpha_to_tensor(image) if self.mask is None else mask_to_tensor(open_image(self.mask))
+        if alpha is None:
+            raise ImprintError(f"{self.path} is opaque everywhere; give a cut-out, or its mask as a file of its own")
+        require_same_size(str(self.path), image.size[::-1], f"its mask {self.mask}", alpha.shape[1:])
+        view = to_rgb(image)
+        cutout = view.copy()
+        cutout.putalpha(Image.fromarray((alpha[0] * 255).round().byte().numpy()))
         if self.mask is None:
-            cutout = image.convert("RGBA")
             view = Image.alpha_composite(Image.new("RGBA", cutout.size, "white"), cutout).convert("RGB")
-        else:
-            mask, view = open_image(self.mask).convert("L"), to_rgb(image)
-            if mask.size != image.size:
-                raise ImprintError(
-                    f"{self.path} is {image.width}x{image.height}, its mask {self.mask} {mask.width}x{mask.height}; "
-                    "make them the same size"
-                )
-            cutout = view.copy()
-            cutout.putalpha(mask)
         box = tight_box(np.asarray(cutout.getchannel("A")), f"the mask of {self.path}")
         return cutout.crop(box), view.crop(box)
 
@@ -148,7 +147,7 @@ def read_subjects(folder: Path) -> dict[str, list[Photo]]:
             if path.suffix.lower() not in PICTURES or path.name.endswith(".mask.png"):
                 continue
             mask = path.with_suffix(".mask.png")
-            if mask.exists() or open_image(path).has_transparency_data:
+            if mask.exists() or alpha_to_tensor(open_image(path)) is not None:
                 photos.append(Photo(path, mask if mask.exists() else None))
         if photos:
             subjects[home.name] = photos
@@ -167,7 +166,7 @@ def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | Non
     `{"background": name, "box": [left, top, right, bottom]}`, with `"subject"` if wished.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         found = _coco_boxes(json.loads(text)) if path.suffix == ".json" else _listed_boxes(text)
         boxes = [(backgrounds / name, tuple(map(int, box)), subject) for name, box, subject in found]
         if path.suffix == ".json":  # a part of the data set is enough
@@ -261,7 +260,7 @@ def pair_tasks(folder: Path) -> list[Task]:
             seen = [(frame, picture, mask == number) for frame, picture, mask in frames if _usable(mask == number)]
             for turn, (first, second) in enumerate(_apart([frame for frame, *_ in seen])):
                 (n1, *source), (n2, *target) = seen[first], seen[second]
-                name = f"{clip}-{number}-{n1:05d}-{n2:05d}"
+                name = f"{file_name(clip)}-{number}-{n1:05d}-{n2:05d}"
                 tasks.append((turn, Task(name, clip, partial(_moved, clip, *source, *target))))
     if not tasks:
         raise ImprintError(
@@ -269,6 +268,12 @@ def pair_tasks(folder: Path) -> list[Task]:
             "with masks"
         )
     return [task for _, task in sorted(tasks, key=lambda entry: entry[0])]
+
+
+def file_name(name: str) -> str:
+    """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash instead."""
+    safe = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:LONGEST_NAME]
+    return name if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _apart(frames: list[int]) -> list[tuple[int, int]]:

@@ -64,7 +64,9 @@ class Captions:
         self.spans = [span for shard in list_shards(folder) for span in _spans(Path(shard))][:limit]
         self.pool = ThreadPoolExecutor()
 
-    def __call__(self, count: int, generator: torch.Generator) -> Pairs:
+    def __call__(self, count: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Pairs:
+        """`count` pairs, or a part of them, as (index, parts)."""
+        count = len(range(part[0], count, part[1]))
         rows, lines = (
             torch.randint(high, (count,), generator=generator, device=generator.device).tolist()
             for high in (len(self.spans), 2**31)

@@ -56,18 +56,26 @@ class PairMaker:
         other.config = dataclasses.replace(self.config, resolution=side)
         return other
 
-    def __call__(self, count: int, generator: torch.Generator) -> Pairs:
-        """`count` pairs of all kinds in random order."""
-        draw = Draw(generator)
+    def kinds(self, count: int, part: tuple[int, int] = (0, 1)) -> dict[str, int]:
+        """How many of `count` pairs are of each kind; of a part alone, every so-manieth pair, as `__call__` takes it."""
+        index, parts = part
         total = sum(self.mix.values())
         ends = [round(count * sum(list(self.mix.values())[: i + 1]) / total) for i in range(len(self.mix))]
+        return {
+            kind: len(range(start + (index - start) % parts, end, parts))
+            for kind, start, end in zip(self.mix, [0, *ends], ends)
+        }
+
+    def __call__(self, count: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Pairs:
+        """`count` pairs of all kinds in random order, or a part of them, as (index, parts): the kinds have their shares
+        over all parts, however small each is.
+        """
+        draw = Draw(generator)
         made = []
-        for kind, start, end in zip(self.mix, [0, *ends], ends):
-            if end > start:
-                made.append(
-                    self._rendered(end - start, draw) if kind == "rendered" else self._photo(kind, end - start, draw)
-                )
-        order = draw.permutation(count)
+        for kind, number in self.kinds(count, part).items():
+            if number:
+                made.append(self._rendered(number, draw) if kind == "rendered" else self._photo(kind, number, draw))
+        order = draw.permutation(len(range(part[0], count, part[1])))
         columns = zip(*(vars(pairs).values() for pairs in made))
         return Pairs(*(None if column[0] is None else torch.cat(column)[order] for column in columns))
 

@@ -32,12 +32,18 @@ class _Pictures:
         shards = list_shards(place)
         if limit is not None or len(shards) == 1:
             return cls.of(read_shards(shards, limit), side).to(device)
-        workers = min(len(shards), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-        parts = DataLoader(_Shards(cls, shards, side), batch_size=None, num_workers=workers, collate_fn=_unchanged)
+        loading = dict(batch_size=None, num_workers=min(len(shards), own_cores()), collate_fn=_unchanged)
+        parts = DataLoader(_Shards(cls, shards, side), **loading)
         return cls.join([cls(*map(torch.from_numpy, _raised(part))) for part in parts]).to(device)
 
     def to(self, device: torch.device):
         return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+
+def own_cores() -> int:
+    """Cores for this process: all that it may run on, shared with the others that a launcher started on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class _Shards(Dataset):

@@ -54,7 +54,7 @@ def read_meshes(folder: Path) -> list[Mesh]:
     """The .glb files of a folder, at any depth, with source and licence where index.json gives them."""
     index = folder / "index.json"
     try:
-        lines = json.loads(index.read_text()) if index.exists() else []
+        lines = json.loads(index.read_text(encoding="utf-8")) if index.exists() else []
         facts = {line["file"]: {name: line[name] for name in ("source", "licence", "procedural")} for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImprintError(

@@ -22,7 +22,7 @@ KEY_THRESHOLD = 8.0  # times the mean: what is darker is no light of its own
 MIDDLE_GREY = 0.13  # linear geometric mean of what a camera shows
 WHITEST = 1.2  # linear, what the best lit side of a white object may return: a camera exposes for the object, too
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
-CACHED = 64  # panoramas that a process keeps, of about 10 MB each
+PANORAMAS_KEPT = 16  # in each process's memory; one of 1024 x 512 takes 10 MB
 STEEPEST = 2.5  # times the object's height: longer shadows are cut
 
 
@@ -39,7 +39,7 @@ class Panorama:
     """All but that light, of `LEVEL_SIZES`, each blurred more; the last is what a white matt surface returns."""
 
 
-@functools.lru_cache(maxsize=CACHED)
+@functools.lru_cache(maxsize=PANORAMAS_KEPT)
 def read_panorama(path: Path) -> Panorama:
     """A .hdr or .exr file, taken apart. Raises `ImprintError` for anything else."""
     return take_apart(read_radiance(path))
