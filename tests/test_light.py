@@ -1,5 +1,6 @@
 """Light and shadow of a placed object: what is off is off exactly, what is beyond stays, and what the layers stack to."""
 
+import itertools
 import json
 
 import numpy as np
@@ -84,13 +85,13 @@ def test_beyond_object_and_shadow_every_bit_is_the_background_s(strengths):
 def test_strengths_are_continuous_and_monotone():
     steps = [step / 20 for step in range(31)]
     shadows = [lit_by(NET, FRAME, PLACED, 0, step).shadow for step in steps]
-    assert all((after >= before).all() for before, after in zip(shadows, shadows[1:]))
-    assert max(float((after - before).max()) for before, after in zip(shadows, shadows[1:])) < 0.2
+    assert all((after >= before).all() for before, after in itertools.pairwise(shadows))
+    assert max(float((after - before).max()) for before, after in itertools.pairwise(shadows)) < 0.2
     assert (shadows[-1] > shadows[0] + 0.3).any()
     changes = [(each.relit - each.colours).abs() for each in (lit_by(NET, FRAME, PLACED, step, 0) for step in steps)]
     means = [float(change.mean()) for change in changes]
-    assert means[0] == 0 and all(after > before for before, after in zip(means, means[1:]))
-    assert max(float((after - before).abs().max()) for before, after in zip(changes, changes[1:])) < 0.15
+    assert means[0] == 0 and all(after > before for before, after in itertools.pairwise(means))
+    assert max(float((after - before).abs().max()) for before, after in itertools.pairwise(changes)) < 0.15
     faint = lit_by(NET, FRAME, PLACED, 1e-4, 1e-4).composite()
     assert (faint - lit_by(NET, FRAME, PLACED, 0, 0).composite()).abs().max() < 1e-3
 

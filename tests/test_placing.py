@@ -101,7 +101,7 @@ def test_a_place_is_the_box_s_own(placing, scene):
     """`place` and a box that gives the same place give the same picture."""
     subject, background, box = scene
     placed = place_of(scene)
-    top, left, bottom, right = placed.box
+    top, _left, bottom, _right = placed.box
     place = Place((40 + 75) / 2, bottom, bottom - top)
     by_box, by_place = (
         placing(subject, None, background, output_type="pt", **where).images
