@@ -12,6 +12,7 @@ _HOMES = {
     "PRESETS": "config",
     "ImprintError": "errors",
     "ImprintPipeline": "pipeline",
+    "Place": "place",
     "Placement": "placement",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",

@@ -1,12 +1,18 @@
 """How a picture is made: an object's photo and a background with a mask, the composite out.
 
-In the order of IMPRINT's figure 2 (arXiv 2403.10701), each a method of `ImprintPipeline` that can be called by itself:
+A box, a place or a placed picture keeps the object's own photo:
 
-    place     a box, a place or a placed picture: the object's own photo, where it was put -> relit, with its shadow; done
-              an outline: the model draws the object in its pose, by
-    prepare   the object -> encoder -> adapter -> context;  the background -> crop -> hole painted grey -> latents
-    denoise   noise -> latents of the crop, and the matte
-    finish    latents -> drawing -> detail -> layers of object and shadow -> over the background
+    place_object    the photo -> where it was put in the frame, its edge clean
+    finish_placed   -> relit by a small network, with its shadow -> over the background
+
+In an outline, or with `fit="fill"`, the model draws the object, in the order of IMPRINT's figure 2 (arXiv 2403.10701):
+
+    prepare         the object -> encoder -> adapter -> context;  the background -> crop -> hole painted grey -> latents
+    denoise         noise -> latents of the crop, and the matte
+    finish          latents -> drawing -> detail -> layers of object and shadow -> over the background
+
+All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves; they are
+in `imprint.stages`, and the model's loading and saving in `imprint.parts`.
 """
 
 from __future__ import annotations

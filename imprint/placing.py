@@ -96,9 +96,10 @@ def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) ->
 
 def _point(value: Any) -> tuple[float, float]:
     parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or len(parts) != 2:
-        raise ImprintError(f"at is {value!r}; it must be x,y in pixels, where the object stands")
-    x, y = (_number("at", part, "x,y in pixels, where the object stands") for part in parts)
+    try:
+        x, y = (_number("at", part) for part in parts)
+    except (TypeError, ValueError):
+        raise ImprintError(f"at is {value!r}; it must be x,y in pixels, where the object stands") from None
     return x, y
 
 

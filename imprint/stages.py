@@ -267,7 +267,12 @@ class Stages(Parts):
         num_results: int = 1,
         output_type: str = "pil",
     ) -> ImprintPipelineOutput:
-        """An object whose place is known, lit and with its shadow; arguments as of `__call__`."""
+        """An object whose place is known, lit and with its shadow.
+
+        placed: as `place_object` gives it, of the background's size. light, shadow, softness: see `relight`. blend_mask:
+        Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The results are alike, for
+        nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for sizes that differ.
+        """
         if output_type == "latent":
             raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
         if self.light is None:

@@ -18,6 +18,7 @@ from imprint.place import (
     is_box,
     object_height,
     place_object,
+    reduced,
     resized,
     spread,
     turned,
@@ -242,6 +243,31 @@ def test_no_fringe_of_a_white_background_is_left(grown):
     assert torch.equal(alpha[distance < 20], mask[distance < 20])
     plain = (picture * mask).max()
     assert plain == (1 if grown else picture[:, mask > 0].max())
+
+
+@pytest.mark.parametrize("factor", [2, 3, 8])
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_large_photo_made_small_looks_as_if_cleaned_first(factor, soft):
+    """And no fringe either."""
+    side = 80 * factor
+    y, x = torch.meshgrid(torch.arange(side) - side / 2, torch.arange(side) - side / 2, indexing="ij")
+    distance = (x**2 + y**2).sqrt()
+    picture = torch.where(distance < 25 * factor, 0.2, 1.0).expand(3, -1, -1)
+    mask = (25 * factor - 1 - distance).clamp(0, 1) if soft else (distance < 25 * factor + 1).float()
+    colours, alpha = reduced(picture, mask, factor)
+    assert tuple(alpha.shape) == (80, 80) and (colours * alpha).max() < 0.25
+    slow_colours, slow_alpha = resized(*clean_edge(picture, mask), 80, 80)
+    assert (alpha - slow_alpha).abs().max() < 0.3 and (alpha - slow_alpha).abs().mean() < 0.01
+    assert ((colours - slow_colours) * alpha).abs().max() < 0.02
+
+
+def test_putting_a_large_photo_somewhere_small_keeps_its_place():
+    own = torch.zeros(1200, 1000)
+    own[103:1103, 201:902] = 1
+    made = PlacedObject.put(torch.full((3, 1200, 1000), 0.3), own, Place(60, 90, 77), (100, 120))
+    assert made.box == (13, 33, 90, 87) and torch.allclose(
+        made.colours[:, made.alpha > 0.1], torch.tensor(0.3), atol=0.01
+    )
 
 
 def test_a_soft_mask_s_edge_is_left_alone():

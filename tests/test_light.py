@@ -1,0 +1,285 @@
+"""Light and shadow of a placed object: what is off is off exactly, what is beyond stays, and what the layers stack to."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from micro import micro_light
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from imprint.checkpoint import digest
+from imprint.errors import ImprintError
+from imprint.images import image_to_tensor, tensor_to_image, tensor_to_layer
+from imprint.light import LightNet, Lit, load_light, relight, save_light, square_around
+from imprint.place import PlacedObject
+
+NET = micro_light()
+
+
+def placed_at(size: tuple[int, int], box: tuple[int, int, int, int], seed: int = 0) -> PlacedObject:
+    """An ellipse of noise, in 8-bit colours, with a soft edge, in (top, left, bottom, right) of a frame of `size`."""
+    top, left, bottom, right = box
+    high, wide = bottom - top, right - left
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, high + 2)[1:-1], torch.linspace(-1, 1, wide + 2)[1:-1], indexing="ij")
+    alpha = ((1.2 - (x**2 + y**2).sqrt()) * 4).clamp(0, 1)
+    colours = torch.randint(0, 256, (3, high, wide), generator=generator) / 255
+    return PlacedObject(size, (top, left), colours, alpha)
+
+
+def frame_of(size: tuple[int, int], seed: int = 1) -> torch.Tensor:
+    """(1, 3, H, W) of 8-bit noise that is neither black nor white."""
+    return torch.randint(30, 226, (1, 3, *size), generator=torch.Generator().manual_seed(seed)) / 255
+
+
+def lit_by(net: LightNet, frame: torch.Tensor, placed: PlacedObject, *strengths: float) -> Lit:
+    area = square_around(net, placed).area
+    return relight(net, frame[(slice(None), slice(None), *area)], placed, *strengths)
+
+
+SIZE, PLACED = (90, 120), placed_at((90, 120), (40, 50, 70, 75))
+FRAME = frame_of(SIZE)
+
+
+# --- strengths -------------------------------------------------------------------------------------------------------
+
+
+def test_off_is_off_exactly():
+    """No light and no shadow: the object's own pixels over the background's, in all bits."""
+    lit = lit_by(NET, FRAME, PLACED, 0, 0)
+    made, part = lit.composite()[0], FRAME[(0, slice(None), *lit.area)]
+    colours, alpha = PLACED.within(lit.area)
+    assert torch.equal(made[:, alpha[0, 0] == 1], colours[0][:, alpha[0, 0] == 1])
+    assert torch.equal(made[:, alpha[0, 0] == 0], part[:, alpha[0, 0] == 0])
+    assert torch.equal(made, torch.where(alpha[0] > 0, torch.lerp(part, colours[0], alpha[0]), part))
+    assert (alpha == 1).sum() > 100 and ((alpha > 0) & (alpha < 1)).sum() > 20
+
+
+def test_each_is_off_by_itself():
+    light, shadow = lit_by(NET, FRAME, PLACED, 1, 0), lit_by(NET, FRAME, PLACED, 0, 1)
+    assert torch.equal(light.shadow, torch.zeros_like(light.shadow))
+    assert not torch.equal(light.relit, light.colours)
+    assert torch.equal(shadow.relit, shadow.colours) and (shadow.shadow > 0.1).any()
+    both = lit_by(NET, FRAME, PLACED, 1, 1)
+    assert torch.equal(both.relit, light.relit) and torch.equal(both.shadow, shadow.shadow)
+
+
+@pytest.mark.parametrize("strengths", [(1, 1), (1.5, 0.2), (0, 1.5), (0.5, 0, 1.0), (1, 1, 1)])
+def test_beyond_object_and_shadow_every_bit_is_the_background_s(strengths):
+    net = micro_light()  # one whose shadow is here and there
+    net.head[-1].weight.view(13, 4, 8, 3, 3)[6] *= 6
+    net.head[-1].bias.view(13, 4)[6] = -2
+    lit = lit_by(net, FRAME, PLACED, *strengths)
+    kept = (lit.alpha[0, 0] == 0) & (lit.shadow[0, 0] == 0)
+    made, part = lit.composite()[0], FRAME[(0, slice(None), *lit.area)]
+    assert torch.equal(made[:, kept], part[:, kept])
+    assert kept.sum() > 50 and not torch.equal(made[:, ~kept], part[:, ~kept])
+
+
+def test_strengths_are_continuous_and_monotone():
+    steps = [step / 20 for step in range(31)]
+    shadows = [lit_by(NET, FRAME, PLACED, 0, step).shadow for step in steps]
+    assert all((after >= before).all() for before, after in itertools.pairwise(shadows))
+    assert max(float((after - before).max()) for before, after in itertools.pairwise(shadows)) < 0.2
+    assert (shadows[-1] > shadows[0] + 0.3).any()
+    changes = [(each.relit - each.colours).abs() for each in (lit_by(NET, FRAME, PLACED, step, 0) for step in steps)]
+    means = [float(change.mean()) for change in changes]
+    assert means[0] == 0 and all(after > before for before, after in itertools.pairwise(means))
+    assert max(float((after - before).abs().max()) for before, after in itertools.pairwise(changes)) < 0.15
+    faint = lit_by(NET, FRAME, PLACED, 1e-4, 1e-4).composite()
+    assert (faint - lit_by(NET, FRAME, PLACED, 0, 0).composite()).abs().max() < 1e-3
+
+
+def test_a_softer_shadow_is_smoother_and_as_dark_in_all():
+    steps = [0, 1e-300, 0.05, 0.3, 1]
+    shadows = [lit_by(NET, FRAME, PLACED, 0, 1, step).shadow for step in steps]
+    rough = [float(each.diff(dim=3).abs().mean() + each.diff(dim=2).abs().mean()) for each in shadows]
+    assert torch.equal(shadows[0], shadows[1]) and rough[0] == rough[1] and rough[2] > rough[3] > rough[4]
+    means = [float(each.mean()) for each in shadows]
+    assert means[-1] == pytest.approx(means[0], rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "values", [(-0.1, 1, 0), (1.6, 1, 0), (1, 1.6, 0), (1, 1, 1.1), (1, 1, -1), (float("nan"), 1, 0)]
+)
+def test_strengths_beyond_their_range_have_a_sentence(values):
+    with pytest.raises(ImprintError, match="the first two must be from 0 to 1.5, softness from 0 to 1"):
+        lit_by(NET, FRAME, PLACED, *values)
+
+
+# --- the square ------------------------------------------------------------------------------------------------------
+
+
+def test_a_shadow_fades_where_the_square_ends_within_the_frame():
+    """A network that sees black shadow everywhere must not show its square's edge."""
+    net = micro_light()
+    net.head[-1].weight.zero_()
+    net.head[-1].bias.view(13, 4)[6] = 9
+    lit = lit_by(net, FRAME, PLACED, 0, 1)
+    lost = lit.shadow[0, 0]
+    for line in (lost[0], lost[-1], lost[:, 0], lost[:, -1]):
+        assert line.max() < 0.3
+    assert lost[:, 0].max() < lost[:, 3].max() and (lost > 0.95).float().mean() > 0.5
+    # At the frame's own border the ground goes on beyond the picture, and so does the shadow.
+    standing = placed_at((90, 120), (60, 50, 90, 75))
+    assert (lit_by(net, FRAME, standing, 0, 1).shadow[0, 0, -1] > 0.95).float().mean() > 0.5
+
+
+def test_the_frame_s_part_must_be_the_square():
+    with pytest.raises(ImprintError, match="cut `square_around"):
+        relight(NET, FRAME, PLACED)
+
+
+def test_an_object_that_covers_all_throws_no_shadow():
+    covering = PlacedObject(SIZE, (0, 0), torch.rand(3, *SIZE), torch.ones(SIZE))
+    lit = lit_by(NET, FRAME, covering, 1, 1)
+    assert torch.equal(lit.shadow, torch.zeros_like(lit.shadow)) and lit.composite().isfinite().all()
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_any_size_and_place_gives_a_picture(data):
+    """Frames and objects down to one pixel."""
+    high, wide = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
+    bottom, right = data.draw(st.integers(1, high)), data.draw(st.integers(1, wide))
+    box = (data.draw(st.integers(0, bottom - 1)), data.draw(st.integers(0, right - 1)), bottom, right)
+    strengths = [data.draw(st.sampled_from([0.0, 0.3, 1.0, 1.5])) for _ in range(2)]
+    frame, placed = frame_of((high, wide)), placed_at((high, wide), box)
+    lit = lit_by(NET, frame, placed, *strengths, data.draw(st.sampled_from([0.0, 0.5, 1.0])))
+    made, part = lit.composite(), frame[(slice(None), slice(None), *lit.area)]
+    assert made.shape == part.shape and made.isfinite().all() and made.min() >= 0 and made.max() <= 1
+    kept = (lit.alpha[0, 0] == 0) & (lit.shadow[0, 0] == 0)
+    assert torch.equal(made[0][:, kept], part[0][:, kept])
+    for layer in lit.layers().values():
+        assert layer.shape[1] == 4 and layer.min() >= 0 and layer.max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_gives_nearly_the_same(dtype):
+    half = micro_light().to(dtype)
+    whole, made = (lit_by(net, FRAME, PLACED).composite() for net in (NET, half))
+    assert made.dtype == torch.float32 and not torch.equal(made, whole)
+    assert (made - whole).abs().mean() < 0.01
+    assert torch.equal(lit_by(half, FRAME, PLACED, 0, 0).composite(), lit_by(NET, FRAME, PLACED, 0, 0).composite())
+
+
+def test_maps_that_are_not_finite_are_said():
+    for row in (0, 3, 6):
+        net = micro_light()
+        net.head[-1].bias.view(13, 4)[row] = torch.nan
+        with pytest.raises(ImprintError, match="light that the network sees.*not finite"):
+            lit_by(net, FRAME, PLACED)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strengths", [(1, 1), (0, 0), (1.5, 1.5), (0.3, 0.7, 0.5), (0, 1), (1, 0)])
+def test_stacked_layers_are_the_composite(strengths):
+    """In 8 bits, by Pillow's own `alpha_composite`."""
+    lit = lit_by(NET, FRAME, PLACED, *strengths)
+    rows, columns = lit.area
+    whole = FRAME.clone()
+    whole[:, :, rows, columns] = lit.composite()
+    stacked = tensor_to_image(FRAME[0]).convert("RGBA")
+    layers = lit.layers()
+    assert list(layers) == ["shadow", "object", "light"]
+    for values in layers.values():
+        stacked = Image.alpha_composite(stacked, tensor_to_layer(values[0], stacked.size, lit.area))
+    expected = np.asarray(tensor_to_image(whole[0])).astype(int)
+    off = np.abs(np.asarray(stacked.convert("RGB")) - expected)
+    assert off.max() <= 1, np.unique(off, return_counts=True)
+    assert np.asarray(stacked)[..., 3].min() == 255
+
+
+def test_layers_hold_only_their_own():
+    lit = lit_by(NET, FRAME, PLACED, 0, 0)
+    layers = lit.layers()
+    assert layers["shadow"][:, 3].max() == 0 and layers["light"][:, 3].max() == 0
+    assert torch.equal(layers["object"][:, 3:], lit.alpha) and torch.equal(layers["object"][:, :3], lit.colours)
+    layers = lit_by(NET, FRAME, PLACED, 1, 1).layers()
+    assert torch.equal(layers["light"][:, 3:][lit.alpha == 0], torch.zeros(int((lit.alpha == 0).sum())))
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_comes_back_from_its_file(tmp_path):
+    path = tmp_path / "light.safetensors"
+    save_light(path, NET, torch.float32)
+    again = load_light(path)
+    assert again.config == NET.config and not again.training
+    assert torch.equal(lit_by(again, FRAME, PLACED).composite(), lit_by(NET, FRAME, PLACED).composite())
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    save_light(path, NET)
+    with safe_open(path, "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}
+    assert load_light(path).dtype == torch.float32 and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def rewritten(path, change) -> None:
+    """The file again, its checksum right, with `change(tensors, config)` made."""
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    config = json.loads(metadata["config"])
+    change(tensors, config)
+    metadata["config"] = json.dumps(config)
+    metadata["sha256"] = digest(metadata["config"], sorted(tensors.items()))
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, _: tensors.pop("stem.weight"), "1 tensors of the light network.*'stem.weight'"),
+        (lambda tensors, _: tensors.update({"more": torch.ones(1)}), "1 tensors.*'more'"),
+        (lambda tensors, _: tensors.update({"stem.bias": torch.ones(3)}), "1 tensors.*another shape.*'stem.bias'"),
+        (lambda _, config: config.update(depth=3), "is described by .*depth"),
+        (lambda _, config: config.pop("blocks"), "is described by"),
+    ],
+)
+def test_a_file_of_other_code_is_refused(tmp_path, change, message):
+    path = tmp_path / "light.safetensors"
+    save_light(path, NET)
+    rewritten(path, change)
+    with pytest.raises(ImprintError, match=message):
+        load_light(path)
+
+
+def test_what_is_no_light_network_is_refused(tmp_path, micro_file):
+    path = tmp_path / "light.safetensors"
+    with pytest.raises(ImprintError, match="no such file"):
+        load_light(path)
+    with pytest.raises(ImprintError, match="holds no light network"):
+        load_light(micro_file)
+    save_file({"a": torch.ones(1)}, path, metadata={"format": "imprint-light"})
+    with pytest.raises(ImprintError, match="holds no light network"):
+        load_light(path)
+    torch.save(NET.state_dict(), path)
+    with pytest.raises(ImprintError, match="is a pickle"):
+        load_light(path)
+    save_light(path, NET)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ImprintError, match="does not match its checksum"):
+        load_light(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImprintError, match="light.safetensors"):
+        load_light(path)
+
+
+def test_the_shipped_network_darkens_the_ground_and_keeps_the_rest():
+    """What any good one does: on plain ground in plain light, an object throws some shadow, and the photo is kept."""
+    net = load_light()
+    frame = torch.full((1, 3, 300, 400), 0.6)
+    frame[:, :, :120] = 0.8
+    placed = placed_at((300, 400), (120, 160, 240, 240))
+    lit = lit_by(net, frame, placed)
+    assert (lit.shadow > 0.05).any() and (lit.shadow == 0).float().mean() > 0.2
+    assert image_to_tensor(tensor_to_image(lit.composite()[0])).isfinite().all()

@@ -1,0 +1,438 @@
+"""An object that is placed, through the pipeline, the command line and a jobs file; the model draws none of them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from micro import cutout, micro_light, photo, rectangle
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from imprint import cli
+from imprint.errors import ImprintError
+from imprint.images import image_to_tensor
+from imprint.light import square_around
+from imprint.pipeline import ImprintPipeline
+from imprint.place import Place, PlacedObject, place_object
+from imprint.placing import PLACING
+from imprint.views import ObjectViews
+
+NAMES = ("object", "background", "box", "layer")
+
+
+@pytest.fixture(scope="module")
+def _placing(micro_file):
+    pipeline = ImprintPipeline.from_checkpoint(micro_file)
+    pipeline.register_modules(light=micro_light())
+    return pipeline
+
+
+@pytest.fixture
+def placing(_placing, monkeypatch) -> ImprintPipeline:
+    """The micro model with a small light network; drawing with it fails the test."""
+    monkeypatch.setattr(_placing, "prepare", lambda *_, **__: pytest.fail("the model drew"))
+    return _placing
+
+
+@pytest.fixture
+def layer() -> Image.Image:
+    """The object in a picture of the frame's size, as an artist has put it there."""
+    whole = Image.new("RGBA", (120, 90))
+    subject = cutout(40, 50, seed=1)
+    soft = Image.fromarray(np.asarray(subject.getchannel("A").resize((13, 17)).resize((40, 50), Image.BICUBIC)))
+    subject.putalpha(soft)
+    whole.paste(subject, (60, 30))
+    return whole
+
+
+def place_of(scene, rotate: float = 0, flip: bool = False) -> PlacedObject:
+    subject, background, box = scene
+    mask = torch.from_numpy(np.array(box)) / 255
+    return place_object(ObjectViews.of(subject), background.size[::-1], mask, rotate=rotate, flip=flip)
+
+
+# --- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+def test_a_box_takes_the_object_s_photo_and_nothing_beyond_its_square_changes(placing, scene):
+    subject, background, box = scene
+    made = placing(subject, None, background, box, output_type="pt")
+    placed = place_of(scene)
+    before = image_to_tensor(background)
+    changed = (made.images != before).any(1)[0]
+    rows, columns = placed.area
+    assert changed[rows, columns].float().mean() > 0.5
+    changed[square_around(placing.light, placed).area] = False
+    assert not changed.any()
+    assert (made.lit.shadow > 0).any() and made.lit.area == square_around(placing.light, placed).area
+    assert made.alpha.shape == made.shadow.shape == (1, 64, 64) and made.alpha.max() > 0.9
+
+
+def test_without_light_and_shadow_it_is_a_paste_bit_for_bit(placing, scene, layer):
+    subject, background, box = scene
+    off = {"light": 0.0, "shadow": 0.0}
+    made = placing(layer, None, background, placed=True, **off).images[0]
+    alpha, expected = np.asarray(layer)[..., 3], np.asarray(layer)[..., :3]
+    assert np.array_equal(np.asarray(made)[alpha == 255], expected[alpha == 255]) and (alpha == 255).sum() > 200
+    assert np.array_equal(np.asarray(made)[alpha == 0], np.asarray(background)[alpha == 0])
+    blended = np.asarray(Image.alpha_composite(background.convert("RGBA"), layer).convert("RGB")).astype(int)
+    assert np.abs(blended - np.asarray(made)).max() <= 1
+
+    rows, columns = place_of(scene).area
+    made = np.asarray(placing(subject, None, background, box, **off).images[0])
+    outside = np.ones(made.shape[:2], dtype=bool)
+    outside[rows, columns] = False
+    assert np.array_equal(made[outside], np.asarray(background)[outside])
+
+
+def test_light_changes_colours_and_not_where_the_object_is(placing, scene, layer):
+    _, background, _ = scene
+    plain = placing(layer, None, background, placed=True, light=0, shadow=0, output_type="pt")
+    lit = placing(layer, None, background, placed=True, light=1.5, shadow=0, output_type="pt")
+    assert torch.equal(plain.lit.alpha, lit.lit.alpha) and torch.equal(plain.alpha, lit.alpha)
+    alpha = torch.from_numpy(np.asarray(layer)[..., 3].copy())
+    changed = (plain.images != lit.images).any(1)[0]
+    assert not changed[alpha == 0].any() and changed[alpha == 255].float().mean() > 0.9
+
+
+def test_a_place_is_the_box_s_own(placing, scene):
+    """`place` and a box that gives the same place give the same picture."""
+    subject, background, box = scene
+    placed = place_of(scene)
+    top, _left, bottom, _right = placed.box
+    place = Place((40 + 75) / 2, bottom, bottom - top)
+    by_box, by_place = (
+        placing(subject, None, background, output_type="pt", **where).images
+        for where in ({"mask": box}, {"place": place})
+    )
+    assert torch.equal(by_box, by_place)
+
+
+def test_rotate_and_flip_reach_the_box(placing, scene):
+    subject, background, box = scene
+    made = placing(subject, None, background, box, rotate=90, flip=True, light=0, shadow=0).lit
+    placed = place_of(scene, 90, True)
+    assert torch.equal(made.alpha[made.alpha > 0], placed.alpha[placed.alpha > 0])
+    assert torch.equal(made.colours, placed.within(made.area)[0])
+
+
+def test_an_outline_and_fill_still_go_through_the_model(_placing, scene):
+    subject, background, box = scene
+    outline = box.copy()
+    outline.paste(0, (40, 30, 55, 45))
+    steps = []
+    for mask, fit in ((outline, "contain"), (outline, "fill"), (box, "fill")):
+        made = _placing(
+            subject, None, background, mask, 1, fit=fit, callback_on_step_end=lambda *_: steps.append(1) or {}
+        )
+        assert made.lit is None
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16"])
+def test_backgrounds_of_every_kind_keep_what_is_beyond(placing, layer, mode):
+    background = photo(120, 90, seed=2)
+    if "A" in mode:
+        background.putalpha(photo(120, 90, seed=3).convert("L"))
+    background = background.convert("L").convert("I;16") if mode == "I;16" else background.convert(mode)
+    made = placing(layer, None, background, placed=True)
+    assert made.images[0].size == (120, 90) and made.images[0].mode == ("RGBA" if "A" in mode else "RGB")
+    before, after = image_to_tensor(background), image_to_tensor(made.images[0])
+    kept = torch.ones(90, 120, dtype=torch.bool)
+    kept[made.lit.area] = ((made.lit.alpha == 0) & (made.lit.shadow == 0))[0, 0]
+    assert torch.equal(after[0][:, kept], before[0][:, kept])
+    if "A" in mode:
+        assert np.array_equal(np.asarray(made.images[0])[..., 3], np.asarray(background.convert("RGBA"))[..., 3])
+
+
+def test_pillow_and_tensors_give_the_same(placing, scene):
+    subject, background, box = scene
+    as_picture = placing(subject, None, background, box).images[0]
+    as_tensor = placing(subject, None, image_to_tensor(background), box, output_type="pt", num_results=2).images
+    assert as_tensor.shape == (2, 3, 90, 120) and torch.equal(as_tensor[0], as_tensor[1])
+    assert torch.equal((as_tensor[:1] * 255).round() / 255, image_to_tensor(as_picture))
+
+
+def test_a_blend_mask_limits_what_changes(placing, scene):
+    subject, background, box = scene
+    blend = torch.zeros(1, 90, 120)
+    blend[:, :45] = 1
+    made = placing(subject, None, background, box, blend_mask=blend, output_type="pt").images
+    whole = placing(subject, None, background, box, output_type="pt").images
+    assert torch.equal(made[:, :, 45:], image_to_tensor(background)[:, :, 45:])
+    assert torch.equal(made[:, :, :45], whole[:, :, :45]) and not torch.equal(made, whole)
+    with pytest.raises(ImprintError, match="120x90, but its blend mask is 12x9"):
+        placing(subject, None, background, box, blend_mask=torch.ones(1, 9, 12))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3), (5, 5)])
+def test_tiny_frames(placing, size):
+    background = photo(*size, seed=2)
+    made = placing(cutout(30, 30, seed=1), None, background, Image.new("L", size, 255))
+    assert made.images[0].size == size
+    made = placing(cutout(30, 30, seed=1), None, background, place=Place(0.5, 1, 60))
+    assert made.images[0].size == size
+
+
+def test_a_large_frame_is_not_copied_as_numbers(placing):
+    """32 megapixels around a small object: no tensor is as large as the frame."""
+    background, largest = Image.new("RGB", (8000, 4000), (90, 120, 60)), []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            largest.append(made.numel() if isinstance(made, torch.Tensor) else 0)
+            return made
+
+    with Watched():
+        made = placing(cutout(50, 40, seed=1), None, background, place=Place(7990, 3990, 40))
+    assert 64 * 64 < max(largest) < 1_000_000
+    pixels = np.asarray(made.images[0])
+    assert (pixels[:3800] == (90, 120, 60)).all() and (pixels[3960:, 7960:] != (90, 120, 60)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(micro_file, scene, dtype):
+    """The shipped light network in the pipeline's precision; off is off there too."""
+    half = ImprintPipeline.from_checkpoint(micro_file, torch_dtype=dtype)
+    assert half.light.dtype == dtype
+    subject, background, box = scene
+    whole = ImprintPipeline.from_checkpoint(micro_file)
+    made, expected = (each(subject, None, background, box, output_type="pt").images for each in (half, whole))
+    assert made.dtype == torch.float32 and (made - expected).abs().mean() < 0.01
+    off, plain = (each(subject, None, background, box, light=0, shadow=0).images[0] for each in (half, whole))
+    assert np.array_equal(np.asarray(off), np.asarray(plain))
+
+
+def test_a_pipeline_without_a_light_network_takes_the_shipped_one(_placing, scene):
+    parts = {name: part for name, part in _placing.components.items() if name != "light"}
+    pipeline = ImprintPipeline(**parts)
+    assert pipeline.light is None
+    made = pipeline(scene[0], None, *scene[1:], output_type="pt")
+    assert pipeline.light is not None and made.images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": None}, "got nothing to say where the object goes"),
+        ({"placed": True}, "got placed and mask"),
+        ({"mask": None, "placed": True}, "the placed object is 50x40, but the background is 120x90"),
+        ({"fit": "cover"}, "fit is 'cover'"),
+        ({"light": 1.6}, "light is 1.6, shadow 1 and softness 0"),
+        ({"shadow": -1}, "shadow -1"),
+        ({"softness": 2}, "softness 2"),
+        ({"rotate": "left"}, "rotate is 'left'"),
+        ({"output_type": "latent"}, "never in the model's latents"),
+        ({"mask": Image.new("L", (120, 90))}, "mask of the hole is empty"),
+        ({"mask": Image.new("L", (60, 45), 255)}, "background is 120x90.*mask is 60x45"),
+        ({"mask": None, "place": Place(-500, 5, 20)}, "outside the 120x90 background"),
+    ],
+)
+def test_bad_input(_placing, scene, changes, message):
+    subject, background, box = scene
+    given = {"object_image": subject, "object_mask": None, "background": background, "mask": box} | changes
+    with pytest.raises(ImprintError, match=message) as caught:
+        _placing(**given)
+    assert "\n" not in str(caught.value)
+
+
+# --- the command line and jobs files ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path, scene, layer, placing, monkeypatch):
+    """A folder with object.png, background.png, box.png, outline.png and layer.png, and a model that is loaded already."""
+    for name, picture in zip(NAMES, (*scene, layer)):
+        picture.save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(cli, "_pipeline", lambda options: placing)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def composite(*words: str, subject: str = "object.png") -> list[str]:
+    return ["composite", "--object", subject, "--background", "background.png", "--out", "out.png", *words]
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+WAYS = {  # options, keys, the pipeline's arguments
+    "box": (["--mask", "box.png"], {"mask": "box.png"}, {}),
+    "turned box": (
+        ["--mask", "box.png", "--rotate", "auto", "--flip"],
+        {"mask": "box.png", "rotate": "auto", "flip": True},
+        {"rotate": "auto", "flip": True},
+    ),
+    "box by degrees": (
+        ["--mask", "box.png", "--rotate", "-30", "--fit", "contain"],
+        {"mask": "box.png", "rotate": -30, "fit": "contain"},
+        {"rotate": -30.0},
+    ),
+    "at": (["--at", "50,70"], {"at": [50, 70]}, {"place": Place(50, 70, 31)}),
+    "at with all": (
+        ["--at", "50.5, 70", "--height", "25", "--rotate", "90", "--flip"],
+        {"at": "50.5,70", "height": 25, "rotate": 90, "flip": True},
+        {"place": Place(50.5, 70, 25, 90, True)},
+    ),
+    "strengths": (
+        ["--at", "50,70", "--light", "0.5", "--shadow", "1.5", "--softness", "0.3"],
+        {"at": [50, 70], "light": 0.5, "shadow": 1.5, "softness": 0.3},
+        {"place": Place(50, 70, 31), "light": 0.5, "shadow": 1.5, "softness": 0.3},
+    ),
+    "off": (
+        ["--at", "50,70", "--light", "0", "--shadow", "0"],
+        {"at": [50, 70], "light": 0, "shadow": 0},
+        {"place": Place(50, 70, 31), "light": 0.0, "shadow": 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_options_keys_and_arguments_say_the_same(files, placing, scene, way, capsys):
+    words, keys, arguments = WAYS[way]
+    assert cli.main(composite(*words)) == 0
+    line = {"object": "object.png", "background": "background.png", "out": "line.png"} | keys
+    (files / "jobs.jsonl").write_text(json.dumps(line))
+    assert cli.main(["batch", "jobs.jsonl"]) == 0
+    subject, background, box = scene
+    given = {"mask": box} if "mask" in keys else {}
+    expected = np.asarray(placing(subject, None, background, **given, **arguments).images[0])
+    assert np.array_equal(pixels("out.png"), expected) and np.array_equal(pixels("line.png"), expected)
+    assert not np.array_equal(expected, np.asarray(background))
+
+
+def test_a_placed_picture_needs_no_mask(files, placing, scene, layer):
+    assert cli.main(composite("--placed", subject="layer.png")) == 0
+    line = {"object": "layer.png", "background": "background.png", "out": "line.png", "placed": True}
+    (files / "jobs.jsonl").write_text(json.dumps(line))
+    assert cli.main(["batch", "jobs.jsonl"]) == 0
+    expected = np.asarray(placing(layer, None, scene[1], placed=True).images[0])
+    assert np.array_equal(pixels("out.png"), expected) and np.array_equal(pixels("line.png"), expected)
+
+
+def test_options_of_a_batch_are_for_lines_that_do_not_say(files, placing, scene):
+    lines = [
+        {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "plain.png"},
+        {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "own.png", "shadow": 1},
+    ]
+    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert cli.main(["batch", "jobs.jsonl", "--shadow", "0", "--light", "0"]) == 0
+    subject, background, box = scene
+    for name, shadow in (("plain", 0), ("own", 1)):
+        expected = placing(subject, None, background, box, light=0, shadow=shadow).images[0]
+        assert np.array_equal(pixels(f"{name}.png"), np.asarray(expected))
+
+
+BAD_KEYS = {
+    "got nothing to say where": {},
+    "got at and mask to say": {"at": [1, 2], "mask": "box.png"},
+    "got placed and at to say": {"at": [1, 2], "placed": True},
+    "placed is 'yes'; it must be true or false": {"placed": "yes"},
+    "flip is 1; it must be true or false": {"mask": "box.png", "flip": 1},
+    "at is [1]; it must be x,y": {"at": [1]},
+    "at is 'here,there'": {"at": "here,there"},
+    "at is True; it must be x,y": {"at": True},
+    "height goes with at": {"mask": "box.png", "height": 5},
+    "height is 0; it must be 1 pixel or more": {"at": [1, 2], "height": 0},
+    "height is 'tall'; it must be a number": {"at": [1, 2], "height": "tall"},
+    "height is nan; it must be 1": {"at": [1, 2], "height": "nan"},
+    "rotate is 'left'; it must be a number of degrees, or auto": {"mask": "box.png", "rotate": "left"},
+    "rotate is inf; it must be a finite number": {"mask": "box.png", "rotate": "inf"},
+    "rotate is auto, which fills a box": {"at": [1, 2], "rotate": "auto"},
+    "rotate and flip turn what is fitted into a box": {"placed": True, "object": "layer.png", "flip": True},
+    "fit is 'cover'; it must be contain or fill": {"mask": "box.png", "fit": "cover"},
+    "light is 2; it must be from 0 to 1.5": {"mask": "box.png", "light": 2},
+    "shadow is -1; it must be from 0 to 1.5": {"mask": "box.png", "shadow": -1},
+    "softness is 1.2; it must be from 0 to 1": {"mask": "box.png", "softness": 1.2},
+    "shadow is 'dark'; it must be a number": {"mask": "box.png", "shadow": "dark"},
+    "light is True; it must be a number": {"mask": "box.png", "light": True},
+    "outside the 120x90 background": {"at": [900, 2]},
+    "many times the 120x90 background": {"at": [50, 80], "height": 1e6},
+    "the placed object is 50x40, but the background is 120x90": {"placed": True},
+    "unknown keys: mirrored": {"mask": "box.png", "mirrored": True},
+    "finite numbers": {"at": ["nan", 5]},
+}
+
+
+def test_each_bad_key_has_its_sentence_and_the_others_are_made(files, capsys):
+    lines = [
+        {"object": "object.png", "background": "background.png", "out": f"{index}.png"} | keys
+        for index, keys in enumerate(BAD_KEYS.values())
+    ]
+    lines.append({"object": "object.png", "background": "background.png", "out": "last.png", "at": [50, 70]})
+    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert cli.main(["batch", "jobs.jsonl"]) == 2
+    out, err = capsys.readouterr()
+    reports = dict(re.findall(r"jobs\.jsonl, line (\d+): (.*)", err))
+    for number, message in enumerate(BAD_KEYS, 1):
+        assert message in reports.pop(str(number)), message
+    assert not reports and "Traceback" not in err
+    assert out == f"1 written, 0 skipped, {len(BAD_KEYS)} failed\n" and (files / "last.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "got nothing to say where"),
+        (["--mask", "box.png", "--placed"], "got placed and mask"),
+        (["--at", "5"], "at is '5'; it must be x,y"),
+        (["--mask", "box.png", "--height", "9"], "height goes with at"),
+        (["--mask", "box.png", "--rotate", "left"], "rotate is 'left'"),
+        (["--mask", "box.png", "--rotate", "nan"], "rotate is nan; it must be a finite number"),
+        (["--mask", "box.png", "--light", "3"], "light is 3.0; it must be from 0 to 1.5"),
+        (["--at", "5,5", "--each-area"], "each area of a mask takes an object of its own"),
+    ],
+)
+def test_bad_options(files, capsys, words, message):
+    assert cli.main(composite(*words)) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+
+
+def test_every_name_is_an_option_and_a_key(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["composite", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in PLACING) and "--layers" in text
+
+
+def test_layers_are_pictures_that_stack_to_the_composite(files):
+    assert cli.main(composite("--mask", "box.png", "--layers", "layers")) == 0
+    names = sorted(path.name for path in (files / "layers").iterdir())
+    assert names == ["1-shadow.png", "2-object.png", "3-light.png"]
+    stacked = Image.open("background.png").convert("RGBA")
+    for name in names:
+        stacked = Image.alpha_composite(stacked, Image.open(files / "layers" / name))
+    assert np.abs(np.asarray(stacked.convert("RGB")).astype(int) - pixels("out.png")).max() <= 1
+
+
+def test_layers_of_several_areas_and_jobs_keep_apart(files):
+    mask = rectangle(120, 90, (5, 5, 40, 45))
+    mask.paste(255, (80, 40, 110, 85))
+    mask.save("two.png")
+    assert cli.main(composite("--mask", "two.png", "--each-area", "--layers", "layers")) == 0
+    layers = ("shadow", "object", "light")
+    expected = [f"{area}-{number}-{layer}.png" for area in (1, 2) for number, layer in enumerate(layers, 1)]
+    assert sorted(path.name for path in (files / "layers").iterdir()) == expected
+    stacked = Image.open("background.png").convert("RGBA")
+    for name in expected:
+        stacked = Image.alpha_composite(stacked, Image.open(files / "layers" / name))
+    assert np.abs(np.asarray(stacked.convert("RGB")).astype(int) - pixels("out.png")).max() <= 2
+    line = {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "one.png"}
+    (files / "jobs.jsonl").write_text(json.dumps(line))
+    assert cli.main(["batch", "jobs.jsonl", "--layers", "of-jobs"]) == 0
+    assert [path.name for path in sorted((files / "of-jobs").iterdir())] == [
+        f"one-{number}-{layer}.png" for number, layer in enumerate(layers, 1)
+    ]
+
+
+def test_a_drawing_has_no_layers(files, _placing, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "_pipeline", lambda options: _placing)
+    monkeypatch.chdir(files)
+    assert cli.main(composite("--mask", "box.png", "--fit", "fill", "--steps", "1", "--layers", "layers")) == 2
+    assert "this object was drawn by the model" in capsys.readouterr().err
