@@ -112,8 +112,9 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where to put the generated picture: values above 0.5. The mask that was sampled with, or "
-                    "a tighter one; then connect the first to generation_mask.",
+                    tooltip="Where to put the generated picture: values above 0.5, in a fainter mask those above half of "
+                    "its brightest. The mask that was sampled with, or a tighter one; then connect the first to "
+                    "generation_mask.",
                 ),
                 io.Int.Input(
                     "feather_out",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
+from ..imprint.images import full_strength
 from ..imprint.masks import LEVELS, coarsen, enlarge_boxes, grow_boxes
 from ..imprint.preprocess import bounding_boxes
 from .messages import tell
@@ -37,7 +38,7 @@ class ImprintMaskCoarsener(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     tooltip="White where the object shall be. Each mask of a batch is treated on its own. "
-                    "Values above 0.5 count; in a mask that is fainter everywhere, all above 0.",
+                    "Values above 0.5 count; in a fainter mask, those above half of its brightest.",
                 ),
                 io.Combo.Input(
                     "level",
@@ -99,7 +100,7 @@ class ImprintMaskCoarsener(io.ComfyNode):
         shadow_room: int = 0,
         background: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        masks = listed_masks(mask, "mask")
+        masks = full_strength(listed_masks(mask, "mask"))
         coarse = coarsen(masks, level, margin, min_size, shadow_room)
         tell(cls, _sizes(masks, coarse, margin, min_size, shadow_room))
         if background is None:

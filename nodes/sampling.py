@@ -57,9 +57,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where the object goes: values above 0.5; its outline steers the pose. Best from Mask "
-                    "Coarsener. Another size is stretched to the background; too small a hole is enlarged, and the "
-                    "node says so.",
+                    tooltip="Where the object goes: values above 0.5, in a fainter mask those above half of its brightest; "
+                    "its outline steers the pose. Best from Mask Coarsener. Another size is stretched to the "
+                    "background; too small a hole is enlarged, and the node says so.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -612,7 +612,8 @@ def check_sampler_shows_its_crop():
 def check_sampler_enlarges_what_is_too_small():
     of, small = scene(), {"context": 1.6, "resolution": 64, "steps": 1}
     assert torch.equal(of.sample_all(**small)[1], of.mask)
-    soft = of.mask * 0.7
+    soft = of.mask.clone()
+    soft[:, 64:90] = 0.7 * of.mask[:, 64:90]
     assert torch.equal(of.sample_all(mask=soft, **small)[1], soft)  # the user's own, not thresholded
     dot = torch.zeros_like(of.mask)
     dot[:, 100:104, 60:62] = 1
@@ -743,6 +744,9 @@ def check_coarsener():
     fails("empty", call=lambda: run("MaskCoarsener", torch.zeros(1, 96, 128), "box", 0, 0))
     full = torch.ones(1, 32, 32)
     assert torch.equal(run("MaskCoarsener", full, "coarse", 0, 0)[0], full)
+    soft = (mask + torch.nn.functional.max_pool2d(mask, 9, 1, 4) * 0.4).clamp(0, 1)  # the edge is not the mask
+    for strength in (1, 0.3):
+        assert torch.equal(run("MaskCoarsener", soft * strength, "precise", 0, 0)[0], mask), strength
     roomy = run("MaskCoarsener", mask[:1], "precise", 2, 0, shadow_room=9)[0][0]
     assert roomy[28:61, 38:72].all() and roomy.sum() == 33 * 34
 
