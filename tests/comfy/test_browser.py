@@ -95,7 +95,7 @@ def open_template(page, name: str) -> None:
     page.wait_for_function(
         "name => !app.graph.extra.opened_before && "
         "app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)",
-        arg=name,
+        arg=name.removesuffix(".app"),
     )
     page.get_by_role("dialog").wait_for(state="hidden")
     page.wait_for_function("app.graph.nodes.length > 5")
