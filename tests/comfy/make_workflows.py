@@ -150,7 +150,7 @@ def place_object(g: Graph) -> dict[str, Node]:
     g.note(
         0,
         "## Put an object into a photo\n\n1. Load your **object**, a cut-out, and your **background**.\n"
-        "2. Drag the **box** on *Place Object* to where the object shall stand.\n"
+        "2. Drag the **box** on *Place Object* to where it shall stand (classic canvas: type its numbers).\n"
         "3. Press **Run**. Then try **light** and **shadow**.",
         "Read me",
         height=220,

@@ -148,7 +148,7 @@ STOPPED = {
     ),
     "two-backgrounds-three-placed": (
         PLACE,
-        {"background": tensor("2x90x70x3"), "object": tensor("3x90x70x4"), "object_mask": None},
+        {"background": tensor("2x400x400x3"), "object": tensor("3x90x70x4"), "object_mask": None},
         "2 of backgrounds",
     ),
     "checkpoint-for-a-light-model": (RELIGHT, {"light_model": "changed.safetensors"}, "changed.safetensors"),
@@ -248,7 +248,7 @@ def prompt(server: Server, object_info: dict) -> dict:
     node(prompt, SAMPLE)["inputs"].update(SMALL, show_crop=False)
     inputs = copy.deepcopy(node(prompt, ENCODE)["inputs"])  # the object's picture and mask
     background = node(prompt, BLEND)["inputs"]["background"]
-    prompt["place"] = {
+    prompt["101"] = {
         "class_type": PLACE,
         "inputs": {
             **{"background": background, "object": inputs["image"], "object_mask": inputs["mask"]},
@@ -256,9 +256,9 @@ def prompt(server: Server, object_info: dict) -> dict:
             **{"align_x": "center", "align_y": "bottom", "place": "box", "mask_marks": "auto"},
         },
     }
-    light = {"placed": ["place", 0], "light": 1.0, "shadow": 1.0, "softness": 0.0}
-    prompt["relight"] = {"class_type": RELIGHT, "inputs": light | {"light_model": SHIPPED_LIGHT.name}}
-    prompt["shown"] = {"class_type": "PreviewImage", "inputs": {"images": ["relight", 0]}}
+    light = {"placed": ["101", 0], "light": 1.0, "shadow": 1.0, "softness": 0.0}
+    prompt["102"] = {"class_type": RELIGHT, "inputs": light | {"light_model": SHIPPED_LIGHT.name}}
+    prompt["103"] = {"class_type": "PreviewImage", "inputs": {"images": ["102", 0]}}
     return prompt
 
 

@@ -12,9 +12,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from comfy_server import PACK, ROOT, Server
 from make_workflows import BACKGROUND_REMOVAL, INSERT, OBJECTSTITCH, WORKFLOWS
+from PIL import Image
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -95,7 +97,7 @@ def open_template(page, name: str) -> None:
     page.wait_for_function(
         "name => !app.graph.extra.opened_before && "
         "app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)",
-        arg=name,
+        arg=name.removesuffix(".app"),
     )
     page.get_by_role("dialog").wait_for(state="hidden")
     page.wait_for_function("app.graph.nodes.length > 5")
@@ -173,7 +175,7 @@ def essence(workflow: dict) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if not name.endswith(".app")])
 def test_workflow_opens_and_runs(page, name: str):
     open_template(page, name)
     shown = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
@@ -220,6 +222,117 @@ def test_help_pages(page, object_info: dict):
         title = object_info[kind]["display_name"]
         page.locator("h1", has_text=title).filter(visible=True).first.wait_for()
     assert len(ours) == 9
+
+
+@pytest.fixture
+def nodes_2(page) -> Iterator[None]:
+    """The canvas of Nodes 2.0, in which boxes are drawn with the mouse."""
+    set_setting(page, "Comfy.VueNodes.Enabled", True)
+    yield
+    set_setting(page, "Comfy.VueNodes.Enabled", False)
+
+
+def add_node(page, kind: str, x: int, y: int, image: str | None = None) -> str:
+    """A node at a place of the canvas; its id."""
+    return page.evaluate(
+        """([kind, x, y, image]) => {
+            const node = LiteGraph.createNode(kind)
+            node.pos = [x, y]
+            app.graph.add(node)
+            if (image) { node.widgets[0].value = image; node.widgets[0].callback?.(image) }
+            return String(node.id)
+        }""",
+        [kind, x, y, image],
+    )
+
+
+def middle(locator) -> tuple[float, float]:
+    box = locator.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=4)
+    page.mouse.move(*end, steps=4)
+    page.mouse.up()
+
+
+def wire(page, output: tuple[str, int], into: tuple[str, int]) -> None:
+    """Draw a wire with the mouse, from an output of a node to an input."""
+    ends = zip((output, into), ("output", "input"))
+    start, end = (
+        page.locator(f"[data-node-id='{node}'] .lg-slot--{side} [data-slot-key]").nth(slot)
+        for (node, slot), side in ends
+    )
+    before = page.evaluate("app.graph.links.size")
+    drag(page, middle(start), middle(end))
+    page.wait_for_function("before => app.graph.links.size === before + 1", arg=before)
+
+
+def box_of(page) -> dict[str, int]:
+    return page.evaluate("app.graph.nodes.find(n => n.type === 'ImprintPlaceObject').widgets[0].value")
+
+
+def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
+    """Object, background, a box dragged, Run: with the mouse, and with five wires."""
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
+    page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 100]; app.canvas.setDirty(true, true)")
+    background = add_node(page, "LoadImage", 0, 0, "imprint_background.png")
+    object_ = add_node(page, "LoadImage", 0, 600, "imprint_object.png")
+    place = add_node(page, "ImprintPlaceObject", 450, 0)
+    light = add_node(page, "ImprintRelight", 1050, 0)
+    saved = add_node(page, "SaveImage", 1050, 450)
+    page.locator(f"[data-node-id='{saved}']").wait_for()
+    page.wait_for_timeout(1000)  # the nodes take their sizes
+    wire(page, (background, 0), (place, 0))
+    wire(page, (object_, 0), (place, 1))
+    wire(page, (object_, 1), (place, 2))
+    wire(page, (place, 0), (light, 0))
+    wire(page, (light, 0), (saved, 0))
+    assert page.evaluate("app.graph.links.size") == 5
+
+    preview = page.locator(f"[data-node-id='{place}'] img[alt='Crop preview']")
+    preview.wait_for()
+    page.wait_for_timeout(1000)
+    shown = preview.bounding_box()  # of a picture of 400x400 px
+    pixel = shown["width"] / 400
+    overlay, corner = page.get_by_test_id("crop-overlay"), page.get_by_test_id("crop-resize-nw")
+    drag(page, middle(corner), (shown["x"] + 200 * pixel, shown["y"] + 180 * pixel))
+    edge = page.get_by_test_id("crop-resize-se")
+    drag(page, middle(edge), (shown["x"] + 320 * pixel, shown["y"] + 330 * pixel))
+    drag(page, middle(overlay), (shown["x"] + 180 * pixel, shown["y"] + 280 * pixel))
+    box = box_of(page)
+    wanted = {"x": 120, "y": 205, "width": 120, "height": 150}
+    assert all(abs(box[name] - value) <= 6 for name, value in wanted.items()), box
+
+    run(page, steps=None)
+    name = page.evaluate(
+        "new URL(app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0].src).searchParams.get('filename')"
+    )
+    made, was = (
+        np.asarray(Image.open(path).convert("RGB")).astype(int)
+        for path in (server.base / "output" / name, server.base / "input" / "imprint_background.png")
+    )
+    rows, columns = (np.abs(made - was).max(2) > 60).nonzero()
+    assert box["y"] - 1 <= rows.min() and rows.max() <= box["y"] + box["height"]
+    assert box["x"] - 1 <= columns.min() and columns.max() <= box["x"] + box["width"]
+    assert rows.max() > box["y"] + box["height"] - 8  # it stands on the box's lower edge
+
+
+def test_app_mode_shows_the_form(page):
+    """The template opens as a form: two pictures, the box, light and shadow."""
+    open_template(page, "imprint_1_place_object.app")
+    skip = page.get_by_text("Skip", exact=True)  # of the front end's own tour of App Mode
+    skip.wait_for()
+    skip.click()
+    page.locator("img[alt='Crop preview']").filter(visible=True).first.wait_for()
+    for label in ("image", "box", "rotate", "flip", "light", "shadow", "softness"):
+        page.get_by_text(label, exact=True).first.wait_for()
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
 
 
 def test_blueprint(page):
