@@ -105,7 +105,9 @@ def relight_training(settings: Relight) -> dict[str, float]:
         reader = GroupReader(settings.groups, SPLITS[0], process.device, settings.capacity, part)
         measured = GroupReader(settings.groups, SPLITS[1], process.device, settings.held_out).groups
         photos = load_photos(settings.groups, process.device)
-        net = make_net(settings, reader.side).to(process.device, memory_format=torch.channels_last)
+        net = make_net(settings, reader.side).to(process.device)
+        if process.device.type == "cuda":
+            net = net.to(memory_format=torch.channels_last)
         run = LightRun(settings, process, net, reader, photos, held_out_batches(measured))
         with told_to_stop() as told:
             mean = run.train(told)
