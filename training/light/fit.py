@@ -236,7 +236,7 @@ class LightRun:
         found = gains(self.mean.net, self.held_out)
         line = {"step": step, "pictures": step * self.settings.batch * self.process.count, "seconds": elapsed}
         line |= {"groups": len(self.reader.groups), "losses": means, "gains": found}
-        with self.settings.output.with_suffix(".stats.jsonl").open("a") as file:
+        with self.settings.output.with_suffix(".stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         bar.set_postfix({name: f"{value:+.3f}" for name, value in found.items()})
 
