@@ -5,6 +5,7 @@ Groups are drawn here by hand, tiny ones: a disc that stands on level ground. On
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
 from training.light.photographs import cut_squares
+from training.measure.settings import EvaluateLight
 from training.render.panoramas import to_photo
 from training.settings import PrepareLight, Relight
 
@@ -378,6 +380,32 @@ def test_bad_options_get_a_sentence(main, words, said, capsys):
     with pytest.raises(SystemExit) as left:
         main(words.split())
     assert left.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_are_understood():
+    """Options are parsed as they stand in docs/light.md; files that a command reads need not be there."""
+    from test_training_docs import commands
+    from torch.distributed.run import get_args_parser
+
+    seen = set()
+    for command in commands("docs/light.md"):
+        if command[0] == "torchrun":
+            launched = get_args_parser().parse_args(command[1:])
+            assert launched.module
+            command = ["python", "-m", launched.training_script, *launched.training_script_args]
+        words, kind = command[3:], None
+        if command[2] == "training.relight":
+            kind = Relight
+        elif words[0] == "light":
+            kind, words = (PrepareLight if command[2] == "training.prepare" else EvaluateLight), words[1:]
+        elif command[2] == "training.prepare":
+            prepare.parse(words)
+        if kind:
+            parser = argparse.ArgumentParser()
+            arguments.add_options(parser, kind)
+            parser.parse_args(words)
+            seen.add(kind)
+    assert seen == {PrepareLight, Relight, EvaluateLight}
 
 
 # --- path tracing ----------------------------------------------------------------------------------------------------
