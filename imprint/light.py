@@ -269,7 +269,7 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT or "config" not in metadata:
             raise ImprintError(
-                f"{path} is a safetensors file, but holds no light network; give one that training.light has written"
+                f"{path} is a safetensors file, but holds no light network; give one that training.relight has written"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     check_digest(path, metadata, tensors)

@@ -107,6 +107,7 @@ ABOVE = {
     "render": {"data"},
     "pairs": {"data"},
     "loop": {"data", "pairs"},
+    "light": {"data", "render"},
     "measure": {"data", "pairs", "loop"},
 }
 """What each room may import, beside itself and the settings."""

@@ -22,8 +22,11 @@ from .measure.report import report
 from .measure.settings import Evaluate, EvaluateLight
 
 
-def parse(argv: list[str] | None) -> Evaluate:
-    settings = arguments.parse(Evaluate, argv, __doc__)
+def parse(argv: list[str] | None) -> Evaluate | EvaluateLight:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["light"]:
+        return arguments.parse(EvaluateLight, words[1:], LIGHT, prog="python -m training.evaluate light")
+    settings = arguments.parse(Evaluate, words, __doc__)
     folders = [row.folder(settings.output) for row in table_rows(settings)]
     if len(set(folders)) < len(folders):
         print("error: two rows have the same name; tell the checkpoints apart as NAME=FILE", file=sys.stderr)
@@ -33,12 +36,11 @@ def parse(argv: list[str] | None) -> Evaluate:
 
 def main(argv: list[str] | None = None) -> None:
     print_anything()
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["light"]:
-        light(words[1:])
-        return
     settings = parse(argv)
     try:
+        if isinstance(settings, EvaluateLight):
+            print(light_report(evaluate_light(settings)))
+            return
         results = evaluate(settings)
     except ImprintError as error:
         sys.exit(f"error: {error}")
@@ -46,15 +48,6 @@ def main(argv: list[str] | None = None) -> None:
     failed = [name for name, row in results["rows"].items() if not row.get("background", {"exact": True})["exact"]]
     if failed:
         sys.exit(f"error: the background was changed outside the hole and its soft edge: {', '.join(failed)}")
-
-
-def light(argv: list[str]) -> None:
-    """`python -m training.evaluate light`."""
-    settings = arguments.parse(EvaluateLight, argv, LIGHT, prog="python -m training.evaluate light")
-    try:
-        print(light_report(evaluate_light(settings)))
-    except ImprintError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -25,11 +25,14 @@ from .settings import Prepare, PrepareLight
 SOURCES = multiview.SOURCES | sources.SOURCES | video.SOURCES | stills.SOURCES | captions.SOURCES
 
 
-def parse(argv: list[str] | None) -> Prepare:
+def parse(argv: list[str] | None) -> Prepare | PrepareLight:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["light"]:
+        return arguments.parse(PrepareLight, words[1:], LIGHT, prog="python -m training.prepare light")
     layouts = "\n".join(f"\n{name}:\n  {source.groups.__doc__.strip()}" for name, source in SOURCES.items())
     settings = arguments.parse(
         Prepare,
-        argv,
+        words,
         __doc__,
         choices={"source": SOURCES},
         prog="python -m training.prepare",
@@ -42,8 +45,10 @@ def parse(argv: list[str] | None) -> Prepare:
         sys.exit(2)
 
 
-def run(settings: Prepare) -> dict:
-    """`prepare` with what the options name read in."""
+def run(settings: Prepare | PrepareLight) -> dict:
+    """`prepare` with what the options name read in, or `prepare_light`."""
+    if isinstance(settings, PrepareLight):
+        return prepare_light(settings)
     if not settings.input.is_dir():
         raise ImprintError(f"{settings.input}: no such folder; --input is the data set's own folder")
     excluded, render = read_names(settings.exclude), settings.render
@@ -55,10 +60,6 @@ def run(settings: Prepare) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     print_anything()
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["light"]:
-        light(words[1:])
-        return
     settings = parse(argv)
     try:
         result = run(settings)
@@ -66,6 +67,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error}; check that --output can be written to and has room")
+    if isinstance(settings, PrepareLight):
+        print(f"{settings.output}: " + ", ".join(f"{count} {what}" for what, count in result.items()))
+        return
     if settings.dry_run:
         print(json.dumps(result, indent=1))
         return
@@ -76,18 +80,6 @@ def main(argv: list[str] | None = None) -> None:
     if result["dropped"]:
         print(f"each by name: {settings.output}/{settings.name}.dropped.tsv")
     print(f"to look at: {settings.output}/{settings.name}.png")
-
-
-def light(argv: list[str]) -> None:
-    """`python -m training.prepare light`."""
-    settings = arguments.parse(PrepareLight, argv, LIGHT, prog="python -m training.prepare light")
-    try:
-        counts = prepare_light(settings)
-    except ImprintError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error}; what is in {settings.output} is whole: make room, and run the same command again")
-    print(f"{settings.output}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,9 @@ def relight_training(settings: Relight) -> dict[str, float]:
         reader = GroupReader(settings.groups, SPLITS[0], process.device, settings.capacity, part)
         measured = GroupReader(settings.groups, SPLITS[1], process.device, settings.held_out).groups
         photos = load_photos(settings.groups, process.device)
-        net = make_net(settings, reader.side).to(process.device, memory_format=torch.channels_last)
+        net = make_net(settings, reader.side).to(process.device)
+        if process.device.type == "cuda":
+            net = net.to(memory_format=torch.channels_last)
         run = LightRun(settings, process, net, reader, photos, held_out_batches(measured))
         with told_to_stop() as told:
             mean = run.train(told)
@@ -234,7 +236,7 @@ class LightRun:
         found = gains(self.mean.net, self.held_out)
         line = {"step": step, "pictures": step * self.settings.batch * self.process.count, "seconds": elapsed}
         line |= {"groups": len(self.reader.groups), "losses": means, "gains": found}
-        with self.settings.output.with_suffix(".stats.jsonl").open("a") as file:
+        with self.settings.output.with_suffix(".stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         bar.set_postfix({name: f"{value:+.3f}" for name, value in found.items()})
 

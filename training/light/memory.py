@@ -101,7 +101,9 @@ def load_photos(folders: tuple[Path, ...], device: torch.device) -> torch.Tensor
 
 def _side(folders: tuple[Path, ...]) -> int:
     """Of the groups, in pixels. Raises `ImprintError` where the folders differ."""
-    sides = {str(folder): json.loads((folder / "options.json").read_text())["side"] for folder in folders}
+    sides = {
+        str(folder): json.loads((folder / "options.json").read_text(encoding="utf-8"))["side"] for folder in folders
+    }
     if len(set(sides.values())) > 1:
         found = ", ".join(f"{folder}: {side} px" for folder, side in sides.items())
         raise ImprintError(f"the folders' groups differ in size ({found}); one size was expected")

@@ -114,7 +114,7 @@ def _describe(settings: PrepareLight) -> None:
     """Write options.json. Raises `ImprintError` where there is one of another size."""
     path = settings.output / "options.json"
     if path.exists():
-        side = json.loads(path.read_text())["side"]
+        side = json.loads(path.read_text(encoding="utf-8"))["side"]
         if side != settings.side:
             raise ImprintError(f"{path} says {side} px, not {settings.side}; give --side {side}, or another --output")
     write_text(path, json.dumps(flattened(settings), indent=1))

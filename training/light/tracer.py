@@ -40,10 +40,10 @@ class Tracer:
     def __init__(self, variant: str, panoramas: list[np.ndarray], side: int, samples: int):
         try:
             import mitsuba
-
-            mitsuba.set_variant(variant)
         except ImportError as error:
             raise ImprintError(f'path tracing needs Mitsuba ({error}): pip install ".[light]"') from error
+        try:
+            mitsuba.set_variant(variant)
         except Exception as error:  # of an unknown variant, or of one whose driver or LLVM is absent
             raise ImprintError(
                 f"Mitsuba cannot use {variant} here ({error}); give --variant scalar_rgb, which works everywhere"

@@ -163,7 +163,7 @@ def summary(rows: dict[str, tuple[LightErrors, LightErrors]]) -> dict:
     result: dict = {"tasks": len(rows)}
     for name in ("light", "shadow", "contact"):
         ours, theirs = (np.array([getattr(errors, name) for errors in each]) for each in (made, pasted))
-        error, plain = float(np.nanmean(ours)), float(np.nanmean(theirs))
+        error, plain = (float(each[np.isfinite(each)].mean()) for each in (ours, theirs))
         result[name] = {
             "error": error,
             "pasted": plain,

@@ -1,0 +1,521 @@
+"""The light network's training: light in numbers, pairs, groups in files and memory, the split, and the loop.
+
+Groups are drawn here by hand, tiny ones: a disc that stands on level ground. Only the last tests trace paths, and need Mitsuba.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imprint.errors import ImprintError
+from imprint.light import load_light
+from training import arguments, prepare, relight
+from training.data.shards import Record, Sample
+from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
+from training.light.photographs import cut_squares
+from training.measure.settings import EvaluateLight
+from training.render.panoramas import to_photo
+from training.settings import PrepareLight, Relight
+
+SIDE = 32
+PLACES = 4
+SMALL = dict(batch=4, steps=4, side=SIDE, widths=(8, 8, 32), log_every=2, lr_warmup=2, device="cpu")
+
+
+def relight_settings(**changes) -> Relight:
+    return arguments.of(Relight, **(SMALL | changes))
+
+
+def panorama(lamp: float = 30.0, rows: int = 64) -> np.ndarray:
+    """(rows, 2 * rows, 3): a blue sky, brown ground and an orange lamp in one place."""
+    values = np.full((rows, 2 * rows, 3), [0.3, 0.4, 0.6], np.float32)
+    values[rows // 2 :] = [0.3, 0.2, 0.1]
+    values[rows // 6 : rows // 3, rows // 4 : rows // 2] = lamp * np.array([1, 0.7, 0.4])
+    return values
+
+
+def draw_group(rng: np.random.Generator) -> trace.TracedGroup:
+    """A disc whose light is that of its place, and to its right half of the ground's light is gone."""
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    alpha = np.hypot(x - 0.4, y - 0.55) < 0.18
+    shadow = (abs(y - 0.7) < 0.1) & (x > 0.4) & (x < 0.75) & ~alpha
+    colour = rng.uniform(0.1, 0.9, 3)
+    places = rng.integers(0, PLACES, scenes.LIGHTS + 1).tolist()
+    strength = [np.array([0.4, 0.4, 0.4]) * (1 + place) * [1, 1, 0.5 + 0.2 * place] for place in places]
+    ground = [np.where(shadow, 0.5, 1.0)[..., None] * each for each in strength]
+    lit = [np.where(alpha[..., None], colour * each, below) for each, below in zip(strength, ground)]
+    bare = [np.full((SIDE, SIDE, 1), each @ radiance.LUMINANCE) for each in strength]
+    photo = [np.broadcast_to(each, (SIDE, SIDE, 3)) for each in strength]
+    normal = np.broadcast_to([0.0, 0.0, 1.0], (SIDE, SIDE, 3)) * alpha[..., None]
+    alone = np.broadcast_to(colour * strength[-1], (SIDE, SIDE, 3))
+    layers = [*lit[:-1], *bare[:-1], *photo[:-1], alone, alpha[..., None], normal]
+    values = np.concatenate(layers, -1).transpose(2, 0, 1).astype(np.float16)
+    return trace.TracedGroup(values, places, rng.uniform(0, 360, scenes.LIGHTS + 1).tolist(), 0)
+
+
+def endless(seed: int):
+    rng = np.random.default_rng(seed)
+    while True:
+        yield draw_group(rng)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """As `training.prepare light` leaves it: 8 groups to train on in two files, 4 held out."""
+    folder = tmp_path / "groups"
+    folder.mkdir()
+    places = [{"name": f"place{index}", "sky": False, "held_out": False} for index in range(PLACES)]
+    (folder / "plan.json").write_text(json.dumps({"places": places, "meshes": []}))
+    (folder / "options.json").write_text(json.dumps({"side": SIDE}))
+    lights = [radiance.irradiance(torch.from_numpy(panorama(5.0 * (1 + index)))).numpy() for index in range(PLACES)]
+    np.save(folder / "irradiance.npy", np.stack(lights))
+    for worker in range(2):
+        trace.write_groups(endless(worker), folder, f"train-{worker:03d}", 0, 4, lambda: True)
+    trace.write_groups(endless(7), folder, "held-out-000", 0, 4, lambda: True)
+    return folder
+
+
+def read(folder, split="train", **options) -> memory.GroupReader:
+    return memory.GroupReader((folder,), split, torch.device("cpu"), **options)
+
+
+# --- light in numbers ------------------------------------------------------------------------------------------------
+
+
+def test_tone_is_that_of_the_other_renderings_and_never_turns_back():
+    linear = torch.linspace(0, 4, 4000).view(1, 1, 40, 100)
+    shown = radiance.tone(linear)
+    assert shown.min() == 0 and shown.max() <= 1 and (shown.flatten().diff() >= -1e-6).all()
+    photo = np.asarray(to_photo(linear[0].permute(1, 2, 0).repeat(1, 1, 3).numpy()))[..., 0]
+    np.testing.assert_allclose(shown[0, 0] * 255, photo, atol=0.51)
+    assert radiance.tone(torch.tensor(0.18)) == pytest.approx(0.4613, abs=1e-3)  # sRGB of middle grey
+
+
+def test_settled_shadows_are_the_share_of_light_that_is_left():
+    torch.manual_seed(0)
+    groups = torch.zeros(1, sum(scenes.CHANNELS.values()), SIDE, SIDE)
+    light = torch.tensor([0.2, 0.4, 0.9]).view(3, 1, 1)
+    kept = torch.ones(SIDE, SIDE)
+    kept[16:24, 8:24] = 0.4
+    noisy = kept * (1 + 0.05 * torch.randn(SIDE, SIDE))
+    groups[0, scenes.channels("lit")] = (noisy * light).repeat(scenes.LIGHTS, 1, 1)
+    groups[0, scenes.channels("bare")] = radiance.luminance(light[None])[0].repeat(scenes.LIGHTS, SIDE, SIDE)
+    groups[0, scenes.channels("alpha")][:, :8, :8] = 1
+    last = scenes.channels("bare").stop - 1
+    groups[0, last] = 0  # a place without a ground
+    groups = groups.half()
+    radiance.settle_shadows(groups)
+    settled = groups[0, scenes.channels("bare").start].float()
+    assert settled[18:22, 11:21].mean() == pytest.approx(0.4, abs=0.02)
+    assert settled[18:22, 11:21].std() < 0.5 * noisy[18:22, 11:21].std()
+    assert settled[28:, :].mean() == pytest.approx(1, abs=0.03)
+    assert (settled[:8, :8] == 1).all() and (groups[0, last] == 1).all()
+
+
+def test_irradiance_of_a_bright_half_follows_lamberts_law():
+    sky = torch.zeros(64, 128, 3)
+    sky[:32] = 2.0
+    found = radiance.irradiance(sky).exp()
+    # The part of the cosine-weighed half space that lies above the horizon is (1 + cos of the tilt) / 2.
+    rows = found.shape[1]
+    tilt = (torch.arange(rows) + 0.5) / rows * math.pi
+    torch.testing.assert_close(found[0].mean(1), (1 + tilt.cos()), atol=0.03, rtol=0)
+    torch.testing.assert_close(radiance.irradiance(torch.full((64, 128, 3), 0.7)).exp(), torch.full((3, 16, 32), 0.7))
+
+
+def test_shading_closes_behind_and_turns_with_the_panorama():
+    lights = radiance.irradiance(torch.from_numpy(panorama())).unsqueeze(0)
+    angle = torch.linspace(0, 2 * math.pi, 721)
+    normals = torch.stack([angle.sin(), torch.full_like(angle, 0.2), -angle.cos()])[None, :, None]
+    where = torch.tensor([0]), torch.tensor([0.0])
+    around = radiance.shading(lights, *where, normals)[0, :, 0]
+    assert around.diff(dim=1).abs().max() < 0.05 and torch.allclose(around[:, 0], around[:, -1], atol=1e-5)
+    turned = radiance.shading(lights, torch.tensor([0]), torch.tensor([90.0]), normals)[0, :, 0]
+    quarter = 720 // 4
+    torch.testing.assert_close(turned[:, : 720 - quarter], around[:, quarter:720], atol=1e-4, rtol=0)
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_lies_behind_an_object_is_guessed_from_what_surrounds_it():
+    picture = torch.full((1, 3, SIDE, SIDE), 0.3)
+    picture[..., SIDE // 2 :] = 0.7
+    alpha = torch.zeros(1, 1, SIDE, SIDE)
+    alpha[..., 8:24, 8:24] = 1
+    behind = pairs.fill_in(torch.where(alpha > 0, 0.0, picture), alpha)
+    assert (behind[..., :4, :] == picture[..., :4, :]).all()
+    assert 0.3 <= behind[..., 8:24, 8:24].min() and behind[..., 8:24, 8:24].max() <= 0.7
+    assert behind[0, 0, 16, 9] < 0.45 and behind[0, 0, 16, 22] > 0.55
+
+
+def test_rendered_pairs_show_the_object_in_two_lights_over_one_background(folder):
+    groups = read(folder).groups
+    batch = pairs.draw_rendered(groups, torch.arange(8), augment=False)
+    assert all(bool(value.isfinite().all()) for value in vars(batch).values())
+    free, solid = batch.alpha == 0, batch.alpha == 1
+    assert torch.equal(batch.picture * free, batch.background * free)
+    assert batch.shadow[:, :, 23, 20].min() == pytest.approx(0.5, abs=0.06)
+    assert (batch.rendered == 1).all() and batch.shading.shape == (8, 6, SIDE, SIDE)
+    # Uniform discs: the difference of light is one factor per colour, before the tone.
+    assert ((batch.picture - batch.target).abs() * solid).amax() > 0.02
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_augmented_pairs_stay_in_range(folder, seed):
+    torch.manual_seed(seed)
+    photos = torch.randint(0, 256, (3, 4, SIDE, SIDE), dtype=torch.uint8)
+    batch = pairs.draw_rendered(read(folder).groups, torch.arange(8), photos)
+    batch = batch.joined(pairs.draw_photographed(photos, torch.tensor([0, 1, 2])))
+    assert len(batch) == 11 and batch.rendered.flatten().tolist() == [1.0] * 8 + [0.0] * 3
+    for name in ("picture", "alpha", "background", "target", "shadow"):
+        values = getattr(batch, name)
+        assert 0 <= values.min() and values.max() <= 1, name
+    assert bool(batch.shading.isfinite().all())
+
+
+def test_squares_hold_their_object_and_cut_ones_are_left_out():
+    mask = Image.new("L", (300, 200))
+    mask.paste(1, (100, 60, 180, 140))
+    mask.paste(2, (0, 0, 60, 60))  # cut by two borders
+    mask.paste(3, (280, 190, 290, 195))  # tiny
+    sample = Sample(Record("a", "a", 0, "s", "CC0"), Image.new("RGB", mask.size, "red"), mask)
+    squares = list(cut_squares([sample], 48, 5, np.random.default_rng(0)))
+    assert len(squares) == 5 and all(square.shape == (4, 48, 48) and square.dtype == np.uint8 for square in squares)
+    for square in squares:
+        inside = square[3] > 127
+        high, wide = inside.any(1).sum(), inside.any(0).sum()  # the whole object, which is as high as wide
+        assert abs(int(high) - int(wide)) <= 1 and 0.3 < high / 48 < 0.8
+    assert list(cut_squares([sample._replace(mask=None)], 48, 5, np.random.default_rng(0))) == []
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_channels_follow_each_other():
+    ends = [scenes.channels(name) for name in scenes.CHANNELS]
+    assert [each.start for each in ends] == [0, *(each.stop for each in ends[:-1])]
+    assert ends[-1].stop == sum(scenes.CHANNELS.values())
+
+
+def test_groups_are_read_once_as_they_come(folder):
+    reader = read(folder, capacity=11)
+    assert len(reader.groups) == 8
+    trace.write_groups(endless(5), folder, "train-002", 3, 5, lambda: True)
+    reader.refresh()
+    reader.refresh()
+    assert len(reader.groups) == 11  # the rest has no room
+    newest = next(endless(5))
+    assert reader.groups.places[8].tolist() == newest.places
+    lit = scenes.channels("lit")
+    np.testing.assert_array_equal(reader.groups.radiance[8, lit], newest.radiance[lit])
+
+
+def test_places_of_several_folders_are_told_apart(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    both = memory.GroupReader((folder, other), "held-out", torch.device("cpu")).groups
+    assert len(both) == 8 and len(both.lights) == 2 * PLACES
+    assert torch.equal(both.places[4:], both.places[:4] + PLACES) and torch.equal(both.turns[4:], both.turns[:4])
+    (other / "options.json").write_text(json.dumps({"side": 64}))
+    with pytest.raises(ImprintError, match=r"differ in size"):
+        memory.GroupReader((folder, other), "held-out", torch.device("cpu"))
+
+
+def test_unusable_groups_are_said(folder, tmp_path):
+    with pytest.raises(ImprintError, match=r"prepare light"):
+        memory.GroupReader((tmp_path,), "train", torch.device("cpu"))
+    (folder / "train-009-000000.npz").write_bytes(b"PK half a file")
+    with pytest.raises(ImprintError, match=r"train-009-000000\.npz cannot be read"):
+        read(folder)
+    for path in folder.glob("train-*"):
+        path.unlink()
+    with pytest.raises(ImprintError, match=r"0 files of train groups"):
+        read(folder)
+
+
+def test_nothing_is_written_when_the_time_is_up(tmp_path):
+    assert trace.write_groups(endless(0), tmp_path, "train-000", 0, math.inf, lambda: False) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def files(folder, names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_places_and_meshes_are_on_one_side_of_the_split(tmp_path):
+    meshes = files(tmp_path / "meshes", [f"{index}.glb" for index in range(40)])
+    places = files(tmp_path / "places", [f"p{index}.hdr" for index in range(30)] + ["a_puresky.exr"])
+    made = plan.LightPlan.make([meshes], [places], ["puresky"], 0.1, {"3.glb", "p7.hdr"})
+    assert len(made.meshes) == 39 and len(made.places) == 30
+    for found in (made.places_of, made.meshes_of):
+        train, held_out = set(found("train")), set(found("held-out"))
+        assert train and held_out and not train & held_out
+    assert len(made.places_of("held-out")) == 3 and len(made.meshes_of("held-out")) == 4
+    assert made.skies_of("held-out") == [] and [made.places[row].name for row in made.skies_of("train")] == [
+        "a_puresky"
+    ]
+    assert made == plan.LightPlan.make([meshes], [places], ["puresky"], 0.1, {"3.glb", "p7.hdr"})
+    with pytest.raises(ImprintError, match=r"two meshes and two places"):
+        plan.LightPlan.make([meshes], [files(tmp_path / "one", ["p.hdr"])], [], 0.1, set())
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def total(net, batch) -> float:
+    with torch.no_grad():
+        parts = losses.losses(losses.predicted(net, batch), batch)
+    return float(sum(losses.WEIGHTS[name] * value for name, value in parts.items()))
+
+
+def test_thirty_steps_on_eight_groups_lower_the_loss(folder, tmp_path):
+    settings = relight_settings(
+        groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5
+    )
+    reader = read(folder)
+    batches = fit.held_out_batches(reader.groups)
+    net = fit.make_net(settings, SIDE)
+    before = total(net, batches[0])
+    run = fit.LightRun(settings, fit.Process(0, 1, torch.device("cpu")), net, reader, None, batches)
+    mean = run.train([])
+    assert total(mean, batches[0]) < 0.85 * before
+    assert losses.gains(mean, batches)["light"] > 0.1
+
+
+def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
+    batch = fit.held_out_batches(read(folder).groups)[0]
+
+    class Known(torch.nn.Module):
+        """What is true, or nothing."""
+
+        def __init__(self, true: bool):
+            super().__init__()
+            self.true = true
+
+        def forward(self, picture, alpha, background):
+            gain = (batch.target.clamp(min=1e-6) / picture.clamp(min=1e-6)).log() if self.true else 0 * picture
+            lost = losses.darkening(batch.shadow) if self.true else 0 * alpha
+            return losses.LightMaps(gain, 0 * picture, lost, batch.shading)
+
+    assert losses.gains(Known(True), [batch]) == pytest.approx(dict(light=1, shadow=1, contact=1), abs=1e-3)
+    assert losses.gains(Known(False), [batch]) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
+    assert losses.gains(Known(True), [batch], 0, 0) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
+
+
+def test_the_rate_rises_stays_and_falls():
+    settings = relight_settings(groups=(), output="x", lr=1.0, lr_warmup=10, cooldown=0.5)
+    rates = [fit.learning_rate(settings, step, step / 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[20] == 1 and rates[75] == pytest.approx(0.5)
+
+
+def test_the_command_writes_network_options_and_log(folder, tmp_path, capsys):
+    np.save(folder / "photos.npy", np.random.default_rng(0).integers(0, 256, (3, 4, SIDE, SIDE)).astype(np.uint8))
+    words = "--batch 4 --steps 4 --side 32 --widths 8 8 32 --log-every 2 --lr-warmup 2 --device cpu".split()
+    first, second = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    relight.main([str(folder), "--output", str(first), *words])
+    assert "held-out gains light" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "one.stats.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4] and lines[0]["losses"].keys() == losses.WEIGHTS.keys()
+    assert lines[-1]["gains"].keys() == {"light", "shadow", "contact"} and lines[-1]["groups"] == 8
+    assert json.loads((tmp_path / "one.options.json").read_text())["widths"] == [8, 8, 32]
+    assert load_light(first).config.resolution == SIDE
+    relight.main([str(folder), "--output", str(second), "--init", str(first), *words])
+    assert load_light(second).config == load_light(first).config
+
+
+def test_a_run_that_is_told_to_stop_writes_what_it_has(folder, tmp_path, monkeypatch):
+    step = fit.LightRun.step
+
+    def stop_at_third(self, number, done):
+        step(self, number, done)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(fit.LightRun, "step", stop_at_third)
+    before = signal.getsignal(signal.SIGTERM)
+    settings = relight_settings(groups=(folder,), output=tmp_path / "net.safetensors", steps=None, seconds=600.0)
+    fit.relight_training(settings)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert json.loads((tmp_path / "net.stats.jsonl").read_text().splitlines()[-1])["step"] == 3
+    load_light(tmp_path / "net.safetensors")
+
+
+def test_a_loss_that_is_not_finite_is_said_and_nothing_written(folder, tmp_path):
+    np.save(folder / "irradiance.npy", np.full((PLACES, 3, 16, 32), np.nan, np.float32))
+    with pytest.raises(ImprintError, match=r"not finite at step 2 .*--lr"):
+        fit.relight_training(relight_settings(groups=(folder,), output=tmp_path / "net.safetensors"))
+    assert not (tmp_path / "net.safetensors").exists()
+
+
+def test_a_network_of_another_size_is_said(folder, tmp_path):
+    with pytest.raises(ImprintError, match=r"groups are of 32 px, --side of 64; .*--side 32"):
+        fit.relight_training(relight_settings(groups=(folder,), output=tmp_path / "net.safetensors", side=64))
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (relight.main, "--output x", "the following arguments are required: groups"),
+        (relight.main, "g --output x --photo-share 2", "shares from 0 to 1"),
+        (relight.main, "g --output x --side 40", "multiple of 16"),
+        (relight.main, "g --output x --widths 12 32", "multiples of 8"),
+        (prepare.main, "light m --panoramas p --output x", "give --seconds, --count, or both"),
+        (prepare.main, "light m --panoramas p --output x --count 1 --held-out 1", "a share between 0 and 1"),
+    ],
+)
+def test_bad_options_get_a_sentence(main, words, said, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words.split())
+    assert left.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_are_understood():
+    """Options are parsed as they stand in docs/light.md; files that a command reads need not be there."""
+    from test_training_docs import commands
+    from torch.distributed.run import get_args_parser
+
+    seen = set()
+    for command in commands("docs/light.md"):
+        if command[0] == "torchrun":
+            launched = get_args_parser().parse_args(command[1:])
+            assert launched.module
+            command = ["python", "-m", launched.training_script, *launched.training_script_args]
+        words, kind = command[3:], None
+        if command[2] == "training.relight":
+            kind = Relight
+        elif words[0] == "light":
+            kind, words = (PrepareLight if command[2] == "training.prepare" else EvaluateLight), words[1:]
+        elif command[2] == "training.prepare":
+            prepare.parse(words)
+        if kind:
+            parser = argparse.ArgumentParser()
+            arguments.add_options(parser, kind)
+            parser.parse_args(words)
+            seen.add(kind)
+    assert seen == {PrepareLight, Relight, EvaluateLight}
+
+
+# --- path tracing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mitsuba():
+    return pytest.importorskip("mitsuba", reason="the extra 'light' is not installed")
+
+
+def looking_at_the_origin(**changes) -> scenes.View:
+    known = dict(
+        rotation=np.eye(3),
+        lift=0.0,
+        grounded=True,
+        elevation=0.5,
+        distance=2.0,
+        field=0.8,
+        aim=np.array([0, 0.4, 0]),
+        roughness=0.9,
+        metallic=0.0,
+        specular=0.2,
+        reflectance=0.5,
+    )
+    return scenes.View(**(known | changes))
+
+
+@pytest.mark.parametrize("turn", [0.0, 70.0])
+def test_a_white_sphere_returns_the_irradiance(mitsuba, turn):
+    """Conventions of panorama, turn and normals, by Mitsuba's own sphere and matt surface."""
+    made = tracer.Tracer("scalar_rgb", [panorama(8.0)], SIDE, 200)
+    white = {"type": "diffuse", "reflectance": {"type": "rgb", "value": 1.0}}
+    ball = {"thing": mitsuba.load_dict({"type": "sphere", "radius": 0.5, "center": [0, 0.4, 0], "bsdf": white})}
+    camera = made._camera(looking_at_the_origin())
+    seen = made._shot(ball | {"light": made.light(0, turn)}, camera, made.path, 200, 0)
+    normal = torch.from_numpy(made._shot(ball, camera, made.geometry, 8, 0)[..., -3:]).permute(2, 0, 1)[None]
+    lights = radiance.irradiance(torch.from_numpy(panorama(8.0)))[None]
+    expected = radiance.shading(lights, torch.tensor([0]), torch.tensor([turn]), normal.float()).exp()[0]
+    solid = seen[..., 3] > 0.99
+    found, wanted = seen[solid][:, :3], expected.permute(1, 2, 0).numpy()[solid]
+    assert solid.sum() > 100 and wanted.std() > 0.2 * wanted.mean()
+    assert np.abs(found - wanted).mean() < 0.06 * wanted.mean()
+
+
+def ball_and_box(folder):
+    trimesh = pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
+    folder.mkdir()
+    for index in range(4):
+        shape = trimesh.creation.icosphere(2) if index % 2 else trimesh.creation.box((1, 2, 1))
+        shape.visual.vertex_colors = [200, 60 * index, 40, 255]
+        shape.export(folder / f"{index}.glb")
+    return folder
+
+
+def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_path, capsys):
+    cv2 = pytest.importorskip("cv2", reason="the extra 'train' is not installed")
+    (tmp_path / "places").mkdir()
+    for index in range(4):
+        cv2.imwrite(str(tmp_path / f"places/p{index}.hdr"), panorama(5.0 + 10 * index)[..., ::-1])
+    mitsuba.set_variant("scalar_rgb")
+    mitsuba.Bitmap(panorama(2.0)).write(str(tmp_path / "places/q_puresky.exr"))
+    out = tmp_path / "groups"
+    words = f"light {ball_and_box(tmp_path / 'meshes')} --panoramas {tmp_path / 'places'} --output {out} --workers 1"
+    words += " --held-out-groups 2 --side 32 --samples 4 --variant scalar_rgb --held-out 0.25 --count"
+    prepare.main([*words.split(), "2"])
+    assert "2 train, 2 held-out, 0 photos" in capsys.readouterr().out
+    prepare.main([*words.split(), "3"])
+    assert "3 train, 2 held-out" in capsys.readouterr().out
+    described = plan.read_plan(out)
+    for split in ("train", "held-out"):
+        for path in out.glob(f"{split}-*.npz"):
+            with np.load(path) as file:
+                sides = {described["places"][row]["held_out"] for row in file["places"].ravel()}
+                sides |= {described["meshes"][row]["held_out"] for row in file["meshes"]}
+                assert sides == {split == "held-out"} and np.isfinite(file["radiance"]).all()
+                assert (file["radiance"][:, scenes.channels("alpha")] > 0.9).mean((1, 2, 3)).min() >= trace.LEAST_COVER
+    batch = pairs.draw_rendered(read(out).groups, torch.arange(3), augment=False)
+    assert bool(batch.picture.isfinite().all())
+    with pytest.raises(SystemExit, match=r"says 32 px, not 48"):
+        prepare.main([*words.replace("--side 32", "--side 48").split(), "3"])
+    with pytest.raises(SystemExit, match=r"names other places or meshes"):
+        prepare.main([*words.split(), "3", "--sky", "nothing"])
+
+
+def test_a_ball_on_the_ground_darkens_it_and_stands_there(mitsuba, tmp_path):
+    from training.render.meshes import load_parts
+
+    shape = scenes.merge_parts(load_parts(ball_and_box(tmp_path / "meshes") / "1.glb"))
+    assert np.linalg.norm(shape.positions, axis=1).max() == pytest.approx(0.5, abs=1e-3)
+    view = looking_at_the_origin(lift=0.1)
+    assert view.stood(shape)[0][:, 1].min() == pytest.approx(0.1, abs=1e-6)
+    made = tracer.Tracer("scalar_rgb", [panorama(30.0)], SIDE, 16)
+    values = made.render(shape, looking_at_the_origin(), [0] * 4, [0.0] * 4, 1).astype(np.float32)
+    groups = torch.from_numpy(values)[None].half()
+    radiance.settle_shadows(groups)
+    kept, alpha = groups[0, scenes.channels("bare")][0].float(), groups[0, scenes.channels("alpha")][0]
+    foot = int(torch.nonzero(alpha.amax(1) > 0.5).max())
+    # The lamp is behind it to the right, so that the shadow falls to the left, towards the camera.
+    assert kept[foot, :8].mean() < 0.7 and kept[foot, -8:].mean() > 0.9
+    again = made.render(shape, looking_at_the_origin(), [0] * 4, [0.0] * 4, 1)
+    np.testing.assert_array_equal(again, values.astype(np.float16))
+
+
+def test_a_variant_that_is_not_there_is_said(mitsuba):
+    with pytest.raises(ImprintError, match=r"cannot use nonsense here .*scalar_rgb"):
+        tracer.Tracer("nonsense", [], SIDE, 1)
+
+
+def test_options_of_preparing_name_what_they_are():
+    settings = arguments.of(PrepareLight, meshes=(), panoramas=(), output="x", count=1)
+    assert settings.sky == ("puresky",) and settings.variant == "auto"
+    assert tracer.resolve_variant("llvm_ad_rgb") == "llvm_ad_rgb"
+    assert tracer.resolve_variant("auto") == ("cuda_ad_rgb" if torch.cuda.is_available() else "scalar_rgb")
