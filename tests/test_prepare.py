@@ -668,6 +668,21 @@ def test_filters():
     assert edge_width(hard) == 0 and 5 < edge_width(soft) < 12
 
 
+@pytest.mark.parametrize("part", [0.001, 0.999])
+def test_of_little_data_one_group_is_on_either_side(tmp_path, part):
+    for number in range(3):
+        save_photo(tmp_path / f"in/{number}.jpg", number)
+    counts = prepare("folder", tmp_path / "in", tmp_path / "out", **{"held-out": part})["counts"]
+    assert sorted(counts[split]["pictures"] for split in counts) == [1, 2]
+
+
+def test_a_dry_run_tries_the_output(tmp_path):
+    save_photo(tmp_path / "in/0.jpg")
+    words = ["folder", "--input", tmp_path / "in", "--output", "/proc/x", "--licence", "CC0", "--dry-run"]
+    with pytest.raises(SystemExit, match="cannot be written"):
+        command.main(list(map(str, words)))
+
+
 def test_the_split_never_moves():
     kept = [name for name in map(str, range(1000)) if held_out(name, 0.05)]
     assert 20 < len(kept) < 90

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -359,6 +360,38 @@ def test_wrong_options_leave_with_two(data, tmp_path, capsys, changes):
         train.main(words(data, tmp_path / "run", **changes))
     assert left.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"cutouts": "nowhere"}, "nowhere/train holds no .tar shard"),
+        ({"output": "/proc/x"}, "/proc/x/state cannot be written"),
+    ],
+)
+def test_a_dry_run_tries_what_the_run_needs(data, tmp_path, changes, message):
+    given = {"data": data, "output": tmp_path / "run"} | changes
+    with pytest.raises(SystemExit, match=message) as left:
+        train.main([*words(**given), "--dry-run"])
+    assert "make room" not in str(left.value)
+    with pytest.raises(SystemExit, match=message) as left:
+        train.main(words(**given))
+    assert "make room" not in str(left.value)
+
+
+@pytest.mark.parametrize("number", [{"lr": -1}, {"ema": 1.5}, {"final-lr": "nan"}, {"time-limit": -1}, {"limit": 0}])
+def test_numbers_that_cannot_be_are_refused(data, tmp_path, capsys, number):
+    ((name, value),) = number.items()
+    with pytest.raises(SystemExit) as left:
+        parse_train(words(data, tmp_path, **number))
+    assert left.value.code == 2 and re.search(rf"--{name} is {value}.*; it must be", capsys.readouterr().err)
+
+
+def test_a_run_never_writes_over_the_checkpoint_that_it_starts_from(data, tmp_path, capsys):
+    (tmp_path / "checkpoint.safetensors").write_bytes((data / "start.safetensors").read_bytes())
+    with pytest.raises(SystemExit):
+        parse_train(words(data, tmp_path, "compositing", init=tmp_path / "checkpoint.safetensors"))
+    assert "would be overwritten; give another --output" in capsys.readouterr().err
 
 
 def test_the_second_stage_needs_the_first(data, tmp_path, capsys):

@@ -36,13 +36,9 @@ class Job:
 
 def plan(groups: list[Group], options: Prepare) -> list[Job]:
     """Cut both sides of the split into shards, the groups in an order by the hash of their names."""
-    jobs = []
+    jobs, held = [], held_out_keys(groups, options.held_out)
     for split in shards.SPLITS:
-        side = [
-            group
-            for group in groups
-            if shards.held_out(group.key or group.name, options.held_out) == (split == "held-out")
-        ]
+        side = [group for group in groups if ((group.key or group.name) in held) == (split == "held-out")]
         pieces: list[list[Group]] = []
         for group in sorted(side, key=lambda group: (shards.name_hash(group.name), group.name)):
             if not pieces or sum(member.size for member in pieces[-1]) + group.size > options.shard_size:
@@ -50,6 +46,16 @@ def plan(groups: list[Group], options: Prepare) -> list[Job]:
             pieces[-1].append(group)
         jobs += [Job(split, number, tuple(piece)) for number, piece in enumerate(pieces)]
     return jobs
+
+
+def held_out_keys(groups: list[Group], part: float) -> set[str]:
+    """The keys of the groups that are held out: by a hash of each, and one at least on either side where there are two."""
+    keys = sorted({group.key or group.name for group in groups}, key=lambda key: (shards.name_hash(key), key))
+    held = {key for key in keys if shards.held_out(key, part)}
+    if len(keys) > 1 and 0 < part < 1:
+        held |= {keys[0]}
+        held -= {keys[-1]}
+    return held
 
 
 def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from imprint.errors import ImprintError
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
-from ..arguments import flattened
+from ..arguments import flattened, require_folder
 from ..pairs.captions import Captions
 from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
@@ -139,11 +139,19 @@ class Run:
         rank = self.accelerator.process_index
         return Source(self.maker("train"), self.autoencoder, self.settings, rank, self.device, tokens)
 
+    def try_data_and_folder(self) -> None:
+        """Raise `ImprintError` where a data set has no shard or its first sample cannot be read, or the run's folder
+        cannot be written to; nothing is made.
+        """
+        self.state.try_data()
+        require_folder(self.settings.output)
+
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Until `--images` are done or `--time-limit` is near; leaves a state to continue from and a checkpoint."""
         settings, described = self.settings, self.describe()
+        require_folder(settings.output)
         step = self.state.resume(described)
         source = self.source()
         validation = None

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from imprint.errors import ImprintError
 from imprint.files import write_text
 
-from ..data.shards import SPLITS, inside, list_shards
+from ..data.shards import SPLITS, decode_sample, inside, list_shards, read_parts
 from ..settings import FREE_OPTIONS, OLD_NAMES, STAGES, Train, renamed_options
 
 KEPT_STATES = 2
@@ -109,6 +110,14 @@ class State:
                 }
                 found[f"{name}/{split}"] = sizes
         return found
+
+    def try_data(self) -> None:
+        """Read the first sample of each data set. Raises `ImprintError` where there is none, or it cannot be read."""
+        for name in ("cutouts", "photos") if STAGES[self.settings.stage].mix else ("captions",):
+            for split in SPLITS:
+                for parts in islice(read_parts(list_shards(inside(getattr(self.settings, name), split))[0]), 1):
+                    if name != "captions":  # which need no more than a picture and a text
+                        decode_sample(parts)
 
     def _same_data(self) -> None:
         """A run goes on with the shards that it began with."""
