@@ -5,15 +5,18 @@ import io
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from micro import cutout, fresh_checkpoint, micro_config, photo, relative_config
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
@@ -29,7 +32,7 @@ from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 from imprint.pipeline import ImprintPipeline
 from training import prepare, train
-from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
+from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Bad, Record, Sample, read_shards, sample, shard_writer
 from training.loop import losses, state, validation
 from training.loop import run as training_run
 from training.loop.model import Model
@@ -295,6 +298,67 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
             train.main(command["stopped"])
     train.main(command["stopped"])
     assert stats(tmp_path / "stopped") == stats(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(data, tmp_path, monkeypatch, capsys, number):
+    steps, original = [], Run.step
+
+    def step(self, source, index, meter):
+        original(self, source, index, meter)
+        steps.append(index)
+        if index == 0 and len(steps) == 1:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Run, "step", step)
+    command = words(data, tmp_path / "run", steps=3, **{"save-every": 100})
+    with pytest.raises(SystemExit) as left:
+        train.main(command)
+    assert left.value.code == 128 + number and "state-000000001 is whole" in capsys.readouterr().err
+    train.main(command)
+    assert steps == [0, 1, 2] and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_two_runs_never_write_into_one_folder(data, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(SystemExit, match="another run is writing into"):
+        train.main(words(data, tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+
+
+def test_processes_that_torch_leaves_unconnected_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(training_run, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(SystemExit, match="2 processes were started, but .* unconnected"):
+        train.main(words(data, tmp_path))
+
+
+def bad_shard(folder: Path) -> Path:
+    """Four samples, of which one has a mask of another size, and one more pixels than Pillow reads."""
+    with shard_writer(folder / "bad-000000.tar") as writer:
+        for number in range(4):
+            record, mask = (
+                Record("thing", str(number), 0, "test", "CC0"),
+                Image.new("L", (60, 50 + 10 * (number == 1)), 0),
+            )
+            writer.write(sample(str(number), webp(photo(60 + (number == 2), 50, number)), "webp", record, mask))
+    return folder
+
+
+def test_bad_samples_are_sentences_and_may_be_left_out(tmp_path, monkeypatch):
+    folder = bad_shard(tmp_path)
+    with pytest.raises(ImprintError, match="sample '1' is not as .*its mask is 60x60, the picture 60x50"):
+        list(read_shards(folder))
+    with pytest.raises(ImprintError, match="sample '2' .*; 2 samples are bad, and --skip-bad allows 1"):
+        list(read_shards(folder, bad=Bad(1)))
+    bad = Bad(2)
+    assert [record.clip for record, *_ in read_shards(folder, bad=bad)] == ["0", "3"] and len(bad.found) == 2
+    shutil.copy(folder / "bad-000000.tar", folder / "bad-000001.tar")  # read by processes
+    with pytest.raises(ImprintError, match="--skip-bad allows 3"):
+        Photos.load(folder, CPU, side=32, bad=Bad(3))
+    assert len(Photos.load(folder, CPU, side=32, bad=Bad(4)).rgb) == 4
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImprintError, match="sample '0' is not as .*DecompressionBomb"):
+        list(read_shards(folder))
 
 
 def test_a_finished_run_is_left_as_it_is(data, first_run):

@@ -136,6 +136,8 @@ class Train:
     """pixels at which cut-outs are held; by default the largest of --resolutions"""
     limit: int | None = option(None, group=DATA)
     """read only so many samples of each data set"""
+    skip_bad: int = option(0, group=DATA)
+    """bad samples to leave out, and to count, before the run stops"""
 
     init: Path | None = option(None, group="model")
     """checkpoint to start from: training.start's, stage 1's for stage 2, or one to fine-tune"""
@@ -257,7 +259,7 @@ class Train:
 
 
 FREE_OPTIONS = (
-    "time_limit log_every save_every dry_run device chunk compile checkpointing wandb output cutouts photos captions "
+    "time_limit log_every save_every dry_run skip_bad device chunk compile checkpointing wandb output cutouts photos captions "
     "text_encoder"
 ).split()
 """What may differ when a run goes on: it does not change what is learned."""

@@ -31,6 +31,9 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(run.describe(), indent=1))
         else:
             run.train()
+            if run.asked:
+                print(f"stopped; {run.state.last()}: the same command goes on", file=sys.stderr)
+                sys.exit(128 + run.asked[0])
     except ImprintError as error:
         sys.exit(f"error: {error}")
     except (OSError, SafetensorError) as error:  # a disk that is full or gone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -40,6 +41,7 @@ from .model import (
 )
 from .source import Source, make_maker
 from .state import State
+from .stopping import stop_when_asked
 from .text import TextEncoder
 from .validation import Validation
 
@@ -84,6 +86,7 @@ class Run:
         if settings.text_encoder and not self.stage.mix:
             self.text = TextEncoder(settings.text_encoder, self.config.unet.context_width, self.device)
         self.state = State(settings, self.accelerator)
+        self.asked: list[int] = []
 
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
         """The model, its average, the teacher and the optimizer, spread over the processes."""
@@ -149,9 +152,15 @@ class Run:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Until `--images` are done or `--time-limit` is near; leaves a state to continue from and a checkpoint."""
+        """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`); leaves a state to
+        continue from and a checkpoint. Raises `ImprintError` where another run writes into the folder.
+        """
+        require_folder(self.settings.output)
+        with self.state.locked():
+            self._train()
+
+    def _train(self) -> None:
         settings, described = self.settings, self.describe()
-        require_folder(settings.output)
         step = self.state.resume(described)
         source = self.source()
         validation = None
@@ -163,31 +172,32 @@ class Run:
         bar = tqdm(total=settings.images, initial=done, unit="picture", disable=not self.main, mininterval=2)
         meter, mark, marked_at = Meter(self.config.noise.timesteps, self.device), step, time.monotonic()
         self.model.train()
-        while step < self.steps:
-            rate = learning_rate(step * self.step_size, settings)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.step(source, step, meter)
-            step += 1
-            bar.update(min(self.step_size, settings.images - bar.n))
+        with stop_when_asked() as self.asked:
+            while step < self.steps:
+                rate = learning_rate(step * self.step_size, settings)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                self.step(source, step, meter)
+                step += 1
+                bar.update(min(self.step_size, settings.images - bar.n))
 
-            last = step == self.steps or self._out_of_time(step)
-            saving = step % settings.save_every == 0 or last
-            if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is kept
-                values = self._read(meter, step, step - mark)
-                speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
-                self.log(bar, step, **values, lr=rate, pictures_per_second=speed)
-                mark, marked_at = step, time.monotonic()
-            if saving:
-                self.average.gather()
-                if validation:
-                    nothing = self.text.nothing if self.text else None
-                    self.log(bar, step, **validation.measure(self.ema, self.alpha_bar, nothing))
-                    validation.sample(self.ema, step * self.step_size)
-                self.state.save(step)
-                marked_at = time.monotonic()
-            if last:
-                break
+                last = step == self.steps or self._to_stop(step)
+                saving = step % settings.save_every == 0 or last
+                if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is kept
+                    values = self._read(meter, step, step - mark)
+                    speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
+                    self.log(bar, step, **values, lr=rate, pictures_per_second=speed)
+                    mark, marked_at = step, time.monotonic()
+                if saving:
+                    self.average.gather()
+                    if validation:
+                        nothing = self.text.nothing if self.text else None
+                        self.log(bar, step, **validation.measure(self.ema, self.alpha_bar, nothing))
+                        validation.sample(self.ema, step * self.step_size)
+                    self.state.save(step)
+                    marked_at = time.monotonic()
+                if last:
+                    break
         bar.close()
         self.average.gather()
         if self.main:
@@ -228,13 +238,15 @@ class Run:
         weights = loss_weights(self.alpha_bar[timesteps], noise, self.settings.weighting)
         return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
 
-    def _out_of_time(self, step: int) -> bool:
-        """Whether any process is; asked now and then, since it makes them wait for each other."""
-        limit = self.settings.time_limit
-        if limit is None or step % 10:
+    def _to_stop(self, step: int) -> bool:
+        """Whether time is up, or a signal came, in any process; asked now and then, since it makes them wait for each
+        other.
+        """
+        limit, several = self.settings.time_limit, self.accelerator.num_processes > 1
+        if step % 10 and (several or not self.asked):
             return False
-        late = time.monotonic() - self.began > limit
-        return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.device), "sum"))
+        stop = bool(self.asked) or (limit is not None and time.monotonic() - self.began > limit)
+        return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.device), "sum")) if several else stop
 
     def _read(self, meter: Meter, step: int, steps: int) -> dict:
         """The means of the last steps. Raises `ImprintError` where one is not finite."""
@@ -261,10 +273,12 @@ class Run:
 
 
 def make_accelerator(settings: Train) -> Accelerator:
-    """Accelerate as the run's machine options ask for it. Raises `ImprintError` where wandb is wanted and absent."""
+    """Accelerate as the run's machine options ask for it. Raises `ImprintError` where wandb is wanted and absent, and for
+    processes that are not connected.
+    """
     if settings.wandb and not find_spec("wandb"):
         raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=settings.precision,
         cpu=settings.device == "cpu",
         step_scheduler_with_optimizer=False,
@@ -272,6 +286,12 @@ def make_accelerator(settings: Train) -> Accelerator:
         project_config=ProjectConfiguration(str(settings.output), logging_dir=str(settings.output / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # saves a copy of them
     )
+    if (started := int(os.environ.get("WORLD_SIZE", 1))) > accelerator.num_processes:
+        raise ImprintError(
+            f"{started} processes were started, but torch sees no GPU here and leaves them unconnected: each would train a "
+            "model of its own; give --device cpu, or start one process"
+        )
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, settings: Train, described: dict, pictures: int) -> None:

@@ -6,10 +6,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from imprint.errors import ImprintError
@@ -26,6 +29,25 @@ class State:
 
     def __init__(self, settings: Train, accelerator: Accelerator):
         self.settings, self.accelerator, self.folder = settings, accelerator, settings.output
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone in the folder, until the block or the process ends. Raises `ImprintError` where another run is there."""
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ImprintError(
+                f"another run is writing into {self.folder}; wait for it to end, or give another --output"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def resume(self, described: dict) -> int:
         """Continue from the newest state, if there is one; returns the steps done.

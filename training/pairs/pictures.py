@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from imprint.errors import ImprintError
 from imprint.preprocess import bounding_boxes
 
-from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Record, Sample, list_shards, read_shards
+from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Bad, Record, Sample, list_shards, read_shards
 from .draw import Draw
 
 PHOTO_SIDE = 384  # pixels of the square photos in memory
@@ -25,16 +25,27 @@ class _Pictures:
     """What `Views` and `Photos` share: a dataclass of tensors on one device."""
 
     @classmethod
-    def load(cls, place: str | os.PathLike, device: torch.device, limit: int | None = None, side: int | None = None):
+    def load(
+        cls,
+        place: str | os.PathLike,
+        device: torch.device,
+        limit: int | None = None,
+        side: int | None = None,
+        bad: Bad | None = None,
+    ):
         """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side`
-        is.
+        is, `read_shards` what `bad` is.
         """
-        shards = list_shards(place)
+        shards, bad = list_shards(place), bad or Bad()
         if limit is not None or len(shards) == 1:
-            return cls.of(read_shards(shards, limit), side).to(device)
+            return cls.of(read_shards(shards, limit, bad), side).to(device)
         loading = dict(batch_size=None, num_workers=min(len(shards), own_cores()), collate_fn=_unchanged)
-        parts = DataLoader(_Shards(cls, shards, side), **loading)
-        return cls.join([cls(*map(torch.from_numpy, _raised(part))) for part in parts]).to(device)
+        parts = []
+        for part, found in DataLoader(_Shards(cls, shards, side, bad.most), **loading):
+            for message in found:
+                bad.take(message)
+            parts.append(cls(*map(torch.from_numpy, _raised(part))))
+        return cls.join(parts).to(device)
 
     def to(self, device: torch.device):
         return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
@@ -50,18 +61,19 @@ class _Shards(Dataset):
     """What `_Pictures.of` makes of each shard, as arrays: tensors would travel through the system's shared memory, of
     which a container has little. An error is an item, too: the loader would wrap it in a traceback."""
 
-    def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None):
-        self.kind, self.shards, self.side = kind, shards, side
+    def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None, most_bad: int):
+        self.kind, self.shards, self.side, self.most_bad = kind, shards, side, most_bad
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> list[np.ndarray] | ImprintError:
+    def __getitem__(self, index: int) -> tuple[list[np.ndarray] | ImprintError, list[str]]:
+        bad = Bad(self.most_bad)
         try:
-            part = self.kind.of(read_shards([self.shards[index]]), self.side)
+            part = self.kind.of(read_shards([self.shards[index]], bad=bad), self.side)
         except ImprintError as error:
-            return error
-        return [value.contiguous().numpy() for value in vars(part).values()]
+            return error, []
+        return [value.contiguous().numpy() for value in vars(part).values()], list(bad.found)
 
 
 def _unchanged(part):
