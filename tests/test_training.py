@@ -44,7 +44,7 @@ from training.pairs.batches import Batch
 from training.pairs.draw import Draw
 from training.pairs.light import contact_shadow, place_light
 from training.pairs.making import KINDS, PairMaker
-from training.pairs.pictures import Photos, Views, _neighbours, own_cores
+from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
 from training.pairs.streams import Pool
 from training.settings import STAGES, Train, parse_train
 
@@ -880,9 +880,38 @@ def test_views_are_grouped_by_object(loaded):
     assert views.first.tolist() == [0, 4, 8] and views.count.tolist() == [4, 4, 4]
 
 
+def test_wide_frames_have_squares_round_their_objects():
+    samples = []
+    for frame in range(3):
+        picture, mask = photo(320, 100, frame), Image.new("L", (320, 100))
+        for number, box in enumerate(((20, 20, 60, 60), (80, 20, 140, 70), (150, 30, 190, 80), (0, 40, 130, 60)), 1):
+            mask.paste(number, box)  # the first square ends at 100; the fourth is longer than any square
+        samples.append(Sample(Record("clip", "clip", frame, "", ""), picture, mask))
+    made = Photos.of(samples, 64)
+    assert set(made.items[:, 1].tolist()) == {1, 2, 3} and int(made.annotated) == 12
+    assert all(made.partner_count > 0)
+    usable = PairMaker(
+        micro_config(), "identity", Views.of([Sample(Record("", "", 0, "", ""), cutout(32, 32))]), made, {"still": 1.0}
+    ).usable()
+    assert usable["annotated objects"] == 12 and usable["usable in squares (still)"] == len(made.items) >= 9
+
+
+def test_more_squares_are_only_where_an_object_is_whole_in_none():
+    assert offsets_for([(10, 50)], [0, 200], 100, 200) == []
+    assert offsets_for([(80, 140), (95, 130)], [0, 200], 100, 200) == [60]  # one for both
+    assert offsets_for([(50, 145)], [0, 200], 100, 200) == []  # too long for a square
+    assert offsets_for([(0, 40)], [100], 100, 200) == []  # cut by the picture's own border
+
+
+def test_a_run_says_what_is_usable(data, first_run):
+    counts = json.loads((first_run / "usable.json").read_text(encoding="utf-8"))
+    assert counts.keys() == {"train", "held-out"} and counts["train"]["views"] == 12
+    assert counts["train"]["annotated objects"] > 0 and counts["train"]["with another frame (video)"] > 0
+
+
 def test_neighbours_are_the_same_object_at_most_seven_frames_away(loaded):
     places = [("clip", 0), ("clip", MAX_FRAME_GAP), ("clip", MAX_FRAME_GAP + 1), ("other", 1)]
-    sources = [(clip, 0.5, frame, VIDEO_GAP) for clip, frame in places]
+    sources = [(clip, frame, VIDEO_GAP) for clip, frame in places]
     table = torch.tensor([[0, 1], [1, 1], [2, 1], [2, 2], [3, 1]])  # photo, number of the object in it
     assert _neighbours(table, sources) == [[1], [0, 2], [1], [], []]
     _, pictures = loaded

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import sys
 import time
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -167,6 +168,7 @@ class Run:
         if self.main:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(described)
+            self._say_usable({"train": source.maker, "held-out": validation.maker})
         start_trackers(self.accelerator, settings, described, step * self.step_size)
         done = step * self.step_size
         bar = tqdm(total=settings.images, initial=done, unit="picture", disable=not self.main, mininterval=2)
@@ -204,6 +206,13 @@ class Run:
             export(self.ema, self.autoencoder, self.config, self.stage, settings.output)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    def _say_usable(self, makers: dict) -> None:
+        """Print and log what each split's pairs can be made of; data that stream are not counted."""
+        found = {split: maker.usable() for split, maker in makers.items() if isinstance(maker, PairMaker)}
+        for split, counts in found.items():
+            print(f"{split}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()), file=sys.stderr)
+        self.state.log_usable(found)
 
     def step(self, source: Source, step: int, meter: Meter) -> None:
         """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""

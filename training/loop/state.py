@@ -98,6 +98,10 @@ class State:
             for old in self.states()[:-KEPT_STATES]:
                 shutil.rmtree(old)
 
+    def log_usable(self, counts: dict[str, dict[str, int]]) -> None:
+        """usable.json: how much of what there is to make pairs of."""
+        write_text(self.folder / "usable.json", json.dumps(counts, indent=1))
+
     def log(self, line: dict) -> None:
         """A line of stats.jsonl."""
         with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
