@@ -289,6 +289,14 @@ def test_ppr10k(tmp_path):
     assert_both_stages_train_on(tmp_path / "out/train", "still")
 
 
+@pytest.mark.parametrize("given", ["PPR10K", "PPR10K/train_val_images_tif_360p"])
+@pytest.mark.parametrize("masks", ["masks_360p", "masks_360p/train"])
+def test_ppr10k_s_masks_are_found_from_either_folder(tmp_path, given, masks):
+    save_photo(tmp_path / "PPR10K/train_val_images_tif_360p/train/target_a/0_0.tif")
+    save(disc().convert("1"), tmp_path / "PPR10K" / masks / "0_0.png")
+    assert prepare("ppr10k", tmp_path / given, tmp_path / "out")["counts"]["train"]["objects"] == 1
+
+
 def test_any_folder(tmp_path):
     root = tmp_path / "stock"
     save_photo(root / "images/plain.jpg", size=(900, 30))
@@ -344,6 +352,50 @@ def test_any_folder(tmp_path):
     assert report["counts"] == {"train": {"pictures": 9, "objects": 5, "groups": 9}, "held-out": {}}
     assert prepare("pixabay", root, tmp_path / "same")["counts"]["train"]["objects"] == 5
     assert_both_stages_train_on(tmp_path / "out/train", "still")
+
+
+def test_cut_outs_get_room_and_a_ground_and_are_no_backgrounds(tmp_path):
+    for name, box in (("tight", (0, 0, 119, 89)), ("corner", (0, 0, 40, 40)), ("roomy", DISC)):
+        image = Image.new("RGB", (WIDTH, HEIGHT), "red")
+        image.putalpha(disc(box))
+        save(image, tmp_path / f"in/{name}.png")
+    soft = photo(WIDTH, HEIGHT)
+    soft.putalpha(disc().filter(ImageFilter.GaussianBlur(6)))
+    save(soft, tmp_path / "in/soft.png")
+    report = prepare("folder", tmp_path / "in", tmp_path / "out")
+    assert report["dropped"] == {"soft mask": 1} and report["counts"]["train"]["objects"] == 3
+    for (name, _), (_, picture, mask, _) in read(tmp_path / "out").items():
+        pixels, inside = np.asarray(picture).astype(int), np.asarray(mask) == 1
+        rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+        assert rows[0] > 1 and columns[0] > 1 and rows[-1] < picture.height - 2 and columns[-1] < picture.width - 2
+        assert abs(pixels[2, 2] - 128).max() < 12 and abs(pixels[~inside].mean(0) - 128).max() < 25, name
+    assert read(tmp_path / "out")["roomy", 0].picture.size == (WIDTH, HEIGHT)
+    assert_both_stages_train_on(tmp_path / "out/train", "still", views=tmp_path / "out/train")
+
+
+@pytest.mark.parametrize("kind", ["L", "P", "RGB", "RGBA"])
+def test_a_png_beside_a_photo_of_its_name_is_its_mask(tmp_path, kind):
+    save_photo(tmp_path / "in/0.jpg")
+    if kind == "RGBA":
+        mask = photo(WIDTH, HEIGHT)
+        mask.putalpha(disc())
+    else:
+        mask = disc(value=1) if kind == "P" else disc()
+        mask = mask.convert(kind)
+    save(mask, tmp_path / "in/0.png")
+    save_photo(tmp_path / "in/1.jpg", 1)
+    save_photo(tmp_path / "in/1.png", 2)  # another photo
+    prepare("folder", tmp_path / "in", tmp_path / "out")
+    found = [sample.mask and np.asarray(sample.mask) for sample in read_shards(tmp_path / "out/train")]
+    (mask,) = (mask for mask in found if mask is not None)
+    assert len(found) == 3 and np.array_equal(mask == 1, np.asarray(disc()) > 128)
+
+
+def test_where_nothing_is_made_the_command_fails(tmp_path):
+    write_broken(tmp_path / "in/broken.png")
+    words = ["folder", "--input", tmp_path / "in", "--output", tmp_path / "out", "--licence", "CC0", "--workers", "1"]
+    with pytest.raises(SystemExit, match="nothing was made"):
+        command.main(list(map(str, words)))
 
 
 @pytest.mark.parametrize("layout", ["coco", "bare coco", "folder"])
@@ -479,7 +531,7 @@ def test_meshes_lit_by_panoramas_bring_the_place_and_their_shadow_along(tmp_path
     with pytest.raises(SystemExit):
         prepare("meshes", tmp_path / "meshes", tmp_path / "no", **options)
     assert "--relit needs the light of --panoramas" in capsys.readouterr().err
-    with pytest.raises(ImprintError, match=r"hold no \.hdr or \.exr"):
+    with pytest.raises(ImprintError, match=r"hold no \.hdr;"):
         prepare("meshes", tmp_path / "meshes", tmp_path / "no", panoramas=tmp_path / "meshes", **options)
 
 
@@ -614,6 +666,21 @@ def test_filters():
     hard = np.asarray(disc(), np.float32) / 255
     soft = np.asarray(disc().filter(ImageFilter.GaussianBlur(4)), np.float32) / 255
     assert edge_width(hard) == 0 and 5 < edge_width(soft) < 12
+
+
+@pytest.mark.parametrize("part", [0.001, 0.999])
+def test_of_little_data_one_group_is_on_either_side(tmp_path, part):
+    for number in range(3):
+        save_photo(tmp_path / f"in/{number}.jpg", number)
+    counts = prepare("folder", tmp_path / "in", tmp_path / "out", **{"held-out": part})["counts"]
+    assert sorted(counts[split]["pictures"] for split in counts) == [1, 2]
+
+
+def test_a_dry_run_tries_the_output(tmp_path):
+    save_photo(tmp_path / "in/0.jpg")
+    words = ["folder", "--input", tmp_path / "in", "--output", "/proc/x", "--licence", "CC0", "--dry-run"]
+    with pytest.raises(SystemExit, match="cannot be written"):
+        command.main(list(map(str, words)))
 
 
 def test_the_split_never_moves():

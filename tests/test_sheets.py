@@ -45,6 +45,13 @@ def test_the_sheets_and_where_the_boxes_are(data, tmp_path, monkeypatch, capsys)
         assert pixels(tmp_path / "one" / name) == pixels(tmp_path / "two" / name)
 
 
+def test_a_sheet_never_writes_over_a_photo(data):
+    photo(60, 50).save(data / "backgrounds" / "boxes.jpg")
+    with pytest.raises(SystemExit, match=r"boxes.jpg is read as well, and would be overwritten"):
+        run(data, data / "backgrounds")
+    (data / "backgrounds" / "boxes.jpg").unlink()
+
+
 def test_holes_follow_the_changed_object_and_fit_their_box(data):
     made = sheets.Sheets(None, data / "subjects", data / "backgrounds")
     scene = made.scene(data / "backgrounds" / "one.png", across=0.0)

@@ -1,9 +1,12 @@
+import errno
+
 import pytest
 import torch
 from micro import fresh_checkpoint, matte_config, micro_config
 
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from training import merge
+from training.loop import merging
 
 
 @pytest.fixture
@@ -34,3 +37,26 @@ def test_what_does_not_fit_together_is_refused(pair, tmp_path):
                 [str(pair[0]), *(str(tmp_path / name) for name in others), "--output", str(tmp_path / "x.safetensors")]
             )
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_the_mean_never_writes_over_what_it_is_made_of(pair, tmp_path):
+    before = pair[1].read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(pair[1])
+    for output in (pair[1], tmp_path / "link.safetensors"):
+        with pytest.raises(SystemExit, match="would be overwritten; give another --output"):
+            merge.main([*map(str, pair), "--output", str(output)])
+    assert pair[1].read_bytes() == before
+
+
+def test_a_mean_that_cannot_be_written_is_kept_elsewhere(pair, tmp_path, monkeypatch):
+    def save(path, checkpoint):
+        if path.parent == tmp_path / "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_checkpoint(path, checkpoint)
+
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(merging, "save_checkpoint", save)
+    monkeypatch.setattr(merging.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
+    with pytest.raises(SystemExit, match=r"No space left.*the checkpoint is kept as .*imprint-kept.safetensors"):
+        merge.main([*map(str, pair), "--output", str(tmp_path / "full" / "mean.safetensors")])
+    assert load_checkpoint(tmp_path / "other" / "imprint-kept.safetensors").config == load_checkpoint(pair[0]).config

@@ -208,7 +208,7 @@ def test_processes_that_read_a_shard_each_give_what_reading_all_at_once_gives(da
 
 def test_the_pool_slides_on_by_a_shard_and_begins_anywhere(data, monkeypatch):
     read = []
-    monkeypatch.setattr(pool, "read_shards", lambda names: read.extend(names) or read_shards(names))
+    monkeypatch.setattr(pool, "read_shards", lambda names, **more: read.extend(names) or read_shards(names, **more))
     walked = Pool(Views, data / "cutouts", CPU, size=2, seed=1, side=32)
     held = [walked.at(turn) for turn in range(8)]
     assert walked.at(7) is held[7]

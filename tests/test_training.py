@@ -4,15 +4,19 @@ import dataclasses
 import io
 import json
 import math
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from micro import cutout, fresh_checkpoint, micro_config, photo, relative_config
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
@@ -29,7 +33,7 @@ from imprint.masks import LEVELS
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 from training import prepare, train
-from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample, read_shards, sample, shard_writer
+from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Bad, Record, Sample, read_shards, sample, shard_writer
 from training.loop import losses, state, validation
 from training.loop import run as training_run
 from training.loop.model import Model
@@ -41,7 +45,7 @@ from training.pairs.batches import Batch
 from training.pairs.draw import Draw
 from training.pairs.light import contact_shadow, place_light
 from training.pairs.making import KINDS, PairMaker
-from training.pairs.pictures import Photos, Views, _neighbours, own_cores
+from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
 from training.pairs.streams import Pool
 from training.settings import STAGES, Train, parse_train
 
@@ -297,6 +301,67 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
     assert stats(tmp_path / "stopped") == stats(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(data, tmp_path, monkeypatch, capsys, number):
+    steps, original = [], Run.step
+
+    def step(self, source, index, meter):
+        original(self, source, index, meter)
+        steps.append(index)
+        if index == 0 and len(steps) == 1:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Run, "step", step)
+    command = words(data, tmp_path / "run", steps=3, **{"save-every": 100})
+    with pytest.raises(SystemExit) as left:
+        train.main(command)
+    assert left.value.code == 128 + number and "state-000000001 is whole" in capsys.readouterr().err
+    train.main(command)
+    assert steps == [0, 1, 2] and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_two_runs_never_write_into_one_folder(data, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(SystemExit, match="another run is writing into"):
+        train.main(words(data, tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+
+
+def test_processes_that_torch_leaves_unconnected_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(training_run, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(SystemExit, match="2 processes were started, but .* unconnected"):
+        train.main(words(data, tmp_path))
+
+
+def bad_shard(folder: Path) -> Path:
+    """Four samples, of which one has a mask of another size, and one more pixels than Pillow reads."""
+    with shard_writer(folder / "bad-000000.tar") as writer:
+        for number in range(4):
+            record, mask = (
+                Record("thing", str(number), 0, "test", "CC0"),
+                Image.new("L", (60, 50 + 10 * (number == 1)), 0),
+            )
+            writer.write(sample(str(number), webp(photo(60 + (number == 2), 50, number)), "webp", record, mask))
+    return folder
+
+
+def test_bad_samples_are_sentences_and_may_be_left_out(tmp_path, monkeypatch):
+    folder = bad_shard(tmp_path)
+    with pytest.raises(ImprintError, match="sample '1' is not as .*its mask is 60x60, the picture 60x50"):
+        list(read_shards(folder))
+    with pytest.raises(ImprintError, match="sample '2' .*; 2 samples are bad, and --skip-bad allows 1"):
+        list(read_shards(folder, bad=Bad(1)))
+    bad = Bad(2)
+    assert [record.clip for record, *_ in read_shards(folder, bad=bad)] == ["0", "3"] and len(bad.found) == 2
+    shutil.copy(folder / "bad-000000.tar", folder / "bad-000001.tar")  # read by processes
+    with pytest.raises(ImprintError, match="--skip-bad allows 3"):
+        Photos.load(folder, CPU, side=32, bad=Bad(3))
+    assert len(Photos.load(folder, CPU, side=32, bad=Bad(4)).rgb) == 4
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImprintError, match="sample '0' is not as .*DecompressionBomb"):
+        list(read_shards(folder))
+
+
 def test_a_finished_run_is_left_as_it_is(data, first_run):
     before, log = weights(first_run / "checkpoint.safetensors"), stats(first_run)
     train.main(words(data, first_run))
@@ -360,6 +425,38 @@ def test_wrong_options_leave_with_two(data, tmp_path, capsys, changes):
         train.main(words(data, tmp_path / "run", **changes))
     assert left.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"cutouts": "nowhere"}, "nowhere/train holds no .tar shard"),
+        ({"output": "/proc/x"}, "/proc/x/state cannot be written"),
+    ],
+)
+def test_a_dry_run_tries_what_the_run_needs(data, tmp_path, changes, message):
+    given = {"data": data, "output": tmp_path / "run"} | changes
+    with pytest.raises(SystemExit, match=message) as left:
+        train.main([*words(**given), "--dry-run"])
+    assert "make room" not in str(left.value)
+    with pytest.raises(SystemExit, match=message) as left:
+        train.main(words(**given))
+    assert "make room" not in str(left.value)
+
+
+@pytest.mark.parametrize("number", [{"lr": -1}, {"ema": 1.5}, {"final-lr": "nan"}, {"time-limit": -1}, {"limit": 0}])
+def test_numbers_that_cannot_be_are_refused(data, tmp_path, capsys, number):
+    ((name, value),) = number.items()
+    with pytest.raises(SystemExit) as left:
+        parse_train(words(data, tmp_path, **number))
+    assert left.value.code == 2 and re.search(rf"--{name} is {value}.*; it must be", capsys.readouterr().err)
+
+
+def test_a_run_never_writes_over_the_checkpoint_that_it_starts_from(data, tmp_path, capsys):
+    (tmp_path / "checkpoint.safetensors").write_bytes((data / "start.safetensors").read_bytes())
+    with pytest.raises(SystemExit):
+        parse_train(words(data, tmp_path, "compositing", init=tmp_path / "checkpoint.safetensors"))
+    assert "would be overwritten; give another --output" in capsys.readouterr().err
 
 
 def test_the_second_stage_needs_the_first(data, tmp_path, capsys):
@@ -784,9 +881,38 @@ def test_views_are_grouped_by_object(loaded):
     assert views.first.tolist() == [0, 4, 8] and views.count.tolist() == [4, 4, 4]
 
 
+def test_wide_frames_have_squares_round_their_objects():
+    samples = []
+    for frame in range(3):
+        picture, mask = photo(320, 100, frame), Image.new("L", (320, 100))
+        for number, box in enumerate(((20, 20, 60, 60), (80, 20, 140, 70), (150, 30, 190, 80), (0, 40, 130, 60)), 1):
+            mask.paste(number, box)  # the first square ends at 100; the fourth is longer than any square
+        samples.append(Sample(Record("clip", "clip", frame, "", ""), picture, mask))
+    made = Photos.of(samples, 64)
+    assert set(made.items[:, 1].tolist()) == {1, 2, 3} and int(made.annotated) == 12
+    assert all(made.partner_count > 0)
+    usable = PairMaker(
+        micro_config(), "identity", Views.of([Sample(Record("", "", 0, "", ""), cutout(32, 32))]), made, {"still": 1.0}
+    ).usable()
+    assert usable["annotated objects"] == 12 and usable["usable in squares (still)"] == len(made.items) >= 9
+
+
+def test_more_squares_are_only_where_an_object_is_whole_in_none():
+    assert offsets_for([(10, 50)], [0, 200], 100, 200) == []
+    assert offsets_for([(80, 140), (95, 130)], [0, 200], 100, 200) == [60]  # one for both
+    assert offsets_for([(50, 145)], [0, 200], 100, 200) == []  # too long for a square
+    assert offsets_for([(0, 40)], [100], 100, 200) == []  # cut by the picture's own border
+
+
+def test_a_run_says_what_is_usable(data, first_run):
+    counts = json.loads((first_run / "usable.json").read_text(encoding="utf-8"))
+    assert counts.keys() == {"train", "held-out"} and counts["train"]["views"] == 12
+    assert counts["train"]["annotated objects"] > 0 and counts["train"]["with another frame (video)"] > 0
+
+
 def test_neighbours_are_the_same_object_at_most_seven_frames_away(loaded):
     places = [("clip", 0), ("clip", MAX_FRAME_GAP), ("clip", MAX_FRAME_GAP + 1), ("other", 1)]
-    sources = [(clip, 0.5, frame, VIDEO_GAP) for clip, frame in places]
+    sources = [(clip, frame, VIDEO_GAP) for clip, frame in places]
     table = torch.tensor([[0, 1], [1, 1], [2, 1], [2, 2], [3, 1]])  # photo, number of the object in it
     assert _neighbours(table, sources) == [[1], [0, 2], [1], [], []]
     _, pictures = loaded

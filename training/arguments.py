@@ -17,10 +17,12 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from imprint.errors import ImprintError
+from imprint.files import require_writable, same_file
 
 T = TypeVar("T")
 REQUIRED = object()
@@ -64,6 +66,24 @@ def found(default: Any) -> Any:
 
 def warn_renamed(old: str, new: str) -> None:
     print(f"warning: {old} is now called {new}; the old name will go with the next release", file=sys.stderr)
+
+
+def require_other(output: Path, *inputs: Path | None) -> None:
+    """Raise `ImprintError` where the output is one of the inputs, also by a link: it would be lost."""
+    for path in inputs:
+        if path is not None and same_file(output, path):
+            raise ImprintError(f"{output} is read as well, and would be overwritten; give another --output")
+
+
+def require_folder(folder: Path) -> None:
+    """Raise `ImprintError` unless files can be written into a folder, which is not made."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        require_writable(folder / "state")
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 # --- what a dataclass asks for ---------------------------------------------------------------------------------------

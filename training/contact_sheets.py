@@ -20,9 +20,10 @@ import torch
 from imprint.checkpoint import SHIPPED
 from imprint.errors import ImprintError, print_anything
 from imprint.files import write_text
-from imprint.images import save_image
+from imprint.images import require_writable, save_computed
 from imprint.pipeline import ImprintPipeline
 
+from .arguments import require_other
 from .measure.contact_sheets import Sheets
 
 
@@ -35,16 +36,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the sheets")
     options = parser.parse_args(argv)
     try:
+        for name in ("pose.jpg", "light.jpg", "boxes.jpg"):
+            require_other(options.output / name, options.backgrounds / name)
+            require_writable(options.output / name)
         pipeline = ImprintPipeline.from_checkpoint(options.checkpoint)
         pipeline.set_progress_bar_config(disable=True)
         sheets = Sheets(
             pipeline.to("cuda" if torch.cuda.is_available() else "cpu"), options.subjects, options.backgrounds
         )
-        options.output.mkdir(parents=True, exist_ok=True)
-        save_image(sheets.pose(), options.output / "pose.jpg")
-        save_image(sheets.light(), options.output / "light.jpg")
+        save_computed(sheets.pose(), options.output / "pose.jpg")
+        save_computed(sheets.light(), options.output / "light.jpg")
         sheet, truth = sheets.boxes()
-        save_image(sheet, options.output / "boxes.jpg")
+        save_computed(sheet, options.output / "boxes.jpg")
         write_text(options.output / "boxes.json", json.dumps(truth, indent=1))
     except ImprintError as error:
         sys.exit(f"error: {error}")

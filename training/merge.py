@@ -10,11 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from imprint.checkpoint import load_checkpoint, save_checkpoint
+from imprint.checkpoint import load_checkpoint
 from imprint.errors import ImprintError, print_anything
 from imprint.files import require_writable
 
-from .loop.merging import average
+from .arguments import require_other
+from .loop.merging import average, save_computed
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,8 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write, .safetensors")
     options = parser.parse_args(argv)
     try:
+        require_other(options.output, *options.checkpoints)
         require_writable(options.output)
-        save_checkpoint(options.output, average([load_checkpoint(path) for path in options.checkpoints]))
+        save_computed(options.output, average([load_checkpoint(path) for path in options.checkpoints]))
     except ImprintError as error:
         sys.exit(f"error: {error}")
     print(f"{options.output}: the mean of {len(options.checkpoints)} checkpoints")

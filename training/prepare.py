@@ -53,7 +53,7 @@ def run(settings: Prepare | PrepareLight) -> dict:
         raise ImprintError(f"{settings.input}: no such folder; --input is the data set's own folder")
     excluded, render = read_names(settings.exclude), settings.render
     textures = read_photos(render.textures, excluded)
-    panoramas = read_photos(render.panoramas, excluded, (".hdr", ".exr"))
+    panoramas = read_photos(render.panoramas, excluded, (".hdr",))
     render = dataclasses.replace(render, texture_files=textures, panorama_files=panoramas)
     return prepare(SOURCES[settings.source], dataclasses.replace(settings, excluded=excluded, render=render))
 
@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"dropped, {reason}: {count}")
     if result["dropped"]:
         print(f"each by name: {settings.output}/{settings.name}.dropped.tsv")
+    if not any(counts.get("pictures") for counts in result["counts"].values()):
+        sys.exit(f"error: nothing was made of {settings.input}; see what was dropped, and --help for the layout")
     print(f"to look at: {settings.output}/{settings.name}.png")
 
 

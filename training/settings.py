@@ -136,6 +136,8 @@ class Train:
     """pixels at which cut-outs are held; by default the largest of --resolutions"""
     limit: int | None = option(None, group=DATA)
     """read only so many samples of each data set"""
+    skip_bad: int = option(0, group=DATA)
+    """bad samples to leave out, and to count, before the run stops"""
 
     init: Path | None = option(None, group="model")
     """checkpoint to start from: training.start's, stage 1's for stage 2, or one to fine-tune"""
@@ -217,8 +219,16 @@ class Train:
         """Raises `ImprintError` for options that do not go together."""
         stage = STAGES[self.stage]
         require(
-            self, "images batch accumulate rank reuse block chunk log_every save_every pool refresh cutout_resolution"
+            self,
+            "images batch accumulate rank reuse block chunk log_every save_every pool refresh cutout_resolution limit",
         )
+        for name, most in {"lr": math.inf, "time_limit": math.inf, "ema": 1, "final_lr": 1}.items():
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                wanted = "0 or more" if most == math.inf else f"from 0 to {most}"
+                raise ImprintError(f"--{name.replace('_', '-')} is {value}; it must be {wanted}")
+        written = self.output / ("lora.safetensors" if stage.lora else "checkpoint.safetensors")
+        arguments.require_other(written, self.init)
         if self.lr_warmup > self.images:
             raise ImprintError(
                 f"--lr-warmup is {self.lr_warmup}, but the run ends after {self.images} pictures, before the learning rate "
@@ -249,7 +259,7 @@ class Train:
 
 
 FREE_OPTIONS = (
-    "time_limit log_every save_every dry_run device chunk compile checkpointing wandb output cutouts photos captions "
+    "time_limit log_every save_every dry_run skip_bad device chunk compile checkpointing wandb output cutouts photos captions "
     "text_encoder"
 ).split()
 """What may differ when a run goes on: it does not change what is learned."""
@@ -321,7 +331,8 @@ class TuneDecoder:
 
     def check(self) -> None:
         """Raises `ImprintError` for numbers that cannot be."""
-        require(self, "images batch held_out")
+        require(self, "images batch held_out limit")
+        arguments.require_other(self.output, self.checkpoint)
         if not 0 <= self.keep <= 1:
             raise ImprintError(f"--keep is {self.keep}; it is a share, from 0 to 1")
 
@@ -403,7 +414,7 @@ class Limits:
     max_area: float = 0.64
     """largest object, likewise"""
     border: int = 4
-    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all"""
+    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all, which training does not use as targets"""
     max_edge: float = 3.0
     """greatest mean width in pixels of a mask's soft edge, where alpha lies between 10 and 90 %"""
 
@@ -471,8 +482,12 @@ class Prepare:
 
     def check(self) -> None:
         """Raises `ImprintError` for options that do not go together."""
-        require(self, "longest_side shard_size workers")
+        require(self, "longest_side shard_size workers quality")
         require(self.render, "views resolution identities")
+        if not 0 <= self.held_out <= 1:
+            raise ImprintError(f"--held-out is {self.held_out}; it is a share, from 0 to 1")
+        if self.quality > 100:
+            raise ImprintError(f"--quality is {self.quality}; it goes up to 100")
         if self.render.relit and not self.render.panoramas:
             raise ImprintError("--relit needs the light of --panoramas")
         if not 0 <= self.render.relit <= self.render.views:

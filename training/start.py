@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError, print_anything
 from imprint.files import require_writable
 
-from .arguments import Renamed
+from .arguments import Renamed, require_other
+from .loop.merging import save_computed
 from .loop.pretrained import start
 
 
@@ -40,9 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     try:
+        require_other(args.output, args.unet, args.encoder, args.vae)
         require_writable(args.output)
         checkpoint = start(args.unet, args.encoder, PRESETS[args.sizes], args.background, args.vae, args.adapter)
-        save_checkpoint(args.output, checkpoint)
+        save_computed(args.output, checkpoint)
     except ImprintError as error:
         sys.exit(f"error: {error}")
     encoder = checkpoint.config.encoder

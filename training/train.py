@@ -9,6 +9,7 @@ stats.jsonl, tensorboard/, samples-*.png, state-*/ (to continue) and checkpoint.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 
@@ -26,13 +27,18 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run = Run(settings)
         if settings.dry_run:
+            run.try_data_and_folder()
             print(json.dumps(run.describe(), indent=1))
         else:
             run.train()
+            if run.asked:
+                print(f"stopped; {run.state.last()}: the same command goes on", file=sys.stderr)
+                sys.exit(128 + run.asked[0])
     except ImprintError as error:
         sys.exit(f"error: {error}")
     except (OSError, SafetensorError) as error:  # a disk that is full or gone
-        sys.exit(f"error: {error}; what is in {settings.output} is whole: make room, and run the same command again")
+        remedy = "make room" if getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT) else "mend that"
+        sys.exit(f"error: {error}; what is in {settings.output} is whole: {remedy}, and run the same command again")
 
 
 if __name__ == "__main__":

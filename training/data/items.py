@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import mask_to_tensor, open_image
+from imprint.images import alpha_to_tensor, mask_to_tensor, open_image
 
 from ..settings import Prepare
 from .shards import Record
@@ -53,6 +53,8 @@ class Item:
     """A file, or a rendered RGBA cut-out."""
     mask: Callable[[], np.ndarray] | None = None
     """Gives (H, W) uint8, 0 = background, n = the n-th object; or float32, the one object's alpha in [0, 1]."""
+    own_alpha: bool = False
+    """Whether the picture's own transparency, where it has any, is its mask."""
     text: str = ""
     """Captions, one a line."""
     scene: Image.Image | None = None
@@ -95,6 +97,14 @@ def mask_of(image: Image.Image, what: object) -> np.ndarray:
         return mask_to_tensor(image)[0].numpy()
     except ImprintError as error:
         raise Dropped("broken mask", what, error) from error
+
+
+def object_of(image: Image.Image, what: object) -> np.ndarray:
+    """(H, W) float32 in [0, 1]: what the alpha channel of the object on nothing shows, or else as `mask_of`. Raises
+    `Dropped`.
+    """
+    alpha = alpha_to_tensor(image)
+    return mask_of(image, what) if alpha is None else alpha[0].numpy()
 
 
 def frame_number(path: Path) -> int:

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imprint.images import alpha_to_tensor
-
 from ..settings import Prepare
-from .items import PICTURES, Dropped, Group, Item, Source, mask_of, open_mask, subfolders
+from .items import PICTURES, Dropped, Group, Item, Source, object_of, open_mask, subfolders
 from .shards import Record
 
 VIEW_GAP = 8  # AnyDoor: the views of a pair are at least an eighth of the object's frames apart
@@ -56,9 +54,7 @@ def read_mvimgnet(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
 def _view_mask(picture: Path, folders: list[Path]) -> np.ndarray:
     places = [folder / name for folder in folders for name in (f"{picture.name}.png", f"{picture.stem}.png")]
     places += sorted(picture.parent.glob(f"{picture.stem}_*.png"))
-    image = open_mask(next((place for place in places if place.is_file()), None), picture)
-    alpha = alpha_to_tensor(image)  # the object on nothing, in its own colours
-    return mask_of(image, picture) if alpha is None else alpha[0].numpy()
+    return object_of(open_mask(next((place for place in places if place.is_file()), None), picture), picture)
 
 
 SOURCES = {"mvimgnet": Source(mvimgnet_groups, read_mvimgnet, least=2)}

@@ -8,13 +8,14 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from imprint.errors import ImprintError
 
-from ..arguments import flattened
+from ..arguments import flattened, require_folder
 from ..settings import Prepare
 from . import shards
 from .contact_sheet import contact_sheet
@@ -42,6 +43,8 @@ def prepare(source: Source, options: Prepare) -> dict[str, Any]:
             "repeat that, or give another --output or --name"
         )
     if options.dry_run:
+        if "://" not in str(options.output):
+            require_folder(Path(options.output))
         return {"options": resolved, "shards": len(jobs)}
     shards.write_file(summary, json.dumps({"options": resolved}, indent=1).encode())
 

@@ -22,7 +22,7 @@ import os
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +169,21 @@ def sample(
     return parts
 
 
+@dataclass
+class Bad:
+    """Samples that are left out, `most` of them at most; each is counted once, however often it is read."""
+
+    most: int = 0
+    found: dict[str, None] = dataclasses.field(default_factory=dict)
+
+    def take(self, message: str) -> None:
+        """Count one. Raises `ImprintError` where it is one too many."""
+        self.found[message] = None
+        if len(self.found) > self.most:
+            more = f"; {len(self.found)} samples are bad, and --skip-bad allows {self.most}" if self.most else ""
+            raise ImprintError(message + more)
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -213,12 +228,15 @@ def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: in
     return found
 
 
-def read_shards(url: str | os.PathLike | Sequence[str], limit: int | None = None) -> Iterator[Sample]:
+def read_shards(
+    url: str | os.PathLike | Sequence[str], limit: int | None = None, bad: Bad | None = None
+) -> Iterator[Sample]:
     """The samples of all shards of a folder, or of a list of shards, in order, decoded by threads.
 
-    Raises `ImprintError` when there is no shard, one is lost or damaged, or a sample lacks a part or cannot be decoded,
-    naming it.
+    bad: takes samples that lack a part or cannot be decoded; by default the first one ends the reading. Raises
+    `ImprintError`, naming sample or shard, for one too many, and where there is no shard, or one is lost or damaged.
     """
+    bad = bad or Bad()
     shards = list_shards(url) if isinstance(url, (str, os.PathLike)) else url
     with ThreadPoolExecutor() as pool:
         waiting = []
@@ -227,9 +245,18 @@ def read_shards(url: str | os.PathLike | Sequence[str], limit: int | None = None
                 break
             waiting.append(pool.submit(decode_sample, parts))
             if len(waiting) >= 256:
-                yield waiting.pop(0).result()
+                yield from _good(waiting.pop(0), bad)
         for future in waiting:
-            yield future.result()
+            yield from _good(future, bad)
+
+
+def _good(future: Future[Sample], bad: Bad) -> Iterator[Sample]:
+    try:
+        decoded = future.result()
+    except ImprintError as error:
+        bad.take(str(error))
+        return
+    yield decoded
 
 
 def read_parts(shard: str) -> Iterator[dict]:
@@ -262,6 +289,8 @@ def decode_sample(parts: dict) -> Sample:
         picture.load()
         mask = Image.open(io.BytesIO(parts["mask.png"])).convert("L") if "mask.png" in parts else None
         scene = Image.open(io.BytesIO(parts["scene.jpg"])).convert("RGB") if "scene.jpg" in parts else None
-    except (KeyError, StopIteration, OSError, ValueError) as error:
+        if mask is not None and mask.size != picture.size:
+            raise ValueError(f"its mask is {mask.width}x{mask.height}, the picture {picture.width}x{picture.height}")
+    except (KeyError, StopIteration, OSError, ValueError, Image.DecompressionBombError) as error:
         raise ImprintError(f"{shard}: sample '{key}' is not as docs/data.md describes it ({error!r})") from error
     return Sample(record, picture, mask, scene)

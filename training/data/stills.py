@@ -12,14 +12,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, open_image
+from imprint.images import open_image
 
 from ..settings import Prepare
-from .items import PICTURES, Dropped, Group, Item, Source, first_folder, mask_of, open_mask
+from .items import PICTURES, Dropped, Group, Item, Source, first_folder, mask_of, object_of, open_mask
 from .shards import Record
 
 STILL = (0, 0)  # a still makes no pair with another picture
 MASK_ENDINGS = (".mask.png", "_mask.png", "-mask.png")
+JPEG = (".jpg", ".jpeg", ".JPG", ".JPEG")
 MASK_FOLDERS = ("masks", "mask")
 
 
@@ -132,16 +133,17 @@ def _unpacked(text: str) -> list[int]:
 def ppr10k_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """PPR10K at 360p: target_a/GROUP_PHOTO.tif (retouched by expert a; 8-bit) and masks/ or masks_360p/GROUP_PHOTO.png.
 
-    target_a may lie at any depth (train/, val/, train_val_images_tif_360p/); masks beside it or in the folder given. A
-    group is a session of one person, and stays on one side of the split.
+    target_a may lie at any depth (train/, val/, train_val_images_tif_360p/); masks beside it, in a folder above it or
+    beside the one given. A group is a session of one person, and stays on one side of the split.
     """
     folders = sorted(folder for folder in path.rglob("target_a") if folder.is_dir())
     if not folders:
         raise ImprintError(f"{path} has no folder target_a; --input is PPR10K's folder of 360p pictures")
     sessions = defaultdict(list)
     for folder in folders:
-        roots = (folder.parent, folder.parent.parent, path)
-        masks = first_folder(*(root / name for root in roots for name in ("masks", "masks_360p")))
+        above = [parent for parent in folder.parents if parent == path.parent or path in (parent, *parent.parents)]
+        names = [name for mask in ("masks", "masks_360p") for name in (f"{mask}/{folder.parent.name}", mask)]
+        masks = first_folder(*(parent / name for parent in above for name in names))
         for picture in sorted(folder.iterdir()):
             sessions[picture.stem.partition("_")[0]].append((picture, masks))
     for name, pictures in sorted(sessions.items()):
@@ -169,18 +171,23 @@ def reports(masks: Path) -> tuple[Path, Path]:
 def folder_groups(path: Path, _options: Prepare | None = None) -> Iterator[Group]:
     """Pictures in a folder, at any depth, with or without objects.
 
-    The object of NAME.jpg is NAME.mask.png, NAME_mask.png or NAME-mask.png beside it, or NAME.png of the folder
-    masks/ or mask/ (at the same depth below it as the picture is below PATH or PATH/images); or the picture's own
-    transparency. A mask with a palette numbers several objects, any other is white on black. Pictures without are
-    backgrounds.
+    The object of NAME.jpg is NAME.mask.png, NAME_mask.png or NAME-mask.png beside it, a grey or transparent NAME.png
+    beside it, or NAME.png of the folder masks/ or mask/ (at the same depth below it as the picture is below PATH or
+    PATH/images); or the picture's own transparency: a cut-out, which gets room around it and a grey ground. A mask with a
+    palette numbers several objects, any other is white on black. Pictures without are backgrounds.
     """
     root = first_folder(path / "images") or path
     masks = first_folder(*(path / name for name in MASK_FOLDERS))
     used = set()
-    for file in sorted(entry for entry in root.rglob("*") if entry.is_file()):
-        if file.name.endswith(MASK_ENDINGS) or (masks and masks in file.parents):
+    files = sorted(entry for entry in root.rglob("*") if entry.is_file())
+    beside = {png.with_suffix(ending): png for png in files if png.suffix == ".png" for ending in JPEG}
+    beside = {file: beside[file] for file in files if file in beside and _is_mask(beside[file])}
+    for file in files:
+        if file.name.endswith(MASK_ENDINGS) or file in beside.values() or (masks and masks in file.parents):
             continue
         places = [file.with_name(file.stem + ending) for ending in MASK_ENDINGS]
+        if file in beside:
+            places.append(beside[file])
         if masks:
             places.append(masks / file.relative_to(root).with_suffix(".png"))
         mask = next((place for place in places if place.is_file()), None)
@@ -200,15 +207,24 @@ def read_folder(group: Group, options: Prepare) -> Iterator[Item]:
         raise Dropped("odd file", picture, "no picture")
     name = group.name.removesuffix(picture.suffix)
     record = Record(name, name, 0, options.input.resolve().name, options.licence, STILL)
-    yield Item(record, picture, functools.partial(_folder_mask, picture, mask))
+    yield Item(record, picture, mask and functools.partial(_folder_mask, picture, mask), own_alpha=mask is None)
 
 
-def _folder_mask(picture: Path, mask: Path | None) -> np.ndarray | None:
-    if mask is None:
-        own = alpha_to_tensor(open_image(picture))
-        return None if own is None else own[0].numpy()
+def _folder_mask(picture: Path, mask: Path) -> np.ndarray:
     image = open_mask(mask, picture)
-    return np.asarray(image) if image.mode == "P" else mask_of(image, mask)
+    if image.mode == "P" and not image.has_transparency_data:
+        return np.asarray(image)
+    return object_of(image, mask) if mask.stem == picture.stem else mask_of(image, mask)
+
+
+def _is_mask(png: Path) -> bool:
+    """Whether the PNG beside a photo of its name shows where the object is: it is grey, or transparent somewhere."""
+    try:
+        image = open_image(png)
+    except ImprintError:
+        return False
+    grey = image.mode in ("1", "L", "P") or image.mode.startswith("I")
+    return grey or image.has_transparency_data or not image.convert("RGB").convert("HSV").getextrema()[1][1]
 
 
 SOURCES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import open_image, to_rgb
+from imprint.images import alpha_to_tensor, open_image, to_rgb
 
 from ..settings import Prepare
 from . import shards
 from .filters import ALPHA_THRESHOLD, Limits, edge_width, unusable_objects
 from .items import Dropped, Group, Item, Source
+
+CUTOUT_SIDE = 0.8  # of the picture, at most, is a cut-out's longer side
+GROUND = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,9 @@ class Job:
 
 def plan(groups: list[Group], options: Prepare) -> list[Job]:
     """Cut both sides of the split into shards, the groups in an order by the hash of their names."""
-    jobs = []
+    jobs, held = [], held_out_keys(groups, options.held_out)
     for split in shards.SPLITS:
-        side = [
-            group
-            for group in groups
-            if shards.held_out(group.key or group.name, options.held_out) == (split == "held-out")
-        ]
+        side = [group for group in groups if ((group.key or group.name) in held) == (split == "held-out")]
         pieces: list[list[Group]] = []
         for group in sorted(side, key=lambda group: (shards.name_hash(group.name), group.name)):
             if not pieces or sum(member.size for member in pieces[-1]) + group.size > options.shard_size:
@@ -46,6 +46,16 @@ def plan(groups: list[Group], options: Prepare) -> list[Job]:
             pieces[-1].append(group)
         jobs += [Job(split, number, tuple(piece)) for number, piece in enumerate(pieces)]
     return jobs
+
+
+def held_out_keys(groups: list[Group], part: float) -> set[str]:
+    """The keys of the groups that are held out: by a hash of each, and one at least on either side where there are two."""
+    keys = sorted({group.key or group.name for group in groups}, key=lambda key: (shards.name_hash(key), key))
+    held = {key for key in keys if shards.held_out(key, part)}
+    if len(keys) > 1 and 0 < part < 1:
+        held |= {keys[0]}
+        held -= {keys[-1]}
+    return held
 
 
 def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:
@@ -109,13 +119,18 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, int
     if not item.picture.is_file():
         raise Dropped("no picture", item.name)
     try:
-        picture = to_rgb(open_image(item.picture))
+        opened = open_image(item.picture)
+        picture, alpha = to_rgb(opened), alpha_to_tensor(opened) if item.own_alpha else None
     except ImprintError as error:
         raise Dropped("broken picture", item.name, error) from error
     values = None
+    bare = source.bare and alpha is None  # without its object a cut-out shows nothing
     lost: list[Dropped] = []
     try:
-        values = item.mask() if item.mask else None
+        if alpha is not None:
+            picture, values = _on_ground(picture, alpha[0].numpy())
+        elif item.mask:
+            values = item.mask()
         if values is not None and values.shape != picture.size[::-1]:
             wide, high = values.shape[::-1]
             raise Dropped("mask of another size", item.name, f"{wide} x {high} for {picture.width} x {picture.height}")
@@ -128,13 +143,26 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, int
     kept = 0 if labels is None else len(np.unique(labels[labels > 0]))
     if labels is not None and not kept:
         more = more or [Dropped("empty mask", item.name)]
-        if not source.bare:
+        if not bare:
             raise more[0]
         labels = None
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=options.quality)
     mask = None if labels is None else Image.fromarray(labels)
     return _parts(item, "jpg", buffer, mask), kept, lost + more
+
+
+def _on_ground(picture: Image.Image, alpha: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """A cut-out, RGB and (H, W) in [0, 1], on grey, with so much room around it that it fills at most `CUTOUT_SIDE`."""
+    mask = Image.fromarray((alpha * 255).round().astype(np.uint8))
+    left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
+    room = math.ceil(max(right - left, bottom - top) * (1 / CUTOUT_SIDE - 1) / 2)
+    x, y = max(0, room - left), max(0, room - top)
+    size = max(x + picture.width, x + right + room), max(y + picture.height, y + bottom + room)
+    ground, where = Image.new("RGB", size, GROUND), Image.new("L", size)
+    ground.paste(picture, (x, y), mask)
+    where.paste(mask, (x, y))
+    return ground, np.asarray(where, np.float32) / 255
 
 
 def usable_labels(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import sys
 import time
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -20,7 +22,7 @@ from imprint.errors import ImprintError
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
-from ..arguments import flattened
+from ..arguments import flattened, require_folder
 from ..pairs.captions import Captions
 from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
@@ -40,6 +42,7 @@ from .model import (
 )
 from .source import Source, make_maker
 from .state import State
+from .stopping import stop_when_asked
 from .text import TextEncoder
 from .validation import Validation
 
@@ -84,6 +87,7 @@ class Run:
         if settings.text_encoder and not self.stage.mix:
             self.text = TextEncoder(settings.text_encoder, self.config.unet.context_width, self.device)
         self.state = State(settings, self.accelerator)
+        self.asked: list[int] = []
 
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
         """The model, its average, the teacher and the optimizer, spread over the processes."""
@@ -139,10 +143,24 @@ class Run:
         rank = self.accelerator.process_index
         return Source(self.maker("train"), self.autoencoder, self.settings, rank, self.device, tokens)
 
+    def try_data_and_folder(self) -> None:
+        """Raise `ImprintError` where a data set has no shard or its first sample cannot be read, or the run's folder
+        cannot be written to; nothing is made.
+        """
+        self.state.try_data()
+        require_folder(self.settings.output)
+
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Until `--images` are done or `--time-limit` is near; leaves a state to continue from and a checkpoint."""
+        """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`); leaves a state to
+        continue from and a checkpoint. Raises `ImprintError` where another run writes into the folder.
+        """
+        require_folder(self.settings.output)
+        with self.state.locked():
+            self._train()
+
+    def _train(self) -> None:
         settings, described = self.settings, self.describe()
         step = self.state.resume(described)
         source = self.source()
@@ -150,42 +168,51 @@ class Run:
         if self.main:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(described)
+            self._say_usable({"train": source.maker, "held-out": validation.maker})
         start_trackers(self.accelerator, settings, described, step * self.step_size)
         done = step * self.step_size
         bar = tqdm(total=settings.images, initial=done, unit="picture", disable=not self.main, mininterval=2)
         meter, mark, marked_at = Meter(self.config.noise.timesteps, self.device), step, time.monotonic()
         self.model.train()
-        while step < self.steps:
-            rate = learning_rate(step * self.step_size, settings)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.step(source, step, meter)
-            step += 1
-            bar.update(min(self.step_size, settings.images - bar.n))
+        with stop_when_asked() as self.asked:
+            while step < self.steps:
+                rate = learning_rate(step * self.step_size, settings)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                self.step(source, step, meter)
+                step += 1
+                bar.update(min(self.step_size, settings.images - bar.n))
 
-            last = step == self.steps or self._out_of_time(step)
-            saving = step % settings.save_every == 0 or last
-            if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is kept
-                values = self._read(meter, step, step - mark)
-                speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
-                self.log(bar, step, **values, lr=rate, pictures_per_second=speed)
-                mark, marked_at = step, time.monotonic()
-            if saving:
-                self.average.gather()
-                if validation:
-                    nothing = self.text.nothing if self.text else None
-                    self.log(bar, step, **validation.measure(self.ema, self.alpha_bar, nothing))
-                    validation.sample(self.ema, step * self.step_size)
-                self.state.save(step)
-                marked_at = time.monotonic()
-            if last:
-                break
+                last = step == self.steps or self._to_stop(step)
+                saving = step % settings.save_every == 0 or last
+                if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is kept
+                    values = self._read(meter, step, step - mark)
+                    speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
+                    self.log(bar, step, **values, lr=rate, pictures_per_second=speed)
+                    mark, marked_at = step, time.monotonic()
+                if saving:
+                    self.average.gather()
+                    if validation:
+                        nothing = self.text.nothing if self.text else None
+                        self.log(bar, step, **validation.measure(self.ema, self.alpha_bar, nothing))
+                        validation.sample(self.ema, step * self.step_size)
+                    self.state.save(step)
+                    marked_at = time.monotonic()
+                if last:
+                    break
         bar.close()
         self.average.gather()
         if self.main:
             export(self.ema, self.autoencoder, self.config, self.stage, settings.output)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    def _say_usable(self, makers: dict) -> None:
+        """Print and log what each split's pairs can be made of; data that stream are not counted."""
+        found = {split: maker.usable() for split, maker in makers.items() if isinstance(maker, PairMaker)}
+        for split, counts in found.items():
+            print(f"{split}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()), file=sys.stderr)
+        self.state.log_usable(found)
 
     def step(self, source: Source, step: int, meter: Meter) -> None:
         """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""
@@ -220,13 +247,15 @@ class Run:
         weights = loss_weights(self.alpha_bar[timesteps], noise, self.settings.weighting)
         return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
 
-    def _out_of_time(self, step: int) -> bool:
-        """Whether any process is; asked now and then, since it makes them wait for each other."""
-        limit = self.settings.time_limit
-        if limit is None or step % 10:
+    def _to_stop(self, step: int) -> bool:
+        """Whether time is up, or a signal came, in any process; asked now and then, since it makes them wait for each
+        other.
+        """
+        limit, several = self.settings.time_limit, self.accelerator.num_processes > 1
+        if step % 10 and (several or not self.asked):
             return False
-        late = time.monotonic() - self.began > limit
-        return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.device), "sum"))
+        stop = bool(self.asked) or (limit is not None and time.monotonic() - self.began > limit)
+        return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.device), "sum")) if several else stop
 
     def _read(self, meter: Meter, step: int, steps: int) -> dict:
         """The means of the last steps. Raises `ImprintError` where one is not finite."""
@@ -253,10 +282,12 @@ class Run:
 
 
 def make_accelerator(settings: Train) -> Accelerator:
-    """Accelerate as the run's machine options ask for it. Raises `ImprintError` where wandb is wanted and absent."""
+    """Accelerate as the run's machine options ask for it. Raises `ImprintError` where wandb is wanted and absent, and for
+    processes that are not connected.
+    """
     if settings.wandb and not find_spec("wandb"):
         raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=settings.precision,
         cpu=settings.device == "cpu",
         step_scheduler_with_optimizer=False,
@@ -264,6 +295,12 @@ def make_accelerator(settings: Train) -> Accelerator:
         project_config=ProjectConfiguration(str(settings.output), logging_dir=str(settings.output / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # saves a copy of them
     )
+    if (started := int(os.environ.get("WORLD_SIZE", 1))) > accelerator.num_processes:
+        raise ImprintError(
+            f"{started} processes were started, but torch sees no GPU here and leaves them unconnected: each would train a "
+            "model of its own; give --device cpu, or start one process"
+        )
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, settings: Train, described: dict, pictures: int) -> None:

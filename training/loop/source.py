@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from imprint.config import ImprintConfig
 from imprint.vae import encode
 
-from ..data.shards import inside
+from ..data.shards import Bad, inside
 from ..pairs.batches import Batch
 from ..pairs.captions import Captions, Text
 from ..pairs.making import PairMaker
@@ -126,16 +127,19 @@ def make_maker(
         return Captions(inside(settings.captions, split), config, text, device, settings.limit)
     cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
     photo_side = largest * 3 // 2  # crops of it are shown at the pictures' side
+    bad = Bad(settings.skip_bad)
     if settings.pool is None:
         loaded = (
-            Views.load(cutouts, device, settings.limit, side),
-            Photos.load(photos, device, settings.limit, photo_side),
+            Views.load(cutouts, device, settings.limit, side, bad),
+            Photos.load(photos, device, settings.limit, photo_side, bad),
         )
+        if bad.found:
+            print(f"{split}: {len(bad.found)} bad samples are left out: {'; '.join(bad.found)}", file=sys.stderr)
         return PairMaker(config, settings.stage, *loaded, stage.mix)
     # The held-out pairs are the first process's, of its first shards: the same in every run.
     part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)
     pools = (
-        Pool(Views, cutouts, device, settings.pool, part, seed, side),
-        Pool(Photos, photos, device, settings.pool, part, seed, photo_side),
+        Pool(Views, cutouts, device, settings.pool, part, seed, side, bad),
+        Pool(Photos, photos, device, settings.pool, part, seed, photo_side, bad),
     )
     return StreamedPairs(config, settings.stage, *pools, stage.mix)

@@ -6,15 +6,19 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from imprint.errors import ImprintError
 from imprint.files import write_text
 
-from ..data.shards import SPLITS, inside, list_shards
+from ..data.shards import SPLITS, decode_sample, inside, list_shards, read_parts
 from ..settings import FREE_OPTIONS, OLD_NAMES, STAGES, Train, renamed_options
 
 KEPT_STATES = 2
@@ -25,6 +29,25 @@ class State:
 
     def __init__(self, settings: Train, accelerator: Accelerator):
         self.settings, self.accelerator, self.folder = settings, accelerator, settings.output
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone in the folder, until the block or the process ends. Raises `ImprintError` where another run is there."""
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ImprintError(
+                f"another run is writing into {self.folder}; wait for it to end, or give another --output"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def resume(self, described: dict) -> int:
         """Continue from the newest state, if there is one; returns the steps done.
@@ -75,6 +98,10 @@ class State:
             for old in self.states()[:-KEPT_STATES]:
                 shutil.rmtree(old)
 
+    def log_usable(self, counts: dict[str, dict[str, int]]) -> None:
+        """usable.json: how much of what there is to make pairs of."""
+        write_text(self.folder / "usable.json", json.dumps(counts, indent=1))
+
     def log(self, line: dict) -> None:
         """A line of stats.jsonl."""
         with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
@@ -109,6 +136,14 @@ class State:
                 }
                 found[f"{name}/{split}"] = sizes
         return found
+
+    def try_data(self) -> None:
+        """Read the first sample of each data set. Raises `ImprintError` where there is none, or it cannot be read."""
+        for name in ("cutouts", "photos") if STAGES[self.settings.stage].mix else ("captions",):
+            for split in SPLITS:
+                for parts in islice(read_parts(list_shards(inside(getattr(self.settings, name), split))[0]), 1):
+                    if name != "captions":  # which need no more than a picture and a text
+                        decode_sample(parts)
 
     def _same_data(self) -> None:
         """A run goes on with the shards that it began with."""

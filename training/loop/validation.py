@@ -40,6 +40,7 @@ class Validation:
         accelerator: Accelerator,
     ):
         self.autoencoder, self.settings, self.accelerator = autoencoder, settings, accelerator
+        self.maker = maker
         self.config: ImprintConfig = maker.config
         source = Source(maker, autoencoder, dataclasses.replace(settings, seed=0, chunk=PART), 0, accelerator.device)
         self.pairs = source.make(SIZE, source.generator(4))

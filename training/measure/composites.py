@@ -18,7 +18,7 @@ from imprint.checkpoint import open_safetensors, read_config
 from imprint.crop import Crop
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import open_image, save_image
+from imprint.images import open_image, save_computed
 from imprint.pipeline import ImprintPipeline
 
 from .settings import ABLATIONS, Evaluate
@@ -91,7 +91,7 @@ def compose(row: Row, tasks: list[Task], options: Evaluate) -> None:
         return
     make = BASELINES[row.name] if row.checkpoint is None else sampler(row, options)
     for task in tqdm(waiting, desc=row.name, unit="picture"):
-        save_image(make(task.load(), task.seed(options.seed)), row.composite(task, options.output))
+        save_computed(make(task.load(), task.seed(options.seed)), row.composite(task, options.output))
 
 
 def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:

@@ -12,9 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from imprint.errors import ImprintError
-from imprint.files import write_text
-from imprint.images import save_image
+from imprint.files import require_writable, write_text
+from imprint.images import save_computed
 
+from ..arguments import require_other
 from . import networks as metrics
 from .composites import Row, compose, table_rows
 from .networks import COLUMNS
@@ -119,6 +120,9 @@ def evaluate(options: Evaluate) -> dict:
         raise ImprintError(
             f"'fid' compares sets of pictures, and there is {len(tasks)} task; give more, or leave it out"
         )
+    require_other(options.output / "grid.png", options.backgrounds and options.backgrounds / "grid.png")
+    for name in ("results.json", "results.md", "grid.png"):
+        require_writable(options.output / name)
     loaded = load_metrics(options, subjects)  # before the composites: what is missing is said at once
     for row in rows:
         compose(row, tasks, options)
@@ -146,7 +150,7 @@ def evaluate(options: Evaluate) -> dict:
     }
     write_text(options.output / "results.json", json.dumps(results, indent=1))
     write_text(options.output / "results.md", report(results))
-    save_image(grid(tasks, rows, options.output), options.output / "grid.png")
+    save_computed(grid(tasks, rows, options.output), options.output / "grid.png")
     return results
 
 

@@ -50,6 +50,18 @@ class PairMaker:
         self.mix = {kind: share for kind, share in mix.items() if share > 0 and has[kind]}
         self.moving = photos.partner_count.nonzero()[:, 0]
 
+    def usable(self) -> dict[str, int]:
+        """What there is to make pairs of, by kind."""
+        photos = self.photos
+        return {
+            "views": len(self.views.rgba),
+            "objects of views": len(self.views.first),
+            "squares of photos": len(photos.rgb),
+            "annotated objects": int(photos.annotated),
+            "usable in squares (still)": len(photos.items),
+            "with another frame (video)": len(self.moving),
+        }
+
     def at(self, side: int) -> PairMaker:
         """The same, of pairs of another side. Raises `ImprintError` for one that the model cannot have."""
         other = copy.copy(self)

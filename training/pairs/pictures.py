@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,26 +16,39 @@ from torch.utils.data import DataLoader, Dataset
 from imprint.errors import ImprintError
 from imprint.preprocess import bounding_boxes
 
-from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Record, Sample, list_shards, read_shards
+from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Bad, Record, Sample, list_shards, read_shards
 from .draw import Draw
 
 PHOTO_SIDE = 384  # pixels of the square photos in memory
+MOST_OF_SIDE = 0.9  # of a square, at most, is a usable object's longer side
+ROOM = 0.01  # of a square's side, between its border and a whole object
 
 
 class _Pictures:
     """What `Views` and `Photos` share: a dataclass of tensors on one device."""
 
     @classmethod
-    def load(cls, place: str | os.PathLike, device: torch.device, limit: int | None = None, side: int | None = None):
+    def load(
+        cls,
+        place: str | os.PathLike,
+        device: torch.device,
+        limit: int | None = None,
+        side: int | None = None,
+        bad: Bad | None = None,
+    ):
         """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side`
-        is.
+        is, `read_shards` what `bad` is.
         """
-        shards = list_shards(place)
+        shards, bad = list_shards(place), bad or Bad()
         if limit is not None or len(shards) == 1:
-            return cls.of(read_shards(shards, limit), side).to(device)
+            return cls.of(read_shards(shards, limit, bad), side).to(device)
         loading = dict(batch_size=None, num_workers=min(len(shards), own_cores()), collate_fn=_unchanged)
-        parts = DataLoader(_Shards(cls, shards, side), **loading)
-        return cls.join([cls(*map(torch.from_numpy, _raised(part))) for part in parts]).to(device)
+        parts = []
+        for part, found in DataLoader(_Shards(cls, shards, side, bad.most), **loading):
+            for message in found:
+                bad.take(message)
+            parts.append(cls(*map(torch.from_numpy, _raised(part))))
+        return cls.join(parts).to(device)
 
     def to(self, device: torch.device):
         return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
@@ -50,18 +64,19 @@ class _Shards(Dataset):
     """What `_Pictures.of` makes of each shard, as arrays: tensors would travel through the system's shared memory, of
     which a container has little. An error is an item, too: the loader would wrap it in a traceback."""
 
-    def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None):
-        self.kind, self.shards, self.side = kind, shards, side
+    def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None, most_bad: int):
+        self.kind, self.shards, self.side, self.most_bad = kind, shards, side, most_bad
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> list[np.ndarray] | ImprintError:
+    def __getitem__(self, index: int) -> tuple[list[np.ndarray] | ImprintError, list[str]]:
+        bad = Bad(self.most_bad)
         try:
-            part = self.kind.of(read_shards([self.shards[index]]), self.side)
+            part = self.kind.of(read_shards([self.shards[index]], bad=bad), self.side)
         except ImprintError as error:
-            return error
-        return [value.contiguous().numpy() for value in vars(part).values()]
+            return error, []
+        return [value.contiguous().numpy() for value in vars(part).values()], list(bad.found)
 
 
 def _unchanged(part):
@@ -173,28 +188,35 @@ class Photos(_Pictures):
     partners: torch.Tensor
     """(K, P) items that show the same object in a neighbouring frame, padded with the item itself."""
     partner_count: torch.Tensor
+    annotated: torch.Tensor
+    """(1,) how many objects the pictures have, usable or not."""
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Photos:
-        """Photos of samples, each as one or two squares along its longer side, S = `side` or `PHOTO_SIDE`.
+        """Photos of samples, each as one or two squares along its longer side, and one more round every object that none of
+        them holds whole; S = `side` or `PHOTO_SIDE`.
 
         Raises `ImprintError` where there is none.
         """
         size = (side or PHOTO_SIDE,) * 2
-        rgb, objects, sources, items = [], [], [], []
+        rgb, objects, sources, items, annotated = [], [], [], [], 0
         for record, picture, mask, _ in samples:
             picture = picture.convert("RGB")
             shorter = min(picture.size)
             spare = max(picture.size) - shorter
-            for part in (0, 1) if spare > shorter // 4 else (0.5,):
-                offset = round(spare * part)
+            offsets = [0, spare] if spare > shorter // 4 else [round(spare / 2)]
+            if mask is not None:
+                spans = _spans(np.asarray(mask), along=int(picture.width > picture.height))
+                annotated += len(spans)
+                offsets += offsets_for(spans, offsets, shorter, spare)
+            for offset in offsets:
                 left, top = (offset, 0) if picture.width > picture.height else (0, offset)
                 crop = (left, top, left + shorter, top + shorter)
                 rgb.append(_to_uint8(picture.resize(size, Image.BILINEAR, box=crop)))
                 square = Image.new("L", size) if mask is None else mask.resize(size, Image.NEAREST, box=crop)
                 items += [(len(objects), number) for _, number in square.getcolors() if number]
                 objects.append(_to_uint8(square)[..., 0])
-                sources.append((record.clip, part, record.frame, record.gap))
+                sources.append((record.clip, record.frame, record.gap))
         if not rgb:
             raise ImprintError("the shards of photos hold no picture; look at what training.prepare dropped")
         objects = torch.stack(objects)
@@ -207,7 +229,8 @@ class Photos(_Pictures):
         padded = [row + [index] * (int(counts.max()) + 1 - len(row)) for index, row in enumerate(partners)]
         width = len(padded[0]) if padded else 1
         rgb = torch.stack(rgb).permute(0, 3, 1, 2)
-        return cls(rgb, objects, table, boxes, torch.tensor(padded).long().reshape(-1, width), counts)
+        padded = torch.tensor(padded).long().reshape(-1, width)
+        return cls(rgb, objects, table, boxes, padded, counts, torch.tensor([annotated]))
 
     @classmethod
     def join(cls, parts: Sequence[Photos]) -> Photos:
@@ -221,10 +244,9 @@ class Photos(_Pictures):
             padding = own.expand(-1, width - part.partners.shape[1])
             partners.append(torch.cat([part.partners, padding], 1) + items)
             photos, items = photos + len(part.rgb), items + len(part.items)
-        rgb, objects, boxes, counts = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("rgb", "objects", "boxes", "partner_count")
-        )
-        return cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts)
+        names = ("rgb", "objects", "boxes", "partner_count", "annotated")
+        rgb, objects, boxes, counts, annotated = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        return cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts, annotated.sum(0, keepdim=True))
 
 
 def _resized(picture: Image.Image, side: int) -> Image.Image:
@@ -275,6 +297,27 @@ def _to_uint8(picture: Image.Image) -> torch.Tensor:
     return data.reshape(picture.height, picture.width, -1)
 
 
+def _spans(mask: np.ndarray, along: int) -> list[tuple[int, int]]:
+    """Where each object of a mask (H, W) of numbers begins and ends along an axis."""
+    ends = []
+    for number in np.unique(mask[mask > 0]):
+        found = np.flatnonzero((mask == number).any(1 - along))
+        ends.append((int(found[0]), int(found[-1]) + 1))
+    return ends
+
+
+def offsets_for(spans: list[tuple[int, int]], offsets: list[int], side: int, spare: int) -> list[int]:
+    """Where more squares of a side begin, along a line of spare + side pixels: round each span that lies whole, with some
+    room at both ends, in none of those at `offsets`. What is too long for any is left out."""
+    room, more = math.ceil(side * ROOM), []
+    for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
+        held = (at + room <= start and end <= at + side - room for at in (*offsets, *more))
+        at = min(max(0, (start + end - side) // 2), spare)
+        if not any(held) and at + room <= start and end <= at + side - room and end - start < MOST_OF_SIDE * side:
+            more.append(at)
+    return more
+
+
 def _object_boxes(objects: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     rows = [bounding_boxes((objects[photo] == number)[None].float()) for photo, number in table.tolist()]
     return torch.cat(rows) if rows else torch.zeros(0, 4, dtype=torch.long)
@@ -284,21 +327,21 @@ def _usable(boxes: torch.Tensor, side: int) -> torch.Tensor:
     """Objects of a useful size that the picture's border does not cut."""
     sides = (boxes[:, 2:] - boxes[:, :2]).float() / side
     within = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < side - 1).all(1)
-    return within & (sides.amin(1) > MIN_OBJECT_SIDE) & (sides.amax(1) < 0.9)
+    return within & (sides.amin(1) > MIN_OBJECT_SIDE) & (sides.amax(1) < MOST_OF_SIDE)
 
 
-def _neighbours(table: torch.Tensor, sources: list[tuple[str, float, int, tuple[int, int]]]) -> list[list[int]]:
-    """For each item the others with its clip, square and number that are as far away as its gap asks.
+def _neighbours(table: torch.Tensor, sources: list[tuple[str, int, tuple[int, int]]]) -> list[list[int]]:
+    """For each item the others with its clip and number, in whichever square, that are as far away as its gap asks.
 
-    sources: for each photo its clip, square, frame and gap, the least and greatest distance of frames.
+    sources: for each photo its clip, frame and gap, the least and greatest distance of frames.
     """
     groups: dict[tuple, list[tuple[int, int]]] = {}
     for index, (photo, number) in enumerate(table.tolist()):
-        clip, part, frame, _ = sources[photo]
-        groups.setdefault((clip, part, number), []).append((frame, index))
+        clip, frame, _ = sources[photo]
+        groups.setdefault((clip, number), []).append((frame, index))
     rows: list[list[int]] = [[] for _ in range(len(table))]
     for members in groups.values():
         for frame, index in members:
-            low, high = sources[table[index, 0]][3]
+            low, high = sources[table[index, 0]][2]
             rows[index] = [other for at, other in members if max(1, low) <= abs(at - frame) <= high]
     return rows

@@ -12,7 +12,7 @@ import torch
 
 from imprint.config import ImprintConfig
 
-from ..data.shards import list_shards, read_shards, shards_at
+from ..data.shards import Bad, list_shards, read_shards, shards_at
 from .batches import Pairs
 from .making import PairMaker
 from .pictures import Photos, Views
@@ -36,8 +36,10 @@ class Pool(Generic[Pictures]):
         part: tuple[int, int] = (0, 1),
         seed: int = 0,
         side: int | None = None,
+        bad: Bad | None = None,
     ):
-        """part: which process of how many; side: as `Views.of` and `Photos.of` take it."""
+        """part: which process of how many; side, bad: as `Views.load` and `Photos.load` take them."""
+        self.bad = bad or Bad()
         self.kind, self.device, self.part, self.seed, self.side = kind, device, part, seed, side
         self.shards = list_shards(place)
         share = -(-len(self.shards) // part[1])
@@ -62,7 +64,9 @@ class Pool(Generic[Pictures]):
         return self.held[1]
 
     def _read(self, number: int) -> Pictures:
-        return self.kind.of(read_shards(shards_at(self.shards, self.part, self.seed, number, 1)), self.side)
+        return self.kind.of(
+            read_shards(shards_at(self.shards, self.part, self.seed, number, 1), bad=self.bad), self.side
+        )
 
 
 class StreamedPairs:
