@@ -120,10 +120,10 @@ def evaluate(options: Evaluate) -> dict:
         raise ImprintError(
             f"'fid' compares sets of pictures, and there is {len(tasks)} task; give more, or leave it out"
         )
+    loaded = load_metrics(options, subjects)  # before the composites: what is missing is said at once
     require_other(options.output / "grid.png", options.backgrounds and options.backgrounds / "grid.png")
     for name in ("results.json", "results.md", "grid.png"):
         require_writable(options.output / name)
-    loaded = load_metrics(options, subjects)  # before the composites: what is missing is said at once
     for row in rows:
         compose(row, tasks, options)
     records, features = measure(tasks, rows, loaded, options)
