@@ -2,14 +2,17 @@
 web/docs/assets/*.jpg.
 
     python docs/make_pictures.py
+    python docs/make_pictures.py --subjects DREAMBOOTH --backgrounds COCO SCENES  # docs/placed.jpg alone, of placed.json
 
-All are made with the shipped checkpoint and sample pictures.
+All are made with the shipped checkpoint; the first command's with the sample pictures.
 
 Run it again when the checkpoint or the arithmetic has changed.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -36,13 +39,21 @@ RESULTS = (  # object, its mask, background, box
 )
 ENLARGED = 3  # times, of the same for sides.jpg
 SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail of the photo
+TILE = (330, 300)  # of placed.jpg, in pixels
 HEIGHT, GAP = 240, 6  # of the strips, in pixels
 TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Coarsen Mask's preview
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--subjects", type=Path, help="folder of DreamBooth's subjects, with NN.mask.png beside NN.jpg")
+    parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], help="folders of photos")
+    options = parser.parse_args()
     pipeline = ImprintPipeline.from_checkpoint()
     pipeline.set_progress_bar_config(disable=True)
+    if options.subjects:
+        placed_sheet(pipeline, options.subjects, options.backgrounds)
+        return
     readme_pictures(pipeline)
     save(README_FOLDER / "sides.jpg", *large_holes(pipeline), height=400)
     help_pictures(pipeline)
@@ -59,6 +70,26 @@ def readme_pictures(pipeline: ImprintPipeline) -> None:
         hole.paste(255, box)
         rows.append(composited(pipeline, Image.open(SAMPLES / name), mask and Image.open(SAMPLES / mask), scene, hole))
     save(README_FOLDER / "results.jpg", rows[0] + rows[1], rows[2] + rows[3])
+
+
+def placed_sheet(pipeline: ImprintPipeline, subjects: Path, folders: list[Path]) -> None:
+    """docs/placed.jpg: all of placed.json at 100 %, cut out around the object."""
+    sheet = Image.new("RGB", (4 * TILE[0], 5 * TILE[1]))
+    for index, task in enumerate(json.loads((README_FOLDER / "placed.json").read_text(encoding="utf-8"))):
+        photo = subjects / f"{task['object']}.jpg"
+        (file,) = [each for folder in folders for each in folder.rglob(f"*{task['background']}.jpg")]
+        scene = Image.open(file).convert("RGB")
+        box = tuple(round(edge * side) for edge, side in zip(task["box"], scene.size * 2))
+        hole = Image.new("L", scene.size)
+        hole.paste(255, box)
+        (made,) = pipeline(Image.open(photo), Image.open(photo.with_suffix(".mask.png")), scene, hole).images
+        corner = [
+            min(max(0, (box[axis] + box[axis + 2] - TILE[axis]) // 2), max(0, scene.size[axis] - TILE[axis]))
+            for axis in (0, 1)
+        ]
+        tile = made.crop((*corner, *(start + side for start, side in zip(corner, TILE))))
+        sheet.paste(tile, (index % 4 * TILE[0], index // 4 * TILE[1]))
+    sheet.save(README_FOLDER / "placed.jpg", quality=88)
 
 
 def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imprint import pipeline as module
+from imprint import stages as module
 from imprint.checkpoint import SHIPPED
 from imprint.images import image_to_tensor
 from imprint.pipeline import ImprintPipeline

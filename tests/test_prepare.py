@@ -709,7 +709,7 @@ def test_the_command_line(clips, tmp_path, capsys):
     assert left.value.code == 2 and "give --licence" in capsys.readouterr().err
     words = ["davis", "--input", str(clips), "--output", str(tmp_path / "out"), "--licence", "BSD", "--workers", "1"]
     command.main([*words, "--dry-run"])
-    assert json.loads(capsys.readouterr().out)["shards"] == 1 and not (tmp_path / "out").exists()
+    assert json.loads(capsys.readouterr().out)["shards"] == 2 and not (tmp_path / "out").exists()
     command.main(words)
     printed = capsys.readouterr().out
     assert "dropped, broken picture: 1" in printed and "davis-clips.dropped.tsv" in printed

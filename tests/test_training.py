@@ -251,6 +251,8 @@ from micro import micro_config
 from imprint.config import PRESETS
 from training import train
 from training.loop import run as training_run
+from training.loop import validation
+validation.SIZE = {validation.SIZE}
 PRESETS["micro"] = micro_config()
 log = training_run.Run.log
 def log_then_die(self, bar, step, **values):
