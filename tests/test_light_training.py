@@ -509,6 +509,23 @@ def test_a_ball_on_the_ground_darkens_it_and_stands_there(mitsuba, tmp_path):
     np.testing.assert_array_equal(again, values.astype(np.float16))
 
 
+def test_a_group_does_not_depend_on_those_before_it(mitsuba, tmp_path):
+    """One light takes all panoramas by turns: a new tracer, whose light began as another one, makes the same numbers."""
+    from training.render.meshes import load_parts
+
+    folder = ball_and_box(tmp_path / "meshes")
+    box, ball = (scenes.merge_parts(load_parts(folder / f"{number}.glb")) for number in (0, 1))
+    assert len(box.faces) != len(ball.faces)
+    places = [panorama(30.0), panorama(5.0)[:, ::-1]]
+    used, fresh = tracer.Tracer("scalar_rgb", places, SIDE, 4), tracer.Tracer("scalar_rgb", places[::-1], SIDE, 4)
+    turns = [0.0, 70.0, 200.0, 10.0]
+    used.render(ball, looking_at_the_origin(grounded=False, metallic=0.5), [1, 1, 0, 1], turns[::-1], 1)
+    found = used.render(box, looking_at_the_origin(), [0, 1, 0, 1], turns, 2)
+    np.testing.assert_array_equal(found, fresh.render(box, looking_at_the_origin(), [1, 0, 1, 0], turns, 2))
+    lit = found[scenes.channels("lit")].astype(np.float32)
+    assert abs(lit[:3] - lit[3:6]).mean() > 0.1 * lit[:3].mean()
+
+
 def test_a_variant_that_is_not_there_is_said(mitsuba):
     with pytest.raises(ImprintError, match=r"cannot use nonsense here .*scalar_rgb"):
         tracer.Tracer("nonsense", [], SIDE, 1)

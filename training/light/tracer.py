@@ -33,8 +33,9 @@ def resolve_variant(variant: str) -> str:
 class Tracer:
     """Renders groups of one size. A process can have tracers of one variant only.
 
-    variant: of Mitsuba, `cuda_ad_rgb` on a GPU, `llvm_ad_rgb` or `scalar_rgb` without; panoramas: (H, 2 * H, 3) linear;
-    side: pixels; samples: rays per pixel. Raises `ImprintError` where Mitsuba is absent or lacks the variant.
+    variant: of Mitsuba, `cuda_ad_rgb` on a GPU, `llvm_ad_rgb` or `scalar_rgb` without; panoramas: (H, 2 * H, 3) linear,
+    one or more, all of one size; side: pixels; samples: rays per pixel. Raises `ImprintError` where Mitsuba is absent or
+    lacks the variant.
     """
 
     def __init__(self, variant: str, panoramas: list[np.ndarray], side: int, samples: int):
@@ -49,10 +50,13 @@ class Tracer:
                 f"Mitsuba cannot use {variant} here ({error}); give --variant scalar_rgb, which works everywhere"
             ) from error
         self.mi, self.side, self.samples = mitsuba, side, samples
-        self.lights = [
+        lights = [
             mitsuba.load_dict({"type": "envmap", "bitmap": mitsuba.Bitmap(np.array(each, np.float32))})
             for each in panoramas
         ]
+        # One light takes all panoramas by turns: for each light of its own, Mitsuba would compile kernels of its own.
+        self.panoramas = [np.array(mitsuba.traverse(each)["data"]) for each in lights]
+        self.environment = lights[0]
         self.path = mitsuba.load_dict({"type": "path", "max_depth": BOUNCES, "hide_emitters": True})
         self.seen = mitsuba.load_dict({"type": "path", "max_depth": 2})
         self.geometry = mitsuba.load_dict({"type": "aov", "aovs": "n:sh_normal"})
@@ -84,12 +88,12 @@ class Tracer:
         return np.concatenate(layers, -1).clip(-LARGEST, LARGEST).astype(np.float16).transpose(2, 0, 1)
 
     def light(self, place: int, turn: float) -> Any:
-        """A panorama, turned about the vertical by so many degrees. It is one and the same each time."""
-        light = self.lights[place]
-        parameters = self.mi.traverse(light)
+        """A panorama, turned about the vertical by so many degrees, until the next call: there is one light for all."""
+        parameters = self.mi.traverse(self.environment)
+        parameters["data"] = self.panoramas[place]
         parameters["to_world"] = self.mi.ScalarTransform4f().rotate([0, 1, 0], turn)
         parameters.update()
-        return light
+        return self.environment
 
     def _shot(self, parts: dict[str, Any], camera: Any, integrator: Any, samples: int, seed: int) -> np.ndarray:
         """(side, side, channels) of a scene."""
