@@ -55,8 +55,8 @@ def main() -> None:
         placed_sheet(pipeline, options.subjects, options.backgrounds)
         return
     readme_pictures(pipeline)
-    save(README_FOLDER / "sides.jpg", *large_holes(pipeline), height=400)
     help_pictures(pipeline)
+    save(README_FOLDER / "sides.jpg", *large_holes(pipeline), height=400)
 
 
 def readme_pictures(pipeline: ImprintPipeline) -> None:
@@ -126,7 +126,25 @@ def seen_object(pipeline: ImprintPipeline, photo: Image.Image, mask: Image.Image
     return ObjectViews.of(photo, mask).prepared(pipeline.model_config.encoder)[1]
 
 
+def placing_pictures(pipeline: ImprintPipeline) -> None:
+    """A box, the paste in it, and the paste in growing light and shadow."""
+    name, mask, place, box = RESULTS[2]
+    scene = Image.open(SAMPLES / place)
+    hole = Image.new("L", scene.size)
+    hole.paste(255, box)
+    area = mask_to_tensor(hole)
+
+    def put(strength: float) -> torch.Tensor:
+        settings = {"light": strength, "shadow": strength, "output_type": "pt"}
+        return pipeline(Image.open(SAMPLES / name), mask, scene, hole, **settings).images
+
+    row = [around(picture, area) for picture in (over(image_to_tensor(scene), area), put(0.0), put(1.0), put(1.5))]
+    save(HELP_FOLDER / "ImprintPlaceObject.jpg", row[:2])
+    save(HELP_FOLDER / "ImprintRelight.jpg", row[1:])
+
+
 def help_pictures(pipeline: ImprintPipeline) -> None:
+    placing_pictures(pipeline)
     photo, background = Image.open(SAMPLES / "object.png"), image_to_tensor(Image.open(SAMPLES / "background.png"))
     drawn = mask_to_tensor(Image.open(SAMPLES / "hole.png"))
     config = pipeline.model_config
