@@ -61,7 +61,7 @@ def main() -> None:
 
 def readme_pictures(pipeline: ImprintPipeline) -> None:
     """What `imprint demo` makes, and objects put into boxes; each seed is 0, no result was chosen among several."""
-    samples = [Image.open(SAMPLES / name) for name in ("object.png", "background.png", "box.png")]
+    samples = [Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png")]
     save(README_FOLDER / "demo.jpg", composited(pipeline, samples[0], None, *samples[1:]))
     rows = []
     for name, mask, background, box in RESULTS:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .pipeline import ImprintPipeline, ImprintPipelineOutput
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
-"""The demo's pictures: object.png, background.png and box.png."""
+"""The demo's pictures, duck.webp, room.jpg and box.png, and others."""
 
 FAST_STEPS = 4
 EXIT_BAD_INPUT = 2  # as argparse's own
@@ -67,9 +67,9 @@ def demo(options: argparse.Namespace) -> int:
     """The packaged pictures."""
     return _one(
         Job(
-            objects=(SAMPLES / "object.png",),
+            objects=(SAMPLES / "duck.webp",),
             object_masks=(),
-            background=SAMPLES / "background.png",
+            background=SAMPLES / "room.jpg",
             mask=SAMPLES / "box.png",
             out=options.out,
             seed=options.seed,

@@ -526,7 +526,7 @@ def test_demo(tmp_path):
     path = tmp_path / "imprint-demo.png"
     assert re.fullmatch(rf"{re.escape(str(path))} \(\d+\.\d s\)\n", done.stdout)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    background, box = cli.SAMPLES / "background.png", Image.open(cli.SAMPLES / "box.png").getbbox()
+    background, box = cli.SAMPLES / "room.jpg", Image.open(cli.SAMPLES / "box.png").getbbox()
     made, before = Image.open(path), Image.open(background)
     assert made.size == before.size
     change = pixels(path).astype(int) - pixels(background)
@@ -544,6 +544,6 @@ def test_errors_of_the_process(tmp_path):
 
 
 def test_the_demo_s_pictures_are_usable():
-    subject, background, box = (Image.open(cli.SAMPLES / f"{name}.png") for name in ("object", "background", "box"))
+    subject, background, box = (Image.open(cli.SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png"))
     assert subject.has_transparency_data and background.size == box.size
     assert 0 < float((mask_to_tensor(box) > 0.5).float().mean()) < 0.5 and is_box(mask_to_tensor(box)[0])
