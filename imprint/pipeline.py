@@ -29,8 +29,6 @@ from .crop import FEATHER as FEATHER
 from .errors import ImprintError, require_same_size
 from .images import Picture, as_mask, colours_of, picture_size
 from .light import require_strengths
-from .model import build_modules as build_modules
-from .model import load_modules as load_modules
 from .place import Place, place_object
 from .stages import Finish, ImprintPipelineOutput, Stages
 from .views import ObjectViews

@@ -10,7 +10,7 @@ from .errors import ImprintError
 
 PLACING = ("placed", "at", "height", "rotate", "flip", "fit", "light", "shadow", "softness")
 """The names, alike as options and as keys of a job."""
-_FITS = ("contain", "fill")
+_FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _MOST = {"light": 1.5, "shadow": 1.5, "softness": 1.0}
 
 

@@ -8,9 +8,6 @@ import torch
 
 from .blending import blend_latents
 from .config import ImprintConfig, UNetConfig
-from .vae import build_autoencoder as build_autoencoder
-from .vae import decode as decode
-from .vae import encode as encode
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
