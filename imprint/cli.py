@@ -22,7 +22,7 @@ from . import __version__
 from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
-from .placing import given_placing, placing_arguments, placing_settings
+from .place_options import given_placing, placing_arguments, placing_settings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -227,8 +227,8 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
 def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options: argparse.Namespace) -> None:
     import torch
 
+    from .hole import separate_areas
     from .images import as_mask, save_computed
-    from .placement import separate_areas
 
     generator = torch.Generator().manual_seed(job.seed)
     placing = placing_arguments(job.placing, pictures)

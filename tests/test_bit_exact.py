@@ -14,8 +14,8 @@ from micro import cutout, photo
 from PIL import Image
 
 from imprint.blending import BLENDS, blend_pictures, feather, match_colour
+from imprint.hole import Hole
 from imprint.masks import LEVELS, coarsen
-from imprint.placement import Hole
 
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 

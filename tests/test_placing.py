@@ -16,7 +16,7 @@ from imprint.images import image_to_tensor
 from imprint.light import square_around
 from imprint.pipeline import ImprintPipeline
 from imprint.place import Place, PlacedObject, place_object
-from imprint.placing import PLACING
+from imprint.place_options import PLACING
 from imprint.views import ObjectViews
 
 NAMES = ("object", "background", "box", "layer")
