@@ -13,10 +13,8 @@ from pathlib import Path
 
 import pytest
 from micro import fresh_checkpoint, matte_config, micro_config
+from runs import ROOT, stats
 from safetensors.torch import load_file
-from test_stages import captioned, few_photos, text_encoder  # noqa: F401
-from test_start import files  # noqa: F401
-from test_training import ROOT, data, micro_preset, stats  # noqa: F401
 
 from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import PRESETS
@@ -39,7 +37,7 @@ def commands(*pages: str) -> list[list[str]]:
 
 
 def test_every_stage_runs_from_the_pages_commands(
-    data, captioned, text_encoder, few_photos, files, tmp_path, monkeypatch  # noqa: F811
+    data, captioned, text_encoder, few_photos, pretrained, tmp_path, monkeypatch
 ):  # fmt: skip
     for name in ("tiny", "sd15"):
         monkeypatch.setitem(PRESETS, name, micro_config())
@@ -50,8 +48,8 @@ def test_every_stage_runs_from_the_pages_commands(
     shutil.copytree(captioned, "data/captions")
     shutil.copytree(few_photos, "photos/mug")
     shutil.copyfile(data / "vae.safetensors", "taesd.safetensors")
-    shutil.copytree(files / "dinov2", "dinov2-large")
-    shutil.copytree(files / "sd", "stable-diffusion-v1-5")
+    shutil.copytree(pretrained / "dinov2", "dinov2-large")
+    shutil.copytree(pretrained / "sd", "stable-diffusion-v1-5")
     shutil.copytree(text_encoder, "stable-diffusion-v1-5", dirs_exist_ok=True)
 
     assets = Path("imprint/assets")
@@ -87,7 +85,7 @@ def test_every_stage_runs_from_the_pages_commands(
     )
 
 
-def test_the_launchers_of_the_pages_know_their_options(data, capsys):  # noqa: F811
+def test_the_launchers_of_the_pages_know_their_options(data, capsys):
     """What follows `-m training.train` is understood by it, and what comes before by the launcher."""
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
