@@ -542,37 +542,39 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
 # --- several processes -----------------------------------------------------------------------------------------------
 
 WORKER = f"""
-import os, sys
+import json, os, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from micro import micro_config
 from imprint.config import PRESETS
 from training import train
-from training.loop import run as training_run
-from training.loop import state
-PRESETS["micro"] = micro_config()
-if os.environ.get("ACCELERATE_USE_FSDP"):
-    # accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
-    from accelerate.state import PartialState
-    from accelerate.utils import DistributedType
-    begin = PartialState.__init__
-    def begin_then_pretend(self, *args, **kwargs):
-        begin(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    PartialState.__init__ = begin_then_pretend
-train.main(sys.argv[1:])
+from training.loop import validation
+PRESETS["micro"], validation.SIZE = micro_config(), 24
+# accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
+begin = PartialState.__init__
+def begin_then_pretend(self, *args, **kwargs):
+    begin(self, *args, **kwargs)
+    if os.environ.get("ACCELERATE_USE_FSDP") and self.distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+PartialState.__init__ = begin_then_pretend
+for environment, command in json.loads(sys.argv[1]):
+    os.environ |= environment
+    train.main(command)
+    AcceleratorState._reset_state(reset_partial_state=True)
 """
 
 
-def launch(command: list[str], tmp_path: Path, **environment: str) -> None:
-    """Two processes, through the launcher that README.md names."""
+def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str]]) -> None:
+    """Runs of two processes, one after another, through the launcher that README.md names; each with its environment."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, env=settings, check=False)
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*launcher, json.dumps(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -594,8 +596,8 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     }
     options = {"steps": 4, "images": 32, "accumulate": 2}
-    launch(words(data, tmp_path / "whole", **options), tmp_path)
-    launch(words(data, tmp_path / "split", **options), tmp_path, **settings)
+    whole, split = (words(data, tmp_path / name, **options) for name in ("whole", "split"))
+    launch(tmp_path, ({}, whole), (settings, split))
     described = json.loads((tmp_path / "whole" / "options.json").read_text())
     assert described["processes"] == 2 and described["steps"] == 4
     assert [line["pictures"] for line in stats(tmp_path / "whole")] == [8, 16, 16, 24, 32, 32]
@@ -605,5 +607,5 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
 
     before = stats(tmp_path / "split")
     shutil.rmtree(tmp_path / "split" / "state-000000004")
-    launch(words(data, tmp_path / "split", **options), tmp_path, **settings)
+    launch(tmp_path, (settings, split))
     same_losses(before, stats(tmp_path / "split"))
