@@ -14,9 +14,9 @@ from imprint import cli
 from imprint.errors import ImprintError
 from imprint.images import image_to_tensor
 from imprint.light import square_around
+from imprint.options import PLACING
 from imprint.pipeline import ImprintPipeline
 from imprint.place import Place, PlacedObject, place_object
-from imprint.place_options import PLACING
 from imprint.views import ObjectViews
 
 NAMES = ("object", "background", "box", "layer")
