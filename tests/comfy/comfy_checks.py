@@ -1240,7 +1240,14 @@ def check_samplers_of_second_order_draw_what_euler_draws():
     """In few steps, from sigma 4,518, they made another colour, or garbage."""
     samplers = ("heun", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive")
     compare_with_euler([*((name, "simple", 8) for name in samplers), ("heun", "simple", 4)])
-    for name, scheduler in (("dpmpp_3m_sde", "normal"), ("dpm_fast", "linear_quadratic")):
+    compare_with_euler([("res_multistep_ancestral", "simple", 4), ("res_multistep_ancestral", "karras", 20)])
+    for name, scheduler in (
+        ("dpmpp_3m_sde", "normal"),
+        ("dpm_fast", "linear_quadratic"),
+        ("ipndm_v", "linear_quadratic"),
+        ("res_multistep_cfg_pp", "exponential"),
+        ("res_multistep_ancestral", "normal"),
+    ):
         options = {"sampler_name": name, "scheduler": scheduler, "resolution": 64}
         fails(name, scheduler, "garbage", "set scheduler to", call=lambda options=options: scene().sample(**options))
 
