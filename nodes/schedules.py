@@ -11,14 +11,21 @@ from ..imprint.noise import FINITE_SIGMA
 
 _SECOND_ORDER = {"heun", "dpm_2", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive"}
 _SECOND_ORDER |= {"dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu"}
-# The steps from which a sampler stands a scheduler's uneven last steps: the third order extrapolates from them, and the
-# two that choose their own steps leave the very last one out.
+# The steps from which a sampler stands a scheduler's uneven steps: the third order and ipndm_v extrapolate from them, the two
+# that choose their own steps leave the very last one out, and res_multistep's coefficients take no account of the noise that
+# is added, or of guidance's second picture.
 _THIRD_ORDER = {"normal": math.inf, "ddim_uniform": math.inf, "kl_optimal": 20}
+_NOT_LINEAR = {"linear_quadratic": math.inf}
+_WITH_NOISE = dict.fromkeys(("karras", "exponential", "normal", "ddim_uniform", "kl_optimal"), 20)
 _UNEVEN = {
     "dpmpp_3m_sde": _THIRD_ORDER,
     "dpmpp_3m_sde_gpu": _THIRD_ORDER,
-    "dpm_fast": {"linear_quadratic": math.inf},
-    "dpm_adaptive": {"linear_quadratic": math.inf},
+    "dpm_fast": _NOT_LINEAR,
+    "dpm_adaptive": _NOT_LINEAR,
+    "ipndm_v": _NOT_LINEAR,
+    "res_multistep_cfg_pp": {"karras": 20, "exponential": 20},
+    "res_multistep_ancestral": _WITH_NOISE,
+    "res_multistep_ancestral_cfg_pp": _WITH_NOISE | {"beta": 20},
 }
 _SPREAD = {"linear_quadratic"}  # of equal steps in sigma: from 4,518 down, all but the last would see noise alone
 
@@ -26,12 +33,12 @@ _SPREAD = {"linear_quadratic"}  # of equal steps in sigma: from 4,518 down, all 
 def start_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: int) -> None:
     """For samplers and schedulers that do not stand the MODEL's largest sigmas: leave out those above `FINITE_SIGMA`.
 
-    In place, so give a clone. Raises `ImprintError` for a sampler that does not stand the scheduler's last steps.
+    In place, so give a clone. Raises `ImprintError` for a sampler that does not stand the scheduler's steps.
     """
     if steps < _UNEVEN.get(sampler_name, {}).get(scheduler, 0):
         raise ImprintError(
-            f"{sampler_name} draws garbage in {steps} steps of scheduler {scheduler}, whose last ones are too uneven "
-            "for it; set scheduler to karras, or sampler_name to dpmpp_2m"
+            f"{sampler_name} draws garbage in {steps} steps of scheduler {scheduler}, which are too uneven for it; set "
+            "scheduler to simple, or sampler_name to dpmpp_2m"
         )
     sampling = model.get_model_object("model_sampling")
     if (sampler_name in _SECOND_ORDER or scheduler in _SPREAD) and sampling.sigma_max > FINITE_SIGMA:

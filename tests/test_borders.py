@@ -345,6 +345,19 @@ def test_the_starts_for_an_outline_of_a_single_column_row_or_pixel_are_finite(tu
     assert cost < 1e-6 and torch.allclose(theta, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), atol=1e-5)
 
 
+def test_a_thin_object_is_there(shipped):
+    """A pole with a small flag, of which the model draws a single column where the photo is laid over it."""
+    background, hole = Image.new("RGB", (800, 800), (120, 140, 160)), rectangle(800, 800, (378, 60, 423, 761))
+    view = Image.new("RGBA", (600, 800))
+    for corners, colour in (((300, 30, 308, 771), (60, 60, 60, 255)), ((300, 30, 349, 64), (200, 30, 30, 255))):
+        view.paste(colour, corners)
+    inside = np.asarray(hole) > 0
+    for seed in range(7):
+        made = shipped(view, None, background, hole, 2, generator=torch.Generator().manual_seed(seed))
+        changed = np.abs(np.asarray(made.images[0], int) - np.asarray(background, int)).max(-1) > 8
+        assert changed[inside].mean() > 0.05 and made.alpha.max() > 0.5, seed
+
+
 # --- several areas in one mask ----------------------------------------------------------------------------------------------
 
 

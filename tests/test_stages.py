@@ -18,14 +18,14 @@ import torch
 from drawing import DrawingPipeline
 from micro import cutout, micro_config, photo
 from PIL import Image
-from runs import ROOT, stats, weights, words, write_captions
+from runs import ROOT, stats, webp, weights, words, write_captions
 from safetensors.torch import load_file
 
 from imprint.config import NoiseConfig
 from imprint.errors import ImprintError
 from imprint.noise import alphas_cumprod
 from training import subject, train
-from training.data.shards import read_shards
+from training.data.shards import Bad, Record, read_shards, sample, shard_writer
 from training.loop import losses, state
 from training.loop import run as training_run
 from training.loop.meter import Meter
@@ -137,13 +137,58 @@ def test_captioned_pictures_are_drawn_by_the_generator_alone(captioned, text_enc
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"txt": None}, "it needs a txt"), ({"webp": None}, "it needs a txt, and a jpg"), ({"webp": b"no picture"}, "cannot be read")],
-)  # fmt: skip
+    [
+        ({"txt": None}, "it needs a txt"),
+        ({"webp": None}, "it needs a txt, and a jpg"),
+        ({"webp": b"no picture"}, "cannot be read"),
+        ({"txt": b"\xff"}, "cannot be read"),
+    ],
+)
 def test_bad_captions_are_named(tmp_path, text_encoder, change, message):
     write_captions(tmp_path, **change)
     text = TextEncoder(text_encoder, 32, CPU)
     with pytest.raises(ImprintError, match=rf"captions-000000\.tar: sample '000'.*{message}|sample '00\d'.*{message}"):
         Captions(tmp_path, micro_config(), text, CPU)(4, torch.Generator().manual_seed(0))
+
+
+def test_bad_captions_may_be_left_out(tmp_path, captioned, text_encoder, data, capsys):
+    """One of them lacks its text, another its picture: the next one stands in, and each is counted once."""
+    with shard_writer(tmp_path / "train" / "captions-000000.tar") as writer:
+        for number in range(4):
+            parts = sample(str(number), webp(photo(90, 70, seed=number)), "webp", Record("", "", 0, "test", "CC0"))
+            parts |= {} if number == 1 else {"txt": f"a thing {'abcd'[number]}".encode()}
+            writer.write(parts | ({"webp": b"no picture"} if number == 2 else {}))
+    text = TextEncoder(text_encoder, 32, CPU)
+    maker = Captions(tmp_path / "train", micro_config(), text, CPU, bad=Bad(2, "train"))
+    made = maker(40, torch.Generator().manual_seed(3))
+    assert torch.equal(made.target, maker(40, torch.Generator().manual_seed(3)).target)
+    drawn = torch.randint(3, (40,), generator=torch.Generator().manual_seed(3)).tolist()  # of pictures 0, 2 and 3
+    for number in (0, 3):
+        (text_of,) = text([f"a thing {'abcd'[number]}"])
+        rows = [index for index, row in enumerate(drawn) if (row == 0) == (number == 0)]
+        assert rows and all(torch.equal(made.text[row], text_of) for row in rows)
+    said = capsys.readouterr().err
+    assert len(maker.bad.found) == 2 and said.count("left out") == 2
+    assert "left out, 1 of 2 allowed" in said and "sample '1' has" in said and "sample '2' cannot be read" in said
+    with pytest.raises(ImprintError, match="sample '2' cannot be read .*2 samples are bad, and --skip-bad allows 1"):
+        Captions(tmp_path / "train", micro_config(), text, CPU, bad=Bad(1))(40, torch.Generator().manual_seed(3))
+
+    shutil.copytree(captioned / "held-out", tmp_path / "held-out")
+    command = warmup_words(data, tmp_path / "run", tmp_path, text_encoder, steps=1)
+    with pytest.raises(SystemExit, match="sample '1' has"):
+        train.main(command)
+    train.main([*command, "--skip-bad", "2"])
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+
+
+def test_only_bad_captions_are_a_sentence(tmp_path, text_encoder):
+    text = TextEncoder(text_encoder, 32, CPU)
+    write_captions(tmp_path, webp=b"no picture")
+    with pytest.raises(ImprintError, match="all 4 captioned pictures are bad"):
+        Captions(tmp_path, micro_config(), text, CPU, bad=Bad(4))(1, torch.Generator().manual_seed(0))
+    write_captions(tmp_path, txt=None)
+    with pytest.raises(ImprintError, match="holds no picture with captions"):
+        Captions(tmp_path, micro_config(), text, CPU, bad=Bad(4))
 
 
 def test_a_shard_that_is_cut_off_is_named(tmp_path, text_encoder):

@@ -248,8 +248,13 @@ def test_bad_samples_are_sentences_and_may_be_left_out(tmp_path, monkeypatch):
         list(read_shards(folder))
     with pytest.raises(ImprintError, match="sample '2' .*; 2 samples are bad, and --skip-bad allows 1"):
         list(read_shards(folder, bad=Bad(1)))
-    bad = Bad(2)
+    bad = Bad(3)
     assert [record.clip for record, *_ in read_shards(folder, bad=bad)] == ["0", "3"] and len(bad.found) == 2
+    with shard_writer(tmp_path / "none" / "none-000000.tar") as writer:
+        writer.write(sample("0", b"no picture", "webp", Record("thing", "0", 0, "test", "CC0")))
+    for _ in range(2):  # a sample is counted once, however often it is read
+        assert not list(read_shards(tmp_path / "none", bad=bad))
+    assert len(bad.found) == 3 and "sample '0' is not as" in list(bad.found)[2] and "0x" not in list(bad.found)[2]
     shutil.copy(folder / "bad-000000.tar", folder / "bad-000001.tar")  # read by processes
     with pytest.raises(ImprintError, match="--skip-bad allows 3"):
         Photos.load(folder, CPU, side=32, bad=Bad(3))

@@ -27,6 +27,13 @@ def unusable_objects(labels: np.ndarray, limits: Limits) -> dict[int, str]:
     return reasons
 
 
+def objects_at_the_edge(labels: np.ndarray) -> int:
+    """How many objects of labels (H, W) uint8 the picture's edge cuts: training makes no targets of those, since beyond
+    the edge it would have to show what the photo does not hold.
+    """
+    return len(_rim(labels, 2) - {0})
+
+
 def _rim(labels: np.ndarray, width: int) -> set[int]:
     """The numbers in the outermost rows and columns."""
     if width == 0:

@@ -24,7 +24,8 @@ class Limits:
     max_area: float = 0.64
     """largest object, likewise"""
     border: int = 4
-    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all, which training does not use as targets"""
+    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all and counts those that
+    are cut, of which training from photos makes no targets"""
     max_edge: float = 3.0
     """greatest mean width in pixels of a mask's soft edge, where alpha lies between 10 and 90 %"""
 
