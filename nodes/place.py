@@ -18,8 +18,8 @@ from ..imprint.views import ObjectViews
 from . import models, sockets
 from .loaders import FOLDER, listed_files
 from .messages import tell
-from .objects import marks_input, object_views, what_is_white
-from .tensors import broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
+from .objects import marks_input, object_views
+from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
 
 _PLACES = ("box", "as it lies")
 _ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
@@ -61,8 +61,8 @@ class ImprintPlaceObject(io.ComfyNode):
                     "box",
                     component="ImageCrop",
                     tooltip="Where the object goes: drag the box on the picture. The object keeps its proportions, as "
-                    "large as the box allows, and stands on the box's lower edge. Not used with a mask, or with place "
-                    "'as it lies'.",
+                    "large as the box allows, and stands on the box's lower edge. Not used where a mask was painted, or "
+                    "with place 'as it lies'. In the classic canvas, which draws no box, paint a mask.",
                 ),
                 io.Float.Input(
                     "rotate",
@@ -96,7 +96,7 @@ class ImprintPlaceObject(io.ComfyNode):
                     "as it lies: its picture is as large as the background, and the object lies in it where it shall "
                     "lie, as in a layer of an image editor.",
                 ),
-                marks_input(auto=True),
+                marks_input(),
                 io.Mask.Input(
                     "object_mask",
                     optional=True,
@@ -106,8 +106,9 @@ class ImprintPlaceObject(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Instead of the box: white where the object goes, as painted in the mask editor of the "
-                    "background. The object is fitted into what is white from left to right and top to bottom.",
+                    tooltip="Instead of the box: white where the object goes, such as the MASK of the background's Load "
+                    "Image, painted in its mask editor; as long as nothing is painted there, the box holds. The object "
+                    "is fitted into what is white, from left to right and top to bottom.",
                 ),
             ],
             outputs=[
@@ -142,7 +143,7 @@ class ImprintPlaceObject(io.ComfyNode):
     ) -> io.NodeOutput:
         frames, transparency = to_bchw(background)
         size = tuple(frames.shape[2:])
-        pictures, own = to_bchw(object)
+        _, own = to_bchw(object)
         if object_mask is None:
             if own is None:
                 raise ImprintError(
@@ -150,9 +151,9 @@ class ImprintPlaceObject(io.ComfyNode):
                     "transparency to object; cut a plain photo out with Remove Background first"
                 )
             object_mask, mask_marks = own[:, 0], "object"
-        elif mask_marks == "auto":
-            mask_marks = what_is_white(fit_mask(object_mask, pictures, "object's mask"))
-        views = object_views(object, object_mask, mask_marks)
+        views, white = object_views(object, object_mask, mask_marks)
+        if mask is not None and is_placeholder(mask, size):
+            mask = None  # the MASK of the background's Load Image, on which nothing was painted: the box holds
         if place == "box":
             if mask is None:
                 boxes = torch.tensor([_within(box, size)])
@@ -182,7 +183,7 @@ class ImprintPlaceObject(io.ComfyNode):
             part = image[index, rows, columns, :3]
             part.lerp_(put.colours.movedim(0, -1).to(part), put.alpha[..., None].to(part))
             alpha[index, rows, columns] = put.alpha
-        tell(cls, "\n".join(map(_words, there)) + f"\nWhite in the object's mask: the {mask_marks}.")
+        tell(cls, "\n".join(map(_words, there)) + f"\nWhite in the object's mask: the {white}.")
         placed = sockets.PlacedBatch(frames, transparency, tuple(there))
         return io.NodeOutput(placed, image, alpha, ui=ui.PreviewImage(image, cls=cls))
 

@@ -8,15 +8,25 @@ import torch
 from comfy_api.latest import io
 
 from ..imprint.place import PlacedObject
+from ..imprint.views import ObjectViews
 
 Adapter = io.Custom("IMPRINT_ADAPTER")
 """A `models.Adapter`."""
 
 Identity = io.Custom("IMPRINT_IDENTITY")
-"""Tokens of one object's views: a float32 tensor (1, views, tokens, width)."""
+"""A `Subject`."""
 
 Placed = io.Custom("IMPRINT_PLACED")
 """A `PlacedBatch`."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One object: what the encoder sees of it, and its pictures, from which detail is restored."""
+
+    tokens: torch.Tensor
+    """float32 (1, views, tokens, width)."""
+    views: ObjectViews
 
 
 @dataclass(frozen=True)

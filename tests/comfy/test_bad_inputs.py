@@ -136,7 +136,6 @@ STOPPED = {
     "box-without-a-width": (PLACE, {"box": {"x": 4, "y": 4, "height": 9}}, "width"),
     "box-of-words": (PLACE, {"box": {"x": "left", "y": 4, "width": 9, "height": 9}}, "box"),
     "place-mask-empty": (PLACE, {"mask": mask("1x400x400")}, "empty"),
-    "place-mask-of-load-image": (PLACE, {"mask": mask("1x64x64")}, "64x64"),
     "placed-object-without-mask": (PLACE, {"object_mask": None}, "no mask"),
     "placed-object-mask-empty": (PLACE, {"object_mask": mask("1x90x70")}, "empty"),
     "placed-object-nan": (PLACE, {"object": tensor("1x90x70x3", "nan")}, "NaN"),
