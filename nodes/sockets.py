@@ -31,11 +31,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class PlacedBatch:
-    """Backgrounds, and in each an object where it was put."""
+    """Backgrounds, and in each one or several objects where they were put."""
 
     backgrounds: torch.Tensor
     """(B, 3, H, W) in [0, 1]."""
     transparency: torch.Tensor | None
     """(B or 1, 1, H, W), or None where the backgrounds have none."""
-    objects: tuple[PlacedObject, ...]
-    """One for each background."""
+    objects: tuple[tuple[PlacedObject, ...], ...]
+    """From back to front; of each object one for each background."""

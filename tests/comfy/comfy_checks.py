@@ -885,7 +885,8 @@ def box(x: int, y: int, width: int, height: int) -> dict[str, int]:
 def put(*args, **options):
     """The PlacedObjects of Place Object, its picture and its mask."""
     placed, image, mask = run("PlaceObject", *args, **options)
-    return placed.objects, image, mask
+    (objects,) = placed.objects
+    return objects, image, mask
 
 
 def check_place_in_a_box():
@@ -998,7 +999,7 @@ def check_light_is_the_package_s():
     background, (placed, pasted, alpha) = lit_scene()
     light = module("imprint.light")
     net = light.load_light()
-    (put,) = placed.objects
+    ((put,),) = placed.objects
     rows, columns = light.square_around(net, put).area
     lit = light.relight(net, background[:, rows, columns].movedim(-1, 1), put, 0.8, 1.2, 0.3)
     image, *layers = run("Relight", placed, 0.8, 1.2, 0.3)
@@ -1022,13 +1023,34 @@ def check_light_of_several():
     image, *layers = run("Relight", placed, 1.0, 1.0, 0.0)
     one = run("Relight", lit_scene()[1][0], 1.0, 1.0, 0.0)
     assert torch.equal(image, one[0].repeat(2, 1, 1, 1)) and all(len(layer) == 2 for layer in layers)
+
+
+def check_several_objects_are_one_after_another():
+    """In one run by `after`: bit for bit what comes of the first's finished picture as the second's background."""
+    background, (first, *_) = lit_scene()
     photo, transparent = core.LoadImage().load_image("imprint_object.png")
-    (second, *_) = run("PlaceObject", one[0], photo, box(20, 150, 80, 140), object_mask=transparent)
-    (both, *_) = run("Relight", second, 1.0, 1.0, 0.0)
-    (there,) = second.objects
-    core_of = there.alpha > 0.9
-    assert torch.equal(both[0, 120:150, 300:], one[0][0, 120:150, 300:])
-    assert ((both - one[0])[0][there.area].abs().sum(-1) > 0)[core_of].float().mean() > 0.9
+    where, strengths = box(200, 160, 110, 160), (1.0, 1.2, 0.2)
+    finished, *layers = run("Relight", first, *strengths)
+    (second, *_) = run("PlaceObject", finished, photo, where, object_mask=transparent)
+    one_by_one, *last = run("Relight", second, *strengths)
+    both, pasted, alpha = run("PlaceObject", background, photo, where, object_mask=transparent, after=first)
+    together, *all_layers = run("Relight", both, *strengths)
+    assert torch.equal(together, one_by_one) and not torch.equal(together, finished)
+    assert all(map(torch.equal, all_layers, map(torch.cat, zip(layers, last))))
+    ((there,),) = second.objects
+    assert torch.equal(alpha[(0, *there.area)], there.alpha)
+    assert torch.equal(run("Relight", both, 0.0, 0.0, 0.0)[0], pasted)
+    (((front,),), ((behind,),)) = second.objects, first.objects
+    assert (behind.box[3] > front.box[1]) and ((together - finished)[0][front.area].abs().sum(-1) > 0)[
+        front.alpha > 0.9
+    ].float().mean() > 0.9  # they overlap, and the second stands in front
+
+    three = photo.repeat(3, 1, 1, 1)
+    batch = run("PlaceObject", background, three, where, object_mask=transparent, after=first)[0]
+    assert torch.equal(run("Relight", batch, *strengths)[0], together.repeat(3, 1, 1, 1))
+    for other, why in ((background[:, ::2], "400x200"), (background * 0.5, "another picture")):
+        fails(why, "after", call=lambda other=other: run(
+            "PlaceObject", other, photo, box(9, 9, 99, 99), object_mask=transparent, after=first))  # fmt: skip
 
 
 def check_light_refuses_what_does_not_fit():
