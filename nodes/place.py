@@ -61,6 +61,7 @@ class ImprintPlaceObject(io.ComfyNode):
                 io.BoundingBox.Input(
                     "box",
                     component="ImageCrop",
+                    default={"x": 80, "y": 80, "width": 240, "height": 240},  # all of it is seen in most pictures
                     tooltip="Where the object goes: drag the box on the picture. The object keeps its proportions, as "
                     "large as the box allows, and stands on the box's lower edge. Not used where a mask was painted, or "
                     "with place 'as it lies'. In the classic canvas, which draws no box, paint a mask.",

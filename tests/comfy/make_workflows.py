@@ -474,7 +474,8 @@ def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> I
         return sheet([*objects, *results], width)
     made, inset = sheet(results, width), width // (4 * math.ceil(len(results) ** 0.5))
     for index, each in enumerate(objects):
-        made.paste(ImageOps.expand(tile(each, inset), 2, "white"), (8 + index * (inset + 12), 8))  # things stand below
+        # Things stand below, and the template browser puts its badge to the left.
+        made.paste(ImageOps.expand(tile(each, inset), 2, "white"), (made.width - (index + 1) * (inset + 12), 8))
     return made
 
 

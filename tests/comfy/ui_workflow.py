@@ -13,6 +13,7 @@ from typing import Any
 _FRONT_END_ONLY = {"Note", "MarkdownNote"}
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOX"}
 _PREVIEWS = {"LoadImage", "LoadImageMask", "SaveImage", "PreviewImage", "MaskPreview", "ImageCropV2"}
+_LEAST = {"ImageCropV2": 450}  # the front end makes it so high
 _COLUMN, _GAP, _PREVIEW = 430, 50, 260  # pixels of the canvas
 _REGISTRY_ID = "imprint"  # pyproject.toml's name: by it the front end finds the pack of a node that is missing
 _ALWAYS, _BYPASSED = 0, 4  # the front end's modes of a node
@@ -112,6 +113,7 @@ class Graph:
             properties["models"] = models
         height = 50 + 24 * max(len(sockets), len(outputs)) + 28 * len(values)
         height += _PREVIEW if kind in _PREVIEWS or info["output_node"] else 0
+        height = max(height, _LEAST.get(kind, 0))
         self._place(
             kind,
             column,
