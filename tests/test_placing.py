@@ -1,5 +1,6 @@
 """An object that is placed, through the pipeline, the command line and a jobs file; the model draws none of them."""
 
+import itertools
 import json
 import re
 
@@ -256,6 +257,9 @@ def composite(*words: str, subject: str = "object.png") -> list[str]:
     return ["composite", "--object", subject, "--background", "background.png", "--out", "out.png", *words]
 
 
+LAYERS = ("shadow", "object", "light")
+
+
 def pixels(path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
@@ -325,6 +329,64 @@ def test_options_of_a_batch_are_for_lines_that_do_not_say(files, placing, scene)
     for name, shadow in (("plain", 0), ("own", 1)):
         expected = placing(subject, None, background, box, light=0, shadow=shadow).images[0]
         assert np.array_equal(pixels(f"{name}.png"), np.asarray(expected))
+
+
+def test_several_objects_in_a_line_are_one_after_another(files):
+    """What the line says besides its objects holds for those that do not say it themselves."""
+    first = {"object": "object.png", "mask": "box.png"}
+    second = {"object": "object.png", "at": [80, 80], "height": 30, "shadow": 0}
+    third = {"object": "layer.png", "placed": True, "light": 0}
+    common = {"background": "background.png", "out": "together.png", "softness": 0.5}
+    steps = [
+        common | first | {"out": "1.png"},
+        common | second | {"out": "2.png", "background": "1.png"},
+        common | third | {"out": "3.png", "background": "2.png"},
+    ]
+    lines = [*steps, common | {"objects": [first, second, third]}]
+    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 0
+    pictures = [pixels(f"{number}.png") for number in (1, 2, 3)]
+    assert np.array_equal(pixels("together.png"), pictures[2])
+    assert not any(np.array_equal(each, pictures[2]) for each in (*pictures[:2], pixels("background.png")))
+    made = sorted(path.name for path in (files / "layers").glob("together-*"))
+    assert made == [f"together-{n}-{m}-{name}.png" for n in (1, 2, 3) for m, name in enumerate(LAYERS, 1)]
+    for number, name in itertools.product((1, 2, 3), enumerate(LAYERS, 1)):
+        one, many = (f"layers/{stem}-{name[0]}-{name[1]}.png" for stem in (number, f"together-{number}"))
+        assert np.array_equal(pixels(one), pixels(many))
+
+
+BAD_OBJECTS = {
+    "missing keys: background": {"objects": [{"object": "object.png", "at": [1, 2]}], "background": ...},
+    "missing keys: none, unknown keys: object;": {
+        "objects": [{"object": "object.png", "at": [1, 2]}],
+        "object": "object.png",
+    },
+    "'objects' is []; it must be a list": {"objects": []},
+    "'objects' is 'object.png'; it must be a list": {"objects": "object.png"},
+    "object 2 of 2: missing keys: object": {"objects": [{"object": "object.png", "at": [1, 2]}, {"at": [1, 2]}]},
+    "object 1 of 1: this is str": {"objects": ["object.png"]},
+    "object 1 of 1: missing keys: none, unknown keys: out": {
+        "objects": [{"object": "object.png", "at": [1, 2], "out": "a.png"}]
+    },
+    "object 2 of 2: light is 2": {
+        "objects": [{"object": "object.png", "at": [50, 70]}, {"object": "object.png", "at": [50, 70], "light": 2}]
+    },
+    "object 1 of 1: got at and mask": {"objects": [{"object": "object.png", "at": [1, 2]}], "mask": "box.png"},
+    "would be lost": {
+        "objects": [{"object": "object.png", "at": [50, 70]}, {"object": "layer.png", "placed": True}],
+        "out": "layer.png",
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD_OBJECTS)
+def test_bad_objects_are_reported(files, capsys, message):
+    line = {"background": "background.png", "out": "line.png"} | BAD_OBJECTS[message]
+    (files / "jobs.jsonl").write_text(json.dumps({key: value for key, value in line.items() if value is not ...}))
+    assert cli.main(["batch", "jobs.jsonl"]) == 2
+    err = capsys.readouterr().err
+    assert f"line 1: {message}" in err.replace("layer.png is also what the picture is made of, and ", ""), err
+    assert not (files / "line.png").exists()
 
 
 BAD_KEYS = {

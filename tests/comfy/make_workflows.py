@@ -241,7 +241,7 @@ def many_objects(g: Graph) -> None:
         "Drag the **box** that holds for all, or paint it on the background.",
         "Press **Run**: a picture for each object.",
     )
-    objects = [picture(g, 0, name, f"Object {index}") for index, name in enumerate(("sloth.webp", "duck.webp"), 1)]
+    objects = [picture(g, 0, name, f"Object {index}") for index, name in enumerate(("sloth_3.webp", "duck.webp"), 1)]
     background = picture(g, 1, "room.jpg", "Background")
     pictures = g.add("CreateList", 1, "Objects", inputs=[each["IMAGE"] for each in objects])["list"]
     masks = g.add("CreateList", 1, "Their masks", inputs=[each["MASK"] for each in objects])["list"]

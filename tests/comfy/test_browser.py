@@ -28,6 +28,7 @@ from make_workflows import (
     WORKFLOWS,
 )
 from PIL import Image
+from ui_workflow import to_prompt
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -204,6 +205,21 @@ def essence(workflow: dict) -> dict:
         },
         "links": sorted(workflow["links"]),
     }
+
+
+@pytest.mark.parametrize("name", ["place", "draw"])
+def test_a_saved_workflow_opens(page, object_info: dict, name: str):
+    """Of the version before: nothing is red, and the front end would send the same prompt."""
+    saved = json.loads((ROOT / "tests" / "comfy" / "saved" / f"{name}_0.1.0.json").read_text(encoding="utf-8"))
+    page.evaluate("workflow => app.loadGraphData(workflow)", saved)
+    page.wait_for_function("count => app.graph.nodes.length === count", arg=len(saved["nodes"]))
+    assert complaints(page) == []
+    sent = page.evaluate("async () => (await app.graphToPrompt()).output")
+    expected = to_prompt(saved, object_info)
+    assert sent.keys() == expected.keys()
+    for number, node in expected.items():
+        if object_info[node["class_type"]]["python_module"] == f"custom_nodes.{PACK}":
+            assert sent[number]["inputs"] == node["inputs"]
 
 
 @pytest.mark.parametrize("name", [name for name in WORKFLOWS if not name.endswith(".app")])
