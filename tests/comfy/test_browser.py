@@ -268,9 +268,11 @@ def test_automatic_cutout_offers_its_file(page, server: Server):
 
 
 def test_help_pages(page, object_info: dict):
-    open_template(page, DRAW)
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
     ours = [kind for kind, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK}"]
     for index, kind in enumerate(ours):
+        add_node(page, kind, 100, 700 * index)
         select(page, kind)
         if index == 0:
             open_help(page)
@@ -523,7 +525,7 @@ def test_blueprint(page):
     page.wait_for_function("app.canvas.state.ghostNodeId == null")
     node = page.evaluate("app.graph.nodes.map(n => ({title: n.title, widgets: n.widgets.map(w => w.name)}))[0]")
     assert node["title"] == INSERT
-    assert {"checkpoint", "mask_marks", "level", "seed", "steps", "cfg"} <= set(node["widgets"])
+    assert {"checkpoint", "level", "seed", "variations", "steps", "cfg"} <= set(node["widgets"])
     page.evaluate(
         """() => {
             const made = app.graph.nodes[0]

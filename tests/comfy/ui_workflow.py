@@ -13,7 +13,8 @@ from typing import Any
 _FRONT_END_ONLY = {"Note", "MarkdownNote"}
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOX"}
 _PREVIEWS = {"LoadImage", "LoadImageMask", "SaveImage", "PreviewImage", "MaskPreview", "ImageCropV2"}
-_LEAST = {"ImageCropV2": 450}  # the front end makes it so high
+_LEAST = {"ImageCropV2": 680}  # with its picture in Nodes 2.0
+_WORDS = 100  # of a node that tells what it did
 _COLUMN, _GAP, _PREVIEW = 430, 50, 260  # pixels of the canvas
 _REGISTRY_ID = "imprint"  # pyproject.toml's name: by it the front end finds the pack of a node that is missing
 _ALWAYS, _BYPASSED = 0, 4  # the front end's modes of a node
@@ -113,6 +114,7 @@ class Graph:
             properties["models"] = models
         height = 50 + 24 * max(len(sockets), len(outputs)) + 28 * len(values)
         height += _PREVIEW if kind in _PREVIEWS or info["output_node"] else 0
+        height += _WORDS if "unique_id" in info["input"].get("hidden", {}) else 0
         height = max(height, _LEAST.get(kind, 0))
         self._place(
             kind,
