@@ -266,7 +266,7 @@ def draw_object(g: Graph) -> None:
         "Press **Run**: two **variations**, with the seed and the next one.",
     )
     object_ = picture(g, 0, "object.png", "Object (cut-out)")
-    background = picture(g, 0, "lawn.webp", "Background")
+    background = picture(g, 0, "lawn.png", "Background")
     parts = checkpoint(g, 1)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, background["MASK"], background["IMAGE"], "fine")
@@ -285,7 +285,7 @@ def split_path(g: Graph) -> None:
         "Decoded, scaled back, pasted, blended. *Draw Object* knows outline and shadow; here the mask stands in for them.",
     )
     object_ = picture(g, 0, "object.png", "Object (cut-out)")
-    lawn = picture(g, 0, "lawn.webp", "Background")
+    lawn = picture(g, 0, "lawn.png", "Background")
     background = lawn["IMAGE"]
     parts = checkpoint(g, 1)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
@@ -360,7 +360,7 @@ def objectstitch_512px(g: Graph) -> None:
         "Press **Run**. The settings are its authors'; licences are on the help page of *Imprint: Load Checkpoint*.",
     )
     object_ = picture(g, 0, "object.png", "Object (cut-out)")
-    background = picture(g, 0, "lawn.webp", "Background")
+    background = picture(g, 0, "lawn.png", "Background")
     parts = checkpoint(g, 1, download=OBJECTSTITCH)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, background["MASK"], background["IMAGE"], "box")
