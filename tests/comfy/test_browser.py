@@ -582,7 +582,7 @@ def test_error_is_shown_at_its_node(page):
     page.get_by_text("64x64").filter(visible=True).first.wait_for()
 
 
-@pytest.mark.parametrize("language", ["zh-TW", "en"])
+@pytest.mark.parametrize("language", ["zh-TW", "zh", "ja", "ko", "en"])
 def test_nodes_speak_the_user_s_language(page, language: str):
     """Last in this file: after the reload the front end opens the former workflows again, at a time of its own."""
     set_setting(page, "Comfy.Locale", language)
