@@ -252,6 +252,8 @@ def prompt(server: Server, object_info: dict) -> dict:
     node(prompt, SAMPLE)["inputs"].update(SMALL, show_crop=False, variations=1)
     inputs = copy.deepcopy(node(prompt, ENCODE)["inputs"])  # the object's picture and mask
     node(prompt, RESTORE)["inputs"].update({name: inputs[name] for name in ("image", "mask")})
+    for kind in (ENCODE, RESTORE):
+        node(prompt, kind)["inputs"]["mask_marks"] = "background"
     background = node(prompt, BLEND)["inputs"]["background"]
     prompt["101"] = {
         "class_type": PLACE,
