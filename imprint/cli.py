@@ -101,7 +101,7 @@ def _one(job: Job, options: argparse.Namespace) -> int:
     if not options.overwrite:
         job.require_new()
     with _collector_paused():
-        pictures = job.read()
+        pictures = _read(job, options)
         pipeline = _pipeline(options)
     _make(job, pictures, pipeline, options)
     _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
@@ -126,7 +126,7 @@ def batch(options: argparse.Namespace) -> int:
         pipeline.set_progress_bar_config(disable=True)
         for number, job in tqdm(waiting.items(), unit="picture"):
             try:
-                _make(job, job.read(), pipeline, options)
+                _make(job, _read(job, options), pipeline, options)
             except ImprintError as error:
                 failed += 1
                 report(number, error)
@@ -222,6 +222,17 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
         for module in (pipeline.unet, pipeline.vae):
             torch.nn.Module.to(module, memory_format=torch.channels_last)
     return pipeline
+
+
+def _read(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The job's pictures; with --cutout auto, an object's photo with neither mask nor transparency gets a mask."""
+    pictures = job.read()
+    if options.cutout == "auto":
+        from .cutout import mask_of
+
+        for own in pictures:
+            own["object_mask"] = own["object_mask"] or [mask_of(photo) for photo in own["object_image"]]
+    return pictures
 
 
 def _make(job: Job, pictures: Sequence[dict[str, Any]], pipeline: ImprintPipeline, options: argparse.Namespace) -> None:
@@ -408,9 +419,9 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command(demo, "demo", "make a composite of the pictures that come with the package")
     added.add_argument("--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder")
-    added.set_defaults(overwrite=False, many=False)
+    added.set_defaults(overwrite=False, many=False, cutout="off")
 
-    added = command(composite, "composite", "put an object into a background")
+    added = one = command(composite, "composite", "put an object into a background")
     added.add_argument("--object", type=Path, action="append", required=True, help="its photo; again for further views")
     added.add_argument(
         "--object-mask",
@@ -445,6 +456,15 @@ def _parser() -> argparse.ArgumentParser:
         help="also make what is already written, and over what a composite is made of",
     )
     added.set_defaults(many=True)
+
+    for each in (one, added):
+        each.add_argument(
+            "--cutout",
+            choices=("off", "auto"),
+            default="off",
+            help="auto: cut the object out of a photo that has neither a mask nor transparency; needs pip install "
+            "'imprint[cutout]'; default: %(default)s",
+        )
 
     added = command(convert, "convert", "make a checkpoint of a third-party model's released weights", parents=())
     added.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")

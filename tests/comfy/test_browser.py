@@ -546,28 +546,35 @@ def test_blueprint(page):
     run(page)
 
 
-def test_pictures_for_the_readme(page, screenshots: Path):
-    """The first workflow after a run in full, with a help page beside it; and the template browser."""
-    open_template(page, DRAW)
+def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
+    """The first workflow after a run, with a help page beside it; the form; the template browser."""
+
+    def photograph(name: str) -> None:
+        page.mouse.move(1500, 980)
+        page.wait_for_timeout(2000)  # the view glides, notices and tooltips fade
+        page.screenshot(path=screenshots / f"{name}.jpg", type="jpeg", quality=82)
+
+    open_template(page, FIRST)
     run(page, steps=None)
-    select(page, "ImprintCompositeSampler")
+    select(page, "ImprintPlaceObject")
     open_help(page)
-    page.evaluate("app.canvas.deselectAll()")
+    page.locator("h1", has_text="Place Object").filter(visible=True).first.wait_for()
     command(page, "Comfy.Canvas.FitView")
-    page.wait_for_timeout(2000)  # the view glides, notices fade
-    page.evaluate("app.canvas.ds.changeScale(app.canvas.ds.scale * 0.84, [0, 400])")  # the side panel hides a part
-    select(page, "ImprintCompositeSampler")
-    open_help(page)
-    page.locator("h1", has_text="Draw Object").filter(visible=True).first.wait_for()
     page.wait_for_timeout(2000)
-    page.screenshot(path=screenshots / "graph.jpg", type="jpeg", quality=82)
-    cards = templates(page).locator("img")
-    cards.first.wait_for()
-    page.wait_for_timeout(2000)
-    page.screenshot(path=screenshots / "templates.jpg", type="jpeg", quality=82)
+    page.evaluate("app.canvas.ds.changeScale(app.canvas.ds.scale * 0.8, [0, 400])")  # the side panel hides a part
+    photograph("graph")
+    open_template(page, FORM)
+    page.locator("img[alt='Crop preview']").filter(visible=True).first.wait_for()
+    page.get_by_text("Run", exact=True).filter(visible=True).first.click()
+    page.wait_for_function(HAS_PICTURES, timeout=120_000)
+    photograph("form")
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
+    templates(page).locator("img").first.wait_for()
+    photograph("templates")
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
-    assert all((screenshots / f"{name}.jpg").stat().st_size > 50_000 for name in ("graph", "templates"))
+    assert all((screenshots / f"{name}.jpg").stat().st_size > 50_000 for name in ("graph", "form", "templates"))
 
 
 def test_error_is_shown_at_its_node(page):
