@@ -20,6 +20,7 @@ from ui_workflow import to_prompt
 
 NAME = "some-imprint-copy"
 MEGABYTES = 60
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,18 @@ def test_the_least_comfyui_that_is_promised_is_tested():
     assert f"({major}.{minor} or newer" in readme
     assert f"LEAST_COMFYUI = ({major}, {minor})\n" in models
     assert f"comfyui: v{least}," in jobs
+
+
+@pytest.mark.parametrize("key", ["Icon", "Banner"])
+def test_the_registry_s_pictures_are_files_of_the_repository(key: str):
+    found = re.search(
+        rf'^{key} = "https://raw\.githubusercontent\.com/([^/]+/[^/]+)/main/(.+)"$', PYPROJECT, re.MULTILINE
+    )
+    repository, path = found.groups()
+    assert f'Repository = "https://github.com/{repository}"' in PYPROJECT
+    picture = (ROOT / path).read_text(encoding="utf-8")
+    width, height = (int(re.search(rf'<svg [^>]*{side}="(\d+)"', picture)[1]) for side in ("width", "height"))
+    assert (width, height) == (400, 400) if key == "Icon" else width * 9 == height * 21
 
 
 @pytest.mark.comfyui
