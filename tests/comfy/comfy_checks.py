@@ -253,7 +253,12 @@ def check_originals():
         golden = load_file(original_weights.FOLDER / f"{kind}.safetensors")
         model, clip, adapter, vae = run("LoadCheckpoint", write_original(kind))
         config = models.imprint_config(model)
-        positive, negative = run("ContentAdapter", adapter, models.encode_views(clip, golden["pixels"]), 1.0)
+        positive, negative = run(
+            "ContentAdapter",
+            adapter,
+            module("nodes.sockets").Subject(models.encode_views(clip, golden["pixels"]), None),
+            1.0,
+        )
         difference = (positive[0][0] - golden["context"]).abs().max()
         assert difference < 1e-3, f"{kind}'s tokens: {difference:g}"
 
