@@ -107,7 +107,7 @@ def _one(job: Job, options: argparse.Namespace) -> int:
     if not options.overwrite:
         job.require_new()
     with _collector_paused():
-        pictures = job.read()
+        pictures = _read(job, options)
         pipeline = _pipeline(options)
     _make(job, pictures, pipeline, options)
     _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
@@ -132,7 +132,7 @@ def batch(options: argparse.Namespace) -> int:
         pipeline.set_progress_bar_config(disable=True)
         for number, job in tqdm(waiting.items(), unit="picture"):
             try:
-                _make(job, job.read(), pipeline, options)
+                _make(job, _read(job, options), pipeline, options)
             except ImprintError as error:
                 failed += 1
                 report(number, error)
@@ -230,25 +230,32 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
     return pipeline
 
 
-def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options: argparse.Namespace) -> None:
+def _read(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The job's pictures; with --cutout auto, an object's photo with neither mask nor transparency gets a mask."""
+    pictures = job.read()
+    if options.cutout == "auto":
+        from .cutout import mask_of
+
+        for own in pictures:
+            own["object_mask"] = own["object_mask"] or [mask_of(photo) for photo in own["object_image"]]
+    return pictures
+
+
+def _make(job: Job, pictures: Sequence[dict[str, Any]], pipeline: ImprintPipeline, options: argparse.Namespace) -> None:
+    """pictures: for each of the job's objects its own, as `Job.read` gives them."""
     import torch
 
-    from .hole import separate_areas
-    from .images import as_mask, save_computed
+    from .images import save_computed
 
-    generator = torch.Generator().manual_seed(job.seed)
-    placing = placing_arguments(job.placing, pictures)
-    masks = [pictures.get("mask")]
-    if options.each_area:
-        if job.blend_mask or not job.mask:
-            raise ImprintError(
-                "each area of a mask takes an object of its own, without a blend mask; give a mask and no blend mask, or "
-                "leave --each-area out"
-            )
-        masks = [area[None] for area in separate_areas(as_mask(pictures["mask"])[0])] or masks
-    for number, mask in enumerate(masks, 1):  # each object is put into the picture with the ones before it
+    steps = [
+        (part, own | {"mask": mask}, torch.Generator().manual_seed(part.seed))
+        for part, own in zip(job.each, pictures)
+        for mask in _areas(part, own, options.each_area)
+    ]
+    background = pictures[0]["background"]
+    for number, (part, own, generator) in enumerate(steps, 1):  # each into the picture with the ones before it
         made = pipeline(
-            **pictures | {"mask": mask},
+            **own | {"background": background},
             num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
             guidance_scale=options.guidance,
             context=options.context,
@@ -260,13 +267,29 @@ def _make(job: Job, pictures: dict[str, Any], pipeline: ImprintPipeline, options
             colour_match=options.colour_match,
             matte=options.matte,
             detail=options.detail,
-            **placing,
+            **placing_arguments(part.placing, own),
         )
         if options.layers:
-            names = [job.out.stem] * options.many + [str(number)] * (len(masks) > 1)
-            _save_layers(made, pictures["background"], options.layers, names)
-        pictures["background"] = made.images[0]
-    save_computed(pictures["background"], job.out)
+            names = [job.out.stem] * options.many + [str(number)] * (len(steps) > 1)
+            _save_layers(made, background, options.layers, names)
+        background = made.images[0]
+    save_computed(background, job.out)
+
+
+def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
+    """The masks into which a job's object goes, one after another: its own or, by --each-area, each area of it."""
+    from .hole import separate_areas
+    from .images import as_mask
+
+    if not each_area:
+        return [pictures.get("mask")]
+    if job.blend_mask or not job.mask:
+        raise ImprintError(
+            "each area of a mask takes an object of its own, without a blend mask; give a mask and no blend mask, or "
+            "leave --each-area out"
+        )
+    mask = pictures["mask"]
+    return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
 
 
 def _save_layers(made: ImprintPipelineOutput, background: Image.Image, folder: Path, names: list[str]) -> None:
@@ -326,9 +349,9 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command(demo, "demo", "make a composite of the pictures that come with the package")
     added.add_argument("--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder")
-    added.set_defaults(overwrite=False, many=False)
+    added.set_defaults(overwrite=False, many=False, cutout="off")
 
-    added = command(composite, "composite", "put an object into a background")
+    added = one = command(composite, "composite", "put an object into a background")
     added.add_argument("--object", type=Path, action="append", required=True, help="its photo; again for further views")
     added.add_argument(
         "--object-mask",
@@ -354,7 +377,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="JOBS.jsonl",
         help="one JSON object per line: object, background, out, mask (or placed, or at), and if wished object_mask, "
-        "blend_mask, seed, height, rotate, flip, fit, light, shadow, softness; paths are relative to this file's folder",
+        "blend_mask, seed, height, rotate, flip, fit, light, shadow, softness; or objects, a list from back to front, each with "
+        "an object of its own and those keys; paths are relative to this file's folder",
     )
     added.add_argument(
         "--overwrite",
@@ -362,6 +386,15 @@ def _parser() -> argparse.ArgumentParser:
         help="also make what is already written, and over what a composite is made of",
     )
     added.set_defaults(many=True)
+
+    for each in (one, added):
+        each.add_argument(
+            "--cutout",
+            choices=("off", "auto"),
+            default="off",
+            help="auto: cut the object out of a photo that has neither a mask nor transparency; needs pip install "
+            "'imprint[cutout]'; default: %(default)s",
+        )
 
     added = command(convert, "convert", "make a checkpoint of a third-party model's released weights", parents=())
     added.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +56,24 @@ _BLACK = 0.03  # of both pictures: in black there is no light to be read
 _INNER = (0.2, 0.9)  # the photo's alpha: its very edge shows what was behind it
 
 
+class Restored(NamedTuple):
+    """What `restore_detail` gives."""
+
+    pictures: torch.Tensor
+    """(B, 3, H, W) with the object's own detail."""
+    alpha: torch.Tensor
+    """(B, H, W) with its own outline."""
+    laid: tuple[float, ...]
+    """For each picture, over which part of the drawn object the photo lies, 0 to 1, whatever the strength; 0 where no
+    view fits."""
+
+
 def restore_detail(
     generated: torch.Tensor,
     alpha: torch.Tensor,
     views: ObjectViews,
     strength: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Restored:
     """The generated pictures with the object's own detail, and their alpha with its outline.
 
     generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. views: of
@@ -71,12 +84,13 @@ def restore_detail(
     if not 0 <= strength <= 1:
         raise ImprintError(f"detail is {strength:g}; it must be from 0 (off) to 1")
     pictures, outlines = generated.clone(), alpha.clone()
+    laid = [0.0] * len(pictures)
     if strength:
         photos = [_Part.of(image, mask, multiplied=True) for (image,), mask in zip(views.pictures, views.masks)]
-        for picture, outline in zip(pictures, outlines):
+        for index, (picture, outline) in enumerate(zip(pictures, outlines)):
             if bool((outline > 0.5).any()):
-                _restore(picture, outline, photos, strength)
-    return pictures, outlines
+                laid[index] = _restore(picture, outline, photos, strength)
+    return Restored(pictures, outlines, tuple(laid))
 
 
 @dataclass(frozen=True)
@@ -135,15 +149,15 @@ class _Part:
         return _straight(_sampled(planes.to(places), places))
 
 
-def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], strength: float) -> None:
-    """One picture (3, H, W) and its alpha (H, W), in place."""
+def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], strength: float) -> float:
+    """One picture (3, H, W) and its alpha (H, W), in place; returns over which part of the object the photo lies."""
     drawing = _Part.of(picture, alpha[None])
     if drawing.side < _LEAST:
-        return
+        return 0.0
     seen = [drawing.small(side) for side in _SIDES]
     photos = [[_straight(view.small(side)) for side in _SIDES] for view in views]
     if (registered := _register(seen, photos)) is None:
-        return
+        return 0.0
     index, grid = registered
 
     # What is broad is worked out on the small pictures. They are on the CPU: the registration is many steps of little
@@ -152,7 +166,7 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
     both = seen[3:] * photo[3:]
     trust = strength * _trust(seen, photo, both)
     if not bool(trust.any()):
-        return
+        return 0.0
     size = float(seen[3].sum().sqrt())
     gain = _ratio(seen, photo, both, LIGHT * size).mean(0, True).clamp(*_GAINS)
     tint = _ratio(seen, photo, both, TINT * size)
@@ -163,8 +177,10 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
     photo = views[index].sampled(grid, 1 / drawing.side).to(drawing.planes)
     restored = (light * photo[:3]).clamp(0, 1)
     here = (slice(None), drawing.rows, drawing.columns)
-    picture[here] = drawing.planes[:3].lerp(restored, trust * _ramp(photo[3:], *_INNER)).to(picture)
+    opacity = trust * _ramp(photo[3:], *_INNER)
+    picture[here] = drawing.planes[:3].lerp(restored, opacity).to(picture)
     alpha[here[1:]] = drawing.planes[3].lerp(photo[3], trust[0]).clamp(0, 1).to(alpha)
+    return float((opacity * drawing.planes[3:]).sum() / drawing.planes[3].sum()) / strength
 
 
 def _register(seen: list[torch.Tensor], photos: list[list[torch.Tensor]]) -> tuple[int, torch.Tensor] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 from .errors import ImprintError, require_masks, require_same_size
 from .files import same_file
 from .options import PLACING, check_placing
+
+_OF_AN_OBJECT = ("object_mask", "mask", "blend_mask", "seed", *PLACING)
+"""What a line may say of each object besides its picture."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Job:
     """Where to put what was generated, if not in `mask`."""
     placing: Mapping[str, Any] = field(default_factory=dict)
     """What was given of `PLACING`."""
+    then: tuple[Job, ...] = ()
+    """Further objects, each put into the picture that the ones before have made, with the same background and out."""
 
     def __post_init__(self) -> None:
         check_placing(self.placing, self.mask is not None)
@@ -41,27 +46,46 @@ class Job:
             raise ImprintError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1")
 
     @classmethod
-    def from_json(cls, line: bytes, folder: Path, seed: int) -> Job:
-        """A line of a jobs file in `folder`; `seed` is for a line without one. Raises `ImprintError` for a bad line."""
+    def from_json(cls, line: bytes, folder: Path, seed: int, placing: Mapping[str, Any] | None = None) -> Job:
+        """A line of a jobs file in `folder`. Raises `ImprintError` for a bad line.
+
+        seed, placing: for what the line does not say. With `objects`, a list from back to front, what the line says besides
+        them holds for all that do not say it themselves.
+        """
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ImprintError(f"this is not JSON ({error}); write one object per line") from error
-        required, known = ("object", "background", "out"), ("mask", "object_mask", "blend_mask", "seed", *PLACING)
-        if not isinstance(values, dict):
-            raise ImprintError(f"this is {type(values).__name__}, not an object with the keys {', '.join(required)}")
-        missing = [key for key in required if key not in values]
-        unknown = [key for key in values if key not in required + known]
-        if missing or unknown:
+        several = isinstance(values, dict) and "objects" in values
+        required = ("objects" if several else "object", "background", "out")
+        _require_keys(values, required, _OF_AN_OBJECT, "a line")
+        said = {key: value for key, value in values.items() if value is not None or key not in PLACING}
+        of_line = dict(placing or {}) | {"seed": seed} | said
+        if not several:
+            return cls._of(of_line, folder)
+        objects = of_line.pop("objects")
+        if not isinstance(objects, list) or not objects:
             raise ImprintError(
-                f"missing keys: {', '.join(missing) or 'none'}, unknown keys: {', '.join(unknown) or 'none'}; "
-                f"a line has {', '.join(required)} and may have {', '.join(known)}"
+                f'\'objects\' is {objects!r}; it must be a list of at least one object, as {{"object": "file"}}'
             )
+        jobs = []
+        for number, each in enumerate(objects, 1):
+            try:
+                _require_keys(each, ("object",), _OF_AN_OBJECT, "an object")
+                jobs.append(cls._of(of_line | each, folder))
+            except ImprintError as error:
+                raise ImprintError(f"object {number} of {len(objects)}: {error}") from error
+        return dataclasses.replace(jobs[0], then=tuple(jobs[1:]))
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any], folder: Path) -> Job:
+        """One object, from the keys of a line."""
 
         def paths(key: str) -> tuple[Path, ...]:
+            optional = key in _OF_AN_OBJECT
             names = values.get(key)
-            names = [] if names is None and key in known else names if isinstance(names, list) else [names]
-            if not all(isinstance(name, str) and name for name in names) or not (names or key in known):
+            names = [] if names is None and optional else names if isinstance(names, list) else [names]
+            if not all(isinstance(name, str) and name for name in names) or not (names or optional):
                 raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of a file")
             return tuple(folder / name for name in names)
 
@@ -77,22 +101,35 @@ class Job:
             path("background"),
             None if values.get("mask") is None else path("mask"),
             path("out"),
-            values.get("seed", seed),
+            values["seed"],
             None if values.get("blend_mask") is None else path("blend_mask"),
             {key: values[key] for key in PLACING if values.get(key) is not None},
         )
 
+    @property
+    def each(self) -> tuple[Job, ...]:
+        """A job for each object, from back to front."""
+        return (self, *self.then)
+
     def require_new(self) -> None:
         """Raise `ImprintError` where the picture would be written over one that it is made of."""
-        masks = [path for path in (*self.object_masks, self.mask, self.blend_mask) if path]
-        for path in (self.background, *self.objects, *masks):
+        files = [
+            path for job in self.each for path in (*job.objects, *job.object_masks, job.mask, job.blend_mask) if path
+        ]
+        for path in (self.background, *files):
             if same_file(path, self.out):
                 raise ImprintError(
                     f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or --overwrite"
                 )
 
-    def read(self) -> dict[str, Any]:
-        """The pictures, by the names of the pipeline's arguments. Raises `ImprintError` for what cannot be used."""
+    def read(self) -> list[dict[str, Any]]:
+        """For each object its pictures, by the names of the pipeline's arguments.
+
+        Raises `ImprintError` for what cannot be used.
+        """
+        return [job._read() for job in self.each]
+
+    def _read(self) -> dict[str, Any]:
         from .images import open_image, require_writable
 
         pictures = {
@@ -127,8 +164,7 @@ def read_jobs(
         if not line.strip():
             continue
         try:
-            job = Job.from_json(line, path.parent, seed)
-            job = dataclasses.replace(job, placing=dict(placing) | dict(job.placing))
+            job = Job.from_json(line, path.parent, seed, placing)
             if not overwrite:
                 job.require_new()
             first = writers.setdefault(os.path.normcase(os.path.realpath(job.out)), number)
@@ -138,3 +174,15 @@ def read_jobs(
         except ImprintError as error:
             errors[number] = error
     return jobs, errors
+
+
+def _require_keys(values: Any, required: Sequence[str], optional: Sequence[str], what: str) -> None:
+    if not isinstance(values, dict):
+        raise ImprintError(f"this is {type(values).__name__}, not an object with the keys {', '.join(required)}")
+    missing = [key for key in required if key not in values]
+    unknown = [key for key in values if key not in (*required, *optional)]
+    if missing or unknown:
+        raise ImprintError(
+            f"missing keys: {', '.join(missing) or 'none'}, unknown keys: {', '.join(unknown) or 'none'}; "
+            f"{what} has {', '.join(required)} and may have {', '.join(optional)}"
+        )

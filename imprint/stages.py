@@ -248,7 +248,7 @@ class Stages(Parts):
         if not maps:
             return Layers(picture)
         alpha, shadow = map(crop.put_back_maps, maps)
-        picture, alpha = restore_detail(picture, alpha, scene.views, settings.detail)
+        picture, alpha, _ = restore_detail(picture, alpha, scene.views, settings.detail)
         for values in (picture, alpha):
             require_finite(values, "the picture with the object's own detail", "switch detail off (0) for this object")
         if settings.shadow != 1:

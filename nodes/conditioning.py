@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..imprint.errors import ImprintError, require_finite
 from . import models, sockets
 from .clip_vision import encode_views, encoder_config
+from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import PRECISION, to_bhwc
 
@@ -54,17 +55,20 @@ class ImprintIDEncoder(io.ComfyNode):
             outputs=[
                 sockets.Identity.Output(
                     display_name="identity",
-                    tooltip="What the encoder sees of the object, in all views. For Condition on Object.",
+                    tooltip="The object: what the encoder sees of it, and its pictures. For Condition on Object, and for "
+                    "Restore Detail.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
-        views = object_views(image, mask, mask_marks)
+        views, white = object_views(image, mask, mask_marks)
+        tell(cls, f"White in the object's mask: the {white}.")
         pixels, cutouts = views.prepared(encoder_config(clip_vision))
-        identity = require_finite(encode_views(clip_vision, pixels), "what the encoder sees of the object", PRECISION)
-        return io.NodeOutput(identity, ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
+        tokens = require_finite(encode_views(clip_vision, pixels), "what the encoder sees of the object", PRECISION)
+        return io.NodeOutput(sockets.Subject(tokens, views), ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
 
 
 class ImprintContentAdapter(io.ComfyNode):
@@ -109,8 +113,8 @@ class ImprintContentAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter: models.Adapter, identity: torch.Tensor, strength: float) -> io.NodeOutput:
-        (tokens, width), config = identity.shape[2:], adapter.config
+    def execute(cls, adapter: models.Adapter, identity: sockets.Subject, strength: float) -> io.NodeOutput:
+        (tokens, width), config = identity.tokens.shape[2:], adapter.config
         if width != config.input_width:
             raise ImprintError(
                 f"Encode Object gives tokens of width {width}, but Condition on Object takes {config.input_width}; "
@@ -121,5 +125,5 @@ class ImprintContentAdapter(io.ComfyNode):
                 f"Encode Object gives {tokens} tokens per view, but Condition on Object takes {config.input_tokens}; "
                 "use the CLIP_VISION and the adapter of the same Imprint: Load Checkpoint"
             )
-        positive, negative = adapter.contexts(identity, strength)
+        positive, negative = adapter.contexts(identity.tokens, strength)
         return io.NodeOutput([[positive, {}]], [[negative, {}]])

@@ -9,6 +9,8 @@ from ..imprint.blending import BLENDS, blend_pictures, match_colour
 from ..imprint.detail import restore_detail
 from ..imprint.errors import ImprintError
 from ..imprint.images import full_strength
+from . import sockets
+from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import broadcast, fit_mask, to_bchw, to_bhwc
 
@@ -36,13 +38,7 @@ class ImprintRestoreDetail(io.ComfyNode):
             inputs=[
                 io.Image.Input("generated", tooltip="The image of Draw Object."),
                 io.Mask.Input("alpha", tooltip="Where the object is, from Draw Object."),
-                io.Image.Input(
-                    "image",
-                    tooltip="The object, the same picture that Encode Object has, as large and sharp as you have "
-                    "it. Of several views the one that fits best is taken.",
-                ),
-                io.Mask.Input("mask", tooltip="Which part of the picture is the object, as for Encode Object."),
-                marks_input(),
+                marks_input("Of the mask that is connected here; an identity brings its own."),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -51,6 +47,20 @@ class ImprintRestoreDetail(io.ComfyNode):
                     step=0.05,
                     tooltip="How far the photo takes the place of what was generated, in its light, 0 to 1; 1 "
                     "(default) is wholly, 0 changes nothing. Lower it when the object looks pasted.",
+                ),
+                sockets.Identity.Input(
+                    "identity",
+                    optional=True,
+                    tooltip="The object, from Encode Object: its pictures come with it. Of several views the one that fits "
+                    "best is taken.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Instead of identity: the object's picture, as large and sharp as you have it, with its mask.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Which part of the picture is the object; goes with image."
                 ),
             ],
             outputs=[
@@ -62,6 +72,7 @@ class ImprintRestoreDetail(io.ComfyNode):
                     tooltip="The alpha with the object's own outline, where the photo fits. For Blend into Background.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -69,16 +80,35 @@ class ImprintRestoreDetail(io.ComfyNode):
         cls,
         generated: torch.Tensor,
         alpha: torch.Tensor,
-        image: torch.Tensor,
-        mask: torch.Tensor,
         mask_marks: str,
         strength: float,
+        identity: sockets.Subject | None = None,
+        image: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         frames, transparency = to_bchw(generated)
         frames, alphas = broadcast(generated=frames, alphas=fit_mask(alpha, frames, "alpha"))
-        views = object_views(image, mask, mask_marks)
-        made, outlines = restore_detail(frames, alphas, views, strength)
+        lines = []
+        if image is not None and mask is not None:
+            views, white = object_views(image, mask, mask_marks)
+            lines.append(f"White in the object's mask: the {white}.")
+        elif image is not None or mask is not None or identity is None:
+            raise ImprintError(
+                "the object is missing: connect the identity of Encode Object or, instead of it, the object's image and mask"
+            )
+        else:
+            views = identity.views
+        made, outlines, laid = restore_detail(frames, alphas, views, strength)
+        tell(cls, "\n".join([*(_words(share, strength) for share in laid), *lines]))
         return io.NodeOutput(to_bhwc(made, transparency), outlines)
+
+
+def _words(share: float, strength: float) -> str:
+    if not strength:
+        return "strength is 0: nothing changed"
+    if not share:
+        return "the photo does not fit what was drawn: nothing changed"
+    return f"the photo is laid over {max(1, round(100 * share))} % of the object"
 
 
 class ImprintBackgroundBlend(io.ComfyNode):

@@ -11,20 +11,16 @@ from ..imprint.views import ObjectViews
 from .tensors import fit_mask, to_bchw
 
 
-def marks_input(hint: str = "", auto: bool = False) -> io.Combo.Input:
-    """The widget that says which way round the object's mask is. hint: a last sentence of its tooltip.
-
-    auto: whether it may be left to `what_is_white`, and is by default.
-    """
-    first = "auto (default): seen from the mask's border, and said on this node. " if auto else ""
-    default = "" if auto else " (default)"
+def marks_input(hint: str = "") -> io.Combo.Input:
+    """The widget that says which way round the object's mask is. hint: a last sentence of its tooltip."""
     return io.Combo.Input(
         "mask_marks",
-        options=["auto"] * auto + ["background", "object"],
-        default="auto" if auto else "background",
-        advanced=auto or None,
-        tooltip=f"What is white in the mask. {first}background{default}: the MASK of Load Image for a cut-out, white where "
-        f"the picture is transparent. object: a mask painted over the object, or a segmentation. {hint}".rstrip(),
+        options=["auto", "background", "object"],
+        default="auto",
+        advanced=True,
+        tooltip="What is white in the mask. auto (default): seen from the mask's border, and said on this node. background: "
+        "the MASK of Load Image for a cut-out, white where the picture is transparent. object: a mask painted over the "
+        f"object, or a segmentation. {hint}".rstrip(),
     )
 
 
@@ -34,13 +30,15 @@ def what_is_white(masks: torch.Tensor) -> str:
     return "background" if float(border.mean()) > 0.5 else "object"
 
 
-def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> ObjectViews:
-    """IMAGE and MASK -> the views of an object.
+def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tuple[ObjectViews, str]:
+    """IMAGE and MASK -> the views of an object, and what is white in the mask: as mask_marks says or, for "auto", as seen.
 
     Raises `ImprintError` for a mask that leaves no object, and for counts that differ.
     """
     views, _ = to_bchw(image)
     masks = fit_mask(mask, views, "object's mask")
+    if mask_marks == "auto":
+        mask_marks = what_is_white(masks)
     if mask_marks == "background":
         masks = 1 - masks
     for index, each in enumerate(masks):
@@ -56,4 +54,4 @@ def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> Ob
             f"got {len(masks)} masks for {len(views)} picture(s) of the object; give one mask, or one per picture"
         )
     masks = full_strength(masks)
-    return ObjectViews(views.split(1), masks.expand(len(views), -1, -1).split(1))
+    return ObjectViews(views.split(1), masks.expand(len(views), -1, -1).split(1)), mask_marks

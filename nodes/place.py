@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 
@@ -18,8 +19,8 @@ from ..imprint.views import ObjectViews
 from . import models, sockets
 from .loaders import FOLDER, listed_files
 from .messages import tell
-from .objects import marks_input, object_views, what_is_white
-from .tensors import broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
+from .objects import marks_input, object_views
+from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
 
 _PLACES = ("box", "as it lies")
 _ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
@@ -60,9 +61,10 @@ class ImprintPlaceObject(io.ComfyNode):
                 io.BoundingBox.Input(
                     "box",
                     component="ImageCrop",
+                    default={"x": 80, "y": 80, "width": 240, "height": 240},  # all of it is seen in most pictures
                     tooltip="Where the object goes: drag the box on the picture. The object keeps its proportions, as "
-                    "large as the box allows, and stands on the box's lower edge. Not used with a mask, or with place "
-                    "'as it lies'.",
+                    "large as the box allows, and stands on the box's lower edge. Not used where a mask was painted, or "
+                    "with place 'as it lies'. In the classic canvas, which draws no box, paint a mask.",
                 ),
                 io.Float.Input(
                     "rotate",
@@ -96,7 +98,7 @@ class ImprintPlaceObject(io.ComfyNode):
                     "as it lies: its picture is as large as the background, and the object lies in it where it shall "
                     "lie, as in a layer of an image editor.",
                 ),
-                marks_input(auto=True),
+                marks_input(),
                 io.Mask.Input(
                     "object_mask",
                     optional=True,
@@ -106,13 +108,23 @@ class ImprintPlaceObject(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Instead of the box: white where the object goes, as painted in the mask editor of the "
-                    "background. The object is fitted into what is white from left to right and top to bottom.",
+                    tooltip="Instead of the box: white where the object goes, such as the MASK of the background's Load "
+                    "Image, painted in its mask editor; as long as nothing is painted there, the box holds. The object "
+                    "is fitted into what is white, from left to right and top to bottom.",
+                ),
+                sockets.Placed.Input(
+                    "after",
+                    optional=True,
+                    tooltip="For several objects in one picture: the placed of another Place Object with the same "
+                    "background, whose objects stand behind this one. One Light and Shadow lights them all, from back "
+                    "to front.",
                 ),
             ],
             outputs=[
                 sockets.Placed.Output(
-                    display_name="placed", tooltip="The background and the object in its place. For Light and Shadow."
+                    display_name="placed",
+                    tooltip="The background and the objects in their places. For Light and Shadow, or for the after of "
+                    "the next Place Object.",
                 ),
                 io.Image.Output(
                     display_name="image",
@@ -139,10 +151,11 @@ class ImprintPlaceObject(io.ComfyNode):
         mask_marks: str = "auto",
         object_mask: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        after: sockets.PlacedBatch | None = None,
     ) -> io.NodeOutput:
         frames, transparency = to_bchw(background)
         size = tuple(frames.shape[2:])
-        pictures, own = to_bchw(object)
+        _, own = to_bchw(object)
         if object_mask is None:
             if own is None:
                 raise ImprintError(
@@ -150,40 +163,30 @@ class ImprintPlaceObject(io.ComfyNode):
                     "transparency to object; cut a plain photo out with Remove Background first"
                 )
             object_mask, mask_marks = own[:, 0], "object"
-        elif mask_marks == "auto":
-            mask_marks = what_is_white(fit_mask(object_mask, pictures, "object's mask"))
-        views = object_views(object, object_mask, mask_marks)
-        if place == "box":
-            if mask is None:
-                boxes = torch.tensor([_within(box, size)])
-            else:
-                boxes = bounding_boxes(fit_mask(mask, frames, "mask"))
-        elif mask is not None:
-            raise ImprintError(
-                "place is 'as it lies', but a mask is connected, which says another place; disconnect the mask, or set "
-                "place to 'box'"
-            )
-        else:
-            boxes = torch.zeros(1, 4, dtype=torch.int64)
-        batches = broadcast(
+        views, white = object_views(object, object_mask, mask_marks)
+        boxes, behind = _boxes(box, mask, place, frames), ()
+        if after is not None:
+            frames, behind = _same_background(frames, after), after.objects
+        frames, pictures, outlines, boxes = broadcast(
             backgrounds=frames, objects=torch.cat(views.pictures), object_masks=torch.cat(views.masks), places=boxes
         )
-        frames, there = batches[0], []
-        for picture, outline, each in zip(*batches[1:]):
+        there = []
+        for picture, outline, each in zip(pictures, outlines, boxes.tolist()):
             if place == "box":
-                put = PlacedObject.put(picture, outline, fit_into(picture, outline, each.tolist(), rotate, flip), size)
-                there.append(_aligned(put, each.tolist(), _ACROSS[align_x], _DOWN[align_y]))
+                put = PlacedObject.put(picture, outline, fit_into(picture, outline, each, rotate, flip), size)
+                there.append(_aligned(put, each, _ACROSS[align_x], _DOWN[align_y]))
             else:
                 view = ObjectViews((picture[None],), (outline[None],))
                 there.append(place_object(view, size, placed=True, rotate=rotate, flip=flip))
+        objects = tuple(each if len(each) == len(there) else each * len(there) for each in (*behind, tuple(there)))
         image, alpha = copy_image(background, len(there)), lazy_zeros(len(there), *size)
-        for index, put in enumerate(there):
-            rows, columns = put.area
-            part = image[index, rows, columns, :3]
-            part.lerp_(put.colours.movedim(0, -1).to(part), put.alpha[..., None].to(part))
-            alpha[index, rows, columns] = put.alpha
-        tell(cls, "\n".join(map(_words, there)) + f"\nWhite in the object's mask: the {mask_marks}.")
-        placed = sockets.PlacedBatch(frames, transparency, tuple(there))
+        for index, stack in enumerate(zip(*objects)):
+            for put in stack:
+                part = image[(index, *put.area)][..., :3]
+                part.lerp_(put.colours.movedim(0, -1).to(part), put.alpha[..., None].to(part))
+            alpha[(index, *put.area)] = put.alpha
+        tell(cls, "\n".join(map(_words, there)) + f"\nWhite in the object's mask: the {white}.")
+        placed = sockets.PlacedBatch(frames, transparency, objects)
         return io.NodeOutput(placed, image, alpha, ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -200,7 +203,7 @@ class ImprintRelight(io.ComfyNode):
             search_aliases=["harmonize", "harmonise", "relight", "shadow", "light", "insert", "composite", "imprint"],
             inputs=[
                 sockets.Placed.Input(
-                    "placed", tooltip="The background and the object in its place, from Place Object."
+                    "placed", tooltip="The background and the objects in their places, from Place Object."
                 ),
                 io.Float.Input(
                     "light",
@@ -246,7 +249,8 @@ class ImprintRelight(io.ComfyNode):
                 io.Image.Output(
                     display_name="shadow_layer",
                     tooltip="The shadow by itself, with transparency, for an image editor: the lowest of three layers "
-                    "over the background.",
+                    "over the background. Of several objects one each, from back to front; each object's three layers lie "
+                    "over those of the one before.",
                 ),
                 io.Image.Output(
                     display_name="object_layer",
@@ -278,14 +282,52 @@ class ImprintRelight(io.ComfyNode):
         model = models.Light(folder_paths.get_full_path_or_raise(FOLDER, light_model))
         net, frames = model.loaded(), placed.backgrounds
         image = copy_image(to_bhwc(frames, placed.transparency), len(frames))
-        layers = {name: lazy_zeros(len(frames), *frames.shape[2:], 4) for name in ("shadow", "object", "light")}
-        for index, each in enumerate(placed.objects):
-            rows, columns = square_around(net, each).area
-            lit = relight(net, frames[index : index + 1, :, rows, columns], each, light, shadow, softness)
-            image[index, rows, columns, :3] = lit.composite()[0].movedim(0, -1)
+        total = len(frames) * len(placed.objects)
+        layers = {name: lazy_zeros(total, *frames.shape[2:], 4) for name in ("shadow", "object", "light")}
+        for index, each in enumerate(itertools.chain.from_iterable(placed.objects)):
+            frame = index % len(frames)
+            area = square_around(net, each).area
+            here = image[(frame, *area)][..., :3]
+            lit = relight(net, here.movedim(-1, 0)[None], each, light, shadow, softness)
             for name, layer in lit.layers().items():
-                layers[name][index, rows, columns] = layer[0].movedim(0, -1).to(layers[name])
+                layers[name][(index, *area)] = layer[0].movedim(0, -1).to(layers[name])
+            here.copy_(lit.composite()[0].movedim(0, -1))  # last, since the layers are worked out from what was there
         return io.NodeOutput(image, *layers.values())
+
+
+def _boxes(box: dict, mask: torch.Tensor | None, place: str, frames: torch.Tensor) -> torch.Tensor:
+    """Top, left, bottom, right of the places (1 or B, 4) in frames (B, 3, H, W); zeros where the object lies placed already.
+
+    Raises `ImprintError` for a box outside, an empty mask, and a mask beside "as it lies".
+    """
+    size = tuple(frames.shape[2:])
+    if mask is not None and is_placeholder(mask, size):
+        mask = None  # the MASK of the background's Load Image, on which nothing was painted: the box holds
+    if place == "box":
+        return torch.tensor([_within(box, size)]) if mask is None else bounding_boxes(fit_mask(mask, frames, "mask"))
+    if mask is not None:
+        raise ImprintError(
+            "place is 'as it lies', but a mask is connected, which says another place; disconnect the mask, or set place to "
+            "'box'"
+        )
+    return torch.zeros(1, 4, dtype=torch.int64)
+
+
+def _same_background(frames: torch.Tensor, after: sockets.PlacedBatch) -> torch.Tensor:
+    """The backgrounds of what was placed before. Raises `ImprintError` unless frames (B, 3, H, W) are the same."""
+    before = after.backgrounds
+    if frames.shape[1:] != before.shape[1:]:
+        found = f"it is {frames.shape[3]}x{frames.shape[2]}, that one {before.shape[3]}x{before.shape[2]}"
+    elif 1 != len(frames) != len(before):
+        found = f"here are {len(frames)}, there {len(before)}"
+    elif not bool((frames.to(before) == before).all()):
+        found = "it is another picture"
+    else:
+        return before
+    raise ImprintError(
+        f"the background is not the one of the Place Object that is connected to after ({found}); connect the same "
+        "picture to both"
+    )
 
 
 def _within(box: dict, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -22,6 +22,7 @@ from .schedules import start_where_it_stands
 from .tensors import PRECISION, broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
 from .unet import imprint_config
 
+_SEEDS = 2**64
 _SAMPLED = "take another sampler, scheduler or cfg, or start ComfyUI with --force-fp32"
 
 
@@ -136,6 +137,25 @@ class ImprintCompositeSampler(io.ComfyNode):
                     tooltip="Show on this node the crop that the model works in: with its hole, and with the object. "
                     "Switch it on to see what the model sees.",
                 ),
+                io.Int.Input(
+                    "variations",
+                    default=1,
+                    min=1,
+                    max=8,
+                    optional=True,
+                    tooltip="How many pictures to draw in one run, 1 (default) to 8: the first with the seed, each "
+                    "further one with the next higher seed, so that you can draw the one you like again. For one "
+                    "background at a time.",
+                ),
+                io.Boolean.Input(
+                    "same_noise",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For the frames of a video: each picture of the batch starts from the same noise, so that an "
+                    "object that stands still does not flicker; off by default. Take a sampler without 'ancestral' or "
+                    "'sde' in its name, since those add noise of their own.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -179,11 +199,18 @@ class ImprintCompositeSampler(io.ComfyNode):
         context: float,
         resolution: int,
         show_crop: bool = False,
+        variations: int = 1,
+        same_noise: bool = False,
     ) -> io.NodeOutput:
         config = imprint_config(model)
         _check_parts(config, vae, positive, negative)
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
+        if variations > 1 < len(frames):
+            raise ImprintError(
+                f"variations is {variations}, which draws one place {variations} times, but {len(frames)} came in a batch; "
+                "set variations to 1, or connect one background and one mask"
+            )
         crops = _crops(frames, masks, config, resolution or None, context)
         tell(cls, "\n".join(_describe(crop.hole) for crop in crops))
 
@@ -192,25 +219,31 @@ class ImprintCompositeSampler(io.ComfyNode):
         clean = require_finite(vae.encode(painted), "the background's latents", PRECISION)
         hole = torch.cat([crop.latent_mask for crop in crops]).to(clean)
         positive, negative, latent = _inputs(config, positive, negative, clean, hole)
-        reader = MatteReader()
-        model = reader.watch(model)
-        start_where_it_stands(model, sampler_name, scheduler, steps)
-        (latent,) = nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        sampled = require_finite(torch.where(hole > 0, latent["samples"], clean), "what was sampled", _SAMPLED)
-        drawn, _ = to_bchw(require_finite(vae.decode(sampled), "the decoded picture", PRECISION))
-        maps = torch.stack(reader.read(hole, config), 1) if config.matte else None
+        if same_noise:
+            latent["batch_index"] = [0] * len(crops)  # core's word for which noise of the seed each takes
+        settings = (steps, cfg, sampler_name, scheduler, positive, negative, latent)
+        drawings, maps = [], []
+        for index in range(variations):
+            reader = MatteReader()
+            watched = reader.watch(model)
+            start_where_it_stands(watched, sampler_name, scheduler, steps)
+            (made,) = nodes.common_ksampler(watched, (seed + index) % _SEEDS, *settings)
+            sampled = require_finite(torch.where(hole > 0, made["samples"], clean), "what was sampled", _SAMPLED)
+            drawings += to_bchw(require_finite(vae.decode(sampled), "the decoded picture", PRECISION))[0].split(1)
+            if config.matte:
+                maps += torch.stack(reader.read(hole, config), 1).split(1)
 
-        result = copy_image(background, len(crops))
+        result = copy_image(background, len(drawings))
         colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        layers = lazy_zeros(len(crops), 2, *masks.shape[1:])  # alpha and shadow
-        for index, crop in enumerate(crops):
-            one = slice(index, index + 1)
-            crop.write(colours[one], drawn[one])
-            if maps is None:
-                layers[(index, 0, *crop.placement.area)] = 1  # all that was generated counts as the object
+        layers = lazy_zeros(len(drawings), 2, *masks.shape[1:])  # alpha and shadow
+        for index, drawn in enumerate(drawings):
+            one, crop = slice(index, index + 1), crops[index % len(crops)]
+            crop.write(colours[one], drawn)
+            if maps:
+                crop.write(layers[one], maps[index])
             else:
-                crop.write(layers[one], maps[one])
-        shown = ui.PreviewImage(torch.cat([painted, to_bhwc(drawn.to(painted))]), cls=cls) if show_crop else None
+                layers[(index, 0, *crop.placement.area)] = 1  # all that was generated counts as the object
+        shown = ui.PreviewImage(torch.cat([painted, *map(to_bhwc, drawings)]), cls=cls) if show_crop else None
         return io.NodeOutput(result, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
 
 

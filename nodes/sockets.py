@@ -8,24 +8,34 @@ import torch
 from comfy_api.latest import io
 
 from ..imprint.place import PlacedObject
+from ..imprint.views import ObjectViews
 
 Adapter = io.Custom("IMPRINT_ADAPTER")
 """A `models.Adapter`."""
 
 Identity = io.Custom("IMPRINT_IDENTITY")
-"""Tokens of one object's views: a float32 tensor (1, views, tokens, width)."""
+"""A `Subject`."""
 
 Placed = io.Custom("IMPRINT_PLACED")
 """A `PlacedBatch`."""
 
 
 @dataclass(frozen=True)
+class Subject:
+    """One object: what the encoder sees of it, and its pictures, from which detail is restored."""
+
+    tokens: torch.Tensor
+    """float32 (1, views, tokens, width)."""
+    views: ObjectViews
+
+
+@dataclass(frozen=True)
 class PlacedBatch:
-    """Backgrounds, and in each an object where it was put."""
+    """Backgrounds, and in each one or several objects where they were put."""
 
     backgrounds: torch.Tensor
     """(B, 3, H, W) in [0, 1]."""
     transparency: torch.Tensor | None
     """(B or 1, 1, H, W), or None where the backgrounds have none."""
-    objects: tuple[PlacedObject, ...]
-    """One for each background."""
+    objects: tuple[tuple[PlacedObject, ...], ...]
+    """From back to front; of each object one for each background."""

@@ -66,12 +66,17 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
         raise ImprintError(f"the {name} has no pixels (shape {tuple(mask.shape)}); connect a MASK of a picture")
     mask = mask.float() if mask.dtype == torch.bool else mask
     mask = in_range(mask, f"the {name}").float().reshape(-1, *mask.shape[-2:])
-    if tuple(mask.shape[1:]) == (64, 64) != size and not bool(mask.any()):
+    if is_placeholder(mask, size):
         raise ImprintError(
             f"the {name} is the empty 64x64 mask that Load Image gives for a picture without transparency; "
             "paint a mask in the mask editor, load one with Load Image (as Mask), or connect another MASK"
         )
     return mask
+
+
+def is_placeholder(mask: torch.Tensor, size: tuple[int, int] | None) -> bool:
+    """Whether it is the empty mask that Load Image gives for a picture of `size` on which nothing was painted."""
+    return tuple(mask.shape[-2:]) == (64, 64) != size and not bool(mask.any())
 
 
 def broadcast(**batches: torch.Tensor) -> list[torch.Tensor]:

@@ -72,7 +72,7 @@ def error(picture: torch.Tensor, true: torch.Tensor, alpha: torch.Tensor) -> flo
 )
 def test_what_was_drawn_softly_gets_the_photo_s_detail(where):
     photo, mask, drawn, alpha, true = scene(**where)
-    made, outline = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
+    made, outline, _ = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
     assert made.shape == drawn.shape and outline.shape == alpha.shape
     assert error(made, true, alpha) < 0.6 * error(drawn, true, alpha)
     assert (outline - alpha).abs().mean() < 0.01
@@ -82,14 +82,14 @@ def test_light_stays_the_drawing_s():
     """A shade that grows from left to right, and half the brightness: what is finer is the photo's, in that light."""
     photo, mask, drawn, alpha, true = scene(angle=15)
     light = torch.linspace(0.25, 0.75, drawn.shape[3])
-    made, _ = restore_detail(drawn * light, alpha, ObjectViews.of([photo], [mask]))
+    made, _, _ = restore_detail(drawn * light, alpha, ObjectViews.of([photo], [mask]))
     assert error(made, true * light, alpha) < 0.5 * error(drawn * light, true * light, alpha)
 
 
 def test_an_outline_that_was_drawn_softly_gets_the_photo_s():
     photo, mask, drawn, alpha, _ = scene()
     soft = blurred(alpha[None], 6)[0]
-    _, outline = restore_detail(drawn, soft, ObjectViews.of([photo], [mask]))
+    _, outline, _ = restore_detail(drawn, soft, ObjectViews.of([photo], [mask]))
     assert (outline - alpha).abs().mean() < 0.3 * (soft - alpha).abs().mean()
 
 
@@ -98,15 +98,15 @@ def test_another_object_changes_nothing():
     bar = torch.zeros(1, 160, 160)
     bar[:, 70:90, 5:155] = 1
     bar[:, 5:90, 70:75] = 1
-    made, outline = restore_detail(drawn, alpha, ObjectViews.of([texture(seed=7)], [bar]))
+    made, outline, _ = restore_detail(drawn, alpha, ObjectViews.of([texture(seed=7)], [bar]))
     assert torch.equal(made, drawn) and torch.equal(outline, alpha)
 
 
 def test_of_an_object_with_other_colours_little_is_taken():
     """The same outline does not make it the same object."""
     _, mask, drawn, alpha, _ = scene()
-    made, _ = restore_detail(drawn, alpha, ObjectViews.of([texture(seed=7)], [mask]))
-    whole, _ = restore_detail(drawn, alpha, ObjectViews.of([texture(seed=0)], [mask]))
+    made, _, _ = restore_detail(drawn, alpha, ObjectViews.of([texture(seed=7)], [mask]))
+    whole, _, _ = restore_detail(drawn, alpha, ObjectViews.of([texture(seed=0)], [mask]))
     assert (made - drawn).abs().mean() < 0.25 * (whole - drawn).abs().mean()
 
 
@@ -117,15 +117,15 @@ def test_a_part_that_stands_out_elsewhere_stays_drawn():
     alpha[:, 20:60, 110:130] = 1  # a horn
     drawn = torch.where(alpha > 0, drawn, drawn).clone()
     drawn[:, :, 20:40, 110:130] = 0.8
-    _, outline = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
+    _, outline, _ = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
     assert float(outline[0, 22:36, 112:128].mean()) > 0.9
 
 
 def test_the_view_that_fits_is_taken():
     photo, mask, drawn, alpha, _ = scene(angle=10)
     other, upside = texture(seed=5), mask.flip(1)
-    both, _ = restore_detail(drawn, alpha, ObjectViews.of([other, photo], [upside, mask]))
-    alone, _ = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
+    both, _, _ = restore_detail(drawn, alpha, ObjectViews.of([other, photo], [upside, mask]))
+    alone, _, _ = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
     assert torch.allclose(both, alone, atol=1e-5)
 
 
@@ -133,13 +133,13 @@ def test_views_and_pictures_may_have_any_size():
     photo, mask, drawn, alpha, true = scene(angle=10)
     large = F.interpolate(photo, (480, 400), mode="bilinear"), F.interpolate(mask[None], (480, 400), mode="bilinear")[0]
     frame = F.pad(drawn, (300, 40, 10, 500)), F.pad(alpha, (300, 40, 10, 500))
-    made, _ = restore_detail(*frame, ObjectViews.of([large[0]], [large[1]]))
+    made, _, _ = restore_detail(*frame, ObjectViews.of([large[0]], [large[1]]))
     assert error(made[:, :, 10:250, 300:540], true, alpha) < 0.5 * error(drawn, true, alpha)
 
 
 def test_beyond_the_margin_not_a_bit_changes():
     photo, mask, drawn, alpha, _ = scene(scale=0.5)
-    made, outline = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
+    made, outline, _ = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
     rows, columns = (alpha[0] > 0.5).any(1).nonzero().flatten(), (alpha[0] > 0.5).any(0).nonzero().flatten()
     reach = math.ceil(max(len(rows), len(columns)) * MARGIN / 2) + 1
     far = torch.ones_like(alpha, dtype=torch.bool)
@@ -157,8 +157,25 @@ def test_strength_goes_from_nothing_to_all():
         restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]), strength) for strength in (0.0, 0.5, 1.0)
     )
     assert torch.equal(none[0], drawn) and torch.equal(none[1], alpha)
+    assert none.laid == (0.0,) and half.laid == pytest.approx(all_.laid, abs=1e-3)
     assert torch.allclose(half[0], (none[0] + all_[0]) / 2, atol=1e-4)
     assert torch.equal(drawn, given[0]) and torch.equal(alpha, given[1]), "the arguments were written to"
+
+
+def test_what_was_laid_over_is_said():
+    """Of the object's own picture, the part that was exchanged; where half of it shows something else, that half is not."""
+    photo, mask, drawn, alpha, _ = scene()
+    other = drawn.clone()
+    half = other.shape[3] // 2
+    other[..., half:] = noise(1, 3, other.shape[2], other.shape[3] - half, seed=3)
+    bar = torch.zeros_like(mask)
+    bar[:, 2:5] = 1
+    views = ObjectViews.of([photo], [mask])
+    whole, part = (restore_detail(each, alpha, views).laid[0] for each in (drawn, other))
+    assert 0.7 < whole <= 1 and part < 0.7 * whole
+    changed = (restore_detail(drawn, alpha, views).pictures != drawn).any(1) & (alpha > 0.5)
+    assert whole <= float(changed.sum() / (alpha > 0.5).sum()) + 0.02
+    assert restore_detail(drawn, alpha, ObjectViews.of([photo], [bar])).laid == (0.0,)
 
 
 def test_each_of_a_batch_is_its_own():
@@ -166,9 +183,9 @@ def test_each_of_a_batch_is_its_own():
     _, _, turned, turned_alpha, _ = scene(angle=60)
     empty = torch.zeros_like(alpha)
     pictures, alphas = torch.cat([drawn, turned, drawn]), torch.cat([alpha, turned_alpha, empty])
-    made, outlines = restore_detail(pictures, alphas, ObjectViews.of([photo], [mask]))
+    made, outlines, _ = restore_detail(pictures, alphas, ObjectViews.of([photo], [mask]))
     for index in range(3):
-        one, outline = restore_detail(pictures[index][None], alphas[index][None], ObjectViews.of([photo], [mask]))
+        one, outline, _ = restore_detail(pictures[index][None], alphas[index][None], ObjectViews.of([photo], [mask]))
         assert torch.equal(made[index], one[0]) and torch.equal(outlines[index], outline[0])
     assert torch.equal(made[2], drawn[0]) and torch.equal(outlines[2], empty[0])
 
@@ -181,7 +198,7 @@ def test_an_object_that_the_frame_cuts(shift):
         gone = slice(None, length) if length > 0 else slice(length, None)
         if length:
             alpha.movedim(axis, 0)[gone] = 0
-    made, outline = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
+    made, outline, _ = restore_detail(drawn, alpha, ObjectViews.of([photo], [mask]))
     assert bool(made.isfinite().all()) and float(outline.amin()) >= 0 and float(outline.amax()) <= 1
     assert error(made, true, alpha) < 1.1 * error(drawn, true, alpha)
 
@@ -191,7 +208,7 @@ def test_small_objects(size):
     photo, mask, *_ = scene()
     alpha = torch.zeros(1, 64, 64)
     alpha[:, 30 : 30 + size, 30 : 30 + size] = 1
-    made, outline = restore_detail(noise(1, 3, 64, 64), alpha, ObjectViews.of([photo], [mask]))
+    made, outline, _ = restore_detail(noise(1, 3, 64, 64), alpha, ObjectViews.of([photo], [mask]))
     assert bool(made.isfinite().all()) and bool(outline.isfinite().all())
 
 
@@ -200,7 +217,7 @@ def test_objects_of_one_colour(flat, lit):
     """Grey and white take the drawing's light; black has none to take."""
     _, mask, drawn, alpha, _ = scene()
     photo = torch.full((1, 3, 160, 160), flat)
-    made, _ = restore_detail(torch.full_like(drawn, 0.4), alpha, ObjectViews.of([photo], [mask]))
+    made, _, _ = restore_detail(torch.full_like(drawn, 0.4), alpha, ObjectViews.of([photo], [mask]))
     assert bool(made.isfinite().all())
     inner = (alpha > 0.99).expand_as(made[0])[None]
     assert float((made - lit)[inner].abs().max()) < 0.05
@@ -229,7 +246,7 @@ def test_a_thin_object_on_a_large_photo_takes_little_memory():
     photo, mask = noise(1, 3, 12, 20000), torch.ones(1, 12, 20000)
     alpha = torch.zeros(1, 40, 9000)
     alpha[:, 15:20, 300:8700] = 1
-    made, outline = restore_detail(noise(1, 3, 40, 9000, seed=1), alpha, ObjectViews.of([photo], [mask]))
+    made, outline, _ = restore_detail(noise(1, 3, 40, 9000, seed=1), alpha, ObjectViews.of([photo], [mask]))
     assert bool(made.isfinite().all()) and bool(outline.isfinite().all())
 
 
@@ -240,7 +257,7 @@ def test_of_a_symmetric_object_words_are_not_mirrored():
     can[:, 10:150, 40:120] = 1
     drawn = F.pad(blurred(photo, 16) * 0.5, (40,) * 4, mode="replicate")
     alpha = F.pad(can, (40,) * 4)
-    made, _ = restore_detail(drawn, alpha, ObjectViews.of([photo], [can]))
+    made, _, _ = restore_detail(drawn, alpha, ObjectViews.of([photo], [can]))
     fine = made - F.avg_pool2d(made, 9, 1, 4)
     inner = (..., slice(60, 180), slice(90, 150))
     true = F.pad(photo - F.avg_pool2d(photo, 9, 1, 4), (40,) * 4)

@@ -32,7 +32,7 @@ DRAWN, ALPHA = torch.full((1, 3, SIDE, SIDE), 0.5), torch.zeros(1, SIDE, SIDE)
 DRAWN[..., 20:70, 10:70], ALPHA[:, 20:70, 10:70] = 0.8 * OBJECT, OUTLINE
 
 STEPS = {
-    "detail": lambda drawn, alpha, image, mask: restore_detail(drawn, alpha, ObjectViews((image,), (mask,))),
+    "detail": lambda drawn, alpha, image, mask: restore_detail(drawn, alpha, ObjectViews((image,), (mask,)))[:2],
     "object": lambda image, mask: prepare_object(image, mask, CONFIG.encoder),
     "colours": lambda made, base, mask: (match_colour(made, base, mask),),
     "matte": lambda logits, hole: matte_pixels(logits, hole, CONFIG),

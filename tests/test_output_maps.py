@@ -24,8 +24,9 @@ def test_the_maps_are_those_that_were_composited(shipped, monkeypatch, settings)
 
     def watch(picture, alpha, *others):
         seen["predicted"] = alpha
-        seen["generated"], seen["alpha"] = restore(picture, alpha, *others)
-        return seen["generated"], seen["alpha"]
+        restored = restore(picture, alpha, *others)
+        seen["generated"], seen["alpha"], _ = restored
+        return restored
 
     monkeypatch.setattr(module, "restore_detail", watch)
     subject, background = (Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background"))

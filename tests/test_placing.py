@@ -1,7 +1,11 @@
 """An object that is placed, through the pipeline, the command line and a jobs file; the model draws none of them."""
 
+import builtins
+import itertools
 import json
 import re
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imprint import cli
+from imprint import cutout as removal
 from imprint.errors import ImprintError
 from imprint.images import image_to_tensor
 from imprint.light import square_around
@@ -259,6 +264,9 @@ def composite(*words: str, subject: str = "object.png") -> list[str]:
     return ["composite", "--object", subject, "--background", "background.png", "--out", "out.png", *words]
 
 
+LAYERS = ("shadow", "object", "light")
+
+
 def pixels(path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
@@ -328,6 +336,64 @@ def test_options_of_a_batch_are_for_lines_that_do_not_say(files, placing, scene)
     for name, shadow in (("plain", 0), ("own", 1)):
         expected = placing(subject, None, background, box, light=0, shadow=shadow).images[0]
         assert np.array_equal(pixels(f"{name}.png"), np.asarray(expected))
+
+
+def test_several_objects_in_a_line_are_one_after_another(files):
+    """What the line says besides its objects holds for those that do not say it themselves."""
+    first = {"object": "object.png", "mask": "box.png"}
+    second = {"object": "object.png", "at": [80, 80], "height": 30, "shadow": 0}
+    third = {"object": "layer.png", "placed": True, "light": 0}
+    common = {"background": "background.png", "out": "together.png", "softness": 0.5}
+    steps = [
+        common | first | {"out": "1.png"},
+        common | second | {"out": "2.png", "background": "1.png"},
+        common | third | {"out": "3.png", "background": "2.png"},
+    ]
+    lines = [*steps, common | {"objects": [first, second, third]}]
+    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 0
+    pictures = [pixels(f"{number}.png") for number in (1, 2, 3)]
+    assert np.array_equal(pixels("together.png"), pictures[2])
+    assert not any(np.array_equal(each, pictures[2]) for each in (*pictures[:2], pixels("background.png")))
+    made = sorted(path.name for path in (files / "layers").glob("together-*"))
+    assert made == [f"together-{n}-{m}-{name}.png" for n in (1, 2, 3) for m, name in enumerate(LAYERS, 1)]
+    for number, name in itertools.product((1, 2, 3), enumerate(LAYERS, 1)):
+        one, many = (f"layers/{stem}-{name[0]}-{name[1]}.png" for stem in (number, f"together-{number}"))
+        assert np.array_equal(pixels(one), pixels(many))
+
+
+BAD_OBJECTS = {
+    "missing keys: background": {"objects": [{"object": "object.png", "at": [1, 2]}], "background": ...},
+    "missing keys: none, unknown keys: object;": {
+        "objects": [{"object": "object.png", "at": [1, 2]}],
+        "object": "object.png",
+    },
+    "'objects' is []; it must be a list": {"objects": []},
+    "'objects' is 'object.png'; it must be a list": {"objects": "object.png"},
+    "object 2 of 2: missing keys: object": {"objects": [{"object": "object.png", "at": [1, 2]}, {"at": [1, 2]}]},
+    "object 1 of 1: this is str": {"objects": ["object.png"]},
+    "object 1 of 1: missing keys: none, unknown keys: out": {
+        "objects": [{"object": "object.png", "at": [1, 2], "out": "a.png"}]
+    },
+    "object 2 of 2: light is 2": {
+        "objects": [{"object": "object.png", "at": [50, 70]}, {"object": "object.png", "at": [50, 70], "light": 2}]
+    },
+    "object 1 of 1: got at and mask": {"objects": [{"object": "object.png", "at": [1, 2]}], "mask": "box.png"},
+    "would be lost": {
+        "objects": [{"object": "object.png", "at": [50, 70]}, {"object": "layer.png", "placed": True}],
+        "out": "layer.png",
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD_OBJECTS)
+def test_bad_objects_are_reported(files, capsys, message):
+    line = {"background": "background.png", "out": "line.png"} | BAD_OBJECTS[message]
+    (files / "jobs.jsonl").write_text(json.dumps({key: value for key, value in line.items() if value is not ...}))
+    assert cli.main(["batch", "jobs.jsonl"]) == 2
+    err = capsys.readouterr().err
+    assert f"line 1: {message}" in err.replace("layer.png is also what the picture is made of, and ", ""), err
+    assert not (files / "line.png").exists()
 
 
 BAD_KEYS = {
@@ -439,3 +505,85 @@ def test_a_drawing_has_no_layers(files, _placing, monkeypatch, capsys):
     monkeypatch.chdir(files)
     assert cli.main(composite("--mask", "box.png", "--fit", "fill", "--steps", "1", "--layers", "layers")) == 2
     assert "this object was drawn by the model" in capsys.readouterr().err
+
+
+# --- a plain photo is cut out, by a stand-in for rembg, an extra with weights of its own ------------------------------
+
+
+@pytest.fixture
+def rembg(monkeypatch):
+    """A module rembg whose mask is what is not grey; it keeps what it was asked."""
+    module = ModuleType("rembg")
+    module.asked = []
+
+    def remove(photo, session, only_mask):
+        module.asked.append((photo.mode, session, only_mask))
+        return Image.fromarray((np.asarray(photo) != 128).any(2).astype(np.uint8) * 255)
+
+    module.remove, module.new_session = remove, lambda name: f"session of {name}"
+    monkeypatch.setitem(sys.modules, "rembg", module)
+    removal._session.cache_clear()
+    yield module
+    removal._session.cache_clear()
+
+
+def plain(files) -> Image.Image:
+    """object.png on grey, without transparency, also as plain.png."""
+    subject = Image.open(files / "object.png")
+    photo = Image.new("RGB", subject.size, (128, 128, 128))
+    photo.paste(subject, mask=subject.getchannel("A").point(lambda value: 255 * (value > 127)))
+    photo.save(files / "plain.png")
+    return photo
+
+
+def test_a_plain_photo_is_cut_out(files, rembg):
+    photo = plain(files)
+    removal.cut_out(photo).save("mask.png")
+    assert cli.main(composite("--mask", "box.png", "--object-mask", "mask.png", subject="plain.png")) == 0
+    expected = pixels("out.png")
+    rembg.asked.clear()
+    assert cli.main(composite("--mask", "box.png", "--cutout", "auto", subject="plain.png")) == 0
+    assert np.array_equal(pixels("out.png"), expected)
+    assert rembg.asked == [("RGB", f"session of {removal.WEIGHTS}", True)]
+    line = {"object": "plain.png", "background": "background.png", "mask": "box.png", "out": "line.png"}
+    (files / "jobs.jsonl").write_text(json.dumps(line))
+    assert cli.main(["batch", "jobs.jsonl", "--cutout", "auto"]) == 0
+    assert np.array_equal(pixels("line.png"), expected)
+
+
+def test_what_has_a_mask_is_left_as_it_is(files, rembg):
+    assert cli.main(composite("--mask", "box.png")) == 0
+    expected = pixels("out.png")
+    assert cli.main(composite("--mask", "box.png", "--cutout", "auto")) == 0
+    assert np.array_equal(pixels("out.png"), expected) and not rembg.asked
+
+
+def test_without_the_option_a_plain_photo_is_refused(files, capsys):
+    plain(files)
+    assert cli.main(composite("--mask", "box.png", subject="plain.png")) == 2
+    assert "no mask and no transparency" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said(rembg, monkeypatch):
+    photo = Image.new("RGB", (40, 30))
+    with pytest.raises(ImprintError, match="no object was found"):
+        removal.cut_out(Image.new("RGB", (40, 30), (128, 128, 128)))
+
+    def fail(name):
+        raise ConnectionError("no route to host")
+
+    removal._session.cache_clear()
+    monkeypatch.setattr(rembg, "new_session", fail)
+    with pytest.raises(ImprintError, match=r"cannot load its weights .*no route to host.*U2NET_HOME"):
+        removal.cut_out(photo)
+    monkeypatch.delitem(sys.modules, "rembg")
+    real = builtins.__import__
+
+    def absent(name, *rest):
+        if name == "rembg":
+            raise ModuleNotFoundError("No module named 'rembg'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ImprintError, match=r"pip install 'imprint\[cutout\]'"):
+        removal.cut_out(photo)

@@ -99,7 +99,7 @@ class Scene:
         self.model, self.clip, self.adapter, self.vae = run("LoadCheckpoint", checkpoint)
         self.config = module("nodes.unet").imprint_config(self.model)
         self.object, self.transparent = core.LoadImage().load_image("imprint_object.png")
-        (self.identity,) = run("IDEncoder", self.clip, self.object, self.transparent, "background")
+        self.identity = self.encoded(self.object, self.transparent, "background")
         self.positive, self.negative = run("ContentAdapter", self.adapter, self.identity, 1.0)
         side = self.config.resolution
         generator = torch.Generator().manual_seed(3)
@@ -107,6 +107,10 @@ class Scene:
         self.frame = torch.nn.functional.interpolate(noise, (side, side), mode="bicubic").clamp(0, 1).movedim(1, -1)
         self.mask = torch.zeros(1, side, side)
         self.mask[:, 64:200, 80:176] = 1
+
+    def encoded(self, *inputs):
+        """Encode Object's output."""
+        return run("IDEncoder", self.clip, *inputs)[0]
 
     def options(self, frame=None, mask=None, **options) -> dict:
         """The sampler's inputs."""
@@ -249,7 +253,12 @@ def check_originals():
         golden = load_file(original_weights.FOLDER / f"{kind}.safetensors")
         model, clip, adapter, vae = run("LoadCheckpoint", write_original(kind))
         config = unet.imprint_config(model)
-        positive, negative = run("ContentAdapter", adapter, encode_views(clip, golden["pixels"]), 1.0)
+        positive, negative = run(
+            "ContentAdapter",
+            adapter,
+            module("nodes.sockets").Subject(encode_views(clip, golden["pixels"]), None),
+            1.0,
+        )
         difference = (positive[0][0] - golden["context"]).abs().max()
         assert difference < 1e-3, f"{kind}'s tokens: {difference:g}"
 
@@ -330,6 +339,34 @@ def check_sampler_batches():
     assert torch.equal(two[1, 220:], of.frame[0, 220:])  # far from the second mask nothing is touched
     assert of.sample(frames[:2], masks, **small).shape[0] == 2
     fails("3 of backgrounds", "2 of masks", call=lambda: of.sample(frames, masks, **small))
+
+
+def check_variations_count_the_seed_up():
+    of, small = scene(), {"context": 1.6, "resolution": 64, "steps": 2, "sampler_name": "euler_ancestral"}
+    picture, mask, *maps = of.sample_all(seed=5, variations=3, **small)
+    assert picture.shape == (3, *of.frame.shape[1:]) and torch.equal(mask, of.mask)
+    for index in range(3):
+        alone = of.sample_all(seed=5 + index, **small)
+        assert torch.equal(picture[index], alone[0][0])
+        assert all(torch.equal(many[index], one[0]) for many, one in zip(maps, alone[2:]))
+    assert not torch.equal(picture[0], picture[1]) and not torch.equal(picture[1], picture[2])
+    small["sampler_name"] = "euler"  # core's ancestral samplers do not take the highest seed
+    assert torch.equal(of.sample(seed=2**64 - 1, variations=2, **small)[1:], of.sample(seed=0, **small))
+    detailed = run("RestoreDetail", picture, maps[0], "auto", 1.0, of.identity)
+    blended = run("BackgroundBlend", of.frame, detailed[0], mask, 4, 0, 0.0, alpha=detailed[1], shadow=maps[1])[0]
+    assert blended.shape == picture.shape
+    fails("variations is 2", "2 came", call=lambda: of.sample(of.frame.repeat(2, 1, 1, 1), variations=2, **small))
+
+
+def check_frames_of_the_same_noise_do_not_flicker():
+    """Alike frames give alike pictures, each as it is by itself; with noise of their own they differ."""
+    for of in (matte_scene(), Scene(concat_checkpoint())):
+        frames, small = of.frame.repeat(3, 1, 1, 1), {"resolution": 64, "steps": 2}
+        alone, same, own = (
+            of.sample(each, same_noise=noise, **small)
+            for each, noise in ((of.frame, False), (frames, True), (frames, False))
+        )
+        assert (same - alone).abs().max() < 1e-3 < (own - alone).abs().max()
 
 
 def check_sampler_masks():
@@ -648,15 +685,21 @@ def check_sampler_refuses_what_does_not_fit():
 def check_encoder_masks():
     of = scene()
     opaque = 1 - of.transparent
-    same = run("IDEncoder", of.clip, of.object, opaque, "object")[0]
-    assert torch.equal(same, of.identity)
-    assert torch.equal(run("IDEncoder", of.clip, of.object, opaque[0], "object")[0], same)
+
+    def tokens(image, mask, marks="object"):
+        return of.encoded(image, mask, marks).tokens
+
+    same = tokens(of.object, opaque)
+    assert torch.equal(same, of.identity.tokens)
+    assert torch.equal(tokens(of.object, opaque[0]), same)
+    assert torch.equal(tokens(of.object, opaque, "auto"), same)
+    assert torch.equal(tokens(of.object, of.transparent, "auto"), same)
     views = of.object.repeat(3, 1, 1, 1)
-    (three,) = run("IDEncoder", of.clip, views, opaque, "object")
+    three = tokens(views, opaque)
     assert three.shape == (1, 3, *same.shape[2:]) and torch.allclose(three[:, 1:2], same, atol=1e-4)
-    assert run("IDEncoder", of.clip, of.object, torch.ones(1, 8, 8), "object")[0].shape == same.shape
-    assert run("IDEncoder", of.clip, of.object, torch.zeros(1, 8, 8), "background")[0].shape == same.shape
-    assert run("IDEncoder", of.clip, of.object, opaque * 0.7, "object")[0].isfinite().all()
+    assert tokens(of.object, torch.ones(1, 8, 8)).shape == same.shape
+    assert tokens(of.object, torch.zeros(1, 8, 8), "background").shape == same.shape
+    assert tokens(of.object, opaque * 0.7).isfinite().all()
     empty = torch.zeros(1, 64, 64)
     for marks in ("object", "background"):
         fails("64x64", call=lambda marks=marks: run("IDEncoder", of.clip, of.object, empty, marks))
@@ -675,6 +718,37 @@ def check_encoder_shows_the_cutout():
     assert picture.shape == (1, 224, 224, 3) and float(picture[0, 0].max()) == 0  # black around the object
 
 
+def check_nodes_say_what_is_white_and_what_was_laid():
+    of, said = scene(), []
+    modules = [module(f"nodes.{name}") for name in ("conditioning", "image")]
+    tell = modules[0].tell
+    picture, _, alpha, _ = of.sample_all()
+    other = torch.rand(1, 60, 60, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 60, 60)
+    other[1][:, 28:32, 4:56] = 1
+    for each in modules:
+        each.tell = lambda _, text: said.append(text)
+    try:
+        of.encoded(of.object, of.transparent, "auto")
+        of.encoded(of.object, 1 - of.transparent, "auto")
+        by_identity = run("RestoreDetail", picture, alpha, "auto", 1.0, of.identity)
+        by_picture = run("RestoreDetail", picture, alpha, "auto", 1.0, None, of.object, of.transparent)
+        drawn = run("RestoreDetail", picture, alpha, "auto", 1.0, of.identity, *other)
+        run("RestoreDetail", picture, alpha, "auto", 0.0, of.identity)
+    finally:
+        for each in modules:
+            each.tell = tell
+    assert said[0].endswith("the background.") and said[1].endswith("the object.")
+    assert said[2].startswith("the photo is laid over ") and said[2].endswith(" % of the object"), said
+    assert said[3].startswith(said[2]) and said[3].endswith("the background.")
+    assert said[4].startswith("the photo does not fit") and said[5].startswith("strength is 0")
+    assert all(map(torch.equal, by_identity, by_picture)) and not torch.equal(by_identity[0], picture)
+    assert torch.equal(drawn[0], picture) and torch.equal(drawn[1], alpha)  # what is connected goes before the identity
+    for given in ({}, {"image": of.object}, {"identity": of.identity, "mask": of.transparent}):
+        fails(
+            "Encode Object", "mask", call=lambda given=given: run("RestoreDetail", picture, alpha, "auto", 1.0, **given)
+        )
+
+
 def check_core_dinov2_works_too():
     of = scene()
     options = of.clip.config | {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 1}
@@ -682,7 +756,7 @@ def check_core_dinov2_works_too():
     for parameter in clip.model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     (identity,) = run("IDEncoder", clip, of.object, of.transparent, "background")
-    assert identity.shape == (1, 1, 257, 128)
+    assert identity.tokens.shape == (1, 1, 257, 128)
     fails(
         "Encode Object",
         "128",
@@ -734,7 +808,8 @@ def check_adapter_strength():
     assert torch.allclose(none, negative, atol=1e-6)
     double = run("ContentAdapter", of.adapter, of.identity, 2.0)[0][0][0]
     assert torch.allclose(double, 2 * positive - negative, atol=1e-4)
-    views = run("ContentAdapter", of.adapter, of.identity.repeat(1, 2, 1, 1), 1.0)
+    pair = of.encoded(of.object.repeat(2, 1, 1, 1), of.transparent, "background")
+    views = run("ContentAdapter", of.adapter, pair, 1.0)
     assert views[0][0][0].shape == views[1][0][0].shape == (1, 514, of.config.unet.context_width)
 
 
@@ -824,7 +899,8 @@ def box(x: int, y: int, width: int, height: int) -> dict[str, int]:
 def put(*args, **options):
     """The PlacedObjects of Place Object, its picture and its mask."""
     placed, image, mask = run("PlaceObject", *args, **options)
-    return placed.objects, image, mask
+    (objects,) = placed.objects
+    return objects, image, mask
 
 
 def check_place_in_a_box():
@@ -877,6 +953,9 @@ def check_place_by_a_mask_or_as_it_lies():
     fails("another place", call=lambda: put(background, layer, box(0, 0, 9, 9), place="as it lies", mask=hole))
     fails("rotate", call=lambda: put(background, layer, box(0, 0, 9, 9), place="as it lies", rotate=5.0))
     fails("empty", call=lambda: put(background, photo, box(0, 0, 9, 9), object_mask=mask, mask=hole * 0))
+    unpainted = torch.zeros(1, 64, 64)  # of the background's Load Image
+    assert torch.equal(put(background, photo, box(50, 10, 60, 80), object_mask=mask, mask=unpainted)[1], by_box)
+    assert torch.equal(put(background, layer, box(0, 0, 9, 9), place="as it lies", mask=unpainted)[1], image)
 
 
 def check_place_sees_what_is_white():
@@ -934,7 +1013,7 @@ def check_light_is_the_package_s():
     background, (placed, pasted, alpha) = lit_scene()
     light = module("imprint.light")
     net = light.load_light()
-    (put,) = placed.objects
+    ((put,),) = placed.objects
     rows, columns = light.square_around(net, put).area
     lit = light.relight(net, background[:, rows, columns].movedim(-1, 1), put, 0.8, 1.2, 0.3)
     image, *layers = run("Relight", placed, 0.8, 1.2, 0.3)
@@ -958,13 +1037,34 @@ def check_light_of_several():
     image, *layers = run("Relight", placed, 1.0, 1.0, 0.0)
     one = run("Relight", lit_scene()[1][0], 1.0, 1.0, 0.0)
     assert torch.equal(image, one[0].repeat(2, 1, 1, 1)) and all(len(layer) == 2 for layer in layers)
+
+
+def check_several_objects_are_one_after_another():
+    """In one run by `after`: bit for bit what comes of the first's finished picture as the second's background."""
+    background, (first, *_) = lit_scene()
     photo, transparent = core.LoadImage().load_image("imprint_object.png")
-    (second, *_) = run("PlaceObject", one[0], photo, box(20, 150, 80, 140), object_mask=transparent)
-    (both, *_) = run("Relight", second, 1.0, 1.0, 0.0)
-    (there,) = second.objects
-    core_of = there.alpha > 0.9
-    assert torch.equal(both[0, 120:150, 300:], one[0][0, 120:150, 300:])
-    assert ((both - one[0])[0][there.area].abs().sum(-1) > 0)[core_of].float().mean() > 0.9
+    where, strengths = box(200, 160, 110, 160), (1.0, 1.2, 0.2)
+    finished, *layers = run("Relight", first, *strengths)
+    (second, *_) = run("PlaceObject", finished, photo, where, object_mask=transparent)
+    one_by_one, *last = run("Relight", second, *strengths)
+    both, pasted, alpha = run("PlaceObject", background, photo, where, object_mask=transparent, after=first)
+    together, *all_layers = run("Relight", both, *strengths)
+    assert torch.equal(together, one_by_one) and not torch.equal(together, finished)
+    assert all(map(torch.equal, all_layers, map(torch.cat, zip(layers, last))))
+    ((there,),) = second.objects
+    assert torch.equal(alpha[(0, *there.area)], there.alpha)
+    assert torch.equal(run("Relight", both, 0.0, 0.0, 0.0)[0], pasted)
+    (((front,),), ((behind,),)) = second.objects, first.objects
+    assert (behind.box[3] > front.box[1]) and ((together - finished)[0][front.area].abs().sum(-1) > 0)[
+        front.alpha > 0.9
+    ].float().mean() > 0.9  # they overlap, and the second stands in front
+
+    three = photo.repeat(3, 1, 1, 1)
+    batch = run("PlaceObject", background, three, where, object_mask=transparent, after=first)[0]
+    assert torch.equal(run("Relight", batch, *strengths)[0], together.repeat(3, 1, 1, 1))
+    for other, why in ((background[:, ::2], "400x200"), (background * 0.5, "another picture")):
+        fails(why, "after", call=lambda other=other: run(
+            "PlaceObject", other, photo, box(9, 9, 99, 99), object_mask=transparent, after=first))  # fmt: skip
 
 
 def check_light_refuses_what_does_not_fit():
@@ -1292,10 +1392,11 @@ def write_graph_latents(folder: Path) -> None:
         kind = of.config.background
         saved |= {f"{kind}.alpha": alpha, f"{kind}.shadow": shadow}
         saved |= {f"{kind}.latent": of.model.model.process_latent_in(decoded[0]), f"{kind}.picture": picture}
-        saved |= {f"{kind}.identity": of.identity, f"{kind}.context": of.positive[0][0]}
+        saved |= {f"{kind}.identity": of.identity.tokens, f"{kind}.context": of.positive[0][0]}
         views, masks = (torch.cat([each, each.flip(-axis)]) for each, axis in ((of.object, 2), (of.transparent, 1)))
-        (saved[f"{kind}.views"],) = run("IDEncoder", of.clip, views, masks, "background")
-        saved[f"{kind}.views_context"] = run("ContentAdapter", of.adapter, saved[f"{kind}.views"], 1.0)[0][0][0]
+        seen = of.encoded(views, masks, "background")
+        saved[f"{kind}.views"] = seen.tokens
+        saved[f"{kind}.views_context"] = run("ContentAdapter", of.adapter, seen, 1.0)[0][0][0]
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in saved.items()}, folder / "graph.safetensors")
@@ -1317,7 +1418,7 @@ def write_composites(folder: Path) -> None:
         for context, resolution, masks_of in ((1.6, 0, masks), (1.2, 384, masks[:1])):
             options = dict(context=context, resolution=resolution, sampler_name="dpmpp_2m", seed=11)
             made, holes, alphas, shadows = of.sample_all(frames[: len(masks_of)], masks_of, **options)
-            detailed = run("RestoreDetail", made, alphas, of.object, of.transparent, "background", 1.0)
+            detailed = run("RestoreDetail", made, alphas, "auto", 1.0, of.identity)
             composites += run(
                 "BackgroundBlend",
                 frames[: len(masks_of)],

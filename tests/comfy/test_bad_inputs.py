@@ -15,6 +15,7 @@ from itertools import count
 import pytest
 import torch
 from comfy_server import ROOT, Server
+from make_workflows import DRAW
 from PIL import Image
 from ui_workflow import to_prompt
 
@@ -78,6 +79,7 @@ REFUSED = {
     "huge-feather": (BLEND, {"feather_in": 10**5}, "feather_in"),
     "colour-match-above-one": (BLEND, {"colour_match": 1.5}, "colour_match"),
     "strength-above-two": (ADAPT, {"strength": 3.0}, "strength"),
+    "too-many-variations": (SAMPLE, {"variations": 9}, "variations"),
     "detail-above-one": (RESTORE, {"strength": 1.5}, "strength"),
     "no-alpha-for-detail": (RESTORE, {"alpha": None}, "alpha"),
     "unknown-place": (PLACE, {"place": "there"}, "not in"),
@@ -136,7 +138,6 @@ STOPPED = {
     "box-without-a-width": (PLACE, {"box": {"x": 4, "y": 4, "height": 9}}, "width"),
     "box-of-words": (PLACE, {"box": {"x": "left", "y": 4, "width": 9, "height": 9}}, "box"),
     "place-mask-empty": (PLACE, {"mask": mask("1x400x400")}, "empty"),
-    "place-mask-of-load-image": (PLACE, {"mask": mask("1x64x64")}, "64x64"),
     "placed-object-without-mask": (PLACE, {"object_mask": None}, "no mask"),
     "placed-object-mask-empty": (PLACE, {"object_mask": mask("1x90x70")}, "empty"),
     "placed-object-nan": (PLACE, {"object": tensor("1x90x70x3", "nan")}, "NaN"),
@@ -164,6 +165,7 @@ STOPPED = {
     # the sampler
     "hole-empty": (SAMPLE, {"mask": mask("1x400x400")}, "empty"),
     "hole-nan": (SAMPLE, {"mask": mask("1x400x400", "0", "nan")}, "NaN"),
+    "variations-of-a-batch": (SAMPLE, {"background": tensor("2x99x99x3"), "variations": 2}, "variations is 2"),
     "second-hole-empty": (SAMPLE, {"background": tensor("3x99x99x3"), "mask": mask("2x99x99", "1")}, "2 of masks"),
     "background-nan": (SAMPLE, {"background": tensor("1x99x99x3", "nan")}, "NaN"),
     "background-infinite": (SAMPLE, {"background": tensor("1x99x99x3", "0.5", "inf")}, "not finite"),
@@ -192,6 +194,8 @@ STOPPED = {
     ),
     "vae-missing-in-the-checkpoint": (SAMPLE, {"vae": ("no-vae.safetensors", 3)}, "VAE is empty"),
     # detail
+    "detail-without-an-object": (RESTORE, {"identity": None, "image": None, "mask": None}, "Encode Object"),
+    "detail-object-without-a-mask": (RESTORE, {"mask": None}, "mask"),
     "detail-object-mask-empty": (RESTORE, {"mask": mask("1x90x70"), "mask_marks": "object"}, "empty"),
     "detail-object-nan": (RESTORE, {"image": tensor("1x90x70x3", "nan")}, "NaN"),
     "detail-two-masks-three-views": (
@@ -253,10 +257,13 @@ FINE = {
 def prompt(server: Server, object_info: dict) -> dict:
     """The first workflow with as little work as possible, and the bad files in their places."""
     write_files(server)
-    workflow = json.loads((ROOT / "workflows" / "imprint_object_insert.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "workflows" / f"{DRAW}.json").read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
-    node(prompt, SAMPLE)["inputs"].update(SMALL, show_crop=False)
+    node(prompt, SAMPLE)["inputs"].update(SMALL, show_crop=False, variations=1)
     inputs = copy.deepcopy(node(prompt, ENCODE)["inputs"])  # the object's picture and mask
+    node(prompt, RESTORE)["inputs"].update({name: inputs[name] for name in ("image", "mask")})
+    for kind in (ENCODE, RESTORE):
+        node(prompt, kind)["inputs"]["mask_marks"] = "background"
     background = node(prompt, BLEND)["inputs"]["background"]
     prompt["101"] = {
         "class_type": PLACE,

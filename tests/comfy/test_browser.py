@@ -15,8 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfy_server import PACK, ROOT, Server
-from make_workflows import BACKGROUND_REMOVAL, INSERT, OBJECTSTITCH, WORKFLOWS
+from make_workflows import (
+    BACKGROUND_REMOVAL,
+    DRAW,
+    FIRST,
+    FORM,
+    INSERT,
+    OBJECTSTITCH,
+    PLAIN_PHOTO,
+    RELATIVE,
+    SAMPLES,
+    WORKFLOWS,
+)
 from PIL import Image
+from ui_workflow import to_prompt
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -24,11 +36,14 @@ FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-backgro
 FLAGS += ["--disable-component-update", "--disable-sync", "--no-sandbox"]
 STEPS = 2
 SETTINGS = {
+    # As of one who was here before: a first visit opens the template browser and tours, which take the mouse.
+    "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"],
+    "Comfy.AppBuilder.VueNodeSwitchDismissed": True,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # draw the words at any zoom
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
 }
-NEEDS_DOWNLOAD = "imprint_objectstitch_512px"
 HAS_PICTURES = (
     "app.graph.nodes.filter(n => n.type === 'SaveImage').every(n => n.imgs?.length && n.imgs[0].naturalWidth)"
 )
@@ -44,6 +59,7 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     browser = next((found for name in names if name and (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no Chromium was found; install it, or set CHROMIUM to its path")
+    server.request("/settings", SETTINGS)
     with playwright.sync_playwright() as play:
         context = play.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("chromium"),
@@ -54,10 +70,10 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         )
         context.set_default_timeout(30_000)
         page = context.pages[0]
+        page.on("filechooser", lambda _: None)  # from now on no dialog of the system opens
         page.goto(server.url)
         wait_until_ready(page)
-        for name, value in SETTINGS.items():
-            set_setting(page, name, value)
+        assert page.get_by_role("dialog").count() == 0
         yield page
         context.close()
 
@@ -140,7 +156,7 @@ def complaints(page) -> list[str]:
 
 
 def overlaps(page) -> list[list[str]]:
-    """Pairs of nodes that cover each other on the canvas, with what they show after a run."""
+    """Pairs of nodes that cover each other on the classic canvas, with what they show after a run."""
     return page.evaluate(
         """() => {
             const title = LiteGraph.NODE_TITLE_HEIGHT
@@ -149,6 +165,22 @@ def overlaps(page) -> list[list[str]]:
             const boxes = app.graph.nodes.map(n => [n.title, box(n)])
             return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
                 .filter(([, q]) => p[0] < q[2] && q[0] < p[2] && p[1] < q[3] && q[1] < p[3])
+                .map(([b]) => [a, b]))
+        }"""
+    )
+
+
+def overlaps_of_nodes_2(page) -> list[list[str]]:
+    """The same in Nodes 2.0, as the browser has laid the nodes out."""
+    return page.evaluate(
+        """() => {
+            const boxes = [...document.querySelectorAll('[data-node-id]')].map(e => {
+                const node = app.graph.getNodeById(e.dataset.nodeId)
+                return node && [node.title, e.getBoundingClientRect()]
+            }).filter(Boolean)
+            if (boxes.length !== app.graph.nodes.length) return [['drawn', boxes.length + '']]
+            return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
+                .filter(([, q]) => p.left < q.right && q.left < p.right && p.top < q.bottom && q.top < p.bottom)
                 .map(([b]) => [a, b]))
         }"""
     )
@@ -175,12 +207,27 @@ def essence(workflow: dict) -> dict:
     }
 
 
+@pytest.mark.parametrize("name", ["place", "draw"])
+def test_a_saved_workflow_opens(page, object_info: dict, name: str):
+    """Of the version before: nothing is red, and the front end would send the same prompt."""
+    saved = json.loads((ROOT / "tests" / "comfy" / "saved" / f"{name}_0.1.0.json").read_text(encoding="utf-8"))
+    page.evaluate("workflow => app.loadGraphData(workflow)", saved)
+    page.wait_for_function("count => app.graph.nodes.length === count", arg=len(saved["nodes"]))
+    assert complaints(page) == []
+    sent = page.evaluate("async () => (await app.graphToPrompt()).output")
+    expected = to_prompt(saved, object_info)
+    assert sent.keys() == expected.keys()
+    for number, node in expected.items():
+        if object_info[node["class_type"]]["python_module"] == f"custom_nodes.{PACK}":
+            assert sent[number]["inputs"] == node["inputs"]
+
+
 @pytest.mark.parametrize("name", [name for name in WORKFLOWS if not name.endswith(".app")])
 def test_workflow_opens_and_runs(page, name: str):
     open_template(page, name)
     shown = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
     assert essence(shown) == essence(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
-    if name == NEEDS_DOWNLOAD:  # without its weights there is nothing to run
+    if name == RELATIVE:  # without its weights there is nothing to run
         assert complaints(page) == ["ImprintLoadCheckpoint"]
         offers(page, OBJECTSTITCH)
         return
@@ -188,11 +235,19 @@ def test_workflow_opens_and_runs(page, name: str):
     run(page)
     page.wait_for_timeout(1000)  # nodes grow when their previews have loaded
     assert overlaps(page) == []
+    set_setting(page, "Comfy.VueNodes.Enabled", True)
+    try:
+        command(page, "Comfy.Canvas.FitView")
+        page.wait_for_function("document.querySelectorAll('[data-node-id]').length >= app.graph.nodes.length")
+        page.wait_for_timeout(2000)
+        assert overlaps_of_nodes_2(page) == []
+    finally:
+        set_setting(page, "Comfy.VueNodes.Enabled", False)
 
 
 def test_automatic_cutout_offers_its_file(page, server: Server):
     """Switched on without its file, core's loader turns red and the file is offered; with the file, nothing is red."""
-    open_template(page, "imprint_automatic_cutout")
+    open_template(page, PLAIN_PHOTO)
     page.evaluate("app.canvas.selectItems(app.graph.nodes.filter(n => n.mode === 4))")
     command(page, "Comfy.Canvas.ToggleSelectedNodes.Bypass")
     offers(page, BACKGROUND_REMOVAL)
@@ -201,7 +256,7 @@ def test_automatic_cutout_offers_its_file(page, server: Server):
     file.parent.mkdir()
     file.touch()  # the front end knows files by their names
     try:
-        open_template(page, "imprint_automatic_cutout")
+        open_template(page, PLAIN_PHOTO)
         page.evaluate("app.canvas.selectItems(app.graph.nodes.filter(n => n.mode === 4))")
         command(page, "Comfy.RefreshNodeDefinitions")
         command(page, "Comfy.Canvas.ToggleSelectedNodes.Bypass")
@@ -213,9 +268,11 @@ def test_automatic_cutout_offers_its_file(page, server: Server):
 
 
 def test_help_pages(page, object_info: dict):
-    open_template(page, "imprint_object_insert")
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
     ours = [kind for kind, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK}"]
     for index, kind in enumerate(ours):
+        add_node(page, kind, 100, 700 * index)
         select(page, kind)
         if index == 0:
             open_help(page)
@@ -232,17 +289,16 @@ def nodes_2(page) -> Iterator[None]:
     set_setting(page, "Comfy.VueNodes.Enabled", False)
 
 
-def add_node(page, kind: str, x: int, y: int, image: str | None = None) -> str:
+def add_node(page, kind: str, x: int, y: int) -> str:
     """A node at a place of the canvas; its id."""
     return page.evaluate(
-        """([kind, x, y, image]) => {
+        """([kind, x, y]) => {
             const node = LiteGraph.createNode(kind)
             node.pos = [x, y]
             app.graph.add(node)
-            if (image) { node.widgets[0].value = image; node.widgets[0].callback?.(image) }
             return String(node.id)
         }""",
-        [kind, x, y, image],
+        [kind, x, y],
     )
 
 
@@ -275,13 +331,84 @@ def box_of(page) -> dict[str, int]:
     return page.evaluate("app.graph.nodes.find(n => n.type === 'ImprintPlaceObject').widgets[0].value")
 
 
+def drag_the_box(page, place: str, size: tuple[int, int], wanted: dict[str, int]) -> dict[str, int]:
+    """Drag the box on the picture of that size by its corners, then move it; what it is then.
+
+    place: the Place Object's id.
+    """
+    preview = page.locator(f"[data-node-id='{place}'] img[alt='Crop preview']")
+    preview.wait_for()
+    page.wait_for_timeout(1000)
+    shown = preview.bounding_box()
+    pixel = shown["width"] / size[0]
+
+    def at(x: int, y: int) -> tuple[float, float]:
+        return shown["x"] + x * pixel, shown["y"] + y * pixel
+
+    x, y, width, height = wanted.values()
+    away = 20 if x + width + 20 < size[0] else -20
+    drag(page, middle(page.get_by_test_id("crop-resize-nw")), at(x + away, y))
+    drag(page, middle(page.get_by_test_id("crop-resize-se")), at(x + away + width, y + height))
+    drag(page, middle(page.get_by_test_id("crop-overlay")), at(x + width // 2, y + height // 2))
+    box = box_of(page)
+    assert all(abs(box[name] - value) <= 10 / pixel for name, value in wanted.items()), (box, wanted)
+    return box
+
+
+def stands_in(made: np.ndarray, was: np.ndarray, box: dict[str, int]) -> None:
+    """Asserts that what changed strongly lies in the box, and reaches its lower edge."""
+    rows, columns = (np.abs(made.astype(int) - was).max(2) > 60).nonzero()
+    assert box["y"] - 1 <= rows.min() and rows.max() <= box["y"] + box["height"]
+    assert box["x"] - 1 <= columns.min() and columns.max() <= box["x"] + box["width"]
+    assert rows.max() > box["y"] + 0.94 * box["height"]
+
+
+def result(page, server: Server) -> np.ndarray:
+    """The pixels of what Save Image shows."""
+    name = page.evaluate(
+        "new URL(app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0].src).searchParams.get('filename')"
+    )
+    return np.asarray(Image.open(server.base / "output" / name).convert("RGB"))
+
+
+def titled(page, title: str) -> str:
+    """The id of the node of that title."""
+    return page.evaluate("title => String(app.graph.nodes.find(n => n.title === title).id)", title)
+
+
+def choose_file(page, node: str, path: Path, nodes_2: bool) -> None:
+    """An own picture for a Load Image, by its upload button."""
+    page.mouse.move(1500, 900)  # a tooltip goes with the pointer, and may lie over the button
+    page.wait_for_timeout(1000)
+    if nodes_2:
+        button = middle(page.locator(f"[data-node-id='{node}'] label:has(input[type=file])").first)
+    else:
+        button = page.evaluate(
+            """node => {
+                const {pos, size, widgets} = app.graph.getNodeById(node)
+                const widget = widgets.find(w => w.type === 'button')
+                const [x, y] = app.canvas.convertOffsetToCanvas([pos[0] + size[0] / 2, pos[1] + widget.last_y + 8])
+                const {left, top} = app.canvas.canvas.getBoundingClientRect()
+                return [left + x, top + y]
+            }""",
+            node,
+        )
+    with page.expect_file_chooser() as chooser:
+        page.mouse.click(*button)
+    chooser.value.set_files(path)
+    page.wait_for_function(
+        "([node, name]) => { const n = app.graph.getNodeById(node); "
+        "return n.widgets[0].value === name && n.imgs?.[0]?.naturalWidth && n.imgs[0].src.includes(name) }",
+        arg=[node, path.name],
+    )
+
+
 def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
     """Object, background, a box dragged, Run: with the mouse, and with five wires."""
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
-    page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 100]; app.canvas.setDirty(true, true)")
-    background = add_node(page, "LoadImage", 0, 0, "imprint_background.png")
-    object_ = add_node(page, "LoadImage", 0, 600, "imprint_object.png")
+    page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 220]; app.canvas.setDirty(true, true)")
+    background, object_ = add_node(page, "LoadImage", 0, 0), add_node(page, "LoadImage", 0, 600)
     place = add_node(page, "ImprintPlaceObject", 450, 0)
     light = add_node(page, "ImprintRelight", 1050, 0)
     saved = add_node(page, "SaveImage", 1050, 450)
@@ -294,43 +421,88 @@ def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
     wire(page, (light, 0), (saved, 0))
     assert page.evaluate("app.graph.links.size") == 5
 
-    preview = page.locator(f"[data-node-id='{place}'] img[alt='Crop preview']")
-    preview.wait_for()
-    page.wait_for_timeout(1000)
-    shown = preview.bounding_box()  # of a picture of 400x400 px
-    pixel = shown["width"] / 400
-    overlay, corner = page.get_by_test_id("crop-overlay"), page.get_by_test_id("crop-resize-nw")
-    drag(page, middle(corner), (shown["x"] + 200 * pixel, shown["y"] + 180 * pixel))
-    edge = page.get_by_test_id("crop-resize-se")
-    drag(page, middle(edge), (shown["x"] + 320 * pixel, shown["y"] + 330 * pixel))
-    drag(page, middle(overlay), (shown["x"] + 180 * pixel, shown["y"] + 280 * pixel))
-    box = box_of(page)
-    wanted = {"x": 120, "y": 205, "width": 120, "height": 150}
-    assert all(abs(box[name] - value) <= 6 for name, value in wanted.items()), box
-
+    # Now the pictures: the front end shows a new one on the box, but not that of a new wire.
+    choose_file(page, object_, SAMPLES / "object.png", True)
+    choose_file(page, background, SAMPLES / "background.png", True)
+    box = drag_the_box(page, place, (400, 400), {"x": 120, "y": 205, "width": 120, "height": 150})
     run(page, steps=None)
-    name = page.evaluate(
-        "new URL(app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0].src).searchParams.get('filename')"
+    was = np.asarray(Image.open(SAMPLES / "background.png").convert("RGB"))
+    stands_in(result(page, server), was, box)
+
+
+def paint(page, title: str, size: tuple[int, int], wanted: dict[str, int]) -> None:
+    """In the MaskEditor of the Load Image of that title, a stroke from corner to corner of a box."""
+    page.evaluate(
+        "title => { app.canvas.deselectAll(); app.canvas.selectNode(app.graph.nodes.find(n => n.title === title)) }",
+        title,
     )
-    made, was = (
-        np.asarray(Image.open(path).convert("RGB")).astype(int)
-        for path in (server.base / "output" / name, server.base / "input" / "imprint_background.png")
+    command(page, "Comfy.MaskEditor.OpenMaskEditor")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("Save", exact=True).wait_for()
+    canvas = dialog.locator("canvas").first
+    page.wait_for_timeout(2000)
+    shown = canvas.bounding_box()
+    pixel, brush = shown["width"] / size[0], 10
+    x, y, width, height = wanted.values()
+    left, top, right, bottom = x + brush, y + brush, x + width - brush, y + height - brush
+    ends = [(shown["x"] + across * pixel, shown["y"] + down * pixel) for across, down in ((left, top), (right, bottom))]
+    drag(page, *ends)
+    page.wait_for_timeout(500)
+    dialog.get_by_text("Save", exact=True).click()
+    dialog.wait_for(state="hidden")
+
+
+def seconds_of_the_last_run(server: Server) -> float:
+    *_, last = server.get("/history").values()
+    times = {kind: told["timestamp"] for kind, told in last["status"]["messages"]}
+    return (times["execution_success"] - times["execution_start"]) / 1000
+
+
+@pytest.mark.parametrize("canvas", ["nodes 2", "classic"])
+def test_four_steps(page, server: Server, canvas: str, tmp_path: Path):
+    """The first template with pictures of one's own: object, background, the place drawn on the picture, Run.
+
+    All with the mouse, without a wire; in the classic canvas, where the front end draws no box, the place is painted.
+    """
+    nodes_2, size = canvas == "nodes 2", (960, 720)
+    own_object, own_background = (
+        tmp_path / f"own_{name}_{nodes_2:d}.{kind}" for name, kind in (("duck", "png"), ("room", "jpg"))
     )
-    rows, columns = (np.abs(made - was).max(2) > 60).nonzero()
-    assert box["y"] - 1 <= rows.min() and rows.max() <= box["y"] + box["height"]
-    assert box["x"] - 1 <= columns.min() and columns.max() <= box["x"] + box["width"]
-    assert rows.max() > box["y"] + box["height"] - 8  # it stands on the box's lower edge
+    Image.open(SAMPLES / "duck.webp").resize((600, 600)).save(own_object)
+    Image.open(SAMPLES / "room.jpg").resize(size).save(own_background, quality=95)
+    was = np.asarray(Image.open(own_background).convert("RGB"))
+    set_setting(page, "Comfy.VueNodes.Enabled", nodes_2)
+    try:
+        open_template(page, FIRST)
+        command(page, "Comfy.Canvas.FitView")
+        page.wait_for_timeout(2000)  # the view glides, the nodes take their sizes
+        wires, box = page.evaluate("app.graph.links.size"), {"x": 320, "y": 360, "width": 200, "height": 260}
+        choose_file(page, titled(page, "Object (cut-out)"), own_object, nodes_2)
+        choose_file(page, titled(page, "Background"), own_background, nodes_2)
+        if nodes_2:
+            place = page.evaluate("String(app.graph.nodes.find(n => n.type === 'ImprintPlaceObject').id)")
+            box = drag_the_box(page, place, size, box)
+        else:
+            paint(page, "Background", size, box)
+        run(page, steps=None)
+        assert page.evaluate("app.graph.links.size") == wires == 6
+    finally:
+        set_setting(page, "Comfy.VueNodes.Enabled", False)
+    made = result(page, server)
+    assert made.shape == was.shape
+    assert seconds_of_the_last_run(server) < 20
+    rows, columns = (made[..., 0].astype(int) - made[..., 2] > 120).nonzero()  # the duck is yellow
+    assert abs((columns.min() + columns.max()) / 2 - box["x"] - box["width"] / 2) < 12  # a stroke's ends are round
+    assert abs(rows.max() - box["y"] - box["height"]) < 24 and 0.8 < np.ptp(columns) / box["width"] < 1.05
+    assert len(rows) > 0.2 * box["width"] ** 2
 
 
 def test_app_mode_shows_the_form(page):
     """The template opens as a form: two pictures, the box, light and shadow."""
-    open_template(page, "imprint_1_place_object.app")
-    skip = page.get_by_text("Skip", exact=True)  # of the front end's own tour of App Mode
-    skip.wait_for()
-    skip.click()
+    open_template(page, FORM)
     page.locator("img[alt='Crop preview']").filter(visible=True).first.wait_for()
     for label in ("image", "box", "rotate", "flip", "light", "shadow", "softness"):
-        page.get_by_text(label, exact=True).first.wait_for()
+        page.get_by_text(label, exact=True).filter(visible=True).first.wait_for()
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
 
@@ -353,7 +525,7 @@ def test_blueprint(page):
     page.wait_for_function("app.canvas.state.ghostNodeId == null")
     node = page.evaluate("app.graph.nodes.map(n => ({title: n.title, widgets: n.widgets.map(w => w.name)}))[0]")
     assert node["title"] == INSERT
-    assert {"checkpoint", "mask_marks", "level", "seed", "steps", "cfg"} <= set(node["widgets"])
+    assert {"checkpoint", "level", "seed", "variations", "steps", "cfg"} <= set(node["widgets"])
     page.evaluate(
         """() => {
             const made = app.graph.nodes[0]
@@ -374,33 +546,40 @@ def test_blueprint(page):
     run(page)
 
 
-def test_pictures_for_the_readme(page, screenshots: Path):
-    """The first workflow after a run in full, with a help page beside it; and the template browser."""
-    open_template(page, "imprint_object_insert")
+def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
+    """The first workflow after a run, with a help page beside it; the form; the template browser."""
+
+    def photograph(name: str) -> None:
+        page.mouse.move(1500, 980)
+        page.wait_for_timeout(2000)  # the view glides, notices and tooltips fade
+        page.screenshot(path=screenshots / f"{name}.jpg", type="jpeg", quality=82)
+
+    open_template(page, FIRST)
     run(page, steps=None)
-    select(page, "ImprintCompositeSampler")
+    select(page, "ImprintPlaceObject")
     open_help(page)
-    page.evaluate("app.canvas.deselectAll()")
+    page.locator("h1", has_text="Place Object").filter(visible=True).first.wait_for()
     command(page, "Comfy.Canvas.FitView")
-    page.wait_for_timeout(2000)  # the view glides, notices fade
-    page.evaluate("app.canvas.ds.changeScale(app.canvas.ds.scale * 0.84, [0, 400])")  # the side panel hides a part
-    select(page, "ImprintCompositeSampler")
-    open_help(page)
-    page.locator("h1", has_text="Draw Object").filter(visible=True).first.wait_for()
     page.wait_for_timeout(2000)
-    page.screenshot(path=screenshots / "graph.jpg", type="jpeg", quality=82)
-    cards = templates(page).locator("img")
-    cards.first.wait_for()
-    page.wait_for_timeout(2000)
-    page.screenshot(path=screenshots / "templates.jpg", type="jpeg", quality=82)
+    page.evaluate("app.canvas.ds.changeScale(app.canvas.ds.scale * 0.8, [0, 400])")  # the side panel hides a part
+    photograph("graph")
+    open_template(page, FORM)
+    page.locator("img[alt='Crop preview']").filter(visible=True).first.wait_for()
+    page.get_by_text("Run", exact=True).filter(visible=True).first.click()
+    page.wait_for_function(HAS_PICTURES, timeout=120_000)
+    photograph("form")
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
+    templates(page).locator("img").first.wait_for()
+    photograph("templates")
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
-    assert all((screenshots / f"{name}.jpg").stat().st_size > 50_000 for name in ("graph", "templates"))
+    assert all((screenshots / f"{name}.jpg").stat().st_size > 50_000 for name in ("graph", "form", "templates"))
 
 
 def test_error_is_shown_at_its_node(page):
     """A photo without transparency: Load Image gives an empty mask of 64x64, and the encoder says what to do."""
-    open_template(page, "imprint_object_insert")
+    open_template(page, DRAW)
     page.evaluate("app.graph.nodes.find(n => n.title.startsWith('Object')).widgets[0].value = 'imprint_background.png'")
     page.get_by_test_id("queue-button").click()
     page.wait_for_function("app.extensionManager.lastExecutionError", timeout=60_000)
@@ -410,7 +589,7 @@ def test_error_is_shown_at_its_node(page):
     page.get_by_text("64x64").filter(visible=True).first.wait_for()
 
 
-@pytest.mark.parametrize("language", ["zh-TW", "en"])
+@pytest.mark.parametrize("language", ["zh-TW", "zh", "ja", "ko", "en"])
 def test_nodes_speak_the_user_s_language(page, language: str):
     """Last in this file: after the reload the front end opens the former workflows again, at a time of its own."""
     set_setting(page, "Comfy.Locale", language)

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 from comfy_server import PACK, ROOT, make_base, running
+from make_workflows import FIRST
 from ui_workflow import to_prompt
 
 NAME = "some-imprint-copy"
 MEGABYTES = 60
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,18 @@ def test_the_least_comfyui_that_is_promised_is_tested():
     assert f"comfyui: v{least}," in jobs
 
 
+@pytest.mark.parametrize("key", ["Icon", "Banner"])
+def test_the_registry_s_pictures_are_files_of_the_repository(key: str):
+    found = re.search(
+        rf'^{key} = "https://raw\.githubusercontent\.com/([^/]+/[^/]+)/main/(.+)"$', PYPROJECT, re.MULTILINE
+    )
+    repository, path = found.groups()
+    assert f'Repository = "https://github.com/{repository}"' in PYPROJECT
+    picture = (ROOT / path).read_text(encoding="utf-8")
+    width, height = (int(re.search(rf'<svg [^>]*{side}="(\d+)"', picture)[1]) for side in ("width", "height"))
+    assert (width, height) == (400, 400) if key == "Icon" else width * 9 == height * 21
+
+
 @pytest.mark.comfyui
 def test_archive_works(archive: Path, comfyui: Path, python: str, tmp_path: Path):
     base = make_base(tmp_path / "base")
@@ -116,14 +130,11 @@ def test_archive_works(archive: Path, comfyui: Path, python: str, tmp_path: Path
         object_info = server.get("/object_info")
         ours = [name for name, info in object_info.items() if info["python_module"] == f"custom_nodes.{NAME}"]
         assert len(ours) == 9
-        assert "imprint_batch" in server.get("/workflow_templates")[NAME]
+        assert FIRST in server.get("/workflow_templates")[NAME]
         assert any(
             each["info"]["node_pack"] == f"custom_nodes.{NAME}" for each in server.get("/global_subgraphs").values()
         )
         assert server.request(f"/extensions/{NAME}/docs/{ours[0]}.md").startswith(b"# ")
-        workflow = json.loads((ROOT / "workflows" / "imprint_object_insert.json").read_text(encoding="utf-8"))
+        workflow = json.loads((ROOT / "workflows" / f"{FIRST}.json").read_text(encoding="utf-8"))
         prompt = to_prompt(workflow, object_info)
-        for node in prompt.values():
-            if "steps" in node["inputs"]:
-                node["inputs"]["steps"] = 1
         assert server.picture(prompt).shape == (400, 400, 3)

@@ -12,7 +12,7 @@ import original_weights
 import pytest
 import torch
 from comfy_server import PACK, ROOT, Server
-from make_workflows import OBJECTSTITCH, SAMPLES
+from make_workflows import DRAW, OBJECTSTITCH, RELATIVE, SAMPLES
 from PIL import Image, ImageDraw
 from ui_workflow import to_prompt
 
@@ -37,9 +37,9 @@ NODES = {
 @pytest.fixture(scope="module")
 def prompt(object_info: dict) -> dict:
     """The shipped workflow, in five steps."""
-    workflow = json.loads((ROOT / "workflows" / "imprint_object_insert.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "workflows" / f"{DRAW}.json").read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
-    one(prompt, "ImprintCompositeSampler")["steps"] = 5
+    one(prompt, "ImprintCompositeSampler").update(steps=5, variations=1)
     return prompt
 
 
@@ -116,7 +116,7 @@ def test_samples_are_in_the_input_folder(server: Server):
 
 
 def test_workflow_keeps_the_background(picture: np.ndarray, blend: np.ndarray):
-    background = np.asarray(Image.open(SAMPLES / "background.png").convert("RGB"))
+    background = np.asarray(Image.open(SAMPLES / "lawn.png").convert("RGB"))
     assert picture.shape == background.shape
     assert np.array_equal(picture[blend == 0], background[blend == 0])
     # Within the hole, a checkpoint with a matte keeps what is beside the object.
@@ -186,7 +186,7 @@ def test_a_relative_s_file_runs_its_workflow(server: Server):
     pytest.importorskip("diffusers")
     from imprint.third_party import convert
 
-    workflow = json.loads((ROOT / "workflows" / "imprint_objectstitch_512px.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "workflows" / f"{RELATIVE}.json").read_text(encoding="utf-8"))
     folder = server.base / "models" / OBJECTSTITCH["directory"]
     released = folder / OBJECTSTITCH["name"]
     torch.save({"state_dict": original_weights.random_weights("small", "objectstitch")}, released)
@@ -197,7 +197,7 @@ def test_a_relative_s_file_runs_its_workflow(server: Server):
     one(prompt, "ImprintLoadCheckpoint")["checkpoint"] = "converted.safetensors"
     converted = server.picture(prompt)
 
-    background = np.asarray(Image.open(SAMPLES / "background.png").convert("RGB"))
+    background = np.asarray(Image.open(SAMPLES / "lawn.png").convert("RGB"))
     changed = (released != background).any(2)
     assert released.shape == background.shape and 0.02 < changed.mean() < 0.9
     assert np.abs(released.astype(int) - converted).mean() < 2  # one is fp16

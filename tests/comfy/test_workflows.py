@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import quote
 
 import pytest
 from comfy_server import PACK, ROOT, Server
-from make_workflows import BACKGROUND_REMOVAL, BLUEPRINTS, OBJECTSTITCH, SAMPLES, WORKFLOWS, blueprint, build, text
+from make_workflows import (
+    BACKGROUND_REMOVAL,
+    BLUEPRINTS,
+    DRAW,
+    FIRST,
+    OBJECTSTITCH,
+    RELATIVE,
+    SAMPLES,
+    WORKFLOWS,
+    blueprint,
+    build,
+    text,
+)
 from PIL import Image
 from ui_workflow import to_prompt
 
 pytestmark = pytest.mark.comfyui
 
-NEEDS_DOWNLOAD = "imprint_objectstitch_512px"  # run in test_server.py, with random weights
-PICTURES = {"imprint_mask_levels": 4, "imprint_shape_guided_pose": 3, "imprint_batch": 6}
+# RELATIVE is run in test_server.py, with random weights.
+PICTURES = {"5 Place many objects one by one": 2, DRAW: 2}
 
 
 def shipped(name: str) -> dict:
@@ -39,12 +52,13 @@ def test_blueprint_is_current(server: Server, object_info: dict, name: str):
 
 
 def test_all_are_offered(server: Server):
-    assert set(WORKFLOWS) <= set(server.get("/workflow_templates")[PACK])
+    offered = server.get("/workflow_templates")[PACK]
+    assert set(WORKFLOWS) == set(offered) and len(offered) <= 8 and min(offered) == FIRST
     for name in WORKFLOWS:
-        assert server.request(f"/api/workflow_templates/{PACK}/{name}.jpg").startswith(b"\xff\xd8")
+        assert server.request(quote(f"/api/workflow_templates/{PACK}/{name}.jpg")).startswith(b"\xff\xd8")
 
 
-@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name != NEEDS_DOWNLOAD])
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name != RELATIVE])
 def test_runs(server: Server, object_info: dict, name: str):
     """As it is, but in one step."""
     prompt = to_prompt(shipped(name), object_info)
@@ -53,11 +67,33 @@ def test_runs(server: Server, object_info: dict, name: str):
             node["inputs"]["steps"] = 1
     results = server.pictures(prompt, seconds=300)
     assert len(results) == PICTURES.get(name, 1)
-    side = 3072 if name == "imprint_large_photo" else 400
-    assert {result.size for result in results} == {(side, side)}
-    assert len({result.tobytes() for result in results}) >= len(results) - (
-        name == "imprint_batch"
-    )  # one is made twice
+    assert {result.size for result in results} == {(400, 400)}
+    assert len({result.tobytes() for result in results}) == len(results)
+
+
+def saved(name: str) -> dict:
+    return json.loads((ROOT / "tests" / "comfy" / "saved" / f"{name}_0.1.0.json").read_text(encoding="utf-8"))
+
+
+def test_a_saved_place_gives_the_first_template_s_picture(server: Server, object_info: dict):
+    before, now = (server.picture(to_prompt(each, object_info)) for each in (saved("place"), shipped(FIRST)))
+    assert before.shape == (400, 400, 3) and (before == now).all()
+
+
+def test_a_saved_drawing_gives_the_same_picture(server: Server, object_info: dict):
+    """Restore Detail with the object's picture and mask, as before, or with its identity."""
+    prompt = to_prompt(saved("draw"), object_info)
+    kinds = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
+    sampling, detail = kinds["ImprintCompositeSampler"][1], kinds["ImprintRestoreDetail"][1]
+    assert detail["mask_marks"] == "background" and sampling["variations"] == 1 and not sampling["same_noise"]
+    sampling["steps"] = 4
+    before = server.picture(prompt)
+    del detail["image"], detail["mask"]
+    detail["identity"] = [kinds["ImprintIDEncoder"][0], 0]
+    for _, inputs in kinds.values():
+        if "mask_marks" in inputs:
+            inputs["mask_marks"] = "auto"
+    assert (server.picture(prompt) == before).all()
 
 
 def test_files_to_be_had_have_an_address():
@@ -69,12 +105,17 @@ def test_files_to_be_had_have_an_address():
 
 
 def test_samples_are_used():
-    """Each sample picture is in a workflow, but for the demo's box; each workflow's pictures are samples."""
+    """Each workflow's pictures are samples, and each sample is in a workflow or named in the documents or tests."""
     named = {
         value.removeprefix("imprint_")
         for name in WORKFLOWS
         for node in shipped(name)["nodes"]
-        if node["type"] in ("LoadImage", "LoadImageMask")
+        if node["type"] == "LoadImage"
         for value in node["widgets_values"][:1]
     }
-    assert named | {"box.png"} == {path.name for path in SAMPLES.iterdir()}
+    samples = {path.name for path in SAMPLES.iterdir()}
+    files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "tests").glob("test_*.py"), ROOT / "imprint" / "cli.py"]
+    words = "".join(path.read_text(encoding="utf-8") for path in files)
+    saved_before = {"hole.png"}  # of workflows that version 0.1.0 saved
+    assert named <= samples
+    assert samples - named - saved_before == {name for name in samples - named - saved_before if name in words}

@@ -13,7 +13,10 @@ from typing import Any
 _FRONT_END_ONLY = {"Note", "MarkdownNote"}
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOX"}
 _PREVIEWS = {"LoadImage", "LoadImageMask", "SaveImage", "PreviewImage", "MaskPreview", "ImageCropV2"}
+_LEAST = {"ImageCropV2": 680}  # with its picture in Nodes 2.0
+_WORDS = 100  # of a node that tells what it did
 _COLUMN, _GAP, _PREVIEW = 430, 50, 260  # pixels of the canvas
+_REGISTRY_ID = "imprint"  # pyproject.toml's name: by it the front end finds the pack of a node that is missing
 _ALWAYS, _BYPASSED = 0, 4  # the front end's modes of a node
 
 
@@ -64,11 +67,19 @@ class Graph:
         self._place("MarkdownNote", column, height, columns, title=title, properties={}, widgets_values=[text])
 
     def add(
-        self, kind: str, column: float, title: str = "", models: list[dict] | None = None, columns: float = 1, **given
+        self,
+        kind: str,
+        column: float,
+        title: str = "",
+        models: list[dict] | None = None,
+        columns: float = 1,
+        colour: dict[str, str] | None = None,
+        **given,
     ) -> Node:
         """A node. given: its inputs' `Output`s, its widgets' values; a list of outputs for an input that grows.
 
-        models: files that a user needs for it, as {"name", "url", "directory"}. Raises KeyError for an unknown input.
+        models: files that a user needs for it, as {"name", "url", "directory"}. colour: "color" and "bgcolor". Raises
+        KeyError for an unknown input.
         """
         info, optional = self.object_info[kind], self.object_info[kind]["input"].get("optional", {})
         sockets, widgets, values = [], [], []  # the front end puts widgets last
@@ -97,11 +108,14 @@ class Graph:
             {"name": label, "type": matched if type_ == "COMFY_MATCHTYPE_V3" else type_, "links": []}
             for label, type_ in zip(info["output_name"], info["output"])
         ]
-        properties: dict[str, Any] = {"Node name for S&R": kind}
+        ours = info["python_module"].startswith("custom_nodes.")
+        properties: dict[str, Any] = {"cnr_id": _REGISTRY_ID if ours else "comfy-core", "Node name for S&R": kind}
         if models:
             properties["models"] = models
         height = 50 + 24 * max(len(sockets), len(outputs)) + 28 * len(values)
         height += _PREVIEW if kind in _PREVIEWS or info["output_node"] else 0
+        height += _WORDS if "unique_id" in info["input"].get("hidden", {}) else 0
+        height = max(height, _LEAST.get(kind, 0))
         self._place(
             kind,
             column,
@@ -113,6 +127,7 @@ class Graph:
             outputs=outputs,
             properties=properties,
             **({"widgets_values": values} if values else {}),
+            **(colour or {}),
         )
         return Node(
             number,
@@ -307,7 +322,7 @@ def _saved_values(kind: str, options: dict, value: Any) -> list:
         value = options.get("default", (options.get("options") or [None])[0])
     if kind == "BOUNDING_BOX":
         return [value, *value.values()]
-    return [value, "fixed"] if options.get("control_after_generate") else [value]
+    return [value, "randomize"] if options.get("control_after_generate") else [value]
 
 
 def _widget_values(node: dict, declared: dict[str, dict]) -> dict[str, Any]:
@@ -315,6 +330,9 @@ def _widget_values(node: dict, declared: dict[str, dict]) -> dict[str, Any]:
     uploads = 0
     for name, kind, options in _declared(declared):
         if kind not in _WIDGETS:
+            continue
+        if not left:  # saved before the node had this widget: its default, as in the front end
+            values[name] = _saved_values(kind, options, None)[0]
             continue
         values[name] = left.pop(0)
         if options.get("control_after_generate"):
