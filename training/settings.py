@@ -240,7 +240,7 @@ class Train:
             raise ImprintError(f"--translation is {self.translation}; it is a part of the run, from 0 to 1")
         if self.accumulate > 1 and self.compile == "reduce-overhead":
             raise ImprintError(
-                "--compile reduce-overhead keeps no gradients between batches; leave out it or --accumulate"
+                "--compile reduce-overhead keeps no gradients between batches; leave it or --accumulate out"
             )
         for name in stage.data:
             if getattr(self, name) is None:
