@@ -44,9 +44,9 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
 }
-HAS_PICTURES = (
-    "app.graph.nodes.filter(n => n.type === 'SaveImage').every(n => n.imgs?.length && n.imgs[0].naturalWidth)"
-)
+SAVERS = "app.graph.nodes.filter(n => n.type === 'SaveImage')"
+PICTURES = f"{SAVERS}.map(n => n.imgs?.[0]?.src).join()"
+HAS_PICTURES = f"{SAVERS}.every(n => n.imgs?.length && n.imgs[0].naturalWidth)"
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,13 @@ def run(page, steps: int | None = STEPS, seconds: int = 300) -> None:
     """Press Run, and wait until each Save Image shows its picture."""
     if steps:
         set_widget(page, "steps", steps)
+    before = page.evaluate(PICTURES)  # the front end shows again what a workflow of the same nodes made before
     page.get_by_test_id("queue-button").click()
-    page.wait_for_function(f"{HAS_PICTURES} || app.extensionManager.lastExecutionError", timeout=seconds * 1000)
+    page.wait_for_function(
+        f"before => {PICTURES} !== before && {HAS_PICTURES} || app.extensionManager.lastExecutionError",
+        arg=before,
+        timeout=seconds * 1000,
+    )
     assert page.evaluate("app.extensionManager.lastExecutionError") is None
 
 
@@ -501,7 +506,7 @@ def test_app_mode_shows_the_form(page):
     """The template opens as a form: two pictures, the box, light and shadow."""
     open_template(page, FORM)
     page.locator("img[alt='Crop preview']").filter(visible=True).first.wait_for()
-    for label in ("image", "box", "rotate", "flip", "light", "shadow", "softness"):
+    for label in ("Object (cut-out)", "Background", "box", "rotate", "flip", "light", "shadow", "softness"):
         page.get_by_text(label, exact=True).filter(visible=True).first.wait_for()
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
@@ -565,8 +570,8 @@ def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
     photograph("graph")
     open_template(page, FORM)
     page.locator("img[alt='Crop preview']").filter(visible=True).first.wait_for()
-    page.get_by_text("Run", exact=True).filter(visible=True).first.click()
-    page.wait_for_function(HAS_PICTURES, timeout=120_000)
+    page.get_by_text("Run", exact=True).filter(visible=True).last.click()  # the first one is a hint
+    page.locator("img[src*='type=output']").filter(visible=True).first.wait_for(timeout=120_000)
     photograph("form")
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")

@@ -135,7 +135,12 @@ class Graph:
         )
 
     def show_as_form(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
-        """Open the graph in App Mode: these widgets, and what these nodes save."""
+        """Open the graph in App Mode: these widgets, under their nodes' titles where they have one, and what these nodes
+        save."""
+        for node, widget in inputs:
+            (entry,) = (each for each in self.nodes[node.id - 1]["inputs"] if each["name"] == widget)
+            if "title" in self.nodes[node.id - 1]:
+                entry["label"] = self.nodes[node.id - 1]["title"]
         shown = [[str(node.id), widget] for node, widget in inputs]
         self.form = {"linearData": {"inputs": shown, "outputs": [str(node.id) for node in outputs]}, "linearMode": True}
 
