@@ -443,6 +443,7 @@ def check_a_large_background_costs_no_more_than_itself():
     folder.mkdir()
     command = [sys.executable, __file__, COMFYUI, PACK, str(folder), "write_memory"]
     allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": "0"}
+    allocator["NUMPY_MADVISE_HUGEPAGE"] = "0"  # the kernel makes huge pages whole that were written to a little
     done = subprocess.run(command, env=os.environ | allocator, capture_output=True, text=True, timeout=600)
     assert (folder / "memory.json").is_file(), done.stderr[-4000:]
     sizes = json.loads((folder / "memory.json").read_text())
@@ -642,6 +643,31 @@ def check_blend_with_a_matte():
     fails("shadow", "without alpha", call=lambda: run("BackgroundBlend", *blend, shadow=shadow))
     fails("not finite", "alpha", call=lambda: run("BackgroundBlend", *blend, alpha=alpha * float("nan")))
     fails("64x64", "alpha", call=lambda: run("BackgroundBlend", *blend, alpha=torch.zeros(1, 64, 64)))
+
+
+def check_tensors_may_lie_apart():
+    """As with --gpu-only, where one node gives what it made on the GPU and another on the CPU; see `elsewhere.py`."""
+    from elsewhere import DEVICE, elsewhere, put
+
+    picture, other = torch.rand(1, 60, 80, 3), torch.rand(1, 60, 80, 3)
+    mask, alpha = torch.zeros(1, 60, 80), torch.zeros(1, 60, 80)
+    mask[:, 10:50, 20:60] = alpha[:, 15:45, 25:55] = 1
+    view, outline = shape(50, 40)
+    other[:, 15:45, 25:55] = view[:, 4:34, 4:34]
+    nodes = {
+        "RestoreDetail": ((other, alpha, view, outline), ("object", 1.0)),
+        "BackgroundBlend": ((picture, other, mask), (4, 2, 0.5)),
+        "MaskCoarsener": ((mask,), ("coarse", 2, 32)),
+    }
+    for name, (tensors, values) in nodes.items():
+        here = run(name, *tensors, *values)
+        for where in itertools.product((False, True), repeat=len(tensors)):
+            with torch.inference_mode(False), elsewhere():
+                apart = run(name, *(put(each) if there else each for each, there in zip(tensors, where)), *values)
+                assert all(
+                    (made.device == DEVICE) == where[0] and torch.equal(made.cpu(), expected)
+                    for made, expected in zip(apart, here)
+                ), (name, where)
 
 
 def check_sampler_shows_its_crop():
