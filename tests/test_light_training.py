@@ -60,7 +60,7 @@ def draw_group(rng: np.random.Generator) -> trace.TracedGroup:
     alone = np.broadcast_to(colour * strength[-1], (SIDE, SIDE, 3))
     layers = [*lit[:-1], *bare[:-1], *photo[:-1], alone, alpha[..., None], normal]
     values = np.concatenate(layers, -1).transpose(2, 0, 1).astype(np.float16)
-    return trace.TracedGroup(values, places, rng.uniform(0, 360, scenes.LIGHTS + 1).tolist(), 0)
+    return trace.TracedGroup(values, places, rng.uniform(0, 360, scenes.LIGHTS + 1).tolist(), 0, 0.3)
 
 
 def endless(seed: int):
@@ -161,11 +161,11 @@ def test_what_lies_behind_an_object_is_guessed_from_what_surrounds_it():
 
 def test_rendered_pairs_show_the_object_in_two_lights_over_one_background(folder):
     groups = read(folder).groups
-    batch = pairs.draw_rendered(groups, torch.arange(8), augment=False)
+    batch = pairs.draw_rendered(groups, torch.arange(8), variety=None)
     assert all(bool(value.isfinite().all()) for value in vars(batch).values())
     free, solid = batch.alpha == 0, batch.alpha == 1
     assert torch.equal(batch.picture * free, batch.background * free)
-    assert batch.shadow[:, :, 23, 20].min() == pytest.approx(0.5, abs=0.06)
+    assert batch.shadow.amax((1, 2, 3)).tolist() == pytest.approx([0.5] * 8, abs=0.03)
     assert (batch.rendered == 1).all() and batch.shading.shape == (8, 6, SIDE, SIDE)
     # Uniform discs: the difference of light is one factor per colour, before the tone.
     assert ((batch.picture - batch.target).abs() * solid).amax() > 0.02
@@ -175,7 +175,7 @@ def test_rendered_pairs_show_the_object_in_two_lights_over_one_background(folder
 def test_augmented_pairs_stay_in_range(folder, seed):
     torch.manual_seed(seed)
     photos = torch.randint(0, 256, (3, 4, SIDE, SIDE), dtype=torch.uint8)
-    batch = pairs.draw_rendered(read(folder).groups, torch.arange(8), photos)
+    batch = pairs.draw_rendered(read(folder).groups, torch.arange(8), photos, pairs.Variety())
     batch = batch.joined(pairs.draw_photographed(photos, torch.tensor([0, 1, 2])))
     assert len(batch) == 11 and batch.rendered.flatten().tolist() == [1.0] * 8 + [0.0] * 3
     for name in ("picture", "alpha", "background", "target", "shadow"):
@@ -286,7 +286,7 @@ def test_thirty_steps_on_eight_groups_lower_the_loss(folder, tmp_path):
         groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5
     )
     reader = read(folder)
-    batches = fit.held_out_batches(reader.groups)
+    batches = fit.plain_batches(reader.groups)
     net = fit.make_net(settings, SIDE)
     before = total(net, batches[0])
     run = fit.LightRun(settings, fit.Process(0, 1, torch.device("cpu")), net, reader, None, batches)
@@ -296,7 +296,7 @@ def test_thirty_steps_on_eight_groups_lower_the_loss(folder, tmp_path):
 
 
 def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
-    batch = fit.held_out_batches(read(folder).groups)[0]
+    batch = fit.plain_batches(read(folder).groups)[0]
 
     class Known(torch.nn.Module):
         """What is true, or nothing."""
@@ -482,7 +482,7 @@ def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_p
                 sides |= {described["meshes"][row]["held_out"] for row in file["meshes"]}
                 assert sides == {split == "held-out"} and np.isfinite(file["radiance"]).all()
                 assert (file["radiance"][:, scenes.channels("alpha")] > 0.9).mean((1, 2, 3)).min() >= trace.LEAST_COVER
-    batch = pairs.draw_rendered(read(out).groups, torch.arange(3), augment=False)
+    batch = pairs.draw_rendered(read(out).groups, torch.arange(3), variety=None)
     assert bool(batch.picture.isfinite().all())
     with pytest.raises(SystemExit, match=r"says 32 px, not 48"):
         prepare.main([*words.replace("--side 32", "--side 48").split(), "3"])
