@@ -28,6 +28,8 @@ ALIKE = 0.6
 """Of those in the scene's own light: where nothing has to change."""
 UNTOUCHED = 0.25
 """Of pairs from photos, likewise."""
+LEVELLED = 0.2
+"""Of pairs from photos: the object's own photo is exposed for it alone."""
 SWAPPED = 0.25
 """Of pairs: red, green and blue change their places."""
 CONTEXT = 2.2
@@ -182,7 +184,11 @@ def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor) -> LightBatch:
     part = torch.where(_drawn(0.5, count, device) > 0, part.flip(3), part)
     photo, alpha = _sampled(part, _squares(part[:, 3:])).clamp(0, 1).split([3, 1], 1)
     photo = _Camera(count, device)(photo)
-    own = (_Camera(count, device)(photo) * _draw_relighting(count, photo.shape[2:], device)).clamp(0, 1)
+    levelled = tone(
+        to_linear(photo) * OWN_BRIGHTEST / _quantile(luminance(to_linear(photo)), (alpha > 0.9).float(), 0.9)
+    )
+    own = torch.where(_drawn(LEVELLED, count, device) > 0, levelled, photo)
+    own = (_Camera(count, device)(own) * _draw_relighting(count, photo.shape[2:], device)).clamp(0, 1)
     own = torch.where(_drawn(UNTOUCHED, count, device) > 0, photo, own)
     background = fill_in(photo, alpha)
     picture = torch.lerp(background, own, alpha)
@@ -285,7 +291,7 @@ def _sharpened(backgrounds: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
     fine = fine - F.avg_pool2d(fine, 9, 1, 4, count_include_pad=False)
     half = _drawn(0.5, count, device)
     brightness = backgrounds.mean((1, 2, 3), keepdim=True).clamp(max=0.5) / 0.5
-    strength = 1.2 * torch.rand(count, 1, 1, 1, device=device) * half * brightness
+    strength = 0.8 * torch.rand(count, 1, 1, 1, device=device) * half * brightness
     return (backgrounds + strength * fine).clamp(0, 1)
 
 
@@ -326,7 +332,7 @@ def _squares(alpha: torch.Tensor, drawn: bool = True) -> torch.Tensor:
     thing = alpha[:, 0] > 0.1
     pixels = torch.arange(side, device=device) / side
     lines = torch.stack([thing.any(1), thing.any(2)], 1)  # columns and rows that hold something
-    first, last = torch.where(lines, pixels, 1).amin(2), torch.where(lines, pixels, 0).amax(2)
+    first, last = torch.where(lines, pixels, 1).amin(2), torch.where(lines, pixels + 1 / side, 0).amax(2)
     context, shift = torch.full((count, 1), CONTEXT, device=device), torch.zeros(count, 2, device=device)
     if drawn:
         context = (context * (0.2 * torch.randn(count, 1, device=device)).exp()).clamp(*CONTEXTS)
