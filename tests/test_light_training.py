@@ -24,9 +24,9 @@ from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
 from training.light.photographs import cut_squares
+from training.light.settings import PrepareLight, Relight
 from training.measure.settings import EvaluateLight
 from training.render.panoramas import to_photo
-from training.settings import PrepareLight, Relight
 
 SIDE = 32
 PLACES = 4

@@ -10,8 +10,8 @@ import pytest
 
 from imprint.errors import ImprintError
 from training.arguments import of
+from training.data.settings import Render
 from training.render import cameras, light, meshes, panoramas, views
-from training.settings import Render
 
 LAMP = 4  # pixels across
 

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 
 from training.arguments import flattened
-from training.settings import STAGES, Limits, Train, parse_train
+from training.data.settings import Limits
+from training.settings import STAGES, Train, parse_train
 
 ROOT = Path(__file__).parents[1]
 GIVEN = ["identity", "--output", "runs/x", "--cutouts", "c", "--photos", "p"]

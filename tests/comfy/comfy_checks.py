@@ -97,7 +97,7 @@ class Scene:
 
     def __init__(self, checkpoint: str = SHIPPED):
         self.model, self.clip, self.adapter, self.vae = run("LoadCheckpoint", checkpoint)
-        self.config = module("nodes.models").imprint_config(self.model)
+        self.config = module("nodes.unet").imprint_config(self.model)
         self.object, self.transparent = core.LoadImage().load_image("imprint_object.png")
         (self.identity,) = run("IDEncoder", self.clip, self.object, self.transparent, "background")
         self.positive, self.negative = run("ContentAdapter", self.adapter, self.identity, 1.0)
@@ -243,13 +243,13 @@ def check_originals():
     """The relatives' files as they lie, against what their own code made of these weights; in fp32."""
     from safetensors.torch import load_file
 
-    models, noise = module("nodes.models"), module("imprint.noise")
+    unet, noise, encode_views = module("nodes.unet"), module("imprint.noise"), module("nodes.clip_vision").encode_views
     given = original_weights.scene("small")
     for kind in original_weights.KINDS:
         golden = load_file(original_weights.FOLDER / f"{kind}.safetensors")
         model, clip, adapter, vae = run("LoadCheckpoint", write_original(kind))
-        config = models.imprint_config(model)
-        positive, negative = run("ContentAdapter", adapter, models.encode_views(clip, golden["pixels"]), 1.0)
+        config = unet.imprint_config(model)
+        positive, negative = run("ContentAdapter", adapter, encode_views(clip, golden["pixels"]), 1.0)
         difference = (positive[0][0] - golden["context"]).abs().max()
         assert difference < 1e-3, f"{kind}'s tokens: {difference:g}"
 
@@ -458,8 +458,8 @@ def small_matte_scene() -> Scene:
 
 def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The sampler's alpha and shadow (2, B, 64, 64), and all logits of the UNet that were of a positive conditioning."""
-    models, model, kinds, outputs = module("nodes.models"), (model or of.model).clone(), [], []
-    split = models.split_matte
+    matte, model, kinds, outputs = module("nodes.matte"), (model or of.model).clone(), [], []
+    split = matte.split_matte
 
     def record(apply, given):
         kinds.append(given["cond_or_uncond"])
@@ -470,11 +470,11 @@ def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[t
         return split(output, config)
 
     model.set_model_unet_function_wrapper(record)
-    models.split_matte = keep
+    matte.split_matte = keep
     try:
         maps = of.sample_all(model=model, resolution=64, **options)[2:]
     finally:
-        models.split_matte = split
+        matte.split_matte = split
     chunks = [zip(each, output.chunk(len(each))) for each, output in zip(kinds, outputs)]
     return torch.stack(maps), [logits for each in chunks for kind, logits in each if kind == 0]
 
@@ -482,7 +482,7 @@ def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[t
 def maps_of(of: Scene, *logits: torch.Tensor) -> torch.Tensor:
     """Alpha and shadow of the logits' mean."""
     hole = torch.nn.functional.max_pool2d(of.mask[:, None], 8)
-    return torch.stack(module("nodes.models").matte_pixels(torch.stack(logits).mean(0), hole, of.config))
+    return torch.stack(module("nodes.matte").matte_pixels(torch.stack(logits).mean(0), hole, of.config))
 
 
 def same(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -551,8 +551,8 @@ def check_matte_with_patches_of_the_model():
 
 
 def check_matte_leaves_nothing_behind():
-    of, models, logits = small_matte_scene(), module("nodes.models"), []
-    split = models.split_matte
+    of, nodes_matte, logits = small_matte_scene(), module("nodes.matte"), []
+    split = nodes_matte.split_matte
 
     def watch(output, config):
         prediction, matte = split(output, config)
@@ -560,11 +560,11 @@ def check_matte_leaves_nothing_behind():
         assert sum(each() is not None for each in logits) <= 2  # no step's but the last one's is kept
         return prediction, matte
 
-    models.split_matte = watch
+    nodes_matte.split_matte = watch
     try:
         of.sample(resolution=64, steps=4)
     finally:
-        models.split_matte = split
+        nodes_matte.split_matte = split
     assert len(logits) == 4 and not any(each() is not None for each in logits)
     assert not of.model.model_options["transformer_options"] and not of.model.wrappers
 
@@ -1037,7 +1037,7 @@ def check_broken_numbers_are_refused():
 
 def check_what_a_model_breaks_is_refused_where_it_breaks():
     """Each of the models in its turn gives one number that is not finite."""
-    of, models = matte_scene(), module("nodes.models")
+    of, matte = matte_scene(), module("nodes.matte")
     small, whole = {"context": 1.6, "resolution": 64, "steps": 1}, of.sample_all(context=1.6, resolution=64, steps=1)
 
     def broken(values: torch.Tensor, number: float) -> torch.Tensor:
@@ -1065,12 +1065,12 @@ def check_what_a_model_breaks_is_refused_where_it_breaks():
             lambda apply, given, n=number: apply(given["input"], given["timestep"], **given["c"]) * n
         )
         fails("sampled", "not finite", "fp32", call=lambda m=model: of.sample(model=m, **small))
-        split = models.split_matte
-        models.split_matte = lambda *given, s=split, n=number: (s(*given)[0], broken(s(*given)[1], n))
+        split = matte.split_matte
+        matte.split_matte = lambda *given, s=split, n=number: (s(*given)[0], broken(s(*given)[1], n))
         try:
             fails("matte", "not finite", "fp32", call=lambda: of.sample(**small))
         finally:
-            models.split_matte = split
+            matte.split_matte = split
     assert all(torch.equal(*pair) for pair in zip(of.sample_all(**small), whole))
 
 
@@ -1177,14 +1177,14 @@ def check_noise_schedule_is_the_config_s():
     ours = of.model.model.model_sampling.sigmas.double()
     assert ((ours - sigmas) / sigmas).abs().max() < 1e-4
     epsilon = replace(of.config.noise, prediction_type="epsilon", zero_terminal_snr=False, beta_end=0.02)
-    core_config = module("nodes.models").ModelConfig(replace(of.config, noise=epsilon))
+    core_config = module("nodes.unet").ModelConfig(replace(of.config, noise=epsilon))
     assert core_config.model_type({}).name == "EPS"
     assert core_config.sampling_settings["linear_end"] == 0.02 and not core_config.sampling_settings["zsnr"]
 
 
 def check_clones_and_reloads():
     of = Scene()
-    imprint_config = module("nodes.models").imprint_config
+    imprint_config = module("nodes.unet").imprint_config
     assert imprint_config(of.model.clone()) == of.config
     for patcher in (of.model, of.clip.patcher, of.adapter.patcher, of.vae.patcher):
         load, arguments = patcher.cached_patcher_init

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..settings import Limits
+from .settings import Limits
 
 ALPHA_THRESHOLD = 128 / 255  # an object is where alpha is above it, as AnyDoor reads MVImgNet
 

@@ -16,10 +16,10 @@ from PIL import Image
 from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, open_image, to_rgb
 
-from ..settings import Prepare
 from . import shards
 from .filters import ALPHA_THRESHOLD, Limits, edge_width, unusable_objects
 from .items import Dropped, Group, Item, Source
+from .settings import Prepare
 
 CUTOUT_SIDE = 0.8  # of the picture, at most, is a cut-out's longer side
 GROUND = (128, 128, 128)

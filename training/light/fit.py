@@ -22,10 +22,10 @@ from imprint.light import LightConfig, LightNet, load_light, save_light
 
 from ..arguments import flattened
 from ..data.shards import SPLITS
-from ..settings import Relight
 from .losses import WEIGHTS, gains, losses, predicted
 from .memory import GroupReader, load_photos
 from .pairs import LightBatch, LightGroups, Variety, draw_photographed, draw_rendered
+from .settings import Relight
 
 PART = 48  # groups measured at once
 KNOWN = 96  # of those that are trained on
