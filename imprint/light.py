@@ -20,8 +20,8 @@ from torch import nn
 
 from .errors import ImprintError, require_finite
 from .files import replacing
+from .hole import Placement
 from .place import PlacedObject, spread
-from .placement import Placement
 
 SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
 """The light network that comes with the package."""

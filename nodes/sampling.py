@@ -14,8 +14,8 @@ import nodes  # ComfyUI's own, not this package
 from ..imprint.config import ImprintConfig
 from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError, require_finite
+from ..imprint.hole import Hole
 from ..imprint.images import full_strength
-from ..imprint.placement import Hole
 from .matte import MatteReader
 from .messages import tell
 from .schedules import start_where_it_stands

@@ -17,8 +17,8 @@ from imprint import cli, files, images
 from imprint.crop import Crop
 from imprint.detail import _starts
 from imprint.errors import ImprintError
+from imprint.hole import Hole, separate_areas
 from imprint.images import as_mask, as_picture, mask_to_tensor, open_image, save_image, to_rgb, upright
-from imprint.placement import Hole, separate_areas
 from imprint.profiles import convert_profile, profile_of
 from imprint.views import ObjectViews
 

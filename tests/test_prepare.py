@@ -714,3 +714,18 @@ def test_the_command_line(clips, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "dropped, broken picture: 1" in printed and "davis-clips.dropped.tsv" in printed
     assert (tmp_path / "out" / "davis-clips.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--held-out 1.5", "--held-out is 1.5; it is a share"),
+        ("--quality 101", "--quality is 101; it goes up to 100"),
+        ("--relit 2", "--relit needs the light of --panoramas"),
+        ("--relit 9 --panoramas p", "--relit is 9; it is a number of the 8 views"),
+    ],
+)
+def test_options_that_do_not_go_together(capsys, options, message):
+    with pytest.raises(SystemExit) as left:
+        command.parse(f"meshes --input x --output y --licence CC0 {options}".split())
+    assert left.value.code == 2 and message in capsys.readouterr().err

@@ -434,7 +434,7 @@ def check_matte_is_in_the_square_alone():
     small = {"context": 1.6, "resolution": 64, "steps": 1}
     frames, other = of.frame.repeat(2, 1, 1, 1), torch.zeros_like(of.mask)
     other[:, 10:40, 20:60] = 1
-    masks, find = torch.cat([of.mask, other]), module("imprint.placement").Hole.find
+    masks, find = torch.cat([of.mask, other]), module("imprint.hole").Hole.find
     _, _, alpha, shadow = of.sample_all(frames, masks, **small)
     picture, _, square, none = plain.sample_all(frames, masks, **small)
     for index, mask in enumerate(masks):
