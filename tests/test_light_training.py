@@ -15,11 +15,11 @@ import signal
 import numpy as np
 import pytest
 import torch
+from imprint.placement import Placement
 from PIL import Image
 
 from imprint.errors import ImprintError
 from imprint.light import LightConfig, load_light
-from imprint.placement import Placement
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
