@@ -90,6 +90,12 @@ class Relight:
     """last part of the run, from 0 to 1, over which it falls to 0"""
     photo_share: float = option(0.25, group="recipe")
     """share of the pairs that are made from photos, from 0 to 1"""
+    repainted: float = option(0.4, group="recipe")
+    """share of the rendered pairs whose ground is darker, brighter or tinted"""
+    textured: float = option(0.15, group="recipe")
+    """share of the rendered pairs whose ground is one of the photos, laid flat"""
+    tinted: float = option(0.3, group="recipe")
+    """share of the rendered pairs whose light has a strong colour"""
     ema: float = option(0.998, group="recipe")
     """decay of the averaged weights"""
     seed: int = option(0, group="recipe")
@@ -116,11 +122,11 @@ class Relight:
         require(self, "steps batch lr_warmup capacity refresh held_out log_every")
         if self.seconds <= 0:
             raise ImprintError(f"--seconds is {self.seconds:g}; it must be more than 0")
-        if not (0 <= self.photo_share <= 1 and 0 < self.cooldown <= 1 and 0 <= self.ema < 1):
-            raise ImprintError(
-                f"--photo-share is {self.photo_share:g}, --cooldown {self.cooldown:g} and --ema {self.ema:g}; they are "
-                "shares from 0 to 1"
-            )
+        shares = {name: getattr(self, name) for name in ("photo_share", "repainted", "textured", "tinted")}
+        if not (all(0 <= share <= 1 for share in shares.values()) and 0 < self.cooldown <= 1 and 0 <= self.ema < 1):
+            shares |= {"cooldown": self.cooldown, "ema": self.ema}
+            found = ", ".join(f"--{name.replace('_', '-')} is {share:g}" for name, share in shares.items())
+            raise ImprintError(f"{found}; they are shares from 0 to 1, of --cooldown more than 0, of --ema less than 1")
         if self.side < 32 or self.side % 16 or any(width < 32 or width % 32 for width in self.widths[-1:]):
             raise ImprintError(
                 f"--side is {self.side} and the last of --widths {self.widths[-1:]}; a multiple of 16 from 32 on, and of 32, "
