@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from imprint.errors import ImprintError
+from imprint.hole import Placement
 from imprint.light import LightConfig, load_light
-from imprint.placement import Placement
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
