@@ -19,6 +19,7 @@ from imprint.placement import Placement
 from PIL import Image
 
 from imprint.errors import ImprintError
+from imprint.hole import Placement
 from imprint.light import LightConfig, load_light
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
