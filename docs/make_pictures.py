@@ -21,10 +21,10 @@ from PIL import Image
 from imprint.blending import blend_pictures
 from imprint.checkpoint import SHIPPED
 from imprint.files import replacing
+from imprint.hole import Hole
 from imprint.images import image_to_tensor, mask_to_tensor, tensor_to_image
 from imprint.masks import LEVELS, coarsen
 from imprint.pipeline import Finish, ImprintPipeline
-from imprint.placement import Hole
 from imprint.vae import decode
 from imprint.views import ObjectViews
 

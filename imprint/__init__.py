@@ -13,7 +13,7 @@ _HOMES = {
     "ImprintError": "errors",
     "ImprintPipeline": "pipeline",
     "Place": "place",
-    "Placement": "placement",
+    "Placement": "hole",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
 }

@@ -22,7 +22,14 @@ from . import __version__
 from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
-from .placing import given_placing, placing_arguments, placing_settings
+from .options import (
+    FAST_STEPS,
+    finish_settings,
+    given_placing,
+    model_settings,
+    placing_arguments,
+    placing_settings,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +39,6 @@ if TYPE_CHECKING:
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures, duck.webp, room.jpg and box.png, and others."""
 
-FAST_STEPS = 4
 EXIT_BAD_INPUT = 2  # as argparse's own
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 
@@ -272,8 +278,8 @@ def _make(job: Job, pictures: Sequence[dict[str, Any]], pipeline: ImprintPipelin
 
 def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
     """The masks into which a job's object goes, one after another: its own or, by --each-area, each area of it."""
+    from .hole import separate_areas
     from .images import as_mask
-    from .placement import separate_areas
 
     if not each_area:
         return [pictures.get("mask")]
@@ -321,84 +327,8 @@ def _collector_paused() -> Iterator[None]:
         gc.enable()
 
 
-def _model_settings() -> argparse.ArgumentParser:
-    """The options of every command that makes a picture: what is loaded, and how it samples."""
-    settings = argparse.ArgumentParser(add_help=False)
-    group = settings.add_argument_group("model and sampling")
-    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="by default the one that comes with the package")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
-    group.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default: %(default)s")
-    group.add_argument("--steps", type=int, help="sampling steps; by default the checkpoint's")
-    group.add_argument(
-        "--fast",
-        action="store_true",
-        help=f"{FAST_STEPS} steps of DPM++ 2M: a third of the time, light and shadow a little rougher",
-    )
-    group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
-    group.add_argument(
-        "--context", type=float, help="the model's crop over the hole's longer side; by default the checkpoint's"
-    )
-    group.add_argument(
-        "--resolution",
-        type=int,
-        metavar="PIXELS",
-        help="side at which the model sees its crop; by default the checkpoint's. The shipped one has 256 and knows "
-        "384 and 512, for holes that are larger than that",
-    )
-    return settings
-
-
-def _finish_settings() -> argparse.ArgumentParser:
-    """How what was drawn is put into the background."""
-    settings = argparse.ArgumentParser(add_help=False)
-    group = settings.add_argument_group("putting it into the background")
-    group.add_argument(
-        "--feather", type=int, metavar="PIXELS", help="soft edge outside the hole; by default by the crop's size"
-    )
-    group.add_argument(
-        "--feather-in", type=int, default=0, metavar="PIXELS", help="soft edge within the hole; default: %(default)s"
-    )
-    group.add_argument(
-        "--blend",
-        choices=("feather", "multiband"),
-        default="feather",
-        help="how the soft edge mixes: all detail alike, or fine detail over a narrower edge; default: %(default)s",
-    )
-    group.add_argument(
-        "--colour-match",
-        type=float,
-        default=0.0,
-        metavar="0..1",
-        help="move colours to the background's; default: %(default)s",
-    )
-    group.add_argument(
-        "--matte",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="keep the photo in the hole wherever neither the object nor its shadow is; default: %(default)s",
-    )
-    group.add_argument(
-        "--each-area",
-        action="store_true",
-        help="an object in each separate area of the mask, not one that spans them all",
-    )
-    group.add_argument(
-        "--layers", type=Path, metavar="FOLDER", help="also write shadow, object and light as PNGs to stack"
-    )
-    group.add_argument(
-        "--detail",
-        type=float,
-        default=1.0,
-        metavar="0..1",
-        help="take what the model draws too softly from the object's own photo, where both show the same side; 0 = "
-        "off; default: %(default)s",
-    )
-    return settings
-
-
 def _parser() -> argparse.ArgumentParser:
-    making = (_model_settings(), placing_settings(), _finish_settings())
+    making = (model_settings(), placing_settings(), finish_settings())
     parser = argparse.ArgumentParser(
         prog="imprint",
         description="Put an object's photo into a background photo so that it belongs there.",

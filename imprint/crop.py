@@ -19,6 +19,7 @@ from PIL import Image
 from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
 from .errors import require_same_size
+from .hole import Hole, Placement
 from .images import (
     Picture,
     as_mask_in_place,
@@ -30,7 +31,6 @@ from .images import (
     upright,
 )
 from .masks import hole_pixels, latent_hole, paint_hole
-from .placement import Hole, Placement
 
 FEATHER = 4
 """Default width of the soft edge around the hole, in pixels of the model's crop."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import ImprintError, require_masks, require_same_size
 from .files import same_file
-from .placing import PLACING, check_placing
+from .options import PLACING, check_placing
 
 _OF_AN_OBJECT = ("object_mask", "mask", "blend_mask", "seed", *PLACING)
 """What a line may say of each object besides its picture."""

@@ -20,8 +20,8 @@ from torch import nn
 
 from .errors import ImprintError, require_finite
 from .files import replacing
+from .hole import Placement
 from .place import PlacedObject, spread
-from .placement import Placement
 
 SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
 """The light network that comes with the package."""
@@ -228,7 +228,7 @@ def relight(
         return plain
 
     picture, coverage, scene = (local.extract(each) for each in (torch.lerp(frame, colours, alpha), alpha, frame))
-    maps = net(*(each.to(net.stem.weight) for each in (picture, coverage, scene)))
+    maps = _seen(net, *(each.to(net.stem.weight) for each in (picture, coverage, scene)))
     for values in (maps.gain, maps.offset, maps.shadow):
         require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
@@ -304,6 +304,12 @@ def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torc
     metadata = {"format": FORMAT, "config": config, "sha256": digest(config, sorted(tensors.items()))}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def _seen(net: LightNet, *pictures: torch.Tensor) -> LightMaps:
+    """The mean of what the network sees in the pictures (1, C, S, S) and in their mirror images."""
+    maps = net(*(torch.cat([each, each.flip(3)]) for each in pictures))
+    return LightMaps(*((each[:1] + each[1:].flip(3)) / 2 for each in vars(maps).values()))
 
 
 def _difference(below: torch.Tensor, above: torch.Tensor) -> torch.Tensor:

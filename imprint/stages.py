@@ -19,13 +19,13 @@ from .blending import BLENDS
 from .crop import Crop, Layers, paste, paste_tensor
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_same_size
+from .hole import Placement
 from .images import Picture, as_mask, colours_of, picture_part
 from .light import Lit, load_light, relight, square_around
 from .matte import matte_pixels, split_matte
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
-from .placement import Placement
 from .unet import unet_input
 from .vae import decode, encode
 from .views import ObjectViews

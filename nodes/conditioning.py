@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..imprint.errors import ImprintError, require_finite
 from . import models, sockets
+from .clip_vision import encode_views, encoder_config
 from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import PRECISION, to_bhwc
@@ -65,10 +66,8 @@ class ImprintIDEncoder(io.ComfyNode):
     def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
         views, white = object_views(image, mask, mask_marks)
         tell(cls, f"White in the object's mask: the {white}.")
-        pixels, cutouts = views.prepared(models.encoder_config(clip_vision))
-        tokens = require_finite(
-            models.encode_views(clip_vision, pixels), "what the encoder sees of the object", PRECISION
-        )
+        pixels, cutouts = views.prepared(encoder_config(clip_vision))
+        tokens = require_finite(encode_views(clip_vision, pixels), "what the encoder sees of the object", PRECISION)
         return io.NodeOutput(sockets.Subject(tokens, views), ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
 
 

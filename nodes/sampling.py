@@ -14,11 +14,13 @@ import nodes  # ComfyUI's own, not this package
 from ..imprint.config import ImprintConfig
 from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError, require_finite
+from ..imprint.hole import Hole
 from ..imprint.images import full_strength
-from ..imprint.placement import Hole
+from .matte import MatteReader
 from .messages import tell
-from .models import MatteReader, imprint_config, start_where_it_stands
+from .schedules import start_where_it_stands
 from .tensors import PRECISION, broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
+from .unet import imprint_config
 
 _SEEDS = 2**64
 _SAMPLED = "take another sampler, scheduler or cfg, or start ComfyUI with --force-fp32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from micro import cutout, fresh_checkpoint, micro_config, photo, rectangle
+from micro import cutout, fresh_checkpoint, micro_config, photo, random_dinov2, rectangle, relative_config
 from PIL import Image
 
 from imprint.checkpoint import save_checkpoint
-from imprint.config import ImprintConfig
+from imprint.config import PRESETS, ImprintConfig
 
 settings.register_profile("default", max_examples=200, deadline=None)
 settings.register_profile("nightly", max_examples=10_000, deadline=None)  # pytest --hypothesis-profile nightly
@@ -72,3 +73,97 @@ def pipeline(_loaded):
 def scene() -> tuple[Image.Image, Image.Image, Image.Image]:
     """(object with alpha, background, hole)."""
     return cutout(50, 40, seed=1), photo(120, 90, seed=2), rectangle(120, 90, (40, 30, 75, 60))
+
+
+# --- for the tests that train: tests leave what is in these folders as it is ---
+
+
+@pytest.fixture(scope="module")
+def micro_preset():
+    """`--sizes micro`, for the tests that train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "micro", micro_config())
+        yield
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """cutouts/ and photos/, each with train/ and held-out/; vae.safetensors; a micro checkpoint to start from."""
+    from runs import write_coco, write_davis, write_views
+    from safetensors.torch import save_file
+
+    from training import prepare
+
+    root = tmp_path_factory.mktemp("data")
+    for split, seed in (("train", 1), ("held-out", 2)):
+        write_views(root / "cutouts" / split, 3, 4, seed)
+    write_davis(root / "davis", range(0, 12, 3))
+    write_coco(root / "coco")
+    (root / "plain").mkdir()
+    for number in range(2):
+        photo(150, 100, seed=number).save(root / "plain" / f"{number}.png")
+    for source, folder in (("davis", "davis"), ("coco", "coco"), ("folder", "plain")):
+        for part in (0.0, 1.0):  # all into train/, then all into held-out/
+            command = f"{source} --output {root}/photos --licence CC0 --workers 1 --held-out {part} --name {source}-{part:.0f}"
+            prepare.main([*command.split(), "--input", str(root / folder)])
+    checkpoint = fresh_checkpoint(micro_config())
+    save_checkpoint(root / "start.safetensors", checkpoint)
+    save_checkpoint(root / "relative.safetensors", fresh_checkpoint(relative_config()))
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint.parts["vae"].items()}, root / "vae.safetensors")
+    return root
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory) -> Path:
+    """Pictures with captions, in train/ and held-out/."""
+    from runs import write_captions
+
+    root = tmp_path_factory.mktemp("captions")
+    for split in ("train", "held-out"):
+        write_captions(root / split)
+    return root
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory) -> Path:
+    """A tiny CLIP in Stable Diffusion's layout: text_encoder/ and tokenizer/."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("sd")
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    vocabulary = {token: number for number, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    ends = dict(bos_token_id=vocabulary["<|startoftext|>"], eos_token_id=vocabulary["<|endoftext|>"])
+    config = CLIPTextConfig(vocab_size=len(vocabulary), max_position_embeddings=9, **sizes, **ends)
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_photos(tmp_path_factory) -> Path:
+    """Two photos with masks and a cut-out."""
+    folder = tmp_path_factory.mktemp("mug")
+    for number in range(2):
+        photo(160, 120, seed=number).save(folder / f"{number}.jpg")
+        rectangle(160, 120, (50, 35, 105, 90)).save(folder / f"{number}.mask.png")
+    cutout(60, 50, seed=5).save(folder / "cut.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, micro) -> Path:
+    """sd/ as diffusers saves Stable Diffusion, with TAESD; dinov2/ as transformers saves it."""
+    from imprint.unet import build_unet
+    from imprint.vae import build_autoencoder
+
+    root = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(1)
+    build_unet(micro.unet).save_pretrained(root / "sd" / "unet")
+    build_autoencoder(micro.latent).save_pretrained(root / "sd" / "vae")
+    random_dinov2().save_pretrained(root / "dinov2")
+    return root

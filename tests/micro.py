@@ -100,6 +100,25 @@ def micro_light(seed: int = 0) -> LightNet:
     return net.eval().requires_grad_(False)
 
 
+def random_dinov2(swiglu: bool = False, registers: int = 0):
+    """transformers' own random DINOv2, of a size that no configuration of ours has: four patches a side, not two."""
+    import transformers
+
+    sizes = dict(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=56,
+        mlp_ratio=4, use_swiglu_ffn=swiglu,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    if registers:
+        sizes["num_register_tokens"] = registers
+        model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**sizes))
+    else:
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
+    for parameter in model.parameters():  # fresh LayerNorms and LayerScales are all alike and would hide a mistake
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth colours with noise on top: every pixel differs from its neighbours."""
     random = np.random.default_rng(seed)

@@ -17,8 +17,8 @@ from imprint import cli, files, images
 from imprint.crop import Crop
 from imprint.detail import _starts
 from imprint.errors import ImprintError
+from imprint.hole import Hole, separate_areas
 from imprint.images import as_mask, as_picture, mask_to_tensor, open_image, save_image, to_rgb, upright
-from imprint.placement import Hole, separate_areas
 from imprint.profiles import convert_profile, profile_of
 from imprint.views import ObjectViews
 
@@ -343,6 +343,19 @@ def test_the_starts_for_an_outline_of_a_single_column_row_or_pixel_are_finite(tu
     assert starts and all(math.isfinite(cost) and theta.isfinite().all() for cost, _, theta in starts)
     cost, _, theta = min(starts, key=lambda start: start[0] * start[1])
     assert cost < 1e-6 and torch.allclose(theta, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), atol=1e-5)
+
+
+def test_a_thin_object_is_there(shipped):
+    """A pole with a small flag, of which the model draws a single column where the photo is laid over it."""
+    background, hole = Image.new("RGB", (800, 800), (120, 140, 160)), rectangle(800, 800, (378, 60, 423, 761))
+    view = Image.new("RGBA", (600, 800))
+    for corners, colour in (((300, 30, 308, 771), (60, 60, 60, 255)), ((300, 30, 349, 64), (200, 30, 30, 255))):
+        view.paste(colour, corners)
+    inside = np.asarray(hole) > 0
+    for seed in range(7):
+        made = shipped(view, None, background, hole, 2, generator=torch.Generator().manual_seed(seed))
+        changed = np.abs(np.asarray(made.images[0], int) - np.asarray(background, int)).max(-1) > 8
+        assert changed[inside].mean() > 0.05 and made.alpha.max() > 0.5, seed
 
 
 # --- several areas in one mask ----------------------------------------------------------------------------------------------

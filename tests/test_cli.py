@@ -16,10 +16,10 @@ from imprint import __version__, cli
 from imprint.blending import feather
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
+from imprint.hole import Hole
 from imprint.images import mask_to_tensor
 from imprint.pipeline import FEATHER, ImprintPipeline
 from imprint.place import is_box
-from imprint.placement import Hole
 from training.loop.model import with_matte
 
 ROOT = Path(__file__).parents[1]

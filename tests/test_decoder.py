@@ -10,7 +10,6 @@ import pytest
 import torch
 from micro import fresh_checkpoint, micro_config
 from PIL import Image
-from test_training import data  # noqa: F401
 
 from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import LatentConfig
@@ -27,7 +26,7 @@ def start(tmp_path_factory) -> Path:
     return path
 
 
-def words(data: Path, checkpoint: Path, output: Path, **changes) -> list[str]:  # noqa: F811
+def words(data: Path, checkpoint: Path, output: Path, **changes) -> list[str]:
     options = {
         "checkpoint": checkpoint,
         "output": output,
@@ -41,7 +40,7 @@ def words(data: Path, checkpoint: Path, output: Path, **changes) -> list[str]:  
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
-def test_two_steps_change_the_decoder_alone(data, start, tmp_path, capsys):  # noqa: F811
+def test_two_steps_change_the_decoder_alone(data, start, tmp_path, capsys):
     output = tmp_path / "made" / "sharp.safetensors"
     decoder.main(words(data, start, output))
     before, after = load_checkpoint(start), load_checkpoint(output)
@@ -62,7 +61,7 @@ def test_two_steps_change_the_decoder_alone(data, start, tmp_path, capsys):  # n
     assert sorted(path.name for path in output.parent.iterdir()) == ["sharp.png", "sharp.safetensors"]
 
 
-def test_what_is_printed_is_measured_on_the_file_s_own_weights(data, start, tmp_path, capsys):  # noqa: F811
+def test_what_is_printed_is_measured_on_the_file_s_own_weights(data, start, tmp_path, capsys):
     """Another run from the result finds before it what the first found after it."""
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     decoder.main(words(data, start, first, lr=0.01))
@@ -72,7 +71,7 @@ def test_what_is_printed_is_measured_on_the_file_s_own_weights(data, start, tmp_
     assert starts == ends
 
 
-def test_the_same_command_gives_the_same_decoder_and_another_seed_another(data, start, tmp_path):  # noqa: F811
+def test_the_same_command_gives_the_same_decoder_and_another_seed_another(data, start, tmp_path):
     files = [tmp_path / f"{number}.safetensors" for number in range(3)]
     for path, seed in zip(files, (0, 0, 1)):
         decoder.main(words(data, start, path, seed=seed))
@@ -81,7 +80,7 @@ def test_the_same_command_gives_the_same_decoder_and_another_seed_another(data, 
     assert not all(torch.equal(other[name], tensor) for name, tensor in first.items())
 
 
-def test_it_repairs_a_damaged_decoder(data, tmp_path, capsys):  # noqa: F811
+def test_it_repairs_a_damaged_decoder(data, tmp_path, capsys):
     """TAESD with noise on the decoder's weights: a few steps bring the held-out pictures nearer to what they should be."""
     taesd = load_checkpoint(SHIPPED).parts["vae"]
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +97,7 @@ def test_it_repairs_a_damaged_decoder(data, tmp_path, capsys):  # noqa: F811
     assert float(after) > float(before) + 0.5  # dB
 
 
-def test_a_time_limit_stops_it_and_the_file_is_written(data, start, tmp_path):  # noqa: F811
+def test_a_time_limit_stops_it_and_the_file_is_written(data, start, tmp_path):
     output = tmp_path / "out.safetensors"
     decoder.main(words(data, start, output, images=100_000_000, **{"time-limit": 1}))
     assert load_checkpoint(output).parts["vae"]
@@ -116,7 +115,7 @@ def test_a_time_limit_stops_it_and_the_file_is_written(data, start, tmp_path):  
         ("output without a place", "cannot be written"),
     ],
 )
-def test_what_cannot_be_done_is_a_sentence_and_leaves_nothing(data, start, tmp_path, wrong, message):  # noqa: F811
+def test_what_cannot_be_done_is_a_sentence_and_leaves_nothing(data, start, tmp_path, wrong, message):
     source, output, changes = tmp_path / "in.safetensors", tmp_path / "out" / "out.safetensors", {}
     if wrong == "kl":
         latent = LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215)
@@ -173,7 +172,7 @@ def test_the_loss_is_the_distance_at_every_scale():
     assert torch.isclose(reconstruction_loss(target + stripes, target), torch.tensor(0.2))
 
 
-def test_detail_kept_in_full_leaves_a_good_decoder_s_detail(data, tmp_path, capsys):  # noqa: F811
+def test_detail_kept_in_full_leaves_a_good_decoder_s_detail(data, tmp_path, capsys):
     """--keep 1 changes colours and coarse structures, --keep 0 blurs: TAESD on noise, which no latent tells."""
     checkpoint = fresh_checkpoint(micro_config())
     checkpoint.parts["vae"] = load_checkpoint(SHIPPED).parts["vae"]

@@ -9,10 +9,10 @@ from micro import cutout, matte_config
 from imprint.blending import BLENDS, blend_pictures, feather, match_colour
 from imprint.crop import Crop
 from imprint.detail import restore_detail
+from imprint.hole import Hole
 from imprint.images import alpha_to_tensor, image_to_tensor
 from imprint.masks import LEVELS, coarsen
 from imprint.matte import matte_pixels
-from imprint.placement import Hole
 from imprint.preprocess import prepare_object
 from imprint.views import ObjectViews
 

@@ -22,8 +22,7 @@ from PIL import Image, ImageDraw
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
-from test_stages import text_encoder, write_captions  # noqa: F401
-from test_training import stats, webp, words
+from runs import stats, webp, words, write_captions
 
 from imprint.checkpoint import save_checkpoint
 from training import decoder, train
@@ -113,7 +112,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", [*RUNS, "decoder"])
-def test_losses_are_the_recorded_ones(name, golden_data, text_encoder, tmp_path, monkeypatch):  # noqa: F811
+def test_losses_are_the_recorded_ones(name, golden_data, text_encoder, tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -15,17 +15,19 @@ import signal
 import numpy as np
 import pytest
 import torch
+from imprint.placement import Placement
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.light import load_light
+from imprint.hole import Placement
+from imprint.light import LightConfig, load_light
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
 from training.light.photographs import cut_squares
+from training.light.settings import PrepareLight, Relight
 from training.measure.settings import EvaluateLight
 from training.render.panoramas import to_photo
-from training.settings import PrepareLight, Relight
 
 SIDE = 32
 PLACES = 4
@@ -60,7 +62,7 @@ def draw_group(rng: np.random.Generator) -> trace.TracedGroup:
     alone = np.broadcast_to(colour * strength[-1], (SIDE, SIDE, 3))
     layers = [*lit[:-1], *bare[:-1], *photo[:-1], alone, alpha[..., None], normal]
     values = np.concatenate(layers, -1).transpose(2, 0, 1).astype(np.float16)
-    return trace.TracedGroup(values, places, rng.uniform(0, 360, scenes.LIGHTS + 1).tolist(), 0)
+    return trace.TracedGroup(values, places, rng.uniform(0, 360, scenes.LIGHTS + 1).tolist(), 0, 0.3)
 
 
 def endless(seed: int):
@@ -161,11 +163,11 @@ def test_what_lies_behind_an_object_is_guessed_from_what_surrounds_it():
 
 def test_rendered_pairs_show_the_object_in_two_lights_over_one_background(folder):
     groups = read(folder).groups
-    batch = pairs.draw_rendered(groups, torch.arange(8), augment=False)
+    batch = pairs.draw_rendered(groups, torch.arange(8), variety=None)
     assert all(bool(value.isfinite().all()) for value in vars(batch).values())
     free, solid = batch.alpha == 0, batch.alpha == 1
     assert torch.equal(batch.picture * free, batch.background * free)
-    assert batch.shadow[:, :, 23, 20].min() == pytest.approx(0.5, abs=0.06)
+    assert batch.shadow.amax((1, 2, 3)).tolist() == pytest.approx([0.5] * 8, abs=0.03)
     assert (batch.rendered == 1).all() and batch.shading.shape == (8, 6, SIDE, SIDE)
     # Uniform discs: the difference of light is one factor per colour, before the tone.
     assert ((batch.picture - batch.target).abs() * solid).amax() > 0.02
@@ -175,7 +177,7 @@ def test_rendered_pairs_show_the_object_in_two_lights_over_one_background(folder
 def test_augmented_pairs_stay_in_range(folder, seed):
     torch.manual_seed(seed)
     photos = torch.randint(0, 256, (3, 4, SIDE, SIDE), dtype=torch.uint8)
-    batch = pairs.draw_rendered(read(folder).groups, torch.arange(8), photos)
+    batch = pairs.draw_rendered(read(folder).groups, torch.arange(8), photos, pairs.Variety())
     batch = batch.joined(pairs.draw_photographed(photos, torch.tensor([0, 1, 2])))
     assert len(batch) == 11 and batch.rendered.flatten().tolist() == [1.0] * 8 + [0.0] * 3
     for name in ("picture", "alpha", "background", "target", "shadow"):
@@ -197,6 +199,49 @@ def test_squares_hold_their_object_and_cut_ones_are_left_out():
         high, wide = inside.any(1).sum(), inside.any(0).sum()  # the whole object, which is as high as wide
         assert abs(int(high) - int(wide)) <= 1 and 0.3 < high / 48 < 0.8
     assert list(cut_squares([sample._replace(mask=None)], 48, 5, np.random.default_rng(0))) == []
+
+
+def test_what_is_seen_is_the_square_that_is_seen_at_use():
+    alpha = torch.zeros(1, 1, 64, 64)
+    alpha[..., 20:36, 40:48] = 1
+    where = pairs._squares(alpha, drawn=False)[0]
+    square = Placement.around((20, 40, 36, 48), (64, 64), 64, LightConfig().context)
+    assert square.side == 35  # so that it lies within the picture without being cut
+    first, last = (64 * where[0, 0]).tolist(), (64 * where[-1, -1]).tolist()
+    assert first == pytest.approx([square.left, square.top], abs=1.2)
+    assert last == pytest.approx([square.left + square.side, square.top + square.side], abs=1.2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drawn_squares_hold_the_object_and_lie_within_the_picture(seed):
+    torch.manual_seed(seed)
+    alpha = torch.zeros(16, 1, 64, 64)
+    alpha[..., 20:44, 4:30] = 1
+    where = pairs._squares(alpha)
+    assert 0 <= where.min() and where.max() <= 1
+    seen = pairs._sampled(alpha, where)
+    assert (seen.sum((2, 3)) > 64).all() and (where[:, 0, 1, 0] - where[:, 0, 0, 0]).std() > 0
+
+
+def test_grounds_change_below_the_horizon_alone():
+    torch.manual_seed(0)
+    scene, horizons = torch.full((3, 3, 32, 32), 0.4), torch.tensor([0.5, 0.5, torch.inf])
+    where = pairs._squares(torch.ones(3, 1, 32, 32), drawn=False)
+    floor = ((where[..., 1] - horizons.view(-1, 1, 1)) / pairs.FLOOR_EDGE).clamp(0, 1)[:, None]
+    made = pairs._repainted(scene, floor, 1.0)
+    assert torch.equal(made[:, :, :15], scene[:, :, :15]) and torch.equal(made[2], scene[2])
+    assert (made[:2, :, 18:] != scene[:2, :, 18:]).all()
+
+
+def test_a_drawn_ground_is_a_photo_that_grows_finer_towards_the_horizon():
+    torch.manual_seed(0)
+    stripes = (torch.arange(64) % 16 < 8).float() * 200 + 30
+    photos = stripes.view(1, 1, 1, 64).expand(1, 4, 64, 64).to(torch.uint8)
+    where = pairs._squares(torch.ones(8, 1, 64, 64), drawn=False)
+    ground = pairs._draw_ground(photos, where, torch.full((8,), 0.2))
+    assert 0 <= ground.min() and ground.max() <= 0.9
+    turns = (ground[..., 1:] - ground[..., :-1]).abs().sum(3).mean((0, 1))
+    assert turns[18:30].mean() > turns[-12:].mean()
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------
@@ -286,7 +331,7 @@ def test_thirty_steps_on_eight_groups_lower_the_loss(folder, tmp_path):
         groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5
     )
     reader = read(folder)
-    batches = fit.held_out_batches(reader.groups)
+    batches = fit.plain_batches(reader.groups)
     net = fit.make_net(settings, SIDE)
     before = total(net, batches[0])
     run = fit.LightRun(settings, fit.Process(0, 1, torch.device("cpu")), net, reader, None, batches)
@@ -296,7 +341,7 @@ def test_thirty_steps_on_eight_groups_lower_the_loss(folder, tmp_path):
 
 
 def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
-    batch = fit.held_out_batches(read(folder).groups)[0]
+    batch = fit.plain_batches(read(folder).groups)[0]
 
     class Known(torch.nn.Module):
         """What is true, or nothing."""
@@ -482,7 +527,7 @@ def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_p
                 sides |= {described["meshes"][row]["held_out"] for row in file["meshes"]}
                 assert sides == {split == "held-out"} and np.isfinite(file["radiance"]).all()
                 assert (file["radiance"][:, scenes.channels("alpha")] > 0.9).mean((1, 2, 3)).min() >= trace.LEAST_COVER
-    batch = pairs.draw_rendered(read(out).groups, torch.arange(3), augment=False)
+    batch = pairs.draw_rendered(read(out).groups, torch.arange(3), variety=None)
     assert bool(batch.picture.isfinite().all())
     with pytest.raises(SystemExit, match=r"says 32 px, not 48"):
         prepare.main([*words.replace("--side 32", "--side 48").split(), "3"])
@@ -536,3 +581,15 @@ def test_options_of_preparing_name_what_they_are():
     assert settings.sky == ("puresky",) and settings.variant == "auto"
     assert tracer.resolve_variant("llvm_ad_rgb") == "llvm_ad_rgb"
     assert tracer.resolve_variant("auto") == ("cuda_ad_rgb" if torch.cuda.is_available() else "scalar_rgb")
+
+
+def test_the_horizon_is_where_far_ground_is_seen():
+    view = looking_at_the_origin(lift=0.0)
+    far = np.array([0, 0, -1e6])  # straight ahead on the ground
+    ray = far - view.eye
+    forward = -(view.eye - view.aim) / np.linalg.norm(view.eye - view.aim)
+    side = np.cross(forward, [0, 1, 0])
+    top = np.cross(side / np.linalg.norm(side), forward)
+    row = 0.5 - (ray @ top) / (ray @ forward) / (2 * np.tan(view.field / 2))
+    assert view.horizon == pytest.approx(row, abs=1e-5)
+    assert looking_at_the_origin(grounded=False).horizon == np.inf

@@ -12,6 +12,7 @@ from imprint.masks import (
     coarsen,
     enlarge,
     grow,
+    grow_boxes,
     hole_pixels,
     latent_hole,
     mask_levels,
@@ -231,3 +232,12 @@ def test_any_mask_is_within_its_levels(height, width, seed, margin, min_size, sh
         assert bool((coarser >= tighter).all())
     top, left, bottom, right = bounding_boxes(levels[:1])[0].tolist()
     assert bottom - top >= min(min_size, height) and right - left >= min(min_size, width)
+
+
+@pytest.mark.parametrize("box", [(10, 12, 20, 30), (0, 0, 5, 5), (38, 44, 40, 50), (0, 0, 40, 50)])
+@pytest.mark.parametrize(("pixels", "below"), [(0, 0), (3, 0), (4, 9)])
+def test_grown_boxes_are_the_boxes_of_grown_masks(box, pixels, below):
+    mask = torch.zeros(1, 40, 50)
+    mask[0, box[0] : box[2], box[1] : box[3]] = 1
+    grown = grow_boxes(bounding_boxes(mask), pixels, below, 40, 50)
+    assert torch.equal(grown, bounding_boxes(grow(mask, pixels, below)))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import pytest
 
 from imprint.errors import ImprintError
 from training.arguments import of
+from training.data.settings import Render
 from training.render import cameras, light, meshes, panoramas, views
-from training.settings import Render
 
 LAMP = 4  # pixels across
 
@@ -123,6 +124,26 @@ def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
     options = dataclasses.replace(options, relit=0)
     plain = views.render_identity(meshes.Identity(5, meshes.Mesh("ball.glb"), 0), parts, options)
     assert [view.picture.tobytes() for view in plain] == [view.picture.tobytes() for view in made[::2]]
+
+
+def test_openexr_is_read_as_radiance_is(tmp_path):
+    mitsuba = pytest.importorskip("mitsuba")
+    if mitsuba.variant() is None:
+        mitsuba.set_variant("scalar_rgb")
+    radiance = room(90, 20)
+    mitsuba.Bitmap(radiance).write(str(tmp_path / "a.exr"))
+    found = panoramas.read_radiance(tmp_path / "a.exr")
+    assert found.dtype == np.float32 and found.max() > 2
+    np.testing.assert_allclose(found, radiance, rtol=2e-3, atol=1e-3)  # half floats
+    (tmp_path / "b.exr").write_text("no picture")
+    with pytest.raises(ImprintError, match=r"b\.exr is no picture; a panorama is"):
+        panoramas.read_radiance(tmp_path / "b.exr")
+
+
+def test_openexr_without_its_reader_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mitsuba", None)
+    with pytest.raises(ImprintError, match=r"a\.exr is read by Mitsuba .*convert it to \.hdr"):
+        panoramas.read_panorama(tmp_path / "a.exr")
 
 
 @pytest.mark.parametrize("kind", ["text", "png", "square"])

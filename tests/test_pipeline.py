@@ -14,10 +14,10 @@ from imprint.blending import feather
 from imprint.checkpoint import SHIPPED, Checkpoint, save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
+from imprint.hole import Hole
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import FEATHER, ImprintPipeline
-from imprint.placement import Hole
 from imprint.preprocess import bounding_boxes
 
 

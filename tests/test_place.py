@@ -358,3 +358,13 @@ def test_nothing_is_no_object():
         PlacedObject.put(torch.rand(3, 20, 30), nothing, Place(5, 5, 5), FRAME)
     with pytest.raises(ImprintError, match="object's mask is empty"):
         fit_into(torch.rand(3, 20, 30), nothing, (0, 0, 9, 9))
+
+
+def test_a_line_that_is_reduced_keeps_its_colour():
+    """No pixel of it is far enough from its edge to be surely its own: its own colours are taken all the same."""
+    picture, line = torch.rand(3, 24, 24), torch.zeros(24, 24)
+    line[:, 10] = 1
+    picture[:, :, 10] = torch.tensor([0.1, 0.7, 0.4])[:, None]
+    colours, alpha = reduced(picture, line, 3)
+    assert torch.allclose(colours[:, alpha > 0], torch.tensor([0.1, 0.7, 0.4])[:, None], atol=1e-5)
+    assert alpha[:, 3].eq(1 / 3).all() and alpha.sum() == alpha[:, 3].sum()

@@ -285,7 +285,13 @@ def test_ppr10k(tmp_path):
     samples = read(tmp_path / "out")
     assert set(samples) == {("0_0", 0), ("1_0", 0), ("1500_0", 0)} and samples["1_0", 0][2] is None
     assert report["dropped"] == {"no mask": 1, "object cut by the border": 1}
-    assert prepare("ppr10k", root, tmp_path / "kept", border=0)["dropped"] == {"no mask": 1}
+    assert not any("border" in what for counts in report["counts"].values() for what in counts)
+    kept = prepare("ppr10k", root, tmp_path / "kept", border=0)
+    assert kept["dropped"] == {"no mask": 1}
+    said = [counts.get("cut by the border (no training targets)", 0) for counts in kept["counts"].values()]
+    assert sum(said) == 1  # it is written, and said not to be trained on
+    with_masks = Photos.of(read_shards(tmp_path / "kept/train"))
+    assert int(with_masks.annotated) == 3 and len(with_masks.items) == 2
     assert_both_stages_train_on(tmp_path / "out/train", "still")
 
 
@@ -714,3 +720,18 @@ def test_the_command_line(clips, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "dropped, broken picture: 1" in printed and "davis-clips.dropped.tsv" in printed
     assert (tmp_path / "out" / "davis-clips.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--held-out 1.5", "--held-out is 1.5; it is a share"),
+        ("--quality 101", "--quality is 101; it goes up to 100"),
+        ("--relit 2", "--relit needs the light of --panoramas"),
+        ("--relit 9 --panoramas p", "--relit is 9; it is a number of the 8 views"),
+    ],
+)
+def test_options_that_do_not_go_together(capsys, options, message):
+    with pytest.raises(SystemExit) as left:
+        command.parse(f"meshes --input x --output y --licence CC0 {options}".split())
+    assert left.value.code == 2 and message in capsys.readouterr().err

@@ -12,8 +12,8 @@ from PIL import Image
 from imprint.errors import ImprintError
 from training.arguments import of
 from training.data.items import read_photos
+from training.data.settings import Render
 from training.render import meshes, renderer, views
-from training.settings import Render
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 
 from training.arguments import flattened
-from training.settings import STAGES, Limits, Train, parse_train
+from training.data.settings import Limits
+from training.settings import STAGES, Train, parse_train
 
 ROOT = Path(__file__).parents[1]
 GIVEN = ["identity", "--output", "runs/x", "--cutouts", "c", "--photos", "p"]
@@ -85,6 +87,32 @@ def test_the_warm_up_ends_before_the_run(capsys):
     with pytest.raises(SystemExit):
         parse_train([*GIVEN, "--images", "64", "--lr-warmup", "100"])
     assert "--lr-warmup is 100, but the run ends after 64 pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--distill-guidance 2", "--distill-guidance needs --init"),
+        ("--pool 2 --limit 9", "--limit reads the first samples, --pool all shards in turn"),
+        ("--translation 1.5", "--translation is 1.5"),
+        ("--accumulate 2 --compile reduce-overhead", "keeps no gradients between batches"),
+        ("--resolutions 384:0", "384:0 is no resolution with a share of more than 0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_sentence(capsys, options, message):
+    with pytest.raises(SystemExit) as left:
+        parse_train([*GIVEN, *options.split()])
+    assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("old", "new"), [("soup", "merge"), ("sheets", "contact_sheets")])
+def test_former_commands_work_with_a_warning(monkeypatch, capsys, old, new):
+    monkeypatch.setattr(sys, "argv", [old, "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(f"training.{old}", run_name="__main__")
+    printed = capsys.readouterr()
+    assert left.value.code == 0 and printed.out.startswith("usage: ")
+    assert f"training.{old} is now called training.{new}" in printed.err
 
 
 def test_what_is_missing_is_named(capsys):

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 from drawing import DrawingPipeline
-from micro import cutout, micro_config, photo, rectangle
+from micro import cutout, micro_config, photo
 from PIL import Image
+from runs import ROOT, stats, webp, weights, words, write_captions
 from safetensors.torch import load_file
-from test_training import ROOT, data, micro_preset, stats, webp, weights, words  # noqa: F401
 
 from imprint.config import NoiseConfig
 from imprint.errors import ImprintError
 from imprint.noise import alphas_cumprod
 from training import subject, train
-from training.data.shards import Record, read_shards, sample, shard_writer
+from training.data.shards import Bad, Record, read_shards, sample, shard_writer
 from training.loop import losses, state
 from training.loop import run as training_run
 from training.loop.meter import Meter
@@ -37,51 +37,14 @@ from training.pairs.captions import Captions
 from training.pairs.pictures import Photos, Views
 from training.settings import TIMESTEPS, parse_train
 
+pytestmark = pytest.mark.usefixtures("micro_preset")
+
 CPU = torch.device("cpu")
 EPSILON = NoiseConfig(1000, 0.00085, 0.012, prediction_type="epsilon", zero_terminal_snr=False)
 VELOCITY = micro_config().noise  # zero terminal SNR
 
 
-@pytest.fixture(scope="module")
-def text_encoder(tmp_path_factory) -> Path:
-    """A tiny CLIP in Stable Diffusion's layout: text_encoder/ and tokenizer/."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    folder = tmp_path_factory.mktemp("sd")
-    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
-    vocabulary = {token: number for number, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-    ends = dict(bos_token_id=vocabulary["<|startoftext|>"], eos_token_id=vocabulary["<|endoftext|>"])
-    config = CLIPTextConfig(vocab_size=len(vocabulary), max_position_embeddings=9, **sizes, **ends)
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    return folder
-
-
-def write_captions(folder: Path, count: int = 4, **changes) -> Path:
-    """A shard as `training.prepare captions` makes it; a change to None leaves a member out."""
-    with shard_writer(folder / "captions-000000.tar") as writer:
-        for number in range(count):
-            record = Record("", f"picture-{number}", 0, "test", "CC0")
-            parts = sample(f"{number:03d}", webp(photo(90, 70, seed=number)), "webp", record)
-            parts = parts | {"txt": f"a thing {'abcd'[number % 4]}\nthe other {'abcd'[number % 4]}".encode()} | changes
-            writer.write({name: part for name, part in parts.items() if part is not None})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def captioned(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("captions")
-    for split in ("train", "held-out"):
-        write_captions(root / split)
-    return root
-
-
-def warmup_words(data, output, captioned, text_encoder, **changes) -> list[str]:  # noqa: F811
+def warmup_words(data, output, captioned, text_encoder, **changes) -> list[str]:
     options = {"cutouts": None, "photos": None, "captions": captioned, "text-encoder": text_encoder}
     return words(data, output, "warmup", **(options | {"init": data / "start.safetensors"} | changes))
 
@@ -89,7 +52,7 @@ def warmup_words(data, output, captioned, text_encoder, **changes) -> list[str]:
 # --- the adapter's warm-up -------------------------------------------------------------------------------------------
 
 
-def test_warmup_first_translates_then_denoises_and_trains_the_adapter_alone(data, tmp_path, captioned, text_encoder):  # noqa: F811
+def test_warmup_first_translates_then_denoises_and_trains_the_adapter_alone(data, tmp_path, captioned, text_encoder):
     train.main(warmup_words(data, tmp_path / "run", captioned, text_encoder, steps=2))
     first, second, held_out = stats(tmp_path / "run")
     assert "loss_by_timestep" not in first and "loss_by_timestep" in second
@@ -99,7 +62,7 @@ def test_warmup_first_translates_then_denoises_and_trains_the_adapter_alone(data
     assert changed == {"adapter"}
 
 
-def test_translation_pulls_the_adapter_to_the_text(data, tmp_path, captioned, text_encoder):  # noqa: F811
+def test_translation_pulls_the_adapter_to_the_text(data, tmp_path, captioned, text_encoder):
     options = {"steps": 40, "translation": 1, "save-every": 4, "log-every": 4, "lr": 0.003, "final-lr": 1}
     train.main(warmup_words(data, tmp_path / "run", captioned, text_encoder, **options))
     distances = [line["held_out_translation_loss"] for line in stats(tmp_path / "run") if "held_out_loss" in line]
@@ -174,13 +137,58 @@ def test_captioned_pictures_are_drawn_by_the_generator_alone(captioned, text_enc
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"txt": None}, "it needs a txt"), ({"webp": None}, "it needs a txt, and a jpg"), ({"webp": b"no picture"}, "cannot be read")],
-)  # fmt: skip
+    [
+        ({"txt": None}, "it needs a txt"),
+        ({"webp": None}, "it needs a txt, and a jpg"),
+        ({"webp": b"no picture"}, "cannot be read"),
+        ({"txt": b"\xff"}, "cannot be read"),
+    ],
+)
 def test_bad_captions_are_named(tmp_path, text_encoder, change, message):
     write_captions(tmp_path, **change)
     text = TextEncoder(text_encoder, 32, CPU)
     with pytest.raises(ImprintError, match=rf"captions-000000\.tar: sample '000'.*{message}|sample '00\d'.*{message}"):
         Captions(tmp_path, micro_config(), text, CPU)(4, torch.Generator().manual_seed(0))
+
+
+def test_bad_captions_may_be_left_out(tmp_path, captioned, text_encoder, data, capsys):
+    """One of them lacks its text, another its picture: the next one stands in, and each is counted once."""
+    with shard_writer(tmp_path / "train" / "captions-000000.tar") as writer:
+        for number in range(4):
+            parts = sample(str(number), webp(photo(90, 70, seed=number)), "webp", Record("", "", 0, "test", "CC0"))
+            parts |= {} if number == 1 else {"txt": f"a thing {'abcd'[number]}".encode()}
+            writer.write(parts | ({"webp": b"no picture"} if number == 2 else {}))
+    text = TextEncoder(text_encoder, 32, CPU)
+    maker = Captions(tmp_path / "train", micro_config(), text, CPU, bad=Bad(2, "train"))
+    made = maker(40, torch.Generator().manual_seed(3))
+    assert torch.equal(made.target, maker(40, torch.Generator().manual_seed(3)).target)
+    drawn = torch.randint(3, (40,), generator=torch.Generator().manual_seed(3)).tolist()  # of pictures 0, 2 and 3
+    for number in (0, 3):
+        (text_of,) = text([f"a thing {'abcd'[number]}"])
+        rows = [index for index, row in enumerate(drawn) if (row == 0) == (number == 0)]
+        assert rows and all(torch.equal(made.text[row], text_of) for row in rows)
+    said = capsys.readouterr().err
+    assert len(maker.bad.found) == 2 and said.count("left out") == 2
+    assert "left out, 1 of 2 allowed" in said and "sample '1' has" in said and "sample '2' cannot be read" in said
+    with pytest.raises(ImprintError, match="sample '2' cannot be read .*2 samples are bad, and --skip-bad allows 1"):
+        Captions(tmp_path / "train", micro_config(), text, CPU, bad=Bad(1))(40, torch.Generator().manual_seed(3))
+
+    shutil.copytree(captioned / "held-out", tmp_path / "held-out")
+    command = warmup_words(data, tmp_path / "run", tmp_path, text_encoder, steps=1)
+    with pytest.raises(SystemExit, match="sample '1' has"):
+        train.main(command)
+    train.main([*command, "--skip-bad", "2"])
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+
+
+def test_only_bad_captions_are_a_sentence(tmp_path, text_encoder):
+    text = TextEncoder(text_encoder, 32, CPU)
+    write_captions(tmp_path, webp=b"no picture")
+    with pytest.raises(ImprintError, match="all 4 captioned pictures are bad"):
+        Captions(tmp_path, micro_config(), text, CPU, bad=Bad(4))(1, torch.Generator().manual_seed(0))
+    write_captions(tmp_path, txt=None)
+    with pytest.raises(ImprintError, match="holds no picture with captions"):
+        Captions(tmp_path, micro_config(), text, CPU, bad=Bad(4))
 
 
 def test_a_shard_that_is_cut_off_is_named(tmp_path, text_encoder):
@@ -195,18 +203,7 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path, text_encoder):
 
 
 @pytest.fixture(scope="module")
-def few_photos(tmp_path_factory) -> Path:
-    """Two photos with masks and a cut-out."""
-    folder = tmp_path_factory.mktemp("mug")
-    for number in range(2):
-        photo(160, 120, seed=number).save(folder / f"{number}.jpg")
-        rectangle(160, 120, (50, 35, 105, 90)).save(folder / f"{number}.mask.png")
-    cutout(60, 50, seed=5).save(folder / "cut.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tuned(data, few_photos, tmp_path_factory) -> Path:  # noqa: F811
+def tuned(data, few_photos, tmp_path_factory) -> Path:
     """The folder of a run of two steps on those."""
     root = tmp_path_factory.mktemp("finetune")
     backgrounds = ["--backgrounds", str(data / "photos" / "train"), "--limit", "2"]
@@ -285,7 +282,7 @@ def merged(unet, tensors: dict[str, torch.Tensor]):
     return unet
 
 
-def test_the_lora_changes_the_pipeline_as_merged_weights_do(data, tuned, scene, tmp_path):  # noqa: F811
+def test_the_lora_changes_the_pipeline_as_merged_weights_do(data, tuned, scene, tmp_path):
     pipeline = DrawingPipeline.from_checkpoint(data / "start.safetensors")
     pipeline.set_progress_bar_config(disable=True)
     plain, by_hand = (
@@ -345,7 +342,7 @@ def test_timesteps():
     assert abs(float((normal < 250).float().mean()) - 0.136) < 0.01 and abs(float(normal.float().mean()) - 499.5) < 5
 
 
-def test_choices_of_the_loss_reach_the_training(data, tmp_path):  # noqa: F811
+def test_choices_of_the_loss_reach_the_training(data, tmp_path):
     start = data / "start.safetensors"
     for name, changes in {
         "plain": {},
@@ -361,7 +358,7 @@ def test_choices_of_the_loss_reach_the_training(data, tmp_path):  # noqa: F811
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
-def test_accumulated_batches_are_one_step(data, tmp_path):  # noqa: F811
+def test_accumulated_batches_are_one_step(data, tmp_path):
     """Two batches of two make the step that one batch of four makes, on the same pairs, noise and all."""
     train.main(words(data, tmp_path / "run", steps=2, images=8, accumulate=2))
     described = json.loads((tmp_path / "run" / "options.json").read_text())
@@ -376,7 +373,7 @@ def test_accumulated_batches_are_one_step(data, tmp_path):  # noqa: F811
     assert meter.read(run.accelerator, 1, 2)["loss"] == pytest.approx(first["loss"], rel=1e-5)
 
 
-def test_checkpointing_changes_memory_and_not_the_result(data, tmp_path):  # noqa: F811
+def test_checkpointing_changes_memory_and_not_the_result(data, tmp_path):
     """Fewer activations are kept for the backward pass; the gradients are the same."""
     kept, gradients = [], []
     for words_more in ([], ["--checkpointing"]):
@@ -394,7 +391,7 @@ def test_checkpointing_changes_memory_and_not_the_result(data, tmp_path):  # noq
 
 
 @pytest.mark.parametrize("stage", ["identity", "compositing", "finetune"])
-def test_frozen_parts_have_neither_gradients_nor_averages(data, tmp_path, stage):  # noqa: F811
+def test_frozen_parts_have_neither_gradients_nor_averages(data, tmp_path, stage):
     run = Run(parse_train(words(data, tmp_path / "run", stage, init=data / "start.safetensors")))
     source = Source(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
     run.model.train()
@@ -409,7 +406,7 @@ def test_frozen_parts_have_neither_gradients_nor_averages(data, tmp_path, stage)
     assert len(state) == len(run.trained) < len(list(run.raw.parameters()))
 
 
-def test_the_average_is_the_one_of_the_equation(data, tmp_path):  # noqa: F811
+def test_the_average_is_the_one_of_the_equation(data, tmp_path):
     run = Run(parse_train(words(data, tmp_path / "run")))
     name, live = next((name, p) for name, p in run.raw.named_parameters() if p.requires_grad)
     expected = live.detach().clone()
@@ -422,7 +419,7 @@ def test_the_average_is_the_one_of_the_equation(data, tmp_path):  # noqa: F811
     assert torch.allclose(dict(run.ema.named_parameters())[name], expected, atol=1e-5)
 
 
-def test_tensorboard_has_losses_by_timestep_speed_and_pictures(data, tmp_path):  # noqa: F811
+def test_tensorboard_has_losses_by_timestep_speed_and_pictures(data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train.main(words(data, tmp_path / "run", steps=4))
@@ -439,12 +436,12 @@ def test_tensorboard_has_losses_by_timestep_speed_and_pictures(data, tmp_path): 
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged, rel=1e-6)
 
 
-def test_weights_and_biases_must_be_there_when_asked_for(data, tmp_path, monkeypatch):  # noqa: F811
+def test_weights_and_biases_must_be_there_when_asked_for(data, tmp_path, monkeypatch):
     monkeypatch.setattr(training_run, "find_spec", lambda name: None)
     assert "--wandb needs the package wandb" in leaves([*words(data, tmp_path / "run"), "--wandb"])
 
 
-def test_losses_by_timestep_are_means_of_their_samples(data, tmp_path):  # noqa: F811
+def test_losses_by_timestep_are_means_of_their_samples(data, tmp_path):
     meter, run = Meter(1000, CPU), Run(parse_train(words(data, tmp_path / "run")))
     error = torch.tensor([1.0, 3.0, 5.0])
     meter.add(error, error, torch.tensor([0, 99, 999]))
@@ -463,7 +460,7 @@ def leaves(command: list[str]) -> str:
     return str(left.value.code)
 
 
-def goes_on_as_if_nothing_had_been(data, folder: Path, command: list[str], whole: Path) -> None:  # noqa: F811
+def goes_on_as_if_nothing_had_been(data, folder: Path, command: list[str], whole: Path) -> None:
     train.main(command)
     assert stats(folder) == stats(whole)
     one, two = (weights(path / "checkpoint.safetensors") for path in (folder, whole))
@@ -471,7 +468,7 @@ def goes_on_as_if_nothing_had_been(data, folder: Path, command: list[str], whole
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory) -> Path:  # noqa: F811
+def whole(data, tmp_path_factory) -> Path:
     """An unbroken run of four steps."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train.main(words(data, folder, steps=4))
@@ -479,7 +476,7 @@ def whole(data, tmp_path_factory) -> Path:  # noqa: F811
 
 
 @pytest.mark.parametrize("file", ["optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"])
-def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, file):  # noqa: F811
+def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, file):
     """The kernel's own ENOSPC: the file leads to /dev/full when the second state is written."""
     folder, save = tmp_path / "run", state.Accelerator.save_state
     command = words(data, folder, steps=4)
@@ -498,7 +495,7 @@ def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, f
     goes_on_as_if_nothing_had_been(data, folder, command, whole)
 
 
-def test_a_full_disk_while_logging_leaves_with_a_sentence(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_while_logging_leaves_with_a_sentence(data, tmp_path, monkeypatch):
     def fill_disk(state, step):
         (state.folder / "stats.jsonl").symlink_to("/dev/full")
 
@@ -507,7 +504,7 @@ def test_a_full_disk_while_logging_leaves_with_a_sentence(data, tmp_path, monkey
 
 
 @pytest.mark.parametrize("what", ["lost", "other"])
-def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_path, whole, what):  # noqa: F811
+def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_path, whole, what):
     shutil.copytree(data / "cutouts", tmp_path / "views")
     folder, shard = tmp_path / "run", tmp_path / "views" / "train" / "views-000000.tar"
     shutil.copyfile(shard, shard.with_name("views-000001.tar"))
@@ -531,7 +528,7 @@ def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_pa
     assert [line["step"] for line in stats(folder)][-1] == 4
 
 
-def test_a_run_begun_under_former_names_goes_on(data, tmp_path):  # noqa: F811
+def test_a_run_begun_under_former_names_goes_on(data, tmp_path):
     folder = tmp_path / "run"
     train.main(words(data, folder))
     options, shards = (json.loads((folder / f"{name}.json").read_text()) for name in ("options", "data"))
@@ -547,7 +544,7 @@ def test_a_run_begun_under_former_names_goes_on(data, tmp_path):  # noqa: F811
         train.main(words(data, folder, **{"lr-warmup": 2}))
 
 
-def test_a_shard_that_is_lost_while_data_stream_stops_the_run(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_shard_that_is_lost_while_data_stream_stops_the_run(data, tmp_path, monkeypatch):
     shutil.copytree(data / "cutouts", tmp_path / "views")
     shard, save = tmp_path / "views" / "train" / "views-000000.tar", state.State.save
     shards = [shard, *(shard.with_name(f"views-00000{number}.tar") for number in range(1, 6))]
@@ -566,7 +563,7 @@ def test_a_shard_that_is_lost_while_data_stream_stops_the_run(data, tmp_path, mo
 
 
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, monkeypatch, whole, steps_before):  # noqa: F811
+def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, monkeypatch, whole, steps_before):
     folder, seen = tmp_path / "run", []
     command = words(data, folder, steps=4, **{"log-every": 2})
     honest = training_run.diffusion_loss
@@ -590,37 +587,39 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
 # --- several processes -----------------------------------------------------------------------------------------------
 
 WORKER = f"""
-import os, sys
+import json, os, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from micro import micro_config
 from imprint.config import PRESETS
 from training import train
-from training.loop import run as training_run
-from training.loop import state
-PRESETS["micro"] = micro_config()
-if os.environ.get("ACCELERATE_USE_FSDP"):
-    # accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
-    from accelerate.state import PartialState
-    from accelerate.utils import DistributedType
-    begin = PartialState.__init__
-    def begin_then_pretend(self, *args, **kwargs):
-        begin(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    PartialState.__init__ = begin_then_pretend
-train.main(sys.argv[1:])
+from training.loop import validation
+PRESETS["micro"], validation.SIZE = micro_config(), 24
+# accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
+begin = PartialState.__init__
+def begin_then_pretend(self, *args, **kwargs):
+    begin(self, *args, **kwargs)
+    if os.environ.get("ACCELERATE_USE_FSDP") and self.distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+PartialState.__init__ = begin_then_pretend
+for environment, command in json.loads(sys.argv[1]):
+    os.environ |= environment
+    train.main(command)
+    AcceleratorState._reset_state(reset_partial_state=True)
 """
 
 
-def launch(command: list[str], tmp_path: Path, **environment: str) -> None:
-    """Two processes, through the launcher that README.md names."""
+def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str]]) -> None:
+    """Runs of two processes, one after another, through the launcher that README.md names; each with its environment."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, env=settings, check=False)
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*launcher, json.dumps(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -631,7 +630,7 @@ def same_losses(one: list[dict], two: list[dict]) -> None:
             assert first[name] == pytest.approx(second[name], rel=1e-3), name
 
 
-def test_two_processes_train_one_model_whole_or_split(data, tmp_path):  # noqa: F811
+def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
     """DDP, and FSDP that splits weights, gradients, the optimizer's state and the average: the same training, and it goes on."""
     settings = {
         "ACCELERATE_USE_FSDP": "true",
@@ -642,8 +641,8 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path):  # noqa: 
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     }
     options = {"steps": 4, "images": 32, "accumulate": 2}
-    launch(words(data, tmp_path / "whole", **options), tmp_path)
-    launch(words(data, tmp_path / "split", **options), tmp_path, **settings)
+    whole, split = (words(data, tmp_path / name, **options) for name in ("whole", "split"))
+    launch(tmp_path, ({}, whole), (settings, split))
     described = json.loads((tmp_path / "whole" / "options.json").read_text())
     assert described["processes"] == 2 and described["steps"] == 4
     assert [line["pictures"] for line in stats(tmp_path / "whole")] == [8, 16, 16, 24, 32, 32]
@@ -653,5 +652,5 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path):  # noqa: 
 
     before = stats(tmp_path / "split")
     shutil.rmtree(tmp_path / "split" / "state-000000004")
-    launch(words(data, tmp_path / "split", **options), tmp_path, **settings)
+    launch(tmp_path, (settings, split))
     same_losses(before, stats(tmp_path / "split"))

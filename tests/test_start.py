@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import matte_config, micro_config
+from micro import matte_config, micro_config, random_dinov2
 from original_weights import random_weights
 from safetensors.torch import load_file, save_file
 
@@ -22,29 +22,7 @@ from imprint.config import PRESETS, ImprintConfig, LatentConfig, UNetConfig, tok
 from imprint.encoder import IDEncoder
 from imprint.errors import ImprintError
 from imprint.unet import build_unet
-from imprint.vae import build_autoencoder
 from training import start
-
-GRID = 4  # patches a side that the pretrained encoders were trained with; the micro model's input has 2
-
-
-def dinov2(swiglu: bool = False, registers: int = 0):
-    """transformers' own random DINOv2, of a size that no configuration of ours has."""
-    import transformers
-
-    sizes = dict(
-        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=14 * GRID,
-        mlp_ratio=4, use_swiglu_ffn=swiglu,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    if registers:
-        sizes["num_register_tokens"] = registers
-        model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**sizes))
-    else:
-        model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
-    for parameter in model.parameters():  # fresh LayerNorms and LayerScales are all alike and would hide a mistake
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
 
 
 def meta_names(model, registers: int) -> dict[str, torch.Tensor]:
@@ -83,15 +61,11 @@ def meta_names(model, registers: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    """sd/ as diffusers saves Stable Diffusion, with TAESD; dinov2/ as transformers saves it; dinov2.pth as Meta does."""
-    root, config = tmp_path_factory.mktemp("pretrained"), micro_config()
-    torch.manual_seed(1)
-    build_unet(config.unet).save_pretrained(root / "sd" / "unet")
-    build_autoencoder(config.latent).save_pretrained(root / "sd" / "vae")
-    model = dinov2()
-    model.save_pretrained(root / "dinov2")
-    torch.save(meta_names(model, 0), root / "dinov2.pth")
+def files(pretrained, tmp_path_factory) -> Path:
+    """Those, and dinov2.pth as Meta saves it."""
+    root = tmp_path_factory.mktemp("start") / "files"
+    shutil.copytree(pretrained, root)
+    torch.save(meta_names(random_dinov2(), 0), root / "dinov2.pth")
     return root
 
 
@@ -160,7 +134,7 @@ def test_an_adapter_with_as_many_tokens_as_the_text(files):
 @pytest.mark.parametrize("layout", ["hub", "meta"])
 def test_dinov2_answers_as_in_transformers(files, tmp_path, swiglu, registers, layout):
     """At the configuration's 28 px, where transformers resamples the positions of its 56 px grid at every call."""
-    model = dinov2(swiglu, registers)
+    model = random_dinov2(swiglu, registers)
     if layout == "hub":
         model.save_pretrained(tmp_path / "encoder")
         source = tmp_path / "encoder"

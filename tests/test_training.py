@@ -17,22 +17,21 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from micro import cutout, fresh_checkpoint, micro_config, photo, relative_config
-from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from micro import cutout, fresh_checkpoint, micro_config, photo
+from PIL import Image
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
 from drawing import DrawingPipeline
+from runs import ROOT, stats, webp, weights, words
 
 from imprint.checkpoint import load_checkpoint, read_config, save_checkpoint
-from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.masks import LEVELS
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
-from training import prepare, train
+from training import train
 from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Bad, Record, Sample, read_shards, sample, shard_writer
 from training.loop import losses, state, validation
 from training.loop import run as training_run
@@ -49,84 +48,14 @@ from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own
 from training.pairs.streams import Pool
 from training.settings import STAGES, Train, parse_train
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("micro_preset")
+
 CPU = torch.device("cpu")
-
-
-def webp(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", lossless=True)
-    return buffer.getvalue()
-
-
-def write_views(folder: Path, objects: int, views: int, seed: int) -> None:
-    with shard_writer(folder / "views-000000.tar") as writer:
-        for number in range(objects):
-            for view in range(views):
-                record = Record(f"thing-{seed}-{number}", "", view, "test", "CC0")
-                picture = cutout(48, 48, seed=100 * seed + 10 * number + view)
-                writer.write(sample(f"{number:03d}-{view:02d}", webp(picture), "webp", record))
-
-
-def write_davis(folder: Path, frames: range) -> None:
-    """A clip in DAVIS's own layout: one object that moves to the right."""
-    for kind in ("JPEGImages", "Annotations"):
-        (folder / kind / "360p" / "clip").mkdir(parents=True)
-    for frame in frames:
-        picture, mask = photo(160, 120, seed=frame), Image.new("L", (160, 120))
-        box = (30 + frame, 30, 80 + frame, 80)
-        ImageDraw.Draw(picture).ellipse(box, fill=(200, 40, 40))
-        ImageDraw.Draw(mask).ellipse(box, fill=255)
-        picture.save(folder / "JPEGImages" / "360p" / "clip" / f"{frame:05d}.jpg")
-        mask.save(folder / "Annotations" / "360p" / "clip" / f"{frame:05d}.png")
-
-
-def write_coco(folder: Path) -> None:
-    (folder / "images").mkdir(parents=True)
-    photo(120, 120, seed=7).save(folder / "images" / "one.jpg")
-    outline = [20, 20, 90, 25, 85, 95, 25, 80]
-    small = [30, 30, 40, 30, 40, 40, 30, 40]
-    annotations = [
-        {"image_id": 1, "area": 100, "segmentation": [small]},
-        {"image_id": 1, "area": 4000, "segmentation": [outline]},
-        {"image_id": 1, "area": 14400, "segmentation": {"counts": []}, "iscrowd": 1},
-    ]
-    images = [{"id": 1, "file_name": "one.jpg", "width": 120, "height": 120}]
-    (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """views/ and photos/, each with train/ and held-out/; vae.safetensors; a micro checkpoint to start from."""
-    root = tmp_path_factory.mktemp("data")
-    for split, seed in (("train", 1), ("held-out", 2)):
-        write_views(root / "cutouts" / split, 3, 4, seed)
-    write_davis(root / "davis", range(0, 12, 3))
-    write_coco(root / "coco")
-    (root / "plain").mkdir()
-    for number in range(2):
-        photo(150, 100, seed=number).save(root / "plain" / f"{number}.png")
-    for source, folder in (("davis", "davis"), ("coco", "coco"), ("folder", "plain")):
-        for part in (0.0, 1.0):  # all into train/, then all into held-out/
-            command = f"{source} --output {root}/photos --licence CC0 --workers 1 --held-out {part} --name {source}-{part:.0f}"
-            prepare.main([*command.split(), "--input", str(root / folder)])
-    checkpoint = fresh_checkpoint(micro_config())
-    save_checkpoint(root / "start.safetensors", checkpoint)
-    save_checkpoint(root / "relative.safetensors", fresh_checkpoint(relative_config()))
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.parts["vae"].items()}, root / "vae.safetensors")
-    return root
 
 
 @pytest.fixture(scope="module")
 def loaded(data) -> tuple[Views, Photos]:
     return Views.load(data / "cutouts" / "train", CPU), Photos.load(data / "photos" / "train", CPU)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def micro_preset():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "micro", micro_config())
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,42 +64,6 @@ def first_run(data, tmp_path_factory, micro_preset) -> Path:
     folder = tmp_path_factory.mktemp("run") / "views"
     train.main(words(data, folder))
     return folder
-
-
-def words(data: Path, output: Path, stage: str = "identity", steps: int = 2, **changes) -> list[str]:
-    """A command line for `steps` steps of two pictures; a change to None leaves an option out."""
-    options = {
-        "output": output,
-        "cutouts": data / "cutouts",
-        "photos": data / "photos",
-        "images": 2 * steps,
-        "batch": 2,
-        "block": 2,
-        "reuse": 2,
-        "lr-warmup": 1,
-        "lr": 0.01,
-        "ema": 0.5,
-        "log-every": 1,
-        "save-every": 2,
-        "device": "cpu",
-    }
-    options |= {"sizes": "micro", "vae": data / "vae.safetensors"} if "init" not in changes else {}
-    options |= changes
-    return [
-        stage,
-        *(str(word) for name, value in options.items() if value is not None for word in (f"--{name}", value)),
-    ]
-
-
-def stats(folder: Path) -> list[dict]:
-    """The log, without the clock's part in it."""
-    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "pictures_per_second"} for line in lines]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    parts = load_checkpoint(path).parts
-    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 # --- two steps of each stage -----------------------------------------------------------------------------------------
@@ -355,8 +248,13 @@ def test_bad_samples_are_sentences_and_may_be_left_out(tmp_path, monkeypatch):
         list(read_shards(folder))
     with pytest.raises(ImprintError, match="sample '2' .*; 2 samples are bad, and --skip-bad allows 1"):
         list(read_shards(folder, bad=Bad(1)))
-    bad = Bad(2)
+    bad = Bad(3)
     assert [record.clip for record, *_ in read_shards(folder, bad=bad)] == ["0", "3"] and len(bad.found) == 2
+    with shard_writer(tmp_path / "none" / "none-000000.tar") as writer:
+        writer.write(sample("0", b"no picture", "webp", Record("thing", "0", 0, "test", "CC0")))
+    for _ in range(2):  # a sample is counted once, however often it is read
+        assert not list(read_shards(tmp_path / "none", bad=bad))
+    assert len(bad.found) == 3 and "sample '0' is not as" in list(bad.found)[2] and "0x" not in list(bad.found)[2]
     shutil.copy(folder / "bad-000000.tar", folder / "bad-000001.tar")  # read by processes
     with pytest.raises(ImprintError, match="--skip-bad allows 3"):
         Photos.load(folder, CPU, side=32, bad=Bad(3))

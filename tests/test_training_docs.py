@@ -1,5 +1,5 @@
 """The commands of docs/training.md and its topics, run as they stand there: two steps each, on a CPU, with a micro
-model for `tiny` and SD 1.5; and those of CONTRIBUTING.md."""
+model for `tiny`, SD 1.5 and the shipped checkpoint; and those of CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from micro import micro_config
+from micro import fresh_checkpoint, matte_config, micro_config
+from runs import ROOT, stats
 from safetensors.torch import load_file
-from test_stages import captioned, few_photos, text_encoder  # noqa: F401
-from test_start import files  # noqa: F401
-from test_training import ROOT, data, micro_preset, stats  # noqa: F401
 
-from imprint.checkpoint import load_checkpoint
+from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import PRESETS
-from training import prepare, settings
+from training import prepare, settings, train
+from training.loop import validation
 
 SMOKE = "--images 4 --batch 2 --block 2 --reuse 2 --log-every 1 --save-every 2 --lr-warmup 1 --device cpu".split()
 SMALL = {"training.train": SMOKE, "training.decoder": "--images 4 --batch 2 --held-out 2 --device cpu".split()}
@@ -38,21 +37,25 @@ def commands(*pages: str) -> list[list[str]]:
 
 
 def test_every_stage_runs_from_the_pages_commands(
-    data, captioned, text_encoder, few_photos, files, tmp_path, monkeypatch  # noqa: F811
+    data, captioned, text_encoder, few_photos, pretrained, tmp_path, monkeypatch
 ):  # fmt: skip
     for name in ("tiny", "sd15"):
         monkeypatch.setitem(PRESETS, name, micro_config())
+    monkeypatch.setattr(validation, "SIZE", 4)
     monkeypatch.chdir(tmp_path)
     for folder in ("cutouts", "photos"):
         shutil.copytree(data / folder, Path("data") / folder)
     shutil.copytree(captioned, "data/captions")
     shutil.copytree(few_photos, "photos/mug")
     shutil.copyfile(data / "vae.safetensors", "taesd.safetensors")
-    shutil.copytree(files / "dinov2", "dinov2-large")
-    shutil.copytree(files / "sd", "stable-diffusion-v1-5")
+    shutil.copytree(pretrained / "dinov2", "dinov2-large")
+    shutil.copytree(pretrained / "sd", "stable-diffusion-v1-5")
     shutil.copytree(text_encoder, "stable-diffusion-v1-5", dirs_exist_ok=True)
 
-    Path("imprint").symlink_to(ROOT / "imprint")
+    assets = Path("imprint/assets")
+    assets.mkdir(parents=True)
+    (assets / "samples").symlink_to(SHIPPED.parent / "samples")
+    save_checkpoint(assets / SHIPPED.name, fresh_checkpoint(matte_config()))
     stages = []
     for command in commands():
         if command[0] in ("mkdir", "cp"):
@@ -75,9 +78,14 @@ def test_every_stage_runs_from_the_pages_commands(
             load_checkpoint(run / "checkpoint.safetensors")
     assert set(stages) == set(settings.STAGES)
     load_checkpoint("imprint.safetensors")  # the decoder's
+    # The shipped checkpoint itself is large; that it fits is seen before the first step.
+    data_of = ["--cutouts", "data/sloth/cutouts", "--photos", "data/sloth/photos"]
+    train.main(
+        ["finetune", "--init", str(SHIPPED), "--output", "runs/shipped", *data_of, "--device", "cpu", "--dry-run"]
+    )
 
 
-def test_the_launchers_of_the_pages_know_their_options(data, capsys):  # noqa: F811
+def test_the_launchers_of_the_pages_know_their_options(data, capsys):
     """What follows `-m training.train` is understood by it, and what comes before by the launcher."""
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser

@@ -17,10 +17,11 @@ from . import arguments
 from .data import captions, multiview, stills, video
 from .data.items import read_names, read_photos
 from .data.preparing import prepare
+from .data.settings import Prepare
 from .light.preparing import __doc__ as LIGHT
 from .light.preparing import prepare_light
+from .light.settings import PrepareLight
 from .render import sources
-from .settings import Prepare, PrepareLight
 
 SOURCES = multiview.SOURCES | sources.SOURCES | video.SOURCES | stills.SOURCES | captions.SOURCES
 

@@ -14,7 +14,7 @@ from imprint.errors import ImprintError
 
 from . import arguments
 from .light.fit import relight_training
-from .settings import Relight
+from .light.settings import Relight
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The settings of training and of preparing data, and the stages' presets; `training.measure.settings` has the others.
+"""The settings of training, and the stages' presets; the rooms' own are in `data/`, `light/` and `measure/settings.py`.
 
 The library takes these dataclasses; the scripts make their command lines of them (`training.arguments`). Pixels are a
 square's sides unless it is said otherwise, times are seconds, learning rates are AdamW's.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,13 @@ from imprint.config import PRESETS
 from imprint.errors import ImprintError
 
 from . import arguments
-from .arguments import found, option
+from .arguments import option
 
 TIMESTEPS = ("uniform", "logit-normal")
 WEIGHTINGS = ("plain", "min-snr")
 PRECISIONS = ("no", "bf16", "fp16")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # torch.compile's own names
 DEVICES = ("auto", "cpu")
-ENGINES = ("processes", "ray")
-BACKENDS = ("egl", "x11", "wgl", "darwin")
 
 
 def require(settings: Any, names: str, least: int = 1) -> None:
@@ -34,9 +31,6 @@ def require(settings: Any, names: str, least: int = 1) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ImprintError(f"--{name.replace('_', '-')} is {value}; it must be {least} or more")
-
-
-# --- training --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -246,7 +240,7 @@ class Train:
             raise ImprintError(f"--translation is {self.translation}; it is a part of the run, from 0 to 1")
         if self.accumulate > 1 and self.compile == "reduce-overhead":
             raise ImprintError(
-                "--compile reduce-overhead keeps no gradients between batches; leave out it or --accumulate"
+                "--compile reduce-overhead keeps no gradients between batches; leave it or --accumulate out"
             )
         for name in stage.data:
             if getattr(self, name) is None:
@@ -335,223 +329,3 @@ class TuneDecoder:
         arguments.require_other(self.output, self.checkpoint)
         if not 0 <= self.keep <= 1:
             raise ImprintError(f"--keep is {self.keep}; it is a share, from 0 to 1")
-
-
-@dataclass(frozen=True)
-class Relight:
-    """Training of the light network."""
-
-    groups: tuple[Path, ...] = option(positional=True)
-    """folders that `training.prepare light` has written, or is writing"""
-    output: Path = option(metavar="FILE")
-    """light network to write, .safetensors; options and log go beside it"""
-    init: Path | None = option(None, metavar="FILE")
-    """light network to start from"""
-
-    seconds: float = option(500.0, group="recipe")
-    """how long to train; the learning rate is planned for it"""
-    steps: int | None = option(None, group="recipe")
-    """so many steps instead"""
-    batch: int = option(96, group="recipe")
-    """pairs at once in each process"""
-    lr: float = option(1e-3, group="recipe")
-    """peak learning rate"""
-    lr_warmup: int = option(300, group="recipe")
-    """steps over which it rises to its peak"""
-    cooldown: float = option(0.3, group="recipe")
-    """last part of the run, from 0 to 1, over which it falls to 0"""
-    photo_share: float = option(0.25, group="recipe")
-    """share of the pairs that are made from photos, from 0 to 1"""
-    ema: float = option(0.998, group="recipe")
-    """decay of the averaged weights"""
-    seed: int = option(0, group="recipe")
-    """of weights and pairs"""
-
-    side: int = option(256, group="model")
-    """without --init: pixels of the square that it sees, a multiple of 16"""
-    widths: tuple[int, ...] = option((48, 96, 192, 256), group="model")
-    """without --init: channels at half the resolution, and at each further halving"""
-
-    capacity: int | None = option(None, group="machine")
-    """groups that a process holds in its device's memory; with more than there are, those that come are read as well"""
-    refresh: int = option(250, group="machine")
-    """steps between looks for new groups"""
-    held_out: int = option(240, group="report")
-    """held-out groups to measure on"""
-    log_every: int = option(500, group="report")
-    """steps between lines of the log"""
-    device: str = option("auto", choices=DEVICES, group="machine")
-    """where to train"""
-
-    def check(self) -> None:
-        """Raises `ImprintError` for numbers that cannot be."""
-        require(self, "steps batch lr_warmup capacity refresh held_out log_every")
-        if self.seconds <= 0:
-            raise ImprintError(f"--seconds is {self.seconds:g}; it must be more than 0")
-        if not (0 <= self.photo_share <= 1 and 0 < self.cooldown <= 1 and 0 <= self.ema < 1):
-            raise ImprintError(
-                f"--photo-share is {self.photo_share:g}, --cooldown {self.cooldown:g} and --ema {self.ema:g}; they are "
-                "shares from 0 to 1"
-            )
-        if self.side < 32 or self.side % 16 or any(width < 32 or width % 32 for width in self.widths[-1:]):
-            raise ImprintError(
-                f"--side is {self.side} and the last of --widths {self.widths[-1:]}; a multiple of 16 from 32 on, and of 32, "
-                "were expected"
-            )
-        if any(width % 8 for width in self.widths):
-            raise ImprintError(f"--widths are {self.widths}; multiples of 8 were expected")
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Limits:
-    """filters, of objects; sizes are those of the picture as it is stored"""
-
-    min_area: float = 0.01
-    """smallest object, as a share of the picture's area"""
-    max_area: float = 0.64
-    """largest object, likewise"""
-    border: int = 4
-    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all, which training does not use as targets"""
-    max_edge: float = 3.0
-    """greatest mean width in pixels of a mask's soft edge, where alpha lies between 10 and 90 %"""
-
-
-@dataclass(frozen=True)
-class Render:
-    """multi-view sources"""
-
-    views: int = option(8)
-    """of each object"""
-    resolution: int = option(256)
-    """pixels of a rendering"""
-    identities: int | None = option(None)
-    """meshes with a material each, in all; by default one per mesh"""
-    textures: tuple[Path, ...] = option(())
-    """folders of pictures to cut textures from"""
-    panoramas: tuple[Path, ...] = option(())
-    """folders of .hdr panoramas, to light renderings with"""
-    relit: int = option(0)
-    """views of each object that are rendered again in a panorama's light"""
-    seed: int = option(0)
-    """of what is drawn for a rendering"""
-    backend: str = option("egl", choices=BACKENDS)
-    """OpenGL platform"""
-    texture_files: tuple[Path, ...] = found(())
-    """the pictures in them"""
-    panorama_files: tuple[Path, ...] = found(())
-    """likewise"""
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """A data set in its own layout, into shards."""
-
-    source: str = option(positional=True)
-    """the data set"""
-    input: Path = option()
-    """the data set's own folder"""
-    output: str = option()
-    """folder, or a URL that fsspec knows, such as s3://bucket/folder"""
-    licence: str | None = option(None)
-    """of the pictures, written into each record where the data set gives none of its own"""
-    name: str | None = option(None)
-    """of the shards; by default the source and the input's folder"""
-    exclude: Path | None = option(None)
-    """text file that names pictures to leave out"""
-    held_out: float = option(0.05)
-    """share of the clips, objects or pictures kept for validation"""
-    longest_side: int = option(640)
-    """pixels to which larger pictures are reduced"""
-    quality: int = option(85)
-    """of JPEG and WebP"""
-    shard_size: int = option(500)
-    """pictures in a shard, about"""
-    workers: int = option(2)
-    """processes"""
-    engine: str = option("processes", choices=ENGINES)
-    """ray spreads the work over a cluster"""
-    dry_run: bool = option(False)
-    """print the resolved options and the number of shards, and stop"""
-    limits: Limits
-    render: Render
-    excluded: frozenset[str] = found(frozenset())
-    """the names in --exclude"""
-
-    def check(self) -> None:
-        """Raises `ImprintError` for options that do not go together."""
-        require(self, "longest_side shard_size workers quality")
-        require(self.render, "views resolution identities")
-        if not 0 <= self.held_out <= 1:
-            raise ImprintError(f"--held-out is {self.held_out}; it is a share, from 0 to 1")
-        if self.quality > 100:
-            raise ImprintError(f"--quality is {self.quality}; it goes up to 100")
-        if self.render.relit and not self.render.panoramas:
-            raise ImprintError("--relit needs the light of --panoramas")
-        if not 0 <= self.render.relit <= self.render.views:
-            raise ImprintError(f"--relit is {self.render.relit}; it is a number of the {self.render.views} views")
-
-    def resolved(self, licensed: bool) -> Prepare:
-        """With name and licence. licensed: whether the source gives each picture's own. Raises `ImprintError` for
-        none.
-        """
-        if self.licence is None and not licensed:
-            raise ImprintError(f"{self.source} does not say each picture's licence: give --licence")
-        folder = re.sub(r"[^A-Za-z0-9-]+", "-", self.input.resolve().name)
-        return replace(self, licence=self.licence or "unknown", name=self.name or f"{self.source}-{folder}")
-
-
-@dataclass(frozen=True)
-class PrepareLight:
-    """Path-traced groups of views for the light network, and photos with an object's mask."""
-
-    meshes: tuple[Path, ...] = option(positional=True)
-    """folders of .glb files, at any depth, with index.json if there is one"""
-    panoramas: tuple[Path, ...] = option()
-    """folders of .hdr and .exr panoramas: the places"""
-    output: Path = option()
-    """folder of the groups; made, or added to"""
-    photos: tuple[str, ...] = option(())
-    """photos with masks, each a folder or a URL with train/ shards"""
-    textures: tuple[Path, ...] = option(())
-    """folders of pictures to cut textures from"""
-    exclude: Path | None = option(None)
-    """text file that names meshes and panoramas to leave out"""
-    sky: tuple[str, ...] = option(("puresky",), metavar="WORD")
-    """words in the names of panoramas without a ground, which light only the object's own photo"""
-    held_out: float = option(0.08)
-    """share of the places, and of the meshes, that is kept for measuring"""
-
-    seconds: float | None = option(None, group="amount")
-    """when to stop"""
-    count: int | None = option(None, group="amount")
-    """groups to make for training at most, those of earlier calls included"""
-    held_out_groups: int = option(240, group="amount")
-    """groups of held-out places and meshes, which are made first"""
-    photos_per_object: int = option(2, group="amount")
-    """squares cut around each object of a photo"""
-    limit: int | None = option(None, group="amount")
-    """read only so many samples of each of --photos"""
-
-    side: int = option(256, group="tracing")
-    """pixels of a group"""
-    samples: int = option(24, group="tracing")
-    """rays per pixel"""
-    variant: str = option("auto", group="tracing")
-    """of Mitsuba; auto is cuda_ad_rgb where there is a GPU, else scalar_rgb"""
-    workers: int = option(2, group="tracing")
-    """processes in all: a GPU is busy with about fifteen"""
-    gpus: int | None = option(None, group="tracing")
-    """GPUs that they are spread over; by default all"""
-    seed: int = option(0, group="tracing")
-    """of what is drawn"""
-
-    def check(self) -> None:
-        """Raises `ImprintError` for numbers that cannot be."""
-        require(self, "count workers gpus side samples photos_per_object held_out_groups limit")
-        if self.seconds is None and self.count is None:
-            raise ImprintError("give --seconds, --count, or both: groups are made without end")
-        if not 0 < self.held_out < 1:
-            raise ImprintError(f"--held-out is {self.held_out:g}; it is a share between 0 and 1")

@@ -177,6 +177,16 @@ STOPPED = {
     "negative-of-sdxl": (SAMPLE, {"negative": conditioning("1x77x2048")}, "2048"),
     "third-order-on-uneven-steps": (SAMPLE, {"sampler_name": "dpmpp_3m_sde", "scheduler": "normal"}, "garbage"),
     "third-order-on-few-steps": (SAMPLE, {"sampler_name": "dpmpp_3m_sde_gpu", "scheduler": "kl_optimal"}, "garbage"),
+    "extrapolation-over-uneven-steps": (
+        SAMPLE,
+        {"sampler_name": "ipndm_v", "scheduler": "linear_quadratic"},
+        "garbage",
+    ),
+    "noise-on-few-uneven-steps": (
+        SAMPLE,
+        {"sampler_name": "res_multistep_ancestral", "scheduler": "karras"},
+        "garbage",
+    ),
     "own-steps-without-the-last": (
         SAMPLE,
         {"sampler_name": "dpm_adaptive", "scheduler": "linear_quadratic"},

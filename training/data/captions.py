@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..settings import Prepare
 from .items import PICTURES, Dropped, Group, Item, Source
+from .settings import Prepare
 from .shards import Record
 from .stills import STILL, coco_tables
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from imprint.errors import ImprintError
 
-from ..settings import Prepare
 from .items import Source
+from .settings import Prepare
 from .writing import Job, write_shard
 
 T, R = TypeVar("T"), TypeVar("R")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..settings import Limits
+from .settings import Limits
 
 ALPHA_THRESHOLD = 128 / 255  # an object is where alpha is above it, as AnyDoor reads MVImgNet
 
@@ -25,6 +25,13 @@ def unusable_objects(labels: np.ndarray, limits: Limits) -> dict[int, str]:
         elif number in rim:
             reasons[int(number)] = "object cut by the border"
     return reasons
+
+
+def objects_at_the_edge(labels: np.ndarray) -> int:
+    """How many objects of labels (H, W) uint8 the picture's edge cuts: training makes no targets of those, since beyond
+    the edge it would have to show what the photo does not hold.
+    """
+    return len(_rim(labels, 2) - {0})
 
 
 def _rim(labels: np.ndarray, width: int) -> set[int]:

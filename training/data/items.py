@@ -14,7 +14,7 @@ from PIL import Image
 from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, mask_to_tensor, open_image
 
-from ..settings import Prepare
+from .settings import Prepare
 from .shards import Record
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")

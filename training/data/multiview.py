@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..settings import Prepare
 from .items import PICTURES, Dropped, Group, Item, Source, object_of, open_mask, subfolders
+from .settings import Prepare
 from .shards import Record
 
 VIEW_GAP = 8  # AnyDoor: the views of a pair are at least an eighth of the object's frames apart

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from imprint.errors import ImprintError
 
 from ..arguments import flattened, require_folder
-from ..settings import Prepare
 from . import shards
 from .contact_sheet import contact_sheet
 from .engines import ENGINES
 from .items import Group, Source
+from .settings import Prepare
 from .writing import Job, plan, report_url, shard_url
 
 

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from imprint.errors import ImprintError
 from imprint.files import replacing
@@ -171,17 +172,24 @@ def sample(
 
 @dataclass
 class Bad:
-    """Samples that are left out, `most` of them at most; each is counted once, however often it is read."""
+    """Samples that are left out, `most` of them at most; each is counted once, however often it is read.
+
+    split: named on standard error with each one as it is found; without it nothing is said.
+    """
 
     most: int = 0
+    split: str = ""
     found: dict[str, None] = dataclasses.field(default_factory=dict)
 
     def take(self, message: str) -> None:
         """Count one. Raises `ImprintError` where it is one too many."""
+        known = message in self.found
         self.found[message] = None
         if len(self.found) > self.most:
             more = f"; {len(self.found)} samples are bad, and --skip-bad allows {self.most}" if self.most else ""
             raise ImprintError(message + more)
+        if self.split and not known:
+            print(f"{self.split}: left out, {len(self.found)} of {self.most} allowed: {message}", file=sys.stderr)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -276,6 +284,16 @@ def read_parts(shard: str) -> Iterator[dict]:
         ) from error
 
 
+def open_picture(data: bytes) -> Image.Image:
+    """A file's bytes as a picture that is not read yet. Raises ValueError, in words that are the same every time, where
+    they are none.
+    """
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:  # its words hold the buffer's address
+        raise ValueError(f"no picture in {len(data):,} bytes") from None
+
+
 def decode_sample(parts: dict) -> Sample:
     """A sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
     key, shard = parts["__key__"], parts["__url__"]
@@ -285,10 +303,10 @@ def decode_sample(parts: dict) -> Sample:
         shadow = fields.get("shadow") and tuple(map(float, fields["shadow"]))
         record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)
         kind = next(kind for kind in ("jpg", "png", "webp") if kind in parts)
-        picture = Image.open(io.BytesIO(parts[kind]))
+        picture = open_picture(parts[kind])
         picture.load()
-        mask = Image.open(io.BytesIO(parts["mask.png"])).convert("L") if "mask.png" in parts else None
-        scene = Image.open(io.BytesIO(parts["scene.jpg"])).convert("RGB") if "scene.jpg" in parts else None
+        mask = open_picture(parts["mask.png"]).convert("L") if "mask.png" in parts else None
+        scene = open_picture(parts["scene.jpg"]).convert("RGB") if "scene.jpg" in parts else None
         if mask is not None and mask.size != picture.size:
             raise ValueError(f"its mask is {mask.width}x{mask.height}, the picture {picture.width}x{picture.height}")
     except (KeyError, StopIteration, OSError, ValueError, Image.DecompressionBombError) as error:

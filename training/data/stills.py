@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from imprint.errors import ImprintError
 from imprint.images import open_image
 
-from ..settings import Prepare
 from .items import PICTURES, Dropped, Group, Item, Source, first_folder, mask_of, object_of, open_mask
+from .settings import Prepare
 from .shards import Record
 
 STILL = (0, 0)  # a still makes no pair with another picture

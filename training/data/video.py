@@ -13,8 +13,8 @@ import numpy as np
 
 from imprint.errors import ImprintError
 
-from ..settings import Prepare
 from .items import PICTURES, Dropped, Group, Item, Source, first_folder, frame_number, open_mask, subfolders
+from .settings import Prepare
 from .shards import Record
 
 MOST_OBJECTS = 255

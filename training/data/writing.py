@@ -16,10 +16,10 @@ from PIL import Image
 from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, open_image, to_rgb
 
-from ..settings import Prepare
 from . import shards
-from .filters import ALPHA_THRESHOLD, Limits, edge_width, unusable_objects
+from .filters import ALPHA_THRESHOLD, Limits, edge_width, objects_at_the_edge, unusable_objects
 from .items import Dropped, Group, Item, Source
+from .settings import Prepare
 
 CUTOUT_SIDE = 0.8  # of the picture, at most, is a cut-out's longer side
 GROUND = (128, 128, 128)
@@ -67,7 +67,7 @@ def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     dropped: list[Dropped] = []
     for group in job.groups:
-        made, objects = [], 0
+        made, objects = [], Counter()
         for item in _items(source, group, options):
             try:
                 if isinstance(item, Dropped):
@@ -81,12 +81,13 @@ def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:
                 continue
             dropped += lost
             made.append(parts)
-            objects += kept
+            objects.update(kept)
         if len(made) < source.least:
             dropped += [Dropped(f"fewer than {source.least} pictures left", group.name)] if made else []
             continue
         samples += made
-        counts.update(pictures=len(made), objects=objects, groups=1)
+        counts.update(pictures=len(made), objects=objects.pop("objects", 0), groups=1)
+        counts.update(objects)
     if samples:
         with shards.shard_writer(shard_url(job, options)) as writer:
             for number, parts in enumerate(samples):
@@ -110,8 +111,8 @@ def _items(source: Source, group: Group, options: Prepare) -> Iterator[Item | Dr
         yield Dropped("unreadable", group.name, repr(error))
 
 
-def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, int, list[Dropped]]:
-    """A sample without its key, how many objects it has, and the objects that were left out. Raises `Dropped`."""
+def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dict[str, int], list[Dropped]]:
+    """A sample without its key, counts of its objects, and the objects that were left out. Raises `Dropped`."""
     if isinstance(item.picture, Image.Image):
         return _cutout_sample(item, options)
     if item.picture.name in options.excluded:
@@ -140,8 +141,10 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, int
         lost, values = [reason], None  # a still without its mask is a background
     picture.thumbnail((options.longest_side, options.longest_side), Image.LANCZOS)
     labels, more = (None, []) if values is None else usable_labels(values, picture.size, options.limits, item.name)
-    kept = 0 if labels is None else len(np.unique(labels[labels > 0]))
-    if labels is not None and not kept:
+    kept = {"objects": 0 if labels is None else len(np.unique(labels[labels > 0]))}
+    if labels is not None and (cut := objects_at_the_edge(labels)):
+        kept["cut by the border (no training targets)"] = cut
+    if labels is not None and not kept["objects"]:
         more = more or [Dropped("empty mask", item.name)]
         if not bare:
             raise more[0]
@@ -183,7 +186,7 @@ def usable_labels(
     return labels, [Dropped(reason, f"{name} object {number}") for number, reason in reasons.items()]
 
 
-def _cutout_sample(item: Item, options: Prepare) -> tuple[dict, int, list[Dropped]]:
+def _cutout_sample(item: Item, options: Prepare) -> tuple[dict, dict[str, int], list[Dropped]]:
     """A rendered view; it is framed by its object, which may be as large as fits."""
     seen = np.asarray(item.picture.getchannel("A")) > 127
     limits = Limits(options.limits.min_area, max_area=1.0, border=0)
@@ -196,7 +199,7 @@ def _cutout_sample(item: Item, options: Prepare) -> tuple[dict, int, list[Droppe
     scene = io.BytesIO()
     if item.scene is not None:
         item.scene.save(scene, "JPEG", quality=options.quality)
-    return _parts(item, "webp", buffer, None, scene.getvalue()), 1, []
+    return _parts(item, "webp", buffer, None, scene.getvalue()), {"objects": 1}, []
 
 
 def _parts(item: Item, kind: str, picture: io.BytesIO, mask: Image.Image | None, scene: bytes = b"") -> dict:

@@ -22,12 +22,13 @@ from imprint.light import LightConfig, LightNet, load_light, save_light
 
 from ..arguments import flattened
 from ..data.shards import SPLITS
-from ..settings import Relight
 from .losses import WEIGHTS, gains, losses, predicted
 from .memory import GroupReader, load_photos
-from .pairs import LightBatch, LightGroups, draw_photographed, draw_rendered
+from .pairs import LightBatch, LightGroups, Variety, draw_photographed, draw_rendered
+from .settings import Relight
 
-PART = 48  # held-out groups at once
+PART = 48  # groups measured at once
+KNOWN = 96  # of those that are trained on
 DECAY, BETAS = 0.03, (0.9, 0.98)  # AdamW's
 LARGEST_GRADIENT = 1.0
 
@@ -108,7 +109,7 @@ def relight_training(settings: Relight) -> dict[str, float]:
         net = make_net(settings, reader.side).to(process.device)
         if process.device.type == "cuda":
             net = net.to(memory_format=torch.channels_last)
-        run = LightRun(settings, process, net, reader, photos, held_out_batches(measured))
+        run = LightRun(settings, process, net, reader, photos, plain_batches(measured))
         with told_to_stop() as told:
             mean = run.train(told)
         if process.index == 0:
@@ -131,13 +132,13 @@ def make_net(settings: Relight, side: int) -> LightNet:
     return net.train()
 
 
-def held_out_batches(groups: LightGroups) -> list[LightBatch]:
-    """The same in every run on a device."""
+def plain_batches(groups: LightGroups, most: int | None = None) -> list[LightBatch]:
+    """Of the first groups, to measure on: the same in every run on a device."""
     device = groups.radiance.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        parts = torch.arange(len(groups), device=device).split(PART)
-        return [draw_rendered(groups, part, augment=False) for part in parts]
+        parts = torch.arange(min(most or len(groups), len(groups)), device=device).split(PART)
+        return [draw_rendered(groups, part, variety=None) for part in parts]
 
 
 class LightRun:
@@ -154,6 +155,8 @@ class LightRun:
     ):
         self.settings, self.process, self.net, self.reader = settings, process, net, reader
         self.photos, self.held_out = photos, held_out
+        self.known = plain_batches(reader.groups, KNOWN)
+        self.variety = Variety(settings.repainted, settings.textured, settings.tinted)
         self.model: torch.nn.Module = net
         if process.count > 1:
             ids = [process.device.index] if process.device.type == "cuda" else None
@@ -219,13 +222,14 @@ class LightRun:
         batches = []
         if few < settings.batch:
             chosen = torch.randint(len(groups), (settings.batch - few,), device=device)
-            batches.append(draw_rendered(groups, chosen, self.photos))
+            batches.append(draw_rendered(groups, chosen, self.photos, self.variety))
         if few:
             batches.append(draw_photographed(self.photos, torch.randint(len(self.photos), (few,), device=device)))
         return batches[0] if len(batches) == 1 else batches[0].joined(batches[1])
 
     def log(self, bar: tqdm, step: int, steps: int, elapsed: float) -> None:
-        """A line of means over the last steps, and of held-out gains. Raises `ImprintError` for a loss that is not finite."""
+        """A line of means over the last steps, of held-out gains and of those on groups that are trained on; and what is
+        learned so far is written. Raises `ImprintError` for a loss that is not finite."""
         means = {name: float(value) / steps for name, value in self.sums.items()}
         for value in self.sums.values():
             value.zero_()
@@ -235,9 +239,11 @@ class LightRun:
             return
         found = gains(self.mean.net, self.held_out)
         line = {"step": step, "pictures": step * self.settings.batch * self.process.count, "seconds": elapsed}
-        line |= {"groups": len(self.reader.groups), "losses": means, "gains": found}
+        known = gains(self.mean.net, self.known)
+        line |= {"groups": len(self.reader.groups), "losses": means, "gains": found, "known_gains": known}
         with self.settings.output.with_suffix(".stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        save_light(self.settings.output, self.mean.net)
         bar.set_postfix({name: f"{value:+.3f}" for name, value in found.items()})
 
 

@@ -12,7 +12,7 @@ from .pairs import LightBatch
 
 EXPONENT = 2.2
 """Of a screen: a share of light, as a share of a picture's values."""
-WEIGHTS = {"fine": 1.0, "broad": 2.0, "shadow": 1.5, "edges": 1.0, "shading": 0.1, "smooth": 0.02}
+WEIGHTS = {"fine": 1.0, "broad": 2.0, "shadow": 2.5, "edges": 1.0, "shading": 0.1, "smooth": 0.02}
 """Of the losses."""
 LEAST_AREA = 16
 """Pixels: smaller objects and shadows count as if they had this many."""

@@ -49,6 +49,7 @@ class GroupReader:
         self.radiance = torch.empty(size, dtype=torch.float16, device=device)
         self.places = torch.empty(capacity, LIGHTS + 1, dtype=torch.long, device=device)
         self.turns = torch.empty(capacity, LIGHTS + 1, device=device)
+        self.horizons = torch.empty(capacity, device=device)
         self.count = 0
         self._read(mine)
 
@@ -59,8 +60,9 @@ class GroupReader:
     @property
     def groups(self) -> LightGroups:
         """Those that are there by now."""
+        there = slice(self.count)
         return LightGroups(
-            self.radiance[: self.count], self.places[: self.count], self.turns[: self.count], self.lights
+            self.radiance[there], self.places[there], self.turns[there], self.horizons[there], self.lights
         )
 
     def _mine(self) -> list[Path]:
@@ -84,9 +86,9 @@ class GroupReader:
                 count = room.stop - room.start
                 if not count:
                     return
-                self.radiance[room] = torch.from_numpy(file["radiance"][:count]).to(self.radiance)
-                self.places[room] = torch.from_numpy(file["places"][:count]).to(self.places)
-                self.turns[room] = torch.from_numpy(file["turns"][:count]).to(self.turns)
+                for name in ("radiance", "places", "turns", "horizons"):
+                    held = getattr(self, name)
+                    held[room] = torch.from_numpy(file[name][:count]).to(held)
             settle_shadows(self.radiance[room])
             self.places[room] += self.first[self.folders.index(path.parent)]
             self.count = room.stop
@@ -117,6 +119,8 @@ def _count(path: Path) -> int:
 
 def _opened(path: Path) -> np.lib.npyio.NpzFile:
     try:
-        return np.load(path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        file = np.load(path)
+        file["horizons"]  # which earlier code did not write
+        return file
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ImprintError(f"{path} cannot be read as groups ({error}); delete it") from error

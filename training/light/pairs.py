@@ -11,25 +11,47 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .radiance import luminance, shading, tone
+from .radiance import luminance, shading, to_linear, tone
 from .scenes import LIGHTS, channels
 
 MIDDLE_GREY = 0.18
 """Linear: what a scene's geometric mean is exposed to."""
 BRIGHTEST = 0.9
-"""Linear: nine cameras of ten expose so that the object in the scene is not brighter."""
+"""Linear: nearly all cameras expose so that the object is not brighter."""
+CAREFUL = 0.95
+"""Share of these."""
 OWN_BRIGHTEST = 0.55
 """Linear: what the bright parts of an object are in its own photo."""
-SOURCES = (0.5, 0.88)
+SOURCES = (0.58, 0.9)
 """Shares, added up: the object's own photo shows it in the air, on other ground, and the rest in the scene's own light."""
 ALIKE = 0.6
 """Of those in the scene's own light: where nothing has to change."""
 UNTOUCHED = 0.25
 """Of pairs from photos, likewise."""
-SWAPPED = 0.15
-"""Of batches: red, green and blue change their places."""
-SMALLEST_CROP = 0.72
-"""Side of a crop, of the whole."""
+LEVELLED = 0.2
+"""Of pairs from photos: the object's own photo is exposed for it alone."""
+SWAPPED = 0.25
+"""Of pairs: red, green and blue change their places."""
+CONTEXT = 2.2
+"""Side of the square that is seen over the longer side of the object's box, in the middle: `imprint.light.LightConfig`'s."""
+CONTEXTS = (1.45, 3.6)
+"""Least and most."""
+ALBEDOS = (0.06, 0.5)
+"""Least and most mean share of light that a drawn ground returns."""
+FLOOR_EDGE = 0.02
+"""Share of the picture's height over which the ground begins below the horizon."""
+
+
+@dataclass(frozen=True)
+class Variety:
+    """How much more there is to see than the panoramas show: few places are soon known by heart."""
+
+    repainted: float = 0.4
+    """Share of the pairs whose ground is darker, brighter or tinted, as if of another material."""
+    textured: float = 0.15
+    """Share of the pairs whose ground is a photo, laid flat, in the place's light."""
+    tinted: float = 0.3
+    """Share of the pairs whose light has a strong colour."""
 
 
 @dataclass
@@ -42,6 +64,8 @@ class LightGroups:
     """(N, `LIGHTS` + 1) panoramas; the last lights the object alone."""
     turns: torch.Tensor
     """(N, `LIGHTS` + 1) degrees about the vertical."""
+    horizons: torch.Tensor
+    """(N,) as `training.light.scenes.View` has them."""
     lights: torch.Tensor
     """(P, 3, h, 2 * h): `training.light.radiance.irradiance` of each panorama."""
 
@@ -89,6 +113,8 @@ class _Views:
     """Share of light that the ground keeps."""
     alpha: torch.Tensor
     normal: torch.Tensor
+    where: torch.Tensor
+    """(B, S, S, 2): column and row in the whole picture, from 0 to 1: what is seen is a part of it."""
 
 
 class _Camera:
@@ -105,39 +131,45 @@ class _Camera:
 
 
 def draw_rendered(
-    groups: LightGroups, chosen: torch.Tensor, photos: torch.Tensor | None = None, augment: bool = True
+    groups: LightGroups, chosen: torch.Tensor, photos: torch.Tensor | None = None, variety: Variety | None = None
 ) -> LightBatch:
     """A batch of path-traced pairs: rows `chosen` (B,) of the groups.
 
     photos as in `draw_photographed`: their fine detail sharpens half of the scenes, since a view cut out of a panorama is
-    softer than a photo. Without `augment`, cameras are all alike and each group is seen in its first light.
+    softer than a photo. Without `variety` nothing is drawn: cameras are all alike, each group is seen in its first light and
+    the object has been in the air.
     """
-    count, device = len(chosen), chosen.device
+    count, device, augment = len(chosen), chosen.device, variety is not None
     light, source = _draw_lights(count, device, augment)
     views = _views(groups.radiance[chosen], light, source, augment)
     places, turns, rows = groups.places[chosen], groups.turns[chosen], torch.arange(count, device=device)
-    shades = [shading(groups.lights, places[rows, of], turns[rows, of], views.normal) for of in (light, source)]
+    lights = [(groups.lights, places[rows, of], turns[rows, of]) for of in (light, source)]
+    shades = [shading(*each, views.normal) for each in lights]
+    if variety:
+        up = torch.tensor([0.0, 1.0, 0.0], device=device).view(1, 3, 1, 1).expand(count, 3, 1, 1)
+        floor = ((views.where[..., 1] - groups.horizons[chosen].view(-1, 1, 1)) / FLOOR_EDGE).clamp(0, 1)[:, None]
+        views.scene = _repainted(views.scene, floor, variety.repainted)
+        if photos is not None:
+            ground = _draw_ground(photos, views.where, groups.horizons[chosen]) * shading(*lights[0], up).exp()
+            views.scene = torch.lerp(views.scene, ground, floor * _drawn(variety.textured, count, device))
 
-    factor, own_factor, alike = _draw_exposures(views, source == light, augment)
+    factor, own_factor, alike = _draw_exposures(views, groups.radiance[chosen], source, light, variety)
     shade = torch.cat([each + by.log() for each, by in zip(shades, (factor, own_factor))], 1)
     target, background, own = tone(views.lit * factor), tone(views.scene * factor), tone(views.own * own_factor)
-    if augment:
+    if variety:
         scene_camera, own_camera = _Camera(count, device), _Camera(count, device)
         target, background = scene_camera(target), scene_camera(background)
         own = torch.where(alike, target, own_camera(own))
-        if torch.rand(()) < SWAPPED:
-            order = torch.randperm(3, device=device)
-            target, background, own = target[:, order], background[:, order], own[:, order]
-            shade = torch.cat([half[:, order] for half in shade.chunk(2, 1)], 1)
+        order = torch.rand(count, 3, device=device).argsort(1)
+        order = torch.where(_drawn(SWAPPED, count, device).view(-1, 1) > 0, order, torch.arange(3, device=device))
+        target, background, own = (_swapped(each, order) for each in (target, background, own))
+        shade = torch.cat([_swapped(half, order) for half in shade.chunk(2, 1)], 1)
         if photos is not None:
             background = _sharpened(background, photos)
-        mirrored = torch.rand(count, 1, 1, 1, device=device) < 0.5
-    else:
-        mirrored = torch.zeros(count, 1, 1, 1, dtype=torch.bool, device=device)
     made = (own, views.alpha, background, target, 1 - views.kept, shade)
+    mirrored = _drawn(0.5 * augment, count, device) > 0
     own, alpha, background, target, shadow, shade = (torch.where(mirrored, each.flip(3), each) for each in made)
-    guessed = torch.rand(count, 1, 1, 1, device=device) < 0.5
-    background = torch.where(guessed, fill_in(background, alpha), background)
+    background = torch.where(_drawn(0.5, count, device) > 0, fill_in(background, alpha), background)
     picture = torch.lerp(background, own, alpha)
     return LightBatch(picture, alpha, background, target, shadow, shade, torch.ones(count, 1, 1, 1, device=device))
 
@@ -149,11 +181,15 @@ def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor) -> LightBatch:
     """
     part = photos[chosen].float() / 255
     count, device = len(part), part.device
-    part = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, part.flip(3), part)
-    photo, alpha = _cropped(part).clamp(0, 1).split([3, 1], 1)
+    part = torch.where(_drawn(0.5, count, device) > 0, part.flip(3), part)
+    photo, alpha = _sampled(part, _squares(part[:, 3:])).clamp(0, 1).split([3, 1], 1)
     photo = _Camera(count, device)(photo)
-    own = (_Camera(count, device)(photo) * _draw_relighting(count, photo.shape[2:], device)).clamp(0, 1)
-    own = torch.where(torch.rand(count, 1, 1, 1, device=device) < UNTOUCHED, photo, own)
+    levelled = tone(
+        to_linear(photo) * OWN_BRIGHTEST / _quantile(luminance(to_linear(photo)), (alpha > 0.9).float(), 0.9)
+    )
+    own = torch.where(_drawn(LEVELLED, count, device) > 0, levelled, photo)
+    own = (_Camera(count, device)(own) * _draw_relighting(count, photo.shape[2:], device)).clamp(0, 1)
+    own = torch.where(_drawn(UNTOUCHED, count, device) > 0, photo, own)
     background = fill_in(photo, alpha)
     picture = torch.lerp(background, own, alpha)
     zero = torch.zeros_like(alpha)
@@ -196,32 +232,42 @@ def _views(groups: torch.Tensor, light: torch.Tensor, source: torch.Tensor, augm
     )
     every = torch.cat([groups[:, channels("lit")], groups[:, channels("alone")]], 1).unflatten(1, (LIGHTS + 1, 3))
     shown = lit, scene, every[rows, source], kept, groups[:, channels("alpha")], groups[:, channels("normal")]
-    layers = torch.cat(shown, 1).float()
-    views = _Views(*(_cropped(layers) if augment else layers).split([3, 3, 3, 1, 1, 3], 1))
+    where = _squares(groups[:, channels("alpha")], drawn=augment)
+    seen = _sampled(torch.cat(shown, 1).float(), where)
+    views = _Views(*seen.split([3, 3, 3, 1, 1, 3], 1), where)
     views.alpha = views.alpha.clamp(0, 1)
     return views
 
 
 def _draw_exposures(
-    views: _Views, same: torch.Tensor, augment: bool
+    views: _Views, groups: torch.Tensor, source: torch.Tensor, light: torch.Tensor, variety: Variety | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What radiance is multiplied with, (B, 3, 1, 1), in the scene's photo and in the object's own; and where both are one.
 
-    same: (B,), where the light is.
+    The object's own photo is exposed for the object alone where that is in the air, and else for what is around it, so that
+    white things look white and black ones black. groups (B, C, S, S); source, light (B,) as `_draw_lights` gives them.
     """
-    count, device = len(same), same.device
+    count, device = len(source), source.device
 
-    def drawn(deviation: float, channels: int) -> torch.Tensor:
-        return (augment * deviation * torch.randn(count, channels, 1, 1, device=device)).exp()
+    def spread(deviation: float, channels: int) -> torch.Tensor:
+        return ((variety is not None) * deviation * torch.randn(count, channels, 1, 1, device=device)).exp()
+
+    def exposed(scene: torch.Tensor, thing: torch.Tensor) -> torch.Tensor:
+        middle = luminance(scene).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
+        exposure, most = MIDDLE_GREY / middle * spread(0.33, 1), BRIGHTEST / _quantile(luminance(thing), solid, 0.97)
+        careful = _drawn(CAREFUL if variety else 1.0, count, device) > 0
+        return torch.where(careful, torch.minimum(exposure, most), exposure)
 
     solid = (views.alpha > 0.9).float()
-    middle = luminance(views.scene).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
-    exposure = MIDDLE_GREY / middle * drawn(0.35, 1)
-    most = BRIGHTEST / _quantile(luminance(views.lit), solid, 0.97)
-    careful = torch.rand(count, 1, 1, 1, device=device) < (0.9 if augment else 1)
-    factor = torch.where(careful, torch.minimum(exposure, most), exposure) * drawn(0.07, 3)
-    own = OWN_BRIGHTEST / _quantile(luminance(views.own), solid, 0.9) * drawn(0.28, 1) * drawn(0.09, 3)
-    alike = same.view(-1, 1, 1, 1) & (torch.rand(count, 1, 1, 1, device=device) < ALIKE)
+    factor = exposed(views.scene, views.lit) * spread(0.07, 3)
+    if variety:
+        factor = factor * torch.where(_drawn(variety.tinted, count, device) > 0, spread(0.22, 3), 1.0)
+    photos = groups[:, channels("photo")].unflatten(1, (LIGHTS, -1))
+    around = photos[torch.arange(count, device=device), source.clamp(max=LIGHTS - 1), :, ::4, ::4].float()
+    in_the_air = OWN_BRIGHTEST / _quantile(luminance(views.own), solid, 0.9) * spread(0.28, 1)
+    on_ground = (source < LIGHTS).view(-1, 1, 1, 1)
+    own = torch.where(on_ground, exposed(around, views.own), in_the_air) * spread(0.09, 3)
+    alike = (source == light).view(-1, 1, 1, 1) & (_drawn(ALIKE, count, device) > 0)
     return factor, torch.where(alike, factor, own), alike
 
 
@@ -240,23 +286,78 @@ def _draw_relighting(count: int, size: torch.Size, device: torch.device) -> torc
 def _sharpened(backgrounds: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
     """Half of them with the fine detail of photos, less of it in the dark."""
     count, device = len(backgrounds), backgrounds.device
-    fine = _cropped(photos[torch.randint(len(photos), (count,), device=device), :3].flip(3).float() / 255)
+    chosen = photos[torch.randint(len(photos), (count,), device=device)].flip(3).float() / 255
+    fine = _sampled(chosen[:, :3], _squares(chosen[:, 3:]))
     fine = fine - F.avg_pool2d(fine, 9, 1, 4, count_include_pad=False)
-    half = torch.rand(count, 1, 1, 1, device=device) < 0.5
+    half = _drawn(0.5, count, device)
     brightness = backgrounds.mean((1, 2, 3), keepdim=True).clamp(max=0.5) / 0.5
-    strength = 1.2 * torch.rand(count, 1, 1, 1, device=device) * half * brightness
+    strength = 0.8 * torch.rand(count, 1, 1, 1, device=device) * half * brightness
     return (backgrounds + strength * fine).clamp(0, 1)
 
 
-def _cropped(layers: torch.Tensor) -> torch.Tensor:
-    """A random square of each, of `SMALLEST_CROP` to 1 of its side, brought to the full size."""
-    count, device = len(layers), layers.device
-    scale = SMALLEST_CROP + (1 - SMALLEST_CROP) * torch.rand(count, device=device)
-    theta = torch.zeros(count, 2, 3, device=device)
-    theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, :, 2] = (2 * torch.rand(count, 2, device=device) - 1) * (1 - scale)[:, None]
-    grid = F.affine_grid(theta, [count, 1, *layers.shape[2:]], align_corners=False)
-    return F.grid_sample(layers, grid, padding_mode="border", align_corners=False)
+def _repainted(scenes: torch.Tensor, floor: torch.Tensor, share: float) -> torch.Tensor:
+    """So many of them with a ground that returns more, less or other light. floor (B, 1, S, S): 1 on the ground."""
+    count, device = len(scenes), scenes.device
+    grey, tint = (torch.randn(count, channels, 1, 1, device=device) for channels in (1, 3))
+    change = _drawn(share, count, device) * (0.3 * grey + 0.08 * tint) * floor
+    return scenes * change.exp()
+
+
+def _draw_ground(photos: torch.Tensor, where: torch.Tensor, horizons: torch.Tensor) -> torch.Tensor:
+    """(B, 3, S, S): shares of light that level grounds return, each a photo (N, 4, S, S) laid flat, as a camera sees it.
+
+    where (B, S, S, 2): as in `_Views`; horizons (B,): rows from 0 to 1 where the grounds end.
+    """
+    count, device = len(where), where.device
+    chosen = photos[torch.randint(len(photos), (count,), device=device), :3].float() / 255
+    albedo = to_linear(chosen)
+    mean = ALBEDOS[0] + (ALBEDOS[1] - ALBEDOS[0]) * torch.rand(count, 1, 1, 1, device=device) ** 1.5
+    albedo = (albedo * mean / albedo.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)).clamp(max=0.9)
+    # A row of a level ground is as far away as it is close to the horizon.
+    away = 1 / (where[..., 1] - horizons.view(-1, 1, 1)).clamp(min=0.06)
+    size, angle, *start = torch.rand(4, count, 1, 1, device=device).unbind()
+    across, away = (0.15 + 0.35 * size) * (where[..., 0] - 0.5) * away, (0.15 + 0.35 * size) * away
+    angle = 2 * torch.pi * angle
+    x, y = angle.cos() * across - angle.sin() * away, angle.sin() * across + angle.cos() * away
+    grid = torch.stack([x + 2 * start[0], y + 2 * start[1]], -1)
+    return F.grid_sample(albedo, grid, padding_mode="reflection", align_corners=False)
+
+
+def _squares(alpha: torch.Tensor, drawn: bool = True) -> torch.Tensor:
+    """(B, S, S, 2): what is seen of pictures, columns and rows from 0 to 1: a square around each object, within the picture.
+
+    alpha (B, 1, S, S). Drawn ones are larger or smaller, and not quite in the middle.
+    """
+    count, device, side = len(alpha), alpha.device, alpha.shape[2]
+    thing = alpha[:, 0] > 0.1
+    pixels = torch.arange(side, device=device) / side
+    lines = torch.stack([thing.any(1), thing.any(2)], 1)  # columns and rows that hold something
+    first, last = torch.where(lines, pixels, 1).amin(2), torch.where(lines, pixels + 1 / side, 0).amax(2)
+    context, shift = torch.full((count, 1), CONTEXT, device=device), torch.zeros(count, 2, device=device)
+    if drawn:
+        context = (context * (0.2 * torch.randn(count, 1, device=device)).exp()).clamp(*CONTEXTS)
+        shift = 0.08 * torch.randn(count, 2, device=device)
+    width = (context * (last - first).amax(1, keepdim=True)).clamp(8 / side, 1)
+    start = ((first + last) / 2 + (shift - 0.5) * width).clamp(min=0)
+    start = torch.minimum(start, 1 - width)
+    steps = (pixels + 0.5 / side).expand(count, 2, side) * width[..., None] + start[..., None]
+    columns, rows = steps.unbind(1)
+    return torch.stack([columns[:, None].expand(-1, side, -1), rows[:, :, None].expand(-1, -1, side)], -1)
+
+
+def _sampled(layers: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Layers (B, C, S, S) at places (B, S, S, 2) of `_squares`."""
+    return F.grid_sample(layers, 2 * where - 1, padding_mode="border", align_corners=False)
+
+
+def _swapped(pictures: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, 3, H, W) with each one's colours in its own order (B, 3)."""
+    return pictures.gather(1, order.view(-1, 3, 1, 1).expand_as(pictures))
+
+
+def _drawn(share: float, count: int, device: torch.device) -> torch.Tensor:
+    """(B, 1, 1, 1): 1 in so many of them, else 0."""
+    return (torch.rand(count, 1, 1, 1, device=device) < share).float()
 
 
 def _quantile(values: torch.Tensor, where: torch.Tensor, share: float) -> torch.Tensor:

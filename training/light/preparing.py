@@ -31,9 +31,9 @@ from ..arguments import flattened
 from ..data.engines import in_processes
 from ..data.items import read_names, read_photos
 from ..data.shards import SPLITS, inside, read_shards
-from ..settings import PrepareLight
 from .photographs import cut_squares
 from .plan import LightPlan
+from .settings import PrepareLight
 from .trace import TraceJob, run_job
 from .tracer import resolve_variant
 

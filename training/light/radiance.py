@@ -41,6 +41,11 @@ def tone(linear: torch.Tensor) -> torch.Tensor:
     return torch.where(c > 0.0031308, 1.055 * c.clamp(min=1e-6) ** (1 / 2.4) - 0.055, 12.92 * c).clamp(0, 1)
 
 
+def to_linear(values: torch.Tensor) -> torch.Tensor:
+    """sRGB values in [0, 1] -> linear (IEC 61966-2-1)."""
+    return torch.where(values > 0.04045, ((values + 0.055) / 1.055).clamp(min=1e-6) ** 2.4, values / 12.92)
+
+
 def settle_shadows(groups: torch.Tensor) -> None:
     """Turn the bare ground's radiance into the share of light that it keeps beside the object, in place.
 

@@ -80,6 +80,14 @@ class View:
             eye[1] = max(eye[1], 0.05)
         return eye
 
+    @property
+    def horizon(self) -> float:
+        """Where the ground ends: its row over the picture's height, 0 at the top; infinite where there is no ground."""
+        if not self.grounded:
+            return math.inf
+        across, up, away = self.eye - self.aim
+        return 0.5 - up / math.hypot(across, away) / (2 * math.tan(self.field / 2))
+
     def stood(self, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
         """Positions and normals (V, 3) of the shape, turned, with its middle above the origin, at its height."""
         turned = self.rotation.T.astype(np.float32)
@@ -174,11 +182,11 @@ def _palette(corners: np.ndarray) -> tuple[Image.Image, np.ndarray]:
 def draw_view(rng: np.random.Generator, shape: Shape) -> View:
     """A camera that sees an object and the ground around it, as a person would take the photo."""
     rotation = _about([0, 1, 0], rng.uniform(0, 2 * math.pi))
-    if rng.uniform() < 0.2:  # it lies or leans
+    if rng.uniform() < 0.15:  # it lies or leans
         rotation = _about(rng.normal(size=3), rng.uniform(0, 2 * math.pi)) @ rotation
     kind = rng.uniform()
-    grounded = kind < 0.92
-    lift = rng.uniform(0.03, 0.6) if kind < 0.07 else 0.0
+    grounded = kind < 0.975
+    lift = rng.uniform(0.03, 0.6) if kind < 0.025 else 0.0
     height = float(np.ptp(shape.positions @ rotation.T[:, 1]))
     elevation = rng.uniform(6, 40) if rng.uniform() < 0.85 else rng.uniform(40, 65)
     if not grounded:  # before the sky or a wall
@@ -188,9 +196,9 @@ def draw_view(rng: np.random.Generator, shape: Shape) -> View:
         lift=lift,
         grounded=grounded,
         elevation=math.radians(elevation),
-        distance=rng.uniform(1.35, 2.9),
+        distance=rng.uniform(1.8, 3.0),
         field=math.radians(rng.uniform(30, 50)),
-        aim=np.array([rng.uniform(-0.38, 0.38), lift + height * 0.5 + rng.uniform(-0.15, 0.28), 0.0]),
+        aim=np.array([rng.uniform(-0.35, 0.35), lift + height * 0.5 + rng.uniform(-0.15, 0.28), 0.0]),
         roughness=rng.uniform(0.12, 0.95),
         metallic=rng.uniform(0.3, 1) if rng.uniform() < 0.1 else 0.0,
         specular=rng.uniform(0.15, 0.6),

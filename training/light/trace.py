@@ -27,6 +27,8 @@ LEAST_COVER = 0.02
 """Share of the picture that an object covers at least."""
 CHUNK = 24
 """Groups in a file."""
+ORIGINAL = 0.6
+"""Share of the objects that keep their own textures: how bright things are tells how they will look in other light."""
 MOST_FAILURES = 50
 """Groups in a row that cannot be made, until it is no accident."""
 _log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class TracedGroup:
     turns: list[float]
     """Of them, in degrees about the vertical."""
     mesh: int
+    horizon: float
+    """As `training.light.scenes.View` has it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def trace_groups(
     textures: pictures that some objects are given. Raises what the last mesh raised where none can be read.
     """
     meshes, places, skies = plan.meshes_of(split), plan.places_of(split), plan.skies_of(split)
-    styles, weights = list(STYLES), np.array(list(STYLES.values()))
+    styles = [style for style in STYLES if style != "original"]
+    weights = np.array([STYLES[style] for style in styles])
     failures = 0
     while True:
         index = int(rng.choice(meshes))
@@ -109,15 +114,17 @@ def trace_groups(
             _log.warning("%s cannot be read: %s", path, error)
             continue
         failures = 0
-        retexture(parts, str(rng.choice(styles, p=weights / weights.sum())), rng, list(textures))
+        style = "original" if rng.uniform() < ORIGINAL else str(rng.choice(styles, p=weights / weights.sum()))
+        retexture(parts, style, rng, list(textures))
         shape = merge_parts(parts)
         for _ in range(VIEWS):
             chosen = rng.choice(places, LIGHTS, replace=len(places) < LIGHTS).tolist()
             chosen.append(int(rng.choice(places + skies)))
             turns = rng.uniform(0, 360, LIGHTS + 1).tolist()
-            radiance = tracer.render(shape, draw_view(rng, shape), chosen, turns, int(rng.integers(1 << 30)))
+            view = draw_view(rng, shape)
+            radiance = tracer.render(shape, view, chosen, turns, int(rng.integers(1 << 30)))
             if (radiance[channels("alpha")] > 0.9).mean() >= LEAST_COVER:
-                yield TracedGroup(radiance, chosen, turns, index)
+                yield TracedGroup(radiance, chosen, turns, index, view.horizon)
 
 
 def write_groups(
@@ -138,5 +145,6 @@ def write_groups(
                 places=np.array([group.places for group in held]),
                 turns=np.array([group.turns for group in held], np.float32),
                 meshes=np.array([group.mesh for group in held]),
+                horizons=np.array([group.horizon for group in held], np.float32),
             )
         written += len(held)

@@ -50,13 +50,9 @@ class Tracer:
                 f"Mitsuba cannot use {variant} here ({error}); give --variant scalar_rgb, which works everywhere"
             ) from error
         self.mi, self.side, self.samples = mitsuba, side, samples
-        lights = [
-            mitsuba.load_dict({"type": "envmap", "bitmap": mitsuba.Bitmap(np.array(each, np.float32))})
-            for each in panoramas
-        ]
         # One light takes all panoramas by turns: for each light of its own, Mitsuba would compile kernels of its own.
-        self.panoramas = [np.array(mitsuba.traverse(each)["data"]) for each in lights]
-        self.environment = lights[0]
+        self.environment = self._environment(panoramas[0])
+        self.panoramas = [np.array(mitsuba.traverse(self._environment(each))["data"]) for each in panoramas]
         self.path = mitsuba.load_dict({"type": "path", "max_depth": BOUNCES, "hide_emitters": True})
         self.seen = mitsuba.load_dict({"type": "path", "max_depth": 2})
         self.geometry = mitsuba.load_dict({"type": "aov", "aovs": "n:sh_normal"})
@@ -86,6 +82,9 @@ class Tracer:
         alone = alone[..., :3] / alpha.clip(1e-3)
         layers = [*lit, *(each[..., None] for each in bare), *photo, alone, alpha, normal]
         return np.concatenate(layers, -1).clip(-LARGEST, LARGEST).astype(np.float16).transpose(2, 0, 1)
+
+    def _environment(self, panorama: np.ndarray) -> Any:
+        return self.mi.load_dict({"type": "envmap", "bitmap": self.mi.Bitmap(np.array(panorama, np.float32))})
 
     def light(self, place: int, turn: float) -> Any:
         """A panorama, turned about the vertical by so many degrees, until the next call: there is one light for all."""

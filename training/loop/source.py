@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -123,18 +122,16 @@ def make_maker(
     stage = STAGES[settings.stage]
     largest = max(side for side, _ in resolutions_and_shares(settings, config))
     side = settings.cutout_resolution or largest
+    bad = Bad(settings.skip_bad, split)
     if not stage.mix:
-        return Captions(inside(settings.captions, split), config, text, device, settings.limit)
+        return Captions(inside(settings.captions, split), config, text, device, settings.limit, bad)
     cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
     photo_side = largest * 3 // 2  # crops of it are shown at the pictures' side
-    bad = Bad(settings.skip_bad)
     if settings.pool is None:
         loaded = (
             Views.load(cutouts, device, settings.limit, side, bad),
             Photos.load(photos, device, settings.limit, photo_side, bad),
         )
-        if bad.found:
-            print(f"{split}: {len(bad.found)} bad samples are left out: {'; '.join(bad.found)}", file=sys.stderr)
         return PairMaker(config, settings.stage, *loaded, stage.mix)
     # The held-out pairs are the first process's, of its first shards: the same in every run.
     part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)

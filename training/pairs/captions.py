@@ -7,7 +7,6 @@ alone.
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from imprint.errors import ImprintError
 from imprint.images import image_to_tensor
 from imprint.masks import paint_hole
 
-from ..data.shards import list_shards
+from ..data.shards import Bad, list_shards, open_picture
 from .batches import Pairs
 
 
@@ -56,12 +55,19 @@ class Captions:
         text: Text,
         device: torch.device,
         limit: int | None = None,
+        bad: Bad | None = None,
     ):
-        """Raises `ImprintError` for a folder without shards, a shard that cannot be read, or a sample that lacks a
-        part.
+        """bad: takes samples that lack a part or cannot be decoded; the next one stands in for such a one. Raises
+        `ImprintError` for one too many, by default the first, also while drawing; for a folder without shards or
+        samples; and for a shard that cannot be read.
         """
         self.config, self.text, self.nothing, self.device = config, text, text.nothing, device
-        self.spans = [span for shard in list_shards(folder) for span in _spans(Path(shard))][:limit]
+        self.bad = bad or Bad()
+        self.spans = [span for shard in list_shards(folder) for span in _spans(Path(shard), self.bad)][:limit]
+        if not self.spans:
+            raise ImprintError(
+                f"{folder} holds no picture with captions; make its shards with training.prepare captions"
+            )
         self.pool = ThreadPoolExecutor()
 
     def __call__(self, count: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Pairs:
@@ -82,24 +88,35 @@ class Captions:
         return Pairs(reference, target, background, hole, unknown, self.text(list(captions)))
 
     def _read(self, row: int, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """The sample's square at the encoder's and at the model's side, and one of its captions."""
-        span = self.spans[row]
+        """The sample's square at the encoder's and at the model's side, and one of its captions; the next good
+        sample's where this one is bad.
+        """
+        for number in range(row, row + len(self.spans)):
+            span = self.spans[number % len(self.spans)]
+            try:
+                return self._decode(span, line)
+            except (ValueError, OSError, Image.DecompressionBombError) as error:
+                self.bad.take(f"{span.shard}: sample '{span.key}' cannot be read ({error}); make the shard again")
+        raise ImprintError(f"all {len(self.spans)} captioned pictures are bad; make their shards again")
+
+    def _decode(self, span: Span, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """What `_read` gives, of this sample. Raises ValueError, OSError or DecompressionBombError for a bad one, and
+        `ImprintError` where its shard is lost or cut off.
+        """
         try:
             with span.shard.open("rb") as file:
                 picture, caption = (_bytes(file, *part) for part in (span.picture, span.caption))
-            image = Image.open(io.BytesIO(picture)).convert("RGB")
-            sides = self.config.encoder.image_size, self.config.resolution
-            squares = [image_to_tensor(ImageOps.fit(image, (side, side), Image.BICUBIC)) for side in sides]
-            captions = caption.decode().strip().splitlines() or [""]
-            return *squares, captions[line % len(captions)]
-        except (OSError, ValueError) as error:
-            raise ImprintError(
-                f"{span.shard}: sample '{span.key}' cannot be read ({error}); make the shard again"
-            ) from error
+        except OSError as error:
+            raise ImprintError(f"{span.shard} ends before sample '{span.key}', or is lost ({error})") from error
+        image = open_picture(picture).convert("RGB")
+        sides = self.config.encoder.image_size, self.config.resolution
+        squares = [image_to_tensor(ImageOps.fit(image, (side, side), Image.BICUBIC)) for side in sides]
+        captions = caption.decode().strip().splitlines() or [""]
+        return *squares, captions[line % len(captions)]
 
 
-def _spans(shard: Path) -> list[Span]:
-    """Where a shard's samples lie, in order."""
+def _spans(shard: Path, bad: Bad) -> list[Span]:
+    """Where a shard's samples lie, in order; bad: takes those that lack a part."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with tarfile.open(shard) as archive:
@@ -113,7 +130,8 @@ def _spans(shard: Path) -> list[Span]:
     for key, parts in samples.items():
         picture = next((parts[kind] for kind in ("jpg", "png", "webp") if kind in parts), None)
         if picture is None or "txt" not in parts:
-            raise ImprintError(f"{shard}: sample '{key}' has {sorted(parts)}; it needs a txt, and a jpg, png or webp")
+            bad.take(f"{shard}: sample '{key}' has {sorted(parts)}; it needs a txt, and a jpg, png or webp")
+            continue
         spans.append(Span(shard, key, picture, parts["txt"]))
     return spans
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from imprint.errors import ImprintError
 
 from ..data.items import Dropped, Group, Item, Source, first_folder, subfolders
+from ..data.settings import Prepare
 from ..data.shards import Record
-from ..settings import Prepare
 from .meshes import Mesh, load_parts, plan_identities, read_meshes
 from .views import render_identity
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ..data.settings import Render
 from ..data.shards import SCENE_SCALE
-from ..settings import Render
 from .cameras import draw_azimuths, draw_camera
 from .light import draw_light, draw_scene
 from .meshes import Identity, Part, is_plain

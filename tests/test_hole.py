@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from imprint.blending import composite, feather
 from imprint.errors import ImprintError
-from imprint.placement import Hole, Placement
+from imprint.hole import Hole, Placement
 
 
 def around(mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8) -> Placement:

@@ -1,0 +1,87 @@
+"""ComfyUI's CLIP_VISION from an Imprint checkpoint, and what it sees of an object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_management
+import torch
+
+from ..imprint.checkpoint import Checkpoint
+from ..imprint.config import EncoderConfig, dinov2
+from ..imprint.errors import ImprintError
+from ..imprint.preprocess import MEAN_AND_STD
+from .shapes import PLAIN_LAYERS, require_supported, shapes_of
+
+
+def build_clip_vision(checkpoint: Checkpoint) -> Any:
+    """Part `encoder` as a CLIP_VISION."""
+    encoder = checkpoint.config.encoder
+    require_supported(encoder.register_tokens == 0, checkpoint, "a DINOv2 with register tokens")
+    dinov2_ratio = encoder.kind == "clip" or encoder.mlp_ratio == 4
+    require_supported(dinov2_ratio, checkpoint, f"a DINOv2 with an MLP ratio of {encoder.mlp_ratio}")
+    mean, std = MEAN_AND_STD[encoder.kind]
+    options = {
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.layers,
+        "num_attention_heads": encoder.heads,
+        "patch_size": encoder.patch_size,
+        "image_size": encoder.image_size,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+    if encoder.kind == "clip":
+        options |= {
+            "model_type": "clip_vision_model",
+            "intermediate_size": encoder.width * encoder.mlp_ratio,
+            "hidden_act": "quick_gelu",
+            "num_channels": 3,
+        }
+    else:
+        options |= {
+            "model_type": "dinov2",
+            "use_swiglu_ffn": encoder.swiglu,
+            "layer_norm_eps": 1e-6,
+            "use_mask_token": True,
+        }
+    plain = comfy.clip_vision.IMAGE_ENCODERS[options["model_type"]](options, torch.float32, "meta", PLAIN_LAYERS)
+    tensors = checkpoint.check("encoder", shapes_of(plain))
+    clip_vision = comfy.clip_vision.ClipVisionModel(options)
+    clip_vision.load_sd(tensors)
+    clip_vision.imprint_encoder = encoder
+    return clip_vision
+
+
+def encoder_config(clip_vision: Any) -> EncoderConfig:
+    """How to prepare a CLIP_VISION's input: from our checkpoint, or by DINOv2's sizes at 224 px for ComfyUI's own."""
+    if hasattr(clip_vision, "imprint_encoder"):
+        return clip_vision.imprint_encoder
+    if clip_vision.model_type != "dinov2":
+        raise ImprintError(
+            f"the CLIP_VISION is a '{clip_vision.model_type}' of another loader, and only DINOv2 can come from there; "
+            "connect the CLIP_VISION of Imprint: Load Checkpoint"
+        )
+    sizes = clip_vision.config
+    return dinov2(
+        width=sizes["hidden_size"],
+        layers=sizes["num_hidden_layers"],
+        heads=sizes["num_attention_heads"],
+        swiglu=sizes["use_swiglu_ffn"],
+    )
+
+
+@torch.no_grad()
+def encode_views(clip_vision: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Prepared views (V, 3, S, S) -> their tokens after the last LayerNorm, CLS first or alone: (1, V, N, C).
+
+    Not `encode_image`: that one crops, resizes and rounds to 8 bit what `prepare_object` has already made fit.
+    """
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    config = encoder_config(clip_vision)
+    tokens = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device, torch.float32))[0]
+    if config.output == "cls":
+        tokens = tokens[:, :1]
+    if config.kind == "clip":  # ComfyUI's model normalises the CLS token alone
+        tokens = clip_vision.model.vision_model.post_layernorm(tokens)
+    return tokens[None].to(comfy.model_management.intermediate_device())

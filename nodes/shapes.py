@@ -1,0 +1,31 @@
+"""What ComfyUI's modules hold and what they can run, asked before a part of a checkpoint is built."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from ..imprint.checkpoint import Checkpoint
+from ..imprint.errors import ImprintError
+
+# To ask for names and shapes: with dynamic VRAM, comfy.ops' own layers have no weights before they are loaded.
+PLAIN_LAYERS = SimpleNamespace(
+    Linear=torch.nn.Linear,
+    Conv2d=torch.nn.Conv2d,
+    GroupNorm=torch.nn.GroupNorm,
+    LayerNorm=torch.nn.LayerNorm,
+    Embedding=torch.nn.Embedding,
+    conv_nd=lambda dims, *args, **kwargs: torch.nn.Conv2d(*args, **kwargs),
+)
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """The shape of each of its tensors, by name; the module may be on `meta`."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def require_supported(condition: bool, checkpoint: Checkpoint, what: str) -> None:
+    """Raise `ImprintError` for a checkpoint that has `what`, unless the condition holds."""
+    if not condition:
+        raise ImprintError(f"{checkpoint.path} has {what}, which ComfyUI cannot run; use the Python pipeline for it")

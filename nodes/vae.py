@@ -1,0 +1,62 @@
+"""ComfyUI's VAE from an Imprint checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import comfy.diffusers_convert
+import comfy.ldm.models.autoencoder
+import comfy.sd
+import comfy.taesd.taesd
+import torch
+
+from ..imprint.checkpoint import Checkpoint
+from .shapes import shapes_of
+
+SD_SCALE = 0.18215
+"""SD 1.5's factor. With it TAESD's LATENTs are, like in all of ComfyUI, interchangeable with SD's."""
+
+_KL = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+
+
+def build_vae(checkpoint: Checkpoint) -> Any:
+    """Part `vae` as a VAE: TAESD or SD's own."""
+    tensors = checkpoint.parts["vae"]
+    with torch.device("meta"):
+        if checkpoint.config.latent.autoencoder == "tiny":
+            tensors = _taesd_names(tensors)
+            plain = comfy.taesd.taesd.TAESD(latent_channels=checkpoint.config.latent.channels)
+        else:
+            if checkpoint.names == "diffusers":
+                tensors = comfy.diffusers_convert.convert_vae_state_dict(tensors)
+            plain = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=_KL, embed_dim=_KL["z_channels"])
+    # Compared under ComfyUI's names, which it would only warn about.
+    tensors = replace(checkpoint, parts={"vae": tensors}).check("vae", shapes_of(plain))
+    vae = comfy.sd.VAE(sd=dict(tensors))
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+def _taesd_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """diffusers' names of TAESD -> ComfyUI's, with the scale of its latents; unknown names stay and are found later."""
+    named = {"vae_scale": torch.tensor(SD_SCALE, device="cpu"), "vae_shift": torch.tensor(0.0, device="cpu")}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".layers.")
+        index, _, rest = rest.partition(".")
+        if part in ("encoder", "decoder") and index.isdecimal():
+            # ComfyUI's decoder starts with a layer of its own, the clamp.
+            name = f"taesd_{part}.{int(index) + (part == 'decoder')}.{rest}"
+        named[name] = tensor
+    return named

@@ -1,0 +1,114 @@
+"""The settings of preparing data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from imprint.errors import ImprintError
+
+from ..arguments import found, option
+from ..settings import require
+
+ENGINES = ("processes", "ray")
+BACKENDS = ("egl", "x11", "wgl", "darwin")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """filters, of objects; sizes are those of the picture as it is stored"""
+
+    min_area: float = 0.01
+    """smallest object, as a share of the picture's area"""
+    max_area: float = 0.64
+    """largest object, likewise"""
+    border: int = 4
+    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all and counts those that
+    are cut, of which training from photos makes no targets"""
+    max_edge: float = 3.0
+    """greatest mean width in pixels of a mask's soft edge, where alpha lies between 10 and 90 %"""
+
+
+@dataclass(frozen=True)
+class Render:
+    """multi-view sources"""
+
+    views: int = option(8)
+    """of each object"""
+    resolution: int = option(256)
+    """pixels of a rendering"""
+    identities: int | None = option(None)
+    """meshes with a material each, in all; by default one per mesh"""
+    textures: tuple[Path, ...] = option(())
+    """folders of pictures to cut textures from"""
+    panoramas: tuple[Path, ...] = option(())
+    """folders of .hdr panoramas, to light renderings with"""
+    relit: int = option(0)
+    """views of each object that are rendered again in a panorama's light"""
+    seed: int = option(0)
+    """of what is drawn for a rendering"""
+    backend: str = option("egl", choices=BACKENDS)
+    """OpenGL platform"""
+    texture_files: tuple[Path, ...] = found(())
+    """the pictures in them"""
+    panorama_files: tuple[Path, ...] = found(())
+    """likewise"""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """A data set in its own layout, into shards."""
+
+    source: str = option(positional=True)
+    """the data set"""
+    input: Path = option()
+    """the data set's own folder"""
+    output: str = option()
+    """folder, or a URL that fsspec knows, such as s3://bucket/folder"""
+    licence: str | None = option(None)
+    """of the pictures, written into each record where the data set gives none of its own"""
+    name: str | None = option(None)
+    """of the shards; by default the source and the input's folder"""
+    exclude: Path | None = option(None)
+    """text file that names pictures to leave out"""
+    held_out: float = option(0.05)
+    """share of the clips, objects or pictures kept for validation"""
+    longest_side: int = option(640)
+    """pixels to which larger pictures are reduced"""
+    quality: int = option(85)
+    """of JPEG and WebP"""
+    shard_size: int = option(500)
+    """pictures in a shard, about"""
+    workers: int = option(2)
+    """processes"""
+    engine: str = option("processes", choices=ENGINES)
+    """ray spreads the work over a cluster"""
+    dry_run: bool = option(False)
+    """print the resolved options and the number of shards, and stop"""
+    limits: Limits
+    render: Render
+    excluded: frozenset[str] = found(frozenset())
+    """the names in --exclude"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for options that do not go together."""
+        require(self, "longest_side shard_size workers quality")
+        require(self.render, "views resolution identities")
+        if not 0 <= self.held_out <= 1:
+            raise ImprintError(f"--held-out is {self.held_out}; it is a share, from 0 to 1")
+        if self.quality > 100:
+            raise ImprintError(f"--quality is {self.quality}; it goes up to 100")
+        if self.render.relit and not self.render.panoramas:
+            raise ImprintError("--relit needs the light of --panoramas")
+        if not 0 <= self.render.relit <= self.render.views:
+            raise ImprintError(f"--relit is {self.render.relit}; it is a number of the {self.render.views} views")
+
+    def resolved(self, licensed: bool) -> Prepare:
+        """With name and licence. licensed: whether the source gives each picture's own. Raises `ImprintError` for
+        none.
+        """
+        if self.licence is None and not licensed:
+            raise ImprintError(f"{self.source} does not say each picture's licence: give --licence")
+        folder = re.sub(r"[^A-Za-z0-9-]+", "-", self.input.resolve().name)
+        return replace(self, licence=self.licence or "unknown", name=self.name or f"{self.source}-{folder}")

@@ -1,0 +1,136 @@
+"""The settings of the light network's data and training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from imprint.errors import ImprintError
+
+from ..arguments import option
+from ..settings import DEVICES, require
+
+
+@dataclass(frozen=True)
+class PrepareLight:
+    """Path-traced groups of views for the light network, and photos with an object's mask."""
+
+    meshes: tuple[Path, ...] = option(positional=True)
+    """folders of .glb files, at any depth, with index.json if there is one"""
+    panoramas: tuple[Path, ...] = option()
+    """folders of .hdr and .exr panoramas: the places"""
+    output: Path = option()
+    """folder of the groups; made, or added to"""
+    photos: tuple[str, ...] = option(())
+    """photos with masks, each a folder or a URL with train/ shards"""
+    textures: tuple[Path, ...] = option(())
+    """folders of pictures to cut textures from"""
+    exclude: Path | None = option(None)
+    """text file that names meshes and panoramas to leave out"""
+    sky: tuple[str, ...] = option(("puresky",), metavar="WORD")
+    """words in the names of panoramas without a ground, which light only the object's own photo"""
+    held_out: float = option(0.08)
+    """share of the places, and of the meshes, that is kept for measuring"""
+
+    seconds: float | None = option(None, group="amount")
+    """when to stop"""
+    count: int | None = option(None, group="amount")
+    """groups to make for training at most, those of earlier calls included"""
+    held_out_groups: int = option(240, group="amount")
+    """groups of held-out places and meshes, which are made first"""
+    photos_per_object: int = option(2, group="amount")
+    """squares cut around each object of a photo"""
+    limit: int | None = option(None, group="amount")
+    """read only so many samples of each of --photos"""
+
+    side: int = option(256, group="tracing")
+    """pixels of a group"""
+    samples: int = option(24, group="tracing")
+    """rays per pixel"""
+    variant: str = option("auto", group="tracing")
+    """of Mitsuba; auto is cuda_ad_rgb where there is a GPU, else scalar_rgb"""
+    workers: int = option(2, group="tracing")
+    """processes in all: a GPU is busy with about fifteen"""
+    gpus: int | None = option(None, group="tracing")
+    """GPUs that they are spread over; by default all"""
+    seed: int = option(0, group="tracing")
+    """of what is drawn"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for numbers that cannot be."""
+        require(self, "count workers gpus side samples photos_per_object held_out_groups limit")
+        if self.seconds is None and self.count is None:
+            raise ImprintError("give --seconds, --count, or both: groups are made without end")
+        if not 0 < self.held_out < 1:
+            raise ImprintError(f"--held-out is {self.held_out:g}; it is a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Relight:
+    """Training of the light network."""
+
+    groups: tuple[Path, ...] = option(positional=True)
+    """folders that `training.prepare light` has written, or is writing"""
+    output: Path = option(metavar="FILE")
+    """light network to write, .safetensors; options and log go beside it"""
+    init: Path | None = option(None, metavar="FILE")
+    """light network to start from"""
+
+    seconds: float = option(500.0, group="recipe")
+    """how long to train; the learning rate is planned for it"""
+    steps: int | None = option(None, group="recipe")
+    """so many steps instead"""
+    batch: int = option(96, group="recipe")
+    """pairs at once in each process"""
+    lr: float = option(1e-3, group="recipe")
+    """peak learning rate"""
+    lr_warmup: int = option(300, group="recipe")
+    """steps over which it rises to its peak"""
+    cooldown: float = option(0.3, group="recipe")
+    """last part of the run, from 0 to 1, over which it falls to 0"""
+    photo_share: float = option(0.25, group="recipe")
+    """share of the pairs that are made from photos, from 0 to 1"""
+    repainted: float = option(0.4, group="recipe")
+    """share of the rendered pairs whose ground is darker, brighter or tinted"""
+    textured: float = option(0.15, group="recipe")
+    """share of the rendered pairs whose ground is one of the photos, laid flat"""
+    tinted: float = option(0.3, group="recipe")
+    """share of the rendered pairs whose light has a strong colour"""
+    ema: float = option(0.998, group="recipe")
+    """decay of the averaged weights"""
+    seed: int = option(0, group="recipe")
+    """of weights and pairs"""
+
+    side: int = option(256, group="model")
+    """without --init: pixels of the square that it sees, a multiple of 16"""
+    widths: tuple[int, ...] = option((48, 96, 192, 256), group="model")
+    """without --init: channels at half the resolution, and at each further halving"""
+
+    capacity: int | None = option(None, group="machine")
+    """groups that a process holds in its device's memory; with more than there are, those that come are read as well"""
+    refresh: int = option(250, group="machine")
+    """steps between looks for new groups"""
+    held_out: int = option(240, group="report")
+    """held-out groups to measure on"""
+    log_every: int = option(500, group="report")
+    """steps between lines of the log"""
+    device: str = option("auto", choices=DEVICES, group="machine")
+    """where to train"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for numbers that cannot be."""
+        require(self, "steps batch lr_warmup capacity refresh held_out log_every")
+        if self.seconds <= 0:
+            raise ImprintError(f"--seconds is {self.seconds:g}; it must be more than 0")
+        shares = {name: getattr(self, name) for name in ("photo_share", "repainted", "textured", "tinted")}
+        if not (all(0 <= share <= 1 for share in shares.values()) and 0 < self.cooldown <= 1 and 0 <= self.ema < 1):
+            shares |= {"cooldown": self.cooldown, "ema": self.ema}
+            found = ", ".join(f"--{name.replace('_', '-')} is {share:g}" for name, share in shares.items())
+            raise ImprintError(f"{found}; they are shares from 0 to 1, of --cooldown more than 0, of --ema less than 1")
+        if self.side < 32 or self.side % 16 or any(width < 32 or width % 32 for width in self.widths[-1:]):
+            raise ImprintError(
+                f"--side is {self.side} and the last of --widths {self.widths[-1:]}; a multiple of 16 from 32 on, and of 32, "
+                "were expected"
+            )
+        if any(width % 8 for width in self.widths):
+            raise ImprintError(f"--widths are {self.widths}; multiples of 8 were expected")
