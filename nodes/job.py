@@ -14,8 +14,8 @@ from ..imprint.errors import ImprintError
 from ..imprint.images import as_mask, as_picture, colours_of
 from ..imprint.jobs import Job
 from ..imprint.light import SHIPPED_LIGHT, relight, square_around
+from ..imprint.options import placing_arguments
 from ..imprint.place import place_object
-from ..imprint.placing import placing_arguments
 from ..imprint.views import ObjectViews
 from . import models
 from .loaders import FOLDER, listed_files
