@@ -46,10 +46,17 @@ class Job:
             raise ImprintError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1")
 
     @classmethod
-    def from_json(cls, line: bytes, folder: Path, seed: int, placing: Mapping[str, Any] | None = None) -> Job:
+    def from_json(
+        cls,
+        line: bytes,
+        folder: Path,
+        seed: int,
+        placing: Mapping[str, Any] | None = None,
+        out: Path | None = None,
+    ) -> Job:
         """A line of a jobs file in `folder`. Raises `ImprintError` for a bad line.
 
-        seed, placing: for what the line does not say. With `objects`, a list from back to front, what the line says besides
+        seed, placing: for what the line does not say. out: instead of the line's own, which it then need not have. With `objects`, a list from back to front, what the line says besides
         them holds for all that do not say it themselves.
         """
         try:
@@ -57,10 +64,13 @@ class Job:
         except (ValueError, RecursionError) as error:
             raise ImprintError(f"this is not JSON ({error}); write one object per line") from error
         several = isinstance(values, dict) and "objects" in values
-        required = ("objects" if several else "object", "background", "out")
-        _require_keys(values, required, _OF_AN_OBJECT, "a line")
+        required = ("objects" if several else "object", "background")
+        if out is None:
+            _require_keys(values, (*required, "out"), _OF_AN_OBJECT, "a line")
+        else:
+            _require_keys(values, required, (*_OF_AN_OBJECT, "out"), "a job")
         said = {key: value for key, value in values.items() if value is not None or key not in PLACING}
-        of_line = dict(placing or {}) | {"seed": seed} | said
+        of_line = dict(placing or {}) | {"seed": seed} | said | ({} if out is None else {"out": str(out)})
         if not several:
             return cls._of(of_line, folder)
         objects = of_line.pop("objects")

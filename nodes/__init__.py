@@ -14,6 +14,7 @@ from ..imprint.checkpoint import SHIPPED
 from ..imprint.files import replacing
 from .conditioning import ImprintContentAdapter, ImprintIDEncoder
 from .image import ImprintBackgroundBlend, ImprintRestoreDetail
+from .job import ImprintJob
 from .loaders import FOLDER, ImprintLoadCheckpoint
 from .mask import ImprintMaskCoarsener
 from .place import ImprintPlaceObject, ImprintRelight
@@ -23,7 +24,7 @@ SAMPLES = SHIPPED.parent / "samples"
 
 
 class ImprintExtension(ComfyExtension):
-    """Nine nodes: place and relight; load, encode, adapt, coarsen, sample, restore, blend."""
+    """Ten nodes: place, relight, and both by a job; load, encode, adapt, coarsen, sample, restore, blend."""
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
@@ -32,6 +33,7 @@ class ImprintExtension(ComfyExtension):
         return [
             ImprintPlaceObject,
             ImprintRelight,
+            ImprintJob,
             ImprintLoadCheckpoint,
             ImprintIDEncoder,
             ImprintContentAdapter,

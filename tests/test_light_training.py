@@ -15,7 +15,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from imprint.placement import Placement
 from PIL import Image
 
 from imprint.errors import ImprintError

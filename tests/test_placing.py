@@ -18,6 +18,7 @@ from imprint import cli
 from imprint import cutout as removal
 from imprint.errors import ImprintError
 from imprint.images import image_to_tensor
+from imprint.jobs import Job
 from imprint.light import square_around
 from imprint.options import PLACING
 from imprint.pipeline import ImprintPipeline
@@ -360,6 +361,16 @@ def test_several_objects_in_a_line_are_one_after_another(files):
     for number, name in itertools.product((1, 2, 3), enumerate(LAYERS, 1)):
         one, many = (f"layers/{stem}-{name[0]}-{name[1]}.png" for stem in (number, f"together-{number}"))
         assert np.array_equal(pixels(one), pixels(many))
+
+
+@pytest.mark.parametrize("own", [{}, {"out": "own.png"}], ids=["without", "with"])
+def test_a_job_can_be_told_where_to_write(files, own):
+    line = {"background": "background.png", "objects": [{"object": "object.png", "at": [50, 70]}] * 2}
+    job = Job.from_json(json.dumps(line | own).encode(), files, 0, out=files / "elsewhere.png")
+    assert {each.out for each in job.each} == {files / "elsewhere.png"}
+    if not own:
+        with pytest.raises(ImprintError, match="missing keys: out"):
+            Job.from_json(json.dumps(line).encode(), files, 0)
 
 
 BAD_OBJECTS = {

@@ -1093,6 +1093,51 @@ def check_several_objects_are_one_after_another():
             "PlaceObject", other, photo, box(9, 9, 99, 99), object_mask=transparent, after=first))  # fmt: skip
 
 
+JOB = """{"background": "imprint_background.png", "shadow": 1.2, "objects": [
+    {"object": "imprint_object.png", "at": [150, 330], "height": 180, "softness": 0.2},
+    {"object": "imprint_duck.webp", "at": [260, 370], "height": 110, "light": 0.7}]}"""
+
+
+def check_a_job_is_what_the_nodes_make():
+    """Each object's place, as a box of that height that is wide enough."""
+    (picture,) = run("Job", JOB)
+    background = core.LoadImage().load_image("imprint_background.png")[0]
+    for name, (x, y), height, strengths in (
+        ("imprint_object.png", (150, 330), 180, (1.0, 1.2, 0.2)),
+        ("imprint_duck.webp", (260, 370), 110, (0.7, 1.2, 0.0)),
+    ):
+        photo, transparent = core.LoadImage().load_image(name)
+        where = box(x - 120, y - height, 240, height)
+        (placed, *_) = run("PlaceObject", background, photo, where, object_mask=transparent)
+        background = run("Relight", placed, *strengths)[0]
+    assert picture.shape == background.shape and (picture - background).abs().mean() < 2e-3  # two readers of WebP
+
+
+def check_a_job_refuses_what_it_cannot_do():
+    start = '{"background": "imprint_background.png", "object": "imprint_object.png"'
+    for rest, *words in (
+        ("", "not JSON"),
+        ("}", "nothing to say where"),
+        (', "mask": "imprint_hole.png"}', "object 1 of 1", "Draw Object"),
+        (', "at": [9, 9], "object_mask": "../secret.png"}', "outside ComfyUI's input folder"),
+        (', "at": [9, 9], "object_mask": "/etc/hostname"}', "outside ComfyUI's input folder"),
+        (', "at": [900, 9]}', "object 1 of 1", "outside the 400x400"),
+        (', "where": 3}', "unknown keys: where"),
+    ):
+        fails(*words, call=lambda rest=rest: run("Job", start + rest))
+    with_out = start + ', "at": [200, 390], "out": "/nowhere/a.png"}'
+    assert run("Job", with_out)[0].shape == (1, 400, 400, 3)
+
+
+def write_job(folder: Path) -> None:
+    """For test_checks.py: the picture of `JOB`, and the job."""
+    from PIL import Image
+
+    (picture,) = run("Job", JOB)
+    Image.fromarray((picture[0] * 255).round().byte().numpy()).save(folder / "job.png")
+    (folder / "job.json").write_text(JOB.replace("\n", " "))
+
+
 def check_light_refuses_what_does_not_fit():
     placed = lit_scene()[1][0]
     fails("light is 2", call=lambda: run("Relight", placed, 2.0, 1.0, 0.0))
@@ -1468,7 +1513,7 @@ def main() -> None:
     prepare()
     checks = [name for name in globals() if name.startswith("check_")]
     results, seconds = {}, {}
-    for name in NAMES or [*checks, "write_graph_latents", "write_composites"]:
+    for name in NAMES or [*checks, "write_graph_latents", "write_composites", "write_job"]:
         start, call = time.monotonic(), globals()[name]
         try:
             with torch.inference_mode():  # as ComfyUI's executor does

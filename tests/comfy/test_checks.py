@@ -49,6 +49,27 @@ def test_golden_composites(checked: Path):
     compare("nodes", Image.open(checked / "composites.png"), made_with=made_with)
 
 
+def test_a_job_is_the_command_line_s(checked: Path, base: Path, tmp_path: Path):
+    """The same JSON, with `out`; between two objects the command line rounds to 8 bits."""
+    pytest.importorskip("diffusers")
+    import numpy as np
+    from PIL import Image
+
+    from imprint import cli
+
+    failure = json.loads((checked / "result.json").read_text())["results"]["write_job"]
+    assert failure is None, failure
+    for sample in (Path(cli.__file__).parent / "assets" / "samples").iterdir():
+        (tmp_path / f"imprint_{sample.name}").symlink_to(sample)
+    (tmp_path / "jobs.jsonl").write_text(
+        json.dumps(json.loads((checked / "job.json").read_text()) | {"out": "out.png"})
+    )
+    assert cli.main(["batch", str(tmp_path / "jobs.jsonl")]) == 0
+    made, expected = (np.asarray(Image.open(path)).astype(int) for path in (checked / "job.png", tmp_path / "out.png"))
+    difference = np.abs(made - expected)
+    assert difference.max() <= 2 and difference.mean() < 0.1
+
+
 @pytest.mark.skipif(not os.environ.get("IMPRINT_NIGHTLY"), reason="takes an hour; set IMPRINT_NIGHTLY=1")
 @pytest.mark.parametrize("check", re.findall(r"^def (nightly_\w+)", SCRIPT.read_text(), re.MULTILINE))
 def test_inside_comfyui_at_night(comfyui: Path, python: str, base: Path, tmp_path: Path, check: str):

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.comfyui
 NODES = {
     "ImprintPlaceObject": "Imprint: Place Object",
     "ImprintRelight": "Imprint: Light and Shadow",
+    "ImprintJob": "Imprint: Job",
     "ImprintLoadCheckpoint": "Imprint: Load Checkpoint",
     "ImprintIDEncoder": "Imprint: Encode Object",
     "ImprintContentAdapter": "Imprint: Condition on Object",

@@ -1,0 +1,114 @@
+"""Job: a line of a jobs file, as `imprint batch` reads it, made in ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..imprint.checkpoint import SHIPPED
+from ..imprint.errors import ImprintError
+from ..imprint.images import as_mask, as_picture, colours_of
+from ..imprint.jobs import Job
+from ..imprint.light import SHIPPED_LIGHT, relight, square_around
+from ..imprint.options import placing_arguments
+from ..imprint.place import place_object
+from ..imprint.views import ObjectViews
+from . import models
+from .loaders import FOLDER, listed_files
+from .tensors import to_bhwc
+
+_EXAMPLE = (
+    '{"background": "imprint_background.png",\n'
+    ' "objects": [{"object": "imprint_object.png", "at": [150, 330], "height": 180},\n'
+    '             {"object": "imprint_duck.webp", "at": [260, 370], "height": 110}]}'
+)
+
+
+class ImprintJob(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ImprintJob",
+            display_name="Imprint: Job",
+            category="imprint/image",
+            description="Makes the picture of a job in JSON, one line of the file that the command imprint batch takes: "
+            "objects of the input folder, put into a background and lit.",
+            search_aliases=["job", "json", "batch", "jobs file", "script", "imprint"],
+            inputs=[
+                io.String.Input(
+                    "job",
+                    default=_EXAMPLE,
+                    multiline=True,
+                    tooltip="JSON with background, object or objects (from back to front), and for each object at (x,y where "
+                    "it stands) and height, or mask (a box), or placed; if wished object_mask, rotate, flip, light, shadow, "
+                    "softness. Files are of ComfyUI's input folder; out is not read here: connect Save Image.",
+                ),
+                io.Combo.Input(
+                    "light_model",
+                    options=listed_files(SHIPPED),
+                    default=SHIPPED_LIGHT.name,
+                    advanced=True,
+                    tooltip="The light network's file, in ComfyUI's folder models/imprint. imprint-light.safetensors "
+                    "(default) comes with this pack.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The finished picture. For Save Image.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, job: str, light_model: str) -> tuple:
+        network = Path(folder_paths.get_full_path_or_raise(FOLDER, light_model))
+        try:
+            files = [*_files(_read(job)), network]
+        except ImprintError:  # told when it runs
+            files = [network]
+        return job, *((path, path.stat().st_mtime_ns) for path in files if path.is_file())
+
+    @classmethod
+    def execute(cls, job: str, light_model: str = SHIPPED_LIGHT.name) -> io.NodeOutput:
+        read = _read(job)
+        net = models.Light(folder_paths.get_full_path_or_raise(FOLDER, light_model)).loaded()
+        pictures = read.read()
+        background = pictures[0]["background"]
+        frame = as_picture(background, colours_of(background)).clone()
+        for number, (part, own) in enumerate(zip(read.each, pictures), 1):
+            try:
+                _put(frame, part, own, net)
+            except ImprintError as error:
+                raise ImprintError(f"object {number} of {len(pictures)}: {error}") from error
+        return io.NodeOutput(to_bhwc(frame))
+
+
+def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -> None:
+    """Write one object of a job, lit, into the frame (1, 3, H, W)."""
+    strengths, where = {"light": 1.0, "shadow": 1.0, "softness": 0.0}, placing_arguments(part.placing, pictures)
+    strengths |= {name: where.pop(name) for name in strengths if name in where}
+    views = ObjectViews.of(pictures["object_image"], pictures["object_mask"], colours_of(pictures["background"]))
+    hole = as_mask(pictures["mask"])[0] if "mask" in pictures else None
+    put = place_object(views, tuple(frame.shape[2:]), hole, **where)
+    if put is None or part.blend_mask:
+        raise ImprintError(
+            "it is to be drawn by the model (an outline, fill or a blend mask); this node places objects: give a box, at or "
+            "placed, or use Draw Object or the command imprint batch"
+        )
+    here = frame[(slice(None), slice(None), *square_around(net, put).area)]
+    here.copy_(relight(net, here.clone(), put, **strengths).composite())
+
+
+def _read(job: str) -> Job:
+    """Raises `ImprintError` for a job that cannot be read, and for files outside ComfyUI's input folder."""
+    folder = Path(folder_paths.get_input_directory())
+    read = Job.from_json(job.encode(), folder, 0, out=Path(folder_paths.get_temp_directory()) / "imprint_job.png")
+    for path in _files(read):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ImprintError(f"{path} lies outside ComfyUI's input folder; put it there, and give its name")
+    return read
+
+
+def _files(job: Job) -> Iterator[Path]:
+    for part in job.each:
+        yield from filter(None, (part.background, *part.objects, *part.object_masks, part.mask, part.blend_mask))
