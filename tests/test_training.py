@@ -42,9 +42,9 @@ from training.loop.validation import Validation
 from training.pairs import making
 from training.pairs.batches import Batch
 from training.pairs.draw import Draw
-from training.pairs.light import contact_shadow, place_light
 from training.pairs.making import KINDS, PairMaker
 from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
+from training.pairs.recolouring import contact_shadow, place_light
 from training.pairs.streams import Pool
 from training.settings import STAGES, Train, parse_train
 

@@ -29,8 +29,17 @@ from imprint.preprocess import bounding_boxes, cut_out, prepare_object
 from .batches import Pairs
 from .draw import Draw
 from .framing import BOX, crop_matrix, object_to_frame, photo_crop, scene_view, zoom_on
-from .light import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, place_light, recolour
 from .pictures import Photos, Views
+from .recolouring import (
+    apply_jitter,
+    brightness,
+    contact_shadow,
+    hue_turn,
+    jitter,
+    jitter_parameters,
+    place_light,
+    recolour,
+)
 from .warping import blobs, loosened_box, warp
 
 KINDS = ("rendered", "still", "video", "patch")
