@@ -587,11 +587,11 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
 # --- several processes -----------------------------------------------------------------------------------------------
 
 WORKER = f"""
-import json, os, sys
+import os, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from micro import micro_config
 from imprint.config import PRESETS
@@ -605,21 +605,17 @@ def begin_then_pretend(self, *args, **kwargs):
     if os.environ.get("ACCELERATE_USE_FSDP") and self.distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 PartialState.__init__ = begin_then_pretend
-for environment, command in json.loads(sys.argv[1]):
-    os.environ |= environment
-    train.main(command)
-    AcceleratorState._reset_state(reset_partial_state=True)
+train.main(sys.argv[1:])
 """
 
 
-def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str]]) -> None:
-    """Runs of two processes, one after another, through the launcher that README.md names; each with its environment."""
+def launch(tmp_path: Path, command: list[str], environment: dict[str, str] | None = None) -> None:
+    """A run of two processes through the launcher that README.md names."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*launcher, json.dumps(runs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, check=False)
+    settings = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, env=settings, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -642,7 +638,8 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
     }
     options = {"steps": 4, "images": 32, "accumulate": 2}
     whole, split = (words(data, tmp_path / name, **options) for name in ("whole", "split"))
-    launch(tmp_path, ({}, whole), (settings, split))
+    launch(tmp_path, whole)
+    launch(tmp_path, split, settings)
     described = json.loads((tmp_path / "whole" / "options.json").read_text())
     assert described["processes"] == 2 and described["steps"] == 4
     assert [line["pictures"] for line in stats(tmp_path / "whole")] == [8, 16, 16, 24, 32, 32]
@@ -652,5 +649,5 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
 
     before = stats(tmp_path / "split")
     shutil.rmtree(tmp_path / "split" / "state-000000004")
-    launch(tmp_path, (settings, split))
+    launch(tmp_path, split, settings)
     same_losses(before, stats(tmp_path / "split"))
