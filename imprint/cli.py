@@ -364,7 +364,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--mask",
         type=Path,
-        help="where the object goes, white: a box to stand in, or an outline whose pose it takes; not with --placed or --at; without one --align is in the whole background",
+        help="where the object goes, white: a box to stand in, or an outline whose pose it takes; not with --placed or --at",
     )
     added.add_argument("--blend-mask", type=Path, help="where to put what was generated, if not in the mask")
     added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg, .webp or .tiff")
@@ -377,8 +377,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="JOBS.jsonl",
         help="one JSON object per line: object, background, out, mask (or placed, at, or align), and if wished object_mask, "
-        "blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness; or objects, a list from back to front, each with "
-        "an object of its own and those keys; paths are relative to this file's folder",
+        "blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness; or objects, a list from back to "
+        "front, each with an object of its own and those keys; paths are relative to this file's folder",
     )
     added.add_argument(
         "--overwrite",

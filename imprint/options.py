@@ -15,7 +15,7 @@ PLACING = ("placed", "at", "align", "inset", "height", "rotate", "flip", "fit", 
 """The names, alike as options and as keys of a job."""
 _FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
-"""The words of `place.Align`, and what each is."""
+"""The words of `place.Align`, and of which axis each is."""
 _MOST = {"light": 1.5, "shadow": 1.5, "softness": 1.0}
 
 
