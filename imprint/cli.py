@@ -299,7 +299,7 @@ def _save_layers(made: ImprintPipelineOutput, background: Image.Image, folder: P
     if made.lit is None:
         raise ImprintError(
             "this object was drawn by the model, in one with its light; layers are of an object that is placed: draw a box, "
-            "or give --placed or --at"
+            "or give --placed, --at or --align"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for number, (layer, values) in enumerate(made.lit.layers().items(), 1):
@@ -376,9 +376,9 @@ def _parser() -> argparse.ArgumentParser:
         "jobs",
         type=Path,
         metavar="JOBS.jsonl",
-        help="one JSON object per line: object, background, out, mask (or placed, or at), and if wished object_mask, "
-        "blend_mask, seed, height, rotate, flip, fit, light, shadow, softness; or objects, a list from back to front, each with "
-        "an object of its own and those keys; paths are relative to this file's folder",
+        help="one JSON object per line: object, background, out, mask (or placed, at, or align), and if wished object_mask, "
+        "blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness; or objects, a list from back to "
+        "front, each with an object of its own and those keys; paths are relative to this file's folder",
     )
     added.add_argument(
         "--overwrite",

@@ -11,9 +11,11 @@ from .errors import ImprintError
 
 FAST_STEPS = 4
 """Of `--fast`."""
-PLACING = ("placed", "at", "height", "rotate", "flip", "fit", "light", "shadow", "softness")
+PLACING = ("placed", "at", "align", "inset", "height", "rotate", "flip", "fit", "light", "shadow", "softness")
 """The names, alike as options and as keys of a job."""
 _FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
+_ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
+"""The words of `place.Align`, and of which axis each is."""
 _MOST = {"light": 1.5, "shadow": 1.5, "softness": 1.0}
 
 
@@ -31,7 +33,22 @@ def placing_settings() -> argparse.ArgumentParser:
         "--at", metavar="X,Y", help="where the object stands: the middle of its lower edge, in pixels; no mask"
     )
     group.add_argument(
-        "--height", type=float, metavar="PIXELS", help="with --at: its height; by default its photo's own"
+        "--align",
+        metavar="X,Y",
+        help="where it stands in the mask's box or, without a mask, in the whole background: left, center or right, and "
+        "top, middle or bottom; one word will do, default: center,bottom",
+    )
+    group.add_argument(
+        "--inset",
+        type=float,
+        metavar="0..0.5",
+        help="with --align: what it keeps free along each side, as a share of the shorter one; default: 0",
+    )
+    group.add_argument(
+        "--height",
+        type=float,
+        metavar="PIXELS",
+        help="its height; by default with --at its photo's own, with --align as large as there is room",
     )
     group.add_argument(
         "--rotate", metavar="DEGREES", help="clockwise; auto: by a quarter turn where it then fills more of the box"
@@ -131,25 +148,35 @@ def given_placing(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
-    """Raise `ImprintError` for a value that cannot be used, and unless exactly one of mask, placed and at is given."""
+    """Raise `ImprintError` for a value that cannot be used, and unless exactly one of mask, placed, at and align is given.
+
+    Beside a mask, align says where in its box.
+    """
     for name in ("placed", "flip"):
         if not isinstance(values.get(name, False), bool):
             raise ImprintError(f"{name} is {values[name]!r}; it must be true or false")
-    given = [name for name in ("placed", "at") if values.get(name)] + ["mask"] * has_mask
+    ways = ("placed", "at") if has_mask else ("placed", "at", "align")
+    given = [name for name in ways if values.get(name)] + ["mask"] * has_mask
     if len(given) != 1:
         raise ImprintError(
             f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of mask, placed (its picture is as "
-            "large as the background, and it lies there) and at (x,y where it stands)"
+            "large as the background, and it lies there), at (x,y where it stands) and align (in the whole background)"
         )
     if "at" in values:
         _point(values["at"])
-    if "height" in values and "at" not in values:
-        raise ImprintError("height goes with at; in a box the object is as large as the box allows")
+    if "align" in values:
+        _alignment(values["align"])
+    if "inset" in values and "align" not in values:
+        raise ImprintError("inset goes with align; say where the object stands, such as align right,bottom")
+    if not 0 <= _number("inset", values.get("inset", 0)) < 0.5:
+        raise ImprintError(f"inset is {values['inset']}; it must be from 0 to less than 0.5 of the shorter side")
+    if "height" in values and "at" not in values and "align" not in values:
+        raise ImprintError("height goes with at or align; in a box the object is as large as the box allows")
     if "height" in values and not _number("height", values["height"]) >= 1:
         raise ImprintError(f"height is {values['height']}; it must be 1 pixel or more")
     if values.get("rotate", 0) != "auto":
         _number("rotate", values.get("rotate", 0), "a number of degrees, or auto")
-    elif not has_mask:
+    elif not has_mask and "align" not in values:
         raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
     if values.get("fit", "contain") not in _FITS:
         raise ImprintError(f"fit is {values['fit']!r}; it must be {' or '.join(_FITS)}")
@@ -160,7 +187,7 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
 
 def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:
     """The pipeline's arguments; pictures: its own, of which the object's height is the default."""
-    from .place import Place, object_height
+    from .place import Align, Place, object_height
 
     made = {name: values[name] for name in ("placed", "fit", *_MOST) if name in values}
     made |= {name: float(made[name]) for name in _MOST if name in made}
@@ -170,6 +197,9 @@ def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) ->
         x, y = _point(values["at"])
         height = values.get("height") or object_height(pictures["object_image"], pictures["object_mask"], rotate, flip)
         return made | {"place": Place(x, y, float(height), rotate, flip)}
+    if "align" in values:
+        height = float(values["height"]) if "height" in values else None
+        made["align"] = Align(**_alignment(values["align"]), inset=float(values.get("inset", 0)), height=height)
     return made | {"rotate": rotate, "flip": flip}
 
 
@@ -180,6 +210,21 @@ def _point(value: Any) -> tuple[float, float]:
     except (TypeError, ValueError):
         raise ImprintError(f"at is {value!r}; it must be x,y in pixels, where the object stands") from None
     return x, y
+
+
+def _alignment(value: Any) -> dict[str, str]:
+    """x and y of `place.Align`, or one of them."""
+    words = value.split(",") if isinstance(value, str) else value
+    try:
+        words = [word.strip() for word in words]
+        found = {_ALIGN[word]: word for word in words}
+    except (AttributeError, KeyError, TypeError):
+        found, words = {}, [value]
+    if not words or len(found) != len(words):
+        raise ImprintError(
+            f"align is {value!r}; it must be left, center or right, and top, middle or bottom, such as right,bottom"
+        )
+    return found
 
 
 def _number(name: str, value: Any, expected: str = "a number") -> float:

@@ -1,6 +1,6 @@
 """How a picture is made: an object's photo and a background with a mask, the composite out.
 
-A box, a place or a placed picture keeps the object's own photo:
+A box, an alignment, a place or a placed picture keeps the object's own photo:
 
     place_object    the photo -> where it was put in the frame, its edge clean
     finish_placed   -> relit by a small network, with its shadow -> over the background
@@ -29,7 +29,7 @@ from .crop import FEATHER as FEATHER
 from .errors import ImprintError, require_same_size
 from .images import Picture, as_mask, colours_of, picture_size
 from .light import require_strengths
-from .place import Place, place_object
+from .place import Align, Place, place_object
 from .stages import Finish, ImprintPipelineOutput, Stages
 from .views import ObjectViews
 
@@ -56,6 +56,7 @@ class ImprintPipeline(Stages):
         *,
         placed: bool = False,
         place: Place | None = None,
+        align: Align | None = None,
         fit: str = "contain",
         rotate: float | Literal["auto"] = 0.0,
         flip: bool = False,
@@ -82,11 +83,12 @@ class ImprintPipeline(Stages):
         """Put the object into the background.
 
         A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light, shadow
-        and edge change; so too with `placed` or `place`. Only an outline, or `fit="fill"`, makes the model draw it.
+        and edge change; so too with `placed`, `place` or `align`. Only an outline, or `fit="fill"`, makes the model draw it.
 
         Args:
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
-            placed, place, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask.
+            placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
+                without one `align` is in the whole background.
             light, shadow, softness: strengths for a placed object; see `relight`. A drawn one has the model's light, and
                 `shadow` for its shadow.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
@@ -134,6 +136,7 @@ class ImprintPipeline(Stages):
             None if hole is None else hole[0],
             placed=placed,
             place=place,
+            align=align,
             fit=fit,
             rotate=rotate,
             flip=flip,

@@ -7,7 +7,7 @@ transparency, by position, height, rotation and mirroring, or by being fitted in
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,9 @@ from .views import ObjectViews
 
 FITS = ("contain", "fill")
 """How an object meets a box: with its own proportions, or stretched to it by the model, as it sees fit."""
+ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
+DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
+"""How an object may be aligned, the default first: shares of the room that it leaves in its box, from the left, the top."""
 STANDING = 0.98
 """A hole that covers this share of its own box is a box; any other is an outline."""
 DUST = 0.1
@@ -50,6 +53,36 @@ class Place:
                 f"the object's place is x {self.x:g}, y {self.y:g}, height {self.height:g}, rotated by {self.rotate:g}; all "
                 "must be finite numbers and the height more than 0 pixels"
             )
+
+
+@dataclass(frozen=True)
+class Align:
+    """Where an object is fitted in a box, or in the whole frame where there is no box."""
+
+    x: str = "center"
+    """One of `ACROSS`."""
+    y: str = "bottom"
+    """One of `DOWN`."""
+    inset: float = 0.0
+    """What is kept free along each side of the box, as a share of its shorter side; from 0 to less than 0.5."""
+    height: float | None = None
+    """Of the object as it lies in the frame, in pixels, 1 or more; None: as large as the box allows."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("x", self.x, ACROSS), ("y", self.y, DOWN)):
+            if value not in known:
+                raise ImprintError(f"the alignment's {name} is {value!r}; it must be one of {', '.join(known)}")
+        if not 0 <= self.inset < 0.5:
+            raise ImprintError(f"inset is {self.inset:g}; it must be from 0 to less than 0.5 of the shorter side")
+        if self.height is not None and not 1 <= self.height < math.inf:
+            raise ImprintError(f"height is {self.height:g}; it must be a finite number of pixels, 1 or more")
+
+    def within(self, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """What the inset leaves of a box (top, left, bottom, right): at least a pixel."""
+        top, left, bottom, right = box
+        shorter = min(bottom - top, right - left)
+        free = min(round(self.inset * shorter), (shorter - 1) // 2)
+        return top + free, left + free, bottom - free, right - free
 
 
 @dataclass(frozen=True)
@@ -109,6 +142,27 @@ class PlacedObject:
         part = slice(above, below), slice(before, after)
         return cls(size, (top + above, left + before), colours[(slice(None), *part)], alpha[part])
 
+    @classmethod
+    def aligned(
+        cls,
+        picture: torch.Tensor,
+        mask: torch.Tensor,
+        box: tuple[int, int, int, int],
+        align: Align,
+        size: tuple[int, int],
+        rotate: float | None = 0.0,
+        flip: bool = False,
+    ) -> PlacedObject:
+        """An object's photo (3, h, w) with its mask (h, w), in a box (top, left, bottom, right) of a frame of `size`.
+
+        rotate, flip: as in `fit_into`. Raises `ImprintError` as that does.
+        """
+        top, left, bottom, right = box = align.within(box)
+        put = cls.put(picture, mask, fit_into(picture, mask, box, rotate, flip, align.height), size)
+        high, wide = put.alpha.shape
+        down, across = round((bottom - top - high) * DOWN[align.y]), round((right - left - wide) * ACROSS[align.x])
+        return replace(put, corner=(top + down, left + across))
+
     @property
     def area(self) -> tuple[slice, slice]:
         """Rows and columns of the frame that it covers."""
@@ -138,12 +192,14 @@ def fit_into(
     box: tuple[int, int, int, int],
     rotate: float | None = 0.0,
     flip: bool = False,
+    height: float | None = None,
 ) -> Place:
     """The place of an object in a box (top, left, bottom, right): as large as the box allows, with the object's own
     proportions, in its middle and on its lower edge.
 
     picture (3, h, w), mask (h, w); rotate: degrees clockwise, or None: by a quarter turn where it then fills more of the
-    box. Raises `ImprintError` for an empty mask, and for a turn that is no finite number.
+    box; height: pixels, instead of as many as the box allows. Raises `ImprintError` for an empty mask, a turn that is no
+    finite number, and a height that the box does not allow.
     """
     top, left, bottom, right = box
     high, wide = bottom - top, right - left
@@ -155,8 +211,13 @@ def fit_into(
         rotate = 90.0 if lying > upright * 1.05 else 0.0
     own_high, own_wide = _shape(mask, rotate, flip)
     scale = min(high / own_high, wide / own_wide)
-    height = math.floor(own_high * scale + 1e-6) or own_high * scale  # whole pixels never leave the box
-    return Place((left + right) / 2, bottom, height, rotate, flip)
+    most = math.floor(own_high * scale + 1e-6) or own_high * scale  # whole pixels never leave the box
+    if height is not None and height > most:
+        raise ImprintError(
+            f"height is {height:g}, but in the {wide}x{high} pixels where it is aligned the object can have {most:g}; give "
+            "a smaller height or inset, or leave height out"
+        )
+    return Place((left + right) / 2, bottom, most if height is None else height, rotate, flip)
 
 
 def place_object(
@@ -166,45 +227,51 @@ def place_object(
     *,
     placed: bool = False,
     place: Place | None = None,
+    align: Align | None = None,
     fit: str = "contain",
     rotate: float | Literal["auto"] = 0.0,
     flip: bool = False,
 ) -> PlacedObject | None:
     """The object where it was put in a frame of `size` (height, width), its edge clean; None where the model is to draw it.
 
-    One of three says where: placed: the first view is a picture of the frame's size, and the object lies in it where it
+    One of four says where: placed: the first view is a picture of the frame's size, and the object lies in it where it
     shall lie; place: a `Place`; mask (H, W), above 0.5: where it is a box, and `fit` is "contain", the object is fitted into
-    it (`fit_into`). With another mask, or "fill", the model draws. rotate, flip: for a box, as in `fit_into`, "auto" for
-    the turn that fills it best. Raises `ImprintError` for none or several of the three, and as they do.
+    it (`fit_into`), with `align` as that says; align: without a mask, the whole frame is the box. With another mask, or
+    "fill", the model draws. rotate, flip: for a box, as in `fit_into`, "auto" for the turn that fills it best. Raises
+    `ImprintError` for none or several of the four, and as they do.
     """
     if fit not in FITS:
         raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
-    given = [name for name, used in (("placed", placed), ("place", place), ("mask", mask is not None)) if used]
+    ways = {"placed": placed, "place": place, "align": align and mask is None, "mask": mask is not None}
+    given = [name for name, used in ways.items() if used]
     if len(given) != 1:
         raise ImprintError(
             f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of placed (a picture of the "
-            "background's size), place (position and height) or mask"
+            "background's size), place (position and height), align (in the whole background) or mask"
         )
     (picture, *_), (own, *_) = views.pictures, views.masks
     picture, own = picture[0], own[0]
-    if mask is None and (rotate or flip):
+    if (placed or place) and (rotate or flip):
         raise ImprintError(
             "rotate and flip turn what is fitted into a box; a placed object lies as it is, a place has its own"
         )
     if placed:
         require_same_size("the placed object", tuple(own.shape), "the background", size)
         return PlacedObject.from_layer(picture, own)
-    if mask is not None:
-        if fit == "fill" or not bool((mask > 0.5).any()) or not is_box(mask):
-            if rotate or flip:
-                raise ImprintError(
-                    "rotate and flip are for an object that is fitted into a box; here the mask's outline says how it is "
-                    "turned: draw a box, or leave them out"
-                )
-            return None
-        box = bounding_boxes((mask > 0.5)[None].float())[0].tolist()
-        place = fit_into(picture, own, box, None if rotate == "auto" else rotate, flip)
-    return PlacedObject.put(picture, own, place, size)
+    if place:
+        return PlacedObject.put(picture, own, place, size)
+    if fit == "fill" or (mask is not None and not (bool((mask > 0.5).any()) and is_box(mask))):
+        if rotate or flip or align:
+            raise ImprintError(
+                "rotate, flip and align are for an object that is fitted into a box with its own proportions; here the "
+                "mask's outline, or fit 'fill', says how it lies: draw a box and leave fit out, or leave them out"
+            )
+        return None
+    box = (0, 0, *size) if mask is None else bounding_boxes((mask > 0.5)[None].float())[0].tolist()
+    turn = None if rotate == "auto" else rotate
+    if align:
+        return PlacedObject.aligned(picture, own, box, align, size, turn, flip)
+    return PlacedObject.put(picture, own, fit_into(picture, own, box, turn, flip), size)
 
 
 def require_turn(rotate: float | None) -> None:

@@ -44,8 +44,8 @@ class ImprintJob(io.ComfyNode):
                     default=_EXAMPLE,
                     multiline=True,
                     tooltip="JSON with background, object or objects (from back to front), and for each object at (x,y where "
-                    "it stands) and height, or mask (a box), or placed; if wished object_mask, rotate, flip, light, shadow, "
-                    "softness. Files are of ComfyUI's input folder; out is not read here: connect Save Image.",
+                    "it stands) and height, or align (such as right,bottom) and inset, or mask (a box), or placed; if wished "
+                    "object_mask, rotate, flip, light, shadow, softness. Files are of ComfyUI's input folder; out is not read here: connect Save Image.",
                 ),
                 io.Combo.Input(
                     "light_model",
@@ -92,8 +92,8 @@ def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -
     put = place_object(views, tuple(frame.shape[2:]), hole, **where)
     if put is None or part.blend_mask:
         raise ImprintError(
-            "it is to be drawn by the model (an outline, fill or a blend mask); this node places objects: give a box, at or "
-            "placed, or use Draw Object or the command imprint batch"
+            "it is to be drawn by the model (an outline, fill or a blend mask); this node places objects: give a box, at, align "
+            "or placed, or use Draw Object or the command imprint batch"
         )
     here = frame[(slice(None), slice(None), *square_around(net, put).area)]
     here.copy_(relight(net, here.clone(), put, **strengths).composite())

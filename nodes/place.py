@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import replace
 
 import folder_paths
 import torch
@@ -13,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..imprint.checkpoint import SHIPPED
 from ..imprint.errors import ImprintError
 from ..imprint.light import SHIPPED_LIGHT, relight, require_strengths, square_around
-from ..imprint.place import PlacedObject, fit_into, place_object
+from ..imprint.place import ACROSS, DOWN, Align, PlacedObject, place_object
 from ..imprint.preprocess import bounding_boxes
 from ..imprint.views import ObjectViews
 from . import models, sockets
@@ -23,8 +22,6 @@ from .objects import marks_input, object_views
 from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
 
 _PLACES = ("box", "as it lies")
-_ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
-_DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
 
 
 class ImprintPlaceObject(io.ComfyNode):
@@ -77,14 +74,14 @@ class ImprintPlaceObject(io.ComfyNode):
                 io.Boolean.Input("flip", default=False, tooltip="Mirrors the object left to right; off by default."),
                 io.Combo.Input(
                     "align_x",
-                    options=list(_ACROSS),
+                    options=list(ACROSS),
                     default="center",
                     advanced=True,
                     tooltip="Where the object stands in a box that is wider than it: center (default), left or right.",
                 ),
                 io.Combo.Input(
                     "align_y",
-                    options=list(_DOWN),
+                    options=list(DOWN),
                     default="bottom",
                     advanced=True,
                     tooltip="Where the object stands in a box that is higher than it: bottom (default), middle or top.",
@@ -173,8 +170,8 @@ class ImprintPlaceObject(io.ComfyNode):
         there = []
         for picture, outline, each in zip(pictures, outlines, boxes.tolist()):
             if place == "box":
-                put = PlacedObject.put(picture, outline, fit_into(picture, outline, each, rotate, flip), size)
-                there.append(_aligned(put, each, _ACROSS[align_x], _DOWN[align_y]))
+                align = Align(align_x, align_y)
+                there.append(PlacedObject.aligned(picture, outline, each, align, size, rotate, flip))
             else:
                 view = ObjectViews((picture[None],), (outline[None],))
                 there.append(place_object(view, size, placed=True, rotate=rotate, flip=flip))
@@ -343,15 +340,6 @@ def _within(box: dict, size: tuple[int, int]) -> tuple[int, int, int, int]:
             "background; drag it onto the picture"
         )
     return top, left, bottom, right
-
-
-def _aligned(put: PlacedObject, box: list[int], across: float, down: float) -> PlacedObject:
-    """The object moved within its box: 0 to its left or top, 1 to its right or bottom."""
-    top, left, bottom, right = box
-    high, wide = put.alpha.shape
-    return replace(
-        put, corner=(top + round((bottom - top - high) * down), left + round((right - left - wide) * across))
-    )
 
 
 def _words(put: PlacedObject) -> str:

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from imprint import place as place_module
 from imprint.errors import ImprintError
 from imprint.place import (
+    ACROSS,
+    DOWN,
+    Align,
     Place,
     PlacedObject,
     clean_edge,
@@ -109,6 +112,80 @@ def test_an_outline_and_fill_are_for_the_model():
     assert place_object(given_views, frame, outline) is None
     assert place_object(given_views, frame, box, fit="fill") is None
     assert place_object(given_views, frame, box) is not None
+
+
+# --- aligned ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("across", ACROSS)
+@pytest.mark.parametrize("down", DOWN)
+def test_an_aligned_object_lies_where_it_is_told(across, down):
+    """A 20x30 object in a 60x100 frame, 5 pixels kept free along each side; and so in a box."""
+    picture, mask = subject(20, 30)
+    lefts, tops = {"left": 5, "center": 35, "right": 65}, {"top": 5, "middle": 20, "bottom": 35}
+    align = Align(across, down, inset=5 / 60, height=20)
+    made = place_object(views(picture, mask), (60, 100), align=align)
+    top, left = tops[down], lefts[across]
+    assert made.size == (60, 100) and made.box == (top, left, top + 20, left + 30)
+    assert torch.equal(made.colours, picture) and torch.equal(made.alpha, mask)
+    in_box = place_object(views(picture, mask), (90, 150), box_mask((90, 150), (11, 17, 71, 117)), align=align)
+    assert in_box.box == (top + 11, left + 17, top + 31, left + 47)
+
+
+def test_without_a_height_it_fills_what_the_inset_leaves():
+    given_views = views(*subject(20, 30))
+    assert place_object(given_views, (60, 100), align=Align()).box == (0, 5, 60, 95)
+    assert place_object(given_views, (60, 100), align=Align("left", inset=0.25)).box == (15, 15, 45, 60)
+    turned_so = place_object(given_views, (100, 60), align=Align("right", "top", 0.1), rotate="auto")
+    assert turned_so.box == (6, 6, 78, 54)
+
+
+def test_the_default_alignment_is_where_a_box_has_it():
+    """But for the side to which half a pixel goes."""
+    for wide in (40, 41, 55):
+        mask = box_mask((60, 100), (11, 17, 51, 17 + wide))
+        plain = place_object(views(*subject(30, 20)), (60, 100), mask)
+        made = place_object(views(*subject(30, 20)), (60, 100), mask, align=Align())
+        assert torch.equal(made.colours, plain.colours) and made.corner[0] == plain.corner[0]
+        assert abs(made.corner[1] - plain.corner[1]) <= 1
+
+
+@given(
+    st.tuples(*[st.integers(1, 60)] * 4),
+    st.sampled_from([0.0, 90.0, 33.0, None]),
+    st.sampled_from(list(ACROSS)),
+    st.sampled_from(list(DOWN)),
+    st.floats(0, 0.5, exclude_max=True),
+)
+def test_no_aligned_object_leaves_what_the_inset_leaves(sides, rotate, across, down, inset):
+    own_high, own_wide, high, wide = sides
+    box, align = (7, 5, 7 + high, 5 + wide), Align(across, down, inset)
+    top, left, bottom, right = align.within(box)
+    assert bottom > top and right > left
+    free = {top - 7, left - 5, 7 + high - bottom, 5 + wide - right}
+    assert len(free) == 1 and abs(free.pop() - inset * min(high, wide)) <= 1
+    made = PlacedObject.aligned(*subject(own_high, own_wide), box, align, (70, 70), rotate)
+    assert made.box[0] >= top and made.box[1] >= left and made.box[2] <= bottom and made.box[3] <= right
+    touched = {"left": made.box[1] == left, "right": made.box[3] == right}
+    assert touched.get(across, True) and {"top": made.box[0] == top, "bottom": made.box[2] == bottom}.get(down, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"x": "middle"}, "alignment's x is 'middle'; it must be one of center, left, right"),
+        ({"y": "center"}, "alignment's y is 'center'; it must be one of bottom, middle, top"),
+        ({"inset": 0.5}, "inset is 0.5; it must be from 0 to less than 0.5"),
+        ({"inset": -0.1}, "inset is -0.1"),
+        ({"inset": math.nan}, "inset is nan"),
+        ({"height": 0.5}, "height is 0.5; it must be a finite number of pixels, 1 or more"),
+        ({"height": math.inf}, "height is inf"),
+        ({"height": math.nan}, "height is nan"),
+    ],
+)
+def test_an_alignment_is_of_known_words_and_numbers(values, message):
+    with pytest.raises(ImprintError, match=message):
+        Align(**values)
 
 
 # --- a place ---------------------------------------------------------------------------------------------------------
@@ -327,8 +404,17 @@ OUTLINE = box_mask(FRAME, (10, 10, 40, 40)) - box_mask(FRAME, (10, 10, 25, 25))
         ({"mask": BOX, "fit": "cover"}, "fit is 'cover'; it must be one of contain, fill"),
         ({"placed": True, "rotate": 90.0}, "rotate and flip turn what is fitted into a box"),
         ({"place": Place(1, 1, 1), "flip": True}, "a place has its own"),
-        ({"mask": OUTLINE, "rotate": 90.0}, "the mask's outline says how it is turned"),
-        ({"mask": BOX, "fit": "fill", "rotate": "auto"}, "rotate and flip are for an object that is fitted"),
+        ({"mask": OUTLINE, "rotate": 90.0}, "the mask's outline, or fit 'fill', says how it lies"),
+        ({"mask": BOX, "fit": "fill", "rotate": "auto"}, "rotate, flip and align are for an object that is fitted"),
+        ({"mask": OUTLINE, "align": Align()}, "rotate, flip and align are for an object that is fitted"),
+        ({"fit": "fill", "align": Align()}, "draw a box and leave fit out"),
+        ({"placed": True, "align": Align()}, "got placed and align to say"),
+        ({"place": Place(1, 1, 1), "align": Align()}, "got place and align to say"),
+        (
+            {"align": Align(height=41)},
+            "height is 41, but in the 60x60 pixels where it is aligned the object can have 40; give a smaller height",
+        ),
+        ({"mask": BOX, "align": Align(inset=0.1, height=17)}, "in the 24x24 pixels .* the object can have 16"),
         ({"mask": BOX, "rotate": float("nan")}, "rotate is nan; it must be a finite number"),
         ({"mask": BOX, "rotate": float("inf")}, "rotate is inf; it must be a finite number"),
         ({"mask": BOX, "rotate": "a bit"}, "rotate is 'a bit'; it must be a finite number of degrees, or 'auto'"),

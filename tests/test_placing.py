@@ -22,7 +22,7 @@ from imprint.jobs import Job
 from imprint.light import square_around
 from imprint.options import PLACING
 from imprint.pipeline import ImprintPipeline
-from imprint.place import Place, PlacedObject, place_object
+from imprint.place import Align, Place, PlacedObject, place_object
 from imprint.views import ObjectViews
 
 NAMES = ("object", "background", "box", "layer")
@@ -290,6 +290,17 @@ WAYS = {  # options, keys, the pipeline's arguments
         {"at": "50.5,70", "height": 25, "rotate": 90, "flip": True},
         {"place": Place(50.5, 70, 25, 90, True)},
     ),
+    "aligned": (["--align", "right"], {"align": "right"}, {"align": Align("right")}),
+    "aligned with all": (
+        ["--align", "top, left", "--inset", "0.1", "--height", "25", "--rotate", "90", "--flip"],
+        {"align": ["left", "top"], "inset": 0.1, "height": 25, "rotate": 90, "flip": True},
+        {"align": Align("left", "top", 0.1, 25), "rotate": 90.0, "flip": True},
+    ),
+    "aligned in a box": (
+        ["--mask", "box.png", "--align", "left,middle", "--inset", "0.2", "--rotate", "auto"],
+        {"mask": "box.png", "align": "left,middle", "inset": 0.2, "rotate": "auto"},
+        {"align": Align("left", "middle", 0.2), "rotate": "auto"},
+    ),
     "strengths": (
         ["--at", "50,70", "--light", "0.5", "--shadow", "1.5", "--softness", "0.3"],
         {"at": [50, 70], "light": 0.5, "shadow": 1.5, "softness": 0.3},
@@ -416,7 +427,19 @@ BAD_KEYS = {
     "at is [1]; it must be x,y": {"at": [1]},
     "at is 'here,there'": {"at": "here,there"},
     "at is True; it must be x,y": {"at": True},
-    "height goes with at": {"mask": "box.png", "height": 5},
+    "got at and align to say": {"at": [1, 2], "align": "left"},
+    "got placed and align to say": {"placed": True, "object": "layer.png", "align": "left"},
+    "align is 'centre'; it must be left, center or right, and": {"align": "centre"},
+    "align is 'left,right'; it must be": {"align": "left,right"},
+    "align is []; it must be": {"mask": "box.png", "align": []},
+    "align is 5; it must be": {"align": 5},
+    "align is ['left', 5]; it must be": {"align": ["left", 5]},
+    "inset goes with align": {"mask": "box.png", "inset": 0.1},
+    "inset is 0.5; it must be from 0 to less than 0.5": {"align": "left", "inset": 0.5},
+    "inset is nan; it must be from 0": {"align": "left", "inset": "nan"},
+    "inset is 'wide'; it must be a number": {"align": "left", "inset": "wide"},
+    "height is 200, but in the 120x90 pixels where it is aligned": {"align": "left", "height": 200},
+    "height goes with at or align": {"mask": "box.png", "height": 5},
     "height is 0; it must be 1 pixel or more": {"at": [1, 2], "height": 0},
     "height is 'tall'; it must be a number": {"at": [1, 2], "height": "tall"},
     "height is nan; it must be 1": {"at": [1, 2], "height": "nan"},
@@ -460,7 +483,10 @@ def test_each_bad_key_has_its_sentence_and_the_others_are_made(files, capsys):
         ([], "got nothing to say where"),
         (["--mask", "box.png", "--placed"], "got placed and mask"),
         (["--at", "5"], "at is '5'; it must be x,y"),
-        (["--mask", "box.png", "--height", "9"], "height goes with at"),
+        (["--mask", "box.png", "--height", "9"], "height goes with at or align"),
+        (["--align", "left,up"], "align is 'left,up'; it must be left, center or right, and top, middle or bottom"),
+        (["--align", "left", "--inset", "-1"], "inset is -1.0; it must be from 0 to less than 0.5"),
+        (["--align", "left", "--fit", "fill"], "rotate, flip and align are for an object that is fitted"),
         (["--mask", "box.png", "--rotate", "left"], "rotate is 'left'"),
         (["--mask", "box.png", "--rotate", "nan"], "rotate is nan; it must be a finite number"),
         (["--mask", "box.png", "--light", "3"], "light is 3.0; it must be from 0 to 1.5"),

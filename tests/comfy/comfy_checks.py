@@ -1113,6 +1113,26 @@ def check_a_job_is_what_the_nodes_make():
     assert picture.shape == background.shape and (picture - background).abs().mean() < 2e-3  # two readers of WebP
 
 
+def check_a_job_aligns_as_the_node_does():
+    """In the whole background of 400x400, 20 pixels kept free along each side, and in a mask's box."""
+    background = core.LoadImage().load_image("imprint_background.png")[0]
+    photo, transparent = core.LoadImage().load_image("imprint_object.png")
+    where = box(20, 20, 360, 360)
+    for across, down in (("left", "top"), ("right", "middle"), ("center", "bottom")):
+        job = {
+            "background": "imprint_background.png",
+            "object": "imprint_object.png",
+            "align": [across, down],
+            "inset": 0.05,
+        }
+        (picture,) = run("Job", json.dumps(job))
+        (placed, *_) = run(
+            "PlaceObject", background, photo, where, align_x=across, align_y=down, object_mask=transparent
+        )
+        lit = run("Relight", placed, 1.0, 1.0, 0.0)[0]
+        assert torch.allclose(picture, lit, rtol=0, atol=1e-6)  # the mask was 1 - alpha on the way
+
+
 def check_a_job_refuses_what_it_cannot_do():
     start = '{"background": "imprint_background.png", "object": "imprint_object.png"'
     for rest, *words in (
@@ -1121,6 +1141,7 @@ def check_a_job_refuses_what_it_cannot_do():
         (', "mask": "imprint_hole.png"}', "object 1 of 1", "Draw Object"),
         (', "at": [9, 9], "object_mask": "../secret.png"}', "outside ComfyUI's input folder"),
         (', "at": [9, 9], "object_mask": "/etc/hostname"}', "outside ComfyUI's input folder"),
+        (', "align": "left", "height": 400, "inset": 0.2}', "object 1 of 1", "height is 400, but in the 240x240"),
         (', "at": [900, 9]}', "object 1 of 1", "outside the 400x400"),
         (', "where": 3}', "unknown keys: where"),
     ):
