@@ -29,7 +29,7 @@ DUST = 0.1
 LARGEST = 2**26
 """Pixels that an object may be enlarged to, however small the frame."""
 EDGE = 2
-"""Pixels beside a binary mask's edge whose colours may be the old background's."""
+"""Pixels beside a mask's edge whose colours may be the old background's."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,11 @@ class PlacedObject:
         """
         colours, alpha = _cropped(picture, mask)
         factor = int(min(alpha.shape) / (2 * max(1, place.height)))
-        cleaned = reduced(colours, alpha, factor) if factor > 1 else clean_edge(colours, alpha)
-        colours, alpha = turned(*cleaned, place.rotate, place.flip)
+        soft = _is_soft(alpha)
+        colours, alpha = reduced(colours, alpha, factor) if factor > 1 else clean_edge(colours, alpha)
+        if soft:
+            colours = _without_fringe(colours, alpha)
+        colours, alpha = turned(colours, alpha, place.rotate, place.flip)
         scale = place.height / alpha.shape[0]
         high, wide = max(1, round(place.height)), max(1, round(alpha.shape[1] * scale))
         if high * wide > max(LARGEST, 4 * size[0] * size[1]):
@@ -295,7 +298,7 @@ def is_box(hole: torch.Tensor) -> bool:
 def clean_edge(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """An object (3, h, w), mask (h, w), whose mask is binary: with an anti-aliased edge, free of its old background's colour.
 
-    One with a soft mask stays as it is: its edge's colours are its own already.
+    One with a soft mask stays as it is, as a layer is given.
     """
     if _is_soft(alpha):
         return colours, alpha
@@ -412,6 +415,17 @@ def _core(alpha: torch.Tensor) -> torch.Tensor:
     outside = F.pad((alpha <= 0.5).float()[None, None], (EDGE,) * 4, value=1)
     side = 2 * EDGE + 1
     return 1 - F.max_pool2d(F.max_pool2d(outside, (side, 1), 1), (1, side), 1)
+
+
+def _without_fringe(colours: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Colours (3, h, w) whose soft edge, alpha (h, w), has those of the solid object beside it: an edge's own are often mixed
+    with the old background, or with the black or white that lay behind it when it was cut out."""
+    faint = (alpha < 0.98).float()[None, None]
+    solid = 1 - F.max_pool2d(faint, 3, 1, 1)
+    if not bool(solid.any()):
+        return colours
+    beside = F.max_pool2d(solid, 2 * EDGE + 3, 1, EDGE + 1) - solid
+    return torch.where(beside > 0, spread(colours[None], solid), colours[None])[0]
 
 
 def _edge(inside: torch.Tensor) -> torch.Tensor:

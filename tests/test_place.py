@@ -322,6 +322,20 @@ def test_no_fringe_of_a_white_background_is_left(grown):
     assert plain == (1 if grown else picture[:, mask > 0].max())
 
 
+@pytest.mark.parametrize("matte", [0.0, 1.0])
+def test_a_soft_edge_mixed_with_what_lay_behind_it_loses_it_where_the_object_is_put(matte):
+    y, x = torch.meshgrid(torch.arange(80) - 39.5, torch.arange(80) - 39.5, indexing="ij")
+    alpha = (25 - (x**2 + y**2).sqrt()).clamp(0, 1)
+    picture = torch.lerp(torch.tensor(matte), torch.tensor(0.6), alpha).expand(3, -1, -1)
+    made = PlacedObject.put(picture, alpha, Place(40, 70, 50), (80, 80))
+    assert ((alpha > 0.05) & (alpha < 0.95)).sum() > 100
+    assert (made.colours[:, made.alpha > 0.05] - 0.6).abs().max() < 0.02
+    glass = PlacedObject.put(
+        picture, alpha * 0.5, Place(40, 70, 50), (80, 80)
+    )  # nothing is solid: nothing is known better
+    assert (glass.colours[:, glass.alpha > 0.05] - 0.6).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("factor", [2, 3, 8])
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_large_photo_made_small_looks_as_if_cleaned_first(factor, soft):
