@@ -654,16 +654,19 @@ def check_tensors_may_lie_apart():
     mask[:, 10:50, 20:60] = alpha[:, 15:45, 25:55] = 1
     view, outline = shape(50, 40)
     other[:, 15:45, 25:55] = view[:, 4:34, 4:34]
+    restored = {"generated": other, "alpha": alpha, "image": view, "mask": outline}
+    blended = {"background": picture, "generated": other, "mask": mask}
     nodes = {
-        "RestoreDetail": ((other, alpha, view, outline), ("object", 1.0)),
-        "BackgroundBlend": ((picture, other, mask), (4, 2, 0.5)),
-        "MaskCoarsener": ((mask,), ("coarse", 2, 32)),
+        "RestoreDetail": (restored, {"mask_marks": "object", "strength": 1.0}),
+        "BackgroundBlend": (blended, {"feather_out": 4, "feather_in": 2, "colour_match": 0.5}),
+        "MaskCoarsener": ({"mask": mask}, {"level": "coarse", "margin": 2, "min_size": 32}),
     }
     for name, (tensors, values) in nodes.items():
-        here = run(name, *tensors, *values)
+        here = run(name, **tensors, **values)
         for where in itertools.product((False, True), repeat=len(tensors)):
             with torch.inference_mode(False), elsewhere():
-                apart = run(name, *(put(each) if there else each for each, there in zip(tensors, where)), *values)
+                moved = {key: put(each) if there else each for (key, each), there in zip(tensors.items(), where)}
+                apart = run(name, **moved, **values)
                 assert all(
                     (made.device == DEVICE) == where[0] and torch.equal(made.cpu(), expected)
                     for made, expected in zip(apart, here)
