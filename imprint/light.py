@@ -27,6 +27,10 @@ SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
 """The light network that comes with the package."""
 STRENGTHS = (0.0, 1.5)
 """Least and most strength of light and shadow; 0 is off exactly, 1 what the network says."""
+RIPPLE = 4.0
+"""Standard deviation of the blur of gain and offset, in pixels of the network: light changes slowly."""
+HIDDEN = 0.05
+"""Where the object covers this share of a pixel, the background is hidden."""
 UNSEEN = 0.006
 """A shadow that takes less than this share of the light is none: there the background stays bit for bit."""
 FADE = 0.06
@@ -227,14 +231,19 @@ def relight(
     if light == shadow == 0:
         return plain
 
-    picture, coverage, scene = (local.extract(each) for each in (torch.lerp(frame, colours, alpha), alpha, frame))
+    own, coverage, scene = (local.extract(each) for each in (colours * alpha, alpha, frame))
+    # What the object hides must not be seen on it: the network gets a guess from what lies around.
+    free = (coverage < HIDDEN).float()
+    if bool(free.any()):
+        scene = spread(scene, free)
+    picture = own + scene * (1 - coverage)
     maps = _seen(net, *(each.to(net.stem.weight) for each in (picture, coverage, scene)))
     for values in (maps.gain, maps.offset, maps.shadow):
         require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
     if light:
         inside = (coverage > 0.9 * coverage.max()).float()
-        change = local.insert_map(spread(torch.cat([maps.gain, maps.offset], 1).to(frame), inside))
+        change = local.insert_map(spread(_smooth(torch.cat([maps.gain, maps.offset], 1).to(frame), inside), inside))
         gain, offset = (light * change).chunk(2, 1)
         plain.relit = (colours * gain.exp() + offset).clamp(0, 1)
     outside = (coverage < 0.1).float()
@@ -332,6 +341,13 @@ def _fading(square: Placement, maps: torch.Tensor) -> torch.Tensor:
     )
     down, across = ((ramp if first else whole) * (ramp.flip(0) if last else whole) for first, last in sides)
     return (down[:, None] * across)[None, None]
+
+
+def _smooth(maps: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """(1, C, S, S) without the ripples that a network leaves at edges: a blur that sees only what lies within `where`."""
+    channels, near = maps.shape[1], _softened(where, RIPPLE).clamp(min=1e-3)
+    blurred = torch.cat([_softened(maps[:, each : each + 1] * where, RIPPLE) for each in range(channels)], 1)
+    return blurred / near
 
 
 def _softened(maps: torch.Tensor, deviation: float) -> torch.Tensor:

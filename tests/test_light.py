@@ -82,6 +82,32 @@ def test_beyond_object_and_shadow_every_bit_is_the_background_s(strengths):
     assert kept.sum() > 50 and not torch.equal(made[:, ~kept], part[:, ~kept])
 
 
+@pytest.mark.parametrize("net", [NET, load_light()], ids=["micro", "shipped"])
+def test_what_the_object_hides_is_not_seen_on_it(net):
+    """Two scenes that differ where the object is solid, and there alone."""
+    alpha = torch.zeros(96, 96)
+    alpha[30:70, 30:66] = 1
+    placed = PlacedObject.from_layer(torch.full((3, 96, 96), 0.5), alpha)
+    solid = torch.zeros(96, 96)
+    solid[36:64, 36:60] = 1
+    frame = frame_of((96, 96))
+    other = torch.lerp(frame, frame_of((96, 96), 5), solid)
+    one, two = (lit_by(net, each, placed).relit for each in (frame, other))
+    assert not torch.equal(frame, other) and (one - two).abs().max() < 1e-5
+
+
+def test_light_leaves_no_ripples_on_an_even_object():
+    alpha = torch.zeros(300, 300)
+    alpha[80:240, 60:220] = 1
+    placed = PlacedObject.from_layer(torch.full((3, 300, 300), 0.5), alpha)
+    scene = torch.linspace(0.2, 0.8, 300).expand(1, 3, 300, 300)
+    lit = lit_by(load_light(), scene, placed, 1, 0)
+    inside = lit.relit[
+        ..., 90 - lit.area[0].start : 230 - lit.area[0].start, 70 - lit.area[1].start : 210 - lit.area[1].start
+    ]
+    assert (inside[..., 1:] - inside[..., :-1]).abs().max() < 0.01
+
+
 def test_strengths_are_continuous_and_monotone():
     steps = [step / 20 for step in range(31)]
     shadows = [lit_by(NET, FRAME, PLACED, 0, step).shadow for step in steps]
