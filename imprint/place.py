@@ -254,6 +254,11 @@ def place_object(
         )
     (picture, *_), (own, *_) = views.pictures, views.masks
     picture, own = picture[0], own[0]
+    if fit == "fill" and (placed or place):
+        raise ImprintError(
+            f"fit is fill, by which the model draws into a mask, but {given[0]} says where the object goes; leave fit out, or "
+            "give a mask"
+        )
     if (placed or place) and (rotate or flip):
         raise ImprintError(
             "rotate and flip turn what is fitted into a box; a placed object lies as it is, a place has its own"

@@ -301,6 +301,12 @@ def test_a_placed_object_stays_where_it_lies_pixel_for_pixel():
     assert made.box == (10, 15, 31, 46) and made.size == (40, 50)
 
 
+@pytest.mark.parametrize("way", [{"placed": True}, {"place": Place(20, 30, 10)}])
+def test_filling_needs_a_mask(way):
+    with pytest.raises(ImprintError, match="fit is fill"):
+        place_object(views(torch.rand(3, 40, 50), torch.ones(40, 50)), (40, 50), fit="fill", **way)
+
+
 # --- edges -----------------------------------------------------------------------------------------------------------
 
 
