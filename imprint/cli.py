@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,7 @@ EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
     print_anything()
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(_with_negative_points(sys.argv[1:] if argv is None else argv))
     # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
     # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -57,6 +58,17 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _with_negative_points(words: Sequence[str]) -> list[str]:
+    """`--at -10,300` as `--at=-10,300`: argparse takes what begins with a minus, and is no number, for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--at" and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _say(line: str, stream: TextIO | None = None) -> None:

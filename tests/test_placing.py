@@ -544,6 +544,20 @@ def test_a_drawing_has_no_layers(files, _placing, monkeypatch, capsys):
     assert "this object was drawn by the model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--at", "-10,80"], ["--at=-10,80"], ["--at", "-10.0, 80"], ["--at", "-1e1,80"]])
+def test_a_place_left_of_the_frame(files, placing, scene, words):
+    assert cli.main(composite(*words)) == 0
+    expected = placing(scene[0], None, scene[1], place=Place(-10, 80, 31)).images[0]
+    assert np.array_equal(pixels("out.png"), np.asarray(expected))
+
+
+def test_at_without_a_place_is_a_mistake(capsys):
+    for words in (["--at"], ["--at", "--flip"]):
+        with pytest.raises(SystemExit):
+            cli.main(composite(*words))
+        assert "argument --at: expected one argument" in capsys.readouterr().err
+
+
 # --- a plain photo is cut out, by a stand-in for rembg, an extra with weights of its own ------------------------------
 
 
