@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +33,13 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from .pipeline import ImprintPipeline, ImprintPipelineOutput
+    from .pipeline import ImprintPipeline
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures, duck.webp, room.jpg and box.png, and others."""
+
+_LAYERS = ("shadow", "object", "light")
+"""The names of `Lit.layers`, from below."""
 
 EXIT_BAD_INPUT = 2  # as argparse's own
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
@@ -46,7 +48,7 @@ EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
     print_anything()
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(_with_negative_points(sys.argv[1:] if argv is None else argv))
     # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
     # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -57,6 +59,17 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _with_negative_points(words: Sequence[str]) -> list[str]:
+    """`--at -10,300` as `--at=-10,300`: argparse takes what begins with a minus, and is no number, for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--at" and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _say(line: str, stream: TextIO | None = None) -> None:
@@ -107,9 +120,9 @@ def _one(job: Job, options: argparse.Namespace) -> int:
     if not options.overwrite:
         job.require_new()
     with _collector_paused():
-        pictures = _read(job, options)
+        steps = _read(job, options)
         pipeline = _pipeline(options)
-    _make(job, pictures, pipeline, options)
+    _make(job, steps, pipeline, options)
     _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
     return 0
 
@@ -121,7 +134,9 @@ def batch(options: argparse.Namespace) -> int:
     def report(number: int, error: ImprintError) -> None:
         tqdm.write(f"imprint: error: {options.jobs}, line {number}: {error}", file=sys.stderr)
 
-    jobs, errors = read_jobs(options.jobs, options.seed, options.overwrite, given_placing(options))
+    jobs, errors = read_jobs(
+        options.jobs, options.seed, options.overwrite, given_placing(options), bool(options.layers)
+    )
     for number, error in errors.items():
         report(number, error)
     waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
@@ -230,30 +245,35 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
     return pipeline
 
 
-def _read(job: Job, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The job's pictures; with --cutout auto, an object's photo with neither mask nor transparency gets a mask."""
+def _read(job: Job, options: argparse.Namespace) -> list[tuple[Job, dict[str, Any]]]:
+    """The steps that make the job's picture: an object, and its pictures with the mask of one area.
+
+    With --cutout auto, an object's photo with neither mask nor transparency gets a mask. Raises `ImprintError` for what
+    cannot be used, and for layers that cannot be made or written.
+    """
     pictures = job.read()
+    areas = [_areas(part, own, options.each_area) for part, own in zip(job.each, pictures)]
+    if options.layers:
+        _require_layers(job, areas, options)
     if options.cutout == "auto":
         from .cutout import mask_of
 
         for own in pictures:
             own["object_mask"] = own["object_mask"] or [mask_of(photo) for photo in own["object_image"]]
-    return pictures
+    return [(part, own | {"mask": mask}) for part, own, masks in zip(job.each, pictures, areas) for mask in masks]
 
 
-def _make(job: Job, pictures: Sequence[dict[str, Any]], pipeline: ImprintPipeline, options: argparse.Namespace) -> None:
-    """pictures: for each of the job's objects its own, as `Job.read` gives them."""
+def _make(
+    job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: ImprintPipeline, options: argparse.Namespace
+) -> None:
+    """steps: as `_read` gives them."""
     import torch
 
-    from .images import save_computed
+    from .images import as_layer, save_computed, tensor_to_image
 
-    steps = [
-        (part, own | {"mask": mask}, torch.Generator().manual_seed(part.seed))
-        for part, own in zip(job.each, pictures)
-        for mask in _areas(part, own, options.each_area)
-    ]
-    background = pictures[0]["background"]
-    for number, (part, own, generator) in enumerate(steps, 1):  # each into the picture with the ones before it
+    background = steps[0][1]["background"]
+    layers = []
+    for part, own in steps:  # each into the picture with the ones before it
         made = pipeline(
             **own | {"background": background},
             num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
@@ -263,16 +283,19 @@ def _make(job: Job, pictures: Sequence[dict[str, Any]], pipeline: ImprintPipelin
             feather_pixels=options.feather,
             feather_inwards=options.feather_in,
             blend_method=options.blend,
-            generator=generator,
+            generator=torch.Generator().manual_seed(part.seed),
             colour_match=options.colour_match,
             matte=options.matte,
             detail=options.detail,
             **placing_arguments(part.placing, own),
         )
-        if options.layers:
-            names = [job.out.stem] * options.many + [str(number)] * (len(steps) > 1)
-            _save_layers(made, background, options.layers, names)
         background = made.images[0]
+        if options.layers:
+            found = made.lit.layers()
+            layers += [(tensor_to_image(found[name][0]), made.lit.area) for name in _LAYERS]
+    if options.layers:  # all at once: after an error in a later object none is left to be in the way
+        for (layer, area), path in zip(layers, _layer_files(job, len(steps), options)):
+            save_computed(as_layer(layer, background, area), path)
     save_computed(background, job.out)
 
 
@@ -292,19 +315,35 @@ def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
     return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
 
 
-def _save_layers(made: ImprintPipelineOutput, background: Image.Image, folder: Path, names: list[str]) -> None:
-    """The layers of a placed object as PNGs of the background's size, to be stacked in the order of their names."""
-    from .images import save_computed, tensor_to_layer
+def _layer_files(job: Job, steps: int, options: argparse.Namespace) -> list[Path]:
+    """The layers' names, in whose order they are stacked; those of a jobs file's line in a folder of their own."""
+    folder = options.layers / job.out.stem if options.many else options.layers
+    width = len(str(steps))
+    before = [f"{step:0{width}}-" for step in range(1, steps + 1)] if steps > 1 else [""]
+    return [folder / f"{step}{number}-{name}.png" for step in before for number, name in enumerate(_LAYERS, 1)]
 
-    if made.lit is None:
-        raise ImprintError(
-            "this object was drawn by the model, in one with its light; layers are of an object that is placed: draw a box, "
-            "or give --placed, --at or --align"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, (layer, values) in enumerate(made.lit.layers().items(), 1):
-        stem = "-".join([*names, str(number), layer])
-        save_computed(tensor_to_layer(values[0], background.size, made.lit.area), folder / f"{stem}.png")
+
+def _require_layers(job: Job, areas: Sequence[Sequence[Any]], options: argparse.Namespace) -> None:
+    """Raise `ImprintError` unless all objects will be placed, and their layers can be written without a loss.
+
+    areas: for each object the masks of its areas.
+    """
+    from .images import as_mask, require_writable
+    from .place import is_drawn
+
+    for part, masks in zip(job.each, areas):
+        for hole in (as_mask(mask)[0] for mask in masks if part.mask):
+            if hole.any() and is_drawn(hole, part.placing.get("fit", "contain")):
+                raise ImprintError(
+                    f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object that is "
+                    "placed: draw a box without fit fill, or give placed, at or align, or leave --layers out"
+                )
+    for path in _layer_files(job, sum(map(len, areas)), options):
+        require_writable(path)
+        if os.path.realpath(path) == os.path.realpath(job.out):
+            raise ImprintError(f"{path} is a layer and also what the picture is written as; give another 'out'")
+        if os.path.lexists(path) and not options.overwrite:
+            raise ImprintError(f"{path} is there already, and would be lost; give another --layers, or --overwrite")
 
 
 @contextmanager
@@ -349,7 +388,8 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command(demo, "demo", "make a composite of the pictures that come with the package")
     added.add_argument("--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder")
-    added.set_defaults(overwrite=False, many=False, cutout="off")
+    added.add_argument("--overwrite", action="store_true", help="also over layers that are there already")
+    added.set_defaults(many=False, cutout="off")
 
     added = one = command(composite, "composite", "put an object into a background")
     added.add_argument("--object", type=Path, action="append", required=True, help="its photo; again for further views")
@@ -368,7 +408,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--blend-mask", type=Path, help="where to put what was generated, if not in the mask")
     added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg, .webp or .tiff")
-    added.add_argument("--overwrite", action="store_true", help="also over a picture that the composite is made of")
+    added.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also over a picture that the composite is made of, and over layers that are there already",
+    )
     added.set_defaults(many=False)
 
     added = command(batch, "batch", "make many composites with one loaded model")
@@ -383,7 +427,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--overwrite",
         action="store_true",
-        help="also make what is already written, and over what a composite is made of",
+        help="also make what is already written, and over what a composite is made of, and over layers that are there",
     )
     added.set_defaults(many=True)
 

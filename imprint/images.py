@@ -296,17 +296,18 @@ def _alpha(image: Image.Image) -> torch.Tensor | None:
     return None if alpha.min() == 255 else torch.from_numpy(alpha.copy())[None].float() / 255
 
 
-def tensor_to_layer(values: torch.Tensor, size: tuple[int, int], area: tuple[slice, slice]) -> Image.Image:
-    """(4, h, w) in [0, 1], colours and alpha, as a picture with transparency of `size` (width, height), at `area` of it."""
-    layer = Image.new("RGBA", size)
+def as_layer(part: Image.Image, whole: Image.Image, area: tuple[slice, slice]) -> Image.Image:
+    """An RGBA picture of a part, `area` (rows, columns) of the whole, alone in one of the whole's size and colour profile."""
+    layer = Image.new("RGBA", whole.size)
     rows, columns = area
-    pixels = (values.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    layer.paste(Image.fromarray(pixels, "RGBA"), (columns.start, rows.start))
+    layer.paste(part, (columns.start, rows.start))
+    profile = rgb_profile_of(whole)
+    layer.info = {"icc_profile": profile} if profile else {}
     return layer
 
 
 def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] -> Pillow RGB, rounded."""
+    """(3, H, W) in [0, 1] -> Pillow RGB, rounded; (4, H, W) -> RGBA."""
     array = (tensor.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
 

@@ -160,16 +160,19 @@ class Job:
 
 
 def read_jobs(
-    path: Path, seed: int, overwrite: bool, placing: Mapping[str, Any]
+    path: Path, seed: int, overwrite: bool, placing: Mapping[str, Any], layers: bool = False
 ) -> tuple[dict[int, Job], dict[int, ImprintError]]:
-    """The jobs and the errors of a file, by line number from 1. placing: what a line does not say of it."""
+    """The jobs and the errors of a file, by line number from 1.
+
+    placing: what a line does not say of it. layers: whether each job's layers get a folder of the name of its picture.
+    """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ImprintError(
             f"{path} cannot be read ({error.strerror}); give a text file of one JSON object per line"
         ) from error
-    jobs, errors, writers = {}, {}, {}
+    jobs, errors, writers, namesakes = {}, {}, {}, {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -180,6 +183,12 @@ def read_jobs(
             first = writers.setdefault(os.path.normcase(os.path.realpath(job.out)), number)
             if first != number:
                 raise ImprintError(f"{job.out} is what line {first} writes; give every line its own 'out'")
+            first = namesakes.setdefault(os.path.normcase(job.out.stem), number)
+            if layers and first != number:
+                raise ImprintError(
+                    f"the layers of {job.out.name} would lie in the folder of line {first}'s, {job.out.stem}; with --layers "
+                    "give every 'out' a name of its own, whatever its folder"
+                )
             jobs[number] = job
         except ImprintError as error:
             errors[number] = error

@@ -129,7 +129,11 @@ def finish_settings() -> argparse.ArgumentParser:
         help="an object in each separate area of the mask, not one that spans them all",
     )
     group.add_argument(
-        "--layers", type=Path, metavar="FOLDER", help="also write shadow, object and light as PNGs to stack"
+        "--layers",
+        type=Path,
+        metavar="FOLDER",
+        help="also write shadow, object and light as PNGs that stack to the picture, in the order of their names, over a "
+        "background without transparency; for objects that are placed, not drawn",
     )
     group.add_argument(
         "--detail",

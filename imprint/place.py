@@ -268,7 +268,7 @@ def place_object(
         return PlacedObject.from_layer(picture, own)
     if place:
         return PlacedObject.put(picture, own, place, size)
-    if fit == "fill" or (mask is not None and not (bool((mask > 0.5).any()) and is_box(mask))):
+    if is_drawn(mask, fit):
         if rotate or flip or align:
             raise ImprintError(
                 "rotate, flip and align are for an object that is fitted into a box with its own proportions; here the "
@@ -280,6 +280,14 @@ def place_object(
     if align:
         return PlacedObject.aligned(picture, own, box, align, size, turn, flip)
     return PlacedObject.put(picture, own, fit_into(picture, own, box, turn, flip), size)
+
+
+def is_drawn(mask: torch.Tensor | None, fit: str) -> bool:
+    """Whether the model draws the object that goes into a mask (H, W), above 0.5, rather than its photo being placed there.
+
+    None: the whole frame, a box. fit: as of `place_object`.
+    """
+    return fit == "fill" or (mask is not None and not (bool((mask > 0.5).any()) and is_box(mask)))
 
 
 def require_turn(rotate: float | None) -> None:

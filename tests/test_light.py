@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from imprint.checkpoint import digest
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor, tensor_to_image, tensor_to_layer
+from imprint.images import as_layer, image_to_tensor, tensor_to_image
 from imprint.light import SHIPPED_LIGHT, LightNet, Lit, load_light, relight, save_light, square_around
 from imprint.place import PlacedObject
 
@@ -216,7 +216,7 @@ def test_stacked_layers_are_the_composite(strengths):
     layers = lit.layers()
     assert list(layers) == ["shadow", "object", "light"]
     for values in layers.values():
-        stacked = Image.alpha_composite(stacked, tensor_to_layer(values[0], stacked.size, lit.area))
+        stacked = Image.alpha_composite(stacked, as_layer(tensor_to_image(values[0]), stacked, lit.area))
     expected = np.asarray(tensor_to_image(whole[0])).astype(int)
     off = np.abs(np.asarray(stacked.convert("RGB")) - expected)
     assert off.max() <= 1, np.unique(off, return_counts=True)

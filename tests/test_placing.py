@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from micro import cutout, micro_light, photo, rectangle
-from PIL import Image
+from PIL import Image, ImageCms
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imprint import cli
@@ -367,10 +367,10 @@ def test_several_objects_in_a_line_are_one_after_another(files):
     pictures = [pixels(f"{number}.png") for number in (1, 2, 3)]
     assert np.array_equal(pixels("together.png"), pictures[2])
     assert not any(np.array_equal(each, pictures[2]) for each in (*pictures[:2], pixels("background.png")))
-    made = sorted(path.name for path in (files / "layers").glob("together-*"))
-    assert made == [f"together-{n}-{m}-{name}.png" for n in (1, 2, 3) for m, name in enumerate(LAYERS, 1)]
+    made = sorted(path.name for path in (files / "layers" / "together").iterdir())
+    assert made == [f"{n}-{m}-{name}.png" for n in (1, 2, 3) for m, name in enumerate(LAYERS, 1)]
     for number, name in itertools.product((1, 2, 3), enumerate(LAYERS, 1)):
-        one, many = (f"layers/{stem}-{name[0]}-{name[1]}.png" for stem in (number, f"together-{number}"))
+        one, many = (f"layers/{stem}{name[0]}-{name[1]}.png" for stem in (f"{number}/", f"together/{number}-"))
         assert np.array_equal(pixels(one), pixels(many))
 
 
@@ -531,17 +531,128 @@ def test_layers_of_several_areas_and_jobs_keep_apart(files):
     line = {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "one.png"}
     (files / "jobs.jsonl").write_text(json.dumps(line))
     assert cli.main(["batch", "jobs.jsonl", "--layers", "of-jobs"]) == 0
-    assert [path.name for path in sorted((files / "of-jobs").iterdir())] == [
-        f"one-{number}-{layer}.png" for number, layer in enumerate(layers, 1)
+    assert [path.name for path in sorted((files / "of-jobs" / "one").iterdir())] == [
+        f"{number}-{layer}.png" for number, layer in enumerate(layers, 1)
     ]
 
 
-def test_a_drawing_has_no_layers(files, _placing, monkeypatch, capsys):
+def refused(files, capsys, monkeypatch, words) -> str:
+    """The one line on stderr of a command that fails before a model is loaded and before anything is written."""
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "_pipeline", lambda options: pytest.fail("the work was begun"))
+        assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("imprint: error: ") and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
+    return err
+
+
+def test_a_drawing_has_no_layers(files, capsys, monkeypatch):
+    two = rectangle(120, 90, (5, 5, 40, 45))
+    two.paste(255, (60, 40, 110, 85))
+    two.paste(0, (60, 40, 90, 70))  # a box, and an outline below it
+    two.save("two.png")
+    for words in (["--mask", "box.png", "--fit", "fill"], ["--mask", "two.png"], ["--mask", "two.png", "--each-area"]):
+        words += ["--layers", "layers"]
+        assert "object.png would be drawn by the model" in refused(files, capsys, monkeypatch, composite(*words))
+    lines = [
+        {"objects": [{"object": "object.png", "mask": "box.png"}, {"object": "layer.png", "mask": "two.png"}]},
+        {"object": "object.png", "at": [50, 70], "fit": "fill"},  # placed all the same
+    ]
+    lines = [{"background": "background.png", "out": f"{n}.png"} | line for n, line in enumerate(lines, 1)]
+    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 2
+    out, err = capsys.readouterr()
+    assert re.search(r"line 1: \S*layer.png would be drawn by the model", err) and out.startswith("1 written")
+    assert [path.name for path in (files / "layers").iterdir()] == ["2"]
+
+
+def test_an_empty_mask_has_its_own_sentence_with_layers(files, capsys, monkeypatch, _placing):
     monkeypatch.undo()
     monkeypatch.setattr(cli, "_pipeline", lambda options: _placing)
     monkeypatch.chdir(files)
-    assert cli.main(composite("--mask", "box.png", "--fit", "fill", "--steps", "1", "--layers", "layers")) == 2
-    assert "this object was drawn by the model" in capsys.readouterr().err
+    Image.new("L", (120, 90)).save("empty.png")
+    assert cli.main(composite("--mask", "empty.png", "--layers", "layers")) == 2
+    assert "mask of the hole is empty" in capsys.readouterr().err
+
+
+def test_layers_are_not_written_over_what_is_there(files, capsys, monkeypatch):
+    (files / "object.png").rename(files / "2-object.png")
+    words = composite("--at", "50,70", "--layers", ".", subject="2-object.png")
+    assert "2-object.png is there already, and would be lost" in refused(files, capsys, monkeypatch, words)
+    assert cli.main([*words, "--overwrite"]) == 0
+    capsys.readouterr()
+    assert Image.open("2-object.png").size == (120, 90)
+    words = composite("--at", "50,70", "--layers", ".", "--overwrite", "--out", "3-light.png", subject="2-object.png")
+    assert "3-light.png is a layer and also what" in refused(files, capsys, monkeypatch, words)
+
+
+def test_an_error_in_a_later_object_leaves_no_layers_of_the_first(files, capsys):
+    objects = [{"object": "object.png", "at": at} for at in ([50, 70], [900, 2])]
+    (files / "jobs.jsonl").write_text(json.dumps({"objects": objects, "background": "background.png", "out": "o.png"}))
+    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 2
+    assert "outside the 120x90 background" in capsys.readouterr().err
+    assert not [path for path in (files / "layers").rglob("*") if path.is_file()]
+
+
+def test_layers_of_pictures_of_one_name_are_refused(files, capsys):
+    line = {"object": "object.png", "background": "background.png", "at": [50, 70]}
+    (files / "jobs.jsonl").write_text("\n".join(json.dumps(line | {"out": f"{name}/x.png"}) for name in "ab"))
+    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 2
+    out, err = capsys.readouterr()
+    assert "line 2: the layers of x.png would lie in the folder of line 1's, x;" in err and out.startswith("1 written")
+    assert cli.main(["batch", "jobs.jsonl"]) == 0  # without layers they are two pictures
+
+
+@pytest.mark.parametrize("folder", ["background.png", "background.png/layers", "/proc/layers", "a\0b"])
+def test_a_folder_for_layers_that_cannot_be_is_refused(files, capsys, monkeypatch, folder):
+    words = ["--at", "50,70", "--layers", folder]
+    assert "1-shadow.png cannot be written" in refused(files, capsys, monkeypatch, composite(*words))
+    line = {"object": "object.png", "background": "background.png", "out": "line.png", "at": [50, 70]}
+    (files / "jobs.jsonl").write_text(json.dumps(line))
+    assert cli.main(["batch", "jobs.jsonl", "--layers", folder]) == 2
+    out, err = capsys.readouterr()
+    assert "line 1: " in err and "cannot be written" in err and "Traceback" not in err and out.endswith("1 failed\n")
+    assert not (files / "line.png").exists()
+
+
+def test_layers_have_the_composite_s_colour_profile(files):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.open("background.png").save("background.png", icc_profile=profile)
+    assert cli.main(composite("--at", "50,70", "--layers", "layers")) == 0
+    for path in (files / "out.png", *(files / "layers").iterdir()):
+        assert Image.open(path).info["icc_profile"] == profile
+    photo(120, 90, seed=2).save("background.png")
+    assert cli.main(composite("--at", "50,70", "--layers", "without")) == 0
+    assert not any("icc_profile" in Image.open(path).info for path in (files / "without").iterdir())
+
+
+def test_layers_of_ten_objects_stack_in_the_order_of_their_names(files):
+    objects = [{"object": "object.png", "at": [10 * n + 5, 70], "height": 20} for n in range(10)]
+    (files / "jobs.jsonl").write_text(json.dumps({"objects": objects, "background": "background.png", "out": "o.png"}))
+    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 0
+    names = sorted(path.name for path in (files / "layers" / "o").iterdir())
+    assert names[0] == "01-1-shadow.png" and names[-1] == "10-3-light.png" and len(names) == 30
+    stacked = Image.open("background.png").convert("RGBA")
+    for name in names:
+        stacked = Image.alpha_composite(stacked, Image.open(files / "layers" / "o" / name))
+    difference = np.abs(np.asarray(stacked.convert("RGB")).astype(int) - pixels("o.png"))
+    assert difference.max() <= 10  # at most one for each object
+
+
+@pytest.mark.parametrize("words", [["--at", "-10,80"], ["--at=-10,80"], ["--at", "-10.0, 80"], ["--at", "-1e1,80"]])
+def test_a_place_left_of_the_frame(files, placing, scene, words):
+    assert cli.main(composite(*words)) == 0
+    expected = placing(scene[0], None, scene[1], place=Place(-10, 80, 31)).images[0]
+    assert np.array_equal(pixels("out.png"), np.asarray(expected))
+
+
+def test_at_without_a_place_is_a_mistake(capsys):
+    for words in (["--at"], ["--at", "--flip"]):
+        with pytest.raises(SystemExit):
+            cli.main(composite(*words))
+        assert "argument --at: expected one argument" in capsys.readouterr().err
 
 
 # --- a plain photo is cut out, by a stand-in for rembg, an extra with weights of its own ------------------------------
