@@ -513,7 +513,8 @@ def test_layers_are_pictures_that_stack_to_the_composite(files):
     stacked = Image.open("background.png").convert("RGBA")
     for name in names:
         stacked = Image.alpha_composite(stacked, Image.open(files / "layers" / name))
-    assert np.abs(np.asarray(stacked.convert("RGB")).astype(int) - pixels("out.png")).max() <= 1
+    off = np.abs(np.asarray(stacked.convert("RGB")).astype(int) - pixels("out.png"))
+    assert off.max() <= 2 and off.mean() < 0.05  # an editor rounds to 8 bits after each of the three
 
 
 def test_layers_of_several_areas_and_jobs_keep_apart(files):
