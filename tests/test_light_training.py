@@ -414,9 +414,11 @@ def test_a_network_of_another_size_is_said(folder, tmp_path):
     [
         (relight.main, "--output x", "the following arguments are required: groups"),
         (relight.main, "g --output x --photo-share 2", "shares from 0 to 1"),
+        (relight.main, "g --output x --seconds nan", "--seconds is nan; finite numbers were expected"),
         (relight.main, "g --output x --side 40", "multiple of 16"),
         (relight.main, "g --output x --widths 12 32", "multiples of 8"),
         (prepare.main, "light m --panoramas p --output x", "give --seconds, --count, or both"),
+        (prepare.main, "light m --panoramas p --output x --seconds inf", "--seconds is inf; finite numbers"),
         (prepare.main, "light m --panoramas p --output x --count 1 --held-out 1", "a share between 0 and 1"),
     ],
 )
