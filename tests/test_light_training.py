@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 
 from imprint.errors import ImprintError
 from imprint.hole import Placement
-from imprint.light import LightConfig, load_light
+from imprint.light import LightConfig, load_light, save_light
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
@@ -405,8 +406,17 @@ def test_a_loss_that_is_not_finite_is_said_and_nothing_written(folder, tmp_path)
 
 
 def test_a_network_of_another_size_is_said(folder, tmp_path):
-    with pytest.raises(ImprintError, match=r"groups are of 32 px, --side of 64; .*--side 32"):
-        fit.relight_training(relight_settings(groups=(folder,), output=tmp_path / "net.safetensors", side=64))
+    settings = relight_settings(groups=(folder,), output=tmp_path / "net.safetensors", side=64)
+    with pytest.raises(
+        ImprintError, match=r"groups are of 32 px, --side of 64; make groups of 64 px, or give --side 32"
+    ):
+        fit.relight_training(settings)
+    init = tmp_path / "init.safetensors"
+    save_light(init, fit.make_net(settings, 64))
+    with pytest.raises(
+        ImprintError, match=r"--init's network of 64; make groups of 64 px, or leave --init out and give"
+    ):
+        fit.relight_training(replace(settings, init=init, side=SIDE))
 
 
 @pytest.mark.parametrize(
