@@ -23,7 +23,7 @@ from imprint.hole import Placement
 from imprint.light import LightConfig, load_light, save_light
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
-from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
+from training.light import fit, losses, memory, pairs, plan, preparing, radiance, scenes, trace, tracer
 from training.light.photographs import cut_squares
 from training.light.settings import PrepareLight, Relight
 from training.measure.settings import EvaluateLight
@@ -279,13 +279,23 @@ def test_places_of_several_folders_are_told_apart(folder, tmp_path):
 def test_unusable_groups_are_said(folder, tmp_path):
     with pytest.raises(ImprintError, match=r"prepare light"):
         memory.GroupReader((tmp_path,), "train", torch.device("cpu"))
-    (folder / "train-009-000000.npz").write_bytes(b"PK half a file")
-    with pytest.raises(ImprintError, match=r"train-009-000000\.npz cannot be read"):
-        read(folder)
+    whole = (folder / "train-000-000000.npz").read_bytes()
+    for content in (b"", b"PK half a file", whole[: len(whole) // 2]):
+        (folder / "train-009-000000.npz").write_bytes(content)
+        for use in (read, preparing.count_splits):
+            with pytest.raises(ImprintError, match=r"train-009-000000\.npz cannot be read .*; delete it"):
+                use(folder)
     for path in folder.glob("train-*"):
         path.unlink()
     with pytest.raises(ImprintError, match=r"0 files of train groups"):
         read(folder)
+
+
+def test_a_deleted_file_s_number_costs_no_other_file(folder):
+    trace.write_groups(endless(0), folder, "train-003", 0, 2 * trace.CHUNK, lambda: True)
+    assert trace.next_number(folder, "train-003") == 2 and trace.next_number(folder, "train-004") == 0
+    (folder / "train-003-000000.npz").unlink()
+    assert trace.next_number(folder, "train-003") == 2
 
 
 def test_nothing_is_written_when_the_time_is_up(tmp_path):

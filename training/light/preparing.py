@@ -31,6 +31,7 @@ from ..arguments import flattened
 from ..data.engines import in_processes
 from ..data.items import read_names, read_photos
 from ..data.shards import SPLITS, inside, read_shards
+from .memory import count_groups
 from .photographs import cut_squares
 from .plan import LightPlan
 from .settings import PrepareLight
@@ -51,13 +52,13 @@ def prepare_light(settings: PrepareLight) -> dict[str, int]:
     jobs = plan_jobs(settings, plan, read_photos(settings.textures, excluded), began)
     for _ in in_processes(run_job, jobs, settings.workers, "groups"):
         pass
-    return count_groups(output) | {"photos": photos}
+    return count_splits(output) | {"photos": photos}
 
 
 def plan_jobs(settings: PrepareLight, plan: LightPlan, textures: tuple[Path, ...], began: float) -> list[TraceJob]:
     """A job for each process. began: as `time.time()` has it."""
     variant = resolve_variant(settings.variant)
-    there = count_groups(settings.output)
+    there = count_splits(settings.output)
     wanted = {SPLITS[0]: math.inf if settings.count is None else settings.count, SPLITS[1]: settings.held_out_groups}
     gpus = _gpus(settings.gpus) if variant.startswith("cuda") else []
     return [
@@ -100,14 +101,9 @@ def cut_photos(settings: PrepareLight) -> int:
     return len(squares)
 
 
-def count_groups(folder: Path) -> dict[str, int]:
-    """Groups in a folder, by split."""
-    counts = dict.fromkeys(SPLITS, 0)
-    for split in SPLITS:
-        for path in folder.glob(f"{split}-*.npz"):
-            with np.load(path) as file:
-                counts[split] += len(file["meshes"])
-    return counts
+def count_splits(folder: Path) -> dict[str, int]:
+    """Groups in a folder, by split. Raises `ImprintError` for a file that cannot be read."""
+    return {split: sum(map(count_groups, folder.glob(f"{split}-*.npz"))) for split in SPLITS}
 
 
 def _describe(settings: PrepareLight) -> None:

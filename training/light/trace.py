@@ -83,10 +83,10 @@ def run_job(job: TraceJob) -> dict[str, int]:
     tracer = Tracer(job.variant, list(panoramas), job.side, job.samples)
     made = {}
     for split in reversed(SPLITS):
-        number = sum(1 for _ in job.output.glob(f"{split}-{job.worker:03d}-*.npz"))
+        stem = f"{split}-{job.worker:03d}"
+        number = next_number(job.output, stem)
         rng = np.random.default_rng([job.seed, SPLITS.index(split), job.worker, number])
         groups = trace_groups(tracer, job.plan, split, job.textures, rng)
-        stem = f"{split}-{job.worker:03d}"
         made[split] = write_groups(groups, job.output, stem, number, job.counts[split], job.goes_on)
     return made
 
@@ -125,6 +125,11 @@ def trace_groups(
             radiance = tracer.render(shape, view, chosen, turns, int(rng.integers(1 << 30)))
             if (radiance[channels("alpha")] > 0.9).mean() >= LEAST_COVER:
                 yield TracedGroup(radiance, chosen, turns, index, view.horizon)
+
+
+def next_number(folder: Path, stem: str) -> int:
+    """That of the next file STEM-NNNNNN.npz: one more than the last, also where one between has been deleted."""
+    return max((int(path.stem.rpartition("-")[2]) + 1 for path in folder.glob(f"{stem}-*.npz")), default=0)
 
 
 def write_groups(
