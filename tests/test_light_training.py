@@ -526,15 +526,20 @@ def ball_and_box(folder):
     return folder
 
 
-def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_path, capsys):
+def draw_panoramas(folder):
     cv2 = pytest.importorskip("cv2", reason="the extra 'train' is not installed")
-    (tmp_path / "places").mkdir()
+    folder.mkdir()
     for index in range(4):
-        cv2.imwrite(str(tmp_path / f"places/p{index}.hdr"), panorama(5.0 + 10 * index)[..., ::-1])
+        cv2.imwrite(str(folder / f"p{index}.hdr"), panorama(5.0 + 10 * index)[..., ::-1])
+    return folder
+
+
+def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_path, capsys):
+    places = draw_panoramas(tmp_path / "places")
     mitsuba.set_variant("scalar_rgb")
-    mitsuba.Bitmap(panorama(2.0)).write(str(tmp_path / "places/q_puresky.exr"))
+    mitsuba.Bitmap(panorama(2.0)).write(str(places / "q_puresky.exr"))
     out = tmp_path / "groups"
-    words = f"light {ball_and_box(tmp_path / 'meshes')} --panoramas {tmp_path / 'places'} --output {out} --workers 1"
+    words = f"light {ball_and_box(tmp_path / 'meshes')} --panoramas {places} --output {out} --workers 1"
     words += " --held-out-groups 2 --side 32 --samples 4 --variant scalar_rgb --held-out 0.25 --count"
     prepare.main([*words.split(), "2"])
     assert "2 train, 2 held-out, 0 photos" in capsys.readouterr().out
@@ -554,6 +559,29 @@ def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_p
         prepare.main([*words.replace("--side 32", "--side 48").split(), "3"])
     with pytest.raises(SystemExit, match=r"names other places or meshes"):
         prepare.main([*words.split(), "3", "--sky", "nothing"])
+
+
+def test_meshes_that_cannot_be_read_are_said(tmp_path):
+    pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
+    meshes = files(tmp_path / "meshes", ["0.glb", "1.glb"])
+    made = plan.LightPlan.make([meshes], [files(tmp_path / "places", ["p0.hdr", "p1.hdr"])], [], 0.1, set())
+    with pytest.raises(ImprintError, match=r"none of 50 train meshes .*[01]\.glb \(.*--exclude"):
+        next(trace.trace_groups(None, made, "train", (), np.random.default_rng(0)))
+
+
+def test_panoramas_that_cannot_be_read_do_not_bind_the_folder(mitsuba, tmp_path, capsys):
+    out, places = tmp_path / "groups", draw_panoramas(tmp_path / "places")
+    whole = (places / "p3.hdr").read_bytes()
+    (places / "p3.hdr").write_bytes(whole[:60])
+    words = f"light {ball_and_box(tmp_path / 'meshes')} --panoramas {places} --output {out} --workers 1 --count 1"
+    words += " --held-out-groups 1 --samples 1 --variant scalar_rgb --side"
+    with pytest.raises(SystemExit, match=r"p3\.hdr"):
+        prepare.main([*words.split(), "48"])
+    assert not list(out.iterdir())
+    (places / "p3.hdr").write_bytes(whole)
+    prepare.main([*words.split(), "32"])
+    assert json.loads((out / "options.json").read_text())["side"] == 32
+    assert "1 train, 1 held-out" in capsys.readouterr().out
 
 
 def test_a_ball_on_the_ground_darkens_it_and_stands_there(mitsuba, tmp_path):

@@ -46,8 +46,10 @@ def prepare_light(settings: PrepareLight) -> dict[str, int]:
     output.mkdir(parents=True, exist_ok=True)
     excluded = read_names(settings.exclude)
     plan = LightPlan.make(settings.meshes, settings.panoramas, settings.sky, settings.held_out, excluded)
-    _describe(settings)
+    _require_same_side(settings)
     plan.write(output)
+    # Not before: they bind the folder to their size, even where no panorama could be read.
+    write_text(output / "options.json", json.dumps(flattened(settings), indent=1))
     photos = cut_photos(settings)
     jobs = plan_jobs(settings, plan, read_photos(settings.textures, excluded), began)
     for _ in in_processes(run_job, jobs, settings.workers, "groups"):
@@ -106,14 +108,13 @@ def count_splits(folder: Path) -> dict[str, int]:
     return {split: sum(map(count_groups, folder.glob(f"{split}-*.npz"))) for split in SPLITS}
 
 
-def _describe(settings: PrepareLight) -> None:
-    """Write options.json. Raises `ImprintError` where there is one of another size."""
+def _require_same_side(settings: PrepareLight) -> None:
+    """Raise `ImprintError` where options.json is of another size."""
     path = settings.output / "options.json"
     if path.exists():
         side = json.loads(path.read_text(encoding="utf-8"))["side"]
         if side != settings.side:
             raise ImprintError(f"{path} says {side} px, not {settings.side}; give --side {side}, or another --output")
-    write_text(path, json.dumps(flattened(settings), indent=1))
 
 
 def _gpus(count: int | None) -> list[str]:
