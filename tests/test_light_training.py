@@ -448,6 +448,27 @@ def test_bad_options_get_a_sentence(main, words, said, capsys):
     assert left.value.code == 2 and said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "light m --panoramas p --output x --count 1",
+            "stopped: finished files of groups are kept; run the same command",
+        ),
+        ("davis --input i --output x --licence CC0", "stopped: finished shards are kept; run the same command"),
+    ],
+)
+def test_ctrl_c_is_one_line(words, said, capsys, monkeypatch):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "run", interrupted)
+    with pytest.raises(SystemExit) as left:
+        prepare.main(words.split())
+    error = capsys.readouterr().err
+    assert left.value.code == 130 and error.startswith(said) and error.count("\n") == 1
+
+
 def test_the_commands_of_the_page_are_understood():
     """Options are parsed as they stand in docs/light.md; files that a command reads need not be there."""
     from test_training_docs import commands
