@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ from PIL import Image
 
 from imprint.errors import ImprintError
 from imprint.hole import Placement
-from imprint.light import LightConfig, load_light
+from imprint.light import LightConfig, load_light, save_light
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
-from training.light import fit, losses, memory, pairs, plan, radiance, scenes, trace, tracer
+from training.light import fit, losses, memory, pairs, plan, preparing, radiance, scenes, trace, tracer
 from training.light.photographs import cut_squares
 from training.light.settings import PrepareLight, Relight
 from training.measure.settings import EvaluateLight
@@ -278,13 +279,23 @@ def test_places_of_several_folders_are_told_apart(folder, tmp_path):
 def test_unusable_groups_are_said(folder, tmp_path):
     with pytest.raises(ImprintError, match=r"prepare light"):
         memory.GroupReader((tmp_path,), "train", torch.device("cpu"))
-    (folder / "train-009-000000.npz").write_bytes(b"PK half a file")
-    with pytest.raises(ImprintError, match=r"train-009-000000\.npz cannot be read"):
-        read(folder)
+    whole = (folder / "train-000-000000.npz").read_bytes()
+    for content in (b"", b"PK half a file", whole[: len(whole) // 2]):
+        (folder / "train-009-000000.npz").write_bytes(content)
+        for use in (read, preparing.count_splits):
+            with pytest.raises(ImprintError, match=r"train-009-000000\.npz cannot be read .*; delete it"):
+                use(folder)
     for path in folder.glob("train-*"):
         path.unlink()
     with pytest.raises(ImprintError, match=r"0 files of train groups"):
         read(folder)
+
+
+def test_a_deleted_file_s_number_costs_no_other_file(folder):
+    trace.write_groups(endless(0), folder, "train-003", 0, 2 * trace.CHUNK, lambda: True)
+    assert trace.next_number(folder, "train-003") == 2 and trace.next_number(folder, "train-004") == 0
+    (folder / "train-003-000000.npz").unlink()
+    assert trace.next_number(folder, "train-003") == 2
 
 
 def test_nothing_is_written_when_the_time_is_up(tmp_path):
@@ -405,8 +416,17 @@ def test_a_loss_that_is_not_finite_is_said_and_nothing_written(folder, tmp_path)
 
 
 def test_a_network_of_another_size_is_said(folder, tmp_path):
-    with pytest.raises(ImprintError, match=r"groups are of 32 px, --side of 64; .*--side 32"):
-        fit.relight_training(relight_settings(groups=(folder,), output=tmp_path / "net.safetensors", side=64))
+    settings = relight_settings(groups=(folder,), output=tmp_path / "net.safetensors", side=64)
+    with pytest.raises(
+        ImprintError, match=r"groups are of 32 px, --side of 64; make groups of 64 px, or give --side 32"
+    ):
+        fit.relight_training(settings)
+    init = tmp_path / "init.safetensors"
+    save_light(init, fit.make_net(settings, 64))
+    with pytest.raises(
+        ImprintError, match=r"--init's network of 64; make groups of 64 px, or leave --init out and give"
+    ):
+        fit.relight_training(replace(settings, init=init, side=SIDE))
 
 
 @pytest.mark.parametrize(
@@ -414,9 +434,11 @@ def test_a_network_of_another_size_is_said(folder, tmp_path):
     [
         (relight.main, "--output x", "the following arguments are required: groups"),
         (relight.main, "g --output x --photo-share 2", "shares from 0 to 1"),
+        (relight.main, "g --output x --seconds nan", "--seconds is nan; finite numbers were expected"),
         (relight.main, "g --output x --side 40", "multiple of 16"),
         (relight.main, "g --output x --widths 12 32", "multiples of 8"),
         (prepare.main, "light m --panoramas p --output x", "give --seconds, --count, or both"),
+        (prepare.main, "light m --panoramas p --output x --seconds inf", "--seconds is inf; finite numbers"),
         (prepare.main, "light m --panoramas p --output x --count 1 --held-out 1", "a share between 0 and 1"),
     ],
 )
@@ -424,6 +446,27 @@ def test_bad_options_get_a_sentence(main, words, said, capsys):
     with pytest.raises(SystemExit) as left:
         main(words.split())
     assert left.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "light m --panoramas p --output x --count 1",
+            "stopped: finished files of groups are kept; run the same command",
+        ),
+        ("davis --input i --output x --licence CC0", "stopped: finished shards are kept; run the same command"),
+    ],
+)
+def test_ctrl_c_is_one_line(words, said, capsys, monkeypatch):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "run", interrupted)
+    with pytest.raises(SystemExit) as left:
+        prepare.main(words.split())
+    error = capsys.readouterr().err
+    assert left.value.code == 130 and error.startswith(said) and error.count("\n") == 1
 
 
 def test_the_commands_of_the_page_are_understood():
@@ -504,15 +547,20 @@ def ball_and_box(folder):
     return folder
 
 
-def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_path, capsys):
+def draw_panoramas(folder):
     cv2 = pytest.importorskip("cv2", reason="the extra 'train' is not installed")
-    (tmp_path / "places").mkdir()
+    folder.mkdir()
     for index in range(4):
-        cv2.imwrite(str(tmp_path / f"places/p{index}.hdr"), panorama(5.0 + 10 * index)[..., ::-1])
+        cv2.imwrite(str(folder / f"p{index}.hdr"), panorama(5.0 + 10 * index)[..., ::-1])
+    return folder
+
+
+def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_path, capsys):
+    places = draw_panoramas(tmp_path / "places")
     mitsuba.set_variant("scalar_rgb")
-    mitsuba.Bitmap(panorama(2.0)).write(str(tmp_path / "places/q_puresky.exr"))
+    mitsuba.Bitmap(panorama(2.0)).write(str(places / "q_puresky.exr"))
     out = tmp_path / "groups"
-    words = f"light {ball_and_box(tmp_path / 'meshes')} --panoramas {tmp_path / 'places'} --output {out} --workers 1"
+    words = f"light {ball_and_box(tmp_path / 'meshes')} --panoramas {places} --output {out} --workers 1"
     words += " --held-out-groups 2 --side 32 --samples 4 --variant scalar_rgb --held-out 0.25 --count"
     prepare.main([*words.split(), "2"])
     assert "2 train, 2 held-out, 0 photos" in capsys.readouterr().out
@@ -532,6 +580,29 @@ def test_groups_are_traced_in_places_and_of_meshes_of_their_split(mitsuba, tmp_p
         prepare.main([*words.replace("--side 32", "--side 48").split(), "3"])
     with pytest.raises(SystemExit, match=r"names other places or meshes"):
         prepare.main([*words.split(), "3", "--sky", "nothing"])
+
+
+def test_meshes_that_cannot_be_read_are_said(tmp_path):
+    pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
+    meshes = files(tmp_path / "meshes", ["0.glb", "1.glb"])
+    made = plan.LightPlan.make([meshes], [files(tmp_path / "places", ["p0.hdr", "p1.hdr"])], [], 0.1, set())
+    with pytest.raises(ImprintError, match=r"none of 50 train meshes .*[01]\.glb \(.*--exclude"):
+        next(trace.trace_groups(None, made, "train", (), np.random.default_rng(0)))
+
+
+def test_panoramas_that_cannot_be_read_do_not_bind_the_folder(mitsuba, tmp_path, capsys):
+    out, places = tmp_path / "groups", draw_panoramas(tmp_path / "places")
+    whole = (places / "p3.hdr").read_bytes()
+    (places / "p3.hdr").write_bytes(whole[:60])
+    words = f"light {ball_and_box(tmp_path / 'meshes')} --panoramas {places} --output {out} --workers 1 --count 1"
+    words += " --held-out-groups 1 --samples 1 --variant scalar_rgb --side"
+    with pytest.raises(SystemExit, match=r"p3\.hdr"):
+        prepare.main([*words.split(), "48"])
+    assert not list(out.iterdir())
+    (places / "p3.hdr").write_bytes(whole)
+    prepare.main([*words.split(), "32"])
+    assert json.loads((out / "options.json").read_text())["side"] == 32
+    assert "1 train, 1 held-out" in capsys.readouterr().out
 
 
 def test_a_ball_on_the_ground_darkens_it_and_stands_there(mitsuba, tmp_path):

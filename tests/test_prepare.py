@@ -2,8 +2,13 @@
 
 import gzip
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -581,6 +586,18 @@ def test_the_split_is_by_clip_and_shards_hold_whole_clips(clips, tmp_path):
     assert (np.asarray(sheet) == (255, 70, 70)).all(2).any()  # an outline
     listed = (tmp_path / "out" / "train" / "shards.txt").read_text().split()
     assert listed == sorted(path.name for path in (tmp_path / "out" / "train").glob("*.tar")) and len(listed) > 1
+
+
+def test_a_signal_to_the_command_alone_ends_its_workers(monkeypatch):
+    from training.data import engines
+
+    monkeypatch.setattr(engines, "PATIENCE", 0.2)
+    began, before = time.monotonic(), signal.getsignal(signal.SIGINT)
+    threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(engines.in_processes(time.sleep, [60.0, 60.0], 2, "naps"))
+    assert time.monotonic() - began < 30 and not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_the_same_command_gives_the_same_bytes_and_goes_on_where_it_was_stopped(clips, tmp_path, monkeypatch):

@@ -13,9 +13,12 @@ import pytest
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 
+from training import arguments
 from training.arguments import flattened
-from training.data.settings import Limits
-from training.settings import STAGES, Train, parse_train
+from training.data.settings import Limits, Prepare
+from training.light.settings import PrepareLight, Relight
+from training.measure.settings import Evaluate, EvaluateLight
+from training.settings import STAGES, Train, TuneDecoder, parse_train
 
 ROOT = Path(__file__).parents[1]
 GIVEN = ["identity", "--output", "runs/x", "--cutouts", "c", "--photos", "p"]
@@ -71,6 +74,8 @@ def test_former_names_work_with_a_warning(tmp_path, capsys):
         ("- batch", "'option: value' lines were expected"),
         ("batch: [", "cannot be read"),
         ("batch: 0", "--batch is 0; it must be 1 or more"),
+        ("time_limit: .nan", "--time-limit is nan; finite numbers were expected"),
+        ("resolutions: [[96, .inf]]", "--resolutions is ((96, inf),); finite numbers were expected"),
     ],
 )
 def test_a_file_that_does_not_fit_is_one_sentence(tmp_path, capsys, text, message):
@@ -103,6 +108,18 @@ def test_options_that_do_not_go_together_are_one_sentence(capsys, options, messa
     with pytest.raises(SystemExit) as left:
         parse_train([*GIVEN, *options.split()])
     assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "kind", [Train, TuneDecoder, Prepare, PrepareLight, Relight, Evaluate, EvaluateLight], ids=lambda it: it.__name__
+)
+def test_no_option_takes_a_number_that_is_not_finite(capsys, kind, value):
+    for field in arguments.flat(kind):
+        if field.parse is float:
+            with pytest.raises(SystemExit) as left:
+                arguments.parse(kind, [f"--{field.name.replace('_', '-')}={value}"], None)
+            assert left.value.code == 2 and f"is {value}; finite numbers were expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("old", "new"), [("soup", "merge"), ("sheets", "contact_sheets")])

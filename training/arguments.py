@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import sys
 import textwrap
 import types
@@ -73,6 +74,19 @@ def require_other(output: Path, *inputs: Path | None) -> None:
     for path in inputs:
         if path is not None and same_file(output, path):
             raise ImprintError(f"{output} is read as well, and would be overwritten; give another --output")
+
+
+def require_finite(values: dict[str, Any]) -> None:
+    """Raise `ImprintError` where an option's value, or one of several, is NaN or infinite."""
+    for name, value in values.items():
+        if not _finite(value):
+            raise ImprintError(f"--{name.replace('_', '-')} is {value}; finite numbers were expected")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def require_folder(folder: Path) -> None:
@@ -302,7 +316,8 @@ def parse(
     """Settings of a command line; leaves with 2 and a sentence where they do not fit.
 
     preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and
-    its values. kind.check(), where there is one, raises `ImprintError` for values that do not go together.
+    its values. Floats must be finite. kind.check(), where there is one, raises `ImprintError` for values that do not go
+    together.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options
@@ -323,6 +338,7 @@ def parse(
     try:
         if file is not None:
             given = read_file(file, kind, renamed or {}, ignored) | given
+        require_finite(given)
         values = defaults(kind) | preset(given) | given
         if absent := [field for field in flat(kind) if field.name not in values]:
             names = (

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import sys
 
+from imprint.cli import EXIT_INTERRUPTED
 from imprint.errors import ImprintError, print_anything
 
 from . import arguments
@@ -66,6 +67,10 @@ def main(argv: list[str] | None = None) -> None:
         result = run(settings)
     except ImprintError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        made = "files of groups" if isinstance(settings, PrepareLight) else "shards"
+        print(f"stopped: finished {made} are kept; run the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         sys.exit(f"error: {error}; check that --output can be written to and has room")
     if isinstance(settings, PrepareLight):

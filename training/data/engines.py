@@ -6,9 +6,12 @@ import functools
 import json
 import multiprocessing
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from imprint.errors import ImprintError
@@ -18,6 +21,8 @@ from .settings import Prepare
 from .writing import Job, write_shard
 
 T, R = TypeVar("T"), TypeVar("R")
+PATIENCE = 5.0
+"""Seconds that interrupted jobs have to clean up."""
 
 
 def _in_processes(jobs: list[Job], source: Source, options: Prepare) -> Iterator[dict]:
@@ -25,17 +30,25 @@ def _in_processes(jobs: list[Job], source: Source, options: Prepare) -> Iterator
 
 
 def in_processes(work: Callable[[T], R], jobs: list[T], workers: int, made: str) -> Iterator[R]:
-    """What `work` makes of each job, as it is ready; with one worker, in this process.
+    """What `work` makes of each job, as it is ready; with one worker, in this process. Ctrl-C ends the workers quietly.
 
     made: what is written by a job, for the `ImprintError` that a worker's death raises.
     """
     if workers == 1:
         yield from map(work, jobs)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    others = multiprocessing.active_children()
+    pool, running = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")), []
     try:
-        for done in as_completed([pool.submit(work, job) for job in jobs]):
+        with _ignoring_interrupts():  # as the workers then do, but for their jobs
+            running = [pool.submit(_interruptible, work, job) for job in jobs]
+        for done in as_completed(running):
             yield done.result()
+    except KeyboardInterrupt:
+        wait([each for each in running if not each.cancel()], PATIENCE)
+        for worker in set(multiprocessing.active_children()).difference(others):
+            worker.terminate()  # a signal to this process alone has not reached it
+        raise
     except BrokenProcessPool as error:  # multiprocessing.Pool would wait for the lost job for ever
         raise ImprintError(
             f"a worker process has died, perhaps for want of memory (any error of its own stands above); finished {made} are "
@@ -43,6 +56,27 @@ def in_processes(work: Callable[[T], R], jobs: list[T], workers: int, made: str)
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _interruptible(work: Callable[[T], R], job: T) -> R:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return work(job)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Processes that are started within do so too. In another thread than the main one, which alone gets them: nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _on_ray(jobs: list[Job], source: Source, options: Prepare) -> Iterator[dict]:

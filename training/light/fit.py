@@ -124,10 +124,11 @@ def make_net(settings: Relight, side: int) -> LightNet:
         net = load_light(settings.init).requires_grad_(True)
     else:
         net = LightNet(LightConfig(resolution=settings.side, widths=settings.widths))
-    if net.config.resolution != side:
-        what = "--init's network" if settings.init else "--side"
+    seen = net.config.resolution
+    if seen != side:
+        what, remedy = ("--init's network", "leave --init out and give") if settings.init else ("--side", "give")
         raise ImprintError(
-            f"the groups are of {side} px, {what} of {net.config.resolution}; make groups of that size, or give --side {side}"
+            f"the groups are of {side} px, {what} of {seen}; make groups of {seen} px, or {remedy} --side {side}"
         )
     return net.train()
 

@@ -17,6 +17,22 @@ from .radiance import settle_shadows
 from .scenes import CHANNELS, LIGHTS
 
 
+def open_groups(path: Path) -> np.lib.npyio.NpzFile:
+    """The arrays of a file of groups. Raises `ImprintError` for one that is cut off, or that earlier code wrote."""
+    try:
+        file = np.load(path)
+        file["horizons"]  # which earlier code did not write
+        return file
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ImprintError(f"{path} cannot be read as groups ({error}); delete it") from error
+
+
+def count_groups(path: Path) -> int:
+    """Groups in a file. Raises `ImprintError` as `open_groups` does."""
+    with open_groups(path) as file:
+        return len(file["meshes"])
+
+
 class GroupReader:
     """The groups of one split, read once each.
 
@@ -44,7 +60,7 @@ class GroupReader:
                 f"of {part[1]} processes; make more with `python -m training.prepare light`"
             )
         self.side = _side(folders)
-        capacity = capacity or sum(_count(path) for path in mine)
+        capacity = capacity or sum(map(count_groups, mine))
         size = capacity, sum(CHANNELS.values()), self.side, self.side
         self.radiance = torch.empty(size, dtype=torch.float16, device=device)
         self.places = torch.empty(capacity, LIGHTS + 1, dtype=torch.long, device=device)
@@ -81,7 +97,7 @@ class GroupReader:
 
     def _read(self, paths: list[Path]) -> None:
         for path in paths:
-            with _opened(path) as file:
+            with open_groups(path) as file:
                 room = slice(self.count, min(self.count + len(file["meshes"]), len(self.radiance)))
                 count = room.stop - room.start
                 if not count:
@@ -110,17 +126,3 @@ def _side(folders: tuple[Path, ...]) -> int:
         found = ", ".join(f"{folder}: {side} px" for folder, side in sides.items())
         raise ImprintError(f"the folders' groups differ in size ({found}); one size was expected")
     return next(iter(sides.values()))
-
-
-def _count(path: Path) -> int:
-    with _opened(path) as file:
-        return len(file["meshes"])
-
-
-def _opened(path: Path) -> np.lib.npyio.NpzFile:
-    try:
-        file = np.load(path)
-        file["horizons"]  # which earlier code did not write
-        return file
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ImprintError(f"{path} cannot be read as groups ({error}); delete it") from error

@@ -31,6 +31,7 @@ from ..arguments import flattened
 from ..data.engines import in_processes
 from ..data.items import read_names, read_photos
 from ..data.shards import SPLITS, inside, read_shards
+from .memory import count_groups
 from .photographs import cut_squares
 from .plan import LightPlan
 from .settings import PrepareLight
@@ -45,19 +46,21 @@ def prepare_light(settings: PrepareLight) -> dict[str, int]:
     output.mkdir(parents=True, exist_ok=True)
     excluded = read_names(settings.exclude)
     plan = LightPlan.make(settings.meshes, settings.panoramas, settings.sky, settings.held_out, excluded)
-    _describe(settings)
+    _require_same_side(settings)
     plan.write(output)
+    # Not before: they bind the folder to their size, even where no panorama could be read.
+    write_text(output / "options.json", json.dumps(flattened(settings), indent=1))
     photos = cut_photos(settings)
     jobs = plan_jobs(settings, plan, read_photos(settings.textures, excluded), began)
     for _ in in_processes(run_job, jobs, settings.workers, "groups"):
         pass
-    return count_groups(output) | {"photos": photos}
+    return count_splits(output) | {"photos": photos}
 
 
 def plan_jobs(settings: PrepareLight, plan: LightPlan, textures: tuple[Path, ...], began: float) -> list[TraceJob]:
     """A job for each process. began: as `time.time()` has it."""
     variant = resolve_variant(settings.variant)
-    there = count_groups(settings.output)
+    there = count_splits(settings.output)
     wanted = {SPLITS[0]: math.inf if settings.count is None else settings.count, SPLITS[1]: settings.held_out_groups}
     gpus = _gpus(settings.gpus) if variant.startswith("cuda") else []
     return [
@@ -100,24 +103,18 @@ def cut_photos(settings: PrepareLight) -> int:
     return len(squares)
 
 
-def count_groups(folder: Path) -> dict[str, int]:
-    """Groups in a folder, by split."""
-    counts = dict.fromkeys(SPLITS, 0)
-    for split in SPLITS:
-        for path in folder.glob(f"{split}-*.npz"):
-            with np.load(path) as file:
-                counts[split] += len(file["meshes"])
-    return counts
+def count_splits(folder: Path) -> dict[str, int]:
+    """Groups in a folder, by split. Raises `ImprintError` for a file that cannot be read."""
+    return {split: sum(map(count_groups, folder.glob(f"{split}-*.npz"))) for split in SPLITS}
 
 
-def _describe(settings: PrepareLight) -> None:
-    """Write options.json. Raises `ImprintError` where there is one of another size."""
+def _require_same_side(settings: PrepareLight) -> None:
+    """Raise `ImprintError` where options.json is of another size."""
     path = settings.output / "options.json"
     if path.exists():
         side = json.loads(path.read_text(encoding="utf-8"))["side"]
         if side != settings.side:
             raise ImprintError(f"{path} says {side} px, not {settings.side}; give --side {side}, or another --output")
-    write_text(path, json.dumps(flattened(settings), indent=1))
 
 
 def _gpus(count: int | None) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imprint.errors import ImprintError
 from imprint.files import replacing
 
 from ..data.shards import SPLITS
@@ -30,7 +31,7 @@ CHUNK = 24
 ORIGINAL = 0.6
 """Share of the objects that keep their own textures: how bright things are tells how they will look in other light."""
 MOST_FAILURES = 50
-"""Groups in a row that cannot be made, until it is no accident."""
+"""Meshes in a row that cannot be read, until it is no accident."""
 _log = logging.getLogger(__name__)
 
 
@@ -83,10 +84,10 @@ def run_job(job: TraceJob) -> dict[str, int]:
     tracer = Tracer(job.variant, list(panoramas), job.side, job.samples)
     made = {}
     for split in reversed(SPLITS):
-        number = sum(1 for _ in job.output.glob(f"{split}-{job.worker:03d}-*.npz"))
+        stem = f"{split}-{job.worker:03d}"
+        number = next_number(job.output, stem)
         rng = np.random.default_rng([job.seed, SPLITS.index(split), job.worker, number])
         groups = trace_groups(tracer, job.plan, split, job.textures, rng)
-        stem = f"{split}-{job.worker:03d}"
         made[split] = write_groups(groups, job.output, stem, number, job.counts[split], job.goes_on)
     return made
 
@@ -96,7 +97,7 @@ def trace_groups(
 ) -> Iterator[TracedGroup]:
     """Endless groups of the split's meshes in its places.
 
-    textures: pictures that some objects are given. Raises what the last mesh raised where none can be read.
+    textures: pictures that some objects are given. Raises `ImprintError` where no mesh can be read.
     """
     meshes, places, skies = plan.meshes_of(split), plan.places_of(split), plan.skies_of(split)
     styles = [style for style in STYLES if style != "original"]
@@ -110,7 +111,10 @@ def trace_groups(
         except Exception as error:  # trimesh's loaders let errors of any class through
             failures += 1
             if failures == MOST_FAILURES:
-                raise
+                raise ImprintError(
+                    f"none of {failures} {split} meshes drawn in a row could be read, the last being {path} ({error}); replace "
+                    "them by .glb files that trimesh reads, or name them in --exclude and give another --output"
+                ) from error
             _log.warning("%s cannot be read: %s", path, error)
             continue
         failures = 0
@@ -125,6 +129,11 @@ def trace_groups(
             radiance = tracer.render(shape, view, chosen, turns, int(rng.integers(1 << 30)))
             if (radiance[channels("alpha")] > 0.9).mean() >= LEAST_COVER:
                 yield TracedGroup(radiance, chosen, turns, index, view.horizon)
+
+
+def next_number(folder: Path, stem: str) -> int:
+    """That of the next file STEM-NNNNNN.npz: one more than the last, also where one between has been deleted."""
+    return max((int(path.stem.rpartition("-")[2]) + 1 for path in folder.glob(f"{stem}-*.npz")), default=0)
 
 
 def write_groups(
