@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -48,9 +49,10 @@ class Place:
     """Mirrored left to right, before it is turned."""
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (self.x, self.y, self.height, self.rotate))) or self.height <= 0:
+        numbers = self.x, self.y, self.height, self.rotate
+        if not all(isinstance(each, Real) and math.isfinite(each) for each in numbers) or self.height <= 0:
             raise ImprintError(
-                f"the object's place is x {self.x:g}, y {self.y:g}, height {self.height:g}, rotated by {self.rotate:g}; all "
+                f"the object's place is x {self.x!r}, y {self.y!r}, height {self.height!r}, rotated by {self.rotate!r}; all "
                 "must be finite numbers and the height more than 0 pixels"
             )
 
