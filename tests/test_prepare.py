@@ -593,7 +593,14 @@ def test_a_signal_to_the_command_alone_ends_its_workers(monkeypatch):
 
     monkeypatch.setattr(engines, "PATIENCE", 0.2)
     began, before = time.monotonic(), signal.getsignal(signal.SIGINT)
-    threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+    def interrupt():
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.05)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         list(engines.in_processes(time.sleep, [60.0, 60.0], 2, "naps"))
     assert time.monotonic() - began < 30 and not multiprocessing.active_children()
