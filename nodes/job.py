@@ -9,7 +9,6 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..imprint.checkpoint import SHIPPED
 from ..imprint.errors import ImprintError
 from ..imprint.images import as_mask, as_picture, colours_of
 from ..imprint.jobs import Job
@@ -18,7 +17,7 @@ from ..imprint.options import placing_arguments
 from ..imprint.place import place_object
 from ..imprint.views import ObjectViews
 from . import models
-from .loaders import FOLDER, listed_files
+from .loaders import FOLDER, light_model_input
 from .tensors import to_bhwc
 
 _EXAMPLE = (
@@ -47,14 +46,7 @@ class ImprintJob(io.ComfyNode):
                     "it stands) and height, or align (such as right,bottom) and inset, or mask (a box), or placed; if wished "
                     "object_mask, rotate, flip, light, shadow, softness. Files are of ComfyUI's input folder; out is not read here: connect Save Image.",
                 ),
-                io.Combo.Input(
-                    "light_model",
-                    options=listed_files(SHIPPED),
-                    default=SHIPPED_LIGHT.name,
-                    advanced=True,
-                    tooltip="The light network's file, in ComfyUI's folder models/imprint. imprint-light.safetensors "
-                    "(default) comes with this pack.",
-                ),
+                light_model_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The finished picture. For Save Image.")],
         )

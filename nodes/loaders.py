@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ..imprint.checkpoint import SHIPPED
 from ..imprint.light import SHIPPED_LIGHT
 from . import models, sockets
 
@@ -19,6 +20,18 @@ FOLDER = "imprint"
 def listed_files(other: Path) -> list[str]:
     """Names in that folder, without the shipped file of another kind."""
     return [name for name in folder_paths.get_filename_list(FOLDER) if name != other.name]
+
+
+def light_model_input() -> io.Combo.Input:
+    """The light network's file, of a node that lights objects."""
+    return io.Combo.Input(
+        "light_model",
+        options=listed_files(SHIPPED),
+        default=SHIPPED_LIGHT.name,
+        advanced=True,
+        tooltip="The light network's file, in ComfyUI's folder models/imprint. imprint-light.safetensors "
+        "(default) comes with this pack.",
+    )
 
 
 class ImprintLoadCheckpoint(io.ComfyNode):

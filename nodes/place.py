@@ -9,14 +9,13 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..imprint.checkpoint import SHIPPED
 from ..imprint.errors import ImprintError
 from ..imprint.light import SHIPPED_LIGHT, relight, require_strengths, square_around
 from ..imprint.place import ACROSS, DOWN, Align, PlacedObject, place_object
 from ..imprint.preprocess import bounding_boxes
 from ..imprint.views import ObjectViews
 from . import models, sockets
-from .loaders import FOLDER, listed_files
+from .loaders import FOLDER, light_model_input
 from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
@@ -229,14 +228,7 @@ class ImprintRelight(io.ComfyNode):
                     tooltip="How much softer the shadow is than the model sees it, 0 (default) to 1. Raise it for an "
                     "overcast sky or a large window.",
                 ),
-                io.Combo.Input(
-                    "light_model",
-                    options=listed_files(SHIPPED),
-                    default=SHIPPED_LIGHT.name,
-                    advanced=True,
-                    tooltip="The light network's file, in ComfyUI's folder models/imprint. imprint-light.safetensors "
-                    "(default) comes with this pack.",
-                ),
+                light_model_input(),
             ],
             outputs=[
                 io.Image.Output(
