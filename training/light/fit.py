@@ -156,7 +156,8 @@ class LightRun:
     ):
         self.settings, self.process, self.net, self.reader = settings, process, net, reader
         self.photos, self.held_out = photos, held_out
-        self.known = plain_batches(reader.groups, KNOWN)
+        # The first process alone writes a log.
+        self.known = [] if process.index else plain_batches(reader.groups, KNOWN)
         self.variety = Variety(settings.repainted, settings.textured, settings.tinted)
         self.model: torch.nn.Module = net
         if process.count > 1:

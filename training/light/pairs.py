@@ -316,7 +316,8 @@ def _draw_ground(photos: torch.Tensor, where: torch.Tensor, horizons: torch.Tens
     # A row of a level ground is as far away as it is close to the horizon.
     away = 1 / (where[..., 1] - horizons.view(-1, 1, 1)).clamp(min=0.06)
     size, angle, *start = torch.rand(4, count, 1, 1, device=device).unbind()
-    across, away = (0.15 + 0.35 * size) * (where[..., 0] - 0.5) * away, (0.15 + 0.35 * size) * away
+    away = (0.15 + 0.35 * size) * away
+    across = (where[..., 0] - 0.5) * away
     angle = 2 * torch.pi * angle
     x, y = angle.cos() * across - angle.sin() * away, angle.sin() * across + angle.cos() * away
     grid = torch.stack([x + 2 * start[0], y + 2 * start[1]], -1)
