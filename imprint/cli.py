@@ -421,7 +421,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="JOBS.jsonl",
         help="one JSON object per line: object, background, out, mask (or placed, at, or align), and if wished object_mask, "
-        "blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness; or objects, a list from back to "
+        "blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness, light_from; or objects, a list from back to "
         "front, each with an object of its own and those keys; paths are relative to this file's folder",
     )
     added.add_argument(

@@ -263,13 +263,14 @@ class Stages(Parts):
         light: float = 1.0,
         shadow: float = 1.0,
         softness: float = 0.0,
+        light_from: str | float = "auto",
         blend_mask: Picture | None = None,
         num_results: int = 1,
         output_type: str = "pil",
     ) -> ImprintPipelineOutput:
         """An object whose place is known, lit and with its shadow.
 
-        placed: as `place_object` gives it, of the background's size. light, shadow, softness: see `relight`. blend_mask:
+        placed: as `place_object` gives it, of the background's size. light, shadow, softness, light_from: see `relight`. blend_mask:
         Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The results are alike, for
         nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for sizes that differ.
         """
@@ -278,7 +279,7 @@ class Stages(Parts):
         if self.light is None:
             self.register_modules(light=load_light().to(self.device))
         square = square_around(self.light, placed)
-        lit = relight(self.light, picture_part(background, square.area), placed, light, shadow, softness)
+        lit = relight(self.light, picture_part(background, square.area), placed, light, shadow, softness, light_from)
         if blend_mask is not None:
             blend = as_mask(blend_mask)
             require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])
