@@ -39,7 +39,7 @@ from training.loop.model import Model
 from training.loop.run import Run, learning_rate
 from training.loop.source import Source, interleave
 from training.loop.validation import Validation
-from training.pairs import making
+from training.pairs import holes, making
 from training.pairs.batches import Batch
 from training.pairs.draw import Draw
 from training.pairs.making import KINDS, PairMaker
@@ -598,9 +598,9 @@ def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, l
     views = Views(views, box, one * 0, one * 2, torch.tensor([0, 1]), torch.tensor([[0, 1]]), **nothing)
     maker = PairMaker(micro_config(), "compositing", views, loaded[1], {"rendered": 1.0})
     seen = []
-    monkeypatch.setattr(maker, "_hole_levels", lambda count, draw: torch.full((count,), LEVELS.index(level)))
-    in_scene = maker._in_scene
-    monkeypatch.setattr(maker, "_in_scene", lambda *given: seen.append(given) or in_scene(*given))
+    monkeypatch.setattr(making, "hole_levels", lambda _, count, draw: torch.full((count,), LEVELS.index(level)))
+    in_scene = making.in_scene
+    monkeypatch.setattr(making, "in_scene", lambda *given: seen.append(given) or in_scene(*given))
     maker(400, torch.Generator().manual_seed(0))
     ((cutout, target, _, alpha, *_),) = seen
 
@@ -622,7 +622,7 @@ def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference
     """By lamp light, the same pair: of its picture every channel is dimmed, also where the object is."""
     lamp, made = torch.tensor([0.5, 0.4, 0.2])[:, None, None], []
     for light in (torch.ones(3, 1, 1), lamp):
-        monkeypatch.setattr(making, "place_light", lambda draw, count, light=light: light)
+        monkeypatch.setattr(holes, "place_light", lambda draw, count, light=light: light)
         made.append(PairMaker(micro_config(), "compositing", *loaded, {kind: 1.0})(8, torch.Generator().manual_seed(0)))
     day, night = made
     assert torch.equal(night.reference, day.reference) and torch.equal(night.hole, day.hole)
@@ -693,7 +693,7 @@ def test_a_relit_view_is_its_views_twin_and_no_view_of_its_own():
 
 
 def test_a_relit_target_stands_in_its_own_place_and_the_reference_keeps_its_light(loaded, monkeypatch):
-    monkeypatch.setattr(making, "place_light", lambda draw, count: torch.ones(3, 1, 1))
+    monkeypatch.setattr(holes, "place_light", lambda draw, count: torch.ones(3, 1, 1))
     made = {}
     for light in (True, False):
         views = relit_views()

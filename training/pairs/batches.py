@@ -38,7 +38,7 @@ class Batch:
     hole: torch.Tensor
     """(B, 1, h, w) of 0 and 1."""
     matte: torch.Tensor
-    """(B, 2 * matte**2, h, w) as `imprint.matte.matte_values` gives it; -1 = unknown."""
+    """(B, 2 * matte**2, h, w) as `holes.matte_values` gives it; -1 = unknown."""
 
     text: torch.Tensor | None = None
     """(B, M, W) the text encoder's tokens of the caption, for the adapter's warm-up alone."""
