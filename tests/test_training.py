@@ -35,6 +35,7 @@ from training import train
 from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Bad, Record, Sample, read_shards, sample, shard_writer
 from training.loop import losses, state, validation
 from training.loop import run as training_run
+from training.loop.log import Log
 from training.loop.model import Model
 from training.loop.run import Run, learning_rate
 from training.loop.source import Source, interleave
@@ -143,17 +144,17 @@ torch.set_num_threads(1)
 from micro import micro_config
 from imprint.config import PRESETS
 from training import train
-from training.loop import run as training_run
 from training.loop import validation
+from training.loop.log import Log
 validation.SIZE = {validation.SIZE}
 PRESETS["micro"] = micro_config()
-log = training_run.Run.log
-def log_then_die(self, bar, step, **values):
-    log(self, bar, step, **values)
+log = Log.write
+def log_then_die(self, step, **values):
+    log(self, step, **values)
     if step == 5:
-        open(self.settings.output / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
+        open(self.state.folder / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
         os.kill(os.getpid(), signal.SIGKILL)
-training_run.Run.log = log_then_die
+Log.write = log_then_die
 train.main(sys.argv[1:])
 """
     command = words(data, tmp_path / "killed", **steps)
@@ -183,15 +184,15 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
         patch.setattr(Pool, "at", lambda pool, turn: turns.append((pool.kind, turn)) or at(pool, turn))
         train.main(command["unbroken"])
     assert {(Photos, turn) for turn in range(3)} <= set(turns)
-    log = training_run.Run.log
+    log = Log.write
 
-    def stop_at_three(run, bar, step, **values):
-        log(run, bar, step, **values)
+    def stop_at_three(self, step, **values):
+        log(self, step, **values)
         if step == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run.Run, "log", stop_at_three)
+        patch.setattr(Log, "write", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             train.main(command["stopped"])
     train.main(command["stopped"])
