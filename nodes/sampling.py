@@ -222,29 +222,12 @@ class ImprintCompositeSampler(io.ComfyNode):
         if same_noise:
             latent["batch_index"] = [0] * len(crops)  # core's word for which noise of the seed each takes
         settings = (steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        drawings, maps = [], []
-        for index in range(variations):
-            reader = MatteReader()
-            watched = reader.watch(model)
-            start_where_it_stands(watched, sampler_name, scheduler, steps)
-            (made,) = nodes.common_ksampler(watched, (seed + index) % _SEEDS, *settings)
-            sampled = require_finite(torch.where(hole > 0, made["samples"], clean), "what was sampled", _SAMPLED)
-            drawings += to_bchw(require_finite(vae.decode(sampled), "the decoded picture", PRECISION))[0].split(1)
-            if config.matte:
-                maps += torch.stack(reader.read(hole, config), 1).split(1)
-
-        result = copy_image(background, len(drawings))
-        colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        layers = lazy_zeros(len(drawings), 2, *masks.shape[1:])  # alpha and shadow
-        for index, drawn in enumerate(drawings):
-            one, crop = slice(index, index + 1), crops[index % len(crops)]
-            crop.write(colours[one], drawn)
-            if maps:
-                crop.write(layers[one], maps[index])
-            else:
-                layers[(index, 0, *crop.placement.area)] = 1  # all that was generated counts as the object
-        shown = ui.PreviewImage(torch.cat([painted, *map(to_bhwc, drawings)]), cls=cls) if show_crop else None
-        return io.NodeOutput(result, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
+        drawn = [_draw(model, vae, clean, hole, (seed + index) % _SEEDS, *settings) for index in range(variations)]
+        drawings = torch.cat([pictures for pictures, _ in drawn])
+        mattes = torch.cat([maps for _, maps in drawn]) if config.matte else None
+        image, layers = _put_back(background, crops * variations, drawings, mattes)
+        shown = ui.PreviewImage(torch.cat([painted, to_bhwc(drawings).to(painted)]), cls=cls) if show_crop else None
+        return io.NodeOutput(image, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
 
 
 def _crops(
@@ -275,6 +258,48 @@ def _inputs(
     channels = {"concat_latent_image": clean, "concat_mask": hole}
     positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
     return positive, negative, {"samples": torch.zeros_like(clean)}
+
+
+def _draw(
+    model: Any,
+    vae: Any,
+    clean: torch.Tensor,
+    hole: torch.Tensor,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    *inputs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One drawing of each crop (B, 3, R, R); its alpha and shadow (B, 2, R, R), None where the model predicts none.
+
+    clean, hole: as in `_inputs`, which gives the inputs.
+    """
+    config, reader = imprint_config(model), MatteReader()
+    watched = reader.watch(model)
+    start_where_it_stands(watched, sampler_name, scheduler, steps)
+    (made,) = nodes.common_ksampler(watched, seed, steps, cfg, sampler_name, scheduler, *inputs)
+    sampled = require_finite(torch.where(hole > 0, made["samples"], clean), "what was sampled", _SAMPLED)
+    drawings, _ = to_bchw(require_finite(vae.decode(sampled), "the decoded picture", PRECISION))
+    return drawings, torch.stack(reader.read(hole, config), 1) if config.matte else None
+
+
+def _put_back(
+    background: torch.Tensor, crops: list[Crop], drawings: torch.Tensor, mattes: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The background (IMAGE) with each drawing in its crop, and alpha and shadow in maps of its size (B, 2, H, W)."""
+    image = copy_image(background, len(crops))
+    colours, _ = to_bchw(image)  # a view: what is written into it is written into the image
+    layers = lazy_zeros(len(crops), 2, *colours.shape[2:])
+    for index, crop in enumerate(crops):
+        one = slice(index, index + 1)
+        crop.write(colours[one], drawings[one])
+        if mattes is None:
+            layers[(index, 0, *crop.placement.area)] = 1  # all that was generated counts as the object
+        else:
+            crop.write(layers[one], mattes[one])
+    return image, layers
 
 
 def _describe(hole: Hole) -> str:
