@@ -158,12 +158,11 @@ class Crop:
         frames, masks = self.frame.expand(count, -1, -1, -1), mask.expand(count, -1, -1)
         return blend_pictures(frames, layers.picture, masks, inwards, outwards, method, matte)
 
-    def changed_area(self, inwards: int = 0, outwards: int | None = None) -> torch.Tensor:
+    def changed_area(self) -> torch.Tensor:
         """(H, W) bool: the hole and its soft edge in the whole background, all that a composite may change."""
-        outwards = self.feather if outwards is None else outwards
         whole = self.frame.new_zeros(1, self.placement.height, self.placement.width)
         whole[(0, *self.placement.area)] = self.hole.mask
-        return feather(whole, inwards, outwards)[0] > 0
+        return feather(whole, outwards=self.feather)[0] > 0
 
     def paste(self, background: Picture, part: torch.Tensor) -> Image.Image:
         """`paste` of a changed `frame` (3, h, w)."""

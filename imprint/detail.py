@@ -41,6 +41,7 @@ _TURNED, _MIRRORED = 1.1, 1.25  # what such starts cost more than the photo as i
 _SQUEEZED = 2.5  # a start that makes one side of the object so much longer against the other is none
 _FOLLOWED = 3  # starts that are followed up
 _HANDLES = (4, 7)  # of the free bending, along a side
+_ROUNDS = 10  # of Gauss-Newton, at most
 _STIFFNESS = 0.3  # the cost of moving a handle by half the square
 _NEIGHBOURHOOD = 0.1  # of the square: a standard deviation
 _WEIGHTS = torch.tensor([1.0, 1.0, 1.0, 2.0], device="cpu").view(4, 1, 1)  # brightness, two colours, alpha
@@ -245,7 +246,6 @@ def _fitted(
     basis: torch.Tensor,
     theta: torch.Tensor,
     stiffness: float = 0.0,
-    steps: int = 10,
 ) -> tuple[torch.Tensor, float]:
     """theta (2, K) for which the photo at base + theta @ basis is most like the drawing, and the cost there.
 
@@ -263,7 +263,7 @@ def _fitted(
 
     cost, rest, slope = look(theta)
     damping = 1e-3
-    for _ in range(steps):
+    for _ in range(_ROUNDS):
         weighted = slope * _WEIGHTS
         push = (weighted * rest).sum(1).flatten(1) @ basis.T / basis.shape[1] + stiffness * theta
         (xx, xy), (_, yy) = torch.einsum("aphw,bphw->abhw", weighted, slope).flatten(2)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imprint.blending import composite, feather
+from imprint.blending import feather, mixed
 from imprint.errors import ImprintError
 from imprint.hole import Hole, Placement
 
@@ -267,10 +267,10 @@ def test_no_pixel_changes_outside_the_blend_mask_and_every_crop_maps_back(scene,
 
     # A crop of another colour goes to the hole and nowhere else.
     blend = feather(mask[None], inwards, outwards)
-    result = composite(frames, place.insert(frames, 1 - crop), blend)
+    result = mixed(frames, place.insert(frames, 1 - crop), blend)
     untouched = (blend[:, None] == 0).expand_as(frames)
     assert torch.equal(result[untouched], frames[untouched])
-    painted = composite(frames, place.insert(frames, torch.ones_like(crop)), blend)
+    painted = mixed(frames, place.insert(frames, torch.ones_like(crop)), blend)
     assert torch.allclose(
         painted, torch.lerp(frames, torch.ones_like(frames), blend[:, None] * inside(place)), atol=1e-5
     )

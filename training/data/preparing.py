@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -105,8 +104,7 @@ def _finish(jobs: list[Job], reports: list[dict], resolved: dict, summary: str, 
             shards.write_file(shards.inside(options.output, split, shards.INDEX), index.encode())
             mine = {shard_url(job, options) for job in jobs if job.split == split}
             made += [place for place in found if place in mine]
-    buffer = io.BytesIO()
-    contact_sheet(made).save(buffer, "PNG")
-    shards.write_file(shards.inside(options.output, f"{options.name}.png"), buffer.getvalue())
+    sheet = shards.encoded(contact_sheet(made), "PNG")
+    shards.write_file(shards.inside(options.output, f"{options.name}.png"), sheet)
     shards.write_file(summary, json.dumps(result, indent=1).encode())
     return result

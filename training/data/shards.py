@@ -27,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -148,6 +148,13 @@ def shard_writer(url: str | os.PathLike):
     write_file(url, buffer.getvalue())
 
 
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as a file of a kind, such as "PNG"; options: as `Image.save` takes them."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def sample(
     key: str,
     picture: bytes,
@@ -160,9 +167,7 @@ def sample(
     """A sample as `TarWriter.write` takes it; `kind` is the picture's ending, `scene` a JPEG."""
     parts = {"__key__": key, kind: picture, "json": json.dumps(dataclasses.asdict(record)).encode()}
     if mask is not None:
-        buffer = io.BytesIO()
-        mask.save(buffer, "PNG", optimize=True)
-        parts["mask.png"] = buffer.getvalue()
+        parts["mask.png"] = encoded(mask, "PNG", optimize=True)
     if text:
         parts["txt"] = text.encode()
     if scene:

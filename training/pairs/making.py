@@ -95,8 +95,7 @@ class PairMaker:
             if number:
                 made.append(self._rendered(number, draw) if kind == "rendered" else self._photo(kind, number, draw))
         order = draw.permutation(len(range(part[0], count, part[1])))
-        columns = zip(*(vars(pairs).values() for pairs in made))
-        return Pairs(*(None if column[0] is None else torch.cat(column)[order] for column in columns))
+        return Pairs.joined(made)[order]
 
     def _rendered(self, count: int, draw: Draw) -> Pairs:
         """Two views of a rendered object; for compositing the second stands in a photo."""
