@@ -69,12 +69,7 @@ class Restored(NamedTuple):
     view fits."""
 
 
-def restore_detail(
-    generated: torch.Tensor,
-    alpha: torch.Tensor,
-    views: ObjectViews,
-    strength: float = 1.0,
-) -> Restored:
+def restore_detail(generated: torch.Tensor, alpha: torch.Tensor, views: ObjectViews, strength: float = 1.0) -> Restored:
     """The generated pictures with the object's own detail, and their alpha with its outline.
 
     generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. views: of

@@ -21,15 +21,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
-from .config import (
-    AdapterConfig,
-    EncoderConfig,
-    ImprintConfig,
-    LatentConfig,
-    NoiseConfig,
-    SamplingConfig,
-    UNetConfig,
-)
+from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -40,11 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """The encoder's conventions in which the two models differ."""
 
-PREFIXES = {
-    "encoder": "cond_stage_model.transformer.",
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-}
+PREFIXES = {"encoder": "cond_stage_model.transformer.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
 _MAPPER = "cond_stage_model.mapper.resblocks."
 _ADAPTER_NAMES = {
     "attn.c_qkv": "qkv",

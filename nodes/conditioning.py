@@ -57,7 +57,7 @@ class ImprintIDEncoder(io.ComfyNode):
                     display_name="identity",
                     tooltip="The object: what the encoder sees of it, and its pictures. For Condition on Object, and for "
                     "Restore Detail.",
-                ),
+                )
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -137,8 +137,7 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     "background", tooltip="The untouched picture that was sampled with. Its transparency is kept."
                 ),
                 io.Image.Input(
-                    "generated",
-                    tooltip="The image of Draw Object, made from this background: of the same size.",
+                    "generated", tooltip="The image of Draw Object, made from this background: of the same size."
                 ),
                 io.Mask.Input(
                     "mask",

@@ -69,12 +69,11 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                     tooltip="The model's file, in ComfyUI's folder models/imprint. imprint-tiny.safetensors comes with "
                     "this pack: 256 px, for any computer. ObjectStitch and Paint-by-Example (512 px) are downloads: "
                     "see this node's help page. A file that was just added appears when you press R.",
-                ),
+                )
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model",
-                    tooltip="The UNet, for Draw Object. LoRA and model patches go between.",
+                    display_name="model", tooltip="The UNet, for Draw Object. LoRA and model patches go between."
                 ),
                 io.ClipVision.Output(
                     display_name="clip_vision",

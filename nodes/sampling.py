@@ -18,7 +18,7 @@ from ..imprint.hole import Hole
 from ..imprint.images import full_strength
 from .matte import MatteReader
 from .messages import tell
-from .schedules import start_where_it_stands
+from .schedules import started_where_it_stands
 from .tensors import PRECISION, broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
 from .unet import imprint_config
 
@@ -204,6 +204,7 @@ class ImprintCompositeSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         config = imprint_config(model)
         _check_parts(config, vae, positive, negative)
+        model = started_where_it_stands(model, sampler_name, scheduler, steps)
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
         if variations > 1 < len(frames):
@@ -261,25 +262,14 @@ def _inputs(
 
 
 def _draw(
-    model: Any,
-    vae: Any,
-    clean: torch.Tensor,
-    hole: torch.Tensor,
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    *inputs: Any,
+    model: Any, vae: Any, clean: torch.Tensor, hole: torch.Tensor, seed: int, *settings: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One drawing of each crop (B, 3, R, R); its alpha and shadow (B, 2, R, R), None where the model predicts none.
 
-    clean, hole: as in `_inputs`, which gives the inputs.
+    clean, hole: as in `_inputs`; settings: what `common_ksampler` takes after the seed.
     """
     config, reader = imprint_config(model), MatteReader()
-    watched = reader.watch(model)
-    start_where_it_stands(watched, sampler_name, scheduler, steps)
-    (made,) = nodes.common_ksampler(watched, seed, steps, cfg, sampler_name, scheduler, *inputs)
+    (made,) = nodes.common_ksampler(reader.watch(model), seed, *settings)
     sampled = require_finite(torch.where(hole > 0, made["samples"], clean), "what was sampled", _SAMPLED)
     drawings, _ = to_bchw(require_finite(vae.decode(sampled), "the decoded picture", PRECISION))
     return drawings, torch.stack(reader.read(hole, config), 1) if config.matte else None

@@ -34,10 +34,11 @@ _UNEVEN = {
 _SPREAD = {"linear_quadratic"}  # of equal steps in sigma: from 4,518 down, all but the last would see noise alone
 
 
-def start_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: int) -> None:
-    """For samplers and schedulers that do not stand the MODEL's largest sigmas: leave out those above `FINITE_SIGMA`.
+def started_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: int) -> Any:
+    """The MODEL or, for samplers and schedulers that do not stand its largest sigmas, a clone without those above
+    `FINITE_SIGMA`.
 
-    In place, so give a clone. Raises `ImprintError` for a sampler that does not stand the scheduler's steps.
+    Raises `ImprintError` for a sampler that does not stand the scheduler's steps.
     """
     if steps < _UNEVEN.get(sampler_name, {}).get(scheduler, 0):
         raise ImprintError(
@@ -46,6 +47,7 @@ def start_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: 
         )
     sampling = model.get_model_object("model_sampling")
     if (sampler_name in _SECOND_ORDER or scheduler in _SPREAD) and sampling.sigma_max > FINITE_SIGMA:
-        finite = copy.deepcopy(sampling)
+        finite, model = copy.deepcopy(sampling), model.clone()
         finite.set_sigmas(sampling.sigmas[sampling.sigmas <= FINITE_SIGMA])
         model.add_object_patch("model_sampling", finite)
+    return model

@@ -3,14 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imprint.blending import (
-    blend_latents,
-    blend_pictures,
-    feather,
-    match_colour,
-    mixed,
-    surroundings,
-)
+from imprint.blending import blend_latents, blend_pictures, feather, match_colour, mixed, surroundings
 from imprint.errors import ImprintError
 
 
@@ -198,10 +191,7 @@ def test_broad_colours_change_over_the_whole_edge_and_detail_in_its_middle():
     fine = [0.5 + 0.3 * (checks - 0.5).expand(1, 3, -1, -1) * sign for sign in (1, -1)]
     kept = {  # the contrast left along a row, over the pictures' own
         name: ((picture - 0.5).abs() / 0.15)[0, 0, 128]
-        for name, picture in (
-            ("feather", mixed(*fine, ramp)),
-            ("multiband", mixed_bands(*fine, mask, 16, 16)),
-        )
+        for name, picture in (("feather", mixed(*fine, ramp)), ("multiband", mixed_bands(*fine, mask, 16, 16)))
     }
     lost = {name: int((contrast[:128] < 0.9).sum()) for name, contrast in kept.items()}
     assert lost["feather"] > 25 and lost["multiband"] <= 6, lost

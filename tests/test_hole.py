@@ -217,10 +217,7 @@ def test_a_frame_smaller_than_the_least_hole_is_all_hole():
         (lambda: around(torch.ones(64, 64), 64, float("inf")), "context is inf"),
         (lambda: around(torch.ones(64, 64), 64).extract(torch.ones(1, 3, 64, 65)), "65x64.*64x64"),
         (lambda: around(torch.ones(64, 64), 64).extract_mask(torch.ones(1, 32, 64)), "64x32"),
-        (
-            lambda: around(torch.ones(64, 64), 64).insert(torch.ones(1, 3, 9, 9), torch.ones(1, 3, 64, 64)),
-            "9x9",
-        ),
+        (lambda: around(torch.ones(64, 64), 64).insert(torch.ones(1, 3, 9, 9), torch.ones(1, 3, 64, 64)), "9x9"),
     ],
 )
 def test_bad_input(call, message):

@@ -69,8 +69,7 @@ def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
         raise ImprintError(f"{path} has no panomasks beside imgs or images; --input is VIPSeg's own folder")
     root = images.parent
     things = _read_json(
-        root / "panoVIPSeg_categories.json",
-        lambda table: tuple(entry["id"] + 1 for entry in table if entry["isthing"]),
+        root / "panoVIPSeg_categories.json", lambda table: tuple(entry["id"] + 1 for entry in table if entry["isthing"])
     )
     for video in subfolders(images):
         yield _clip(video, root / "panomasks" / video.name, things)
