@@ -73,11 +73,11 @@ def blend_pictures(
         area = surroundings(mask, reach)
         if area is None:
             continue
-        place = (slice(index, index + 1), slice(None), *area)
-        base, made = background[place], generated[place]
+        here = (slice(index, index + 1), slice(None), *area)
+        base, made = background[here], generated[here]
         if matte is not None:
             made = apply_matte(base, made, *(each[(slice(index, index + 1), *area)] for each in matte))
-        result[place] = blend(base, made, _depth(mask[area]), inwards, outwards)
+        result[here] = blend(base, made, _depth(mask[area]), inwards, outwards)
     return result
 
 

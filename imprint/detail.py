@@ -65,8 +65,7 @@ class Restored(NamedTuple):
     alpha: torch.Tensor
     """(B, H, W) with its own outline."""
     laid: tuple[float, ...]
-    """For each picture, over which part of the drawn object the photo lies, 0 to 1, whatever the strength; 0 where no
-    view fits."""
+    """For each picture the share of the drawn object that the photo covers, whatever the strength; 0 where no view fits."""
 
 
 def restore_detail(generated: torch.Tensor, alpha: torch.Tensor, views: ObjectViews, strength: float = 1.0) -> Restored:
@@ -343,8 +342,8 @@ def _affine(side: int) -> torch.Tensor:
 
 def _tents(side: int, count: int) -> torch.Tensor:
     """(count * count, side * side): tent functions on a grid of handles."""
-    place = (torch.arange(side) + 0.5) / side * (count - 1)
-    tent = (1 - (place - torch.arange(count)[:, None]).abs()).clamp(min=0)
+    positions = (torch.arange(side) + 0.5) / side * (count - 1)
+    tent = (1 - (positions - torch.arange(count)[:, None]).abs()).clamp(min=0)
     return torch.einsum("ay,bx->abyx", tent, tent).reshape(count * count, -1)
 
 

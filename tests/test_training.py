@@ -45,7 +45,7 @@ from training.pairs.batches import Batch
 from training.pairs.draw import Draw
 from training.pairs.making import KINDS, PairMaker
 from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
-from training.pairs.recolouring import contact_shadow, place_light
+from training.pairs.recolouring import contact_shadow, scene_light
 from training.pairs.streams import Pool
 from training.settings import STAGES, Train, parse_train
 
@@ -623,7 +623,7 @@ def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference
     """By lamp light, the same pair: of its picture every channel is dimmed, also where the object is."""
     lamp, made = torch.tensor([0.5, 0.4, 0.2])[:, None, None], []
     for light in (torch.ones(3, 1, 1), lamp):
-        monkeypatch.setattr(holes, "place_light", lambda draw, count, light=light: light)
+        monkeypatch.setattr(holes, "scene_light", lambda draw, count, light=light: light)
         made.append(PairMaker(micro_config(), "compositing", *loaded, {kind: 1.0})(8, torch.Generator().manual_seed(0)))
     day, night = made
     assert torch.equal(night.reference, day.reference) and torch.equal(night.hole, day.hole)
@@ -633,7 +633,7 @@ def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference
 
 
 def test_half_of_the_places_are_as_photographed_and_some_of_the_others_dark_or_warm():
-    gains = place_light(Draw(torch.Generator().manual_seed(0)), 400)[:, :, 0, 0]
+    gains = scene_light(Draw(torch.Generator().manual_seed(0)), 400)[:, :, 0, 0]
     changed = (gains != 1).any(1)
     assert 0.4 < changed.float().mean() < 0.6
     mean, warmth = gains[changed].mean(1), gains[changed, 0] / gains[changed, 2]
@@ -694,7 +694,7 @@ def test_a_relit_view_is_its_views_twin_and_no_view_of_its_own():
 
 
 def test_a_relit_target_stands_in_its_own_place_and_the_reference_keeps_its_light(loaded, monkeypatch):
-    monkeypatch.setattr(holes, "place_light", lambda draw, count: torch.ones(3, 1, 1))
+    monkeypatch.setattr(holes, "scene_light", lambda draw, count: torch.ones(3, 1, 1))
     made = {}
     for light in (True, False):
         views = relit_views()

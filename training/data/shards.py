@@ -201,9 +201,7 @@ class Bad:
 
 
 def list_shards(url: str | os.PathLike) -> list[str]:
-    """The URLs or paths of the shards of a folder, in order; a shard is its own list. Raises `ImprintError` if there
-    is none.
-    """
+    """The shards of a folder, in order, as URLs or paths; a shard is its own list. Raises `ImprintError` for none."""
     url = str(url).rstrip("/")
     if url.endswith(".tar"):
         return [url]
@@ -290,9 +288,7 @@ def read_parts(shard: str) -> Iterator[dict]:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """A file's bytes as a picture that is not read yet. Raises ValueError, in words that are the same every time, where
-    they are none.
-    """
+    """A file's bytes as a picture that is not read yet. Raises ValueError, always in the same words, for anything else."""
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:  # its words hold the buffer's address

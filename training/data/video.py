@@ -1,6 +1,4 @@
-"""Clips with masks: DAVIS, YouTube-VOS and VIPSeg. A group is a clip; an object keeps its number in all of its
-frames.
-"""
+"""Clips with masks: DAVIS, YouTube-VOS and VIPSeg. A group is a clip; objects keep their numbers in all its frames."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What training minimises, and which timesteps it sees; each equation with its source. The loop is
-`training.train`'s.
-"""
+"""What training minimises, and which timesteps it sees; each equation with its source. The loop is in `run`."""
 
 from __future__ import annotations
 
@@ -167,9 +165,7 @@ def structural_similarity(picture: torch.Tensor, target: torch.Tensor) -> torch.
 
 
 def laplacian(pictures: torch.Tensor, levels: int) -> list[torch.Tensor]:
-    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and what is left at
-    last.
-    """
+    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and last what is left."""
     bands = []
     for _ in range(levels - 1):
         half = F.avg_pool2d(pictures, 2)

@@ -1,6 +1,4 @@
-"""Pretrained parts into a checkpoint to train from: a UNet of Stable Diffusion and a DINOv2, as their authors give
-them.
-"""
+"""A checkpoint to train from, of a Stable Diffusion UNet and a DINOv2 as their authors give them."""
 
 from __future__ import annotations
 
@@ -166,9 +164,7 @@ def _read_encoder(path: Path, like: EncoderConfig) -> IDEncoder:
 
 
 def _resampled(encoder: IDEncoder, config: EncoderConfig) -> dict[str, torch.Tensor]:
-    """The encoder's tensors under the hub's names, its position embeddings resampled once, as the model would each
-    time.
-    """
+    """The encoder's tensors under the hub's names, its position embeddings resampled once and for all."""
     side, tensors = config.image_size, encoder.hub_state_dict()
     patches = torch.zeros(1, 1 + (side // config.patch_size) ** 2, config.width)
     embeddings = encoder.backbone.embeddings.interpolate_pos_encoding(patches, side, side)
@@ -188,9 +184,7 @@ _META_NAMES = {
     "mlp.w12": "mlp.weights_in",
     "mlp.w3": "mlp.weights_out",
 }
-"""Meta's names (github.com/facebookresearch/dinov2) and the hub's; all others are the same but for the last
-LayerNorm.
-"""
+"""Meta's names (github.com/facebookresearch/dinov2) and the hub's, where they differ; so does the last LayerNorm's."""
 
 
 def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:

@@ -244,9 +244,7 @@ class Run:
         return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
 
     def _to_stop(self, step: int) -> bool:
-        """Whether time is up, or a signal came, in any process; asked now and then, since it makes them wait for each
-        other.
-        """
+        """Whether time is up, or a signal came, in any process; asked seldom, since processes wait for each other then."""
         limit, several = self.settings.time_limit, self.accelerator.num_processes > 1
         if step % 10 and (several or not self.asked):
             return False

@@ -116,9 +116,7 @@ def make_maker(
     process: tuple[int, int],
     text: Text | None = None,
 ) -> PairMaker | StreamedPairs | Captions:
-    """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for unreadable
-    data.
-    """
+    """What makes the pairs of a split; process: index and number of processes. Raises `ImprintError` for unreadable data."""
     stage = STAGES[settings.stage]
     largest = max(side for side, _ in resolutions_and_shares(settings, config))
     side = settings.cutout_resolution or largest

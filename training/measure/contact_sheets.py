@@ -43,9 +43,7 @@ class Sheets:
             raise ImprintError(f"{backgrounds} holds no photo; give --backgrounds a folder of {', '.join(PICTURES)}")
 
     def scene(self, path: Path, across: float = 0.5) -> Scene:
-        """The next object in a box that stands near a photo's lower edge; across: its place from left (0) to right
-        (1).
-        """
+        """The next object in a box near a photo's lower edge; across: where, from left (0) to right (1)."""
         name, (photo, *_) = next(self.subjects)
         cutout, view = photo.load()
         background = to_rgb(open_image(path))

@@ -12,7 +12,7 @@ from imprint.preprocess import cut_out
 from .batches import Pairs
 from .draw import Draw
 from .framing import BOX
-from .recolouring import place_light
+from .recolouring import scene_light
 from .warping import loosened_box
 
 
@@ -54,7 +54,7 @@ def in_scene(
     alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined.
     """
     count = len(alpha)
-    light = place_light(draw, count)
+    light = scene_light(draw, count)
     target, scene = ((picture * light).clamp(0, 1) for picture in (target, scene))
     # An object that is much smaller than the box that was drawn for it is what people like least.
     roomy = draw.uniform(count) < torch.tensor([0.0, 0.7, 0.7, 0.3], device=alpha.device)[level]
