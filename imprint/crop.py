@@ -2,7 +2,7 @@
 
     crop = Crop.of(background, mask, config)
     ... crop.painted -> latents -> sampling -> a drawing of the square ...
-    crop.paste(background, crop.put_back(drawing)[0])
+    paste(background, crop.put_back(drawing)[0], crop.area)
 
 *Mask* is what the user draws: white where the object goes. *Hole* is what the model makes of it: the same pixels,
 enlarged where they are too few to draw in, and then all cells of the latent that they touch. What is in the hole is
@@ -155,14 +155,6 @@ class Crop:
         whole[(0, *self.placement.area)] = self.hole.mask
         return feather(whole, outwards=self.feather)[0] > 0
 
-    def paste(self, background: Picture, part: torch.Tensor) -> Image.Image:
-        """`paste` of a changed `frame` (3, h, w)."""
-        return paste(background, part, self.area)
-
-    def paste_tensor(self, background: Picture, parts: torch.Tensor) -> torch.Tensor:
-        """As `paste`, for (B, 3, h, w) -> (B, 3, H, W)."""
-        return paste_tensor(background, parts, self.area)
-
 
 def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) -> Image.Image:
     """The whole background in RGB, upright, in its own colours and transparency, with changed rows and columns (3, h, w)."""
@@ -176,8 +168,12 @@ def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) ->
     return image
 
 
-def paste_tensor(background: Picture, parts: torch.Tensor, area: tuple[slice, slice]) -> torch.Tensor:
-    """As `paste`, for (B, 3, h, w) -> (B, 3, H, W)."""
+def paste_all(
+    background: Picture, parts: torch.Tensor, area: tuple[slice, slice], output_type: str
+) -> list[Image.Image] | torch.Tensor:
+    """`paste` of each of (B, 3, h, w) for "pil"; for "pt" the same as (B, 3, H, W) in [0, 1]."""
+    if output_type == "pil":
+        return [paste(background, part, area) for part in parts]
     images = as_picture(background).repeat(len(parts), 1, 1, 1)
-    images[(slice(None), slice(None), *area)] = parts
+    images[(..., *area)] = parts
     return images
