@@ -25,12 +25,12 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # 
 DEVICES = ("auto", "cpu")
 
 
-def require(settings: Any, names: str) -> None:
-    """Raise `ImprintError` where one of the numbers, if there is one, is less than 1."""
+def require(settings: Any, names: str, least: int = 1) -> None:
+    """Raise `ImprintError` where one of the numbers, if there is one, is too small."""
     for name in names.split():
         value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ImprintError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+        if value is not None and value < least:
+            raise ImprintError(f"--{name.replace('_', '-')} is {value}; it must be {least} or more")
 
 
 @dataclass(frozen=True)
