@@ -207,11 +207,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         model = started_where_it_stands(model, sampler_name, scheduler, steps)
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
-        if variations > 1 < len(frames):
-            raise ImprintError(
-                f"variations is {variations}, which draws one place {variations} times, but {len(frames)} came in a batch; "
-                "set variations to 1, or connect one background and one mask"
-            )
+        _check_variations(variations, len(frames))
         crops = _crops(frames, masks, config, resolution or None, context)
         tell(cls, "\n".join(_describe(crop.hole) for crop in crops))
 
@@ -333,3 +329,11 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "
                     f"{config.unet.context_width}; connect the Condition on Object of the same checkpoint"
                 )
+
+
+def _check_variations(variations: int, count: int) -> None:
+    if variations > 1 < count:
+        raise ImprintError(
+            f"variations is {variations}, which draws one place {variations} times, but {count} came in a batch; "
+            "set variations to 1, or connect one background and one mask"
+        )
