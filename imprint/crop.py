@@ -157,7 +157,7 @@ class Crop:
 
 
 def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) -> Image.Image:
-    """The whole background in RGB, upright, in its own colours and transparency, with changed rows and columns (3, h, w)."""
+    """The whole background in RGB, upright, with its transparency and changed rows and columns (3, h, w) in it."""
     own = isinstance(background, Image.Image)
     background = upright(background) if own else background
     image = to_rgb(background) if own else tensor_to_image(background[0])

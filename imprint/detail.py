@@ -65,7 +65,7 @@ class Restored(NamedTuple):
     alpha: torch.Tensor
     """(B, H, W) with its own outline."""
     laid: tuple[float, ...]
-    """For each picture the share of the drawn object that the photo covers, whatever the strength; 0 where no view fits."""
+    """Of each picture the share of the drawn object that the photo covers, whatever the strength; 0 if no view fits."""
 
 
 def restore_detail(generated: torch.Tensor, alpha: torch.Tensor, views: ObjectViews, strength: float = 1.0) -> Restored:

@@ -55,8 +55,8 @@ class ImprintIDEncoder(io.ComfyNode):
             outputs=[
                 sockets.Identity.Output(
                     display_name="identity",
-                    tooltip="The object: what the encoder sees of it, and its pictures. For Condition on Object, and for "
-                    "Restore Detail.",
+                    tooltip="The object: what the encoder sees of it, and its pictures. For Condition on Object, and "
+                    "for Restore Detail.",
                 )
             ],
             hidden=[io.Hidden.unique_id],

@@ -60,9 +60,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where the object goes: values above 0.5, in a fainter mask those above half of its brightest; "
-                    "its outline steers the pose. Best from Mask Coarsener. Another size is stretched to the "
-                    "background; too small a hole is enlarged, and the node says so.",
+                    tooltip="Where the object goes: values above 0.5, in a fainter mask those above half of its "
+                    "brightest; its outline steers the pose. Best from Mask Coarsener. Another size is stretched to "
+                    "the background; too small a hole is enlarged, and the node says so.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -152,9 +152,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="For the frames of a video: each picture of the batch starts from the same noise, so that an "
-                    "object that stands still does not flicker; off by default. Take a sampler without 'ancestral' or "
-                    "'sde' in its name, since those add noise of their own.",
+                    tooltip="For the frames of a video: each picture of the batch starts from the same noise, so that "
+                    "an object that stands still does not flicker; off by default. Take a sampler without 'ancestral' "
+                    "or 'sde' in its name, since those add noise of their own.",
                 ),
             ],
             outputs=[

@@ -11,9 +11,9 @@ from ..imprint.noise import FINITE_SIGMA
 
 _SECOND_ORDER = {"heun", "dpm_2", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive"}
 _SECOND_ORDER |= {"dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu"}
-# The steps from which a sampler stands a scheduler's uneven steps: the third order and ipndm_v extrapolate from them, the two
-# that choose their own steps leave the very last one out, those of second order with noise have too few to take it away
-# again, and res_multistep's coefficients take no account of noise, or of guidance's second picture.
+# The steps from which a sampler stands a scheduler's uneven steps: the third order and ipndm_v extrapolate from them,
+# the two that choose their own steps leave the very last one out, those of second order with noise have too few to take
+# it away again, and res_multistep's coefficients take no account of noise, or of guidance's second picture.
 _THIRD_ORDER = {"normal": math.inf, "ddim_uniform": math.inf, "kl_optimal": 20}
 _NOT_LINEAR = {"linear_quadratic": math.inf}
 _WITH_NOISE = dict.fromkeys(("karras", "exponential", "normal", "ddim_uniform", "kl_optimal"), 20)

@@ -90,7 +90,7 @@ def open_mask(path: Path | None, what: object) -> Image.Image:
 
 
 def mask_of(image: Image.Image, what: object) -> np.ndarray:
-    """(H, W) float32 in [0, 1]: a mask picture as `mask_to_tensor` reads it. Raises `Dropped` for a map of several labels."""
+    """(H, W) float32 in [0, 1]: a mask picture as `mask_to_tensor` reads it. Raises `Dropped` for several labels."""
     try:
         return mask_to_tensor(image)[0].numpy()
     except ImprintError as error:

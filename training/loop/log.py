@@ -42,7 +42,7 @@ class Log:
         self.bar.update(min(self.step_size, self.bar.total - self.bar.n))
 
     def steps(self, step: int, rate: float) -> None:
-        """The means of the steps since the last time; every process must call it. Raises `ImprintError` unless all are finite."""
+        """Log the means since last time; every process must call it. Raises `ImprintError` unless all are finite."""
         steps = step - self.mark
         values = self.meter.read(self.accelerator, steps, self.accumulate)
         if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):

@@ -38,9 +38,9 @@ def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.
 
     `plain` is 1, the papers' own loss. `min-snr` (Hang et al., arXiv 2303.09556, section 3.4) weighs the error of the
     picture that a prediction implies by min(SNR, gamma), with SNR = alpha_bar / (1 - alpha_bar): for a prediction of
-    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR would hardly
-    learn its last timesteps so, and the last one not at all, although sampling starts there. The plain loss of v weighs
-    the implied picture's error by SNR + 1 (arXiv 2202.00512, section 4): there that is what is clamped.
+    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR would
+    hardly learn its last timesteps so, and the last one not at all, although sampling starts there. The plain loss of v
+    weighs the implied picture's error by SNR + 1 (arXiv 2202.00512, section 4): there that is what is clamped.
     """
     if kind == "plain":
         return torch.ones_like(signal)

@@ -93,8 +93,8 @@ def pretrained(kind: type, folder: Path) -> torch.nn.Module:
     """A model of diffusers or transformers from a local folder, with every tensor from its files."""
     if not (folder / "config.json").is_file():
         raise ImprintError(
-            f"{folder} holds no config.json; give a model's folder as the hub has it (SD 1.5's has the folders unet and "
-            "vae), or its single file"
+            f"{folder} holds no config.json; give a model's folder as the hub has it (SD 1.5's has the folders unet "
+            "and vae), or its single file"
         )
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -113,8 +113,8 @@ def pretrained(kind: type, folder: Path) -> torch.nn.Module:
     if missing or misshapen:
         first = f"'{missing[0]}' is missing" if missing else f"{misshapen[0]} differs from config.json"
         raise ImprintError(
-            f"{folder}: {len(missing)} tensors are missing and {len(misshapen)} have another shape than its config.json "
-            f"says ({first}); download it again"
+            f"{folder}: {len(missing)} tensors are missing and {len(misshapen)} have another shape than its "
+            f"config.json says ({first}); download it again"
         )
     return model
 
@@ -193,8 +193,8 @@ def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:
     for name, dimensions in needed.items():
         if name not in named or named[name].ndim != dimensions:
             raise ImprintError(
-                f"{path} lacks the tensor '{name}' of {dimensions} dimensions; give a DINOv2 backbone as Meta released it "
-                "(dinov2_vit*14_pretrain.pth), or a folder in the hub's layout"
+                f"{path} lacks the tensor '{name}' of {dimensions} dimensions; give a DINOv2 backbone as Meta released "
+                "it (dinov2_vit*14_pretrain.pth), or a folder in the hub's layout"
             )
     width, _, patch, _ = named["patch_embed.proj.weight"].shape
     layers = 1 + max(int(name.split(".")[1]) for name in named if name.startswith("blocks."))

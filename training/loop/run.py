@@ -153,8 +153,9 @@ class Run:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`); leaves a state to
-        continue from and a checkpoint. Raises `ImprintError` where another run writes into the folder.
+        """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`).
+
+        Leaves a state to continue from, and a checkpoint. Raises `ImprintError` where another run writes into the folder.
         """
         require_folder(self.settings.output)
         with self.state.locked():
@@ -244,7 +245,7 @@ class Run:
         return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
 
     def _to_stop(self, step: int) -> bool:
-        """Whether time is up, or a signal came, in any process; asked seldom, since processes wait for each other then."""
+        """Whether time is up, or a signal came, in any process; asked seldom, since it makes processes wait."""
         limit, several = self.settings.time_limit, self.accelerator.num_processes > 1
         if step % 10 and (several or not self.asked):
             return False
@@ -253,9 +254,7 @@ class Run:
 
 
 def make_accelerator(settings: Train) -> Accelerator:
-    """Accelerate as the run's machine options ask for it. Raises `ImprintError` where wandb is wanted and absent, and for
-    processes that are not connected.
-    """
+    """Accelerate as the machine options say. Raises `ImprintError` for want of wandb, and for unconnected processes."""
     if settings.wandb and not find_spec("wandb"):
         raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
     accelerator = Accelerator(
@@ -268,7 +267,7 @@ def make_accelerator(settings: Train) -> Accelerator:
     )
     if (started := int(os.environ.get("WORLD_SIZE", 1))) > accelerator.num_processes:
         raise ImprintError(
-            f"{started} processes were started, but torch sees no GPU here and leaves them unconnected: each would train a "
-            "model of its own; give --device cpu, or start one process"
+            f"{started} processes were started, but torch sees no GPU here and leaves them unconnected: each would "
+            "train a model of its own; give --device cpu, or start one process"
         )
     return accelerator

@@ -55,7 +55,7 @@ def write_captioned_pictures(folder: Path, side: int, count: int) -> None:
 
 
 def write_diffusers_model(folder: Path, config: ImprintConfig, device: torch.device) -> None:
-    """A Stable Diffusion of these sizes with random weights, in diffusers' layout, with a text encoder of CLIP's kind."""
+    """A Stable Diffusion of these sizes and random weights in diffusers' layout; its text encoder is of CLIP's kind."""
     from diffusers import DDPMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -68,7 +68,7 @@ class PairMaker:
         return other
 
     def kinds(self, count: int, part: tuple[int, int] = (0, 1)) -> dict[str, int]:
-        """How many of `count` pairs are of each kind; of a part alone, every so-manieth pair, as `__call__` takes it."""
+        """How many of `count` pairs are of each kind; of a part alone, every n-th pair, as `__call__` takes it."""
         index, parts = part
         total = sum(self.mix.values())
         ends = [round(count * sum(list(self.mix.values())[: i + 1]) / total) for i in range(len(self.mix))]

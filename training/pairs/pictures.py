@@ -55,7 +55,7 @@ class _Pictures:
 
 
 def own_cores() -> int:
-    """Cores for this process: all that it may run on, shared with the others that a launcher started on this machine."""
+    """Cores for this process: all that it may run on, shared with others that a launcher started on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
@@ -271,8 +271,8 @@ def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> 
     if mask is None:
         if picture.mode != "RGBA":
             raise ImprintError(
-                f"a view of '{record.object}' is {picture.mode} and has no mask; views are RGBA cut-outs, or photos with "
-                "their objects' masks"
+                f"a view of '{record.object}' is {picture.mode} and has no mask; views are RGBA cut-outs, or photos "
+                "with their objects' masks"
             )
         yield 0, picture
         return
