@@ -46,7 +46,7 @@ TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Coarsen Mask's pre
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--subjects", type=Path, help="folder of DreamBooth's subjects, with NN.mask.png beside NN.jpg")
     parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], help="folders of photos")
     options = parser.parse_args()
