@@ -17,7 +17,7 @@ from ..imprint.options import placing_arguments
 from ..imprint.place import place_object
 from ..imprint.views import ObjectViews
 from . import models
-from .loaders import file_of, light_model_input, state_of
+from .loaders import file_of, light_model_input
 from .tensors import to_bhwc
 
 _EXAMPLE = (
@@ -53,11 +53,12 @@ class ImprintJob(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, job: str, light_model: str) -> tuple:
+        network = Path(file_of(light_model))
         try:
-            files = [*_files(_read(job))]
+            files = [*_files(_read(job)), network]
         except ImprintError:  # told when it runs
-            files = []
-        return job, state_of(light_model), *((path, path.stat().st_mtime_ns) for path in files if path.is_file())
+            files = [network]
+        return job, *((path, path.stat().st_mtime_ns) for path in files if path.is_file())
 
     @classmethod
     def execute(cls, job: str, light_model: str = SHIPPED_LIGHT.name) -> io.NodeOutput:

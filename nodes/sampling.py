@@ -204,7 +204,6 @@ class ImprintCompositeSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         config = imprint_config(model)
         _check_parts(config, vae, positive, negative)
-        model = started_where_it_stands(model, sampler_name, scheduler, steps)
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
         _check_variations(variations, len(frames))
@@ -218,6 +217,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         positive, negative, latent = _inputs(config, positive, negative, clean, hole)
         if same_noise:
             latent["batch_index"] = [0] * len(crops)  # core's word for which noise of the seed each takes
+        model = started_where_it_stands(model, sampler_name, scheduler, steps)
         settings = (steps, cfg, sampler_name, scheduler, positive, negative, latent)
         drawn = [_draw(model, vae, clean, hole, (seed + index) % _SEEDS, *settings) for index in range(variations)]
         drawings = torch.cat([pictures for pictures, _ in drawn])

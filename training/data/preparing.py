@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -76,10 +77,10 @@ def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
     }
 
 
-def _read_json(url: str) -> dict | None:
+def _read_json(place: str) -> dict | None:
     """A report; None where there is none yet, or a broken one."""
     try:
-        return json.loads(shards.read_file(url))
+        return json.loads(shards.read_file(place))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -100,11 +101,12 @@ def _finish(jobs: list[Job], reports: list[dict], resolved: dict, summary: str, 
     for split in shards.SPLITS:
         if counts[split]["pictures"]:
             found = shards.list_shards(shards.inside(options.output, split))
-            index = "".join(f"{url.rsplit('/', 1)[1]}\n" for url in found)
+            index = "".join(f"{place.rsplit('/', 1)[1]}\n" for place in found)
             shards.write_file(shards.inside(options.output, split, shards.INDEX), index.encode())
             mine = {shard_url(job, options) for job in jobs if job.split == split}
-            made += [url for url in found if url in mine]
-    sheet = shards.encoded(contact_sheet(made), "PNG")
-    shards.write_file(shards.inside(options.output, f"{options.name}.png"), sheet)
+            made += [place for place in found if place in mine]
+    buffer = io.BytesIO()
+    contact_sheet(made).save(buffer, "PNG")
+    shards.write_file(shards.inside(options.output, f"{options.name}.png"), buffer.getvalue())
     shards.write_file(summary, json.dumps(result, indent=1).encode())
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from imprint.errors import ImprintError, require_same_size
+from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image
 from imprint.preprocess import bounding_boxes, resample
 
@@ -37,7 +37,11 @@ def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: 
             raise ImprintError(
                 f"{path} has no transparency, and there is no {mask.name} beside it; give the object's mask"
             )
-        require_same_size(str(path), picture.size[::-1], mask.name, alpha.shape[1:])
+        if alpha.shape[1:] != (picture.height, picture.width):
+            size = f"{alpha.shape[2]}x{alpha.shape[1]}"
+            raise ImprintError(
+                f"{path} is {picture.width}x{picture.height}, but {mask.name} {size}; make them the same size"
+            )
         number = len(views)
         record = Record(folder.name, folder.name, number, "subject", LICENCE, ANY_GAP)
         views.append(sample(f"{number:03d}", _encoded(_view(picture, alpha, path)), "webp", record))
