@@ -23,14 +23,7 @@ from . import __version__
 from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
-from .options import (
-    FAST_STEPS,
-    finish_settings,
-    given_placing,
-    model_settings,
-    placing_arguments,
-    placing_settings,
-)
+from .options import FAST_STEPS, finish_settings, given_placing, model_settings, placing_arguments, placing_settings
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -221,11 +214,7 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
     with _needs_diffusers():
         from .pipeline import ImprintPipeline
 
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = options.device
     if device == "auto":
         device = next(name for name, found in available.items() if found)

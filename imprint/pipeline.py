@@ -113,7 +113,6 @@ class ImprintPipeline(Stages):
             raise ImprintError(f"guidance is {guidance_scale:g}; it must be a finite number")
         if output_type not in _OUTPUT_TYPES:
             raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
-
         if isinstance(generator, list) and len(generator) not in (1, num_results):
             raise ImprintError(
                 f"got {len(generator)} generators for {num_results} results; give one, or one per result"
@@ -124,7 +123,6 @@ class ImprintPipeline(Stages):
                 f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found "
                 f"{sorted(unknown)}"
             )
-
         require_strengths(light, shadow, softness, light_from)
         views = ObjectViews.of(object_image, object_mask, colours_of(background))
         size = picture_size(background)

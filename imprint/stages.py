@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .blending import BLENDS
-from .crop import Crop, Layers, paste, paste_tensor
+from .crop import Crop, Layers, paste_all
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_same_size
 from .hole import Placement
@@ -225,10 +225,7 @@ class Stages(Parts):
         layers = self._layers(scene, drawings, maps, settings)
         outwards = crop.feather if settings.feather_pixels is None else settings.feather_pixels
         parts = crop.composite(layers, scene.blend_mask, settings.feather_inwards, outwards, settings.blend_method)
-        if output_type == "pil":
-            images = [crop.paste(scene.background, part) for part in parts]
-        else:
-            images = crop.paste_tensor(scene.background, parts)
+        images = paste_all(scene.background, parts, crop.area, output_type)
         if not (maps and settings.matte):
             return ImprintPipelineOutput(images, crop.placement)
         # Detail changes alpha, and a strength shadow: the ones that were used are given, if need be on the way back.
@@ -286,9 +283,6 @@ class Stages(Parts):
             share = blend[(slice(None), *square.area)][None]
             lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
         part = require_finite(lit.composite(), "the object in the scene's light", _PRECISION)
-        if output_type == "pil":
-            images = [paste(background, part[0], square.area) for _ in range(num_results)]
-        else:
-            images = paste_tensor(background, part.expand(num_results, -1, -1, -1), square.area)
+        images = paste_all(background, part.expand(num_results, -1, -1, -1), square.area, output_type)
         alpha, lost = (square.within(square.area).extract(each)[:, 0] for each in (lit.alpha, lit.shadow))
         return ImprintPipelineOutput(images, square, alpha, lost, lit)

@@ -17,7 +17,7 @@ from ..imprint.options import placing_arguments
 from ..imprint.place import place_object
 from ..imprint.views import ObjectViews
 from . import models
-from .loaders import FOLDER, light_model_input
+from .loaders import file_of, light_model_input
 from .tensors import to_bhwc
 
 _EXAMPLE = (
@@ -54,7 +54,7 @@ class ImprintJob(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, job: str, light_model: str) -> tuple:
-        network = Path(folder_paths.get_full_path_or_raise(FOLDER, light_model))
+        network = Path(file_of(light_model))
         try:
             files = [*_files(_read(job)), network]
         except ImprintError:  # told when it runs
@@ -64,7 +64,7 @@ class ImprintJob(io.ComfyNode):
     @classmethod
     def execute(cls, job: str, light_model: str = SHIPPED_LIGHT.name) -> io.NodeOutput:
         read = _read(job)
-        net = models.Light(folder_paths.get_full_path_or_raise(FOLDER, light_model)).loaded()
+        net = models.Light(file_of(light_model)).loaded()
         pictures = read.read()
         background = pictures[0]["background"]
         frame = as_picture(background, colours_of(background)).clone()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
@@ -16,7 +14,7 @@ from ..imprint.place import ACROSS, DOWN, Align, PlacedObject, place_object
 from ..imprint.preprocess import bounding_boxes
 from ..imprint.views import ObjectViews
 from . import models, sockets
-from .loaders import FOLDER, light_model_input
+from .loaders import file_of, light_model_input, state_of
 from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
@@ -264,9 +262,7 @@ class ImprintRelight(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, light_model: str, **_) -> tuple[str, int, int]:
-        path = folder_paths.get_full_path_or_raise(FOLDER, light_model)
-        state = os.stat(path)
-        return path, state.st_mtime_ns, state.st_size
+        return state_of(light_model)
 
     @classmethod
     def execute(
@@ -279,7 +275,7 @@ class ImprintRelight(io.ComfyNode):
         light_from: str = "auto",
     ) -> io.NodeOutput:
         require_strengths(light, shadow, softness, light_from)
-        model = models.Light(folder_paths.get_full_path_or_raise(FOLDER, light_model))
+        model = models.Light(file_of(light_model))
         net, frames = model.loaded(), placed.backgrounds
         image = copy_image(to_bhwc(frames, placed.transparency), len(frames))
         total = len(frames) * len(placed.objects)

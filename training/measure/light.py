@@ -145,10 +145,7 @@ def evaluate_light(settings: EvaluateLight) -> dict:
                 f"the result of task {task.name} is {picture.width}x{picture.height}, its background "
                 f"{task.hole.shape[1]}x{task.hole.shape[0]}; give results of the background's size"
             )
-        rows[task.name] = (
-            LightErrors.of(task, made, made),
-            LightErrors.of(task, task.pasted(), task.background),
-        )
+        rows[task.name] = (LightErrors.of(task, made, made), LightErrors.of(task, task.pasted(), task.background))
     if not rows:
         raise ImprintError(f"{settings.results} holds no NN.png of a task in {settings.tasks}")
     result = summary(rows)
