@@ -66,8 +66,8 @@ class LightConfig:
     context: float = 2.2
     """Side of the square over the longer side of the object's box."""
     shadow_power: float = 1.0
-    """The light that is kept is raised to this power: what an L1 loss leaves of shadows that a picture does not tell for
-    sure is their median, which is too little. Chosen on held-out places."""
+    """The light that is kept is raised to this power, chosen on held-out places: a guess is not always right, and then a
+    fainter shadow is less wrong."""
 
 
 @dataclass
@@ -134,12 +134,11 @@ class LightMaps:
             torch.cat([there.chances, back.chances], 1) - math.log(2),
         )
 
-    def likeliest(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The guess (B, 3) around which most of the others' chances lie, and the chance (B,) that it is about right."""
+    def likeliest(self) -> torch.Tensor:
+        """(B, 3): the guess around which most of all guesses' chances lie."""
         apart = torch.cdist(self.directions, self.directions).square() / (2 * SCATTER**2)
-        chance = (self.chances[:, None] - apart).logsumexp(2).exp()
-        best = chance.argmax(1, keepdim=True)
-        return self.directions.gather(1, best[..., None].expand(-1, -1, 3))[:, 0], chance.gather(1, best)[:, 0]
+        best = (self.chances[:, None] - apart).logsumexp(2).argmax(1)
+        return self.directions[torch.arange(len(best)), best]
 
 
 class LightNet(nn.Module):
@@ -396,8 +395,8 @@ def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torc
 def _seen(net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...] | None) -> LightMaps:
     """The mean of what the network sees in the pictures (1, C, S, S) and in their mirror images.
 
-    Where it is not told where the light comes from, it guesses: the shadow is the one of the likeliest guess as far as that is
-    likely, and else the median of all shadows.
+    Where it is not told where the light comes from, the shadow is that of its likeliest guess: the median of all shadows that are
+    possible is faint, and lies on every side.
     """
     features = net.encode(*(torch.cat([each, each.flip(3)]) for each in pictures))
 
@@ -408,8 +407,7 @@ def _seen(net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...
     if towards is not None:
         return told(towards)
     maps = net.decode(features).folded()
-    likeliest, chance = maps.likeliest()
-    maps.shadow = torch.lerp(maps.shadow, told(likeliest[0].tolist()).shadow, chance)
+    maps.shadow = told(maps.likeliest()[0].tolist()).shadow
     return maps
 
 
