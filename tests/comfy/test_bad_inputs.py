@@ -85,6 +85,7 @@ REFUSED = {
     "unknown-place": (PLACE, {"place": "there"}, "not in"),
     "unknown-alignment": (PLACE, {"align_x": "middle"}, "not in"),
     "rotated-too-far": (PLACE, {"rotate": 500.0}, "rotate"),
+    "inset-too-wide": (PLACE, {"inset": 0.5}, "inset"),
     "light-above-one-and-a-half": (RELIGHT, {"light": 1.6}, "light"),
     "negative-shadow": (RELIGHT, {"shadow": -0.1}, "shadow"),
     "softness-above-one": (RELIGHT, {"softness": 1.1}, "softness"),
