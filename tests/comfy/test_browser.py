@@ -30,6 +30,8 @@ from make_workflows import (
 from PIL import Image
 from ui_workflow import to_prompt
 
+from imprint.checkpoint import SHIPPED
+
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
 FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -130,7 +132,8 @@ def run(page, steps: int | None = STEPS, seconds: int = 300) -> None:
         arg=before,
         timeout=seconds * 1000,
     )
-    assert page.evaluate("app.extensionManager.lastExecutionError") is None
+    error = page.evaluate("app.extensionManager.lastExecutionError")
+    assert error is None, error["exception_message"]
 
 
 def select(page, kind: str) -> None:
@@ -368,12 +371,18 @@ def stands_in(made: np.ndarray, was: np.ndarray, box: dict[str, int]) -> None:
     assert rows.max() > box["y"] + 0.94 * box["height"]
 
 
-def result(page, server: Server) -> np.ndarray:
-    """The pixels of what Save Image shows."""
-    name = page.evaluate(
-        "new URL(app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0].src).searchParams.get('filename')"
+def results(page, server: Server) -> np.ndarray:
+    """The pixels (B, H, W, 3) of what Save Image shows."""
+    names = page.evaluate(
+        "app.graph.nodes.find(n => n.type === 'SaveImage').imgs.map(i => new URL(i.src).searchParams.get('filename'))"
     )
-    return np.asarray(Image.open(server.base / "output" / name).convert("RGB"))
+    return np.stack([np.asarray(Image.open(server.base / "output" / name).convert("RGB")) for name in names])
+
+
+def result(page, server: Server) -> np.ndarray:
+    """The pixels (H, W, 3) of the one picture that Save Image shows."""
+    (made,) = results(page, server)
+    return made
 
 
 def titled(page, title: str) -> str:
@@ -445,7 +454,15 @@ def paint(page, title: str, size: tuple[int, int], wanted: dict[str, int]) -> No
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("Save", exact=True).wait_for()
     canvas = dialog.locator("canvas").first
-    page.wait_for_timeout(2000)
+    page.wait_for_function(
+        """size => {
+            const canvas = document.querySelector('[role=dialog] canvas')
+            if (canvas.width !== size[0] || canvas.height !== size[1]) return false
+            return canvas.getContext('2d').getImageData(size[0] / 2, size[1] / 2, 1, 1).data[3] === 255
+        }""",
+        arg=list(size),
+    )
+    page.wait_for_timeout(1000)  # the picture glides into its place
     shown = canvas.bounding_box()
     pixel, brush = shown["width"] / size[0], 10
     x, y, width, height = wanted.values()
@@ -455,6 +472,45 @@ def paint(page, title: str, size: tuple[int, int], wanted: dict[str, int]) -> No
     page.wait_for_timeout(500)
     dialog.get_by_text("Save", exact=True).click()
     dialog.wait_for(state="hidden")
+
+
+PAINTABLE = [
+    (name, node["title"])
+    for name in WORKFLOWS
+    for node in json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+    if node["type"] == "LoadImage"
+]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_painting_in_any_mask_editor_changes_the_picture(page, server: Server, name: str):
+    """A stroke on each picture that the template loads, one after another: with the same seed, another result."""
+    open_template(page, name)
+    if name == FORM:
+        command(page, "Comfy.ToggleLinear")
+    if name == RELATIVE:  # its graph, with the weights that are here
+        set_widget(page, "checkpoint", SHIPPED.name)
+    set_widget(page, "control_after_generate", "fixed")
+    set_widget(page, "resolution", 64)
+    run(page)
+    before = results(page, server)
+    titles = [title for each, title in PAINTABLE if each == name]
+    assert len(titles) >= 2
+    for title in titles:
+        size = page.evaluate(
+            """title => {
+                const [image] = app.graph.nodes.find(n => n.title === title).imgs
+                return [image.naturalWidth, image.naturalHeight]
+            }""",
+            title,
+        )
+        across, down = size
+        stroke = {"x": across // 5, "y": down // 2, "width": across // 3, "height": down // 3}
+        paint(page, title, tuple(size), stroke)
+        run(page)
+        after = results(page, server)
+        assert (np.abs(after.astype(int) - before).max(3) > 20).mean() > 1e-3, title
+        before = after
 
 
 def seconds_of_the_last_run(server: Server) -> float:
