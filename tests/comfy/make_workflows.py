@@ -148,7 +148,7 @@ PAINT = "right-click *Background*, *Open in MaskEditor*"
 
 
 def place(g: Graph, column: float, box: tuple[int, int, int, int], title: str = "", **inputs) -> Node:
-    """Place Object. box: x, y, width, height."""
+    """Place Object. box: x, y, width, height; within 960x720, so that it is seen in most photos of one's own."""
     where = dict(zip(("x", "y", "width", "height"), box))
     return g.add("ImprintPlaceObject", column, title, box=where, columns=1.4, **inputs)
 
@@ -157,7 +157,7 @@ def place_object(
     g: Graph,
     object_name: str = "dog.webp",
     background_name: str = "salon.jpg",
-    box: tuple[int, int, int, int] = (540, 520, 420, 400),
+    box: tuple[int, int, int, int] = (560, 350, 360, 350),
 ) -> dict[str, Node]:
     """The nodes by their names."""
     note(
@@ -183,7 +183,7 @@ def place_object(
 
 
 def place_object_app(g: Graph) -> None:
-    nodes = place_object(g, "corgi.webp", "plaza.jpg", (560, 520, 400, 400))
+    nodes = place_object(g, "corgi.webp", "plaza.jpg", (560, 350, 360, 350))
     shown = {"object": ["image"], "background": ["image"], "place": ["box", "rotate", "flip"]}
     shown["light"] = ["light", "shadow", "softness"]
     widgets = [(nodes[name], widget) for name, widgets in shown.items() for widget in widgets]
@@ -202,8 +202,8 @@ def several_objects(g: Graph) -> None:
     background = picture(g, 0, "windows.jpg", "Background")
     chain: dict[str, Output] = {}
     for column, object_, box, title in (
-        (1, behind, (440, 400, 320, 420), "Imprint: Place Object (behind)"),
-        (2.4, front, (640, 580, 320, 370), "Imprint: Place Object (in front)"),
+        (1, behind, (420, 290, 290, 350), "Imprint: Place Object (behind)"),
+        (2.4, front, (610, 380, 310, 330), "Imprint: Place Object (in front)"),
     ):
         inputs = {"background": background["IMAGE"], "object": object_["IMAGE"], "object_mask": object_["MASK"]}
         if object_ is front:
@@ -233,7 +233,7 @@ def plain_photo(g: Graph) -> None:
     placed = place(
         g,
         2,
-        (90, 540, 400, 420),
+        (120, 350, 350, 360),
         background=background["IMAGE"],
         object=photo["IMAGE"],
         object_mask=cut["output"],
@@ -257,7 +257,7 @@ def many_objects(g: Graph) -> None:
     placed = place(
         g,
         2,
-        (90, 520, 420, 420),
+        (120, 350, 350, 360),
         background=background["IMAGE"],
         object=pictures,
         object_mask=masks,
@@ -283,7 +283,7 @@ def draw_object(g: Graph) -> None:
 
 
 def split_path(g: Graph) -> None:
-    left, top, side = 459, 467, 523  # the square that Draw Object takes for what is painted
+    left, top, side = 466, 282, 484  # the square that Draw Object takes for what is painted
     resolution = 256
     crop = {"x": left, "y": top, "width": side, "height": side}
     note(
