@@ -1,4 +1,4 @@
-"""Writes workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
+"""Writes example_workflows/, workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
 
     COMFYUI_PATH=... [COMFYUI_PYTHON=...] python tests/comfy/make_workflows.py [--graphs-only] [NAME ...]
 
@@ -390,7 +390,12 @@ WORKFLOWS: dict[str, Callable[[Graph], Any]] = {
     "7 Draw with your own KSampler": split_path,
     RELATIVE: objectstitch_512px,
 }
-"""The template browser shows these names in the order that the disk gives; on most that is the names' own."""
+"""The template browser shows the first one first, and the others in the order that the disk gives; see nodes/templates.py."""
+
+
+def file_of(name: str) -> Path:
+    """Where the workflow of that name lies; its thumbnail is beside it."""
+    return ROOT / ("example_workflows" if name == FIRST else "workflows") / f"{name}.json"
 
 
 def build(name: str, object_info: dict[str, dict]) -> dict:
@@ -485,10 +490,10 @@ def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> I
     if len(results) > 1 and (background := painted(workflow)):
         objects.append(background)
     if len(objects) + len(results) in (4, 9):
-        return sheet([*objects, *results], width)
+        return sheet([*results, *objects], width)  # the template browser puts its badge to the upper left
     made, inset = sheet(results, width), width // (4 * math.ceil(len(results) ** 0.5))
     for index, each in enumerate(objects):
-        # Things stand below, and the template browser puts its badge to the left.
+        # Things stand below, and the badge is to the left.
         made.paste(ImageOps.expand(tile(each, inset), 2, "white"), (made.width - (index + 1) * (inset + 12), 8))
     return made
 
@@ -517,7 +522,7 @@ def write_thumbnail(name: str, server: Server, object_info: dict[str, dict]) -> 
     else:
         results = server.pictures(prompt, seconds=900)
     print(f"{name}: {len(results)} pictures in {time.monotonic() - start:.1f} s", flush=True)
-    with replacing(ROOT / "workflows" / f"{name}.jpg") as file:
+    with replacing(file_of(name).with_suffix(".jpg")) as file:
         thumbnail(workflow, results).save(file, "JPEG", quality=85, optimize=True)
 
 
@@ -535,7 +540,7 @@ def main() -> None:
             for name in BLUEPRINTS:
                 write(ROOT / "subgraphs" / f"{name}.json", blueprint(name, object_info))
             for name in options.names or WORKFLOWS:
-                write(ROOT / "workflows" / f"{name}.json", build(name, object_info))
+                write(file_of(name), build(name, object_info))
                 if not options.graphs_only:
                     write_thumbnail(name, server, object_info)
 

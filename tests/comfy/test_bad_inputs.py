@@ -15,7 +15,7 @@ from itertools import count
 import pytest
 import torch
 from comfy_server import ROOT, Server
-from make_workflows import DRAW, PAINTED, SAMPLES
+from make_workflows import DRAW, PAINTED, SAMPLES, file_of
 from PIL import Image
 from ui_workflow import to_prompt
 
@@ -258,7 +258,7 @@ FINE = {
 def prompt(server: Server, object_info: dict) -> dict:
     """The first workflow with as little work as possible, and the bad files in their places."""
     write_files(server)
-    workflow = json.loads((ROOT / "workflows" / f"{DRAW}.json").read_text(encoding="utf-8"))
+    workflow = json.loads(file_of(DRAW).read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
     (background,) = (each["inputs"] for each in prompt.values() if each["inputs"].get("image") == f"imprint_{PAINTED}")
     background["image"] = "painted_small.png"

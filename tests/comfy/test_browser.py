@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from make_workflows import (
     RELATIVE,
     SAMPLES,
     WORKFLOWS,
+    file_of,
 )
 from PIL import Image
 from ui_workflow import to_prompt
@@ -234,7 +236,7 @@ def test_a_saved_workflow_opens(page, object_info: dict, name: str):
 def test_workflow_opens_and_runs(page, name: str):
     open_template(page, name)
     shown = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
-    assert essence(shown) == essence(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
+    assert essence(shown) == essence(json.loads(file_of(name).read_text(encoding="utf-8")))
     if name == RELATIVE:  # without its weights there is nothing to run
         assert complaints(page) == ["ImprintLoadCheckpoint"]
         offers(page, OBJECTSTITCH)
@@ -477,7 +479,7 @@ def paint(page, title: str, size: tuple[int, int], wanted: dict[str, int]) -> No
 PAINTABLE = [
     (name, node["title"])
     for name in WORKFLOWS
-    for node in json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+    for node in json.loads(file_of(name).read_text(encoding="utf-8"))["nodes"]
     if node["type"] == "LoadImage"
 ]
 
@@ -631,7 +633,9 @@ def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
     photograph("form")
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
-    templates(page).locator("img").first.wait_for()
+    dialog = templates(page)
+    dialog.locator("img").first.wait_for()
+    assert dialog.get_by_text(re.compile(r"^\d \w+")).first.inner_text() == FIRST
     photograph("templates")
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")

@@ -12,7 +12,7 @@ import original_weights
 import pytest
 import torch
 from comfy_server import PACK, ROOT, Server
-from make_workflows import DRAW, OBJECTSTITCH, PAINTED, RELATIVE, SAMPLES
+from make_workflows import DRAW, OBJECTSTITCH, PAINTED, RELATIVE, SAMPLES, file_of
 from PIL import Image, ImageDraw
 from ui_workflow import to_prompt
 
@@ -38,7 +38,7 @@ NODES = {
 @pytest.fixture(scope="module")
 def prompt(object_info: dict) -> dict:
     """The shipped workflow, in five steps."""
-    workflow = json.loads((ROOT / "workflows" / f"{DRAW}.json").read_text(encoding="utf-8"))
+    workflow = json.loads(file_of(DRAW).read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
     one(prompt, "ImprintCompositeSampler").update(steps=5, variations=1)
     return prompt
@@ -194,7 +194,7 @@ def test_a_relative_s_file_runs_its_workflow(server: Server):
     pytest.importorskip("diffusers")
     from imprint.third_party import convert
 
-    workflow = json.loads((ROOT / "workflows" / f"{RELATIVE}.json").read_text(encoding="utf-8"))
+    workflow = json.loads(file_of(RELATIVE).read_text(encoding="utf-8"))
     folder = server.base / "models" / OBJECTSTITCH["directory"]
     released = folder / OBJECTSTITCH["name"]
     torch.save({"state_dict": original_weights.random_weights("small", "objectstitch")}, released)

@@ -18,6 +18,7 @@ from make_workflows import (
     WORKFLOWS,
     blueprint,
     build,
+    file_of,
     text,
 )
 from PIL import Image
@@ -30,13 +31,13 @@ PICTURES = {"5 Place many objects one by one": 2, DRAW: 2}
 
 
 def shipped(name: str) -> dict:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(file_of(name).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_file_is_current(object_info: dict, name: str):
-    assert text(build(name, object_info)) == (ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")
-    with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
+    assert text(build(name, object_info)) == file_of(name).read_text(encoding="utf-8")
+    with Image.open(file_of(name).with_suffix(".jpg")) as thumbnail:
         assert thumbnail.width == 480
 
 
@@ -52,9 +53,11 @@ def test_blueprint_is_current(server: Server, object_info: dict, name: str):
 
 
 def test_all_are_offered(server: Server):
+    """The first one first, whatever the disk's order; each with its file and its thumbnail."""
     offered = server.get("/workflow_templates")[PACK]
-    assert set(WORKFLOWS) == set(offered) and len(offered) <= 8 and min(offered) == FIRST
+    assert sorted(offered) == sorted(WORKFLOWS) and len(offered) <= 8 and offered[0] == FIRST
     for name in WORKFLOWS:
+        assert server.get(quote(f"/api/workflow_templates/{PACK}/{name}.json")) == shipped(name)
         assert server.request(quote(f"/api/workflow_templates/{PACK}/{name}.jpg")).startswith(b"\xff\xd8")
 
 
