@@ -213,6 +213,18 @@ def several_objects(g: Graph) -> None:
     save(g, 3.8, light["image"], columns=1.4)
 
 
+def cut_out(g: Graph, column: float, image: Output, mask: Output) -> Output:
+    """The object's mask: the given one or, once three nodes are switched on, what core's background removal finds."""
+    remover = g.add(
+        "LoadBackgroundRemovalModel", column, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
+    )
+    remove = g.add("RemoveBackground", column, bg_removal_model=remover["bg_model"], image=image)
+    # When all three are switched off, the last gives its first mask.
+    cut = g.add("ComfySwitchNode", column, "Automatic mask", switch=True, on_false=mask, on_true=remove["mask"])
+    g.bypass("Cut-out (switched off)", remover, remove, cut)
+    return cut["output"]
+
+
 def plain_photo(g: Graph) -> None:
     note(
         g,
@@ -223,20 +235,14 @@ def plain_photo(g: Graph) -> None:
     )
     photo = picture(g, 0, PAINTED_OVER, "Object (any photo)")
     background = picture(g, 0, "ballroom.jpg", "Background")
-    remover = g.add(
-        "LoadBackgroundRemovalModel", 1, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
-    )
-    remove = g.add("RemoveBackground", 1, bg_removal_model=remover["bg_model"], image=photo["IMAGE"])
-    # When all three are switched off, the last gives its first mask.
-    cut = g.add("ComfySwitchNode", 1, "Automatic mask", switch=True, on_false=photo["MASK"], on_true=remove["mask"])
-    g.bypass("Cut-out (switched off)", remover, remove, cut)
+    mask = cut_out(g, 1, photo["IMAGE"], photo["MASK"])
     placed = place(
         g,
         2,
         (120, 350, 350, 360),
         background=background["IMAGE"],
         object=photo["IMAGE"],
-        object_mask=cut["output"],
+        object_mask=mask,
         mask=background["MASK"],
     )
     light = g.add("ImprintRelight", 3.4, placed=placed["placed"])
@@ -408,13 +414,15 @@ def build(name: str, object_info: dict[str, dict]) -> dict:
 def place_blueprint(g: Graph) -> dict:
     # The box is drawn on the picture of the first input.
     inputs = subgraph_inputs(background="IMAGE", object="IMAGE", object_mask="MASK", mask="MASK")
-    placed = g.add("ImprintPlaceObject", 0, **inputs, columns=1.4)
-    light = g.add("ImprintRelight", 1.4, placed=placed["placed"])
+    mask = cut_out(g, 0, inputs["object"], inputs["object_mask"])
+    placed = g.add("ImprintPlaceObject", 1, **{**inputs, "object_mask": mask}, columns=1.4)
+    light = g.add("ImprintRelight", 2.4, placed=placed["placed"])
     shown = [("ImprintPlaceObject", "box"), *(("ImprintRelight", name) for name in ("light", "shadow", "softness"))]
     return g.blueprint(
         PLACE,
         "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its shadow. "
-        "object_mask: the MASK of Load Image for a cut-out. mask: instead of the box, where it was painted.",
+        "object_mask: the MASK of Load Image for a cut-out; for a plain photo, open the subgraph and switch its Cut-out on. "
+        "mask: instead of the box, where it was painted.",
         inputs,
         {"image": light["image"]},
         shown,

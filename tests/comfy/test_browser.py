@@ -23,6 +23,7 @@ from make_workflows import (
     FORM,
     INSERT,
     OBJECTSTITCH,
+    PLACE,
     PLAIN_PHOTO,
     RELATIVE,
     SAMPLES,
@@ -570,15 +571,26 @@ def test_app_mode_shows_the_form(page):
     page.wait_for_function("app.graph.nodes.length === 0")
 
 
-def test_blueprint(page):
+@pytest.mark.parametrize(
+    "blueprint, widgets, wires",
+    [
+        (PLACE, {"box", "light", "shadow", "softness"}, [("background", 0, 0), ("object", 0, 1), ("object", 1, 2)]),
+        (
+            INSERT,
+            {"checkpoint", "level", "seed", "variations", "steps", "cfg"},
+            [("object", 0, 0), ("object", 1, 1), ("background", 0, 2), ("hole", 1, 3)],
+        ),
+    ],
+)
+def test_blueprint(page, blueprint: str, widgets: set[str], wires: list[tuple]):
     """From the search box into an empty graph, wired, and run."""
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
     page.mouse.move(700, 600)
     command(page, "Workspace.SearchBox.Toggle")
     page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
-    page.keyboard.type(INSERT)
-    page.get_by_text(INSERT).filter(visible=True).first.wait_for()
+    page.keyboard.type(blueprint)
+    page.get_by_text(blueprint).filter(visible=True).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("app.graph.nodes.length === 1")
     page.wait_for_function("app.canvas.state.ghostNodeId != null")  # the new node follows the pointer until a click
@@ -587,10 +599,10 @@ def test_blueprint(page):
     page.mouse.click(710, 610)
     page.wait_for_function("app.canvas.state.ghostNodeId == null")
     node = page.evaluate("app.graph.nodes.map(n => ({title: n.title, widgets: n.widgets.map(w => w.name)}))[0]")
-    assert node["title"] == INSERT
-    assert {"checkpoint", "level", "seed", "variations", "steps", "cfg"} <= set(node["widgets"])
+    assert node["title"] == blueprint
+    assert widgets <= set(node["widgets"])
     page.evaluate(
-        """() => {
+        """wires => {
             const made = app.graph.nodes[0]
             const add = (type, ...values) => {
                 const node = LiteGraph.createNode(type)
@@ -598,15 +610,24 @@ def test_blueprint(page):
                 values.forEach((value, index) => { node.widgets[index].value = value })
                 return node
             }
-            const object = add('LoadImage', 'imprint_object.png')
-            object.connect(0, made, 0)
-            object.connect(1, made, 1)
-            add('LoadImage', 'imprint_background.png').connect(0, made, 2)
-            add('LoadImageMask', 'imprint_hole.png', 'red').connect(0, made, 3)
+            const loaders = {
+                object: add('LoadImage', 'imprint_sloth.webp'),
+                background: add('LoadImage', 'imprint_ballroom.jpg'),
+                hole: add('LoadImage', 'imprint_painted.webp'),
+            }
+            wires.forEach(([name, output, input]) => loaders[name].connect(output, made, input))
             made.connect(0, add('SaveImage'), 0)
-        }"""
+        }""",
+        wires,
     )
     run(page)
+    assert page.evaluate(f"{SAVERS}.map(n => n.imgs[0].naturalWidth)") == [1024]
+    if blueprint == PLACE:
+        kinds = "Object.values((await app.graphToPrompt()).output).map(n => n.class_type)"
+        cut_out = {"LoadBackgroundRemovalModel", "RemoveBackground", "ComfySwitchNode"}
+        assert not cut_out & set(page.evaluate(f"async () => {kinds}"))
+        switched_on = "app.graph.nodes[0].subgraph.nodes.forEach(n => { n.mode = 0 })"
+        assert cut_out <= set(page.evaluate(f"async () => {{ {switched_on}; return {kinds} }}"))
 
 
 def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):

@@ -210,7 +210,7 @@ class Graph:
             "id": ids[""],
             "version": 1,
             "state": {
-                "lastGroupId": 0,
+                "lastGroupId": len(self.groups),
                 "lastNodeId": len(self.nodes),
                 "lastLinkId": len(self.links),
                 "lastRerouteId": 0,
@@ -224,7 +224,7 @@ class Graph:
             "outputs": ports(outputs, "target", -20),
             "widgets": [],
             "nodes": self.nodes,
-            "groups": [],
+            "groups": self.groups,
             "links": links,
             "extra": {},
             "category": "imprint",
