@@ -183,7 +183,7 @@ def place_object(
 
 
 def place_object_app(g: Graph) -> None:
-    nodes = place_object(g, "corgi.webp", "plaza.jpg", (560, 350, 360, 350))
+    nodes = place_object(g, "puppy.webp", "plaza.jpg", (560, 350, 360, 350))
     shown = {"object": ["image"], "background": ["image"], "place": ["box", "rotate", "flip"]}
     shown["light"] = ["light", "shadow", "softness"]
     widgets = [(nodes[name], widget) for name, widgets in shown.items() for widget in widgets]
