@@ -51,6 +51,7 @@ SETTINGS = {
 }
 SAVERS = "app.graph.nodes.filter(n => n.type === 'SaveImage')"
 PICTURES = f"{SAVERS}.map(n => n.imgs?.[0]?.src).join()"
+SEEDS = "app.graph.nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === 'seed').map(w => w.value)"
 HAS_PICTURES = f"{SAVERS}.every(n => n.imgs?.length && n.imgs[0].naturalWidth)"
 
 
@@ -496,7 +497,7 @@ def test_painting_in_any_mask_editor_changes_the_picture(page, server: Server, n
     set_widget(page, "control_after_generate", "fixed")
     set_widget(page, "resolution", 64)
     run(page)
-    before = results(page, server)
+    before, seeds = results(page, server), page.evaluate(SEEDS)
     titles = [title for each, title in PAINTABLE if each == name]
     assert len(titles) >= 2
     for title in titles:
@@ -514,6 +515,7 @@ def test_painting_in_any_mask_editor_changes_the_picture(page, server: Server, n
         after = results(page, server)
         assert (np.abs(after.astype(int) - before).max(3) > 20).mean() > 1e-3, title
         before = after
+    assert page.evaluate(SEEDS) == seeds  # else another seed would be what changed it
     if name == FORM:
         command(page, "Comfy.ToggleLinear")
 
