@@ -20,7 +20,7 @@ from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
 
-_BOX, _AS_IT_LIES, _WHOLE = _PLACES = ("box", "as it lies", "whole picture")
+_BOX, _AS_IT_LIES, *_ = _PLACES = ("box", "as it lies", "whole picture")
 
 
 class ImprintPlaceObject(io.ComfyNode):

@@ -300,11 +300,11 @@ def split_path(g: Graph) -> None:
         "Decoded, scaled back, pasted, blended. *Draw Object* knows outline and shadow; here the mask stands in for them.",
     )
     object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
-    painted = picture(g, 0, PAINTED, "Background")
-    background = painted["IMAGE"]
+    photo = picture(g, 0, PAINTED, "Background")
+    background = photo["IMAGE"]
     parts = checkpoint(g, 1)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
-    mask = coarsen(g, 2, painted["MASK"], background, "precise")
+    mask = coarsen(g, 2, photo["MASK"], background, "precise")
     scaled = {"upscale_method": "lanczos", "width": resolution, "height": resolution, "crop": "disabled"}
     cropped = g.add("ImageCropV2", 2, "Crop the background", image=background, crop_region=crop)["IMAGE"]
     small = g.add("ImageScale", 2, "To the model's size", image=cropped, **scaled)["IMAGE"]
