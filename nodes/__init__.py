@@ -19,6 +19,7 @@ from .loaders import FOLDER, ImprintLoadCheckpoint
 from .mask import ImprintMaskCoarsener
 from .place import ImprintPlaceObject, ImprintRelight
 from .sampling import ImprintCompositeSampler
+from .templates import serve_other_templates
 
 SAMPLES = SHIPPED.parent / "samples"
 
@@ -28,6 +29,7 @@ class ImprintExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
+        serve_other_templates()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -19,7 +19,7 @@ from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
 
-_PLACES = ("box", "as it lies")
+_BOX, _AS_IT_LIES, *_ = _PLACES = ("box", "as it lies", "whole picture")
 
 
 class ImprintPlaceObject(io.ComfyNode):
@@ -59,7 +59,7 @@ class ImprintPlaceObject(io.ComfyNode):
                     default={"x": 80, "y": 80, "width": 240, "height": 240},  # all of it is seen in most pictures
                     tooltip="Where the object goes: drag the box on the picture. The object keeps its proportions, as "
                     "large as the box allows, and stands on the box's lower edge. Not used where a mask was painted, or "
-                    "with place 'as it lies'. In the classic canvas, which draws no box, paint a mask.",
+                    "with another place. In the classic canvas, which draws no box, paint a mask.",
                 ),
                 io.Float.Input(
                     "rotate",
@@ -87,13 +87,25 @@ class ImprintPlaceObject(io.ComfyNode):
                 io.Combo.Input(
                     "place",
                     options=list(_PLACES),
-                    default="box",
+                    default=_BOX,
                     advanced=True,
                     tooltip="What says where the object goes. box (default): the box, or the mask where one is connected. "
                     "as it lies: its picture is as large as the background, and the object lies in it where it shall "
-                    "lie, as in a layer of an image editor.",
+                    "lie, as in a layer of an image editor. whole picture: align_x, align_y and inset alone, for batches "
+                    "without drawing.",
                 ),
                 marks_input(),
+                io.Float.Input(
+                    "inset",
+                    optional=True,  # and last: workflows and prompts of before hold no value for it
+                    default=0.0,
+                    min=0.0,
+                    max=0.45,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="What is kept free along each side of the box, or of the whole picture, as a share of its "
+                    "shorter side, 0 (default) to 0.45.",
+                ),
                 io.Mask.Input(
                     "object_mask",
                     optional=True,
@@ -142,8 +154,9 @@ class ImprintPlaceObject(io.ComfyNode):
         flip: bool = False,
         align_x: str = "center",
         align_y: str = "bottom",
-        place: str = "box",
+        place: str = _BOX,
         mask_marks: str = "auto",
+        inset: float = 0.0,
         object_mask: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         after: sockets.PlacedBatch | None = None,
@@ -165,10 +178,9 @@ class ImprintPlaceObject(io.ComfyNode):
         frames, pictures, outlines, boxes = broadcast(
             backgrounds=frames, objects=torch.cat(views.pictures), object_masks=torch.cat(views.masks), places=boxes
         )
-        there = []
+        there, align = [], Align(align_x, align_y, inset)
         for picture, outline, each in zip(pictures, outlines, boxes.tolist()):
-            if place == "box":
-                align = Align(align_x, align_y)
+            if place != _AS_IT_LIES:
                 there.append(PlacedObject.aligned(picture, outline, each, align, size, rotate, flip))
             else:
                 view = ObjectViews((picture[None],), (outline[None],))
@@ -292,21 +304,21 @@ class ImprintRelight(io.ComfyNode):
 
 
 def _boxes(box: dict, mask: torch.Tensor | None, place: str, frames: torch.Tensor) -> torch.Tensor:
-    """Top, left, bottom, right of the places (1 or B, 4) in frames (B, 3, H, W); zeros where the object lies placed already.
+    """Top, left, bottom, right of the places (1 or B, 4) in frames (B, 3, H, W): the whole frame where place needs no box.
 
-    Raises `ImprintError` for a box outside, an empty mask, and a mask beside "as it lies".
+    Raises `ImprintError` for a box outside, an empty mask, and a mask beside another place than "box".
     """
     size = tuple(frames.shape[2:])
     if mask is not None and is_placeholder(mask, size):
         mask = None  # the MASK of the background's Load Image, on which nothing was painted: the box holds
-    if place == "box":
+    if place == _BOX:
         return torch.tensor([_within(box, size)]) if mask is None else bounding_boxes(fit_mask(mask, frames, "mask"))
     if mask is not None:
         raise ImprintError(
-            "place is 'as it lies', but a mask is connected, which says another place; disconnect the mask, or set place to "
-            "'box'"
+            f"place is '{place}', but a mask is connected, which says another place; disconnect the mask, or set place to "
+            f"'{_BOX}'"
         )
-    return torch.zeros(1, 4, dtype=torch.int64)
+    return torch.tensor([(0, 0, *size)])
 
 
 def _same_background(frames: torch.Tensor, after: sockets.PlacedBatch) -> torch.Tensor:

@@ -951,6 +951,10 @@ def check_place_in_a_box():
     for down, top in (("bottom", 70), ("middle", 40), ("top", 10)):
         (there,), *_ = put(background, photo, box(50, 10, 10, 80), align_y=down, object_mask=mask)
         assert there.corner == (top, 50) and there.alpha.shape == (20, 10)
+    (there,), *_ = put(
+        background, photo, box(50, 10, 60, 80), align_x="left", align_y="top", inset=0.25, object_mask=mask
+    )
+    assert there.box == (25, 65, 75, 90)  # 15 of 60 kept free along each side
     (there,), *_ = put(background, photo, box(50, 10, 60, 80), rotate=90.0, object_mask=mask)
     assert there.alpha.shape == (30, 60)
     (plain,), *_ = put(background, photo, box(50, 10, 20, 40), object_mask=mask)
@@ -961,6 +965,15 @@ def check_place_in_a_box():
     )  # what of it is in the background
     assert there.box == (0, 38, 90, 83)
     fails("outside", "120x90", call=lambda: put(background, photo, box(120, 0, 50, 50), object_mask=mask))
+    unused, options = box(0, 0, 9, 9), {"place": "whole picture", "align_x": "right", "align_y": "top", "inset": 0.1}
+    (there,), *_ = put(background, photo, unused, object_mask=mask, **options)
+    assert there.box == (9, 75, 81, 111)
+    hole = torch.ones(1, 90, 120)
+    fails(
+        "'whole picture'", "mask", call=lambda: put(background, photo, unused, object_mask=mask, mask=hole, **options)
+    )
+    options["inset"] = 0.5
+    fails("inset is 0.5", call=lambda: put(background, photo, unused, object_mask=mask, **options))
 
 
 def check_place_by_a_mask_or_as_it_lies():
@@ -1117,10 +1130,9 @@ def check_a_job_is_what_the_nodes_make():
 
 
 def check_a_job_aligns_as_the_node_does():
-    """In the whole background of 400x400, 20 pixels kept free along each side, and in a mask's box."""
+    """In the whole background of 400x400, 20 pixels kept free along each side."""
     background = core.LoadImage().load_image("imprint_background.png")[0]
     photo, transparent = core.LoadImage().load_image("imprint_object.png")
-    where = box(20, 20, 360, 360)
     for across, down in (("left", "top"), ("right", "middle"), ("center", "bottom")):
         job = {
             "background": "imprint_background.png",
@@ -1129,9 +1141,8 @@ def check_a_job_aligns_as_the_node_does():
             "inset": 0.05,
         }
         (picture,) = run("Job", json.dumps(job))
-        (placed, *_) = run(
-            "PlaceObject", background, photo, where, align_x=across, align_y=down, object_mask=transparent
-        )
+        options = {"align_x": across, "align_y": down, "inset": 0.05, "place": "whole picture"}
+        (placed, *_) = run("PlaceObject", background, photo, box(0, 0, 9, 9), object_mask=transparent, **options)
         lit = run("Relight", placed, 1.0, 1.0, 0.0)[0]
         assert torch.allclose(picture, lit, rtol=0, atol=1e-6)  # the mask was 1 - alpha on the way
 

@@ -1,4 +1,4 @@
-"""Writes workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
+"""Writes example_workflows/, workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
 
     COMFYUI_PATH=... [COMFYUI_PYTHON=...] python tests/comfy/make_workflows.py [--graphs-only] [NAME ...]
 
@@ -27,6 +27,7 @@ from imprint.checkpoint import SHIPPED
 from imprint.files import replacing
 
 SAMPLES = SHIPPED.parent / "samples"
+PAINTED = "painted.webp"  # a background whose transparency is the mask that was painted on it
 PAINTED_OVER = "bear.webp"  # a whole photo, whose transparency is the mask that was painted over its object
 YOURS = {"color": "#233", "bgcolor": "#355"}  # the front end's cyan: what a user exchanges
 PLACE = "Imprint - place object"  # also the file's name, which the front end shows, and where ":" cannot stand
@@ -147,12 +148,17 @@ PAINT = "right-click *Background*, *Open in MaskEditor*"
 
 
 def place(g: Graph, column: float, box: tuple[int, int, int, int], title: str = "", **inputs) -> Node:
-    """Place Object. box: x, y, width, height."""
+    """Place Object. box: x, y, width, height; within 960x720, so that it is seen in most photos of one's own."""
     where = dict(zip(("x", "y", "width", "height"), box))
     return g.add("ImprintPlaceObject", column, title, box=where, columns=1.4, **inputs)
 
 
-def place_object(g: Graph) -> dict[str, Node]:
+def place_object(
+    g: Graph,
+    object_name: str = "dog.webp",
+    background_name: str = "salon.jpg",
+    box: tuple[int, int, int, int] = (560, 350, 360, 350),
+) -> dict[str, Node]:
     """The nodes by their names."""
     note(
         g,
@@ -160,12 +166,12 @@ def place_object(g: Graph) -> dict[str, Node]:
         f"Drag the **box** on *Place Object* to where it shall stand. Or paint the place: {PAINT}.",
         "Press **Run**. Then try **light** and **shadow**.",
     )
-    object_ = picture(g, 0, "object.png", "Object (cut-out)")
-    background = picture(g, 0, "background.png", "Background")
+    object_ = picture(g, 0, object_name, "Object (cut-out)")
+    background = picture(g, 0, background_name, "Background")
     placed = place(
         g,
         1,
-        (190, 190, 140, 180),
+        box,
         background=background["IMAGE"],
         object=object_["IMAGE"],
         object_mask=object_["MASK"],
@@ -177,7 +183,7 @@ def place_object(g: Graph) -> dict[str, Node]:
 
 
 def place_object_app(g: Graph) -> None:
-    nodes = place_object(g)
+    nodes = place_object(g, "puppy.webp", "plaza.jpg", (560, 350, 360, 350))
     shown = {"object": ["image"], "background": ["image"], "place": ["box", "rotate", "flip"]}
     shown["light"] = ["light", "shadow", "softness", "light_from"]
     widgets = [(nodes[name], widget) for name, widgets in shown.items() for widget in widgets]
@@ -188,20 +194,35 @@ def several_objects(g: Graph) -> None:
     note(
         g,
         "Load two **objects** and a **background**.",
-        "Drag both boxes. What stands **behind** comes first; for a third object, wire *placed* to *after* once more.",
+        "Drag both boxes, or paint the front one's place. What stands **behind** comes first; for a third object, wire "
+        "*placed* to *after* once more.",
         "Press **Run**: each is lit, from back to front, and throws its shadow on the ground before it.",
     )
-    behind, front = picture(g, 0, "object.png", "Object behind"), picture(g, 0, "duck.webp", "Object in front")
-    background = picture(g, 0, "background.png", "Background")["IMAGE"]
+    behind, front = picture(g, 0, "backpack.webp", "Object behind"), picture(g, 0, "sloth.webp", "Object in front")
+    background = picture(g, 0, "windows.jpg", "Background")
     chain: dict[str, Output] = {}
     for column, object_, box, title in (
-        (1, behind, (70, 150, 150, 190), "Imprint: Place Object (behind)"),
-        (2.4, front, (170, 220, 130, 150), "Imprint: Place Object (in front)"),
+        (1, behind, (420, 290, 290, 350), "Imprint: Place Object (behind)"),
+        (2.4, front, (610, 380, 310, 330), "Imprint: Place Object (in front)"),
     ):
-        inputs = {"background": background, "object": object_["IMAGE"], "object_mask": object_["MASK"]}
+        inputs = {"background": background["IMAGE"], "object": object_["IMAGE"], "object_mask": object_["MASK"]}
+        if object_ is front:
+            inputs["mask"] = background["MASK"]
         chain = {"after": place(g, column, box, title, **inputs, **chain)["placed"]}
     light = g.add("ImprintRelight", 3.8, placed=chain["after"])
     save(g, 3.8, light["image"], columns=1.4)
+
+
+def cut_out(g: Graph, column: float, image: Output, mask: Output) -> Output:
+    """The object's mask: the given one or, once three nodes are switched on, what core's background removal finds."""
+    remover = g.add(
+        "LoadBackgroundRemovalModel", column, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
+    )
+    remove = g.add("RemoveBackground", column, bg_removal_model=remover["bg_model"], image=image)
+    # When all three are switched off, the last gives its first mask.
+    cut = g.add("ComfySwitchNode", column, "Automatic mask", switch=True, on_false=mask, on_true=remove["mask"])
+    g.bypass("Cut-out (switched off)", remover, remove, cut)
+    return cut["output"]
 
 
 def plain_photo(g: Graph) -> None:
@@ -213,21 +234,15 @@ def plain_photo(g: Graph) -> None:
         "Or paint over the object in its photo's MaskEditor, as in the sample. Press **Run**.",
     )
     photo = picture(g, 0, PAINTED_OVER, "Object (any photo)")
-    background = picture(g, 0, "square.jpg", "Background")
-    remover = g.add(
-        "LoadBackgroundRemovalModel", 1, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
-    )
-    remove = g.add("RemoveBackground", 1, bg_removal_model=remover["bg_model"], image=photo["IMAGE"])
-    # When all three are switched off, the last gives its first mask.
-    cut = g.add("ComfySwitchNode", 1, "Automatic mask", switch=True, on_false=photo["MASK"], on_true=remove["mask"])
-    g.bypass("Cut-out (switched off)", remover, remove, cut)
+    background = picture(g, 0, "ballroom.jpg", "Background")
+    mask = cut_out(g, 1, photo["IMAGE"], photo["MASK"])
     placed = place(
         g,
         2,
-        (40, 190, 170, 190),
+        (120, 350, 350, 360),
         background=background["IMAGE"],
         object=photo["IMAGE"],
-        object_mask=cut["output"],
+        object_mask=mask,
         mask=background["MASK"],
     )
     light = g.add("ImprintRelight", 3.4, placed=placed["placed"])
@@ -241,14 +256,14 @@ def many_objects(g: Graph) -> None:
         "Drag the **box** that holds for all, or paint it on the background.",
         "Press **Run**: a picture for each object.",
     )
-    objects = [picture(g, 0, name, f"Object {index}") for index, name in enumerate(("sloth_3.webp", "duck.webp"), 1)]
-    background = picture(g, 1, "room.jpg", "Background")
+    objects = [picture(g, 0, name, f"Object {index}") for index, name in enumerate(("sloth.webp", "backpack.webp"), 1)]
+    background = picture(g, 1, "plaza.jpg", "Background")
     pictures = g.add("CreateList", 1, "Objects", inputs=[each["IMAGE"] for each in objects])["list"]
     masks = g.add("CreateList", 1, "Their masks", inputs=[each["MASK"] for each in objects])["list"]
     placed = place(
         g,
         2,
-        (130, 210, 150, 150),
+        (120, 350, 350, 360),
         background=background["IMAGE"],
         object=pictures,
         object_mask=masks,
@@ -265,8 +280,8 @@ def draw_object(g: Graph) -> None:
         f"**Paint** where it shall be: {PAINT}. The outline decides the pose; with *level* `box` the model does.",
         "Press **Run**: two **variations**, with the seed and the next one.",
     )
-    object_ = picture(g, 0, "object.png", "Object (cut-out)")
-    background = picture(g, 0, "lawn.png", "Background")
+    object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
+    background = picture(g, 0, PAINTED, "Background")
     parts = checkpoint(g, 1)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, background["MASK"], background["IMAGE"], "fine")
@@ -274,7 +289,7 @@ def draw_object(g: Graph) -> None:
 
 
 def split_path(g: Graph) -> None:
-    left, top, side = 56, 110, 288  # the square that Draw Object takes for hole.png
+    left, top, side = 466, 282, 484  # the square that Draw Object takes for what is painted
     resolution = 256
     crop = {"x": left, "y": top, "width": side, "height": side}
     note(
@@ -284,12 +299,12 @@ def split_path(g: Graph) -> None:
         "**KSampler** draws it: by *Set Latent Noise Mask*, the MODEL keeps the background clean at every step.",
         "Decoded, scaled back, pasted, blended. *Draw Object* knows outline and shadow; here the mask stands in for them.",
     )
-    object_ = picture(g, 0, "object.png", "Object (cut-out)")
-    lawn = picture(g, 0, "lawn.png", "Background")
-    background = lawn["IMAGE"]
+    object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
+    photo = picture(g, 0, PAINTED, "Background")
+    background = photo["IMAGE"]
     parts = checkpoint(g, 1)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
-    mask = coarsen(g, 2, lawn["MASK"], background, "precise")
+    mask = coarsen(g, 2, photo["MASK"], background, "precise")
     scaled = {"upscale_method": "lanczos", "width": resolution, "height": resolution, "crop": "disabled"}
     cropped = g.add("ImageCropV2", 2, "Crop the background", image=background, crop_region=crop)["IMAGE"]
     small = g.add("ImageScale", 2, "To the model's size", image=cropped, **scaled)["IMAGE"]
@@ -359,8 +374,8 @@ def objectstitch_512px(g: Graph) -> None:
         f"Load **object** and **background**; paint where it shall be: {PAINT}.",
         "Press **Run**. The settings are its authors'; licences are on the help page of *Imprint: Load Checkpoint*.",
     )
-    object_ = picture(g, 0, "object.png", "Object (cut-out)")
-    background = picture(g, 0, "lawn.png", "Background")
+    object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
+    background = picture(g, 0, PAINTED, "Background")
     parts = checkpoint(g, 1, download=OBJECTSTITCH)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, background["MASK"], background["IMAGE"], "box")
@@ -381,7 +396,12 @@ WORKFLOWS: dict[str, Callable[[Graph], Any]] = {
     "7 Draw with your own KSampler": split_path,
     RELATIVE: objectstitch_512px,
 }
-"""The template browser shows these names in the order that the disk gives; on most that is the names' own."""
+"""The template browser shows the first one first, and the others in the order that the disk gives; see nodes/templates.py."""
+
+
+def file_of(name: str) -> Path:
+    """Where the workflow of that name lies; its thumbnail is beside it."""
+    return ROOT / ("example_workflows" if name == FIRST else "workflows") / f"{name}.json"
 
 
 def build(name: str, object_info: dict[str, dict]) -> dict:
@@ -394,8 +414,9 @@ def build(name: str, object_info: dict[str, dict]) -> dict:
 def place_blueprint(g: Graph) -> dict:
     # The box is drawn on the picture of the first input.
     inputs = subgraph_inputs(background="IMAGE", object="IMAGE", object_mask="MASK", mask="MASK")
-    placed = g.add("ImprintPlaceObject", 0, **inputs, columns=1.4)
-    light = g.add("ImprintRelight", 1.4, placed=placed["placed"])
+    mask = cut_out(g, 0, inputs["object"], inputs["object_mask"])
+    placed = g.add("ImprintPlaceObject", 1, **{**inputs, "object_mask": mask}, columns=1.4)
+    light = g.add("ImprintRelight", 2.4, placed=placed["placed"])
     shown = [
         ("ImprintPlaceObject", "box"),
         *(("ImprintRelight", name) for name in ("light", "shadow", "softness", "light_from")),
@@ -403,7 +424,8 @@ def place_blueprint(g: Graph) -> dict:
     return g.blueprint(
         PLACE,
         "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its shadow. "
-        "object_mask: the MASK of Load Image for a cut-out. mask: instead of the box, where it was painted.",
+        "object_mask: the MASK of Load Image for a cut-out; for a plain photo, open the subgraph and switch its Cut-out on. "
+        "mask: instead of the box, where it was painted.",
         inputs,
         {"image": light["image"]},
         shown,
@@ -469,23 +491,30 @@ def sheet(pictures: list[Image.Image], width: int) -> Image.Image:
 
 
 def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> Image.Image:
-    """The objects that the workflow loads and what it made of them: side by side where that fills a square, or inset."""
+    """The objects that the workflow loads and what it made of them: side by side where that fills a square, or inset.
+
+    Several pictures of one painted background are shown beside it.
+    """
     loaded = [node for node in workflow["nodes"] if node["type"] == "LoadImage" and "bject" in node.get("title", "")]
     objects = [Image.open(SAMPLES / node["widgets_values"][0].removeprefix("imprint_")) for node in loaded]
     objects = [each.convert("RGB") if each.filename.endswith(PAINTED_OVER) else each for each in objects]
+    if len(results) > 1 and (background := painted(workflow)):
+        objects.append(background)
     if len(objects) + len(results) in (4, 9):
-        return sheet([*objects, *results], width)
+        return sheet([*results, *objects], width)  # the template browser puts its badge to the upper left
     made, inset = sheet(results, width), width // (4 * math.ceil(len(results) ** 0.5))
     for index, each in enumerate(objects):
-        # Things stand below, and the template browser puts its badge to the left.
+        # Things stand below, and the badge is to the left.
         made.paste(ImageOps.expand(tile(each, inset), 2, "white"), (made.width - (index + 1) * (inset + 12), 8))
     return made
 
 
-def painted(workflow: dict) -> Image.Image:
-    """The background with what was painted on it in colour, for a workflow whose weights are not here to be run."""
+def painted(workflow: dict) -> Image.Image | None:
+    """The background with what was painted on it in colour; None where nothing was."""
     (name,) = (node["widgets_values"][0] for node in workflow["nodes"] if node.get("title") == "Background")
     background = Image.open(SAMPLES / name.removeprefix("imprint_"))
+    if background.mode != "RGBA":
+        return None
     made = background.convert("RGB")
     made.paste((255, 64, 26), mask=background.getchannel("A").point(lambda value: (255 - value) // 2))
     return made
@@ -500,11 +529,11 @@ def write_thumbnail(name: str, server: Server, object_info: dict[str, dict]) -> 
     workflow, prompt = build(name, object_info), to_prompt(build(name, object_info), object_info)
     start = time.monotonic()
     if any(OBJECTSTITCH["name"] in node["inputs"].values() for node in prompt.values()):
-        results = [painted(workflow)]
+        results = [painted(workflow)]  # its weights are not here to be run
     else:
         results = server.pictures(prompt, seconds=900)
     print(f"{name}: {len(results)} pictures in {time.monotonic() - start:.1f} s", flush=True)
-    with replacing(ROOT / "workflows" / f"{name}.jpg") as file:
+    with replacing(file_of(name).with_suffix(".jpg")) as file:
         thumbnail(workflow, results).save(file, "JPEG", quality=85, optimize=True)
 
 
@@ -522,7 +551,7 @@ def main() -> None:
             for name in BLUEPRINTS:
                 write(ROOT / "subgraphs" / f"{name}.json", blueprint(name, object_info))
             for name in options.names or WORKFLOWS:
-                write(ROOT / "workflows" / f"{name}.json", build(name, object_info))
+                write(file_of(name), build(name, object_info))
                 if not options.graphs_only:
                     write_thumbnail(name, server, object_info)
 

@@ -15,7 +15,7 @@ from itertools import count
 import pytest
 import torch
 from comfy_server import ROOT, Server
-from make_workflows import DRAW
+from make_workflows import DRAW, PAINTED, SAMPLES, file_of
 from PIL import Image
 from ui_workflow import to_prompt
 
@@ -85,6 +85,7 @@ REFUSED = {
     "unknown-place": (PLACE, {"place": "there"}, "not in"),
     "unknown-alignment": (PLACE, {"align_x": "middle"}, "not in"),
     "rotated-too-far": (PLACE, {"rotate": 500.0}, "rotate"),
+    "inset-too-wide": (PLACE, {"inset": 0.5}, "inset"),
     "light-above-one-and-a-half": (RELIGHT, {"light": 1.6}, "light"),
     "negative-shadow": (RELIGHT, {"shadow": -0.1}, "shadow"),
     "softness-above-one": (RELIGHT, {"softness": 1.1}, "softness"),
@@ -253,8 +254,10 @@ FINE = {
 def prompt(server: Server, object_info: dict) -> dict:
     """The first workflow with as little work as possible, and the bad files in their places."""
     write_files(server)
-    workflow = json.loads((ROOT / "workflows" / f"{DRAW}.json").read_text(encoding="utf-8"))
+    workflow = json.loads(file_of(DRAW).read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
+    (background,) = (each["inputs"] for each in prompt.values() if each["inputs"].get("image") == f"imprint_{PAINTED}")
+    background["image"] = "painted_small.png"
     node(prompt, SAMPLE)["inputs"].update(SMALL, show_crop=False, variations=1)
     inputs = copy.deepcopy(node(prompt, ENCODE)["inputs"])  # the object's picture and mask
     node(prompt, RESTORE)["inputs"].update({name: inputs[name] for name in ("image", "mask")})
@@ -276,11 +279,13 @@ def prompt(server: Server, object_info: dict) -> dict:
 
 
 def write_files(server: Server) -> None:
-    """Files that are no checkpoints, or broken ones, in models/imprint."""
+    """Files that are no checkpoints, or broken ones, in models/imprint; the painted background at 400x400."""
     from safetensors.torch import load_file, save_file
 
     from imprint.checkpoint import load_checkpoint, save_checkpoint
 
+    with Image.open(SAMPLES / PAINTED) as background:
+        background.resize((400, 400), Image.NEAREST).save(server.base / "input" / "painted_small.png")
     folder = server.base / "models" / "imprint"
     torch.save({"a": torch.zeros(1)}, folder / "pickle.pt")
     torch.save({"a": torch.zeros(1)}, folder / "disguised.safetensors")

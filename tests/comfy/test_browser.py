@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +23,17 @@ from make_workflows import (
     FORM,
     INSERT,
     OBJECTSTITCH,
+    PLACE,
     PLAIN_PHOTO,
     RELATIVE,
     SAMPLES,
     WORKFLOWS,
+    file_of,
 )
 from PIL import Image
 from ui_workflow import to_prompt
+
+from imprint.checkpoint import SHIPPED
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
@@ -46,6 +51,7 @@ SETTINGS = {
 }
 SAVERS = "app.graph.nodes.filter(n => n.type === 'SaveImage')"
 PICTURES = f"{SAVERS}.map(n => n.imgs?.[0]?.src).join()"
+SEEDS = "app.graph.nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === 'seed').map(w => w.value)"
 HAS_PICTURES = f"{SAVERS}.every(n => n.imgs?.length && n.imgs[0].naturalWidth)"
 
 
@@ -130,7 +136,8 @@ def run(page, steps: int | None = STEPS, seconds: int = 300) -> None:
         arg=before,
         timeout=seconds * 1000,
     )
-    assert page.evaluate("app.extensionManager.lastExecutionError") is None
+    error = page.evaluate("app.extensionManager.lastExecutionError")
+    assert error is None, error["exception_message"]
 
 
 def select(page, kind: str) -> None:
@@ -231,7 +238,7 @@ def test_a_saved_workflow_opens(page, object_info: dict, name: str):
 def test_workflow_opens_and_runs(page, name: str):
     open_template(page, name)
     shown = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
-    assert essence(shown) == essence(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
+    assert essence(shown) == essence(json.loads(file_of(name).read_text(encoding="utf-8")))
     if name == RELATIVE:  # without its weights there is nothing to run
         assert complaints(page) == ["ImprintLoadCheckpoint"]
         offers(page, OBJECTSTITCH)
@@ -368,12 +375,18 @@ def stands_in(made: np.ndarray, was: np.ndarray, box: dict[str, int]) -> None:
     assert rows.max() > box["y"] + 0.94 * box["height"]
 
 
-def result(page, server: Server) -> np.ndarray:
-    """The pixels of what Save Image shows."""
-    name = page.evaluate(
-        "new URL(app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0].src).searchParams.get('filename')"
+def results(page, server: Server) -> np.ndarray:
+    """The pixels (B, H, W, 3) of what Save Image shows."""
+    names = page.evaluate(
+        "app.graph.nodes.find(n => n.type === 'SaveImage').imgs.map(i => new URL(i.src).searchParams.get('filename'))"
     )
-    return np.asarray(Image.open(server.base / "output" / name).convert("RGB"))
+    return np.stack([np.asarray(Image.open(server.base / "output" / name).convert("RGB")) for name in names])
+
+
+def result(page, server: Server) -> np.ndarray:
+    """The pixels (H, W, 3) of the one picture that Save Image shows."""
+    (made,) = results(page, server)
+    return made
 
 
 def titled(page, title: str) -> str:
@@ -445,7 +458,15 @@ def paint(page, title: str, size: tuple[int, int], wanted: dict[str, int]) -> No
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("Save", exact=True).wait_for()
     canvas = dialog.locator("canvas").first
-    page.wait_for_timeout(2000)
+    page.wait_for_function(
+        """size => {
+            const canvas = document.querySelector('[role=dialog] canvas')
+            if (canvas.width !== size[0] || canvas.height !== size[1]) return false
+            return canvas.getContext('2d').getImageData(size[0] / 2, size[1] / 2, 1, 1).data[3] === 255
+        }""",
+        arg=list(size),
+    )
+    page.wait_for_timeout(1000)  # the picture glides into its place
     shown = canvas.bounding_box()
     pixel, brush = shown["width"] / size[0], 10
     x, y, width, height = wanted.values()
@@ -455,6 +476,48 @@ def paint(page, title: str, size: tuple[int, int], wanted: dict[str, int]) -> No
     page.wait_for_timeout(500)
     dialog.get_by_text("Save", exact=True).click()
     dialog.wait_for(state="hidden")
+
+
+PAINTABLE = [
+    (name, node["title"])
+    for name in WORKFLOWS
+    for node in json.loads(file_of(name).read_text(encoding="utf-8"))["nodes"]
+    if node["type"] == "LoadImage"
+]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_painting_in_any_mask_editor_changes_the_picture(page, server: Server, name: str):
+    """A stroke on each picture that the template loads, one after another: with the same seed, another result."""
+    open_template(page, name)
+    if name == FORM:
+        command(page, "Comfy.ToggleLinear")
+    if name == RELATIVE:  # its graph, with the weights that are here
+        set_widget(page, "checkpoint", SHIPPED.name)
+    set_widget(page, "control_after_generate", "fixed")
+    set_widget(page, "resolution", 64)
+    run(page)
+    before, seeds = results(page, server), page.evaluate(SEEDS)
+    titles = [title for each, title in PAINTABLE if each == name]
+    assert len(titles) >= 2
+    for title in titles:
+        size = page.evaluate(
+            """title => {
+                const [image] = app.graph.nodes.find(n => n.title === title).imgs
+                return [image.naturalWidth, image.naturalHeight]
+            }""",
+            title,
+        )
+        across, down = size
+        stroke = {"x": across // 5, "y": down // 2, "width": across // 3, "height": down // 3}
+        paint(page, title, tuple(size), stroke)
+        run(page)
+        after = results(page, server)
+        assert (np.abs(after.astype(int) - before).max(3) > 20).mean() > 1e-3, title
+        before = after
+    assert page.evaluate(SEEDS) == seeds  # else another seed would be what changed it
+    if name == FORM:
+        command(page, "Comfy.ToggleLinear")
 
 
 def seconds_of_the_last_run(server: Server) -> float:
@@ -522,15 +585,26 @@ def test_app_mode_shows_the_form(page):
     page.wait_for_function("app.graph.nodes.length === 0")
 
 
-def test_blueprint(page):
+@pytest.mark.parametrize(
+    "blueprint, widgets, wires",
+    [
+        (PLACE, {"box", "light", "shadow", "softness"}, [("background", 0, 0), ("object", 0, 1), ("object", 1, 2)]),
+        (
+            INSERT,
+            {"checkpoint", "level", "seed", "variations", "steps", "cfg"},
+            [("object", 0, 0), ("object", 1, 1), ("background", 0, 2), ("hole", 1, 3)],
+        ),
+    ],
+)
+def test_blueprint(page, blueprint: str, widgets: set[str], wires: list[tuple]):
     """From the search box into an empty graph, wired, and run."""
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
     page.mouse.move(700, 600)
     command(page, "Workspace.SearchBox.Toggle")
     page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
-    page.keyboard.type(INSERT)
-    page.get_by_text(INSERT).filter(visible=True).first.wait_for()
+    page.keyboard.type(blueprint)
+    page.get_by_text(blueprint).filter(visible=True).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("app.graph.nodes.length === 1")
     page.wait_for_function("app.canvas.state.ghostNodeId != null")  # the new node follows the pointer until a click
@@ -539,10 +613,10 @@ def test_blueprint(page):
     page.mouse.click(710, 610)
     page.wait_for_function("app.canvas.state.ghostNodeId == null")
     node = page.evaluate("app.graph.nodes.map(n => ({title: n.title, widgets: n.widgets.map(w => w.name)}))[0]")
-    assert node["title"] == INSERT
-    assert {"checkpoint", "level", "seed", "variations", "steps", "cfg"} <= set(node["widgets"])
+    assert node["title"] == blueprint
+    assert widgets <= set(node["widgets"])
     page.evaluate(
-        """() => {
+        """wires => {
             const made = app.graph.nodes[0]
             const add = (type, ...values) => {
                 const node = LiteGraph.createNode(type)
@@ -550,15 +624,24 @@ def test_blueprint(page):
                 values.forEach((value, index) => { node.widgets[index].value = value })
                 return node
             }
-            const object = add('LoadImage', 'imprint_object.png')
-            object.connect(0, made, 0)
-            object.connect(1, made, 1)
-            add('LoadImage', 'imprint_background.png').connect(0, made, 2)
-            add('LoadImageMask', 'imprint_hole.png', 'red').connect(0, made, 3)
+            const loaders = {
+                object: add('LoadImage', 'imprint_sloth.webp'),
+                background: add('LoadImage', 'imprint_ballroom.jpg'),
+                hole: add('LoadImage', 'imprint_painted.webp'),
+            }
+            wires.forEach(([name, output, input]) => loaders[name].connect(output, made, input))
             made.connect(0, add('SaveImage'), 0)
-        }"""
+        }""",
+        wires,
     )
     run(page)
+    assert page.evaluate(f"{SAVERS}.map(n => n.imgs[0].naturalWidth)") == [1024]
+    if blueprint == PLACE:
+        kinds = "Object.values((await app.graphToPrompt()).output).map(n => n.class_type)"
+        cut_out = {"LoadBackgroundRemovalModel", "RemoveBackground", "ComfySwitchNode"}
+        assert not cut_out & set(page.evaluate(f"async () => {kinds}"))
+        switched_on = "app.graph.nodes[0].subgraph.nodes.forEach(n => { n.mode = 0 })"
+        assert cut_out <= set(page.evaluate(f"async () => {{ {switched_on}; return {kinds} }}"))
 
 
 def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
@@ -585,7 +668,9 @@ def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
     photograph("form")
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
-    templates(page).locator("img").first.wait_for()
+    dialog = templates(page)
+    dialog.locator("img").first.wait_for()
+    assert dialog.get_by_text(re.compile(r"^\d \w+")).first.inner_text() == FIRST
     photograph("templates")
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from comfy_server import PACK, ROOT, make_base, running
-from make_workflows import FIRST
+from make_workflows import FIRST, file_of
 from ui_workflow import to_prompt
 
 NAME = "some-imprint-copy"
@@ -130,11 +130,11 @@ def test_archive_works(archive: Path, comfyui: Path, python: str, tmp_path: Path
         object_info = server.get("/object_info")
         ours = [name for name, info in object_info.items() if info["python_module"] == f"custom_nodes.{NAME}"]
         assert len(ours) == 10
-        assert FIRST in server.get("/workflow_templates")[NAME]
+        assert server.get("/workflow_templates")[NAME][0] == FIRST
         assert any(
             each["info"]["node_pack"] == f"custom_nodes.{NAME}" for each in server.get("/global_subgraphs").values()
         )
         assert server.request(f"/extensions/{NAME}/docs/{ours[0]}.md").startswith(b"# ")
-        workflow = json.loads((ROOT / "workflows" / f"{FIRST}.json").read_text(encoding="utf-8"))
+        workflow = json.loads(file_of(FIRST).read_text(encoding="utf-8"))
         prompt = to_prompt(workflow, object_info)
-        assert server.picture(prompt).shape == (400, 400, 3)
+        assert server.picture(prompt).shape == (1024, 1024, 3)

@@ -13,7 +13,7 @@ from typing import Any
 _FRONT_END_ONLY = {"Note", "MarkdownNote"}
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOX"}
 _PREVIEWS = {"LoadImage", "LoadImageMask", "SaveImage", "PreviewImage", "MaskPreview", "ImageCropV2"}
-_LEAST = {"ImageCropV2": 680}  # with its picture in Nodes 2.0
+_LEAST = {"ImageCropV2": 680, "SaveImage": 560}  # the one with its picture in Nodes 2.0, the other to see the result
 _WORDS = 100  # of a node that tells what it did
 _COLUMN, _GAP, _PREVIEW = 430, 50, 260  # pixels of the canvas
 _REGISTRY_ID = "imprint"  # pyproject.toml's name: by it the front end finds the pack of a node that is missing
@@ -207,7 +207,7 @@ class Graph:
             "id": ids[""],
             "version": 1,
             "state": {
-                "lastGroupId": 0,
+                "lastGroupId": len(self.groups),
                 "lastNodeId": len(self.nodes),
                 "lastLinkId": len(self.links),
                 "lastRerouteId": 0,
@@ -221,7 +221,7 @@ class Graph:
             "outputs": ports(outputs, "target", -20),
             "widgets": [],
             "nodes": self.nodes,
-            "groups": [],
+            "groups": self.groups,
             "links": links,
             "extra": {},
             "category": "imprint",
