@@ -300,9 +300,9 @@ def _make(
 
 
 def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
-    """The masks into which a job's object goes, one after another: its own or, by --each-area, each area of it."""
+    """The masks into which a job's object goes, one after another: its own or, by --each-area, each label or area of it."""
     from .hole import separate_areas
-    from .images import as_mask
+    from .images import as_mask, label_masks
 
     if not each_area:
         return [pictures.get("mask")]
@@ -312,6 +312,8 @@ def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
             "leave --each-area out"
         )
     mask = pictures["mask"]
+    if labels := label_masks(mask):
+        return labels
     return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
 
 

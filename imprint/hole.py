@@ -20,6 +20,9 @@ from .preprocess import bounding_boxes
 LEAST_CELLS = 2
 """A hole narrower than this many cells of the latent cannot be generated in: it is enlarged."""
 
+MOST_AREAS = 100
+"""Of a mask whose areas get an object each."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -180,8 +183,16 @@ class Hole:
 
 
 def separate_areas(mask: torch.Tensor) -> list[torch.Tensor]:
-    """Each area of a mask (H, W), above 0.5 and not touching the others, as a mask of its own; from top to bottom."""
+    """Each area of a mask (H, W), above 0.5 and not touching the others, as a mask of its own; from top to bottom.
+
+    Raises `ImprintError` for more than `MOST_AREAS`, which are specks.
+    """
     labels, count = _labelled(mask)
+    if count > MOST_AREAS:
+        raise ImprintError(
+            f"the mask has {count} separate areas, of which {MOST_AREAS} at most get an object each; remove its specks, or its "
+            "dithering"
+        )
     return [(labels == label).to(mask) for label in range(1, count + 1)]
 
 

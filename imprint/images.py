@@ -26,6 +26,7 @@ Picture: TypeAlias = "Image.Image | torch.Tensor"
 """What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
 
 _ORIENTATION = 0x0112  # EXIF's tag
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes, and those with colours that are not multiplied by their alpha
 _PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and how it is called
 _MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
 
@@ -66,6 +67,8 @@ def upright(image: Image.Image) -> Image.Image:
     """
     try:
         image.load()
+        if image.mode in _PREMULTIPLIED:  # Pillow turns these into no others
+            image = image.convert(_PREMULTIPLIED[image.mode])
         return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
     except Exception as error:  # Pillow's decoders let errors of any class through
         raise ImprintError(f"the picture cannot be decoded ({error}); save it again as PNG or JPEG") from error
@@ -257,24 +260,46 @@ def mask_to_tensor(image: Image.Image) -> torch.Tensor:
     return full_strength(white if alpha is None else white * alpha)
 
 
+def label_masks(image: Image.Image) -> list[torch.Tensor]:
+    """The mask (1, H, W) of each label of a map of several, the lowest first; [] for any other picture of a mask.
+
+    Raises `ImprintError` as `mask_to_tensor` does.
+    """
+    labels, kinds = _labels(upright(image))
+    return [torch.from_numpy((labels == kind).astype(np.float32))[None] for kind in kinds] if len(kinds) > 1 else []
+
+
 def _brightness(image: Image.Image) -> np.ndarray:
     """(H, W) float32 from 0 to 1. Raises `ImprintError` for a map of several labels, and for values that are not finite."""
-    if _is_deep(image):  # labels 0 and 1 of 65,535 would be lost in 8 bits
-        values = np.asarray(image, dtype=np.float32).clip(0)
-        top = 1.0 if image.mode == "F" else 65535.0
-        if not np.isfinite(values).all():
-            raise ImprintError("the mask holds values that are not finite (NaN or infinity); give numbers in [0, 1]")
-    else:
-        values, top = np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
-    labels = np.asarray(image) if image.mode == "P" and _is_coloured(image) else values if top > 1 else values[:0]
-    kinds = np.unique(labels[labels > 0]) if labels.max(initial=0) <= _MOST_LABELS else ()
+    _, kinds = _labels(image)
     if len(kinds) > 1:
         listed = ", ".join(f"{kind:g}" for kind in kinds[:8])
         raise ImprintError(
             f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in which "
-            "one object alone is white"
+            "one object alone is white, or for an object in each --each-area"
         )
+    values, top = _values(image)
     return values / max(top, float(values.max()))
+
+
+def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W), and which labels above 0 it may be a map of: whole numbers, so few and so small that they are no brightness."""
+    values, top = _values(image)
+    if image.mode == "P" and _is_coloured(image):
+        values = np.asarray(image)
+    elif top == 1 and not (values == values.round()).all():
+        return values, values[:0]
+    return values, np.unique(values[values > 0]) if values.max(initial=0) <= _MOST_LABELS else values[:0]
+
+
+def _values(image: Image.Image) -> tuple[np.ndarray, float]:
+    """(H, W) float32 from 0 on, and what white is. Raises `ImprintError` for values that are not finite."""
+    if not _is_deep(image):
+        return np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
+    values = np.asarray(image, dtype=np.float32)  # labels 0 and 1 of 65,535 would be lost in 8 bits
+    if not np.isfinite(values).all():
+        raise ImprintError("the mask holds values that are not finite (NaN or infinity); give numbers in [0, 1]")
+    return values.clip(0), 1.0 if image.mode == "F" else 65535.0
 
 
 def _is_coloured(image: Image.Image) -> bool:

@@ -369,6 +369,13 @@ def test_areas_are_counted_and_taken_apart():
     assert Hole.find(mask, 64).areas == 2 and Hole.find(areas[0], 64).areas == 1
 
 
+def test_specks_are_no_areas():
+    mask = torch.zeros(40, 60)
+    mask[::2, ::2] = 1
+    with pytest.raises(ImprintError, match="600 separate areas, of which 100 at most"):
+        separate_areas(mask)
+
+
 def test_separate_areas_are_said_or_get_an_object_each(tmp_path, job, scene, capsys, caplog):
     mask = rectangle(120, 90, (10, 10, 40, 40))
     mask.paste(255, (80, 50, 110, 80))

@@ -25,6 +25,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from imprint.errors import ImprintError
 from imprint.files import require_writable, same_file
 
+from .extras import from_extra
+
 T = TypeVar("T")
 REQUIRED = object()
 
@@ -275,8 +277,7 @@ def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozense
 
     renamed: former names of fields. ignored: what a run's options.json says beside its options.
     """
-    import yaml
-
+    yaml = from_extra("yaml", "train", "--config")
     try:
         table = (
             json.loads(path.read_text(encoding="utf-8"))

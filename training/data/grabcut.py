@@ -17,6 +17,7 @@ from imprint.errors import ImprintError
 from imprint.files import write_text
 from imprint.images import mask_to_tensor, open_image, save_image, to_rgb
 
+from ..extras import from_extra
 from .contact_sheet import SHEET_COLUMNS, SHEET_ROWS, outlined, sheet_of
 from .engines import in_processes
 from .items import PICTURES, Dropped
@@ -40,10 +41,7 @@ KEPT = "kept"
 
 def opencv():
     """The module cv2, on one thread. Raises `ImprintError` where it is not installed."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImprintError(f'masks are cut out by OpenCV ({error}): pip install ".[train]"') from error
+    cv2 = from_extra("cv2", "train", "cutting masks out")
     cv2.setNumThreads(1)
     return cv2
 

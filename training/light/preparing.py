@@ -112,7 +112,13 @@ def _require_same_side(settings: PrepareLight) -> None:
     """Raise `ImprintError` where options.json is of another size."""
     path = settings.output / "options.json"
     if path.exists():
-        side = json.loads(path.read_text(encoding="utf-8"))["side"]
+        try:
+            side = json.loads(path.read_text(encoding="utf-8"))["side"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ImprintError(
+                f"{path} does not say the side of the groups beside it ({error!r}); delete it if they are of {settings.side} px, "
+                "or give another --output"
+            ) from error
         if side != settings.side:
             raise ImprintError(f"{path} says {side} px, not {settings.side}; give --side {side}, or another --output")
 
