@@ -293,12 +293,14 @@ def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _values(image: Image.Image) -> tuple[np.ndarray, float]:
-    """(H, W) float32 from 0 on, and what white is. Raises `ImprintError` for values that are not finite."""
+    """(H, W) float32 from 0 on, and what white is. Raises `ImprintError` for floating-point numbers that are no brightness."""
     if not _is_deep(image):
         return np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
     values = np.asarray(image, dtype=np.float32)  # labels 0 and 1 of 65,535 would be lost in 8 bits
     if not np.isfinite(values).all():
         raise ImprintError("the mask holds values that are not finite (NaN or infinity); give numbers in [0, 1]")
+    if image.mode == "F" and values.min() < -0.5:
+        raise ImprintError(f"the mask has values from {values.min():g} to {values.max():g}, which must be in [0, 1]")
     return values.clip(0), 1.0 if image.mode == "F" else 65535.0
 
 
@@ -340,18 +342,34 @@ def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow picture -> an upright copy in 8-bit RGB; transparency is dropped, 16-bit grey is scaled.
 
-    An RGB picture keeps its colour profile. One in grey or CMYK with a profile becomes sRGB.
+    An RGB picture keeps its colour profile. One in grey or CMYK with a profile becomes sRGB. Raises `ImprintError` for one that
+    cannot be decoded, and for deep grey that is not in 0 to 65,535 or, in floating point, in [0, 1].
     """
     image = upright(image)
     profile = rgb_profile_of(image)
     made = grey_or_cmyk_to_srgb(image)
     if made is None:
-        if _is_deep(image):  # Pillow's own conversion clips instead of scaling
-            grey = np.asarray(image, dtype=np.float64) / (257 if image.mode != "F" else 1 / 255)
-            image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+        if _is_deep(image):
+            image = _in_8_bits(image)
         made = image.copy() if image.mode == "RGB" else image.convert("RGB")
     made.info = {"icc_profile": profile} if profile else {}
     return made
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Deep grey, mode L: Pillow's own conversion clips instead of scaling."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        require_range(torch.from_numpy(values), "the picture")
+        values = values * 255
+    elif values.min() < 0 or values.max() > 65535:
+        raise ImprintError(
+            f"the picture's grey goes from {values.min():g} to {values.max():g}; 16 bits, from 0 to 65535, were expected: save "
+            "it so"
+        )
+    else:
+        values = values / 257
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -145,6 +145,33 @@ def test_a_faint_alpha_is_the_object_s_mask(pipeline, scene):
     assert torch.equal(pipeline.encode_object(subject), pipeline.encode_object(scene[0]))
 
 
+DEEP = {  # values of a grey ramp from 0 to 1, and what is said of them as a picture and as a mask
+    "a float picture": (lambda ramp: ramp, None, None),
+    "floats to 255": (lambda ramp: ramp * 255, "from 0 to 255", None),
+    "floats from -1": (lambda ramp: 2 * ramp - 1, "from -1 to 1", "from -1 to 1"),
+    "NaN": (lambda ramp: np.where(ramp > 0.5, np.nan, ramp), "not finite", "not finite"),
+    "infinity": (lambda ramp: np.where(ramp > 0.5, np.inf, ramp), "not finite", "not finite"),
+    "minus infinity": (lambda ramp: np.where(ramp > 0.5, -np.inf, ramp), "not finite", "not finite"),
+    "float labels": (lambda ramp: (ramp * 2.9).round(), "from 0 to 3", "map of 3 labels"),
+    "16 bits": (lambda ramp: (ramp * 65535).astype(np.int32), None, None),
+    "more than 16 bits": (lambda ramp: (ramp * 1e6).astype(np.int32), "from 0 to 1e\\+06", None),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_grey_is_in_range_or_refused(kind):
+    values, of_picture, of_mask = DEEP[kind]
+    ramp = np.linspace(0, 1, 300, dtype=np.float32).reshape(15, 20)
+    made = values(ramp)
+    image = Image.fromarray(made.astype(np.float32) if made.dtype.kind == "f" else made)
+    for border, message in ((as_picture, of_picture), (as_mask, of_mask)):
+        if message is None:
+            assert (border(image).mean() - 0.5).abs() < 0.01 and border(image).max() == 1
+        else:
+            with pytest.raises(ImprintError, match=message):
+                border(image)
+
+
 def test_a_map_of_several_labels_is_refused():
     labels = np.zeros((8, 8), np.uint8)
     labels[:4], labels[5:] = 1, 3
@@ -158,8 +185,28 @@ def test_a_map_of_several_labels_is_refused():
 # --- pictures go out whole, with their colours, or a sentence says why not ---------------------------------------------
 
 
+PROFILED = "RGB RGBA RGBa RGBX P PA".split()  # modes whose numbers an RGB profile is for
+MODES = "1 L LA La I;16 I;16B I F P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV LAB".split()
+
+
+def in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """An RGBA picture in any of Pillow's modes."""
+    grey = np.asarray(picture.convert("L"))
+    if mode in ("F", "I", "I;16"):
+        return Image.fromarray(
+            {"F": grey / np.float32(255), "I": grey * np.int32(257), "I;16": grey * np.uint16(257)}[mode]
+        )
+    if mode == "I;16B":
+        return Image.frombytes(mode, picture.size, (grey * np.uint16(257)).astype(">u2").tobytes())
+    if mode == "LAB":
+        lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        return ImageCms.profileToProfile(picture.convert("RGB"), *lab, outputMode=mode)
+    through = {"La": "LA", "PA": "P"}.get(mode, picture.mode)
+    return picture.convert(through).convert(mode)
+
+
 @given(
-    mode=st.sampled_from(["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1", "YCbCr"]),
+    mode=st.sampled_from(MODES),
     ending=st.sampled_from(["png", "tiff", "tif", "bmp", "webp", "jpg", "jfif", "gif", "ico", "pdf", "eps"]),
     orientation=st.integers(1, 8),
     kind=st.sampled_from([None, "wide", "sRGB", "lab", b"broken"]),
@@ -167,8 +214,7 @@ def test_a_map_of_several_labels_is_refused():
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientation, kind):
     base = cutout(64, 48, seed=3)
-    grey = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
-    background = grey if mode == "I;16" else base.convert(mode)
+    background = in_mode(base, mode)
     given_profile = kind if isinstance(kind, bytes | None) else profile(kind)
     background.info = background.info | ({"icc_profile": given_profile} if given_profile else {})
     exif = background.getexif()
@@ -190,8 +236,8 @@ def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientati
         found.load()
     assert found.size == size and found.getexif().get(0x0112, 1) == 1
     opaque = ending in ("jpg", "jfif", "bmp")
-    assert found.has_transparency_data == (mode in ("RGBA", "LA") and not opaque) or mode == "P"
-    wanted = profile(kind) if kind in ("wide", "sRGB") and mode in ("RGB", "RGBA", "P") else None
+    assert found.has_transparency_data == (mode in ("RGBA", "RGBa", "LA", "La", "PA") and not opaque) or mode == "P"
+    wanted = profile(kind) if kind in ("wide", "sRGB") and mode in PROFILED else None
     if ending != "bmp":
         assert found.info.get("icc_profile") == wanted
         if ending in ("png", "tiff", "tif"):
