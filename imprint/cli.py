@@ -245,6 +245,21 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
     return pipeline
 
 
+@contextmanager
+def _with_enough_memory() -> Iterator[None]:
+    """Where there is not, an `ImprintError` says so."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", reason):
+            raise
+        raise ImprintError(
+            f"there is not enough memory ({reason or 'none is left'}); give a smaller background, or a smaller --resolution"
+        ) from error
+
+
+@_with_enough_memory()
 def _read(job: Job, options: argparse.Namespace) -> list[tuple[Job, dict[str, Any]]]:
     """The steps that make the job's picture: an object, and its pictures with the mask of one area.
 
@@ -263,6 +278,7 @@ def _read(job: Job, options: argparse.Namespace) -> list[tuple[Job, dict[str, An
     return [(part, own | {"mask": mask}) for part, own, masks in zip(job.each, pictures, areas) for mask in masks]
 
 
+@_with_enough_memory()
 def _make(
     job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: ImprintPipeline, options: argparse.Namespace
 ) -> None:

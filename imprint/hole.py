@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from .errors import ImprintError
+from .errors import ImprintError, require_number
 from .masks import enlarge_boxes, fill_boxes
 from .preprocess import bounding_boxes
 
 LEAST_CELLS = 2
 """A hole narrower than this many cells of the latent cannot be generated in: it is enlarged."""
 
+MOST_RESOLUTION = 4096
+"""Pixels of the side at which the model may see its crop."""
 MOST_AREAS = 100
 """Of a mask whose areas get an object each."""
 
@@ -155,9 +157,9 @@ class Hole:
         A hole that measures fewer than `LEAST_CELLS` cells of the latent along a side, in the frame or in the model's
         crop, is enlarged around its centre to that size. cell: pixels of the crop that one cell of the latent covers.
         Raises `ImprintError` for a mask without a hole, a context below 1, and a resolution that is not a multiple of
-        `multiple`.
+        `multiple`, or above `MOST_RESOLUTION`.
         """
-        _check_crop(resolution, context, multiple)
+        check_crop(resolution, context, multiple)
         highest = float(mask.max())
         if not highest > 0.5:
             raise ImprintError(
@@ -225,11 +227,12 @@ def _extent(boxes: torch.Tensor) -> tuple[int, int]:
     return bottom - top, right - left
 
 
-def _check_crop(resolution: int, context: float, multiple: int) -> None:
-    if not 1 <= context < math.inf:
-        raise ImprintError(f"context is {context:g}; the crop must hold the whole hole, so give a number of 1 or more")
-    if resolution < multiple or resolution % multiple:
-        raise ImprintError(f"resolution is {resolution}; it must be a positive multiple of {multiple}")
+def check_crop(resolution: int, context: float, multiple: int) -> None:
+    """Raise `ImprintError` for a crop that cannot be; the arguments as of `Hole.find`."""
+    require_number("context", context, 1)
+    require_number("resolution", resolution, multiple, MOST_RESOLUTION, whole=True)
+    if resolution % multiple:
+        raise ImprintError(f"resolution is {resolution}; it must be a multiple of {multiple}")
 
 
 def _start(first: int, last: int, side: int, frame: int) -> int:
