@@ -41,6 +41,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     """
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
+    files.require_no_lfs_pointer(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from micro import cutout, micro_config, photo
+from mutations import mutated
 from PIL import Image, ImageDraw, ImageFilter
 
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
@@ -275,6 +278,38 @@ def test_coco(tmp_path, layout):
         ("no picture", "000000000004.jpg"),
     }
     assert_both_stages_train_on(tmp_path / "out/train", "still")
+
+
+TABLES = {
+    "coco": {
+        "images": [{"id": 1, "file_name": "one.jpg", "width": WIDTH, "height": HEIGHT, "license": 4}],
+        "annotations": [
+            {"image_id": 1, "area": 3300, "segmentation": [[30, 20, 90, 20, 90, 75, 30, 75]], "iscrowd": 0},
+            {"image_id": 1, "area": 9000, "segmentation": {"counts": [0, HEIGHT * WIDTH]}},
+        ],
+        "licenses": [{"id": 4, "name": "Attribution License"}],
+    },
+    "captions": {
+        "images": [{"id": 1, "file_name": "one.jpg"}],
+        "annotations": [{"image_id": 1, "caption": "a thing"}, {"image_id": 1, "caption": "the other"}],
+    },
+}
+
+
+@pytest.mark.parametrize("source", TABLES)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_broken_annotations_are_said_or_left_out(tmp_path_factory, source, data):
+    root = tmp_path_factory.mktemp("in")
+    table = root / f"{source.replace('coco', 'instances')}.json"
+    save_photo(root / "images" / "one.jpg")
+    write_broken(table, json.dumps(data.draw(mutated(TABLES[source]))))
+    try:
+        report = prepare(source, root, root / "out")
+    except ImprintError as error:
+        assert str(root) in str(error) and "\n" not in str(error)
+    else:
+        assert report["counts"]["train"].get("pictures") or report["dropped"]
 
 
 def test_ppr10k(tmp_path):

@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         results = evaluate(settings)
     except ImprintError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}; check that --output can be written to and has room")
     print(report(results))
     failed = [name for name, row in results["rows"].items() if not row.get("background", {"exact": True})["exact"]]
     if failed:

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         require_writable(args.output)
         checkpoint = start(args.unet, args.encoder, PRESETS[args.sizes], args.background, args.vae, args.adapter)
         save_computed(args.output, checkpoint)
-    except ImprintError as error:
+    except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
     encoder = checkpoint.config.encoder
     print(

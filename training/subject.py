@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         counts = prepare(args.folder, args.output, args.backgrounds, args.limit)
-    except ImprintError as error:
+    except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
 

@@ -27,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -298,10 +298,7 @@ def decode_sample(parts: dict) -> Sample:
     """A sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
     key, shard = parts["__key__"], parts["__url__"]
     try:
-        fields = json.loads(parts["json"])
-        record = Record(*(fields[name] for name in ("object", "clip", "frame", "source", "licence")))
-        shadow = fields.get("shadow") and tuple(map(float, fields["shadow"]))
-        record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)
+        record = _record(json.loads(parts["json"]))
         kind = next(kind for kind in ("jpg", "png", "webp") if kind in parts)
         picture = open_picture(parts[kind])
         picture.load()
@@ -309,6 +306,19 @@ def decode_sample(parts: dict) -> Sample:
         scene = open_picture(parts["scene.jpg"]).convert("RGB") if "scene.jpg" in parts else None
         if mask is not None and mask.size != picture.size:
             raise ValueError(f"its mask is {mask.width}x{mask.height}, the picture {picture.width}x{picture.height}")
-    except (KeyError, StopIteration, OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders let errors of any class through
         raise ImprintError(f"{shard}: sample '{key}' is not as docs/data.md describes it ({error!r})") from error
     return Sample(record, picture, mask, scene)
+
+
+def _record(fields: Any) -> Record:
+    """What a sample's JSON holds. Raises ValueError, KeyError or TypeError for anything else."""
+    record = Record(*(fields[name] for name in ("object", "clip", "frame", "source", "licence")))
+    shadow = None if fields.get("shadow") is None else tuple(map(float, fields["shadow"]))
+    record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)
+    texts, numbers = (record.object, record.clip, record.source, record.licence), (record.frame, *record.gap)
+    if not (all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)):
+        raise ValueError(f"its fields are {fields}; texts, and whole numbers as frame and gap, were expected")
+    if len(record.gap) != 2 or (shadow is not None and not (len(shadow) == 3 and all(map(math.isfinite, shadow)))):
+        raise ValueError(f"its gap is {record.gap} and its shadow {shadow}; two and three numbers were expected")
+    return record
