@@ -173,7 +173,7 @@ def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | Non
             boxes = [entry for entry in boxes if entry[0].is_file()]
     except OSError as error:
         raise ImprintError(f"{path} cannot be read ({error.strerror}); give a file of boxes") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ImprintError(
             f"{path} is not a file of boxes ({error!r}); give COCO's instances as .json, or JSON lines with the keys "
             "'background' and 'box'"
@@ -188,9 +188,11 @@ def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | Non
 def _listed_boxes(text: str) -> list[tuple[str, list, str | None]]:
     lines = [json.loads(line) for line in text.splitlines() if line.strip()]
     for line in lines:
-        left, top, right, bottom = line["box"]
+        left, top, right, bottom = map(int, line["box"])
         if not (0 <= left < right and 0 <= top < bottom):
             raise ValueError(f"the box {line['box']} is empty or begins outside the picture")
+        if not isinstance(line.get("subject"), str | None):
+            raise ValueError(f"the subject {line['subject']!r} is no name")
     return [(line["background"], line["box"], line.get("subject")) for line in lines]
 
 
@@ -202,6 +204,12 @@ def _coco_boxes(tables: dict) -> list[tuple[str, list, str | None]]:
         least = MIN_OBJECT_SIDE * min(picture["width"], picture["height"])
         most = MOST_OF_THE_PICTURE * picture["width"] * picture["height"]
         fits = min(width, height) >= least and width * height <= most and not annotation.get("iscrowd")
+        fits = (
+            fits
+            and min(left, top) >= 0
+            and int(left + width) <= picture["width"]
+            and int(top + height) <= picture["height"]
+        )
         if fits and width * height > largest.get(picture["id"], (0,))[0]:
             largest[picture["id"]] = width * height, [left, top, left + width, top + height]
     return [(entry["file_name"], largest[key][1], None) for key, entry in sorted(pictures.items()) if key in largest]
