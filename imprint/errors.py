@@ -4,7 +4,9 @@ and the checks that are made in several places."""
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from numbers import Integral, Real
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +40,14 @@ def require_number(
     raise ImprintError(
         f"{name} is {value if a_number else repr(value)}; it must be a {kind}{f' {bounds}' if least > -LARGEST_NUMBER else ''}"
     )
+
+
+def from_extra(package: str, extra: str, what: str) -> ModuleType:
+    """A package that comes with an extra of pyproject.toml, imported. Raises `ImprintError` where it cannot be; what: needs it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImprintError(f'{what} needs the package {package} ({error}): pip install ".[{extra}]"') from error
 
 
 def require_masks(views: int, masks: int) -> None:

@@ -14,9 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 
-from ..extras import from_extra
 from .items import Source
 from .settings import Prepare
 from .writing import Job, write_shard

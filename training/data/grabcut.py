@@ -13,11 +13,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 from imprint.files import write_text
 from imprint.images import mask_to_tensor, open_image, save_image, to_rgb
 
-from ..extras import from_extra
 from .contact_sheet import SHEET_COLUMNS, SHEET_ROWS, outlined, sheet_of
 from .engines import in_processes
 from .items import PICTURES, Dropped

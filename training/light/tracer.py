@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 
-from ..extras import from_extra
 from ..render.panoramas import LUMINANCE
 from .scenes import LIGHTS, Shape, View
 

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imprint.errors import ImprintError
-
-from ..extras import from_extra
+from imprint.errors import ImprintError, from_extra
 
 ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
 PROCEDURAL_WEIGHT = 0.5  # abstract shapes teach less than real objects

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imprint.errors import ImprintError
-
-from ..extras import from_extra
+from imprint.errors import ImprintError, from_extra
 
 LEVEL_SIZES = ((64, 128), (32, 64), (16, 32), (8, 16))  # rows and columns of a panorama's blurred copies
 LEVEL_EXPONENTS = (400, 40, 8, 1)  # of the cosine that each is blurred with; 1 is what a matt surface sees

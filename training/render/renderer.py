@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 
-from ..extras import from_extra
 from .meshes import Part
 from .panoramas import LEVEL_SIZES, Panorama
 from .shaders import DEPTH_FRAGMENT_SHADER, DEPTH_VERTEX_SHADER, FRAGMENT_SHADER, VERTEX_SHADER
