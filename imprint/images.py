@@ -64,8 +64,10 @@ def open_image(path: str | os.PathLike) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF says, without the tag that says so; itself where there is nothing to turn.
 
-    Raises `ImprintError` for one that cannot be decoded: Pillow reads files late.
+    Raises `ImprintError` for one without pixels, or that cannot be decoded: Pillow reads files late.
     """
+    if not image.width * image.height:
+        raise ImprintError(f"the picture is {image.width}x{image.height}: it has no pixels; give another")
     try:
         image.load()
         if image.mode in _PREMULTIPLIED:  # Pillow turns these into no others

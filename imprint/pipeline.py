@@ -159,9 +159,10 @@ class ImprintPipeline(Stages):
         # The latents stay in fp32 whatever the models' precision: with zero terminal SNR the first sigma is 4,518.
         shape = (num_results, *scene.latents.shape[1:])
         device = scene.latents.device
+        if latents is not None and (not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape):
+            found = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise ImprintError(f"the given latents are {found}; expected a tensor of shape {shape}")
         noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
-        if tuple(noise.shape) != shape:
-            raise ImprintError(f"the given latents have shape {tuple(noise.shape)}; expected {shape}")
         latents, logits = self.denoise(
             scene.context.expand(num_results, -1, -1),
             scene.latents.expand(shape),

@@ -248,6 +248,9 @@ def place_object(
     """
     if fit not in FITS:
         raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
+    for name, value, kind in (("place", place, Place), ("align", align, Align)):
+        if value is not None and not isinstance(value, kind):
+            raise ImprintError(f"{name} is {value!r}; it must be an imprint.place.{kind.__name__}")
     ways = {"placed": placed, "place": place, "align": align and mask is None, "mask": mask is not None}
     given = [name for name, used in ways.items() if used]
     if len(given) != 1:
