@@ -279,7 +279,7 @@ def _brightness(image: Image.Image) -> np.ndarray:
         listed = ", ".join(f"{kind:g}" for kind in kinds[:8])
         raise ImprintError(
             f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in which "
-            "one object alone is white, or for an object in each --each-area"
+            "one object alone is white"
         )
     values, top = _values(image)
     return values / max(top, float(values.max()))
@@ -301,7 +301,7 @@ def _values(image: Image.Image) -> tuple[np.ndarray, float]:
         return np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
     values = np.asarray(image, dtype=np.float32)  # labels 0 and 1 of 65,535 would be lost in 8 bits
     if not np.isfinite(values).all():
-        raise ImprintError("the mask holds values that are not finite (NaN or infinity); give numbers in [0, 1]")
+        raise not_finite("the mask", "give numbers in [0, 1]")
     if image.mode == "F" and values.min() < -0.5:
         raise ImprintError(f"the mask has values from {values.min():g} to {values.max():g}, which must be in [0, 1]")
     return values.clip(0), 1.0 if image.mode == "F" else 65535.0
@@ -363,6 +363,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     """Deep grey, mode L: Pillow's own conversion clips instead of scaling."""
     values = np.asarray(image, dtype=np.float64)
     if image.mode == "F":
+        if not np.isfinite(values).all():
+            raise not_finite("the picture", "give numbers in [0, 1]")
         require_range(torch.from_numpy(values), "the picture")
         values = values * 255
     elif values.min() < 0 or values.max() > 65535:

@@ -751,6 +751,34 @@ def test_a_dry_run_tries_the_output(tmp_path):
         command.main(list(map(str, words)))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf_8_is_one_like_any_other(tmp_path):
+    root, name = tmp_path / "in", os.fsdecode(b"caf\xe9.jpg")
+    save_photo(root / "ok.jpg")
+    (root / "ok.jpg").rename(root / name)
+    write_broken(root / os.fsdecode(b"\xff.png"))
+    report = prepare("folder", root, tmp_path / "out")
+    assert report["counts"]["train"]["pictures"] == 1 and report["dropped"] == {"broken picture": 1}
+    (sample,) = read(tmp_path / "out").values()
+    assert sample.record.clip == Path(name).stem
+    assert "\\udcff.png" in (tmp_path / "out" / "data.dropped.tsv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"options": 3}', '{"size": "x"}', "{"])
+def test_broken_reports_are_made_again(clips, tmp_path, text):
+    first = prepare("davis", clips, tmp_path / "out")
+    for report in (tmp_path / "out" / "data.json", *(tmp_path / "out" / "reports").rglob("*.json")):
+        report.write_text(text)
+    assert prepare("davis", clips, tmp_path / "out") == first
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a b", "a.b", ".", "\udcff"])
+def test_a_name_that_would_leave_the_folder_or_break_the_keys_is_refused(tmp_path, capsys, name):
+    with pytest.raises(SystemExit) as left:
+        command.parse(["folder", "--input", "x", "--output", "y", "--licence", "CC0", "--name", name])
+    assert left.value.code == 2 and "--name is" in capsys.readouterr().err
+
+
 def test_the_split_never_moves():
     kept = [name for name in map(str, range(1000)) if held_out(name, 0.05)]
     assert 20 < len(kept) < 90

@@ -105,6 +105,10 @@ class Prepare:
                 )
         if self.limits.max_edge < 0:
             raise ImprintError(f"--max-edge is {self.limits.max_edge}; it must be 0 or more")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ImprintError(
+                f"--name is {self.name!r}; files and samples are called so: letters, digits, _ and - were expected"
+            )
         if self.quality > 100:
             raise ImprintError(f"--quality is {self.quality}; it goes up to 100")
         if self.render.relit and not self.render.panoramas:

@@ -76,7 +76,12 @@ def held_out(name: str, part: float) -> bool:
 
 def name_hash(name: str) -> int:
     """32 bits that are the same on every machine."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+    return int(name_digest(name)[:8], 16)
+
+
+def name_digest(name: str) -> str:
+    """SHA-256 of a name, in hexadecimal; also of a file's that is not UTF-8."""
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
 # --- URLs ------------------------------------------------------------------------------------------------------------
@@ -164,7 +169,7 @@ def sample(
         mask.save(buffer, "PNG", optimize=True)
         parts["mask.png"] = buffer.getvalue()
     if text:
-        parts["txt"] = text.encode()
+        parts["txt"] = text.encode(errors="replace")
     if scene:
         parts["scene.jpg"] = scene
     return parts

@@ -7,7 +7,6 @@ Boxes are (left, top, right, bottom) in pixels, the last two exclusive, as Pillo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -27,7 +26,7 @@ from imprint.images import alpha_to_tensor, mask_to_tensor, open_image, to_rgb
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
-from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, read_shards
+from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, name_digest, name_hash, read_shards
 
 Box: TypeAlias = "tuple[int, int, int, int]"
 
@@ -103,7 +102,7 @@ class Task:
 
     def seed(self, seed: int) -> int:
         """Of the composite's noise: depends on the run's seed and the name alone, never on the other tasks."""
-        return int(hashlib.sha256(f"{seed} {self.name}".encode()).hexdigest()[:8], 16)
+        return name_hash(f"{seed} {self.name}")
 
 
 # --- subjects x boxes ------------------------------------------------------------------------------------------------
@@ -281,7 +280,7 @@ def pair_tasks(folder: Path) -> list[Task]:
 def file_name(name: str) -> str:
     """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash instead."""
     safe = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:LONGEST_NAME]
-    return name if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name if safe == name else f"{safe}-{name_digest(name)[:8]}"
 
 
 def _apart(frames: list[int]) -> list[tuple[int, int]]:
