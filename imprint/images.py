@@ -359,6 +359,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return made
 
 
+def to_srgb(image: Image.Image) -> Image.Image:
+    """`to_rgb`, its colours in sRGB and without a profile: for what goes on as bare numbers. Raises `ImprintError` likewise."""
+    made = convert_profile(to_rgb(image), None)
+    made.info.pop("icc_profile", None)  # one that means sRGB in other words
+    return made
+
+
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """Deep grey, mode L: Pillow's own conversion clips instead of scaling."""
     values = np.asarray(image, dtype=np.float64)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from micro import cutout, micro_config, photo
 from mutations import mutated
 from PIL import Image, ImageDraw, ImageFilter
+from test_borders import profile
 
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
@@ -27,6 +28,7 @@ pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
 import trimesh
 
 from imprint.errors import ImprintError
+from imprint.images import open_image, to_srgb
 from training import prepare as command
 from training.data.filters import Limits, edge_width, unusable_objects
 from training.data.shards import Record, Sample, held_out, read_parts, read_shards
@@ -749,6 +751,27 @@ def test_a_dry_run_tries_the_output(tmp_path):
     words = ["folder", "--input", tmp_path / "in", "--output", "/proc/x", "--licence", "CC0", "--dry-run"]
     with pytest.raises(SystemExit, match="cannot be written"):
         command.main(list(map(str, words)))
+
+
+def test_pictures_of_every_kind_are_srgb_in_shards(tmp_path):
+    """Wide colours are converted, deep grey is scaled, CMYK and what is turned by its EXIF are as they look."""
+    plain, root = photo(8, 6, seed=3).resize((WIDTH, HEIGHT), Image.BICUBIC), tmp_path / "in"  # smooth: JPEGs are made
+    wide, turned = plain.copy(), plain.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = np.asarray(plain.convert("L"))
+    root.mkdir()
+    wide.save(root / "wide.png", icc_profile=profile("wide"))
+    turned.save(root / "turned.png", exif=exif)
+    Image.fromarray(grey * np.uint16(257)).save(root / "deep.png")
+    plain.convert("CMYK").save(root / "inks.tif")
+    prepare("folder", root, tmp_path / "out", quality=100)
+    made = {clip: np.asarray(sample.picture).astype(int) for (clip, _), sample in read(tmp_path / "out").items()}
+    colours, grey = np.asarray(plain).astype(int), np.repeat(grey[..., None], 3, 2)
+    for name, expected in (("turned", colours), ("deep", grey), ("inks", colours)):
+        assert np.abs(made[name] - expected).mean() < 3, name
+    assert np.abs(made["wide"] - np.asarray(to_srgb(open_image(root / "wide.png")))).mean() < 3
+    assert np.abs(made["wide"] - colours).mean() > 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

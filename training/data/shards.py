@@ -34,6 +34,7 @@ from PIL import Image, UnidentifiedImageError
 
 from imprint.errors import ImprintError
 from imprint.files import replacing
+from imprint.images import to_rgb
 
 SPLITS = ("train", "held-out")
 INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server cannot list them
@@ -307,6 +308,8 @@ def decode_sample(parts: dict) -> Sample:
         kind = next(kind for kind in ("jpg", "png", "webp") if kind in parts)
         picture = open_picture(parts[kind])
         picture.load()
+        if picture.mode not in ("RGB", "RGBA"):
+            picture = picture.convert("RGBA") if picture.has_transparency_data else to_rgb(picture)
         mask = open_picture(parts["mask.png"]).convert("L") if "mask.png" in parts else None
         scene = open_picture(parts["scene.jpg"]).convert("RGB") if "scene.jpg" in parts else None
         if mask is not None and mask.size != picture.size:

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from imprint.errors import ImprintError, require_same_size
-from imprint.images import alpha_to_tensor, mask_to_tensor, open_image, to_rgb
+from imprint.images import alpha_to_tensor, mask_to_tensor, open_image, to_srgb
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
@@ -122,7 +122,7 @@ class Photo:
         if alpha is None:
             raise ImprintError(f"{self.path} is opaque everywhere; give a cut-out, or its mask as a file of its own")
         require_same_size(str(self.path), image.size[::-1], f"its mask {self.mask}", alpha.shape[1:])
-        view = to_rgb(image)
+        view = to_srgb(image)
         cutout = view.copy()
         cutout.putalpha(Image.fromarray((alpha[0] * 255).round().byte().numpy()))
         if self.mask is None:
@@ -236,7 +236,7 @@ def subject_tasks(subjects: dict[str, list[Photo]], boxes: list[tuple[Path, Box,
 
 
 def _placed(subject: str, photo: Photo, path: Path, box: Box) -> Scene:
-    background = to_rgb(open_image(path))
+    background = to_srgb(open_image(path))
     if box[2] > background.width or box[3] > background.height:
         raise ImprintError(
             f"{path} is {background.width}x{background.height}, but its box {list(box)} ends beyond; give boxes in the "

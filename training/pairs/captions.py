@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor
+from imprint.images import image_to_tensor, to_rgb
 from imprint.masks import paint_hole
 
 from ..data.shards import Bad, list_shards, open_picture
@@ -106,7 +106,7 @@ class Captions:
                 picture, caption = (_bytes(file, *part) for part in (span.picture, span.caption))
         except OSError as error:
             raise ImprintError(f"{span.shard} ends before sample '{span.key}', or is lost ({error})") from error
-        image = open_picture(picture).convert("RGB")
+        image = to_rgb(open_picture(picture))
         sides = self.config.encoder.image_size, self.config.resolution
         squares = [image_to_tensor(ImageOps.fit(image, (side, side), Image.BICUBIC)) for side in sides]
         captions = caption.decode().strip().splitlines() or [""]
