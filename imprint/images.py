@@ -286,13 +286,43 @@ def _brightness(image: Image.Image) -> np.ndarray:
 
 
 def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W), and which labels above 0 it may be a map of: whole numbers, so few and so small that they are no brightness."""
+    """(H, W), and which of its values are labels, several where it is a map of them: few colours that are no shades of one, or
+    whole numbers so small that they are no brightness.
+    """
+    coloured = _colours(image)
+    if coloured is not None:
+        return coloured
     values, top = _values(image)
-    if image.mode == "P" and _is_coloured(image):
-        values = np.asarray(image)
-    elif top == 1 and not (values == values.round()).all():
-        return values, values[:0]
-    return values, np.unique(values[values > 0]) if values.max(initial=0) <= _MOST_LABELS else values[:0]
+    small = values.max(initial=0) <= _MOST_LABELS and (top > 1 or bool((values == values.round()).all()))
+    return values, np.unique(values[values > 0]) if small else values[:0]
+
+
+def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
+    """(H, W) of a colour's number at each pixel, and the numbers of those that are not black; None where there are many, or only
+    shades of one.
+    """
+    if _is_deep(image) or image.mode in ("1", "L", "LA"):
+        return None
+    if image.mode == "P":
+        pixels, numbers = np.asarray(image), sorted(number for _, number in image.getcolors())
+        palette = (image.getpalette() or []) + [0] * 768  # which may end before its last colour
+        colours = np.array([palette[3 * number : 3 * number + 3] for number in numbers])
+    else:
+        rgb = to_rgb(image)
+        found = rgb.getcolors(_MOST_LABELS + 1)
+        if found is None:
+            return None
+        pixels, colours = np.zeros(rgb.size[::-1], np.uint8), np.array(sorted(colour for _, colour in found))
+        numbers = list(range(len(colours)))
+        for number, colour in enumerate(colours):
+            pixels[(np.asarray(rgb) == colour).all(-1)] = number
+    largest = colours.max(1)
+    brightest = colours[largest.argmax()]
+    shades = (
+        np.abs(colours * brightest.max() - largest[:, None] * brightest).max() <= 2 * 255
+    )  # two levels: they are rounded
+    kinds = np.array(numbers)[largest > 0]
+    return None if shades or len(kinds) > _MOST_LABELS else (pixels, kinds)
 
 
 def _values(image: Image.Image) -> tuple[np.ndarray, float]:
@@ -305,12 +335,6 @@ def _values(image: Image.Image) -> tuple[np.ndarray, float]:
     if image.mode == "F" and values.min() < -0.5:
         raise ImprintError(f"the mask has values from {values.min():g} to {values.max():g}, which must be in [0, 1]")
     return values.clip(0), 1.0 if image.mode == "F" else 65535.0
-
-
-def _is_coloured(image: Image.Image) -> bool:
-    """Whether a palette has other colours than greys."""
-    saturation = image.convert("RGB").convert("HSV").getextrema()[1]
-    return saturation[1] > 0
 
 
 def alpha_to_tensor(image: Image.Image) -> torch.Tensor | None:

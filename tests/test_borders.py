@@ -18,7 +18,7 @@ from imprint.crop import Crop
 from imprint.detail import _starts
 from imprint.errors import ImprintError
 from imprint.hole import Hole, separate_areas
-from imprint.images import as_mask, as_picture, mask_to_tensor, open_image, save_image, to_rgb, upright
+from imprint.images import as_mask, as_picture, label_masks, mask_to_tensor, open_image, save_image, to_rgb, upright
 from imprint.profiles import convert_profile, profile_of
 from imprint.views import ObjectViews
 
@@ -180,6 +180,28 @@ def test_a_map_of_several_labels_is_refused():
     for picture in (Image.fromarray(labels), Image.fromarray(labels.astype(np.uint16)), palette):
         with pytest.raises(ImprintError, match=r"map of 2 labels \(1, 3\)"):
             mask_to_tensor(picture)
+
+
+def test_labels_may_be_colours_and_shades_of_one_are_a_soft_mask():
+    labels = np.zeros((20, 20), np.uint8)
+    labels[2:8], labels[10:16], labels[16] = 1, 15, 255  # two things and the void, in the palette of VOC
+    palette = Image.fromarray(labels, "P")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[[1, 15, 255]] = (128, 0, 0), (192, 128, 128), (224, 224, 192)
+    palette.putpalette(colours.ravel().tolist())
+    for picture, numbers in ((palette, "1, 15, 255"), (palette.convert("RGB"), "1, 2, 3")):
+        with pytest.raises(ImprintError, match=rf"map of 3 labels \({numbers}\)"):
+            mask_to_tensor(picture)
+        assert [int(mask.sum()) for mask in label_masks(picture)] == [120, 120, 20]
+    soft = cutout(40, 30).getchannel("A").resize((20, 15), Image.BOX)
+    white = mask_to_tensor(soft)
+    red = Image.merge("RGB", (soft, *[Image.new("L", soft.size)] * 2))
+    few = red.quantize(16)
+    few.putpalette(few.getpalette()[: 3 * (max(number for _, number in few.getcolors()) + 1)])  # cut off after its last
+    for picture, near in ((red, 1 / 64), (few, 1 / 8)):
+        assert not label_masks(picture) and torch.allclose(mask_to_tensor(picture), white, atol=near)
+    for empty in (Image.new("P", (4, 4)), Image.new("RGB", (4, 4))):
+        assert not label_masks(empty) and not mask_to_tensor(empty).any()
 
 
 # --- pictures go out whole, with their colours, or a sentence says why not ---------------------------------------------
