@@ -72,14 +72,17 @@ def _with_negative_points(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _say(line: str, stream: TextIO | None = None) -> None:
-    """Print a line, by default to stdout. What was made is on the disk: a closed pipe or a full disk there is no failure."""
+def _say(line: str, stream: TextIO | None = None) -> OSError | ValueError | None:
+    """Print a line, by default to stdout. What was made is on the disk: a closed pipe or a full disk there is no failure, but
+    given back.
+    """
     stream = stream or sys.stdout
     try:
         print(line, file=stream, flush=True)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         with suppress(OSError, ValueError):  # Python flushes once more at the end, and would fail then
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -171,24 +174,37 @@ def info(options: argparse.Namespace) -> int:
         for part, tensors in checkpoint.parts.items()
     }
     config = dataclasses.asdict(checkpoint.config)
-    if options.json:
-        found = {"file": str(options.file), "format_version": FORMAT_VERSION, "checksum": "verified"}
-        print(json.dumps(found | {"parts": parts, "config": config}, indent=1))
-        return 0
+    found = {"file": str(options.file), "format_version": FORMAT_VERSION, "checksum": "verified"}
+    text = (
+        json.dumps(found | {"parts": parts, "config": config}, indent=1)
+        if options.json
+        else _table(options, parts, config)
+    )
+    error = _say(text)
+    if error is not None and not isinstance(error, BrokenPipeError):  # which `imprint info FILE | head` is
+        raise ImprintError(f"what is in {options.file} cannot be printed ({error}); print it elsewhere")
+    return 0
 
-    print(f"{options.file}: format version {FORMAT_VERSION}, checksum verified\n")
-    print(f"{'part':<10}{'tensors':>8}{'parameters':>15}{'bytes':>15}  dtype")
+
+def _table(options: argparse.Namespace, parts: dict[str, dict], config: dict[str, Any]) -> str:
+    """What `info` found, to read."""
+    from .checkpoint import FORMAT_VERSION
+
+    lines = [
+        f"{options.file}: format version {FORMAT_VERSION}, checksum verified\n",
+        f"{'part':<10}{'tensors':>8}{'parameters':>15}{'bytes':>15}  dtype",
+    ]
     total = {name: sum(part[name] for part in parts.values()) for name in ("tensors", "parameters", "bytes")}
     total["dtypes"] = []
     for name, part in (parts | {"total": total}).items():
         counts = f"{part['tensors']:>8,}{part['parameters']:>15,}{part['bytes']:>15,}"
-        print(f"{name:<10}{counts}  {', '.join(part['dtypes'])}".rstrip())
-    print()
+        lines.append(f"{name:<10}{counts}  {', '.join(part['dtypes'])}".rstrip())
+    lines.append("")
     for name, values in config.items():
         fields = values.items() if isinstance(values, dict) else [("", values)]
         for key, value in fields:
-            print(f"{name + ('.' + key if key else ''):<32}{value}")
-    return 0
+            lines.append(f"{name + ('.' + key if key else ''):<32}{value}")
+    return "\n".join(lines)
 
 
 def convert(options: argparse.Namespace) -> int:

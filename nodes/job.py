@@ -58,7 +58,9 @@ class ImprintJob(io.ComfyNode):
             files = [*_files(_read(job)), network]
         except ImprintError:  # told when it runs
             files = [network]
-        return job, *((str(path), path.stat().st_mtime_ns) for path in files if path.is_file())  # ComfyUI makes JSON of it
+        return job, *(
+            (str(path), path.stat().st_mtime_ns) for path in files if path.is_file()
+        )  # ComfyUI makes JSON of it
 
     @classmethod
     def execute(cls, job: str, light_model: str = SHIPPED_LIGHT.name) -> io.NodeOutput:

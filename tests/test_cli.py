@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -484,6 +485,21 @@ def test_info_json(micro_file, capsys, micro):
     assert found["format_version"] == 1 and found["checksum"] == "verified"
     assert set(found["parts"]) == {"encoder", "adapter", "unet", "vae"}
     assert ImprintConfig.from_json(json.dumps(found["config"])) == micro
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_info_that_nobody_reads_is_fine_and_on_a_full_disk_a_sentence(micro_file, words, monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(["info", str(micro_file), *words]) == 0
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert cli.main(["info", str(micro_file), *words]) == 2
+    monkeypatch.undo()
+    assert re.search("cannot be printed .*No space left", capfd.readouterr().err) or not os.path.exists("/dev/full")
 
 
 def test_info_of_mixed_precision_and_of_damaged_files(tmp_path, micro_file, capsys):
