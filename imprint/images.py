@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from . import files
 from .errors import ImprintError, not_finite
@@ -26,6 +26,14 @@ Picture: TypeAlias = "Image.Image | torch.Tensor"
 """What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
 
 _ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+    value: Image.Transpose[name]
+    for value, name in enumerate(
+        "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), 2
+    )
+}
+"""By the values of the tag: what makes the picture upright."""
+_SAYS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # parts of a picture's info
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes, and those with colours that are not multiplied by their alpha
 _PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and how it is called
 _MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
@@ -52,7 +60,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
                         "handled: make it smaller"
                     )
                 image.load()
-                return ImageOps.exif_transpose(image)
+                return _turned(image).copy()  # which needs the file no more
     except ImprintError:
         raise
     except Image.DecompressionBombError as error:
@@ -72,9 +80,22 @@ def upright(image: Image.Image) -> Image.Image:
         image.load()
         if image.mode in _PREMULTIPLIED:  # Pillow turns these into no others
             image = image.convert(_PREMULTIPLIED[image.mode])
-        return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+        return _turned(image)
     except Exception as error:  # Pillow's decoders let errors of any class through
         raise ImprintError(f"the picture cannot be decoded ({error}); save it again as PNG or JPEG") from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says, and its EXIF gone; itself where that says nothing, or cannot be read."""
+    try:
+        way = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # Pillow lets errors of any class through; the picture is none the worse
+        return image
+    if way is None:
+        return image
+    turned = image.transpose(way)
+    turned.info = {name: value for name, value in image.info.items() if name not in _SAYS_ORIENTATION}
+    return turned
 
 
 def as_picture(image: Picture, profile: bytes | None = None) -> torch.Tensor:

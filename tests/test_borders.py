@@ -62,6 +62,17 @@ def test_an_opened_photo_is_upright_in_the_composite(pipeline, scene, tmp_path, 
     assert view.pictures[0].shape[2:] == open_image(tmp_path / "object.png").size[::-1]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize(
+    "data", [b"Exif\0\0garbage!", b"MM\0\xef\0\0\0\x08", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"]
+)
+def test_a_photo_with_broken_exif_is_a_photo(tmp_path, kind, data):
+    picture, path = photo(20, 10), tmp_path / f"a.{kind.lower()}"
+    picture.save(path, kind, exif=data)
+    for opened in (open_image(path), upright(Image.open(path))):
+        assert opened.size == (20, 10) and as_picture(opened).shape == (1, 3, 10, 20)
+
+
 BAD_VALUES = {
     "finite": torch.full((1, 3, 90, 120), torch.nan),
     "uint8": torch.zeros(1, 3, 90, 120, dtype=torch.uint8),
