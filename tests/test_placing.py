@@ -10,7 +10,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from micro import cutout, micro_light, photo, rectangle
+from mutations import mutated
 from PIL import Image, ImageCms
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -558,6 +561,33 @@ def test_each_label_of_a_map_gets_an_object_also_where_they_touch(files, capsys)
         assert np.array_equal(pixels("out.png"), one_by_one)
         assert cli.main(composite("--mask", f"labels-{number}.png")) == 2
         assert "map of 2 labels (1, 2)" in capsys.readouterr().err
+
+
+LINES = (
+    {
+        "object": ["object.png"],
+        "background": "background.png",
+        "out": "any.png",
+        "mask": "box.png",
+        "align": "left,bottom",
+    }
+    | {"inset": 0.1, "height": 30, "rotate": 5, "flip": True, "fit": "contain", "light": 1, "softness": 0, "seed": 3},
+    {"background": "background.png", "out": "any.png", "shadow": 0.5}
+    | {"objects": [{"object": "object.png", "at": [50, 90], "height": 20}, {"object": "layer.png", "placed": True}]},
+)
+
+
+@given(line=st.sampled_from(LINES).flatmap(mutated))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_line_is_made_or_has_a_sentence(files, capsys, line):
+    (files / "any.png").unlink(missing_ok=True)
+    (files / "jobs.jsonl").write_text(json.dumps(line) + "\n")
+    done = cli.main(["batch", "jobs.jsonl", "--steps", "1"])
+    out, err = capsys.readouterr()
+    if done == 0:
+        assert out == "1 written, 0 skipped, 0 failed\n"
+    else:
+        assert done == 2 and out == "0 written, 0 skipped, 1 failed\n" and "jobs.jsonl, line 1: " in err
 
 
 @pytest.mark.parametrize("key", ["object", "object_mask", "background", "mask", "out"])
