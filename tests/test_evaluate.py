@@ -393,7 +393,7 @@ def test_composites_are_the_pipeline_s_with_the_task_s_seed(data, first_run):
         assert pixels(first_run / "composites" / row / f"{task.name}.png") == picture.tobytes()
 
 
-def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, first_run, monkeypatch):
+def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, first_run, monkeypatch, capsys):
     make, made = composites.sampler, []
 
     def failing(row, options):
@@ -407,9 +407,10 @@ def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, fi
 
         return sample_once
 
-    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as interrupted, pytest.raises(SystemExit) as left:
         interrupted.setattr(composites, "sampler", failing)
         evaluate.main(words(data, tmp_path))
+    assert left.value.code == 130 and "stopped: composites that are made are kept" in capsys.readouterr().err
     (kept,) = (tmp_path / "composites" / "micro").glob("*.png")
     before = kept.stat().st_mtime_ns
     evaluate.main(words(data, tmp_path))

@@ -184,10 +184,10 @@ def run(folder: Path, masks: Path, workers: int) -> Counter[str]:
         raise ImprintError(f"{folder} has no photos without masks of their own; photos are {', '.join(PICTURES)}")
     report, sheet = reports(masks)
     try:
-        results = json.loads(report.read_text(encoding="utf-8"))["photos"]
-    except (OSError, ValueError, KeyError):  # none yet, or a broken one
+        before = json.loads(report.read_text(encoding="utf-8"))["photos"]
+        results = {name: str(result) for name, result in before.items() if name in photos and result != KEPT}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or a broken one
         results = {}
-    results = {name: result for name, result in results.items() if name in photos and result != KEPT}
     results |= {name: KEPT for name in photos if _place(masks, name).is_file()}
     left = [photo for photo in photos.items() if photo[0] not in results]
     try:
