@@ -143,6 +143,7 @@ STOPPED = {
     "box-outside": (PLACE, {"box": {"x": 400, "y": 0, "width": 9, "height": 9}}, "outside"),
     "box-of-nothing": (PLACE, {"box": {"x": 4, "y": 4, "width": 0, "height": 9}}, "outside"),
     "box-without-a-width": (PLACE, {"box": {"x": 4, "y": 4, "height": 9}}, "width"),
+    "box-a-word": (PLACE, {"box": "left"}, "the box is left"),
     "box-of-words": (PLACE, {"box": {"x": "left", "y": 4, "width": 9, "height": 9}}, "box"),
     "place-mask-empty": (PLACE, {"mask": mask("1x400x400")}, "empty"),
     "placed-object-without-mask": (PLACE, {"object_mask": None}, "no mask"),
