@@ -1,8 +1,8 @@
 """Makes the README's pictures, docs/demo.jpg, results.jpg and sides.jpg, and those of the nodes' help pages,
 web/docs/assets/*.jpg.
 
-    python docs/make_pictures.py
-    python docs/make_pictures.py --subjects DREAMBOOTH --backgrounds COCO SCENES  # docs/placed.jpg alone, of placed.json
+    python -m docs.make_pictures
+    python -m docs.make_pictures --subjects DREAMBOOTH --backgrounds COCO SCENES  # docs/placed.jpg alone, of placed.json
 
 All are made with the shipped checkpoint; the first command's with the sample pictures.
 
@@ -27,6 +27,7 @@ from imprint.masks import LEVELS, coarsen
 from imprint.pipeline import Finish, ImprintPipeline
 from imprint.vae import decode
 from imprint.views import ObjectViews
+from training.measure.contact_sheets import sheet
 
 README_FOLDER = Path(__file__).parent
 HELP_FOLDER = README_FOLDER.parent / "web" / "docs" / "assets"
@@ -45,7 +46,7 @@ TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Coarsen Mask's pre
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--subjects", type=Path, help="folder of DreamBooth's subjects, with NN.mask.png beside NN.jpg")
     parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], help="folders of photos")
     options = parser.parse_args()
@@ -74,8 +75,8 @@ def readme_pictures(pipeline: ImprintPipeline) -> None:
 
 def placed_sheet(pipeline: ImprintPipeline, subjects: Path, folders: list[Path]) -> None:
     """docs/placed.jpg: all of placed.json at 100 %, cut out around the object."""
-    sheet = Image.new("RGB", (4 * TILE[0], 5 * TILE[1]))
-    for index, task in enumerate(json.loads((README_FOLDER / "placed.json").read_text(encoding="utf-8"))):
+    tiles = []
+    for task in json.loads((README_FOLDER / "placed.json").read_text(encoding="utf-8")):
         photo = subjects / f"{task['object']}.jpg"
         (file,) = [each for folder in folders for each in folder.rglob(f"*{task['background']}.jpg")]
         scene = Image.open(file).convert("RGB")
@@ -87,9 +88,9 @@ def placed_sheet(pipeline: ImprintPipeline, subjects: Path, folders: list[Path])
             min(max(0, (box[axis] + box[axis + 2] - TILE[axis]) // 2), max(0, scene.size[axis] - TILE[axis]))
             for axis in (0, 1)
         ]
-        tile = made.crop((*corner, *(start + side for start, side in zip(corner, TILE))))
-        sheet.paste(tile, (index % 4 * TILE[0], index // 4 * TILE[1]))
-    sheet.save(README_FOLDER / "placed.jpg", quality=88)
+        tiles.append(made.crop((*corner, *(start + side for start, side in zip(corner, TILE)))))
+    rows = [tiles[start : start + 4] for start in range(0, len(tiles), 4)]
+    sheet(rows, TILE[1], gap=0).save(README_FOLDER / "placed.jpg", quality=88)
 
 
 def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
@@ -214,21 +215,9 @@ def mask_picture(mask: torch.Tensor) -> torch.Tensor:
 
 def save(path: Path, *rows: list[torch.Tensor], height: int = HEIGHT) -> None:
     """Rows of pictures of one height, from left to right."""
-    strips = []
-    for row in rows:
-        images = [tensor_to_image(picture[0]) for picture in row]
-        strips.append(
-            [image.resize((round(image.width * height / image.height), height), Image.LANCZOS) for image in images]
-        )
-    width = max(sum(tile.width + GAP for tile in strip) for strip in strips) - GAP
-    sheet = Image.new("RGB", (width, len(strips) * (height + GAP) - GAP), "white")
-    for index, strip in enumerate(strips):
-        left = 0
-        for tile in strip:
-            sheet.paste(tile, (left, index * (height + GAP)))
-            left += tile.width + GAP
+    made = sheet([[tensor_to_image(picture[0]) for picture in row] for row in rows], height, GAP)
     with replacing(path) as temporary:
-        sheet.save(temporary, "JPEG", quality=88)
+        made.save(temporary, "JPEG", quality=88)
 
 
 if __name__ == "__main__":

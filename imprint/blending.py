@@ -38,14 +38,13 @@ def feather(masks: torch.Tensor, inwards: int = 0, outwards: int = 0) -> torch.T
     return blend
 
 
-def composite(background: torch.Tensor, generated: torch.Tensor, blend: torch.Tensor) -> torch.Tensor:
+def mixed(background: torch.Tensor, generated: torch.Tensor, blend: torch.Tensor) -> torch.Tensor:
     """background where blend is 0, bit for bit; generated where it is 1; a mixture between.
 
     background, generated (B, C, H, W); blend (B, H, W) in [0, 1].
     """
     weight = blend[:, None].to(background)
-    mixed = torch.lerp(background, generated.to(background), weight)
-    return torch.where(weight > 0, mixed, background)
+    return torch.where(weight > 0, torch.lerp(background, generated.to(background), weight), background)
 
 
 def blend_pictures(
@@ -74,18 +73,18 @@ def blend_pictures(
         area = surroundings(mask, reach)
         if area is None:
             continue
-        place = (slice(index, index + 1), slice(None), *area)
-        base, made = background[place], generated[place]
+        here = (slice(index, index + 1), slice(None), *area)
+        base, made = background[here], generated[here]
         if matte is not None:
             made = apply_matte(base, made, *(each[(slice(index, index + 1), *area)] for each in matte))
-        result[place] = blend(base, made, _depth(mask[area]), inwards, outwards)
+        result[here] = blend(base, made, _depth(mask[area]), inwards, outwards)
     return result
 
 
 def _feathered(
     background: torch.Tensor, generated: torch.Tensor, depth: torch.Tensor, inwards: int, outwards: int
 ) -> torch.Tensor:
-    return composite(background, generated, _ramp(depth, inwards, outwards)[None])
+    return mixed(background, generated, _ramp(depth, inwards, outwards)[None])
 
 
 def _banded(
@@ -99,14 +98,14 @@ def _banded(
     exactly 0 beyond the edge: there the background stays bit for bit.
     """
     width, middle = inwards + outwards, (inwards - outwards) / 2
-    mixed, level = background, generated.to(background) - background
+    result, level = background, generated.to(background) - background
     for halving in range(int(math.log2(max(width, 1))), -1, -1):  # from the finest band to the broadest
         half = width / 2 ** (halving + 1)
         weight = _ramp(depth, half + middle, half - middle).to(background)
         coarser = F.avg_pool2d(level, 2, ceil_mode=True) if halving else None
         band = _resized(level, background) - _resized(coarser, background) if halving else _resized(level, background)
-        mixed, level = mixed + weight * band, coarser
-    return torch.where(weight > 0, mixed.clamp(0, 1), background)
+        result, level = result + weight * band, coarser
+    return torch.where(weight > 0, result.clamp(0, 1), background)
 
 
 def match_colour(

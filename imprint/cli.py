@@ -23,14 +23,7 @@ from . import __version__
 from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
-from .options import (
-    FAST_STEPS,
-    finish_settings,
-    given_placing,
-    model_settings,
-    placing_arguments,
-    placing_settings,
-)
+from .options import FAST_STEPS, finish_settings, given_placing, model_settings, placing_arguments, placing_settings
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -237,11 +230,7 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
     with _needs_diffusers():
         from .pipeline import ImprintPipeline
 
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = options.device
     if device == "auto":
         device = next(name for name, found in available.items() if found)
@@ -455,7 +444,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="JOBS.jsonl",
         help="one JSON object per line: object, background, out, mask (or placed, at, or align), and if wished object_mask, "
-        "blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness; or objects, a list from back to "
+        "blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness, light_from; or objects, a list from back to "
         "front, each with an object of its own and those keys; paths are relative to this file's folder",
     )
     added.add_argument(

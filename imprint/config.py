@@ -61,8 +61,7 @@ class EncoderConfig:
     register_tokens: int
     """Register tokens (arXiv 2309.16588) of the backbone; they are dropped from its output."""
     object_margin: float
-    """Free border around the object in the square input, as a part of the object's longer side (if stretched,
-    of each)."""
+    """Free border around the object in the input, as a part of the object's longer side (if stretched, of each)."""
     kind: Literal["dinov2", "clip"] = "dinov2"
     output: Literal["tokens", "cls"] = "tokens"
     """CLS and patch tokens, or the CLS token alone; both after the last LayerNorm."""
@@ -185,8 +184,7 @@ class NoiseConfig:
     prediction_type: Literal["epsilon", "v_prediction"]
     zero_terminal_snr: bool
     timestep_spacing: Literal["trailing", "leading"] = "trailing"
-    """The timesteps of n sampling steps: T, T - T/n, ... as diffusers' `trailing`, or ..., 1 + T/n, 1 as latent
-    diffusion's own DDIM sampler."""
+    """Of n sampling steps: T, T - T/n, ... as diffusers' `trailing`, or ..., 1 + T/n, 1 as latent diffusion's DDIM."""
 
     def __post_init__(self) -> None:
         require_positive(self)

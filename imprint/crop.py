@@ -2,7 +2,7 @@
 
     crop = Crop.of(background, mask, config)
     ... crop.painted -> latents -> sampling -> a drawing of the square ...
-    crop.paste(background, crop.put_back(drawing)[0])
+    paste(background, crop.put_back(drawing)[0], crop.area)
 
 *Mask* is what the user draws: white where the object goes. *Hole* is what the model makes of it: the same pixels,
 enlarged where they are too few to draw in, and then all cells of the latent that they touch. What is in the hole is
@@ -20,16 +20,7 @@ from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
 from .errors import require_same_size
 from .hole import Hole, Placement
-from .images import (
-    Picture,
-    as_mask_in_place,
-    as_picture,
-    picture_part,
-    picture_size,
-    tensor_to_image,
-    to_rgb,
-    upright,
-)
+from .images import Picture, as_mask_in_place, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
 from .masks import hole_pixels, latent_hole, paint_hole
 
 FEATHER = 4
@@ -158,25 +149,15 @@ class Crop:
         frames, masks = self.frame.expand(count, -1, -1, -1), mask.expand(count, -1, -1)
         return blend_pictures(frames, layers.picture, masks, inwards, outwards, method, matte)
 
-    def changed_area(self, inwards: int = 0, outwards: int | None = None) -> torch.Tensor:
+    def changed_area(self) -> torch.Tensor:
         """(H, W) bool: the hole and its soft edge in the whole background, all that a composite may change."""
-        outwards = self.feather if outwards is None else outwards
         whole = self.frame.new_zeros(1, self.placement.height, self.placement.width)
         whole[(0, *self.placement.area)] = self.hole.mask
-        return feather(whole, inwards, outwards)[0] > 0
-
-    def paste(self, background: Picture, part: torch.Tensor) -> Image.Image:
-        """`paste` of a changed `frame` (3, h, w)."""
-        return paste(background, part, self.area)
-
-    def paste_tensor(self, background: Picture, parts: torch.Tensor) -> torch.Tensor:
-        """As `paste`, for (B, 3, h, w) -> (B, 3, H, W)."""
-        return paste_tensor(background, parts, self.area)
+        return feather(whole, outwards=self.feather)[0] > 0
 
 
 def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) -> Image.Image:
-    """The whole background in RGB with changed rows and columns (3, h, w) in it, upright, with its own transparency and
-    colours."""
+    """The whole background in RGB, upright, with its transparency and changed rows and columns (3, h, w) in it."""
     own = isinstance(background, Image.Image)
     background = upright(background) if own else background
     image = to_rgb(background) if own else tensor_to_image(background[0])
@@ -187,8 +168,12 @@ def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) ->
     return image
 
 
-def paste_tensor(background: Picture, parts: torch.Tensor, area: tuple[slice, slice]) -> torch.Tensor:
-    """As `paste`, for (B, 3, h, w) -> (B, 3, H, W)."""
+def paste_all(
+    background: Picture, parts: torch.Tensor, area: tuple[slice, slice], output_type: str
+) -> list[Image.Image] | torch.Tensor:
+    """`paste` of each of (B, 3, h, w) for "pil"; for "pt" the same as (B, 3, H, W) in [0, 1]."""
+    if output_type == "pil":
+        return [paste(background, part, area) for part in parts]
     images = as_picture(background).repeat(len(parts), 1, 1, 1)
-    images[(slice(None), slice(None), *area)] = parts
+    images[(..., *area)] = parts
     return images

@@ -28,13 +28,14 @@ def cut_out(photo: Image.Image) -> Image.Image:
         from rembg import remove
     except ImportError as error:
         raise ImprintError(
-            f"cutting the object out needs the package rembg ({error}); pip install 'imprint[cutout]', or give the object's "
-            "mask or a picture with transparency"
+            f"cutting the object out needs the package rembg ({error}); pip install 'imprint[cutout]', or give the "
+            "object's mask or a picture with transparency"
         ) from error
     mask = remove(upright(photo).convert("RGB"), session=_session(), only_mask=True).convert("L")
     if mask.getextrema()[1] < 128:
         raise ImprintError(
-            "no object was found in its photo; give the object's mask, or a photo in which it stands out from what is behind it"
+            "no object was found in its photo; give the object's mask, or a photo in which it stands out from what is behind "
+            "it"
         )
     return mask
 

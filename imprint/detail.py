@@ -41,6 +41,7 @@ _TURNED, _MIRRORED = 1.1, 1.25  # what such starts cost more than the photo as i
 _SQUEEZED = 2.5  # a start that makes one side of the object so much longer against the other is none
 _FOLLOWED = 3  # starts that are followed up
 _HANDLES = (4, 7)  # of the free bending, along a side
+_ROUNDS = 10  # of Gauss-Newton, at most
 _STIFFNESS = 0.3  # the cost of moving a handle by half the square
 _NEIGHBOURHOOD = 0.1  # of the square: a standard deviation
 _WEIGHTS = torch.tensor([1.0, 1.0, 1.0, 2.0], device="cpu").view(4, 1, 1)  # brightness, two colours, alpha
@@ -64,16 +65,10 @@ class Restored(NamedTuple):
     alpha: torch.Tensor
     """(B, H, W) with its own outline."""
     laid: tuple[float, ...]
-    """For each picture, over which part of the drawn object the photo lies, 0 to 1, whatever the strength; 0 where no
-    view fits."""
+    """Of each picture the share of the drawn object that the photo covers, whatever the strength; 0 if no view fits."""
 
 
-def restore_detail(
-    generated: torch.Tensor,
-    alpha: torch.Tensor,
-    views: ObjectViews,
-    strength: float = 1.0,
-) -> Restored:
+def restore_detail(generated: torch.Tensor, alpha: torch.Tensor, views: ObjectViews, strength: float = 1.0) -> Restored:
     """The generated pictures with the object's own detail, and their alpha with its outline.
 
     generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. views: of
@@ -245,7 +240,6 @@ def _fitted(
     basis: torch.Tensor,
     theta: torch.Tensor,
     stiffness: float = 0.0,
-    steps: int = 10,
 ) -> tuple[torch.Tensor, float]:
     """theta (2, K) for which the photo at base + theta @ basis is most like the drawing, and the cost there.
 
@@ -263,7 +257,7 @@ def _fitted(
 
     cost, rest, slope = look(theta)
     damping = 1e-3
-    for _ in range(steps):
+    for _ in range(_ROUNDS):
         weighted = slope * _WEIGHTS
         push = (weighted * rest).sum(1).flatten(1) @ basis.T / basis.shape[1] + stiffness * theta
         (xx, xy), (_, yy) = torch.einsum("aphw,bphw->abhw", weighted, slope).flatten(2)
@@ -348,8 +342,8 @@ def _affine(side: int) -> torch.Tensor:
 
 def _tents(side: int, count: int) -> torch.Tensor:
     """(count * count, side * side): tent functions on a grid of handles."""
-    place = (torch.arange(side) + 0.5) / side * (count - 1)
-    tent = (1 - (place - torch.arange(count)[:, None]).abs()).clamp(min=0)
+    positions = (torch.arange(side) + 0.5) / side * (count - 1)
+    tent = (1 - (positions - torch.arange(count)[:, None]).abs()).clamp(min=0)
     return torch.einsum("ay,bx->abyx", tent, tent).reshape(count * count, -1)
 
 

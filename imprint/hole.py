@@ -100,18 +100,17 @@ class Placement:
     def insert(self, frames: torch.Tensor, crops: torch.Tensor) -> torch.Tensor:
         """Put (B, C, resolution, resolution) back into a copy of (B, C, H, W); the whole square is replaced."""
         self._check(frames)
-        rows, columns = self.area
-        square = _resize(crops, self.side)[
-            :, :, rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left
-        ]
         result = frames.clone()
-        result[:, :, rows, columns] = square.to(frames)
+        result[(..., *self.area)] = self._visible(_resize(crops, self.side)).to(frames)
         return result
 
     def insert_map(self, maps: torch.Tensor) -> torch.Tensor:
         """Smooth values (B, C, S, S), of any range, enlarged to the square -> (B, C, h, w), the part of it in the frame."""
+        return self._visible(F.interpolate(maps, (self.side, self.side), mode="bicubic", align_corners=False))
+
+    def _visible(self, square: torch.Tensor) -> torch.Tensor:
+        """(B, C, side, side) -> (B, C, h, w), the part of it in the frame."""
         rows, columns = self.area
-        square = F.interpolate(maps, (self.side, self.side), mode="bicubic", align_corners=False)
         return square[
             :, :, rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left
         ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .backbone import WIDTHS, EfficientNetLite
+from .directions import light_direction
 from .errors import ImprintError, require_finite
 from .files import replacing
 from .hole import Placement
@@ -40,6 +43,9 @@ SOFTEST = 0.08
 
 FORMAT = "imprint-light"
 
+SCATTER = 0.2
+"""Standard deviation of where light comes from around each of the network's guesses."""
+
 MOST_GAIN = 1.6
 """Natural logarithm: the object's values become at most five times as large or small."""
 MOST_OFFSET = 0.4
@@ -55,6 +61,8 @@ class LightConfig:
     """Channels at half the resolution, and at each further halving."""
     blocks: int = 4
     """Transformer blocks at the coarsest level."""
+    guesses: int = 6
+    """Of where the light comes from."""
     context: float = 2.2
     """Side of the square over the longer side of the object's box."""
     shadow_power: float = 1.0
@@ -108,6 +116,30 @@ class LightMaps:
     shading: torch.Tensor
     """(B, 6, S, S): logarithm of what a white surface with the object's normals would return, in the scene's light and
     in that of the object's photo. Learned on the way to `gain`."""
+    directions: torch.Tensor
+    """(B, K, 3): guesses of where the scene's light comes from, as `LightNet.forward` takes `direction`."""
+    chances: torch.Tensor
+    """(B, K): natural logarithm of how likely each of them is."""
+
+    def folded(self) -> LightMaps:
+        """Of pictures, and after them of their mirror images: the means of both, and the guesses of both."""
+        there, back = (LightMaps(*halves) for halves in zip(*(each.chunk(2) for each in vars(self).values())))
+        mirror = there.directions.new_tensor([-1.0, 1.0, 1.0])
+        return LightMaps(
+            *(
+                (getattr(there, name) + getattr(back, name).flip(3)) / 2
+                for name in ("gain", "offset", "shadow", "shading")
+            ),
+            torch.cat([there.directions, back.directions * mirror], 1),
+            torch.cat([there.chances, back.chances], 1) - math.log(2),
+        )
+
+    def likeliest(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The guess (B, 3) around which most of the others' chances lie, and the chance (B,) that it is about right."""
+        apart = torch.cdist(self.directions, self.directions).square() / (2 * SCATTER**2)
+        chance = (self.chances[:, None] - apart).logsumexp(2).exp()
+        best = chance.argmax(1, keepdim=True)
+        return self.directions.gather(1, best[..., None].expand(-1, -1, 3))[:, 0], chance.gather(1, best)[:, 0]
 
 
 class LightNet(nn.Module):
@@ -116,6 +148,9 @@ class LightNet(nn.Module):
     def __init__(self, config: LightConfig):
         super().__init__()
         self.config, widths = config, config.widths
+        self.backbone = EfficientNetLite().requires_grad_(False)
+        self.recognised = nn.Sequential(nn.GroupNorm(8, 2 * sum(WIDTHS)), nn.Conv2d(2 * sum(WIDTHS), widths[-1], 1))
+        self.told = nn.Linear(4, widths[-1])
         self.stem = nn.Conv2d(4 * 9, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
@@ -130,6 +165,13 @@ class LightNet(nn.Module):
         self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 4 * 13, 3, padding=1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
+        self.guess = nn.Sequential(
+            nn.Linear(widths[-1], widths[-1]), nn.SiLU(), nn.Linear(widths[-1], 4 * config.guesses)
+        )
+        nn.init.zeros_(self.guess[-1].weight)
+        around = torch.arange(config.guesses) / config.guesses * 2 * torch.pi
+        first = torch.stack([around.sin() / 2, torch.full_like(around, 0.4), around.cos() / 2, 0 * around], 1)
+        self.guess[-1].bias.data.copy_(first.flatten())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,19 +183,43 @@ class LightNet(nn.Module):
         """Where its weights are."""
         return self.stem.weight.device
 
-    def forward(self, picture: torch.Tensor, alpha: torch.Tensor, background: torch.Tensor) -> LightMaps:
-        """picture (B, 3, S, S): the object over the background, both in [0, 1]; alpha (B, 1, S, S); S a multiple of 16."""
+    def forward(
+        self,
+        picture: torch.Tensor,
+        alpha: torch.Tensor,
+        background: torch.Tensor,
+        direction: torch.Tensor | None = None,
+    ) -> LightMaps:
+        """`encode` and `decode`, which says what is taken."""
+        return self.decode(self.encode(picture, alpha, background), direction)
+
+    def encode(self, picture: torch.Tensor, alpha: torch.Tensor, background: torch.Tensor) -> list[torch.Tensor]:
+        """Features at half the resolution and at each further halving, for `decode`.
+
+        picture (B, 3, S, S): the object over the background, both in [0, 1]; alpha (B, 1, S, S); S a multiple of 32.
+        """
         count, _, high, wide = picture.shape
         rows = torch.linspace(-1, 1, high, device=picture.device, dtype=picture.dtype).view(1, 1, -1, 1)
         columns = torch.linspace(-1, 1, wide, device=picture.device, dtype=picture.dtype).view(1, 1, 1, -1)
         place = [each.expand(count, 1, high, wide) for each in (rows, columns)]
         x = self.stem(F.pixel_unshuffle(torch.cat([picture * 2 - 1, alpha * 2 - 1, background * 2 - 1, *place], 1), 2))
-        kept = []
+        features = []
         for block, halve in self.down:
             x = block(x)
-            kept.append(x)
+            features.append(x)
             x = halve(x)
-        x = self.middle(x)
+        seen = self.recognised(self._recognise(picture, background))
+        return [*features, x + F.interpolate(seen, x.shape[2:], mode="nearest")]
+
+    def decode(self, features: list[torch.Tensor], direction: torch.Tensor | None = None) -> LightMaps:
+        """features: of `encode`. direction (B, 4): where the scene's light comes from, if that is known: x to the right, y up,
+        z to the camera, the mean of all directions, weighed by their light, so that its length is 1 for a single lamp and 0
+        for light from everywhere; then 1. Four zeros where it is not known.
+        """
+        *kept, x = features
+        told = x.new_zeros(len(x), 4) if direction is None else direction.to(x)
+        x = self.middle(x + self.told(told)[..., None, None])
+        guesses = self.guess(x.mean((2, 3))).float().unflatten(1, (-1, 4))
         for (narrow, block), skip in zip(reversed(self.up), reversed(kept)):
             x = block(torch.cat([F.interpolate(narrow(x), scale_factor=2.0, mode="nearest"), skip], 1))
         maps = F.pixel_shuffle(self.head(x), 2).float()
@@ -161,7 +227,16 @@ class LightNet(nn.Module):
         # What the object loses of its own light and gains of the scene's, as eyes see it: 2.2 is a screen's exponent.
         change = (shading[:, :3] - shading[:, 3:]) / 2.2
         gain = MOST_GAIN * torch.tanh((change + maps[:, :3]) / MOST_GAIN)
-        return LightMaps(gain, MOST_OFFSET * torch.tanh(maps[:, 3:6]), torch.sigmoid(maps[:, 6:7] - 3), shading)
+        shadow = torch.sigmoid(maps[:, 6:7] - 3)
+        chances = guesses[..., 3].log_softmax(1)
+        return LightMaps(gain, MOST_OFFSET * torch.tanh(maps[:, 3:6]), shadow, shading, guesses[..., :3], chances)
+
+    def _recognise(self, *pictures: torch.Tensor) -> torch.Tensor:
+        """(B, C, S / 16, S / 16): what the backbone sees in each of the pictures (B, 3, S, S)."""
+        with torch.no_grad():
+            fine, coarse = self.backbone(torch.cat(pictures))
+        seen = torch.cat([fine, F.interpolate(coarse, scale_factor=2.0, mode="nearest")], 1)
+        return torch.cat(seen.chunk(len(pictures)), 1)
 
 
 class Block(nn.Module):
@@ -210,14 +285,16 @@ def relight(
     light: float = 1.0,
     shadow: float = 1.0,
     softness: float = 0.0,
+    light_from: str | float = "auto",
 ) -> Lit:
     """Light an object as the scene around it is lit, and let it throw its shadow.
 
     frame: the background's part `square_around(net, placed).area`, (1, 3, h, w) in [0, 1]. light, shadow: strengths as
-    `STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1. The network runs where it lies, the
+    `STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1; light_from: where the scene's light comes
+    from, as `light_direction` takes it, auto: as the network sees it. The network runs where it lies, the
     result lies with the frame. Raises `ImprintError` for strengths beyond their range and for a part of another size.
     """
-    require_strengths(light, shadow, softness)
+    require_strengths(light, shadow, softness, light_from)
     square = square_around(net, placed)
     area = square.area
     if tuple(frame.shape[2:]) != tuple(part.stop - part.start for part in area):
@@ -237,7 +314,7 @@ def relight(
     if bool(free.any()):
         scene = spread(scene, free)
     picture = own + scene * (1 - coverage)
-    maps = _seen(net, *(each.to(net.stem.weight) for each in (picture, coverage, scene)))
+    maps = _seen(net, [each.to(net.stem.weight) for each in (picture, coverage, scene)], light_direction(light_from))
     for values in (maps.gain, maps.offset, maps.shadow):
         require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
@@ -256,8 +333,9 @@ def relight(
     return plain
 
 
-def require_strengths(light: float, shadow: float, softness: float) -> None:
-    """Raise `ImprintError` unless all three are within their ranges."""
+def require_strengths(light: float, shadow: float, softness: float, light_from: str | float = "auto") -> None:
+    """Raise `ImprintError` unless the first three are within their ranges and the last is a direction."""
+    light_direction(light_from)
     low, high = STRENGTHS
     if not (low <= light <= high and low <= shadow <= high and 0 <= softness <= 1):
         raise ImprintError(
@@ -315,10 +393,24 @@ def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torc
         save_file(tensors, temporary, metadata=metadata)
 
 
-def _seen(net: LightNet, *pictures: torch.Tensor) -> LightMaps:
-    """The mean of what the network sees in the pictures (1, C, S, S) and in their mirror images."""
-    maps = net(*(torch.cat([each, each.flip(3)]) for each in pictures))
-    return LightMaps(*((each[:1] + each[1:].flip(3)) / 2 for each in vars(maps).values()))
+def _seen(net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...] | None) -> LightMaps:
+    """The mean of what the network sees in the pictures (1, C, S, S) and in their mirror images.
+
+    Where it is not told where the light comes from, it guesses: the shadow is the one of the likeliest guess as far as that is
+    likely, and else the median of all shadows.
+    """
+    features = net.encode(*(torch.cat([each, each.flip(3)]) for each in pictures))
+
+    def told(towards: Iterable[float]) -> LightMaps:
+        x, y, z = towards
+        return net.decode(features, features[0].new_tensor([[x, y, z, 1.0], [-x, y, z, 1.0]])).folded()
+
+    if towards is not None:
+        return told(towards)
+    maps = net.decode(features).folded()
+    likeliest, chance = maps.likeliest()
+    maps.shadow = torch.lerp(maps.shadow, told(likeliest[0].tolist()).shadow, chance)
+    return maps
 
 
 def _difference(below: torch.Tensor, above: torch.Tensor) -> torch.Tensor:

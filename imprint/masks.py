@@ -59,8 +59,8 @@ def fill_boxes(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(B, 4) boxes as `bounding_boxes` gives them -> (B, height, width) bool, True inside."""
     inside = []
     for axis, length in enumerate((height, width)):
-        place = torch.arange(length, device=boxes.device)
-        inside.append((place >= boxes[:, axis, None]) & (place < boxes[:, 2 + axis, None]))
+        positions = torch.arange(length, device=boxes.device)
+        inside.append((positions >= boxes[:, axis, None]) & (positions < boxes[:, 2 + axis, None]))
     return inside[0][:, :, None] & inside[1][:, None, :]
 
 
@@ -77,8 +77,8 @@ def _blob(masks: torch.Tensor, blur: float) -> torch.Tensor:
     boxes = bounding_boxes(small)
     sigma = ((boxes[:, 2:] - boxes[:, :2]).amax(1) * blur).clamp(min=0.5)[:, None, None]
     for _ in range(2):  # blur the columns, turn, blur the rows, turn back
-        place = torch.arange(small.shape[1], device=masks.device)
-        kernel = torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2)
+        positions = torch.arange(small.shape[1], device=masks.device)
+        kernel = torch.exp(-0.5 * ((positions[:, None] - positions) / sigma) ** 2)
         kernel = kernel / (sigma * math.sqrt(2 * math.pi))
         small = (kernel @ small).transpose(1, 2)
     blob = (small > _THRESHOLD).to(masks)

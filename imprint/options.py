@@ -7,11 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .directions import DIRECTIONS, light_direction
 from .errors import ImprintError
 
 FAST_STEPS = 4
 """Of `--fast`."""
-PLACING = ("placed", "at", "align", "inset", "height", "rotate", "flip", "fit", "light", "shadow", "softness")
+PLACING = (
+    "placed",
+    "at",
+    "align",
+    "inset",
+    "height",
+    "rotate",
+    "flip",
+    "fit",
+    "light",
+    "shadow",
+    "softness",
+    "light_from",
+)
 """The names, alike as options and as keys of a job."""
 _FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
@@ -63,6 +77,12 @@ def placing_settings() -> argparse.ArgumentParser:
     for name, what in (("light", "how far it takes the scene's light"), ("shadow", "how dark its shadow is")):
         group.add_argument(f"--{name}", type=float, metavar="0..1.5", help=f"{what}; 0 = not at all, default: 1")
     group.add_argument("--softness", type=float, metavar="0..1", help="of the shadow, beyond its own; default: 0")
+    group.add_argument(
+        "--light-from",
+        metavar="WHERE",
+        help=f"where the scene's light comes from: {', '.join(DIRECTIONS)}, or degrees clockwise from behind the object and, if "
+        "wished, above the horizon, such as 270,30; default: auto, as the model sees it",
+    )
     return settings
 
 
@@ -187,13 +207,14 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     for name, most in _MOST.items():
         if not 0 <= _number(name, values.get(name, 0)) <= most:
             raise ImprintError(f"{name} is {values[name]}; it must be from 0 to {most:g}")
+    light_direction(values.get("light_from", "auto"))
 
 
 def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:
     """The pipeline's arguments; pictures: its own, of which the object's height is the default."""
     from .place import Align, Place, object_height
 
-    made = {name: values[name] for name in ("placed", "fit", *_MOST) if name in values}
+    made = {name: values[name] for name in ("placed", "fit", "light_from", *_MOST) if name in values}
     made |= {name: float(made[name]) for name in _MOST if name in made}
     rotate, flip = values.get("rotate", 0.0), values.get("flip", False)
     rotate = rotate if rotate == "auto" else float(rotate)

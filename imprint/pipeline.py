@@ -63,6 +63,7 @@ class ImprintPipeline(Stages):
         light: float = 1.0,
         shadow: float = 1.0,
         softness: float = 0.0,
+        light_from: str | float = "auto",
         num_results: int = 1,
         context: float | None = None,
         resolution: int | None = None,
@@ -89,7 +90,7 @@ class ImprintPipeline(Stages):
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
                 without one `align` is in the whole background.
-            light, shadow, softness: strengths for a placed object; see `relight`. A drawn one has the model's light, and
+            light, shadow, softness, light_from: for a placed object; see `relight`. A drawn one has the model's light, and
                 `shadow` for its shadow.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
@@ -119,7 +120,6 @@ class ImprintPipeline(Stages):
         )
         if output_type not in _OUTPUT_TYPES:
             raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
-
         if isinstance(generator, list) and len(generator) not in (1, num_results):
             raise ImprintError(
                 f"got {len(generator)} generators for {num_results} results; give one, or one per result"
@@ -130,8 +130,7 @@ class ImprintPipeline(Stages):
                 f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found "
                 f"{sorted(unknown)}"
             )
-
-        require_strengths(light, shadow, softness)
+        require_strengths(light, shadow, softness, light_from)
         views = ObjectViews.of(object_image, object_mask, colours_of(background))
         size = picture_size(background)
         hole = None if mask is None else as_mask(mask)
@@ -150,7 +149,7 @@ class ImprintPipeline(Stages):
         )
         if there is not None:
             output = self.finish_placed(
-                background, there, light, shadow, softness, blend_mask, num_results, output_type
+                background, there, light, shadow, softness, light_from, blend_mask, num_results, output_type
             )
             self.maybe_free_model_hooks()
             return output if return_dict else output.to_tuple()

@@ -378,7 +378,7 @@ def spread(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     After Gortler et al., "The Lumigraph" (SIGGRAPH 1996), section 3.4.
     """
     levels = [(values * known, known)]
-    while max(levels[-1][0].shape[2:]) > 1 and float(levels[-1][1].min()) == 0:
+    while max(levels[-1][0].shape[2:]) > 1:
         total, share = levels[-1]
         shape = [-(-side // 2) for side in total.shape[2:]]
         pad = (0, 2 * shape[1] - total.shape[3], 0, 2 * shape[0] - total.shape[2])

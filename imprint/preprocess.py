@@ -44,11 +44,7 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
 
 
 def resample(
-    images: torch.Tensor,
-    boxes: torch.Tensor,
-    size: int,
-    cropped: bool = False,
-    corner: tuple[int, int] = (0, 0),
+    images: torch.Tensor, boxes: torch.Tensor, size: int, cropped: bool = False, corner: tuple[int, int] = (0, 0)
 ) -> torch.Tensor:
     """Cut a box out of each image and resize it, antialiased, to size x size; black beyond the image's border.
 

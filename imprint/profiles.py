@@ -28,7 +28,7 @@ def rgb_profile_of(image: Image.Image) -> bytes | None:
 
 
 def convert_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB or RGBA pixels in their own profile -> in another one, None for sRGB; as they are where both mean the same."""
+    """RGB or RGBA pixels in their own profile -> in another, None for sRGB; as they are where both mean the same."""
     own = profile_of(image)
     if own == profile or _alike(own, profile):
         return image

@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .blending import BLENDS
-from .crop import Crop, Layers, paste, paste_tensor
+from .crop import Crop, Layers, paste_all
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_number, require_same_size
 from .hole import Placement
@@ -225,10 +225,7 @@ class Stages(Parts):
         layers = self._layers(scene, drawings, maps, settings)
         outwards = crop.feather if settings.feather_pixels is None else settings.feather_pixels
         parts = crop.composite(layers, scene.blend_mask, settings.feather_inwards, outwards, settings.blend_method)
-        if output_type == "pil":
-            images = [crop.paste(scene.background, part) for part in parts]
-        else:
-            images = crop.paste_tensor(scene.background, parts)
+        images = paste_all(scene.background, parts, crop.area, output_type)
         if not (maps and settings.matte):
             return ImprintPipelineOutput(images, crop.placement)
         # Detail changes alpha, and a strength shadow: the ones that were used are given, if need be on the way back.
@@ -263,13 +260,14 @@ class Stages(Parts):
         light: float = 1.0,
         shadow: float = 1.0,
         softness: float = 0.0,
+        light_from: str | float = "auto",
         blend_mask: Picture | None = None,
         num_results: int = 1,
         output_type: str = "pil",
     ) -> ImprintPipelineOutput:
         """An object whose place is known, lit and with its shadow.
 
-        placed: as `place_object` gives it, of the background's size. light, shadow, softness: see `relight`. blend_mask:
+        placed: as `place_object` gives it, of the background's size. light, shadow, softness, light_from: see `relight`. blend_mask:
         Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The results are alike, for
         nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for sizes that differ.
         """
@@ -278,16 +276,13 @@ class Stages(Parts):
         if self.light is None:
             self.register_modules(light=load_light().to(self.device))
         square = square_around(self.light, placed)
-        lit = relight(self.light, picture_part(background, square.area), placed, light, shadow, softness)
+        lit = relight(self.light, picture_part(background, square.area), placed, light, shadow, softness, light_from)
         if blend_mask is not None:
             blend = as_mask(blend_mask)
             require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])
             share = blend[(slice(None), *square.area)][None]
             lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
         part = require_finite(lit.composite(), "the object in the scene's light", _PRECISION)
-        if output_type == "pil":
-            images = [paste(background, part[0], square.area) for _ in range(num_results)]
-        else:
-            images = paste_tensor(background, part.expand(num_results, -1, -1, -1), square.area)
+        images = paste_all(background, part.expand(num_results, -1, -1, -1), square.area, output_type)
         alpha, lost = (square.within(square.area).extract(each)[:, 0] for each in (lit.alpha, lit.shadow))
         return ImprintPipelineOutput(images, square, alpha, lost, lit)

@@ -21,15 +21,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
-from .config import (
-    AdapterConfig,
-    EncoderConfig,
-    ImprintConfig,
-    LatentConfig,
-    NoiseConfig,
-    SamplingConfig,
-    UNetConfig,
-)
+from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
 from .files import require_no_lfs_pointer
 
@@ -41,11 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """The encoder's conventions in which the two models differ."""
 
-PREFIXES = {
-    "encoder": "cond_stage_model.transformer.",
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-}
+PREFIXES = {"encoder": "cond_stage_model.transformer.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
 _MAPPER = "cond_stage_model.mapper.resblocks."
 _ADAPTER_NAMES = {
     "attn.c_qkv": "qkv",
@@ -330,9 +318,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def require_safe_pickles(path: str | os.PathLike) -> None:
-    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code:
-    CVE-2025-32434.
-    """
+    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code (CVE-2025-32434)."""
     if torch.__version__ < (2, 6):
         raise ImprintError(
             f"{path} is a pickle, and torch {torch.__version__} can be made to run code that is hidden in one; update "

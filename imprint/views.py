@@ -38,7 +38,7 @@ class ObjectViews:
     ) -> ObjectViews:
         """From Pillow pictures or tensors, one or a list of them.
 
-        masks: as many; without them each picture's alpha channel is its mask. profile: the ICC profile whose colours Pillow
+        masks: as many; without them each picture's alpha is its mask. profile: the ICC profile whose colours Pillow
         pictures are brought to, the background's; None for sRGB. Raises `ImprintError` for counts or sizes that differ,
         and for a picture without mask and alpha.
         """

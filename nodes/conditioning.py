@@ -55,9 +55,9 @@ class ImprintIDEncoder(io.ComfyNode):
             outputs=[
                 sockets.Identity.Output(
                     display_name="identity",
-                    tooltip="The object: what the encoder sees of it, and its pictures. For Condition on Object, and for "
-                    "Restore Detail.",
-                ),
+                    tooltip="The object: what the encoder sees of it, and its pictures. For Condition on Object, and "
+                    "for Restore Detail.",
+                )
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -115,15 +115,11 @@ class ImprintContentAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: models.Adapter, identity: sockets.Subject, strength: float) -> io.NodeOutput:
         (tokens, width), config = identity.tokens.shape[2:], adapter.config
-        if width != config.input_width:
+        if (tokens, width) != (config.input_tokens, config.input_width):
             raise ImprintError(
-                f"Encode Object gives tokens of width {width}, but Condition on Object takes {config.input_width}; "
-                "use the CLIP_VISION and the adapter of the same Imprint: Load Checkpoint"
-            )
-        if tokens != config.input_tokens:
-            raise ImprintError(
-                f"Encode Object gives {tokens} tokens per view, but Condition on Object takes {config.input_tokens}; "
-                "use the CLIP_VISION and the adapter of the same Imprint: Load Checkpoint"
+                f"Encode Object gives {tokens} tokens of width {width} for each view, but Condition on Object takes "
+                f"{config.input_tokens} of width {config.input_width}; use the CLIP_VISION and the adapter of the same "
+                "Imprint: Load Checkpoint"
             )
         positive, negative = adapter.contexts(identity.tokens, strength)
         return io.NodeOutput([[positive, {}]], [[negative, {}]])

@@ -51,13 +51,14 @@ class ImprintRestoreDetail(io.ComfyNode):
                 sockets.Identity.Input(
                     "identity",
                     optional=True,
-                    tooltip="The object, from Encode Object: its pictures come with it. Of several views the one that fits "
-                    "best is taken.",
+                    tooltip="The object, from Encode Object: its pictures come with it. Of several views the one that "
+                    "fits best is taken.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="Instead of identity: the object's picture, as large and sharp as you have it, with its mask.",
+                    tooltip="Instead of identity: the object's picture, as large and sharp as you have it, with its "
+                    "mask.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Which part of the picture is the object; goes with image."
@@ -94,7 +95,8 @@ class ImprintRestoreDetail(io.ComfyNode):
             lines.append(f"White in the object's mask: the {white}.")
         elif image is not None or mask is not None or identity is None:
             raise ImprintError(
-                "the object is missing: connect the identity of Encode Object or, instead of it, the object's image and mask"
+                "the object is missing: connect the identity of Encode Object or, instead of it, the object's image and "
+                "mask"
             )
         else:
             views = identity.views
@@ -137,13 +139,12 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     "background", tooltip="The untouched picture that was sampled with. Its transparency is kept."
                 ),
                 io.Image.Input(
-                    "generated",
-                    tooltip="The image of Draw Object, made from this background: of the same size.",
+                    "generated", tooltip="The image of Draw Object, made from this background: of the same size."
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where to put the generated picture: values above 0.5, in a fainter mask those above half of "
-                    "its brightest. The mask that was sampled with, or a tighter one; then connect the first to "
+                    tooltip="Where to put the generated picture: values above 0.5, in a fainter mask those above half "
+                    "of its brightest. The mask that was sampled with, or a tighter one; then connect the first to "
                     "generation_mask.",
                 ),
                 io.Int.Input(

@@ -17,7 +17,7 @@ from ..imprint.options import placing_arguments
 from ..imprint.place import place_object
 from ..imprint.views import ObjectViews
 from . import models
-from .loaders import FOLDER, light_model_input
+from .loaders import file_of, light_model_input
 from .tensors import to_bhwc
 
 _EXAMPLE = (
@@ -44,7 +44,8 @@ class ImprintJob(io.ComfyNode):
                     multiline=True,
                     tooltip="JSON with background, object or objects (from back to front), and for each object at (x,y where "
                     "it stands) and height, or align (such as right,bottom) and inset, or mask (a box), or placed; if wished "
-                    "object_mask, rotate, flip, light, shadow, softness. Files are of ComfyUI's input folder; out is not read here: connect Save Image.",
+                    "object_mask, rotate, flip, light, shadow, softness, light_from. Files are of ComfyUI's input folder; out is not read here: "
+                    "connect Save Image.",
                 ),
                 light_model_input(),
             ],
@@ -53,7 +54,7 @@ class ImprintJob(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, job: str, light_model: str) -> tuple:
-        network = Path(folder_paths.get_full_path_or_raise(FOLDER, light_model))
+        network = Path(file_of(light_model))
         try:
             files = [*_files(_read(job)), network]
         except ImprintError:  # told when it runs
@@ -65,7 +66,7 @@ class ImprintJob(io.ComfyNode):
     @classmethod
     def execute(cls, job: str, light_model: str = SHIPPED_LIGHT.name) -> io.NodeOutput:
         read = _read(job)
-        net = models.Light(folder_paths.get_full_path_or_raise(FOLDER, light_model)).loaded()
+        net = models.Light(file_of(light_model)).loaded()
         pictures = read.read()
         background = pictures[0]["background"]
         frame = as_picture(background, colours_of(background)).clone()
@@ -79,7 +80,10 @@ class ImprintJob(io.ComfyNode):
 
 def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -> None:
     """Write one object of a job, lit, into the frame (1, 3, H, W)."""
-    strengths, where = {"light": 1.0, "shadow": 1.0, "softness": 0.0}, placing_arguments(part.placing, pictures)
+    strengths, where = (
+        {"light": 1.0, "shadow": 1.0, "softness": 0.0, "light_from": "auto"},
+        placing_arguments(part.placing, pictures),
+    )
     strengths |= {name: where.pop(name) for name in strengths if name in where}
     views = ObjectViews.of(pictures["object_image"], pictures["object_mask"], colours_of(pictures["background"]))
     hole = as_mask(pictures["mask"])[0] if "mask" in pictures else None

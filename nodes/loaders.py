@@ -17,6 +17,18 @@ FOLDER = "imprint"
 """The folder within ComfyUI's models folder."""
 
 
+def file_of(name: str) -> str:
+    """The path of a file in that folder, by the name that a widget lists."""
+    return folder_paths.get_full_path_or_raise(FOLDER, name)
+
+
+def state_of(name: str) -> tuple[str, int, int]:
+    """For a node's fingerprint: changes with the file of that name."""
+    path = file_of(name)
+    state = os.stat(path)
+    return path, state.st_mtime_ns, state.st_size
+
+
 def listed_files(other: Path) -> list[str]:
     """Names in that folder, without the shipped file of another kind."""
     return [name for name in folder_paths.get_filename_list(FOLDER) if name != other.name]
@@ -57,12 +69,11 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                     tooltip="The model's file, in ComfyUI's folder models/imprint. imprint-tiny.safetensors comes with "
                     "this pack: 256 px, for any computer. ObjectStitch and Paint-by-Example (512 px) are downloads: "
                     "see this node's help page. A file that was just added appears when you press R.",
-                ),
+                )
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model",
-                    tooltip="The UNet, for Draw Object. LoRA and model patches go between.",
+                    display_name="model", tooltip="The UNet, for Draw Object. LoRA and model patches go between."
                 ),
                 io.ClipVision.Output(
                     display_name="clip_vision",
@@ -83,13 +94,11 @@ class ImprintLoadCheckpoint(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str) -> tuple[str, int, int]:
-        path = folder_paths.get_full_path_or_raise(FOLDER, checkpoint)
-        state = os.stat(path)
-        return path, state.st_mtime_ns, state.st_size
+        return state_of(checkpoint)
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:
-        model, clip_vision, adapter, vae = models.load(folder_paths.get_full_path_or_raise(FOLDER, checkpoint))
+        model, clip_vision, adapter, vae = models.load(file_of(checkpoint))
         if vae is None:
             logging.warning("Imprint: %s holds no autoencoder; connect Load VAE where a VAE is needed", checkpoint)
         return io.NodeOutput(model, clip_vision, adapter, vae)

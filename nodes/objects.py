@@ -18,9 +18,9 @@ def marks_input(hint: str = "") -> io.Combo.Input:
         options=["auto", "background", "object"],
         default="auto",
         advanced=True,
-        tooltip="What is white in the mask. auto (default): seen from the mask's border, and said on this node. background: "
-        "the MASK of Load Image for a cut-out, white where the picture is transparent. object: a mask painted over the "
-        f"object, or a segmentation. {hint}".rstrip(),
+        tooltip="What is white in the mask. auto (default): seen from the mask's border, and said on this node. "
+        "background: the MASK of Load Image for a cut-out, white where the picture is transparent. object: a mask "
+        f"painted over the object, or a segmentation. {hint}".rstrip(),
     )
 
 
@@ -31,7 +31,7 @@ def what_is_white(masks: torch.Tensor) -> str:
 
 
 def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tuple[ObjectViews, str]:
-    """IMAGE and MASK -> the views of an object, and what is white in the mask: as mask_marks says or, for "auto", as seen.
+    """IMAGE and MASK -> the views of an object, and what is white in the mask: as mask_marks says, or as seen for "auto".
 
     Raises `ImprintError` for a mask that leaves no object, and for counts that differ.
     """

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import os
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..imprint.directions import DIRECTIONS
 from ..imprint.errors import ImprintError
 from ..imprint.light import SHIPPED_LIGHT, relight, require_strengths, square_around
 from ..imprint.place import ACROSS, DOWN, Align, PlacedObject, place_object
 from ..imprint.preprocess import bounding_boxes
 from ..imprint.views import ObjectViews
 from . import models, sockets
-from .loaders import FOLDER, light_model_input
+from .loaders import file_of, light_model_input, state_of
 from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
@@ -229,6 +228,15 @@ class ImprintRelight(io.ComfyNode):
                     "overcast sky or a large window.",
                 ),
                 light_model_input(),
+                io.Combo.Input(
+                    "light_from",
+                    options=list(DIRECTIONS),
+                    default="auto",
+                    optional=True,
+                    tooltip="Where the scene's light comes from. auto (default): as the model sees it. Set it where the "
+                    "shadow falls to a side that the photo's other shadows do not: behind is behind the object, front the "
+                    "camera's side.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -254,9 +262,7 @@ class ImprintRelight(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, light_model: str, **_) -> tuple[str, int, int]:
-        path = folder_paths.get_full_path_or_raise(FOLDER, light_model)
-        state = os.stat(path)
-        return path, state.st_mtime_ns, state.st_size
+        return state_of(light_model)
 
     @classmethod
     def execute(
@@ -266,9 +272,10 @@ class ImprintRelight(io.ComfyNode):
         shadow: float,
         softness: float,
         light_model: str = SHIPPED_LIGHT.name,
+        light_from: str = "auto",
     ) -> io.NodeOutput:
-        require_strengths(light, shadow, softness)
-        model = models.Light(folder_paths.get_full_path_or_raise(FOLDER, light_model))
+        require_strengths(light, shadow, softness, light_from)
+        model = models.Light(file_of(light_model))
         net, frames = model.loaded(), placed.backgrounds
         image = copy_image(to_bhwc(frames, placed.transparency), len(frames))
         total = len(frames) * len(placed.objects)
@@ -277,7 +284,7 @@ class ImprintRelight(io.ComfyNode):
             frame = index % len(frames)
             area = square_around(net, each).area
             here = image[(frame, *area)][..., :3]
-            lit = relight(net, here.movedim(-1, 0)[None], each, light, shadow, softness)
+            lit = relight(net, here.movedim(-1, 0)[None], each, light, shadow, softness, light_from)
             for name, layer in lit.layers().items():
                 layers[name][(index, *area)] = layer[0].movedim(0, -1).to(layers[name])
             here.copy_(lit.composite()[0].movedim(0, -1))  # last, since the layers are worked out from what was there

@@ -18,7 +18,7 @@ from ..imprint.hole import Hole
 from ..imprint.images import full_strength
 from .matte import MatteReader
 from .messages import tell
-from .schedules import start_where_it_stands
+from .schedules import started_where_it_stands
 from .tensors import PRECISION, broadcast, copy_image, fit_mask, lazy_zeros, to_bchw, to_bhwc
 from .unet import imprint_config
 
@@ -60,9 +60,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="Where the object goes: values above 0.5, in a fainter mask those above half of its brightest; "
-                    "its outline steers the pose. Best from Mask Coarsener. Another size is stretched to the "
-                    "background; too small a hole is enlarged, and the node says so.",
+                    tooltip="Where the object goes: values above 0.5, in a fainter mask those above half of its "
+                    "brightest; its outline steers the pose. Best from Mask Coarsener. Another size is stretched to "
+                    "the background; too small a hole is enlarged, and the node says so.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -152,9 +152,9 @@ class ImprintCompositeSampler(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="For the frames of a video: each picture of the batch starts from the same noise, so that an "
-                    "object that stands still does not flicker; off by default. Take a sampler without 'ancestral' or "
-                    "'sde' in its name, since those add noise of their own.",
+                    tooltip="For the frames of a video: each picture of the batch starts from the same noise, so that "
+                    "an object that stands still does not flicker; off by default. Take a sampler without 'ancestral' "
+                    "or 'sde' in its name, since those add noise of their own.",
                 ),
             ],
             outputs=[
@@ -207,11 +207,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         require_number("cfg", cfg)  # ComfyUI's own check lets NaN through
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
-        if variations > 1 < len(frames):
-            raise ImprintError(
-                f"variations is {variations}, which draws one place {variations} times, but {len(frames)} came in a batch; "
-                "set variations to 1, or connect one background and one mask"
-            )
+        _check_variations(variations, len(frames))
         crops = _crops(frames, masks, config, resolution or None, context)
         tell(cls, "\n".join(_describe(crop.hole) for crop in crops))
 
@@ -222,30 +218,14 @@ class ImprintCompositeSampler(io.ComfyNode):
         positive, negative, latent = _inputs(config, positive, negative, clean, hole)
         if same_noise:
             latent["batch_index"] = [0] * len(crops)  # core's word for which noise of the seed each takes
+        model = started_where_it_stands(model, sampler_name, scheduler, steps)
         settings = (steps, cfg, sampler_name, scheduler, positive, negative, latent)
-        drawings, maps = [], []
-        for index in range(variations):
-            reader = MatteReader()
-            watched = reader.watch(model)
-            start_where_it_stands(watched, sampler_name, scheduler, steps)
-            (made,) = nodes.common_ksampler(watched, (seed + index) % _SEEDS, *settings)
-            sampled = require_finite(torch.where(hole > 0, made["samples"], clean), "what was sampled", _SAMPLED)
-            drawings += to_bchw(require_finite(vae.decode(sampled), "the decoded picture", PRECISION))[0].split(1)
-            if config.matte:
-                maps += torch.stack(reader.read(hole, config), 1).split(1)
-
-        result = copy_image(background, len(drawings))
-        colours, _ = to_bchw(result)  # a view: what is written into it is written into the result
-        layers = lazy_zeros(len(drawings), 2, *masks.shape[1:])  # alpha and shadow
-        for index, drawn in enumerate(drawings):
-            one, crop = slice(index, index + 1), crops[index % len(crops)]
-            crop.write(colours[one], drawn)
-            if maps:
-                crop.write(layers[one], maps[index])
-            else:
-                layers[(index, 0, *crop.placement.area)] = 1  # all that was generated counts as the object
-        shown = ui.PreviewImage(torch.cat([painted, *map(to_bhwc, drawings)]), cls=cls) if show_crop else None
-        return io.NodeOutput(result, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
+        drawn = [_draw(model, vae, clean, hole, (seed + index) % _SEEDS, *settings) for index in range(variations)]
+        drawings = torch.cat([pictures for pictures, _ in drawn])
+        mattes = torch.cat([maps for _, maps in drawn]) if config.matte else None
+        image, layers = _put_back(background, crops * variations, drawings, mattes)
+        shown = ui.PreviewImage(torch.cat([painted, to_bhwc(drawings).to(painted)]), cls=cls) if show_crop else None
+        return io.NodeOutput(image, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
 
 
 def _crops(
@@ -276,6 +256,37 @@ def _inputs(
     channels = {"concat_latent_image": clean, "concat_mask": hole}
     positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
     return positive, negative, {"samples": torch.zeros_like(clean)}
+
+
+def _draw(
+    model: Any, vae: Any, clean: torch.Tensor, hole: torch.Tensor, seed: int, *settings: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One drawing of each crop (B, 3, R, R); its alpha and shadow (B, 2, R, R), None where the model predicts none.
+
+    clean, hole: as in `_inputs`; settings: what `common_ksampler` takes after the seed.
+    """
+    config, reader = imprint_config(model), MatteReader()
+    (made,) = nodes.common_ksampler(reader.watch(model), seed, *settings)
+    sampled = require_finite(torch.where(hole > 0, made["samples"], clean), "what was sampled", _SAMPLED)
+    drawings, _ = to_bchw(require_finite(vae.decode(sampled), "the decoded picture", PRECISION))
+    return drawings, torch.stack(reader.read(hole, config), 1) if config.matte else None
+
+
+def _put_back(
+    background: torch.Tensor, crops: list[Crop], drawings: torch.Tensor, mattes: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The background (IMAGE) with each drawing in its crop, and alpha and shadow in maps of its size (B, 2, H, W)."""
+    image = copy_image(background, len(crops))
+    colours, _ = to_bchw(image)  # a view: what is written into it is written into the image
+    layers = lazy_zeros(len(crops), 2, *colours.shape[2:])
+    for index, crop in enumerate(crops):
+        one = slice(index, index + 1)
+        crop.write(colours[one], drawings[one])
+        if mattes is None:
+            layers[(index, 0, *crop.placement.area)] = 1  # all that was generated counts as the object
+        else:
+            crop.write(layers[one], mattes[one])
+    return image, layers
 
 
 def _describe(hole: Hole) -> str:
@@ -319,3 +330,11 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "
                     f"{config.unet.context_width}; connect the Condition on Object of the same checkpoint"
                 )
+
+
+def _check_variations(variations: int, count: int) -> None:
+    if variations > 1 < count:
+        raise ImprintError(
+            f"variations is {variations}, which draws one place {variations} times, but {count} came in a batch; "
+            "set variations to 1, or connect one background and one mask"
+        )

@@ -11,9 +11,9 @@ from ..imprint.noise import FINITE_SIGMA
 
 _SECOND_ORDER = {"heun", "dpm_2", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive"}
 _SECOND_ORDER |= {"dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu"}
-# The steps from which a sampler stands a scheduler's uneven steps: the third order and ipndm_v extrapolate from them, the two
-# that choose their own steps leave the very last one out, those of second order with noise have too few to take it away
-# again, and res_multistep's coefficients take no account of noise, or of guidance's second picture.
+# The steps from which a sampler stands a scheduler's uneven steps: the third order and ipndm_v extrapolate from them,
+# the two that choose their own steps leave the very last one out, those of second order with noise have too few to take
+# it away again, and res_multistep's coefficients take no account of noise, or of guidance's second picture.
 _THIRD_ORDER = {"normal": math.inf, "ddim_uniform": math.inf, "kl_optimal": 20}
 _NOT_LINEAR = {"linear_quadratic": math.inf}
 _WITH_NOISE = dict.fromkeys(("karras", "exponential", "normal", "ddim_uniform", "kl_optimal"), 20)
@@ -34,10 +34,11 @@ _UNEVEN = {
 _SPREAD = {"linear_quadratic"}  # of equal steps in sigma: from 4,518 down, all but the last would see noise alone
 
 
-def start_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: int) -> None:
-    """For samplers and schedulers that do not stand the MODEL's largest sigmas: leave out those above `FINITE_SIGMA`.
+def started_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: int) -> Any:
+    """The MODEL or, for samplers and schedulers that do not stand its largest sigmas, a clone without those above
+    `FINITE_SIGMA`.
 
-    In place, so give a clone. Raises `ImprintError` for a sampler that does not stand the scheduler's steps.
+    Raises `ImprintError` for a sampler that does not stand the scheduler's steps.
     """
     if steps < _UNEVEN.get(sampler_name, {}).get(scheduler, 0):
         raise ImprintError(
@@ -46,6 +47,7 @@ def start_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: 
         )
     sampling = model.get_model_object("model_sampling")
     if (sampler_name in _SECOND_ORDER or scheduler in _SPREAD) and sampling.sigma_max > FINITE_SIGMA:
-        finite = copy.deepcopy(sampling)
+        finite, model = copy.deepcopy(sampling), model.clone()
         finite.set_sigmas(sampling.sigmas[sampling.sigmas <= FINITE_SIGMA])
         model.add_object_patch("model_sampling", finite)
+    return model

@@ -3,14 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imprint.blending import (
-    blend_latents,
-    blend_pictures,
-    composite,
-    feather,
-    match_colour,
-    surroundings,
-)
+from imprint.blending import blend_latents, blend_pictures, feather, match_colour, mixed, surroundings
 from imprint.errors import ImprintError
 
 
@@ -69,22 +62,22 @@ def test_each_mask_of_a_batch_has_its_own_ramp():
         assert torch.equal(feather(mask[None], 2, 3)[0], blend)
 
 
-def test_composite_is_bit_exact_at_both_ends():
+def test_mixed_is_bit_exact_at_both_ends():
     background, generated = noise(2, 3, 60, 60), noise(2, 3, 60, 60, seed=1)
     generated[0, 0, 0, 0] = float("nan")  # even then
     blend = feather(square(), 2, 4).expand(2, -1, -1)
-    result = composite(background, generated, blend)
+    result = mixed(background, generated, blend)
     weight = blend[:, None].expand_as(result)
     assert torch.equal(result[weight == 0], background[weight == 0])
     assert torch.equal(result[weight == 1], generated[weight == 1])
     between = (weight > 0) & (weight < 1)
-    mixed = (1 - weight) * background + weight * generated
-    assert bool(between.any()) and torch.allclose(result[between], mixed[between], atol=1e-6)
+    expected = (1 - weight) * background + weight * generated
+    assert bool(between.any()) and torch.allclose(result[between], expected[between], atol=1e-6)
 
 
-def test_composite_keeps_the_background_s_precision():
+def test_mixed_keeps_the_background_s_precision():
     background = noise(1, 3, 60, 60).double()
-    result = composite(background, noise(1, 3, 60, 60, seed=1), square())
+    result = mixed(background, noise(1, 3, 60, 60, seed=1), square())
     assert result.dtype == torch.float64
     assert torch.equal(result[:, :, :20], background[:, :, :20])
 
@@ -165,22 +158,22 @@ def test_the_edge_is_worked_out_around_the_hole_alone():
     assert surroundings(torch.zeros(50, 50), 6) is None
 
 
-def composite_bands(*pictures_masks_and_widths) -> torch.Tensor:
+def mixed_bands(*pictures_masks_and_widths) -> torch.Tensor:
     return blend_pictures(*pictures_masks_and_widths, method="multiband")
 
 
 def test_bands_of_a_narrow_edge_are_the_plain_ramp():
     background, generated = noise(1, 3, 60, 60), noise(1, 3, 60, 60, seed=1)
     for inwards, outwards in ((0, 0), (0, 1), (1, 0)):
-        expected = composite(background, generated, feather(square(), inwards, outwards))
-        assert torch.allclose(composite_bands(background, generated, square(), inwards, outwards), expected, atol=1e-6)
+        expected = mixed(background, generated, feather(square(), inwards, outwards))
+        assert torch.allclose(mixed_bands(background, generated, square(), inwards, outwards), expected, atol=1e-6)
 
 
 def test_bands_meet_both_pictures_at_the_ends_of_the_ramp():
     background, generated = noise(2, 3, 200, 200), noise(2, 3, 200, 200, seed=1)
     masks = torch.cat([square(200, 60, 140), square(200, 0, 90)])
     result, ramp = (
-        composite_bands(background, generated, masks, 8, 24),
+        mixed_bands(background, generated, masks, 8, 24),
         feather(masks, 8, 24)[:, None].expand(2, 3, -1, -1),
     )
     assert torch.equal(result[ramp == 0], background[ramp == 0])
@@ -192,16 +185,13 @@ def test_broad_colours_change_over_the_whole_edge_and_detail_in_its_middle():
     mask = square(256, 64, 192)
     ramp = feather(mask, 16, 16)
     flat = [torch.full((1, 3, 256, 256), value) for value in (0.2, 0.8)]
-    assert (composite_bands(*flat, mask, 16, 16) - composite(*flat, ramp)).abs().max() < 1e-5
+    assert (mixed_bands(*flat, mask, 16, 16) - mixed(*flat, ramp)).abs().max() < 1e-5
 
     checks = (torch.arange(256)[:, None] + torch.arange(256)) % 2
     fine = [0.5 + 0.3 * (checks - 0.5).expand(1, 3, -1, -1) * sign for sign in (1, -1)]
     kept = {  # the contrast left along a row, over the pictures' own
         name: ((picture - 0.5).abs() / 0.15)[0, 0, 128]
-        for name, picture in (
-            ("feather", composite(*fine, ramp)),
-            ("multiband", composite_bands(*fine, mask, 16, 16)),
-        )
+        for name, picture in (("feather", mixed(*fine, ramp)), ("multiband", mixed_bands(*fine, mask, 16, 16)))
     }
     lost = {name: int((contrast[:128] < 0.9).sum()) for name, contrast in kept.items()}
     assert lost["feather"] > 25 and lost["multiband"] <= 6, lost
@@ -213,17 +203,17 @@ def test_a_wide_edge_leaves_no_seam():
     smooth = 0.1 * torch.sin(line * 6)[:, None] * torch.cos(line * 5)
     background, generated = (0.3 + smooth).expand(1, 3, -1, -1), (0.6 - smooth).expand(1, 3, -1, -1)
     mask = square(256, 64, 192)
-    soft = composite_bands(background, generated, mask, 16, 16)
-    hard = composite(background, generated, mask)
+    soft = mixed_bands(background, generated, mask, 16, 16)
+    hard = mixed(background, generated, mask)
     largest = [float(picture.diff(dim=-1).abs().max()) for picture in (hard, soft)]
     assert largest[0] > 0.2 and largest[1] < 0.025, largest
 
 
 def test_blend_pictures_is_the_chosen_method():
     background, generated = noise(1, 3, 60, 60), noise(1, 3, 60, 60, seed=1)
-    plain = composite(background, generated, feather(square(), 2, 5))
+    plain = mixed(background, generated, feather(square(), 2, 5))
     assert torch.equal(blend_pictures(background, generated, square(), 2, 5), plain)
-    bands = composite_bands(background, generated, square(), 2, 5)
+    bands = mixed_bands(background, generated, square(), 2, 5)
     assert not torch.allclose(bands, plain, atol=1e-3)
     assert torch.equal(blend_pictures(background, generated, torch.zeros(1, 60, 60), 2, 5), background)
 
@@ -236,7 +226,7 @@ def test_blend_pictures_is_the_chosen_method():
         (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), ring=0), "ring is from 0 to 0"),
         (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), gap=16), "from 16 to 16"),
         (lambda: match_colour(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), gap=-1), "from -1 to 16"),
-        (lambda: composite_bands(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), 0, -1), "-1 outwards"),
+        (lambda: mixed_bands(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), 0, -1), "-1 outwards"),
         (lambda: blend_pictures(noise(1, 3, 60, 60), noise(1, 3, 60, 60), square(), -1), "-1 pixels inwards"),
         (lambda: blend_pictures(noise(1, 3, 9, 9), noise(1, 3, 9, 9), square(9, 2, 4), method="x"), "'x'.*multiband"),
     ],
@@ -263,6 +253,6 @@ def test_any_blend_mask_stays_within_reach_and_changes_nothing_beyond(height, wi
     if not inwards:
         assert bool((blend[hole > 0] == 1).all())
     background, generated = (torch.rand(1, 3, height, width, generator=random) for _ in range(2))
-    result = composite(background, generated, blend)
+    result = mixed(background, generated, blend)
     same = (blend[:, None] == 0).expand_as(result)
     assert torch.equal(result[same], background[same])

@@ -14,7 +14,7 @@ from micro import cutout, photo, rectangle
 from PIL import Image, ImageCms
 
 from imprint import cli, files, images
-from imprint.crop import Crop
+from imprint.crop import Crop, paste
 from imprint.detail import _starts
 from imprint.errors import ImprintError
 from imprint.hole import Hole, separate_areas
@@ -256,7 +256,7 @@ def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientati
     size = upright(background).size
     hole = rectangle(*size, (16, 16, 32, 32))
     crop = Crop.of(background, hole, micro)
-    made = crop.paste(background, crop.frame[0])
+    made = paste(background, crop.frame[0], crop.area)
     rgb = to_rgb(background)
     assert made.size == rgb.size == size and np.array_equal(np.asarray(made.convert("RGB")), np.asarray(rgb))
     path = tmp_path / f"made.{ending}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import fresh_checkpoint, micro_config
+from micro import Payload, fresh_checkpoint, micro_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -77,16 +77,6 @@ def resaved(small_file: Path, path: Path, change) -> None:
     checkpoint = load_checkpoint(small_file)
     parts = {part: dict(tensors) for part, tensors in checkpoint.parts.items()}
     save_checkpoint(path, Checkpoint(change(parts) or checkpoint.config, parts))
-
-
-class Payload:
-    """A pickle that makes a file when it is opened."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
 
 
 # --- whole files -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 They hold the whole road from shards to gradients: what pairs are drawn, what the model sees, the losses, the
 optimizer. On one thread, with the recorded torch on a CPU of the recorded capability, they are equal to the last bit;
-elsewhere to 1e-4. The held-out losses are of the 24 pairs that `conftest.few_held_out_pairs` leaves. After a change that is meant to move them, record them again and say why in the commit:
+elsewhere to 1e-4. The held-out losses are of the 24 pairs that `conftest.few_held_out_pairs` leaves. After a change that
+is meant to move them, record them again and say why in the commit:
 
     IMPRINT_RECORD=1 python -m pytest tests/test_golden_losses.py
 """

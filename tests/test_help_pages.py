@@ -14,10 +14,7 @@ LOCALES = {
 LETTERS = {"en": "[a-z]", "ja": "[\u3040-\u30ff\u4e00-\u9fff]", "ko": "[\uac00-\ud7a3]"}
 LETTERS |= dict.fromkeys(("zh", "zh-TW"), "[\u4e00-\u9fff]")
 PAGES = {"en": "{}.md", "zh-TW": "{}/zh-TW.md"}  # where the front end looks
-SECTIONS = {
-    "en": ("## Inputs", "## Outputs", "## Typical mistakes"),
-    "zh-TW": ("## 輸入", "## 輸出", "## 常見錯誤"),
-}
+SECTIONS = {"en": ("## Inputs", "## Outputs", "## Typical mistakes"), "zh-TW": ("## 輸入", "## 輸出", "## 常見錯誤")}
 SIMPLIFIED = set("图为个这选择输节颜标层级载检预设边处结软转经过无样话应该缘网络质视频")  # none is a Traditional form
 TRADITIONAL = set("圖為個這選擇輸節顏標層級載檢預設邊處結軟轉經過無樣話應該緣網絡質視頻")  # none is a Simplified form
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imprint.blending import composite, feather
+from imprint.blending import feather, mixed
 from imprint.errors import ImprintError
 from imprint.hole import Hole, Placement
 
@@ -217,10 +217,7 @@ def test_a_frame_smaller_than_the_least_hole_is_all_hole():
         (lambda: around(torch.ones(64, 64), 64, float("inf")), "context is inf"),
         (lambda: around(torch.ones(64, 64), 64).extract(torch.ones(1, 3, 64, 65)), "65x64.*64x64"),
         (lambda: around(torch.ones(64, 64), 64).extract_mask(torch.ones(1, 32, 64)), "64x32"),
-        (
-            lambda: around(torch.ones(64, 64), 64).insert(torch.ones(1, 3, 9, 9), torch.ones(1, 3, 64, 64)),
-            "9x9",
-        ),
+        (lambda: around(torch.ones(64, 64), 64).insert(torch.ones(1, 3, 9, 9), torch.ones(1, 3, 64, 64)), "9x9"),
     ],
 )
 def test_bad_input(call, message):
@@ -267,10 +264,10 @@ def test_no_pixel_changes_outside_the_blend_mask_and_every_crop_maps_back(scene,
 
     # A crop of another colour goes to the hole and nowhere else.
     blend = feather(mask[None], inwards, outwards)
-    result = composite(frames, place.insert(frames, 1 - crop), blend)
+    result = mixed(frames, place.insert(frames, 1 - crop), blend)
     untouched = (blend[:, None] == 0).expand_as(frames)
     assert torch.equal(result[untouched], frames[untouched])
-    painted = composite(frames, place.insert(frames, torch.ones_like(crop)), blend)
+    painted = mixed(frames, place.insert(frames, torch.ones_like(crop)), blend)
     assert torch.allclose(
         painted, torch.lerp(frames, torch.ones_like(frames), blend[:, None] * inside(place)), atol=1e-5
     )

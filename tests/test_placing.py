@@ -305,9 +305,9 @@ WAYS = {  # options, keys, the pipeline's arguments
         {"align": Align("left", "middle", 0.2), "rotate": "auto"},
     ),
     "strengths": (
-        ["--at", "50,70", "--light", "0.5", "--shadow", "1.5", "--softness", "0.3"],
-        {"at": [50, 70], "light": 0.5, "shadow": 1.5, "softness": 0.3},
-        {"place": Place(50, 70, 31), "light": 0.5, "shadow": 1.5, "softness": 0.3},
+        ["--at", "50,70", "--light", "0.5", "--shadow", "1.5", "--softness", "0.3", "--light-from", "behind-left"],
+        {"at": [50, 70], "light": 0.5, "shadow": 1.5, "softness": 0.3, "light_from": 315},
+        {"place": Place(50, 70, 31), "light": 0.5, "shadow": 1.5, "softness": 0.3, "light_from": "behind left"},
     ),
     "off": (
         ["--at", "50,70", "--light", "0", "--shadow", "0"],
@@ -454,6 +454,7 @@ BAD_KEYS = {
     "light is 2; it must be from 0 to 1.5": {"mask": "box.png", "light": 2},
     "shadow is -1; it must be from 0 to 1.5": {"mask": "box.png", "shadow": -1},
     "softness is 1.2; it must be from 0 to 1": {"mask": "box.png", "softness": 1.2},
+    "light_from is 'up'; it must be one of auto, behind": {"mask": "box.png", "light_from": "up"},
     "shadow is 'dark'; it must be a number": {"mask": "box.png", "shadow": "dark"},
     "light is True; it must be a number": {"mask": "box.png", "light": True},
     "outside the 120x90 background": {"at": [900, 2]},
@@ -507,7 +508,7 @@ def test_every_name_is_an_option_and_a_key(capsys):
     with pytest.raises(SystemExit):
         cli.main(["composite", "--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name}" in text for name in PLACING) and "--layers" in text
+    assert all(f"--{name.replace('_', '-')}" in text for name in PLACING) and "--layers" in text
 
 
 def test_layers_are_pictures_that_stack_to_the_composite(files):

@@ -44,6 +44,19 @@ EPSILON = NoiseConfig(1000, 0.00085, 0.012, prediction_type="epsilon", zero_term
 VELOCITY = micro_config().noise  # zero terminal SNR
 
 
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """An unbroken run of four steps."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train.main(words(data, folder, steps=4))
+    return folder
+
+
+def back_to_step_two(whole: Path, folder: Path) -> Path:
+    """A copy of the unbroken run without what it left at its end."""
+    return shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("state-000000004", "checkpoint.safetensors"))
+
+
 def warmup_words(data, output, captioned, text_encoder, **changes) -> list[str]:
     options = {"cutouts": None, "photos": None, "captions": captioned, "text-encoder": text_encoder}
     return words(data, output, "warmup", **(options | {"init": data / "start.safetensors"} | changes))
@@ -419,12 +432,10 @@ def test_the_average_is_the_one_of_the_equation(data, tmp_path):
     assert torch.allclose(dict(run.ema.named_parameters())[name], expected, atol=1e-5)
 
 
-def test_tensorboard_has_losses_by_timestep_speed_and_pictures(data, tmp_path):
+def test_tensorboard_has_losses_by_timestep_speed_and_pictures(data, tmp_path, whole):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train.main(words(data, tmp_path / "run", steps=4))
-    (tmp_path / "run" / "state-000000004").rename(tmp_path / "gone")  # back to step two, and on again
-    train.main(words(data, tmp_path / "run", steps=4))
+    train.main(words(data, back_to_step_two(whole, tmp_path / "run"), steps=4))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "imprint")).Reload()
     scalars = events.Tags()["scalars"]
     assert {"loss", "gradient", "lr", "pictures_per_second", "held_out_loss"} <= set(scalars)
@@ -460,31 +471,22 @@ def leaves(command: list[str]) -> str:
     return str(left.value.code)
 
 
-def goes_on_as_if_nothing_had_been(data, folder: Path, command: list[str], whole: Path) -> None:
+def goes_on_as_if_nothing_had_been(folder: Path, command: list[str], whole: Path) -> None:
     train.main(command)
     assert stats(folder) == stats(whole)
     one, two = (weights(path / "checkpoint.safetensors") for path in (folder, whole))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory) -> Path:
-    """An unbroken run of four steps."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    train.main(words(data, folder, steps=4))
-    return folder
-
-
 @pytest.mark.parametrize("file", ["optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"])
 def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, file):
     """The kernel's own ENOSPC: the file leads to /dev/full when the second state is written."""
-    folder, save = tmp_path / "run", state.Accelerator.save_state
+    folder, save = back_to_step_two(whole, tmp_path / "run"), state.Accelerator.save_state
     command = words(data, folder, steps=4)
 
     def save_to_a_full_disk(accelerator, path):
-        if (folder / "state-000000002").exists():
-            os.makedirs(path)
-            os.symlink("/dev/full", os.path.join(path, file))
+        os.makedirs(path)
+        os.symlink("/dev/full", os.path.join(path, file))
         return save(accelerator, path)
 
     with monkeypatch.context() as patch:
@@ -492,7 +494,7 @@ def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, f
         message = leaves(command)
     assert "the state of step 4 cannot be written" in message and "state-000000002 is whole" in message
     assert {path.name for path in folder.glob("state*")} == {"state-000000002"}
-    goes_on_as_if_nothing_had_been(data, folder, command, whole)
+    goes_on_as_if_nothing_had_been(folder, command, whole)
 
 
 def test_a_full_disk_while_logging_leaves_with_a_sentence(data, tmp_path, monkeypatch):
@@ -506,26 +508,20 @@ def test_a_full_disk_while_logging_leaves_with_a_sentence(data, tmp_path, monkey
 @pytest.mark.parametrize("what", ["lost", "other"])
 def test_a_lost_shard_stops_a_run_that_would_go_on_with_other_pairs(data, tmp_path, whole, what):
     shutil.copytree(data / "cutouts", tmp_path / "views")
-    folder, shard = tmp_path / "run", tmp_path / "views" / "train" / "views-000000.tar"
-    shutil.copyfile(shard, shard.with_name("views-000001.tar"))
-    command = words(data, folder, steps=4, cutouts=tmp_path / "views")
-    train.main([*command, "--time-limit", "0"])
-    assert not (folder / "state-000000004").exists() or what  # one batch of steps at most was done
-    before = {path.name for path in folder.glob("state-*")}
-    content = shard.read_bytes()
+    folder, shard = back_to_step_two(whole, tmp_path / "run"), tmp_path / "views" / "train" / "views-000000.tar"
+    command, content = words(data, folder, steps=4, cutouts=tmp_path / "views"), shard.read_bytes()
+    other = shard.with_name("views-000001.tar")
     if what == "lost":
-        shard.unlink()
+        shard.rename(other)
     else:
         shard.write_bytes(content + bytes(10240))
     message = leaves(command)
-    assert (
-        "the shard cutouts/train/views-000000.tar was" in message
-        and ("absent" if what == "lost" else "bytes") in message
-    )
-    assert {path.name for path in folder.glob("state-*")} == before
+    assert "the shard cutouts/train/views-000000.tar was of" in message
+    assert ("and is absent" if what == "lost" else f"and is of {len(content) + 10240:,} bytes") in message
+    assert {path.name for path in folder.glob("state-*")} == {"state-000000002"}
+    other.unlink(missing_ok=True)
     shard.write_bytes(content)
-    train.main(command)
-    assert [line["step"] for line in stats(folder)][-1] == 4
+    goes_on_as_if_nothing_had_been(folder, command, whole)
 
 
 def test_a_run_begun_under_former_names_goes_on(data, tmp_path):
@@ -587,35 +583,43 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
 # --- several processes -----------------------------------------------------------------------------------------------
 
 WORKER = f"""
-import os, sys
+import json, os, shutil, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from micro import micro_config
 from imprint.config import PRESETS
 from training import train
 from training.loop import validation
 PRESETS["micro"], validation.SIZE = micro_config(), 24
-# accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
-begin = PartialState.__init__
-def begin_then_pretend(self, *args, **kwargs):
-    begin(self, *args, **kwargs)
-    if os.environ.get("ACCELERATE_USE_FSDP") and self.distributed_type == DistributedType.MULTI_CPU:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-PartialState.__init__ = begin_then_pretend
-train.main(sys.argv[1:])
+# Processes take longer to start than the runs, which so follow one another in them.
+group = PartialState(cpu=True)
+PartialState.destroy_process_group = lambda *_: None
+for environment, command, begun in json.loads(sys.argv[1]):
+    if begun and group.is_main_process:
+        shutil.copytree(*begun, ignore=shutil.ignore_patterns("state-000000004", "checkpoint.safetensors"))
+    os.environ.update(environment)
+    # accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
+    kind = "MULTI_GPU" if "ACCELERATE_USE_FSDP" in environment else "MULTI_CPU"
+    group._shared_state["distributed_type"] = DistributedType[kind]
+    torch.distributed.barrier()
+    train.main(command)
+    AcceleratorState._reset_state()
 """
 
 
-def launch(tmp_path: Path, command: list[str], environment: dict[str, str] | None = None) -> None:
-    """A run of two processes through the launcher that README.md names."""
+def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str], list[Path] | None]) -> None:
+    """Runs of two processes through the launcher that README.md names.
+
+    Each with its environment, its command line and, where it continues one that was broken off, that one's folder and its own.
+    """
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
-    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, env=settings, check=False)
+    command, settings = [*launcher, json.dumps(runs, default=str)], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -636,18 +640,15 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
         "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     }
-    options = {"steps": 4, "images": 32, "accumulate": 2}
-    whole, split = (words(data, tmp_path / name, **options) for name in ("whole", "split"))
-    launch(tmp_path, whole)
-    launch(tmp_path, split, settings)
-    described = json.loads((tmp_path / "whole" / "options.json").read_text())
+    whole, split, again = (tmp_path / name for name in ("whole", "split", "again"))
+    commands = (words(data, folder, steps=4, images=32, accumulate=2) for folder in (whole, split, again))
+    launch(tmp_path, *zip(({}, settings, settings), commands, (None, None, [split, again])))
+    described = json.loads((whole / "options.json").read_text())
     assert described["processes"] == 2 and described["steps"] == 4
-    assert [line["pictures"] for line in stats(tmp_path / "whole")] == [8, 16, 16, 24, 32, 32]
-    same_losses(stats(tmp_path / "split"), stats(tmp_path / "whole"))
-    one, two = (weights(tmp_path / run / "checkpoint.safetensors") for run in ("split", "whole"))
+    assert [line["pictures"] for line in stats(whole)] == [8, 16, 16, 24, 32, 32]
+    assert len(list((whole / "state-000000004").glob("model*.safetensors"))) == 1  # the split one's lies in parts
+    assert not list((split / "state-000000004").glob("model*.safetensors"))
+    same_losses(stats(split), stats(whole))
+    one, two = (weights(folder / "checkpoint.safetensors") for folder in (split, whole))
     assert max(float((tensor.float() - two[name].float()).abs().mean()) for name, tensor in one.items()) < 0.01
-
-    before = stats(tmp_path / "split")
-    shutil.rmtree(tmp_path / "split" / "state-000000004")
-    launch(tmp_path, split, settings)
-    same_losses(before, stats(tmp_path / "split"))
+    same_losses(stats(split), stats(again))

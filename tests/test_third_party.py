@@ -1,4 +1,4 @@
-"""The relatives' released files: what their own code makes of them is what ours makes of them."""
+"""Third-party released files: what their own code makes of them is what ours makes of them."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from drawing import DrawingPipeline
+from micro import Payload
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.torch_version import TorchVersion
@@ -282,16 +283,6 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
         file = write(tmp_path / "other.pth", synthetic("small") | {name: torch.zeros(shape)})
         with pytest.raises(ImprintError, match=name.split(".")[0].replace("proj_out", "proj")):
             convert(file, tmp_path / "out.safetensors")
-
-
-class Payload:
-    """A pickle that makes a file when it is opened."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
 
 
 @pytest.mark.parametrize("new_format", [True, False])

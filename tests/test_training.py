@@ -47,16 +47,17 @@ from training.data.shards import (
 )
 from training.loop import losses, state, validation
 from training.loop import run as training_run
+from training.loop.log import Log
 from training.loop.model import Model
 from training.loop.run import Run, learning_rate
 from training.loop.source import Source, interleave
 from training.loop.validation import Validation
-from training.pairs import making
+from training.pairs import holes, making
 from training.pairs.batches import Batch
 from training.pairs.draw import Draw
 from training.pairs.making import KINDS, PairMaker
 from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
-from training.pairs.recolouring import contact_shadow, place_light
+from training.pairs.recolouring import contact_shadow, scene_light
 from training.pairs.streams import Pool
 from training.settings import STAGES, Train, parse_train
 
@@ -155,17 +156,17 @@ torch.set_num_threads(1)
 from micro import micro_config
 from imprint.config import PRESETS
 from training import train
-from training.loop import run as training_run
 from training.loop import validation
+from training.loop.log import Log
 validation.SIZE = {validation.SIZE}
 PRESETS["micro"] = micro_config()
-log = training_run.Run.log
-def log_then_die(self, bar, step, **values):
-    log(self, bar, step, **values)
+log = Log.write
+def log_then_die(self, step, **values):
+    log(self, step, **values)
     if step == 5:
-        open(self.settings.output / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
+        open(self.state.folder / "stats.jsonl", "a").write('{{"step": 5, "lo')  # in the middle of a line
         os.kill(os.getpid(), signal.SIGKILL)
-training_run.Run.log = log_then_die
+Log.write = log_then_die
 train.main(sys.argv[1:])
 """
     command = words(data, tmp_path / "killed", **steps)
@@ -195,15 +196,15 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
         patch.setattr(Pool, "at", lambda pool, turn: turns.append((pool.kind, turn)) or at(pool, turn))
         train.main(command["unbroken"])
     assert {(Photos, turn) for turn in range(3)} <= set(turns)
-    log = training_run.Run.log
+    log = Log.write
 
-    def stop_at_three(run, bar, step, **values):
-        log(run, bar, step, **values)
+    def stop_at_three(self, step, **values):
+        log(self, step, **values)
         if step == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run.Run, "log", stop_at_three)
+        patch.setattr(Log, "write", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             train.main(command["stopped"])
     train.main(command["stopped"])
@@ -637,9 +638,9 @@ def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, l
     views = Views(views, box, one * 0, one * 2, torch.tensor([0, 1]), torch.tensor([[0, 1]]), **nothing)
     maker = PairMaker(micro_config(), "compositing", views, loaded[1], {"rendered": 1.0})
     seen = []
-    monkeypatch.setattr(maker, "_hole_levels", lambda count, draw: torch.full((count,), LEVELS.index(level)))
-    in_scene = maker._in_scene
-    monkeypatch.setattr(maker, "_in_scene", lambda *given: seen.append(given) or in_scene(*given))
+    monkeypatch.setattr(making, "hole_levels", lambda _, count, draw: torch.full((count,), LEVELS.index(level)))
+    in_scene = making.in_scene
+    monkeypatch.setattr(making, "in_scene", lambda *given: seen.append(given) or in_scene(*given))
     maker(400, torch.Generator().manual_seed(0))
     ((cutout, target, _, alpha, *_),) = seen
 
@@ -661,7 +662,7 @@ def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference
     """By lamp light, the same pair: of its picture every channel is dimmed, also where the object is."""
     lamp, made = torch.tensor([0.5, 0.4, 0.2])[:, None, None], []
     for light in (torch.ones(3, 1, 1), lamp):
-        monkeypatch.setattr(making, "place_light", lambda draw, count, light=light: light)
+        monkeypatch.setattr(holes, "scene_light", lambda draw, count, light=light: light)
         made.append(PairMaker(micro_config(), "compositing", *loaded, {kind: 1.0})(8, torch.Generator().manual_seed(0)))
     day, night = made
     assert torch.equal(night.reference, day.reference) and torch.equal(night.hole, day.hole)
@@ -671,7 +672,7 @@ def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference
 
 
 def test_half_of_the_places_are_as_photographed_and_some_of_the_others_dark_or_warm():
-    gains = place_light(Draw(torch.Generator().manual_seed(0)), 400)[:, :, 0, 0]
+    gains = scene_light(Draw(torch.Generator().manual_seed(0)), 400)[:, :, 0, 0]
     changed = (gains != 1).any(1)
     assert 0.4 < changed.float().mean() < 0.6
     mean, warmth = gains[changed].mean(1), gains[changed, 0] / gains[changed, 2]
@@ -732,7 +733,7 @@ def test_a_relit_view_is_its_views_twin_and_no_view_of_its_own():
 
 
 def test_a_relit_target_stands_in_its_own_place_and_the_reference_keeps_its_light(loaded, monkeypatch):
-    monkeypatch.setattr(making, "place_light", lambda draw, count: torch.ones(3, 1, 1))
+    monkeypatch.setattr(holes, "scene_light", lambda draw, count: torch.ones(3, 1, 1))
     made = {}
     for light in (True, False):
         views = relit_views()

@@ -179,7 +179,7 @@ def place_object(g: Graph) -> dict[str, Node]:
 def place_object_app(g: Graph) -> None:
     nodes = place_object(g)
     shown = {"object": ["image"], "background": ["image"], "place": ["box", "rotate", "flip"]}
-    shown["light"] = ["light", "shadow", "softness"]
+    shown["light"] = ["light", "shadow", "softness", "light_from"]
     widgets = [(nodes[name], widget) for name, widgets in shown.items() for widget in widgets]
     g.show_as_form(widgets, [nodes["saved"]])
 
@@ -396,7 +396,10 @@ def place_blueprint(g: Graph) -> dict:
     inputs = subgraph_inputs(background="IMAGE", object="IMAGE", object_mask="MASK", mask="MASK")
     placed = g.add("ImprintPlaceObject", 0, **inputs, columns=1.4)
     light = g.add("ImprintRelight", 1.4, placed=placed["placed"])
-    shown = [("ImprintPlaceObject", "box"), *(("ImprintRelight", name) for name in ("light", "shadow", "softness"))]
+    shown = [
+        ("ImprintPlaceObject", "box"),
+        *(("ImprintRelight", name) for name in ("light", "shadow", "softness", "light_from")),
+    ]
     return g.blueprint(
         PLACE,
         "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its shadow. "

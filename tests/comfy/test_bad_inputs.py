@@ -134,11 +134,7 @@ STOPPED = {
     "object-mask-five-dimensions": (ENCODE, {"mask": mask("1x1x1x90x70", "1")}, "shape"),
     "object-video": (ENCODE, {"image": tensor("1x2x90x70x3")}, "shape"),
     "clip-instead-of-dinov2": (ENCODE, {"clip_vision": {"probe": "ProbeClipVision", "kind": "clip"}}, "DINOv2"),
-    "dinov2-of-another-width": (
-        ADAPT,
-        {"identity": {"probe": "ProbeClipVision", "kind": "narrow"}},
-        "128",
-    ),
+    "dinov2-of-another-width": (ADAPT, {"identity": {"probe": "ProbeClipVision", "kind": "narrow"}}, "128"),
     # the place and its light
     "box-outside": (PLACE, {"box": {"x": 400, "y": 0, "width": 9, "height": 9}}, "outside"),
     "box-of-nothing": (PLACE, {"box": {"x": 4, "y": 4, "width": 0, "height": 9}}, "outside"),

@@ -506,7 +506,17 @@ def test_app_mode_shows_the_form(page):
     """The template opens as a form: two pictures, the box, light and shadow."""
     open_template(page, FORM)
     page.locator("img[alt='Crop preview']").filter(visible=True).first.wait_for()
-    for label in ("Object (cut-out)", "Background", "box", "rotate", "flip", "light", "shadow", "softness"):
+    for label in (
+        "Object (cut-out)",
+        "Background",
+        "box",
+        "rotate",
+        "flip",
+        "light",
+        "shadow",
+        "softness",
+        "light_from",
+    ):
         page.get_by_text(label, exact=True).filter(visible=True).first.wait_for()
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")

@@ -129,10 +129,7 @@ class Graph:
             **({"widgets_values": values} if values else {}),
             **(colour or {}),
         )
-        return Node(
-            number,
-            {each["name"]: Output(number, slot, each["type"]) for slot, each in enumerate(outputs)},
-        )
+        return Node(number, {each["name"]: Output(number, slot, each["type"]) for slot, each in enumerate(outputs)})
 
     def show_as_form(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
         """Open the graph in App Mode: these widgets, under their nodes' titles where they have one, and what these nodes

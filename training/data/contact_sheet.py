@@ -13,11 +13,11 @@ SHEET_SIDE, SHEET_COLUMNS, SHEET_ROWS = 192, 8, 6  # of the contact sheet
 COLOURS = ((255, 70, 70), (70, 220, 70), (90, 130, 255), (255, 200, 0), (255, 80, 255), (0, 220, 220))
 
 
-def contact_sheet(places: list[str]) -> Image.Image:
+def contact_sheet(urls: list[str]) -> Image.Image:
     """Samples from all over the shards, their objects outlined; cut-outs on their scene, or on grey."""
     total = SHEET_COLUMNS * SHEET_ROWS
     tiles = []
-    chosen = [places[index * len(places) // min(len(places), total)] for index in range(min(len(places), total))]
+    chosen = [urls[index * len(urls) // min(len(urls), total)] for index in range(min(len(urls), total))]
     for number, shard in enumerate(chosen):
         wanted = total * (number + 1) // len(chosen) - total * number // len(chosen)
         samples = list(shards.read_parts(shard))
@@ -32,8 +32,8 @@ def sheet_of(tiles: list[Image.Image]) -> Image.Image:
     """Tiles of at most `SHEET_SIDE` pixels in rows of `SHEET_COLUMNS`."""
     rows = max(1, math.ceil(len(tiles) / SHEET_COLUMNS))
     sheet = Image.new("RGB", (SHEET_COLUMNS * SHEET_SIDE, rows * SHEET_SIDE), (40, 40, 40))
-    for place, tile in enumerate(tiles):
-        row, column = divmod(place, SHEET_COLUMNS)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, SHEET_COLUMNS)
         sheet.paste(tile, (column * SHEET_SIDE, row * SHEET_SIDE))
     return sheet
 

@@ -73,9 +73,7 @@ def starts(shape: tuple[int, int]) -> Iterator[np.ndarray]:
 
 
 def grab(pixels: np.ndarray, start: np.ndarray, rounds: int) -> np.ndarray:
-    """GrabCut: pixels (H, W, 3) uint8, start (H, W) of cv2.GC_... -> (H, W) bool. Raises `Dropped` if one side has no
-    pixels.
-    """
+    """GrabCut: pixels (H, W, 3) uint8, start (H, W) of cv2.GC_... -> (H, W) bool. Raises `Dropped` for an empty side."""
     cv2 = opencv()
     cv2.setRNGSeed(0)  # of its k-means
     labels = start.astype(np.uint8)
@@ -87,9 +85,7 @@ def grab(pixels: np.ndarray, start: np.ndarray, rounds: int) -> np.ndarray:
 
 
 def whole(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) bool without specks and small holes. Raises `Dropped` unless it is one object, clear of the
-    border.
-    """
+    """A mask (H, W) bool without specks and small holes. Raises `Dropped` unless it is one object, off the border."""
     least, most = AREAS
     if not least <= mask.mean() <= most:
         raise Dropped(f"not {least:.0%} to {most:.0%} of the picture")
@@ -135,9 +131,7 @@ def swallowed(pixels: np.ndarray, mask: np.ndarray, steps: tuple[int, int, int])
 
 
 def _frequencies(pixels: np.ndarray, mask: np.ndarray, steps: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """How frequent each pixel's colour is in a mask (H, W) bool, and outside: (H, W) each. steps: of 8-bit CIELAB,
-    from 4 on.
-    """
+    """How frequent each pixel's colour is in a mask (H, W) bool, and outside; steps: of 8-bit CIELAB, from 4 on."""
     cv2 = opencv()
     light, red, yellow = np.moveaxis(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB) // np.array(steps), -1, 0)
     bins = (light * 64 + red) * 64 + yellow
@@ -154,9 +148,7 @@ def _frame(shape: tuple[int, int], more: int = 0) -> np.ndarray:
 
 
 def _pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) numbers of the connected pieces of a mask, from 1; and (number + 1,) their pixels, that of 0 counted as
-    none.
-    """
+    """(H, W) numbers of a mask's connected pieces, from 1, and their pixels (number + 1,); those of 0 are not counted."""
     pieces = opencv().connectedComponents(mask.astype(np.uint8), connectivity=4)[1]
     return pieces, np.bincount(pieces[mask], minlength=1)
 

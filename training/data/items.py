@@ -30,9 +30,7 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class Group:
-    """What stays together: a clip, an object's views, a portrait session, a picture. It is listed without being
-    opened.
-    """
+    """What stays together: a clip, an object's views, a portrait session, a picture. Nothing is opened to list it."""
 
     name: str
     """Unique in the source; decides in which shard it lies."""
@@ -92,7 +90,7 @@ def open_mask(path: Path | None, what: object) -> Image.Image:
 
 
 def mask_of(image: Image.Image, what: object) -> np.ndarray:
-    """(H, W) float32 in [0, 1]: a mask picture as `mask_to_tensor` reads it. Raises `Dropped` for a map of several labels."""
+    """(H, W) float32 in [0, 1]: a mask picture as `mask_to_tensor` reads it. Raises `Dropped` for several labels."""
     try:
         return mask_to_tensor(image)[0].numpy()
     except ImprintError as error:
@@ -100,9 +98,7 @@ def mask_of(image: Image.Image, what: object) -> np.ndarray:
 
 
 def object_of(image: Image.Image, what: object) -> np.ndarray:
-    """(H, W) float32 in [0, 1]: what the alpha channel of the object on nothing shows, or else as `mask_of`. Raises
-    `Dropped`.
-    """
+    """(H, W) float32 in [0, 1]: the alpha channel of an object on nothing, or else `mask_of`. Raises `Dropped`."""
     alpha = alpha_to_tensor(image)
     return mask_of(image, what) if alpha is None else alpha[0].numpy()
 

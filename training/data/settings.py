@@ -117,9 +117,7 @@ class Prepare:
             raise ImprintError(f"--relit is {self.render.relit}; it is a number of the {self.render.views} views")
 
     def resolved(self, licensed: bool) -> Prepare:
-        """With name and licence. licensed: whether the source gives each picture's own. Raises `ImprintError` for
-        none.
-        """
+        """With name and licence. licensed: whether each picture brings its own. Raises `ImprintError` where there is none."""
         if self.licence is None and not licensed:
             raise ImprintError(f"{self.source} does not say each picture's licence: give --licence")
         folder = re.sub(r"[^A-Za-z0-9-]+", "-", self.input.resolve().name)

@@ -154,6 +154,13 @@ def shard_writer(url: str | os.PathLike):
     write_file(url, buffer.getvalue())
 
 
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as a file of a kind, such as "PNG"; options: as `Image.save` takes them."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def sample(
     key: str,
     picture: bytes,
@@ -166,9 +173,7 @@ def sample(
     """A sample as `TarWriter.write` takes it; `kind` is the picture's ending, `scene` a JPEG."""
     parts = {"__key__": key, kind: picture, "json": json.dumps(dataclasses.asdict(record)).encode()}
     if mask is not None:
-        buffer = io.BytesIO()
-        mask.save(buffer, "PNG", optimize=True)
-        parts["mask.png"] = buffer.getvalue()
+        parts["mask.png"] = encoded(mask, "PNG", optimize=True)
     if text:
         parts["txt"] = text.encode(errors="replace")
     if scene:
@@ -202,9 +207,7 @@ class Bad:
 
 
 def list_shards(url: str | os.PathLike) -> list[str]:
-    """The URLs or paths of the shards of a folder, in order; a shard is its own list. Raises `ImprintError` if there
-    is none.
-    """
+    """The shards of a folder, in order, as URLs or paths; a shard is its own list. Raises `ImprintError` for none."""
     url = str(url).rstrip("/")
     if url.endswith(".tar"):
         return [url]
@@ -291,9 +294,7 @@ def read_parts(shard: str) -> Iterator[dict]:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """A file's bytes as a picture that is not read yet. Raises ValueError, in words that are the same every time, where
-    they are none.
-    """
+    """A file's bytes as a picture that is not read yet. Raises ValueError, always in the same words, for anything else."""
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:  # its words hold the buffer's address

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image, to_srgb
 from imprint.preprocess import bounding_boxes, resample
 
-from .shards import Record, read_shards, sample, shard_writer
+from .shards import Record, encoded, read_shards, sample, shard_writer
 
 VIEW_SIDE = 512  # pixels of a cut-out
 PHOTO_SIDE = 768  # pixels of a photo's longer side
@@ -85,6 +84,4 @@ def _view(picture: Image.Image, alpha: torch.Tensor, path: Path) -> Image.Image:
 
 
 def _encoded(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=95, exact=True)
-    return buffer.getvalue()
+    return encoded(picture, "WEBP", quality=95, exact=True)

@@ -1,6 +1,4 @@
-"""Clips with masks: DAVIS, YouTube-VOS and VIPSeg. A group is a clip; an object keeps its number in all of its
-frames.
-"""
+"""Clips with masks: DAVIS, YouTube-VOS and VIPSeg. A group is a clip; objects keep their numbers in all its frames."""
 
 from __future__ import annotations
 
@@ -69,8 +67,7 @@ def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
         raise ImprintError(f"{path} has no panomasks beside imgs or images; --input is VIPSeg's own folder")
     root = images.parent
     things = _read_json(
-        root / "panoVIPSeg_categories.json",
-        lambda table: tuple(entry["id"] + 1 for entry in table if entry["isthing"]),
+        root / "panoVIPSeg_categories.json", lambda table: tuple(entry["id"] + 1 for entry in table if entry["isthing"])
     )
     for video in subfolders(images):
         yield _clip(video, root / "panomasks" / video.name, things)

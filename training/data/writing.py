@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections import Counter
@@ -149,10 +148,9 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
         if not bare:
             raise more[0]
         labels = None
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=options.quality)
+    file = shards.encoded(picture, "JPEG", quality=options.quality)
     mask = None if labels is None else Image.fromarray(labels)
-    return _parts(item, "jpg", buffer, mask), kept, lost + more
+    return _parts(item, "jpg", file, mask), kept, lost + more
 
 
 def _on_ground(picture: Image.Image, alpha: np.ndarray) -> tuple[Image.Image, np.ndarray]:
@@ -194,16 +192,13 @@ def _cutout_sample(item: Item, options: Prepare) -> tuple[dict, dict[str, int], 
         raise Dropped(reasons[1], item.name)
     if not seen.any():
         raise Dropped("empty mask", item.name)
-    buffer = io.BytesIO()
-    item.picture.save(buffer, "WEBP", quality=options.quality, exact=True)
-    scene = io.BytesIO()
-    if item.scene is not None:
-        item.scene.save(scene, "JPEG", quality=options.quality)
-    return _parts(item, "webp", buffer, None, scene.getvalue()), {"objects": 1}, []
+    file = shards.encoded(item.picture, "WEBP", quality=options.quality, exact=True)
+    scene = b"" if item.scene is None else shards.encoded(item.scene, "JPEG", quality=options.quality)
+    return _parts(item, "webp", file, None, scene), {"objects": 1}, []
 
 
-def _parts(item: Item, kind: str, picture: io.BytesIO, mask: Image.Image | None, scene: bytes = b"") -> dict:
-    parts = shards.sample("", picture.getvalue(), kind, item.record, mask, item.text, scene)
+def _parts(item: Item, kind: str, picture: bytes, mask: Image.Image | None, scene: bytes = b"") -> dict:
+    parts = shards.sample("", picture, kind, item.record, mask, item.text, scene)
     return {name: value for name, value in parts.items() if name != "__key__"}
 
 

@@ -22,6 +22,7 @@ from imprint.light import LightConfig, LightNet, load_light, save_light
 
 from ..arguments import flattened
 from ..data.shards import SPLITS
+from .backbone import load_backbone
 from .losses import WEIGHTS, gains, losses, predicted
 from .memory import GroupReader, load_photos
 from .pairs import LightBatch, LightGroups, Variety, draw_photographed, draw_rendered
@@ -122,8 +123,11 @@ def make_net(settings: Relight, side: int) -> LightNet:
     torch.manual_seed(settings.seed)
     if settings.init:
         net = load_light(settings.init).requires_grad_(True)
+        net.backbone.requires_grad_(False)
     else:
         net = LightNet(LightConfig(resolution=settings.side, widths=settings.widths))
+        backbone = load_backbone(settings.backbone) if settings.backbone else load_light().backbone
+        net.backbone.load_state_dict(backbone.state_dict())
     seen = net.config.resolution
     if seen != side:
         what, remedy = ("--init's network", "leave --init out and give") if settings.init else ("--side", "give")
@@ -158,7 +162,7 @@ class LightRun:
         self.photos, self.held_out = photos, held_out
         # The first process alone writes a log.
         self.known = [] if process.index else plain_batches(reader.groups, KNOWN)
-        self.variety = Variety(settings.repainted, settings.textured, settings.tinted)
+        self.variety = Variety(settings.repainted, settings.textured, settings.tinted, settings.mixed)
         self.model: torch.nn.Module = net
         if process.count > 1:
             ids = [process.device.index] if process.device.type == "cuda" else None
@@ -207,7 +211,8 @@ class LightRun:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, done)
         batch = self.draw()
-        parts = losses(predicted(self.model, batch), batch)
+        told = (torch.rand(len(batch), 1, device=self.process.device) < settings.told).float()
+        parts = losses(predicted(self.model, batch, told), batch, told)
         sum(WEIGHTS[name] * value for name, value in parts.items()).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), LARGEST_GRADIENT)
         self.optimizer.step()
@@ -242,7 +247,14 @@ class LightRun:
         found = gains(self.mean.net, self.held_out)
         line = {"step": step, "pictures": step * self.settings.batch * self.process.count, "seconds": elapsed}
         known = gains(self.mean.net, self.known)
-        line |= {"groups": len(self.reader.groups), "losses": means, "gains": found, "known_gains": known}
+        told = gains(self.mean.net, self.held_out, told=True)
+        line |= {
+            "groups": len(self.reader.groups),
+            "losses": means,
+            "gains": found,
+            "known_gains": known,
+            "told_gains": told,
+        }
         with self.settings.output.with_suffix(".stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         save_light(self.settings.output, self.mean.net)

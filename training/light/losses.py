@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imprint.light import LightMaps
+from imprint.light import SCATTER, LightMaps
 
 from .pairs import LightBatch
 
 EXPONENT = 2.2
 """Of a screen: a share of light, as a share of a picture's values."""
-WEIGHTS = {"fine": 1.0, "broad": 2.0, "shadow": 2.5, "edges": 1.0, "shading": 0.1, "smooth": 0.02}
+WEIGHTS = {"fine": 1.0, "broad": 2.0, "shadow": 2.5, "edges": 1.0, "shading": 0.1, "smooth": 0.02, "direction": 0.05}
 """Of the losses."""
 LEAST_AREA = 16
 """Pixels: smaller objects and shadows count as if they had this many."""
@@ -24,11 +24,12 @@ REACH = 0.03
 """Contact is within this share of the picture's side beside the object's lower half."""
 
 
-def predicted(net: nn.Module, batch: LightBatch) -> LightMaps:
-    """The network's maps; on a GPU in bf16."""
+def predicted(net: nn.Module, batch: LightBatch, told: torch.Tensor | None = None) -> LightMaps:
+    """The network's maps; on a GPU in bf16. told (B, 1): 1 for pairs for which the network knows where the light comes from."""
     kind = batch.picture.device.type
+    direction = batch.direction * (0 if told is None else told)
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-        return net(batch.picture, batch.alpha, batch.background)
+        return net(batch.picture, batch.alpha, batch.background, direction)
 
 
 def relit(maps: LightMaps, batch: LightBatch, light: float = 1.0) -> torch.Tensor:
@@ -46,9 +47,13 @@ def broad(pictures: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(F.avg_pool2d(pictures, CELLS), 3, 1, 1, count_include_pad=False)
 
 
-def losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
-    """Means over the batch; every object and every shadow counts alike, however large. Names as in `WEIGHTS`."""
-    return _light_losses(maps, batch) | _shadow_losses(maps, batch) | _shading_losses(maps, batch)
+def losses(maps: LightMaps, batch: LightBatch, told: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Means over the batch; every object and every shadow counts alike, however large. Names as in `WEIGHTS`.
+
+    told (B, 1): as `predicted` takes it; what was told need not be guessed.
+    """
+    direction = {"direction": _direction_loss(maps, batch, (1 - told[:, 0]) * batch.direction[:, 3])}
+    return _light_losses(maps, batch) | _shadow_losses(maps, batch) | _shading_losses(maps, batch) | direction
 
 
 def _light_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
@@ -79,15 +84,24 @@ def _shading_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tenso
     return {"shading": off, "smooth": sum(smooth)}
 
 
+def _direction_loss(maps: LightMaps, batch: LightBatch, counted: torch.Tensor) -> torch.Tensor:
+    """Mean negative logarithm of the density of guesses, normal ones, where the light truly comes from. counted (B,)."""
+    apart = (maps.directions - batch.direction[:, None, :3]).square().sum(2)
+    density = (maps.chances - apart / (2 * SCATTER**2)).logsumexp(1)
+    return -(density * counted).sum() / counted.sum().clamp(min=1)
+
+
 @torch.no_grad()
-def gains(net: nn.Module, batches: list[LightBatch], light: float = 1.0, shadow: float = 1.0) -> dict[str, float]:
+def gains(
+    net: nn.Module, batches: list[LightBatch], light: float = 1.0, shadow: float = 1.0, told: bool = False
+) -> dict[str, float]:
     """1 - error / error of pasting, for `light`, `shadow` and `contact`: 0 is pasting, 1 the truth.
 
-    light, shadow: strengths, as in `imprint.light.relight`.
+    light, shadow: strengths, as in `imprint.light.relight`; told: whether the network knows where the light comes from.
     """
     errors = {name: torch.zeros(2) for name in ("light", "shadow", "contact")}
     for batch in batches:
-        maps = predicted(net, batch)
+        maps = predicted(net, batch, torch.ones_like(batch.direction[:, :1]) if told else None)
         errors["light"] += _light_errors(relit(maps, batch, light), batch)
         lost = 1 - (1 - maps.shadow.float()) ** shadow
         for name, where in (("shadow", hole(batch)), ("contact", contact(batch))):

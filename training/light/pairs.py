@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .radiance import luminance, shading, to_linear, tone
+from imprint.light import HIDDEN
+from imprint.place import spread
+
+from .radiance import LUMINANCE, direction, luminance, shading, to_linear, tone
 from .scenes import LIGHTS, channels
 
 MIDDLE_GREY = 0.18
@@ -52,6 +55,8 @@ class Variety:
     """Share of the pairs whose ground is a photo, laid flat, in the place's light."""
     tinted: float = 0.3
     """Share of the pairs whose light has a strong colour."""
+    mixed: float = 0.4
+    """Share of the pairs in the light of two places at once."""
 
 
 @dataclass
@@ -81,7 +86,7 @@ class LightBatch:
     """The object, in the light and colours of its own photo, over the background."""
     alpha: torch.Tensor
     background: torch.Tensor
-    """Without the object; behind it, it may be guessed."""
+    """Without the object; behind it, it is guessed."""
     target: torch.Tensor
     """The object as the scene lights it, where alpha is above 0."""
     shadow: torch.Tensor
@@ -89,7 +94,9 @@ class LightBatch:
     shading: torch.Tensor
     """As in `imprint.light.LightMaps`."""
     rendered: torch.Tensor
-    """(B, 1, 1, 1): 1 where shadow and shading are known, 0 for photos."""
+    """(B, 1, 1, 1): 1 where shadow, shading and direction are known, 0 for photos."""
+    direction: torch.Tensor
+    """(B, 4): where the scene's light comes from, as `imprint.light.LightNet.forward` takes it."""
 
     def joined(self, other: LightBatch) -> LightBatch:
         """Both as one."""
@@ -109,6 +116,8 @@ class _Views:
     """What a photo shows of the scene without them."""
     own: torch.Tensor
     """The object as its own photo has it."""
+    around: torch.Tensor
+    """What that photo shows around it, if the object stands on a ground there, at a quarter of the resolution."""
     kept: torch.Tensor
     """Share of light that the ground keeps."""
     alpha: torch.Tensor
@@ -140,21 +149,27 @@ def draw_rendered(
     the object has been in the air.
     """
     count, device, augment = len(chosen), chosen.device, variety is not None
-    light, source = _draw_lights(count, device, augment)
-    views = _views(groups.radiance[chosen], light, source, augment)
-    places, turns, rows = groups.places[chosen], groups.turns[chosen], torch.arange(count, device=device)
-    lights = [(groups.lights, places[rows, of], turns[rows, of]) for of in (light, source)]
-    shades = [shading(*each, views.normal) for each in lights]
+    places, turns = groups.places[chosen], groups.turns[chosen]
+    lights = _draw_lights(groups.radiance[chosen], variety)
+    views = _views(groups.radiance[chosen], lights, augment)
+
+    def returned(normals: torch.Tensor) -> torch.Tensor:
+        """(B, L, 3, H, W): by a white surface of these normals (B, 3, H, W), in each light."""
+        return torch.stack([shading(groups.lights, *of, normals).exp() for of in zip(places.T, turns.T)], 1)
+
+    every = returned(views.normal)
+    shades = [_weighed(every, weights).clamp(min=1e-6).log() for weights in (lights.scene, lights.own)]
     if variety:
-        up = torch.tensor([0.0, 1.0, 0.0], device=device).view(1, 3, 1, 1).expand(count, 3, 1, 1)
+        up = torch.tensor([0.0, 1.0, 0.0], device=device).view(1, 3, 1, 1).expand(count, -1, -1, -1)
         floor = ((views.where[..., 1] - groups.horizons[chosen].view(-1, 1, 1)) / FLOOR_EDGE).clamp(0, 1)[:, None]
         views.scene = _repainted(views.scene, floor, variety.repainted)
         if photos is not None:
-            ground = _draw_ground(photos, views.where, groups.horizons[chosen]) * shading(*lights[0], up).exp()
+            ground = _draw_ground(photos, views.where, groups.horizons[chosen]) * _weighed(returned(up), lights.scene)
             views.scene = torch.lerp(views.scene, ground, floor * _drawn(variety.textured, count, device))
 
-    factor, own_factor, alike = _draw_exposures(views, groups.radiance[chosen], source, light, variety)
-    shade = torch.cat([each + by.log() for each, by in zip(shades, (factor, own_factor))], 1)
+    factor, own_factor = _draw_exposures(views, lights, variety)
+    alike = lights.alike.view(-1, 1, 1, 1)
+    shades = torch.cat([each + by.log() for each, by in zip(shades, (factor, own_factor))], 1)
     target, background, own = tone(views.lit * factor), tone(views.scene * factor), tone(views.own * own_factor)
     if variety:
         scene_camera, own_camera = _Camera(count, device), _Camera(count, device)
@@ -163,15 +178,18 @@ def draw_rendered(
         order = torch.rand(count, 3, device=device).argsort(1)
         order = torch.where(_drawn(SWAPPED, count, device).view(-1, 1) > 0, order, torch.arange(3, device=device))
         target, background, own = (_swapped(each, order) for each in (target, background, own))
-        shade = torch.cat([_swapped(half, order) for half in shade.chunk(2, 1)], 1)
+        shades = torch.cat([_swapped(half, order) for half in shades.chunk(2, 1)], 1)
         if photos is not None:
             background = _sharpened(background, photos)
-    made = (own, views.alpha, background, target, 1 - views.kept, shade)
+    made = (own, views.alpha, background, target, 1 - views.kept, shades)
     mirrored = _drawn(0.5 * augment, count, device) > 0
-    own, alpha, background, target, shadow, shade = (torch.where(mirrored, each.flip(3), each) for each in made)
-    background = torch.where(_drawn(0.5, count, device) > 0, fill_in(background, alpha), background)
+    own, alpha, background, target, shadow, shades = (torch.where(mirrored, each.flip(3), each) for each in made)
+    source = _direction(groups.lights[places], turns, lights.scene)
+    source[:, 0] *= 1 - 2 * mirrored.view(-1).float()
+    background = _hidden(background, alpha)
     picture = torch.lerp(background, own, alpha)
-    return LightBatch(picture, alpha, background, target, shadow, shade, torch.ones(count, 1, 1, 1, device=device))
+    rendered = torch.ones(count, 1, 1, 1, device=device)
+    return LightBatch(picture, alpha, background, target, shadow, shades, rendered, source)
 
 
 def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor) -> LightBatch:
@@ -190,85 +208,110 @@ def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor) -> LightBatch:
     own = torch.where(_drawn(LEVELLED, count, device) > 0, levelled, photo)
     own = (_Camera(count, device)(own) * _draw_relighting(count, photo.shape[2:], device)).clamp(0, 1)
     own = torch.where(_drawn(UNTOUCHED, count, device) > 0, photo, own)
-    background = fill_in(photo, alpha)
+    background = _hidden(photo, alpha)
     picture = torch.lerp(background, own, alpha)
     zero = torch.zeros_like(alpha)
-    return LightBatch(picture, alpha, background, photo, zero, zero.repeat(1, 6, 1, 1), zero[:, :, :1, :1])
+    nowhere = torch.zeros(count, 4, device=device)
+    return LightBatch(picture, alpha, background, photo, zero, zero.repeat(1, 6, 1, 1), zero[:, :, :1, :1], nowhere)
 
 
-def fill_in(pictures: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Guess what lies behind an object from what lies around it: means over ever larger surroundings.
+@dataclass
+class _Lights:
+    """What lights the pairs: weights of a group's lights, and of the object alone, which comes last. All (B, `LIGHTS` + 1)."""
 
-    pictures (B, 3, S, S) in [0, 1], alpha (B, 1, S, S); the same where alpha is 0. This is pull-push (Gortler et al., The
-    Lumigraph, SIGGRAPH 1996, section 3.4.2).
-    """
-    known = (alpha < 0.05).float()
-    levels = [(pictures * known, known)]
-    while levels[-1][0].shape[-1] > 2:
-        levels.append(tuple(F.avg_pool2d(each, 2) for each in levels[-1]))
-    guess = levels[-1][0] / levels[-1][1].clamp(min=1e-4)
-    for colours, share in reversed(levels[:-1]):
-        guess = F.interpolate(guess, colours.shape[2:], mode="bilinear", align_corners=False)
-        guess = colours + guess * (1 - share.clamp(max=1))
-    return torch.lerp(pictures, guess, (alpha * 20).clamp(0, 1)).clamp(0, 1)
+    scene: torch.Tensor
+    own: torch.Tensor
+    """Of the object's own photo."""
+    alike: torch.Tensor
+    """(B,) bool: both photos are one."""
 
 
-def _draw_lights(count: int, device: torch.device, augment: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,) each: in which of a group's lights the scene is, and the object's own photo; `LIGHTS` is the object alone."""
-    if not augment:
-        return torch.zeros(count, dtype=torch.long, device=device), torch.full((count,), LIGHTS, device=device)
+def _draw_lights(groups: torch.Tensor, variety: Variety | None) -> _Lights:
+    """groups (B, C, S, S)."""
+    count, device = len(groups), groups.device
+
+    def only(light: torch.Tensor | int) -> torch.Tensor:
+        return F.one_hot(torch.as_tensor(light, device=device).expand(count), LIGHTS + 1).float()
+
+    if not variety:
+        return _Lights(only(0), only(LIGHTS), torch.zeros(count, dtype=torch.bool, device=device))
     light = torch.randint(LIGHTS, (count,), device=device)
-    other = (light + 1 + torch.randint(LIGHTS - 1, (count,), device=device)) % LIGHTS
-    kind = torch.rand(count, device=device)
+    other, third = ((light + step) % LIGHTS for step in (1 + torch.randint(LIGHTS - 1, (2, count), device=device)))
+    share = torch.rand(count, 1, device=device) * _drawn(variety.mixed, count, device).view(-1, 1)
+    # Places count alike, whatever the strength of their light.
+    photos = groups[:, channels("photo"), ::4, ::4].float().unflatten(1, (LIGHTS, -1)).flatten(0, 1)
+    middle = luminance(photos).clamp(min=1e-4).log().mean((1, 2, 3)).exp().view(count, LIGHTS)
+    scene = (only(light) + share * only(third)) / F.pad(middle, (0, 1), value=1.0)
+    kind = torch.rand(count, 1, device=device)
     alone, on_ground = SOURCES
-    return light, torch.where(kind < alone, LIGHTS, torch.where(kind < on_ground, other, light))
+    own = torch.where(kind < alone, only(LIGHTS), torch.where(kind < on_ground, only(other), scene))
+    alike = (kind[:, 0] >= on_ground) & (torch.rand(count, device=device) < ALIKE)
+    return _Lights(scene, own, alike)
 
 
-def _views(groups: torch.Tensor, light: torch.Tensor, source: torch.Tensor, augment: bool) -> _Views:
-    """groups (B, C, S, S), light and source (B,) as `_draw_lights` gives them."""
-    rows = torch.arange(len(groups), device=groups.device)
-    lit, scene, kept = (
-        groups[:, channels(name)].unflatten(1, (LIGHTS, -1))[rows, light] for name in ("lit", "photo", "bare")
-    )
-    every = torch.cat([groups[:, channels("lit")], groups[:, channels("alone")]], 1).unflatten(1, (LIGHTS + 1, 3))
-    shown = lit, scene, every[rows, source], kept, groups[:, channels("alpha")], groups[:, channels("normal")]
+def _weighed(each: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(B, C, S, S): sum of lights (B, L, C, S, S) with their weights (B, L or more)."""
+    return torch.einsum("blchw,bl->bchw", each.float(), weights[:, : each.shape[1]])
+
+
+def _direction(lights: torch.Tensor, turns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(B, 4): where the light comes from. lights (B, L, 3, h, 2 * h), turns and weights (B, L)."""
+    count, kinds = turns.shape
+    towards, mean = direction(lights.flatten(0, 1), turns.flatten())
+    share = weights * mean.view(count, kinds)
+    towards = (share[..., None] * towards.view(count, kinds, 3)).sum(1) / share.sum(1, keepdim=True)
+    return F.pad(towards, (0, 1), value=1.0)
+
+
+def _views(groups: torch.Tensor, lights: _Lights, augment: bool) -> _Views:
+    """groups (B, C, S, S)."""
+    lit, photo, kept = (groups[:, channels(name)].unflatten(1, (LIGHTS, -1)) for name in ("lit", "photo", "bare"))
+    every = torch.cat([lit, groups[:, None, channels("alone")]], 1)
+    # Shadows of two lights add up as light.
+    there = (lit.float() * lit.new_tensor(LUMINANCE).float().view(3, 1, 1)).sum(2, keepdim=True) + 1e-4
+    kept = _weighed(there, lights.scene) / _weighed(there / kept.float().clamp(min=0.01), lights.scene)
+    shown = _weighed(every, lights.scene), _weighed(photo, lights.scene), _weighed(every, lights.own), kept
     where = _squares(groups[:, channels("alpha")], drawn=augment)
-    seen = _sampled(torch.cat(shown, 1).float(), where)
-    views = _Views(*seen.split([3, 3, 3, 1, 1, 3], 1), where)
+    seen = _sampled(
+        torch.cat([*shown, groups[:, channels("alpha")].float(), groups[:, channels("normal")].float()], 1), where
+    )
+    lit, scene, own, kept, alpha, normal = seen.split([3, 3, 3, 1, 1, 3], 1)
+    around = _weighed(photo[..., ::4, ::4], lights.own)
+    views = _Views(lit, scene, own, around, kept, alpha, normal, where)
     views.alpha = views.alpha.clamp(0, 1)
     return views
 
 
-def _draw_exposures(
-    views: _Views, groups: torch.Tensor, source: torch.Tensor, light: torch.Tensor, variety: Variety | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What radiance is multiplied with, (B, 3, 1, 1), in the scene's photo and in the object's own; and where both are one.
+def _draw_exposures(views: _Views, lights: _Lights, variety: Variety | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What radiance is multiplied with, (B, 3, 1, 1), in the scene's photo and in the object's own.
 
     The object's own photo is exposed for the object alone where that is in the air, and else for what is around it, so that
-    white things look white and black ones black. groups (B, C, S, S); source, light (B,) as `_draw_lights` gives them.
+    white things look white and black ones black.
     """
-    count, device = len(source), source.device
+    count, device = len(views.lit), views.lit.device
 
-    def spread(deviation: float, channels: int) -> torch.Tensor:
+    def varied(deviation: float, channels: int) -> torch.Tensor:
         return ((variety is not None) * deviation * torch.randn(count, channels, 1, 1, device=device)).exp()
 
-    def exposed(scene: torch.Tensor, thing: torch.Tensor) -> torch.Tensor:
-        middle = luminance(scene).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
-        exposure, most = MIDDLE_GREY / middle * spread(0.33, 1), BRIGHTEST / _quantile(luminance(thing), solid, 0.97)
+    def exposed(around: torch.Tensor, thing: torch.Tensor) -> torch.Tensor:
+        middle = luminance(around).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
+        exposure, most = MIDDLE_GREY / middle * varied(0.33, 1), BRIGHTEST / _quantile(luminance(thing), solid, 0.97)
         careful = _drawn(CAREFUL if variety else 1.0, count, device) > 0
         return torch.where(careful, torch.minimum(exposure, most), exposure)
 
     solid = (views.alpha > 0.9).float()
-    factor = exposed(views.scene, views.lit) * spread(0.07, 3)
+    factor = exposed(views.scene, views.lit) * varied(0.07, 3)
     if variety:
-        factor = factor * torch.where(_drawn(variety.tinted, count, device) > 0, spread(0.22, 3), 1.0)
-    photos = groups[:, channels("photo")].unflatten(1, (LIGHTS, -1))
-    around = photos[torch.arange(count, device=device), source.clamp(max=LIGHTS - 1), :, ::4, ::4].float()
-    in_the_air = OWN_BRIGHTEST / _quantile(luminance(views.own), solid, 0.9) * spread(0.28, 1)
-    on_ground = (source < LIGHTS).view(-1, 1, 1, 1)
-    own = torch.where(on_ground, exposed(around, views.own), in_the_air) * spread(0.09, 3)
-    alike = (source == light).view(-1, 1, 1, 1) & (_drawn(ALIKE, count, device) > 0)
-    return factor, torch.where(alike, factor, own), alike
+        factor = factor * torch.where(_drawn(variety.tinted, count, device) > 0, varied(0.22, 3), 1.0)
+    in_the_air = OWN_BRIGHTEST / _quantile(luminance(views.own), solid, 0.9) * varied(0.28, 1)
+    on_ground = lights.own[:, LIGHTS].view(-1, 1, 1, 1) == 0
+    own = torch.where(on_ground, exposed(views.around, views.own), in_the_air) * varied(0.09, 3)
+    return factor, torch.where(lights.alike.view(-1, 1, 1, 1), factor, own)
+
+
+def _hidden(backgrounds: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """What lies behind the object is guessed, as it is at use."""
+    return spread(backgrounds, (alpha < HIDDEN).float())
 
 
 def _draw_relighting(count: int, size: torch.Size, device: torch.device) -> torch.Tensor:

@@ -97,6 +97,21 @@ def shading(lights: torch.Tensor, places: torch.Tensor, turns: torch.Tensor, nor
     return F.grid_sample(closed[places], grid, padding_mode="border", align_corners=False)
 
 
+def direction(lights: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the light of turned panoramas comes from, (B, 3) as `imprint.light.LightNet.forward` takes it, and their mean (B,).
+
+    lights (B, 3, rows, 2 * rows) of `irradiance`; turns (B,): degrees, as `shading` takes them.
+    """
+    rows = lights.shape[2]
+    given = luminance(lights.exp()).flatten(1) * _row_sizes(rows).to(lights)
+    given = given / _row_sizes(rows).sum()
+    mean = given.sum(1)
+    # A cosine's blur leaves two thirds of a panorama's first moment.
+    x, y, z = (1.5 * given @ _rays(rows).to(lights) / mean[:, None]).unbind(1)
+    angle = turns * (math.pi / 180)
+    return torch.stack([x * angle.cos() + z * angle.sin(), y, z * angle.cos() - x * angle.sin()], 1), mean
+
+
 def _rays(rows: int) -> torch.Tensor:
     """(rows * 2 * rows, 3): directions of a panorama's pixels."""
     polar = ((torch.arange(rows) + 0.5) / rows * math.pi)[:, None]

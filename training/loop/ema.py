@@ -70,10 +70,7 @@ class Average:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The averaged weights by name, whole; every process must call it."""
         self.wait()
-        return {
-            name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            for name, tensor in self.values.items()
-        }
+        return {name: whole(tensor) for name, tensor in self.values.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:

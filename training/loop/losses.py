@@ -1,6 +1,4 @@
-"""What training minimises, and which timesteps it sees; each equation with its source. The loop is
-`training.train`'s.
-"""
+"""What training minimises, and which timesteps it sees; each equation with its source. The loop is in `run`."""
 
 from __future__ import annotations
 
@@ -40,9 +38,9 @@ def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.
 
     `plain` is 1, the papers' own loss. `min-snr` (Hang et al., arXiv 2303.09556, section 3.4) weighs the error of the
     picture that a prediction implies by min(SNR, gamma), with SNR = alpha_bar / (1 - alpha_bar): for a prediction of
-    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR would hardly
-    learn its last timesteps so, and the last one not at all, although sampling starts there. The plain loss of v weighs
-    the implied picture's error by SNR + 1 (arXiv 2202.00512, section 4): there that is what is clamped.
+    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR would
+    hardly learn its last timesteps so, and the last one not at all, although sampling starts there. The plain loss of v
+    weighs the implied picture's error by SNR + 1 (arXiv 2202.00512, section 4): there that is what is clamped.
     """
     if kind == "plain":
         return torch.ones_like(signal)
@@ -167,9 +165,7 @@ def structural_similarity(picture: torch.Tensor, target: torch.Tensor) -> torch.
 
 
 def laplacian(pictures: torch.Tensor, levels: int) -> list[torch.Tensor]:
-    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and what is left at
-    last.
-    """
+    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and last what is left."""
     bands = []
     for _ in range(levels - 1):
         half = F.avg_pool2d(pictures, 2)

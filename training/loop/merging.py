@@ -25,8 +25,8 @@ def average(checkpoints: list[Checkpoint]) -> Checkpoint:
     for other in others:
         if other.config != first.config or _shapes(other) != shapes:
             raise ImprintError(
-                f"{other.path} and {first.path} are of different kinds (configuration, parts or tensors); only what was "
-                "trained from one another, with the same options, can be averaged"
+                f"{other.path} and {first.path} are of different kinds (configuration, parts or tensors); only what "
+                "was trained from one another, with the same options, can be averaged"
             )
     parts = {
         part: {

@@ -40,9 +40,7 @@ class Meter:
             self.totals[2] += norm
 
     def read(self, accelerator: Accelerator, steps: int, batches: int) -> dict[str, float | dict[str, float]]:
-        """Means over all processes since the last reading, of `steps` steps of so many batches; every process must
-        call it.
-        """
+        """Means of `steps` steps of so many batches since the last reading, over all processes; all must call it."""
         totals, buckets = accelerator.reduce(self.totals, "mean"), accelerator.reduce(self.buckets, "sum")
         loss, matte, gradient = totals.tolist()
         means = {name: total / count for name, total, count in zip(self.names, *buckets.tolist()) if count}

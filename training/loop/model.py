@@ -31,11 +31,7 @@ class Model(torch.nn.Module):
         self.encoder, self.adapter, self.unet = (modules[part] for part in ("encoder", "adapter", "unet"))
 
     def forward(
-        self,
-        reference: torch.Tensor,
-        seen: torch.Tensor | None,
-        timesteps: torch.Tensor | None,
-        dropped: torch.Tensor,
+        self, reference: torch.Tensor, seen: torch.Tensor | None, timesteps: torch.Tensor | None, dropped: torch.Tensor
     ) -> torch.Tensor:
         """reference as in `context`, seen (B, C', h, w), timesteps (B,), dropped (B,) bool -> the UNet's output.
 

@@ -1,6 +1,4 @@
-"""Pretrained parts into a checkpoint to train from: a UNet of Stable Diffusion and a DINOv2, as their authors give
-them.
-"""
+"""A checkpoint to train from, of a Stable Diffusion UNet and a DINOv2 as their authors give them."""
 
 from __future__ import annotations
 
@@ -18,7 +16,6 @@ from imprint.encoder import IDEncoder
 from imprint.errors import ImprintError
 from imprint.model import build_modules, module_tensors
 from imprint.third_party import PREFIXES, read_tensors, with_diffusers_names
-from imprint.vae import build_autoencoder
 
 from .model import with_matte
 
@@ -46,15 +43,16 @@ def start(
     backbone, matte = _read_encoder(encoder, config.encoder), config.matte
     config = _fitted(config, backbone.config, background, adapter)
     parts = {"encoder": _resampled(backbone, config.encoder), "adapter": ContentAdapter(config.adapter).state_dict()}
+    with torch.device("meta"):
+        modules = build_modules(config)
     if unet.is_dir():
-        parts["unet"] = _diffusers_unet(unet / "unet")
+        parts["unet"] = pretrained(type(modules["unet"]), unet / "unet").state_dict()
         vae = vae or unet / "vae"
     else:
         parts |= _ldm_parts(unet, ("unet",) if vae else ("unet", "vae"), config)
     if vae:
-        parts["vae"] = _diffusers_autoencoder(vae, config)
-    with torch.device("meta"):
-        expected = module_tensors(build_modules(config))
+        parts["vae"] = pretrained(type(modules["vae"]), vae).state_dict()
+    expected = module_tensors(modules)
     if "conv_in.weight" in parts["unet"]:
         shape = expected["unet"]["conv_in.weight"].shape
         parts["unet"]["conv_in.weight"] = _with_more_inputs(parts["unet"]["conv_in.weight"], shape)
@@ -91,29 +89,16 @@ def _with_more_inputs(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return torch.cat([weight, weight.new_zeros(len(weight), shape[1] - weight.shape[1], *weight.shape[2:])], 1)
 
 
-def _diffusers_unet(folder: Path) -> dict[str, torch.Tensor]:
-    from diffusers import UNet2DConditionModel
-
-    return pretrained(UNet2DConditionModel, folder).state_dict()
-
-
-def _diffusers_autoencoder(folder: Path, config: ImprintConfig) -> dict[str, torch.Tensor]:
-    with torch.device("meta"):
-        kind = type(build_autoencoder(config.latent))
-    return pretrained(kind, folder).state_dict()
-
-
 def pretrained(kind: type, folder: Path) -> torch.nn.Module:
     """A model of diffusers or transformers from a local folder, with every tensor from its files."""
     if not (folder / "config.json").is_file():
         raise ImprintError(
-            f"{folder} holds no config.json; give a model's folder as the hub has it (SD 1.5's has the folders unet and "
-            "vae), or its single file"
+            f"{folder} holds no config.json; give a model's folder as the hub has it (SD 1.5's has the folders unet "
+            "and vae), or its single file"
         )
     try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(
-            "_class_name"
-        )  # diffusers'; transformers writes none
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = described.get("_class_name")  # diffusers'; transformers writes none
         if named not in (None, kind.__name__):
             raise ImprintError(
                 f"{folder} is for {named}, where {kind.__name__} is needed; give another folder or --sizes"
@@ -128,8 +113,8 @@ def pretrained(kind: type, folder: Path) -> torch.nn.Module:
     if missing or misshapen:
         first = f"'{missing[0]}' is missing" if missing else f"{misshapen[0]} differs from config.json"
         raise ImprintError(
-            f"{folder}: {len(missing)} tensors are missing and {len(misshapen)} have another shape than its config.json "
-            f"says ({first}); download it again"
+            f"{folder}: {len(missing)} tensors are missing and {len(misshapen)} have another shape than its "
+            f"config.json says ({first}); download it again"
         )
     return model
 
@@ -140,10 +125,9 @@ def _ldm_parts(path: Path, wanted: tuple[str, ...], config: ImprintConfig) -> di
     for part in wanted:
         prefix = PREFIXES[part]
         parts[part] = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-    for part, tensors in parts.items():
-        if not tensors:
+        if not parts[part]:
             raise ImprintError(
-                f"{path} holds no tensor '{PREFIXES[part]}*'; give Stable Diffusion's file, which has latent diffusion's "
+                f"{path} holds no tensor '{prefix}*'; give Stable Diffusion's file, which has latent diffusion's "
                 "names, or its diffusers folder"
             )
     try:
@@ -180,9 +164,7 @@ def _read_encoder(path: Path, like: EncoderConfig) -> IDEncoder:
 
 
 def _resampled(encoder: IDEncoder, config: EncoderConfig) -> dict[str, torch.Tensor]:
-    """The encoder's tensors under the hub's names, its position embeddings resampled once, as the model would each
-    time.
-    """
+    """The encoder's tensors under the hub's names, its position embeddings resampled once and for all."""
     side, tensors = config.image_size, encoder.hub_state_dict()
     patches = torch.zeros(1, 1 + (side // config.patch_size) ** 2, config.width)
     embeddings = encoder.backbone.embeddings.interpolate_pos_encoding(patches, side, side)
@@ -202,9 +184,7 @@ _META_NAMES = {
     "mlp.w12": "mlp.weights_in",
     "mlp.w3": "mlp.weights_out",
 }
-"""Meta's names (github.com/facebookresearch/dinov2) and the hub's; all others are the same but for the last
-LayerNorm.
-"""
+"""Meta's names (github.com/facebookresearch/dinov2) and the hub's, where they differ; so does the last LayerNorm's."""
 
 
 def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:
@@ -213,8 +193,8 @@ def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:
     for name, dimensions in needed.items():
         if name not in named or named[name].ndim != dimensions:
             raise ImprintError(
-                f"{path} lacks the tensor '{name}' of {dimensions} dimensions; give a DINOv2 backbone as Meta released it (dinov2_vit*14_pretrain.pth), "
-                "or a folder in the hub's layout"
+                f"{path} lacks the tensor '{name}' of {dimensions} dimensions; give a DINOv2 backbone as Meta released "
+                "it (dinov2_vit*14_pretrain.pth), or a folder in the hub's layout"
             )
     width, _, patch, _ = named["patch_embed.proj.weight"].shape
     layers = 1 + max(int(name.split(".")[1]) for name in named if name.startswith("blocks."))

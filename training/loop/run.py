@@ -14,7 +14,6 @@ from importlib.util import find_spec
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration
-from tqdm import tqdm
 
 from imprint.checkpoint import Checkpoint, load_checkpoint
 from imprint.config import PRESETS
@@ -28,6 +27,7 @@ from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
 from ..settings import STAGES, Train
 from .ema import Average, whole
+from .log import Log
 from .losses import MATTE_WEIGHT, Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
 from .meter import Meter
 from .model import (
@@ -153,8 +153,9 @@ class Run:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`); leaves a state to
-        continue from and a checkpoint. Raises `ImprintError` where another run writes into the folder.
+        """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`).
+
+        Leaves a state to continue from, and a checkpoint. Raises `ImprintError` where another run writes into the folder.
         """
         require_folder(self.settings.output)
         with self.state.locked():
@@ -169,38 +170,34 @@ class Run:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(described)
             self._say_usable({"train": source.maker, "held-out": validation.maker})
-        start_trackers(self.accelerator, settings, described, step * self.step_size)
-        done = step * self.step_size
-        bar = tqdm(total=settings.images, initial=done, unit="picture", disable=not self.main, mininterval=2)
-        meter, mark, marked_at = Meter(self.config.noise.timesteps, self.device), step, time.monotonic()
+        log = Log(
+            settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.step_size, described
+        )
         self.model.train()
         with stop_when_asked() as self.asked:
             while step < self.steps:
                 rate = learning_rate(step * self.step_size, settings)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                self.step(source, step, meter)
+                self.step(source, step, log.meter)
                 step += 1
-                bar.update(min(self.step_size, settings.images - bar.n))
+                log.advance()
 
                 last = step == self.steps or self._to_stop(step)
                 saving = step % settings.save_every == 0 or last
                 if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is kept
-                    values = self._read(meter, step, step - mark)
-                    speed = (step - mark) * self.step_size / (time.monotonic() - marked_at)
-                    self.log(bar, step, **values, lr=rate, pictures_per_second=speed)
-                    mark, marked_at = step, time.monotonic()
+                    log.steps(step, rate)
                 if saving:
                     self.average.gather()
                     if validation:
                         nothing = self.text.nothing if self.text else None
-                        self.log(bar, step, **validation.measure(self.ema, self.alpha_bar, nothing))
+                        log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
                         validation.sample(self.ema, step * self.step_size)
                     self.state.save(step)
-                    marked_at = time.monotonic()
+                    log.restart_clock()
                 if last:
                     break
-        bar.close()
+        log.bar.close()
         self.average.gather()
         if self.main:
             export(self.ema, self.autoencoder, self.config, self.stage, settings.output)
@@ -248,43 +245,16 @@ class Run:
         return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
 
     def _to_stop(self, step: int) -> bool:
-        """Whether time is up, or a signal came, in any process; asked now and then, since it makes them wait for each
-        other.
-        """
+        """Whether time is up, or a signal came, in any process; asked seldom, since it makes processes wait."""
         limit, several = self.settings.time_limit, self.accelerator.num_processes > 1
         if step % 10 and (several or not self.asked):
             return False
         stop = bool(self.asked) or (limit is not None and time.monotonic() - self.began > limit)
         return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.device), "sum")) if several else stop
 
-    def _read(self, meter: Meter, step: int, steps: int) -> dict:
-        """The means of the last steps. Raises `ImprintError` where one is not finite."""
-        values = meter.read(self.accelerator, steps, self.settings.accumulate)
-        if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
-            raise ImprintError(
-                f"the loss or gradient is not finite at step {step}; {self.state.last()}: lower --lr and run the "
-                "same command again"
-            )
-        return values
-
-    def log(self, bar: tqdm, step: int, **values: float | dict[str, float]) -> None:
-        """Numbers, and groups of them, into the log, the bar and the trackers."""
-        if not self.main:
-            return
-        pictures = step * self.step_size
-        self.state.log({"pictures": pictures, "step": step} | values)
-        numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-        bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
-        for name, group in values.items():
-            if isinstance(group, dict):
-                numbers |= {f"{name}/{part}": value for part, value in group.items()}
-        self.accelerator.log(numbers, step=pictures)
-
 
 def make_accelerator(settings: Train) -> Accelerator:
-    """Accelerate as the run's machine options ask for it. Raises `ImprintError` where wandb is wanted and absent, and for
-    processes that are not connected.
-    """
+    """Accelerate as the machine options say. Raises `ImprintError` for want of wandb, and for unconnected processes."""
     if settings.wandb and not find_spec("wandb"):
         raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
     accelerator = Accelerator(
@@ -297,18 +267,7 @@ def make_accelerator(settings: Train) -> Accelerator:
     )
     if (started := int(os.environ.get("WORLD_SIZE", 1))) > accelerator.num_processes:
         raise ImprintError(
-            f"{started} processes were started, but torch sees no GPU here and leaves them unconnected: each would train a "
-            "model of its own; give --device cpu, or start one process"
+            f"{started} processes were started, but torch sees no GPU here and leaves them unconnected: each would "
+            "train a model of its own; give --device cpu, or start one process"
         )
     return accelerator
-
-
-def start_trackers(accelerator: Accelerator, settings: Train, described: dict, pictures: int) -> None:
-    """TensorBoard, and Weights & Biases where it is wanted; pictures: those done already."""
-    init = {
-        "tensorboard": {
-            "purge_step": pictures + 1
-        },  # what an interrupted run logged after its last state is done again
-        "wandb": {"name": settings.output.name, "config": described},
-    }
-    accelerator.init_trackers("imprint", init_kwargs=init)

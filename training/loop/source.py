@@ -101,7 +101,7 @@ def resolutions_and_shares(settings: Train, config: ImprintConfig) -> list[tuple
 
 
 def interleave(shares: Sequence[tuple[int, float]], count: int) -> list[int]:
-    """`count` sides, each as often as its share asks, spread as evenly as can be: the one furthest behind comes next."""
+    """`count` sides, each as often as its share asks, spread evenly: the one furthest behind comes next."""
     total, slots = sum(share for _, share in shares), []
     for number in range(1, count + 1):
         slots.append(max(shares, key=lambda pair: number * pair[1] / total - slots.count(pair[0]))[0])
@@ -116,9 +116,7 @@ def make_maker(
     process: tuple[int, int],
     text: Text | None = None,
 ) -> PairMaker | StreamedPairs | Captions:
-    """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for unreadable
-    data.
-    """
+    """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for bad data."""
     stage = STAGES[settings.stage]
     largest = max(side for side, _ in resolutions_and_shares(settings, config))
     side = settings.cutout_resolution or largest

@@ -144,9 +144,7 @@ class State:
         return f"{states[-1]} is whole and the last one" if states else f"{self.folder} holds no state yet"
 
     def _shards(self) -> dict[str, dict[str, int | None]]:
-        """The run's shards, and the sizes in bytes of those on a disk: which pairs a step sees depends on all of
-        them.
-        """
+        """The run's shards, with the sizes in bytes of local ones: which pairs a step sees depends on all of them."""
         found = {}
         for name in ("cutouts", "photos") if STAGES[self.settings.stage].mix else ("captions",):
             for split in SPLITS:

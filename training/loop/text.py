@@ -27,8 +27,8 @@ class TextEncoder:
         self.model = pretrained(CLIPTextModel, homes[0]).eval().requires_grad_(False).to(device)
         if self.model.config.hidden_size != width:
             raise ImprintError(
-                f"{homes[0]} gives tokens of width {self.model.config.hidden_size}, but the UNet takes {width}; give the "
-                "text encoder that the UNet was trained with"
+                f"{homes[0]} gives tokens of width {self.model.config.hidden_size}, but the UNet takes {width}; give "
+                "the text encoder that the UNet was trained with"
             )
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(homes[1], local_files_only=True)

@@ -67,9 +67,7 @@ class Validation:
 
     @torch.no_grad()
     def sample(self, model: Model, pictures: int) -> None:
-        """A grid of reference, background, composite, alpha where there is a matte, and target, after so many
-        pictures.
-        """
+        """A grid of reference, background, composite, alpha if there is a matte, and target, after so many pictures."""
         batch = self.pairs[slice(0, min(SHOWN, self.settings.batch))]
         pipeline = ImprintPipeline(
             vae=self.autoencoder,

@@ -48,12 +48,12 @@ class Row:
     def folder(self, output: Path) -> Path:
         return output / "composites" / re.sub(r"[^\w.-]+", "-", self.name)
 
-    def composite(self, task: Task, output: Path) -> Path:
+    def file(self, task: Task, output: Path) -> Path:
         return self.folder(output) / f"{task.name}.png"
 
     def read(self, task: Task, scene: Scene, output: Path) -> Image.Image:
         """The composite, RGB. Raises `ImprintError` for one that does not belong to the scene."""
-        path = self.composite(task, output)
+        path = self.file(task, output)
         picture, (width, height) = open_image(path).convert("RGB"), scene.background.size
         if picture.size != (width, height):
             raise ImprintError(
@@ -86,12 +86,12 @@ def table_rows(options: Evaluate) -> list[Row]:
 def compose(row: Row, tasks: list[Task], options: Evaluate) -> None:
     """Write the row's composites that are not there yet. Raises `ImprintError` where some have other settings."""
     same_settings(row, options)
-    waiting = [task for task in tasks if not row.composite(task, options.output).exists()]
+    waiting = [task for task in tasks if not row.file(task, options.output).exists()]
     if not waiting:
         return
     make = BASELINES[row.name] if row.checkpoint is None else sampler(row, options)
     for task in tqdm(waiting, desc=row.name, unit="picture"):
-        save_computed(make(task.load(), task.seed(options.seed)), row.composite(task, options.output))
+        save_computed(make(task.load(), task.seed(options.seed)), row.file(task, options.output))
 
 
 def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:

@@ -43,9 +43,7 @@ class Sheets:
             raise ImprintError(f"{backgrounds} holds no photo; give --backgrounds a folder of {', '.join(PICTURES)}")
 
     def scene(self, path: Path, across: float = 0.5) -> Scene:
-        """The next object in a box that stands near a photo's lower edge; across: its place from left (0) to right
-        (1).
-        """
+        """The next object in a box near a photo's lower edge; across: where, from left (0) to right (1)."""
         name, (photo, *_) = next(self.subjects)
         cutout, view = photo.load()
         background = to_srgb(open_image(path))
@@ -69,7 +67,7 @@ class Sheets:
                 hole = replace(scene, cutout=change(scene.cutout)).hole("fine")
                 row += map(scene.around, (_over(scene.background, hole), self.composite(scene, hole)))
             rows.append(row)
-        return _sheet(rows)
+        return sheet(rows)
 
     def light(self) -> Image.Image:
         colours = {
@@ -87,7 +85,7 @@ class Sheets:
             result = self.composite(scene, scene.hole("box"))
             rows.append([_on_white(scene.cutout), *map(scene.around, (scene.paste(scene.cutout), result))])
         half = -(-len(rows) // 2)
-        return _sheet([left + right for left, right in zip(rows[:half], rows[half:])])
+        return sheet([left + right for left, right in zip(rows[:half], rows[half:])])
 
     def boxes(self) -> tuple[Image.Image, list[dict]]:
         """The sheet, and for each tile the object and its box in the tile's pixels: left, top, right, bottom."""
@@ -104,7 +102,7 @@ class Sheets:
             tiles.append(result.crop((*corner, corner[0] + TILE, corner[1] + TILE)))
             x, y = corner
             truth.append({"object": scene.subject, "box": [left - x, top - y, right - x, bottom - y]})
-        return _sheet([tiles[start : start + 5] for start in range(0, len(tiles), 5)], TILE), truth
+        return sheet([tiles[start : start + 5] for start in range(0, len(tiles), 5)], TILE), truth
 
     def _photos(self, count: int) -> list[Path]:
         """So many photos, spread evenly over all."""
@@ -119,14 +117,17 @@ def _over(background: Image.Image, hole: Image.Image) -> Image.Image:
     return Image.composite(Image.blend(background, Image.new("RGB", background.size, TINT), 0.5), background, hole)
 
 
-def _sheet(rows: Iterable[list[Image.Image]], height: int = HEIGHT) -> Image.Image:
-    """Rows of pictures, all of one height, from left to right."""
-    rows = [[tile.resize((max(1, round(tile.width * height / tile.height)), height)) for tile in row] for row in rows]
-    width = max(sum(tile.width + GAP for tile in row) for row in rows) - GAP
-    sheet = Image.new("RGB", (width, len(rows) * (height + GAP) - GAP), "white")
+def sheet(rows: Iterable[list[Image.Image]], height: int = HEIGHT, gap: int = GAP) -> Image.Image:
+    """Rows of pictures, all of one height, from left to right, with so many white pixels between them."""
+    rows = [
+        [tile.resize((max(1, round(tile.width * height / tile.height)), height), Image.LANCZOS) for tile in row]
+        for row in rows
+    ]
+    width = max(sum(tile.width + gap for tile in row) for row in rows) - gap
+    made = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
     for index, row in enumerate(rows):
         left = 0
         for tile in row:
-            sheet.paste(tile, (left, index * (height + GAP)))
-            left += tile.width + GAP
-    return sheet
+            made.paste(tile, (left, index * (height + gap)))
+            left += tile.width + gap
+    return made

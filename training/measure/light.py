@@ -117,10 +117,10 @@ def tasks_of(folder: Path) -> list[str]:
     return names
 
 
-def compose(net: LightNet, task: LightTask, light: float, shadow: float, softness: float) -> Image.Image:
+def compose(net: LightNet, task: LightTask, *strengths: float | str) -> Image.Image:
     """The task's object in the background's light, as `ImprintPipeline` puts a placed object there.
 
-    light, shadow, softness: strengths as `imprint.light.relight` takes them.
+    strengths: as `imprint.light.relight` takes them.
     """
     colours, coverage, frame = (
         torch.from_numpy(each).float() for each in (task.colours, task.coverage, task.background)
@@ -128,7 +128,7 @@ def compose(net: LightNet, task: LightTask, light: float, shadow: float, softnes
     placed = PlacedObject.from_layer(colours.permute(2, 0, 1), coverage)
     made = frame.permute(2, 0, 1)[None].clone()
     area = (..., *square_around(net, placed).area)
-    made[area] = relight(net, made[area], placed, light, shadow, softness).composite()
+    made[area] = relight(net, made[area], placed, *strengths).composite()
     return tensor_to_image(made[0])
 
 
@@ -145,10 +145,7 @@ def evaluate_light(settings: EvaluateLight) -> dict:
                 f"the result of task {task.name} is {picture.width}x{picture.height}, its background "
                 f"{task.hole.shape[1]}x{task.hole.shape[0]}; give results of the background's size"
             )
-        rows[task.name] = (
-            LightErrors.of(task, made, made),
-            LightErrors.of(task, task.pasted(), task.background),
-        )
+        rows[task.name] = (LightErrors.of(task, made, made), LightErrors.of(task, task.pasted(), task.background))
     if not rows:
         raise ImprintError(f"{settings.results} holds no NN.png of a task in {settings.tasks}")
     result = summary(rows)
@@ -201,7 +198,7 @@ def _pictures(settings: EvaluateLight) -> Iterator[tuple[LightTask, Image.Image]
                 yield LightTask.read(settings.tasks, name), open_image(path)
             continue
         task = LightTask.read(settings.tasks, name)
-        picture = compose(net, task, settings.light, settings.shadow, settings.softness)
+        picture = compose(net, task, settings.light, settings.shadow, settings.softness, settings.light_from)
         if settings.output:
             save_image(picture, settings.output / f"{name}.png")
         yield task, picture

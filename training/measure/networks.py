@@ -190,8 +190,7 @@ def _brief(error: Exception) -> str:
 
 
 class Similarity:
-    """Cosine similarity of a backbone's features of the crop and of the target (CLIP-I and DINO: DreamBooth, arXiv
-    2208.12242, section 4.1)."""
+    """Cosine similarity of a backbone's features of crop and target (DreamBooth, arXiv 2208.12242, section 4.1)."""
 
     def __init__(self, column: str, backbone: Backbone):
         self.column, self.backbone = column, backbone

@@ -117,13 +117,15 @@ class EvaluateLight:
     """strength of the shadow"""
     softness: float = option(0.0, metavar="0..1")
     """of the shadow, beyond what the network says"""
+    light_from: str = option("auto", metavar="WHERE")
+    """where the light comes from, as `imprint composite` takes it"""
 
     def check(self) -> None:
         """Raises `ImprintError` for a folder that is not there and for strengths out of range."""
         for folder in (self.tasks, self.results):
             if folder is not None and not folder.is_dir():
                 raise ImprintError(f"{folder}: no such folder")
-        require_strengths(self.light, self.shadow, self.softness)
+        require_strengths(self.light, self.shadow, self.softness, self.light_from)
 
 
 ROWS = tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from imprint.config import PRESETS, ImprintConfig
 from imprint.unet import build_unet
 from imprint.vae import build_autoencoder
 
-from ..data.shards import Record, sample, shard_writer
+from ..data.shards import Record, encoded, sample, shard_writer
 
 
 def noise_picture(side: int, random: np.random.Generator) -> Image.Image:
@@ -31,30 +30,22 @@ def write_pictures(folder: Path, seed: int = 0) -> None:
     disc = Image.fromarray(np.uint8(255 * (line[:, None] ** 2 + line[None] ** 2 < 0.8)))
     with shard_writer(folder / "cutouts" / "train" / "0.tar") as writer:
         for index in range(32):
-            picture, buffer = noise_picture(256, random), io.BytesIO()
+            picture = noise_picture(256, random)
             picture.putalpha(disc)
-            picture.save(buffer, "PNG", compress_level=1)
             record = Record(f"object-{index // 2}", "", index % 2, "noise", "none")
-            writer.write(sample(f"{index:02d}", buffer.getvalue(), "png", record))
+            writer.write(sample(f"{index:02d}", encoded(picture, "PNG", compress_level=1), "png", record))
     mask = Image.new("L", (384, 384))
     mask.paste(1, (90, 120), disc.resize((200, 160)))
     with shard_writer(folder / "photos" / "train" / "0.tar") as writer:
         for index in range(8):
-            buffer = io.BytesIO()
-            noise_picture(384, random).save(buffer, "PNG", compress_level=1)
-            writer.write(
-                sample(f"{index:02d}", buffer.getvalue(), "png", Record("", "clip", index, "noise", "none"), mask)
-            )
+            picture = encoded(noise_picture(384, random), "PNG", compress_level=1)
+            writer.write(sample(f"{index:02d}", picture, "png", Record("", "clip", index, "noise", "none"), mask))
 
 
 def write_captioned_pictures(folder: Path, side: int, count: int) -> None:
     """A folder as datasets' `imagefolder` reads it: pictures of the right size and a caption each."""
     random = np.random.default_rng(0)
-    pictures = []
-    for _ in range(16):
-        buffer = io.BytesIO()
-        noise_picture(side, random).save(buffer, "JPEG", quality=90)
-        pictures.append(buffer.getvalue())
+    pictures = [encoded(noise_picture(side, random), "JPEG", quality=90) for _ in range(16)]
     folder.mkdir(parents=True)
     lines = []
     for index in range(count):
@@ -64,9 +55,7 @@ def write_captioned_pictures(folder: Path, side: int, count: int) -> None:
 
 
 def write_diffusers_model(folder: Path, config: ImprintConfig, device: torch.device) -> None:
-    """A Stable Diffusion of these sizes with random weights, in diffusers' layout; its text encoder is CLIP ViT-L's
-    for 768.
-    """
+    """A Stable Diffusion of these sizes and random weights in diffusers' layout; its text encoder is of CLIP's kind."""
     from diffusers import DDPMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 

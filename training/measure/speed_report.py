@@ -71,8 +71,8 @@ def markdown(report: dict) -> str:
     for row in rows:
         if row["row"].startswith("loop:") and "busy" in row:
             lines.append(
-                f"`{row['row']}`: pairs are made at {row['pairs_made_per_second']:,.0f}/s, each used {row['reuse']} times; "
-                f"kernels run {row['busy']:.1%} of the time, the longest gap is {row['longest_gap_ms']:.2f} ms."
+                f"`{row['row']}`: pairs are made at {row['pairs_made_per_second']:,.0f}/s, each used {row['reuse']} "
+                f"times; kernels run {row['busy']:.1%} of the time, the longest gap is {row['longest_gap_ms']:.2f} ms."
             )
         elif "groups_ms" in row:
             lines.append(f"`{row['row']}`: {row['kernels_per_step']} kernels per step, {row['busy']:.1%} of the time.")

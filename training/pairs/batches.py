@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _Rows:
+    """What `Pairs` and `Batch` share: a dataclass of tensors of one length, some of them perhaps None."""
+
+    def __getitem__(self, index) -> Self:
+        return type(self)(*(None if value is None else value[index] for value in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: list[Self]) -> Self:
+        columns = zip(*(vars(part).values() for part in parts))
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+
 
 @dataclass
-class Pairs:
+class Pairs(_Rows):
     """Pictures of pairs, before the autoencoder."""
 
     reference: torch.Tensor
@@ -26,7 +42,7 @@ class Pairs:
 
 
 @dataclass
-class Batch:
+class Batch(_Rows):
     """What a training step needs; latents as the UNet sees them."""
 
     reference: torch.Tensor
@@ -38,15 +54,6 @@ class Batch:
     hole: torch.Tensor
     """(B, 1, h, w) of 0 and 1."""
     matte: torch.Tensor
-    """(B, 2 * matte**2, h, w) as `imprint.matte.matte_values` gives it; -1 = unknown."""
-
+    """(B, 2 * matte**2, h, w) as `holes.matte_values` gives it; -1 = unknown."""
     text: torch.Tensor | None = None
     """(B, M, W) the text encoder's tokens of the caption, for the adapter's warm-up alone."""
-
-    def __getitem__(self, index) -> Batch:
-        return Batch(*(None if value is None else value[index] for value in vars(self).values()))
-
-    @staticmethod
-    def joined(parts: list[Batch]) -> Batch:
-        columns = zip(*(vars(part).values() for part in parts))
-        return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))

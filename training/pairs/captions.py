@@ -88,9 +88,7 @@ class Captions:
         return Pairs(reference, target, background, hole, unknown, self.text(list(captions)))
 
     def _read(self, row: int, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """The sample's square at the encoder's and at the model's side, and one of its captions; the next good
-        sample's where this one is bad.
-        """
+        """The sample's square at the encoder's and the model's side, and a caption; of a bad sample the next good one's."""
         for number in range(row, row + len(self.spans)):
             span = self.spans[number % len(self.spans)]
             try:

@@ -12,11 +12,9 @@ class Draw:
         self.generator = generator
 
     def uniform(self, shape, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-        shape = (shape,) if isinstance(shape, int) else shape
         return torch.rand(shape, generator=self.generator, device=self.generator.device) * (high - low) + low
 
     def normal(self, shape) -> torch.Tensor:
-        shape = (shape,) if isinstance(shape, int) else shape
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
     def integers(self, high: int, count: int) -> torch.Tensor:

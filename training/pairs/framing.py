@@ -32,14 +32,14 @@ def object_to_frame(
     angle = draw.normal(count) * (0.03 if tilted is None else torch.where(tilted, 0.5, 0.12))
     stretch = torch.exp(draw.normal(count) * torch.where(draw.chance(0.2, count), 0.25, 0.06))
     free = (1 - size).clamp(min=0)
-    place = (draw.normal((count, 2)) * 0.3 * reach).clamp(-1, 1) * free[:, None]
+    offset = (draw.normal((count, 2)) * 0.3 * reach).clamp(-1, 1) * free[:, None]
     zoom = extent / size
     if tilted is not None:
-        return matrix(centre, zoom, angle, stretch, mirrored) @ shift(-place)
+        return matrix(centre, zoom, angle, stretch, mirrored) @ shift(-offset)
     # A photo has an edge: the frame must lie within it, even if the object is then large or not central.
     zoom = zoom.clamp(max=1)
     spare = (1 - zoom)[:, None]
-    centre = torch.minimum(torch.maximum(centre - place * zoom[:, None], -spare), spare)
+    centre = torch.minimum(torch.maximum(centre - offset * zoom[:, None], -spare), spare)
     return matrix(centre, zoom, angle, stretch, mirrored)
 
 
@@ -62,8 +62,8 @@ def zoom_on(
 def crop_matrix(flip: torch.Tensor, draw: Draw, count: int) -> torch.Tensor:
     """A random square of a photo."""
     zoom = draw.uniform(count, 0.5, 1.0)
-    place = draw.uniform((count, 2), -1, 1) * (1 - zoom)[:, None]
-    return matrix(place, zoom, draw.normal(count) * 0.03, torch.ones_like(zoom), flip)
+    offset = draw.uniform((count, 2), -1, 1) * (1 - zoom)[:, None]
+    return matrix(offset, zoom, draw.normal(count) * 0.03, torch.ones_like(zoom), flip)
 
 
 def photo_crop(photos: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:

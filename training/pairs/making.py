@@ -20,27 +20,17 @@ import dataclasses
 import math
 
 import torch
-import torch.nn.functional as F
 
 from imprint.config import ImprintConfig
-from imprint.masks import box, latent_hole, mask_levels, paint_hole
-from imprint.preprocess import bounding_boxes, cut_out, prepare_object
+from imprint.preprocess import bounding_boxes, prepare_object
 
 from .batches import Pairs
 from .draw import Draw
 from .framing import BOX, crop_matrix, object_to_frame, photo_crop, scene_view, zoom_on
+from .holes import hole_levels, in_scene, on_black
 from .pictures import Photos, Views
-from .recolouring import (
-    apply_jitter,
-    brightness,
-    contact_shadow,
-    hue_turn,
-    jitter,
-    jitter_parameters,
-    place_light,
-    recolour,
-)
-from .warping import blobs, loosened_box, warp
+from .recolouring import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, recolour
+from .warping import blobs, warp
 
 KINDS = ("rendered", "still", "video", "patch")
 
@@ -78,7 +68,7 @@ class PairMaker:
         return other
 
     def kinds(self, count: int, part: tuple[int, int] = (0, 1)) -> dict[str, int]:
-        """How many of `count` pairs are of each kind; of a part alone, every so-manieth pair, as `__call__` takes it."""
+        """How many of `count` pairs are of each kind; of a part alone, every n-th pair, as `__call__` takes it."""
         index, parts = part
         total = sum(self.mix.values())
         ends = [round(count * sum(list(self.mix.values())[: i + 1]) / total) for i in range(len(self.mix))]
@@ -97,13 +87,12 @@ class PairMaker:
             if number:
                 made.append(self._rendered(number, draw) if kind == "rendered" else self._photo(kind, number, draw))
         order = draw.permutation(len(range(part[0], count, part[1])))
-        columns = zip(*(vars(pairs).values() for pairs in made))
-        return Pairs(*(None if column[0] is None else torch.cat(column)[order] for column in columns))
+        return Pairs.joined(made)[order]
 
     def _rendered(self, count: int, draw: Draw) -> Pairs:
         """Two views of a rendered object; for compositing the second stands in a photo."""
         views, side = self.views, self.config.resolution
-        level = self._hole_levels(count, draw)
+        level = hole_levels(self.stage, count, draw)
         index = draw.integers(len(views.first), count)
         first, second = views.pair(index, draw)
         # An outline asks for a pose. A box does not: there the object mostly stays as its photo shows it.
@@ -136,7 +125,7 @@ class PairMaker:
         colour = torch.where(lit[:, None, None, None], colour, (colour * strength).clamp(0, 1))
         cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
         if self.stage == "identity":
-            return self._on_black(cutout, colour, alpha[:, 0])
+            return on_black(cutout, colour, alpha[:, 0], self.config)
 
         rows = draw.integers(len(self.photos.rgb), count)
         scene = photo_crop(_float(self.photos.rgb[rows]), side, draw)
@@ -152,13 +141,13 @@ class PairMaker:
         cast[:, 0] = torch.where(turned, -cast[:, 0], cast[:, 0])
         shadow = contact_shadow(alpha, draw, cast) * (lit | draw.chance(0.8, count))[:, None, None, None]
         target = torch.lerp(scene * (1 - shadow), colour, alpha)
-        return self._in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw)
+        return in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw, self.config)
 
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
         """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
         photos, side = self.photos, self.config.resolution
         photo_side = photos.rgb.shape[-1]
-        level = self._hole_levels(count, draw)
+        level = hole_levels(self.stage, count, draw)
         flip = draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
         if kind == "patch":
             rows = source_rows = draw.integers(len(photos.rgb), count)
@@ -197,87 +186,9 @@ class PairMaker:
         reference = jitter(apply_jitter(reference, shade), draw, 0.2)
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
         if self.stage == "identity":
-            return self._on_black(cutout, scene, outline)
-        return self._in_scene(cutout, scene, scene, outline, None, level, draw)
-
-    def _on_black(self, cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor) -> Pairs:
-        """Stage 1: the target is the object alone, on black, and the hole is the whole picture.
-
-        It is framed as the reference is. A random place and size, which nothing tells the model, would be most of the
-        loss, and it would learn blots of the right colour before any detail.
-        """
-        masks = masks.clone()
-        masks[masks.flatten(1).amax(1) == 0] = 1.0
-        target = cut_out(pictures, masks, self.config.resolution, self.config.encoder.object_margin)
-        cells = self.config.resolution // self.config.latent.downscale
-        hole = target.new_ones(len(target), 1, cells, cells)
-        alpha = cut_out(torch.ones_like(pictures), masks, self.config.resolution, self.config.encoder.object_margin)[
-            :, 0
-        ]
-        return self._pairs(cutout, target, target, hole, alpha, None)
-
-    def _in_scene(
-        self,
-        cutout: torch.Tensor,
-        target: torch.Tensor,
-        scene: torch.Tensor,
-        alpha: torch.Tensor,
-        shadow: torch.Tensor | None,
-        level: torch.Tensor,
-        draw: Draw,
-    ) -> Pairs:
-        """Stage 2: a place's light on all of it, and a hole of the given levels (B,), often with room for the shadow at
-        every level but the tightest.
-
-        alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined.
-        """
-        count = len(alpha)
-        light = place_light(draw, count)
-        target, scene = ((picture * light).clamp(0, 1) for picture in (target, scene))
-        # An object that is much smaller than the box that was drawn for it is what people like least.
-        roomy = draw.uniform(count) < torch.tensor([0.0, 0.7, 0.7, 0.3], device=alpha.device)[level]
-        outline = alpha > 0.3
-        if shadow is not None:
-            outline = outline | ((shadow > 0.08) & roomy[:, None, None])
-        outline = outline.float()
-        levels = mask_levels(outline)
-        # A user's box may be as tight as the object itself: tighter than the level that contains all others.
-        levels[:, -1] = loosened_box(box(outline), draw)
-        hole = levels[torch.arange(count, device=alpha.device), level]
-        hole = latent_hole(hole, self.config.latent.downscale)
-        return self._pairs(cutout, target, scene, hole, alpha, shadow)
-
-    def _hole_levels(self, count: int, draw: Draw) -> torch.Tensor:
-        """(count,) levels of `mask_levels`. Stage 1 has no hole that would ask for a pose: all are boxes there."""
-        if self.stage == "identity":
-            return torch.full((count,), BOX, device=draw.generator.device)
-        return draw.categorical((0.15, 0.15, 0.2, 0.5), count)
-
-    def _pairs(
-        self,
-        cutout: torch.Tensor,
-        target: torch.Tensor,
-        scene: torch.Tensor,
-        hole: torch.Tensor,
-        alpha: torch.Tensor,
-        shadow: torch.Tensor | None,
-    ) -> Pairs:
-        matte = matte_values(alpha, torch.full_like(alpha, -1.0) if shadow is None else shadow, self.config)
-        return Pairs(cutout, target, paint_hole(scene, hole, self.config.hole_value), hole, matte)
+            return on_black(cutout, scene, outline, self.config)
+        return in_scene(cutout, scene, scene, outline, None, level, draw, self.config)
 
 
 def _float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
-
-
-def matte_values(alpha: torch.Tensor, shadow: torch.Tensor, config: ImprintConfig) -> torch.Tensor:
-    """What the logits' sigmoid is trained to be.
-
-    alpha, shadow (B, H, W) in [0, 1] -> (B, 2 * matte**2, h, w). A pixel that the object covers by half is wholly taken
-    from what was generated: it is mixed with the background there already.
-    """
-    if not config.matte:
-        cell = config.latent.downscale
-        return alpha.new_zeros(len(alpha), 0, alpha.shape[1] // cell, alpha.shape[2] // cell)
-    maps = torch.stack([(2 * alpha).clamp(max=1), shadow], 1)
-    return F.pixel_unshuffle(F.avg_pool2d(maps, config.latent.downscale // config.matte), config.matte)

@@ -30,7 +30,7 @@ class _Pictures:
     @classmethod
     def load(
         cls,
-        place: str | os.PathLike,
+        url: str | os.PathLike,
         device: torch.device,
         limit: int | None = None,
         side: int | None = None,
@@ -39,7 +39,7 @@ class _Pictures:
         """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side`
         is, `read_shards` what `bad` is.
         """
-        shards, bad = list_shards(place), bad or Bad()
+        shards, bad = list_shards(url), bad or Bad()
         if limit is not None or len(shards) == 1:
             return cls.of(read_shards(shards, limit, bad), side).to(device)
         loading = dict(batch_size=None, num_workers=min(len(shards), own_cores()), collate_fn=_unchanged)
@@ -55,7 +55,7 @@ class _Pictures:
 
 
 def own_cores() -> int:
-    """Cores for this process: all that it may run on, shared with the others that a launcher started on this machine."""
+    """Cores for this process: all that it may run on, shared with others that a launcher started on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
@@ -122,7 +122,7 @@ class Views(_Pictures):
         Raises `ImprintError` for a sample that is neither, and where there is none.
         """
         views: dict[tuple[str, int], list[tuple[torch.Tensor, int, tuple[int, int]]]] = {}
-        places: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
+        scenes: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
         for record, picture, mask, scene in samples:
             for number, cutout in _cutouts(record, picture, mask):
                 side = side or cutout.width
@@ -130,8 +130,8 @@ class Views(_Pictures):
                 if scene is None:
                     views.setdefault((record.object, number), []).append((pixels, record.frame, record.gap))
                 else:
-                    place = _to_uint8(_resized(scene, round(side * SCENE_SCALE)))
-                    places[record.object, record.frame] = pixels, place, record.shadow
+                    surroundings = _to_uint8(_resized(scene, round(side * SCENE_SCALE)))
+                    scenes[record.object, record.frame] = pixels, surroundings, record.shadow
         if not views:
             raise ImprintError("the shards of views hold no object; look at what training.prepare dropped")
         rows = [row for rows in views.values() for row in rows]
@@ -141,7 +141,7 @@ class Views(_Pictures):
         frames = torch.tensor([frame for _, frame, _ in rows])
         gap = torch.tensor([rows[0][2] for rows in views.values()])
         names = [(name, frame) for (name, _), own in views.items() for _, frame, _ in own]
-        return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap, *_twins(names, places, side))
+        return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap, *_twins(names, scenes, side))
 
     @classmethod
     def join(cls, parts: Sequence[Views]) -> Views:
@@ -162,13 +162,13 @@ class Views(_Pictures):
         """
         count = self.count[index]
         reference = self.first[index] + (draw.uniform(len(index)) * count).long()
-        places = torch.arange(int(self.count.max()), device=index.device)
-        rows = self.first[index, None] + torch.minimum(places, count[:, None] - 1)
+        positions = torch.arange(int(self.count.max()), device=index.device)
+        rows = self.first[index, None] + torch.minimum(positions, count[:, None] - 1)
         distance = (self.frames[rows] - self.frames[reference, None]).abs()
         low, high = self.gap[index].unbind(1)
         fits = (distance >= low[:, None]) & (distance <= high[:, None])
         fits |= (distance == distance.amax(1, keepdim=True)) & ~fits.any(1, keepdim=True)
-        fits &= places < count[:, None]
+        fits &= positions < count[:, None]
         pick = torch.multinomial(fits.float(), 1, generator=draw.generator)
         return reference, rows.gather(1, pick)[:, 0]
 
@@ -253,16 +253,16 @@ def _resized(picture: Image.Image, side: int) -> Image.Image:
     return picture if picture.size == (side, side) else picture.resize((side, side), Image.BICUBIC)
 
 
-def _twins(names: list[tuple[str, int]], places: dict[tuple[str, int], tuple], side: int) -> tuple[torch.Tensor, ...]:
+def _twins(names: list[tuple[str, int]], seconds: dict[tuple[str, int], tuple], side: int) -> tuple[torch.Tensor, ...]:
     """`Views.relit`, `scenes`, `shadows` and `twin`, of views of these names."""
-    found = [name for name in names if name in places]
+    found = [name for name in names if name in seconds]
     row = {name: number for number, name in enumerate(found)}
     twin = torch.tensor([row.get(name, -1) for name in names])
     if not found:
         sides = (4, side), (3, round(side * SCENE_SCALE))
         empty = (torch.zeros(0, channels, size, size, dtype=torch.uint8) for channels, size in sides)
         return *empty, torch.zeros(0, 3), twin
-    relit, scenes, shadows = zip(*(places[name] for name in found))
+    relit, scenes, shadows = zip(*(seconds[name] for name in found))
     return *(torch.stack(part).permute(0, 3, 1, 2) for part in (relit, scenes)), torch.tensor(shadows), twin
 
 
@@ -271,8 +271,8 @@ def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> 
     if mask is None:
         if picture.mode != "RGBA":
             raise ImprintError(
-                f"a view of '{record.object}' is {picture.mode} and has no mask; views are RGBA cut-outs, or photos with "
-                "their objects' masks"
+                f"a view of '{record.object}' is {picture.mode} and has no mask; views are RGBA cut-outs, or photos "
+                "with their objects' masks"
             )
         yield 0, picture
         return

@@ -34,9 +34,7 @@ def recolour(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 
 def jitter_parameters(draw: Draw, count: int, strength: float | torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1); strength may be (B, 1, 1,
-    1).
-    """
+    """Exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1), as strength may be."""
     gain = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.7 + draw.normal((count, 3, 1, 1)) * strength * 0.25)
     gamma = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.4)
     saturation = (1 + draw.normal((count, 1, 1, 1)) * strength).clamp(0, 2)
@@ -54,7 +52,7 @@ def jitter(images: torch.Tensor, draw: Draw, strength: float | torch.Tensor) -> 
     return apply_jitter(images, jitter_parameters(draw, len(images), strength))
 
 
-def place_light(draw: Draw, count: int) -> torch.Tensor:
+def scene_light(draw: Draw, count: int) -> torch.Tensor:
     """(B, 3, 1, 1) gains of a whole picture, object and all, half of them 1: the same place by night, lamp light or
     glare.
 

@@ -30,7 +30,7 @@ class Pool(Generic[Pictures]):
     def __init__(
         self,
         kind: type[Pictures],
-        place: str | os.PathLike,
+        url: str | os.PathLike,
         device: torch.device,
         size: int,
         part: tuple[int, int] = (0, 1),
@@ -41,7 +41,7 @@ class Pool(Generic[Pictures]):
         """part: which process of how many; side, bad: as `Views.load` and `Photos.load` take them."""
         self.bad = bad or Bad()
         self.kind, self.device, self.part, self.seed, self.side = kind, device, part, seed, side
-        self.shards = list_shards(place)
+        self.shards = list_shards(url)
         share = -(-len(self.shards) // part[1])
         self.size, self.moves = min(size, share), size < share
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="shards")

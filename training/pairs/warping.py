@@ -72,7 +72,7 @@ def blobs(size: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
 
 
 def loosened_box(boxes: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """(B, R, R) filled boxes -> boxes grown by a random part of their size on each side, more often little than much."""
+    """(B, R, R) filled boxes -> boxes grown by a random part of their size on each side, mostly a small one."""
     count = len(boxes)
     edges = bounding_boxes(boxes).float()
     extent = (edges[:, 2:] - edges[:, :2]).repeat(1, 2)

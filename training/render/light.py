@@ -50,9 +50,7 @@ def turned(direction: np.ndarray, turn: float) -> np.ndarray:
 def draw_scene(
     rng: np.random.Generator, files: list[Path], rotation: np.ndarray, side: int
 ) -> tuple[Panorama, dict[str, Any], Image.Image, tuple[float, float, float]]:
-    """A panorama turned at random, the light's uniforms, what the camera of a rotation sees there, and how shadows
-    fall.
-    """
+    """A panorama turned at random, the light's uniforms, the camera's view of it, and how shadows fall."""
     panorama, turn = read_panorama(files[rng.integers(len(files))]), rng.uniform()
     radiance = look(panorama, rotation, turn, math.radians(rng.uniform(60, 100)), side)
     exposure = draw_exposure(rng, panorama, radiance)

@@ -1,0 +1,57 @@
+"""Where light comes from, in words and degrees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .errors import ImprintError
+
+ROUND = {
+    name: index * 45.0
+    for index, name in enumerate(
+        ("behind", "behind right", "right", "front right", "front", "front left", "left", "behind left")
+    )
+}
+"""Degrees about the object, clockwise as seen from above: 0 is behind it, 180 the camera's side."""
+DIRECTIONS = ("auto", *ROUND, "above")
+"""The words for it; auto: as the network sees it."""
+HEIGHT = 40.0
+"""Degrees above the horizon, where nothing is said of it."""
+CLEAR = 0.75
+"""Length of the vector for light with a direction, such as the sun's beside the sky's: 1 is a single lamp in the dark, 0 light
+from everywhere."""
+
+
+def light_direction(where: str | float | Sequence[float]) -> tuple[float, float, float] | None:
+    """A word of `DIRECTIONS`, degrees about the object as in `ROUND`, or these and degrees above the horizon ("270,30") ->
+    the vector (x to the right, y up, z to the camera) of `imprint.light.LightNet.forward`; None for auto.
+
+    Raises `ImprintError` for anything else.
+    """
+    word = where.strip().lower().replace("-", " ") if isinstance(where, str) else None
+    if word == "auto":
+        return None
+    if word == "above":
+        around, height = 0.0, 90.0
+    elif word in ROUND:
+        around, height = ROUND[word], HEIGHT
+    else:
+        around, height = _degrees(where)
+    across, height = math.radians(around), math.radians(height)
+    level = CLEAR * math.cos(height)
+    return level * math.sin(across), CLEAR * math.sin(height), -level * math.cos(across)
+
+
+def _degrees(where: str | float | Sequence[float]) -> tuple[float, float]:
+    parts = where.split(",") if isinstance(where, str) else where if isinstance(where, Sequence) else [where]
+    try:
+        around, height = map(float, [*parts, HEIGHT] if len(parts) == 1 else parts)
+        if math.isfinite(around) and 0 <= height <= 90 and not any(isinstance(part, bool) for part in parts):
+            return around, height
+    except (TypeError, ValueError):  # told below
+        pass
+    raise ImprintError(
+        f"light_from is {where!r}; it must be one of {', '.join(DIRECTIONS)}, or degrees about the object, clockwise from behind "
+        "it, and if wished degrees above the horizon (0 to 90), such as 270,30"
+    )

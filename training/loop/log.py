@@ -1,0 +1,69 @@
+"""What a run reports: the progress bar, stats.jsonl, TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from tqdm import tqdm
+
+from imprint.errors import ImprintError
+
+from ..settings import Train
+from .meter import Meter
+from .state import State
+
+
+class Log:
+    """Losses and speed of the steps since the last line, and whatever else is written."""
+
+    def __init__(self, settings: Train, state: State, meter: Meter, step: int, step_size: int, described: dict):
+        """step: those done already, of step_size pictures each; described: the run as options.json holds it."""
+        self.state, self.accelerator, self.meter = state, state.accelerator, meter
+        self.accumulate, self.step_size = settings.accumulate, step_size
+        init = {
+            "tensorboard": {"purge_step": step * step_size + 1},  # what came after the last state is done again
+            "wandb": {"name": settings.output.name, "config": described},
+        }
+        self.accelerator.init_trackers("imprint", init_kwargs=init)
+        main = self.accelerator.is_main_process
+        self.bar = tqdm(
+            total=settings.images, initial=step * step_size, unit="picture", disable=not main, mininterval=2
+        )
+        self.mark = step
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """What was done since the last line, such as saving, does not count in the speed."""
+        self.marked_at = time.monotonic()
+
+    def advance(self) -> None:
+        """One step is done."""
+        self.bar.update(min(self.step_size, self.bar.total - self.bar.n))
+
+    def steps(self, step: int, rate: float) -> None:
+        """Log the means since last time; every process must call it. Raises `ImprintError` unless all are finite."""
+        steps = step - self.mark
+        values = self.meter.read(self.accelerator, steps, self.accumulate)
+        if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
+            raise ImprintError(
+                f"the loss or gradient is not finite at step {step}; {self.state.last()}: lower --lr and run the "
+                "same command again"
+            )
+        speed = steps * self.step_size / (time.monotonic() - self.marked_at)
+        self.write(step, **values, lr=rate, pictures_per_second=speed)
+        self.mark = step
+        self.restart_clock()
+
+    def write(self, step: int, **values: float | dict[str, float]) -> None:
+        """Numbers, and groups of them, into stats.jsonl, the bar and the trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        pictures = step * self.step_size
+        self.state.log({"pictures": pictures, "step": step} | values)
+        numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
+        for name, group in values.items():
+            if isinstance(group, dict):
+                numbers |= {f"{name}/{part}": value for part, value in group.items()}
+        self.accelerator.log(numbers, step=pictures)
