@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import ImprintError
+from .errors import ImprintError, require_number
 from .matte import apply_matte
 from .preprocess import bounding_boxes
 
@@ -123,6 +123,7 @@ def match_colour(
     `ring` pixels outside the hole; strength from 0 (off) to 1. Returns (B, C, H, W) in [0, 1]; unchanged where no ring
     is left, as for a hole that fills the frame.
     """
+    require_number("colour match", strength, 0, 1)
     if not 0 <= gap < ring:
         raise ImprintError(
             f"the ring is from {gap} to {ring} pixels outside the hole; the first must be 0 or more, the second larger"

@@ -18,7 +18,7 @@ import torch
 
 from .config import ImprintConfig
 from .errors import ImprintError
-from .files import replacing
+from .files import replacing, require_no_lfs_pointer
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -154,6 +154,7 @@ def open_safetensors(path: Path) -> safe_open:
 
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of an Imprint checkpoint (.safetensors)")
+    require_no_lfs_pointer(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -65,14 +65,17 @@ def _with_negative_points(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _say(line: str, stream: TextIO | None = None) -> None:
-    """Print a line, by default to stdout. What was made is on the disk: a closed pipe or a full disk there is no failure."""
+def _say(line: str, stream: TextIO | None = None) -> OSError | ValueError | None:
+    """Print a line, by default to stdout. What was made is on the disk: a closed pipe or a full disk there is no failure, but
+    given back.
+    """
     stream = stream or sys.stdout
     try:
         print(line, file=stream, flush=True)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         with suppress(OSError, ValueError):  # Python flushes once more at the end, and would fail then
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -164,24 +167,37 @@ def info(options: argparse.Namespace) -> int:
         for part, tensors in checkpoint.parts.items()
     }
     config = dataclasses.asdict(checkpoint.config)
-    if options.json:
-        found = {"file": str(options.file), "format_version": FORMAT_VERSION, "checksum": "verified"}
-        print(json.dumps(found | {"parts": parts, "config": config}, indent=1))
-        return 0
+    found = {"file": str(options.file), "format_version": FORMAT_VERSION, "checksum": "verified"}
+    text = (
+        json.dumps(found | {"parts": parts, "config": config}, indent=1)
+        if options.json
+        else _table(options, parts, config)
+    )
+    error = _say(text)
+    if error is not None and not isinstance(error, BrokenPipeError):  # which `imprint info FILE | head` is
+        raise ImprintError(f"what is in {options.file} cannot be printed ({error}); print it elsewhere")
+    return 0
 
-    print(f"{options.file}: format version {FORMAT_VERSION}, checksum verified\n")
-    print(f"{'part':<10}{'tensors':>8}{'parameters':>15}{'bytes':>15}  dtype")
+
+def _table(options: argparse.Namespace, parts: dict[str, dict], config: dict[str, Any]) -> str:
+    """What `info` found, to read."""
+    from .checkpoint import FORMAT_VERSION
+
+    lines = [
+        f"{options.file}: format version {FORMAT_VERSION}, checksum verified\n",
+        f"{'part':<10}{'tensors':>8}{'parameters':>15}{'bytes':>15}  dtype",
+    ]
     total = {name: sum(part[name] for part in parts.values()) for name in ("tensors", "parameters", "bytes")}
     total["dtypes"] = []
     for name, part in (parts | {"total": total}).items():
         counts = f"{part['tensors']:>8,}{part['parameters']:>15,}{part['bytes']:>15,}"
-        print(f"{name:<10}{counts}  {', '.join(part['dtypes'])}".rstrip())
-    print()
+        lines.append(f"{name:<10}{counts}  {', '.join(part['dtypes'])}".rstrip())
+    lines.append("")
     for name, values in config.items():
         fields = values.items() if isinstance(values, dict) else [("", values)]
         for key, value in fields:
-            print(f"{name + ('.' + key if key else ''):<32}{value}")
-    return 0
+            lines.append(f"{name + ('.' + key if key else ''):<32}{value}")
+    return "\n".join(lines)
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -234,6 +250,21 @@ def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
     return pipeline
 
 
+@contextmanager
+def _with_enough_memory() -> Iterator[None]:
+    """Where there is not, an `ImprintError` says so."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", reason):
+            raise
+        raise ImprintError(
+            f"there is not enough memory ({reason or 'none is left'}); give a smaller background, or a smaller --resolution"
+        ) from error
+
+
+@_with_enough_memory()
 def _read(job: Job, options: argparse.Namespace) -> list[tuple[Job, dict[str, Any]]]:
     """The steps that make the job's picture: an object, and its pictures with the mask of one area.
 
@@ -252,6 +283,7 @@ def _read(job: Job, options: argparse.Namespace) -> list[tuple[Job, dict[str, An
     return [(part, own | {"mask": mask}) for part, own, masks in zip(job.each, pictures, areas) for mask in masks]
 
 
+@_with_enough_memory()
 def _make(
     job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: ImprintPipeline, options: argparse.Namespace
 ) -> None:
@@ -289,9 +321,9 @@ def _make(
 
 
 def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
-    """The masks into which a job's object goes, one after another: its own or, by --each-area, each area of it."""
+    """The masks into which a job's object goes, one after another: its own or, by --each-area, each label or area of it."""
     from .hole import separate_areas
-    from .images import as_mask
+    from .images import as_mask, label_masks
 
     if not each_area:
         return [pictures.get("mask")]
@@ -301,6 +333,8 @@ def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
             "leave --each-area out"
         )
     mask = pictures["mask"]
+    if labels := label_masks(mask):
+        return labels
     return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
 
 

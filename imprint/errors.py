@@ -4,10 +4,17 @@ and the checks that are made in several places."""
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from importlib import import_module
+from numbers import Integral, Real
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+LARGEST_NUMBER = 3e38
+"""What fp32 still holds: a larger number is as good as infinite."""
 
 
 class ImprintError(ValueError):
@@ -19,6 +26,28 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def require_number(
+    name: str, value: Any, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER, whole: bool = False
+) -> None:
+    """Raise `ImprintError` unless a value of this name is a number, or a whole number, from `least` to `most`."""
+    a_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if a_number and least <= value <= most:  # which NaN is not
+        return
+    kind = "whole number" if whole else "finite number"
+    bounds = f"from {least:g} to {most:g}" if most < LARGEST_NUMBER else f"of {least:g} or more"
+    raise ImprintError(
+        f"{name} is {value if a_number else repr(value)}; it must be a {kind}{f' {bounds}' if least > -LARGEST_NUMBER else ''}"
+    )
+
+
+def from_extra(package: str, extra: str, what: str) -> ModuleType:
+    """A package that comes with an extra of pyproject.toml, imported. Raises `ImprintError` where it cannot be; what: needs it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImprintError(f'{what} needs the package {package} ({error}): pip install ".[{extra}]"') from error
 
 
 def require_masks(views: int, masks: int) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from .errors import ImprintError
 
 _PREFIX = ".imprint-"
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @contextmanager
@@ -39,6 +42,30 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a whole text in UTF-8, or nothing. Raises `OSError` where the folder cannot be written to."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
+    """The JSON object of a file that an earlier run left. Raises `ImprintError`, with the remedy, for anything else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}, where names and values were expected")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ImprintError(f"{path} cannot be read ({error}); {remedy}") from error
+    return found
+
+
+def require_no_lfs_pointer(path: str | os.PathLike) -> None:
+    """Raise `ImprintError` where Git LFS's text about a file lies in the place of the file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_LFS))
+    except (OSError, ValueError):  # told by whoever reads it
+        return
+    if start == _LFS:
+        raise ImprintError(
+            f"{path} is Git LFS's pointer to a file, not the file; run `git lfs pull` where it was cloned, or download it"
+        )
 
 
 def require_writable(path: str | os.PathLike) -> None:

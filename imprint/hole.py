@@ -13,12 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from .errors import ImprintError
+from .errors import ImprintError, require_number
 from .masks import enlarge_boxes, fill_boxes
 from .preprocess import bounding_boxes
 
 LEAST_CELLS = 2
 """A hole narrower than this many cells of the latent cannot be generated in: it is enlarged."""
+
+MOST_RESOLUTION = 4096
+"""Pixels of the side at which the model may see its crop."""
+MOST_AREAS = 100
+"""Of a mask whose areas get an object each."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,9 @@ class Hole:
         A hole that measures fewer than `LEAST_CELLS` cells of the latent along a side, in the frame or in the model's
         crop, is enlarged around its centre to that size. cell: pixels of the crop that one cell of the latent covers.
         Raises `ImprintError` for a mask without a hole, a context below 1, and a resolution that is not a multiple of
-        `multiple`.
+        `multiple`, or above `MOST_RESOLUTION`.
         """
-        _check_crop(resolution, context, multiple)
+        check_crop(resolution, context, multiple)
         highest = float(mask.max())
         if not highest > 0.5:
             raise ImprintError(
@@ -179,8 +184,16 @@ class Hole:
 
 
 def separate_areas(mask: torch.Tensor) -> list[torch.Tensor]:
-    """Each area of a mask (H, W), above 0.5 and not touching the others, as a mask of its own; from top to bottom."""
+    """Each area of a mask (H, W), above 0.5 and not touching the others, as a mask of its own; from top to bottom.
+
+    Raises `ImprintError` for more than `MOST_AREAS`, which are specks.
+    """
     labels, count = _labelled(mask)
+    if count > MOST_AREAS:
+        raise ImprintError(
+            f"the mask has {count} separate areas, of which {MOST_AREAS} at most get an object each; remove its specks, or its "
+            "dithering"
+        )
     return [(labels == label).to(mask) for label in range(1, count + 1)]
 
 
@@ -213,11 +226,12 @@ def _extent(boxes: torch.Tensor) -> tuple[int, int]:
     return bottom - top, right - left
 
 
-def _check_crop(resolution: int, context: float, multiple: int) -> None:
-    if not 1 <= context < math.inf:
-        raise ImprintError(f"context is {context:g}; the crop must hold the whole hole, so give a number of 1 or more")
-    if resolution < multiple or resolution % multiple:
-        raise ImprintError(f"resolution is {resolution}; it must be a positive multiple of {multiple}")
+def check_crop(resolution: int, context: float, multiple: int) -> None:
+    """Raise `ImprintError` for a crop that cannot be; the arguments as of `Hole.find`."""
+    require_number("context", context, 1)
+    require_number("resolution", resolution, multiple, MOST_RESOLUTION, whole=True)
+    if resolution % multiple:
+        raise ImprintError(f"resolution is {resolution}; it must be a multiple of {multiple}")
 
 
 def _start(first: int, last: int, side: int, frame: int) -> int:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from . import files
 from .errors import ImprintError, not_finite
@@ -26,6 +26,15 @@ Picture: TypeAlias = "Image.Image | torch.Tensor"
 """What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
 
 _ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+    value: Image.Transpose[name]
+    for value, name in enumerate(
+        "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), 2
+    )
+}
+"""By the values of the tag: what makes the picture upright."""
+_SAYS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # parts of a picture's info
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes, and those with colours that are not multiplied by their alpha
 _PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and how it is called
 _MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
 
@@ -40,6 +49,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     """
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
+    files.require_no_lfs_pointer(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -50,7 +60,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
                         "handled: make it smaller"
                     )
                 image.load()
-                return ImageOps.exif_transpose(image)
+                return _turned(image).copy()  # which needs the file no more
     except ImprintError:
         raise
     except Image.DecompressionBombError as error:
@@ -62,13 +72,30 @@ def open_image(path: str | os.PathLike) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF says, without the tag that says so; itself where there is nothing to turn.
 
-    Raises `ImprintError` for one that cannot be decoded: Pillow reads files late.
+    Raises `ImprintError` for one without pixels, or that cannot be decoded: Pillow reads files late.
     """
+    if not image.width * image.height:
+        raise ImprintError(f"the picture is {image.width}x{image.height}: it has no pixels; give another")
     try:
         image.load()
-        return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+        if image.mode in _PREMULTIPLIED:  # Pillow turns these into no others
+            image = image.convert(_PREMULTIPLIED[image.mode])
+        return _turned(image)
     except Exception as error:  # Pillow's decoders let errors of any class through
         raise ImprintError(f"the picture cannot be decoded ({error}); save it again as PNG or JPEG") from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says, and its EXIF gone; itself where that says nothing, or cannot be read."""
+    try:
+        way = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # Pillow lets errors of any class through; the picture is none the worse
+        return image
+    if way is None:
+        return image
+    turned = image.transpose(way)
+    turned.info = {name: value for name, value in image.info.items() if name not in _SAYS_ORIENTATION}
+    return turned
 
 
 def as_picture(image: Picture, profile: bytes | None = None) -> torch.Tensor:
@@ -257,30 +284,78 @@ def mask_to_tensor(image: Image.Image) -> torch.Tensor:
     return full_strength(white if alpha is None else white * alpha)
 
 
+def label_masks(image: Image.Image) -> list[torch.Tensor]:
+    """The mask (1, H, W) of each label of a map of several, the lowest first; [] for any other picture of a mask.
+
+    Raises `ImprintError` as `mask_to_tensor` does.
+    """
+    labels, kinds = _labels(upright(image))
+    return [torch.from_numpy((labels == kind).astype(np.float32))[None] for kind in kinds] if len(kinds) > 1 else []
+
+
 def _brightness(image: Image.Image) -> np.ndarray:
     """(H, W) float32 from 0 to 1. Raises `ImprintError` for a map of several labels, and for values that are not finite."""
-    if _is_deep(image):  # labels 0 and 1 of 65,535 would be lost in 8 bits
-        values = np.asarray(image, dtype=np.float32).clip(0)
-        top = 1.0 if image.mode == "F" else 65535.0
-        if not np.isfinite(values).all():
-            raise ImprintError("the mask holds values that are not finite (NaN or infinity); give numbers in [0, 1]")
-    else:
-        values, top = np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
-    labels = np.asarray(image) if image.mode == "P" and _is_coloured(image) else values if top > 1 else values[:0]
-    kinds = np.unique(labels[labels > 0]) if labels.max(initial=0) <= _MOST_LABELS else ()
+    _, kinds = _labels(image)
     if len(kinds) > 1:
         listed = ", ".join(f"{kind:g}" for kind in kinds[:8])
         raise ImprintError(
             f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in which "
             "one object alone is white"
         )
+    values, top = _values(image)
     return values / max(top, float(values.max()))
 
 
-def _is_coloured(image: Image.Image) -> bool:
-    """Whether a palette has other colours than greys."""
-    saturation = image.convert("RGB").convert("HSV").getextrema()[1]
-    return saturation[1] > 0
+def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W), and which of its values are labels, several where it is a map of them: few colours that are no shades of one, or
+    whole numbers so small that they are no brightness.
+    """
+    coloured = _colours(image)
+    if coloured is not None:
+        return coloured
+    values, top = _values(image)
+    small = values.max(initial=0) <= _MOST_LABELS and (top > 1 or bool((values == values.round()).all()))
+    return values, np.unique(values[values > 0]) if small else values[:0]
+
+
+def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
+    """(H, W) of a colour's number at each pixel, and the numbers of those that are not black; None where there are many, or only
+    shades of one.
+    """
+    if _is_deep(image) or image.mode in ("1", "L", "LA"):
+        return None
+    if image.mode == "P":
+        pixels, numbers = np.asarray(image), sorted(number for _, number in image.getcolors())
+        palette = (image.getpalette() or []) + [0] * 768  # which may end before its last colour
+        colours = np.array([palette[3 * number : 3 * number + 3] for number in numbers])
+    else:
+        rgb = to_rgb(image)
+        found = rgb.getcolors(_MOST_LABELS + 1)
+        if found is None:
+            return None
+        pixels, colours = np.zeros(rgb.size[::-1], np.uint8), np.array(sorted(colour for _, colour in found))
+        numbers = list(range(len(colours)))
+        for number, colour in enumerate(colours):
+            pixels[(np.asarray(rgb) == colour).all(-1)] = number
+    largest = colours.max(1)
+    brightest = colours[largest.argmax()]
+    shades = (
+        np.abs(colours * brightest.max() - largest[:, None] * brightest).max() <= 2 * 255
+    )  # two levels: they are rounded
+    kinds = np.array(numbers)[largest > 0]
+    return None if shades or len(kinds) > _MOST_LABELS else (pixels, kinds)
+
+
+def _values(image: Image.Image) -> tuple[np.ndarray, float]:
+    """(H, W) float32 from 0 on, and what white is. Raises `ImprintError` for floating-point numbers that are no brightness."""
+    if not _is_deep(image):
+        return np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
+    values = np.asarray(image, dtype=np.float32)  # labels 0 and 1 of 65,535 would be lost in 8 bits
+    if not np.isfinite(values).all():
+        raise not_finite("the mask", "give numbers in [0, 1]")
+    if image.mode == "F" and values.min() < -0.5:
+        raise ImprintError(f"the mask has values from {values.min():g} to {values.max():g}, which must be in [0, 1]")
+    return values.clip(0), 1.0 if image.mode == "F" else 65535.0
 
 
 def alpha_to_tensor(image: Image.Image) -> torch.Tensor | None:
@@ -315,18 +390,43 @@ def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow picture -> an upright copy in 8-bit RGB; transparency is dropped, 16-bit grey is scaled.
 
-    An RGB picture keeps its colour profile. One in grey or CMYK with a profile becomes sRGB.
+    An RGB picture keeps its colour profile. One in grey or CMYK with a profile becomes sRGB. Raises `ImprintError` for one that
+    cannot be decoded, and for deep grey that is not in 0 to 65,535 or, in floating point, in [0, 1].
     """
     image = upright(image)
     profile = rgb_profile_of(image)
     made = grey_or_cmyk_to_srgb(image)
     if made is None:
-        if _is_deep(image):  # Pillow's own conversion clips instead of scaling
-            grey = np.asarray(image, dtype=np.float64) / (257 if image.mode != "F" else 1 / 255)
-            image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+        if _is_deep(image):
+            image = _in_8_bits(image)
         made = image.copy() if image.mode == "RGB" else image.convert("RGB")
     made.info = {"icc_profile": profile} if profile else {}
     return made
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """`to_rgb`, its colours in sRGB and without a profile: for what goes on as bare numbers. Raises `ImprintError` likewise."""
+    made = convert_profile(to_rgb(image), None)
+    made.info.pop("icc_profile", None)  # one that means sRGB in other words
+    return made
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Deep grey, mode L: Pillow's own conversion clips instead of scaling."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        if not np.isfinite(values).all():
+            raise not_finite("the picture", "give numbers in [0, 1]")
+        require_range(torch.from_numpy(values), "the picture")
+        values = values * 255
+    elif values.min() < 0 or values.max() > 65535:
+        raise ImprintError(
+            f"the picture's grey goes from {values.min():g} to {values.max():g}; 16 bits, from 0 to 65535, were expected: save "
+            "it so"
+        )
+    else:
+        values = values / 257
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -95,7 +95,7 @@ class Job:
             optional = key in _OF_AN_OBJECT
             names = values.get(key)
             names = [] if names is None and optional else names if isinstance(names, list) else [names]
-            if not all(isinstance(name, str) and name for name in names) or not (names or optional):
+            if not all(map(_is_name, names)) or not (names or optional):
                 raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of a file")
             return tuple(folder / name for name in names)
 
@@ -193,6 +193,14 @@ def read_jobs(
         except ImprintError as error:
             errors[number] = error
     return jobs, errors
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a file could have this name: JSON also has null bytes, and halves of letters."""
+    try:
+        return isinstance(value, str) and value != "" and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def _require_keys(values: Any, required: Sequence[str], optional: Sequence[str], what: str) -> None:

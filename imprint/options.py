@@ -146,7 +146,7 @@ def finish_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--each-area",
         action="store_true",
-        help="an object in each separate area of the mask, not one that spans them all",
+        help="an object in each separate area of the mask, or each label of a map, not one that spans them all",
     )
     group.add_argument(
         "--layers",
@@ -257,5 +257,5 @@ def _number(name: str, value: Any, expected: str = "a number") -> float:
         if isinstance(value, bool):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ImprintError(f"{name} is {value!r}; it must be {expected}") from None

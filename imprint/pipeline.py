@@ -17,7 +17,6 @@ in `imprint.stages`, and the model's loading and saving in `imprint.parts`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -26,7 +25,8 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from .crop import FEATHER as FEATHER
-from .errors import ImprintError, require_same_size
+from .errors import ImprintError, require_number, require_same_size
+from .hole import check_crop
 from .images import Picture, as_mask, colours_of, picture_size
 from .light import require_strengths
 from .place import Align, Place, place_object
@@ -105,12 +105,19 @@ class ImprintPipeline(Stages):
         Raises:
             ImprintError: for input that cannot be used; the message says what to change.
         """
+        config = self.model_config
         settings = Finish(feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow)
-        steps = self.model_config.sampling.steps if num_inference_steps is None else num_inference_steps
-        if steps < 1 or num_results < 1:
-            raise ImprintError(f"got {steps} steps and {num_results} results; both must be 1 or more")
-        if guidance_scale is not None and not math.isfinite(guidance_scale):
-            raise ImprintError(f"guidance is {guidance_scale:g}; it must be a finite number")
+        steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
+        require_number("steps", steps, 1, config.noise.timesteps, whole=True)
+        require_number("num_results", num_results, 1, whole=True)
+        for name, value in (("guidance", guidance_scale), ("eta", eta), ("light", light), ("softness", softness)):
+            if value is not None:
+                require_number(name, value)
+        check_crop(
+            config.resolution if resolution is None else resolution,
+            config.sampling.context if context is None else context,
+            config.multiple,
+        )
         if output_type not in _OUTPUT_TYPES:
             raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
         if isinstance(generator, list) and len(generator) not in (1, num_results):
@@ -151,9 +158,10 @@ class ImprintPipeline(Stages):
         # The latents stay in fp32 whatever the models' precision: with zero terminal SNR the first sigma is 4,518.
         shape = (num_results, *scene.latents.shape[1:])
         device = scene.latents.device
+        if latents is not None and (not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape):
+            found = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise ImprintError(f"the given latents are {found}; expected a tensor of shape {shape}")
         noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
-        if tuple(noise.shape) != shape:
-            raise ImprintError(f"the given latents have shape {tuple(noise.shape)}; expected {shape}")
         latents, logits = self.denoise(
             scene.context.expand(num_results, -1, -1),
             scene.latents.expand(shape),

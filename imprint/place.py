@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from .errors import ImprintError, require_same_size
+from .errors import ImprintError, require_number, require_same_size
 from .preprocess import bounding_boxes
 from .views import ObjectViews
 
@@ -74,10 +74,11 @@ class Align:
         for name, value, known in (("x", self.x, ACROSS), ("y", self.y, DOWN)):
             if value not in known:
                 raise ImprintError(f"the alignment's {name} is {value!r}; it must be one of {', '.join(known)}")
+        require_number("inset", self.inset)
         if not 0 <= self.inset < 0.5:
             raise ImprintError(f"inset is {self.inset:g}; it must be from 0 to less than 0.5 of the shorter side")
-        if self.height is not None and not 1 <= self.height < math.inf:
-            raise ImprintError(f"height is {self.height:g}; it must be a finite number of pixels, 1 or more")
+        if self.height is not None:
+            require_number("height", self.height, 1)
 
     def within(self, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
         """What the inset leaves of a box (top, left, bottom, right): at least a pixel."""
@@ -128,13 +129,13 @@ class PlacedObject:
         if soft:
             colours = _without_fringe(colours, alpha)
         colours, alpha = turned(colours, alpha, place.rotate, place.flip)
-        scale = place.height / alpha.shape[0]
-        high, wide = max(1, round(place.height)), max(1, round(alpha.shape[1] * scale))
+        high, wide = place.height, alpha.shape[1] * (place.height / alpha.shape[0])
         if high * wide > max(LARGEST, 4 * size[0] * size[1]):
             raise ImprintError(
-                f"the object would be {wide}x{high} pixels, many times the {size[1]}x{size[0]} background; give a smaller "
+                f"the object would be {wide:.7g}x{high:.7g} pixels, many times the {size[1]}x{size[0]} background; give a smaller "
                 "height, or the part of its photo that is to be seen"
             )
+        high, wide = max(1, round(high)), max(1, round(wide))
         colours, alpha = resized(colours, alpha, high, wide)
         top, left = round(place.y) - high, round(place.x - wide / 2)
         above, before = max(0, -top), max(0, -left)
@@ -247,6 +248,9 @@ def place_object(
     """
     if fit not in FITS:
         raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
+    for name, value, kind in (("place", place, Place), ("align", align, Align)):
+        if value is not None and not isinstance(value, kind):
+            raise ImprintError(f"{name} is {value!r}; it must be an imprint.place.{kind.__name__}")
     ways = {"placed": placed, "place": place, "align": align and mask is None, "mask": mask is not None}
     given = [name for name, used in ways.items() if used]
     if len(given) != 1:

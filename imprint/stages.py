@@ -18,7 +18,7 @@ from PIL import Image
 from .blending import BLENDS
 from .crop import Crop, Layers, paste_all
 from .detail import restore_detail
-from .errors import ImprintError, require_finite, require_same_size
+from .errors import ImprintError, require_finite, require_number, require_same_size
 from .hole import Placement
 from .images import Picture, as_mask, colours_of, picture_part
 from .light import Lit, load_light, relight, square_around
@@ -30,6 +30,8 @@ from .unet import unet_input
 from .vae import decode, encode
 from .views import ObjectViews
 
+MOST_FEATHER = 2**16
+"""Pixels of a soft edge."""
 _PRECISION = "its weights are broken, or too large for this precision: run it in fp32"
 _SAMPLED = "take another scheduler or guidance, and fp32 if it ran in less"
 
@@ -74,15 +76,13 @@ class Finish:
     """Strength of the shadow that the model predicts; 0 is none."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.colour_match <= 1 and 0 <= self.detail <= 1):
-            raise ImprintError(
-                f"colour match is {self.colour_match:g} and detail {self.detail:g}; both must be from 0 to 1"
-            )
-        if min(self.feather_pixels or 0, self.feather_inwards) < 0 or self.blend_method not in BLENDS:
-            raise ImprintError(
-                f"feather is {self.feather_pixels} pixels outwards and {self.feather_inwards} inwards, which must be 0 "
-                f"or more, and the blend method {self.blend_method!r}, which must be one of {', '.join(BLENDS)}"
-            )
+        require_number("colour match", self.colour_match, 0, 1)
+        require_number("detail", self.detail, 0, 1)
+        require_number("shadow", self.shadow, 0)
+        for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
+            require_number(name, width, 0, MOST_FEATHER, whole=True)
+        if self.blend_method not in BLENDS:
+            raise ImprintError(f"the blend method is {self.blend_method!r}; it must be one of {', '.join(BLENDS)}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import torch
 from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
 from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
+from .files import require_no_lfs_pointer
 
 KINDS: dict[str, dict[str, Any]] = {
     # scripts/inference.py: the object on black; all tokens; "the object should fully extend to the edges of the image"
@@ -290,6 +291,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not os.path.isfile(path):
         raise ImprintError(f"{path}: no such file; give the path of a released checkpoint (.pth, .ckpt, .safetensors)")
+    require_no_lfs_pointer(path)
     if _says_safetensors(path):
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}

@@ -59,7 +59,9 @@ class ImprintJob(io.ComfyNode):
             files = [*_files(_read(job)), network]
         except ImprintError:  # told when it runs
             files = [network]
-        return job, *((path, path.stat().st_mtime_ns) for path in files if path.is_file())
+        return job, *(
+            (str(path), path.stat().st_mtime_ns) for path in files if path.is_file()
+        )  # ComfyUI makes JSON of it
 
     @classmethod
     def execute(cls, job: str, light_model: str = SHIPPED_LIGHT.name) -> io.NodeOutput:
@@ -98,7 +100,8 @@ def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -
 def _read(job: str) -> Job:
     """Raises `ImprintError` for a job that cannot be read, and for files outside ComfyUI's input folder."""
     folder = Path(folder_paths.get_input_directory())
-    read = Job.from_json(job.encode(), folder, 0, out=Path(folder_paths.get_temp_directory()) / "imprint_job.png")
+    out = Path(folder_paths.get_temp_directory()) / "imprint_job.png"
+    read = Job.from_json(job.encode(errors="surrogatepass"), folder, 0, out=out)
     for path in _files(read):
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ImprintError(f"{path} lies outside ComfyUI's input folder; put it there, and give its name")

@@ -340,7 +340,7 @@ def _same_background(frames: torch.Tensor, after: sockets.PlacedBatch) -> torch.
 
 def _within(box: dict, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of a BOUNDING_BOX's part in a frame of `size`. Raises `ImprintError` where there is none."""
-    if not all(isinstance(box.get(name), int) for name in ("x", "y", "width", "height")):
+    if not isinstance(box, dict) or not all(isinstance(box.get(name), int) for name in ("x", "y", "width", "height")):
         raise ImprintError(f"the box is {box}; it must have x, y, width and height in whole pixels")
     height, width = size
     left, top = max(0, box["x"]), max(0, box["y"])

@@ -13,7 +13,7 @@ import nodes  # ComfyUI's own, not this package
 
 from ..imprint.config import ImprintConfig
 from ..imprint.crop import Crop
-from ..imprint.errors import ImprintError, require_finite
+from ..imprint.errors import ImprintError, require_finite, require_number
 from ..imprint.hole import Hole
 from ..imprint.images import full_strength
 from .matte import MatteReader
@@ -204,6 +204,7 @@ class ImprintCompositeSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         config = imprint_config(model)
         _check_parts(config, vae, positive, negative)
+        require_number("cfg", cfg)  # ComfyUI's own check lets NaN through
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
         _check_variations(variations, len(frames))

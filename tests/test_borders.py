@@ -18,7 +18,7 @@ from imprint.crop import Crop, paste
 from imprint.detail import _starts
 from imprint.errors import ImprintError
 from imprint.hole import Hole, separate_areas
-from imprint.images import as_mask, as_picture, mask_to_tensor, open_image, save_image, to_rgb, upright
+from imprint.images import as_mask, as_picture, label_masks, mask_to_tensor, open_image, save_image, to_rgb, upright
 from imprint.profiles import convert_profile, profile_of
 from imprint.views import ObjectViews
 
@@ -60,6 +60,17 @@ def test_an_opened_photo_is_upright_in_the_composite(pipeline, scene, tmp_path, 
     assert made.getexif().get(0x0112, 1) == 1 and "exif" not in made.info
     view = ObjectViews.of(with_exif(subject, orientation, tmp_path / "object.png"))
     assert view.pictures[0].shape[2:] == open_image(tmp_path / "object.png").size[::-1]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize(
+    "data", [b"Exif\0\0garbage!", b"MM\0\xef\0\0\0\x08", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"]
+)
+def test_a_photo_with_broken_exif_is_a_photo(tmp_path, kind, data):
+    picture, path = photo(20, 10), tmp_path / f"a.{kind.lower()}"
+    picture.save(path, kind, exif=data)
+    for opened in (open_image(path), upright(Image.open(path))):
+        assert opened.size == (20, 10) and as_picture(opened).shape == (1, 3, 10, 20)
 
 
 BAD_VALUES = {
@@ -145,6 +156,33 @@ def test_a_faint_alpha_is_the_object_s_mask(pipeline, scene):
     assert torch.equal(pipeline.encode_object(subject), pipeline.encode_object(scene[0]))
 
 
+DEEP = {  # values of a grey ramp from 0 to 1, and what is said of them as a picture and as a mask
+    "a float picture": (lambda ramp: ramp, None, None),
+    "floats to 255": (lambda ramp: ramp * 255, "from 0 to 255", None),
+    "floats from -1": (lambda ramp: 2 * ramp - 1, "from -1 to 1", "from -1 to 1"),
+    "NaN": (lambda ramp: np.where(ramp > 0.5, np.nan, ramp), "not finite", "not finite"),
+    "infinity": (lambda ramp: np.where(ramp > 0.5, np.inf, ramp), "not finite", "not finite"),
+    "minus infinity": (lambda ramp: np.where(ramp > 0.5, -np.inf, ramp), "not finite", "not finite"),
+    "float labels": (lambda ramp: (ramp * 2.9).round(), "from 0 to 3", "map of 3 labels"),
+    "16 bits": (lambda ramp: (ramp * 65535).astype(np.int32), None, None),
+    "more than 16 bits": (lambda ramp: (ramp * 1e6).astype(np.int32), "from 0 to 1e\\+06", None),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_grey_is_in_range_or_refused(kind):
+    values, of_picture, of_mask = DEEP[kind]
+    ramp = np.linspace(0, 1, 300, dtype=np.float32).reshape(15, 20)
+    made = values(ramp)
+    image = Image.fromarray(made.astype(np.float32) if made.dtype.kind == "f" else made)
+    for border, message in ((as_picture, of_picture), (as_mask, of_mask)):
+        if message is None:
+            assert (border(image).mean() - 0.5).abs() < 0.01 and border(image).max() == 1
+        else:
+            with pytest.raises(ImprintError, match=message):
+                border(image)
+
+
 def test_a_map_of_several_labels_is_refused():
     labels = np.zeros((8, 8), np.uint8)
     labels[:4], labels[5:] = 1, 3
@@ -155,11 +193,53 @@ def test_a_map_of_several_labels_is_refused():
             mask_to_tensor(picture)
 
 
+def test_labels_may_be_colours_and_shades_of_one_are_a_soft_mask():
+    labels = np.zeros((20, 20), np.uint8)
+    labels[2:8], labels[10:16], labels[16] = 1, 15, 255  # two things and the void, in the palette of VOC
+    palette = Image.fromarray(labels, "P")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[[1, 15, 255]] = (128, 0, 0), (192, 128, 128), (224, 224, 192)
+    palette.putpalette(colours.ravel().tolist())
+    for picture, numbers in ((palette, "1, 15, 255"), (palette.convert("RGB"), "1, 2, 3")):
+        with pytest.raises(ImprintError, match=rf"map of 3 labels \({numbers}\)"):
+            mask_to_tensor(picture)
+        assert [int(mask.sum()) for mask in label_masks(picture)] == [120, 120, 20]
+    soft = cutout(40, 30).getchannel("A").resize((20, 15), Image.BOX)
+    white = mask_to_tensor(soft)
+    red = Image.merge("RGB", (soft, *[Image.new("L", soft.size)] * 2))
+    few = red.quantize(16)
+    few.putpalette(few.getpalette()[: 3 * (max(number for _, number in few.getcolors()) + 1)])  # cut off after its last
+    for picture, near in ((red, 1 / 64), (few, 1 / 8)):
+        assert not label_masks(picture) and torch.allclose(mask_to_tensor(picture), white, atol=near)
+    for empty in (Image.new("P", (4, 4)), Image.new("RGB", (4, 4))):
+        assert not label_masks(empty) and not mask_to_tensor(empty).any()
+
+
 # --- pictures go out whole, with their colours, or a sentence says why not ---------------------------------------------
 
 
+PROFILED = "RGB RGBA RGBa RGBX P PA".split()  # modes whose numbers an RGB profile is for
+MODES = "1 L LA La I;16 I;16B I F P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV LAB".split()
+
+
+def in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """An RGBA picture in any of Pillow's modes."""
+    grey = np.asarray(picture.convert("L"))
+    if mode in ("F", "I", "I;16"):
+        return Image.fromarray(
+            {"F": grey / np.float32(255), "I": grey * np.int32(257), "I;16": grey * np.uint16(257)}[mode]
+        )
+    if mode == "I;16B":
+        return Image.frombytes(mode, picture.size, (grey * np.uint16(257)).astype(">u2").tobytes())
+    if mode == "LAB":
+        lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        return ImageCms.profileToProfile(picture.convert("RGB"), *lab, outputMode=mode)
+    through = {"La": "LA", "PA": "P"}.get(mode, picture.mode)
+    return picture.convert(through).convert(mode)
+
+
 @given(
-    mode=st.sampled_from(["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1", "YCbCr"]),
+    mode=st.sampled_from(MODES),
     ending=st.sampled_from(["png", "tiff", "tif", "bmp", "webp", "jpg", "jfif", "gif", "ico", "pdf", "eps"]),
     orientation=st.integers(1, 8),
     kind=st.sampled_from([None, "wide", "sRGB", "lab", b"broken"]),
@@ -167,8 +247,7 @@ def test_a_map_of_several_labels_is_refused():
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientation, kind):
     base = cutout(64, 48, seed=3)
-    grey = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
-    background = grey if mode == "I;16" else base.convert(mode)
+    background = in_mode(base, mode)
     given_profile = kind if isinstance(kind, bytes | None) else profile(kind)
     background.info = background.info | ({"icc_profile": given_profile} if given_profile else {})
     exif = background.getexif()
@@ -190,8 +269,8 @@ def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientati
         found.load()
     assert found.size == size and found.getexif().get(0x0112, 1) == 1
     opaque = ending in ("jpg", "jfif", "bmp")
-    assert found.has_transparency_data == (mode in ("RGBA", "LA") and not opaque) or mode == "P"
-    wanted = profile(kind) if kind in ("wide", "sRGB") and mode in ("RGB", "RGBA", "P") else None
+    assert found.has_transparency_data == (mode in ("RGBA", "RGBa", "LA", "La", "PA") and not opaque) or mode == "P"
+    wanted = profile(kind) if kind in ("wide", "sRGB") and mode in PROFILED else None
     if ending != "bmp":
         assert found.info.get("icc_profile") == wanted
         if ending in ("png", "tiff", "tif"):
@@ -367,6 +446,13 @@ def test_areas_are_counted_and_taken_apart():
     areas = separate_areas(mask)
     assert len(areas) == 2 and torch.equal(sum(areas), mask) and areas[0][15, 15] == 1
     assert Hole.find(mask, 64).areas == 2 and Hole.find(areas[0], 64).areas == 1
+
+
+def test_specks_are_no_areas():
+    mask = torch.zeros(40, 60)
+    mask[::2, ::2] = 1
+    with pytest.raises(ImprintError, match="600 separate areas, of which 100 at most"):
+        separate_areas(mask)
 
 
 def test_separate_areas_are_said_or_get_an_object_each(tmp_path, job, scene, capsys, caplog):

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -247,13 +248,13 @@ def test_unusable_files(files, capsys, monkeypatch, changes, message):
     [
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**70}, "seed is"),
-        ({"steps": 0}, "0 steps"),
+        ({"steps": 0}, "steps is 0"),
         ({"context": 0.3}, "context is 0.3"),
         ({"context": "nan"}, "context is nan"),
         ({"resolution": 100}, "resolution is 100"),
         ({"guidance": "inf"}, "guidance is inf"),
-        ({"feather": -2}, "feather is -2 pixels"),
-        ({"feather_in": -2}, "-2 inwards"),
+        ({"feather": -2}, "feather is -2"),
+        ({"feather_in": -2}, "feather inwards is -2"),
         ({"colour_match": 2}, "colour match is 2"),
         ({"device": "cuda"}, "no 'cuda' device"),
     ],
@@ -293,6 +294,22 @@ def test_bad_input_fails_before_the_model_is_loaded(files, capsys, monkeypatch):
     failure(capsys, command(files, object=files / "absent.png"))
     failure(capsys, command(files, out=files / "out.txt"))
     failure(capsys, command(files, seed=-1))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 bytes")])
+def test_too_little_memory_is_one_line_and_the_other_jobs_are_made(files, capsys, monkeypatch, error):
+    real, calls = ImprintPipeline.__call__, []
+
+    def once(*args, **named):
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return real(*args, **named)
+
+    monkeypatch.setattr(ImprintPipeline, "__call__", once)
+    assert batch(files, [job(out="a.png"), job(out="b.png")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "1 written, 0 skipped, 1 failed\n" and "line 1: there is not enough memory" in err
 
 
 def test_without_diffusers_the_extra_is_named(files, capsys, monkeypatch):
@@ -376,7 +393,7 @@ BAD_LINES = {
     json.dumps(job(mask="small.png")): "make them the same size",
     json.dumps(job(object="plain.png")): "no mask and no transparency",
     json.dumps(job(out="bad.txt")): "no picture format",
-    json.dumps(job(object="a\0b.png")): "no such file",
+    json.dumps(job(object="a\0b.png")): "'object' is 'a\\x00b.png'",
 }
 
 
@@ -468,6 +485,21 @@ def test_info_json(micro_file, capsys, micro):
     assert found["format_version"] == 1 and found["checksum"] == "verified"
     assert set(found["parts"]) == {"encoder", "adapter", "unet", "vae"}
     assert ImprintConfig.from_json(json.dumps(found["config"])) == micro
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_info_that_nobody_reads_is_fine_and_on_a_full_disk_a_sentence(micro_file, words, monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(["info", str(micro_file), *words]) == 0
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert cli.main(["info", str(micro_file), *words]) == 2
+    monkeypatch.undo()
+    assert re.search("cannot be printed .*No space left", capfd.readouterr().err) or not os.path.exists("/dev/full")
 
 
 def test_info_of_mixed_precision_and_of_damaged_files(tmp_path, micro_file, capsys):

@@ -82,6 +82,21 @@ def test_the_command_goes_on_and_prepare_finds_its_masks(tmp_path, capsys, monke
     found = {group.name: group.data[1] for group in stills.folder_groups(tmp_path, None) if group.data[0]}
     assert found == {"more/good.png": tmp_path / "masks/more/good.png", "flat.png": None, "broken.jpg": None}
 
+    def stopped(_picture):
+        raise KeyboardInterrupt
+
+    (tmp_path / "masks/more/good.png").unlink()
+    monkeypatch.setattr(grabcut, "cut_out", stopped)
+    with pytest.raises(SystemExit) as left:
+        cutout.main([str(tmp_path), "--workers", "1"])
+    assert left.value.code == 130 and "finished masks are kept" in capsys.readouterr().err
+    monkeypatch.undo()
+    for text in ("[]", '{"photos": []}', '{"photos": 3}', "{"):
+        (tmp_path / "masks/cutout.json").write_text(text)
+        cutout.main([str(tmp_path), "--workers", "1"])
+        assert json.loads((tmp_path / "masks/cutout.json").read_text()) == report
+        capsys.readouterr()
+
     monkeypatch.setattr(grabcut, "cut_out", lambda picture: pytest.fail("done before"))
     (tmp_path / "images/broken.jpg").unlink()
     cutout.main([str(tmp_path), "--workers", "1"])

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from micro import cutout, fresh_checkpoint, micro_config, photo, rectangle
+from mutations import mutated
 from PIL import Image
 
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
@@ -264,6 +267,39 @@ def test_the_first_tasks_cover_all_subjects(data):
     assert made[0].seed(0) != made[1].seed(0) != made[1].seed(1)
 
 
+LISTED = [
+    {"background": "a.png", "box": [10, 10, 40, 40], "subject": "cup"},
+    {"background": "a.png", "box": [1.5, 1, 9, 9]},
+]
+ANNOTATED = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 50}],
+    "annotations": [{"image_id": 1, "bbox": [10, 10, 30, 30], "iscrowd": 0}],
+}
+
+
+@given(listed=mutated(LISTED), annotated=mutated(ANNOTATED), box=st.lists(st.floats(), min_size=4, max_size=4))
+def test_broken_boxes_are_said(tmp_path_factory, listed, annotated, box):
+    folder = tmp_path_factory.mktemp("boxes")
+    photo(60, 50).save(folder / "a.png")
+    cutout(20, 20).save(folder / "cup.png")
+    lines = listed if isinstance(listed, list) else [listed]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "b.json").write_text(json.dumps(annotated))
+    (folder / "c.jsonl").write_text(json.dumps({"background": "a.png", "box": box}))
+    for name in ("a.jsonl", "b.json", "c.jsonl"):
+        try:
+            boxes = tasks.read_boxes(folder / name, folder)
+            scenes = [
+                task.load() for task in tasks.subject_tasks({"cup": [tasks.Photo(folder / "cup.png", None)]}, boxes)
+            ]
+        except ImprintError as error:
+            assert "\n" not in str(error)
+            continue
+        for scene in scenes:
+            left, top, right, bottom = scene.box
+            assert 0 <= left < right <= 60 and 0 <= top < bottom <= 50 and scene.crop(scene.background).size
+
+
 def test_coco_lends_the_largest_box_of_fit_size(data):
     assert tasks.read_boxes(data / "instances.json", data / "backgrounds") == [
         (data / "backgrounds" / "one.png", (40, 30, 75, 60), None),
@@ -357,7 +393,7 @@ def test_composites_are_the_pipeline_s_with_the_task_s_seed(data, first_run):
         assert pixels(first_run / "composites" / row / f"{task.name}.png") == picture.tobytes()
 
 
-def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, first_run, monkeypatch):
+def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, first_run, monkeypatch, capsys):
     make, made = composites.sampler, []
 
     def failing(row, options):
@@ -371,9 +407,10 @@ def test_an_interrupted_run_continues_and_keeps_what_is_there(data, tmp_path, fi
 
         return sample_once
 
-    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as interrupted, pytest.raises(SystemExit) as left:
         interrupted.setattr(composites, "sampler", failing)
         evaluate.main(words(data, tmp_path))
+    assert left.value.code == 130 and "stopped: composites that are made are kept" in capsys.readouterr().err
     (kept,) = (tmp_path / "composites" / "micro").glob("*.png")
     before = kept.stat().st_mtime_ns
     evaluate.main(words(data, tmp_path))

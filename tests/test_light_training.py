@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -666,6 +667,23 @@ def test_meshes_that_cannot_be_read_are_said(tmp_path):
     made = plan.LightPlan.make([meshes], [files(tmp_path / "places", ["p0.hdr", "p1.hdr"])], [], 0.1, set())
     with pytest.raises(ImprintError, match=r"none of 50 train meshes .*[01]\.glb \(.*--exclude"):
         next(trace.trace_groups(None, made, "train", (), np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("package", ["mitsuba", "trimesh"])
+def test_a_package_that_is_missing_is_named_with_its_extra(package, tmp_path, monkeypatch):
+    pytest.importorskip("mitsuba", reason="the extra 'light' is not installed")
+    words = f"light {ball_and_box(tmp_path / 'meshes')} --panoramas {draw_panoramas(tmp_path / 'places')} --count 1"
+    monkeypatch.setitem(sys.modules, package, None)
+    extra = {"mitsuba": "light", "trimesh": "train"}[package]
+    with pytest.raises(SystemExit, match=rf'{package} .*pip install "\.\[{extra}\]"$'):
+        prepare.main([*words.split(), "--output", str(tmp_path / "out"), "--workers", "1", "--variant", "scalar_rgb"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"side"', "{}", "null", "\xff"])
+def test_broken_options_of_groups_are_said(text, tmp_path):
+    (tmp_path / "options.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ImprintError, match=r"options\.json (cannot be read .*delete it|says None px)"):
+        preparing._require_same_side(SimpleNamespace(output=tmp_path, side=32))
 
 
 def test_panoramas_that_cannot_be_read_do_not_bind_the_folder(mitsuba, tmp_path, capsys):

@@ -142,7 +142,9 @@ def test_openexr_is_read_as_radiance_is(tmp_path):
 
 def test_openexr_without_its_reader_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mitsuba", None)
-    with pytest.raises(ImprintError, match=r"a\.exr is read by Mitsuba .*convert it to \.hdr"):
+    with pytest.raises(
+        ImprintError, match=r"a\.exr, unless you convert it to \.hdr, needs the package mitsuba .*\[light\]"
+    ):
         panoramas.read_panorama(tmp_path / "a.exr")
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import math
 
 import accelerate
 import diffusers
@@ -576,21 +577,31 @@ EMPTY, SMALL = Image.new("L", (120, 90)), Image.new("L", (60, 45), 255)
         ({"background": torch.zeros(1, 4, 90, 120)}, r"\(1, 4, 90, 120\)"),
         ({"background": torch.zeros(2, 3, 90, 120)}, r"\(2, 3, 90, 120\)"),
         ({"mask": torch.ones(90, 120)}, r"\(90, 120\); expected \(1, H, W\)"),
-        ({"num_inference_steps": 0}, "0 steps"),
-        ({"num_results": 0}, "0 results"),
+        ({"num_inference_steps": 0}, "steps is 0; it must be a whole number from 1 to 1000"),
+        ({"num_inference_steps": 10**11}, "steps is 100000000000"),
+        ({"num_results": 0}, "num_results is 0; it must be a whole number of 1 or more"),
         ({"guidance_scale": float("nan")}, "guidance is nan"),
+        ({"guidance_scale": 1e308}, r"guidance is 1e\+308; it must be a finite number$"),
+        ({"resolution": 2**20}, "resolution is 1048576; it must be a whole number from 16 to 4096"),
+        ({"feather_pixels": 10**20}, "feather is 1"),
         ({"colour_match": 1.5}, "colour match is 1.5"),
-        ({"detail": 1.5}, "detail 1.5"),
+        ({"detail": 1.5}, "detail is 1.5"),
         ({"context": 0.5}, "context is 0.5"),
         ({"context": 0}, "context is 0"),
         ({"resolution": 70}, "70.*multiple of 16"),
         ({"resolution": 0}, "resolution is 0"),
-        ({"feather_pixels": -1}, "feather is -1 pixels"),
-        ({"feather_inwards": -1}, "and -1 inwards"),
+        ({"feather_pixels": -1}, "feather is -1;"),
+        ({"feather_inwards": -1}, "feather inwards is -1;"),
         ({"blend_method": "poisson"}, "'poisson'.*feather, multiband"),
         ({"blend_mask": torch.ones(1, 9, 12)}, "120x90, but its blend mask is 12x9"),
         ({"output_type": "np"}, "'np'.*pil, pt, latent"),
-        ({"latents": torch.zeros(1, 4, 9, 9)}, r"\(1, 4, 9, 9\); expected \(1, 4, 8, 8\)"),
+        ({"latents": torch.zeros(1, 4, 9, 9)}, r"\(1, 4, 9, 9\); expected a tensor of shape \(1, 4, 8, 8\)"),
+        ({"latents": "noise"}, "the given latents are str"),
+        ({"align": "left"}, r"align is 'left'; it must be an imprint\.place\.Align"),
+        ({"place": (1, 2), "mask": None}, r"place is \(1, 2\); it must be an imprint\.place\.Place"),
+        ({"mask": Image.new("L", (0, 5))}, "the picture is 0x5: it has no pixels"),
+        ({"background": Image.new("RGB", (0, 5))}, "the picture is 0x5: it has no pixels"),
+        ({"object_mask": Image.new("1", (5, 0))}, "the picture is 5x0: it has no pixels"),
         ({"object_image": torch.full((1, 3, 9, 9), float("nan")), "object_mask": torch.ones(1, 9, 9)}, "not finite"),
     ],
 )
@@ -600,6 +611,22 @@ def test_bad_input(pipeline, scene, changes, message):
     with pytest.raises(ImprintError, match=message) as caught:
         pipeline(**given)
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = (
+    "num_inference_steps guidance_scale num_results context resolution feather_pixels feather_inwards colour_match "
+)
+NUMBERS += "detail eta light shadow softness"
+
+
+@pytest.mark.parametrize("fit", ["fill", "contain"])
+@pytest.mark.parametrize("name", NUMBERS.split())
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "3", [1], True, 10**400, -(10**400)])
+def test_what_is_no_number_is_refused_whoever_makes_the_picture(pipeline, scene, name, value, fit):
+    """Also where the object is placed, and most of them change nothing: a mistake is said before one relies on it."""
+    subject, background, hole = scene
+    with pytest.raises(ImprintError, match=r"it must be a (whole|finite) number"):
+        pipeline(subject, None, background, hole, fit=fit, **{name: value})
 
 
 @pytest.mark.parametrize("name", PRESETS)

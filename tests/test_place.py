@@ -178,7 +178,7 @@ def test_no_aligned_object_leaves_what_the_inset_leaves(sides, rotate, across, d
         ({"inset": 0.5}, "inset is 0.5; it must be from 0 to less than 0.5"),
         ({"inset": -0.1}, "inset is -0.1"),
         ({"inset": math.nan}, "inset is nan"),
-        ({"height": 0.5}, "height is 0.5; it must be a finite number of pixels, 1 or more"),
+        ({"height": 0.5}, "height is 0.5; it must be a finite number of 1 or more"),
         ({"height": math.inf}, "height is inf"),
         ({"height": math.nan}, "height is nan"),
     ],

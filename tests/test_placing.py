@@ -10,7 +10,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from micro import cutout, micro_light, photo, rectangle
+from mutations import mutated
 from PIL import Image, ImageCms
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -231,7 +234,7 @@ def test_a_pipeline_without_a_light_network_takes_the_shipped_one(_placing, scen
         ({"mask": None, "placed": True}, "the placed object is 50x40, but the background is 120x90"),
         ({"fit": "cover"}, "fit is 'cover'"),
         ({"light": 1.6}, "light is 1.6, shadow 1 and softness 0"),
-        ({"shadow": -1}, "shadow -1"),
+        ({"shadow": -1}, "shadow is -1"),
         ({"softness": 2}, "softness 2"),
         ({"rotate": "left"}, "rotate is 'left'"),
         ({"output_type": "latent"}, "never in the model's latents"),
@@ -459,6 +462,7 @@ BAD_KEYS = {
     "the placed object is 50x40, but the background is 120x90": {"placed": True},
     "unknown keys: mirrored": {"mask": "box.png", "mirrored": True},
     "finite numbers": {"at": ["nan", 5]},
+    "it must be a number": {"at": [50, 70], "height": 10**400},
 }
 
 
@@ -536,6 +540,66 @@ def test_layers_of_several_areas_and_jobs_keep_apart(files):
     assert [path.name for path in sorted((files / "of-jobs" / "one").iterdir())] == [
         f"{number}-{layer}.png" for number, layer in enumerate(layers, 1)
     ]
+
+
+def test_each_label_of_a_map_gets_an_object_also_where_they_touch(files, capsys):
+    first, second = (5, 5, 40, 45), (40, 5, 75, 45)
+    labels = Image.new("L", (120, 90))
+    labels.paste(1, first)
+    labels.paste(2, second)
+    palette = labels.copy()
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    for number, mask in enumerate((labels, palette)):
+        mask.save(f"labels-{number}.png")
+        rectangle(120, 90, first).save("first.png")
+        rectangle(120, 90, second).save("second.png")
+        assert cli.main(composite("--mask", "first.png")) == 0
+        words = composite("--mask", "second.png", "--overwrite")
+        words[words.index("background.png")] = "out.png"
+        assert cli.main(words) == 0
+        one_by_one = pixels("out.png")
+        assert cli.main(composite("--mask", f"labels-{number}.png", "--each-area")) == 0
+        assert np.array_equal(pixels("out.png"), one_by_one)
+        assert cli.main(composite("--mask", f"labels-{number}.png")) == 2
+        assert "map of 2 labels (1, 2)" in capsys.readouterr().err
+
+
+LINES = (
+    {
+        "object": ["object.png"],
+        "background": "background.png",
+        "out": "any.png",
+        "mask": "box.png",
+        "align": "left,bottom",
+    }
+    | {"inset": 0.1, "height": 30, "rotate": 5, "flip": True, "fit": "contain", "light": 1, "softness": 0, "seed": 3},
+    {"background": "background.png", "out": "any.png", "shadow": 0.5}
+    | {"objects": [{"object": "object.png", "at": [50, 90], "height": 20}, {"object": "layer.png", "placed": True}]},
+)
+
+
+@given(line=st.sampled_from(LINES).flatmap(mutated))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_line_is_made_or_has_a_sentence(files, capsys, line):
+    (files / "any.png").unlink(missing_ok=True)
+    (files / "jobs.jsonl").write_text(json.dumps(line) + "\n")
+    done = cli.main(["batch", "jobs.jsonl", "--steps", "1"])
+    out, err = capsys.readouterr()
+    if done == 0:
+        assert out == "1 written, 0 skipped, 0 failed\n"
+    else:
+        assert done == 2 and out == "0 written, 0 skipped, 1 failed\n" and "jobs.jsonl, line 1: " in err
+
+
+@pytest.mark.parametrize("key", ["object", "object_mask", "background", "mask", "out"])
+@pytest.mark.parametrize("name", ["a\0.png", "\ud800.png", "", 3, ["a.png", "\0"]])
+def test_what_no_file_can_be_called_is_said(files, capsys, key, name):
+    line = {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "one.png"}
+    lines = [line | {key: name}, line | {"out": "two.png"}]
+    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert cli.main(["batch", "jobs.jsonl"]) == 2
+    out, err = capsys.readouterr()
+    assert f"line 1: '{key}' is" in err and out == "1 written, 0 skipped, 1 failed\n"
 
 
 def refused(files, capsys, monkeypatch, words) -> str:

@@ -15,8 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from micro import cutout, micro_config, photo
+from mutations import mutated
 from PIL import Image, ImageDraw, ImageFilter
+from test_borders import profile
 
 pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
@@ -24,6 +28,7 @@ pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
 import trimesh
 
 from imprint.errors import ImprintError
+from imprint.images import open_image, to_srgb
 from training import prepare as command
 from training.data.filters import Limits, edge_width, unusable_objects
 from training.data.shards import Record, Sample, held_out, read_parts, read_shards
@@ -275,6 +280,38 @@ def test_coco(tmp_path, layout):
         ("no picture", "000000000004.jpg"),
     }
     assert_both_stages_train_on(tmp_path / "out/train", "still")
+
+
+TABLES = {
+    "coco": {
+        "images": [{"id": 1, "file_name": "one.jpg", "width": WIDTH, "height": HEIGHT, "license": 4}],
+        "annotations": [
+            {"image_id": 1, "area": 3300, "segmentation": [[30, 20, 90, 20, 90, 75, 30, 75]], "iscrowd": 0},
+            {"image_id": 1, "area": 9000, "segmentation": {"counts": [0, HEIGHT * WIDTH]}},
+        ],
+        "licenses": [{"id": 4, "name": "Attribution License"}],
+    },
+    "captions": {
+        "images": [{"id": 1, "file_name": "one.jpg"}],
+        "annotations": [{"image_id": 1, "caption": "a thing"}, {"image_id": 1, "caption": "the other"}],
+    },
+}
+
+
+@pytest.mark.parametrize("source", TABLES)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_broken_annotations_are_said_or_left_out(tmp_path_factory, source, data):
+    root = tmp_path_factory.mktemp("in")
+    table = root / f"{source.replace('coco', 'instances')}.json"
+    save_photo(root / "images" / "one.jpg")
+    write_broken(table, json.dumps(data.draw(mutated(TABLES[source]))))
+    try:
+        report = prepare(source, root, root / "out")
+    except ImprintError as error:
+        assert str(root) in str(error) and "\n" not in str(error)
+    else:
+        assert report["counts"]["train"].get("pictures") or report["dropped"]
 
 
 def test_ppr10k(tmp_path):
@@ -714,6 +751,55 @@ def test_a_dry_run_tries_the_output(tmp_path):
     words = ["folder", "--input", tmp_path / "in", "--output", "/proc/x", "--licence", "CC0", "--dry-run"]
     with pytest.raises(SystemExit, match="cannot be written"):
         command.main(list(map(str, words)))
+
+
+def test_pictures_of_every_kind_are_srgb_in_shards(tmp_path):
+    """Wide colours are converted, deep grey is scaled, CMYK and what is turned by its EXIF are as they look."""
+    plain, root = photo(8, 6, seed=3).resize((WIDTH, HEIGHT), Image.BICUBIC), tmp_path / "in"  # smooth: JPEGs are made
+    wide, turned = plain.copy(), plain.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = np.asarray(plain.convert("L"))
+    root.mkdir()
+    wide.save(root / "wide.png", icc_profile=profile("wide"))
+    turned.save(root / "turned.png", exif=exif)
+    Image.fromarray(grey * np.uint16(257)).save(root / "deep.png")
+    plain.convert("CMYK").save(root / "inks.tif")
+    prepare("folder", root, tmp_path / "out", quality=100)
+    made = {clip: np.asarray(sample.picture).astype(int) for (clip, _), sample in read(tmp_path / "out").items()}
+    colours, grey = np.asarray(plain).astype(int), np.repeat(grey[..., None], 3, 2)
+    for name, expected in (("turned", colours), ("deep", grey), ("inks", colours)):
+        assert np.abs(made[name] - expected).mean() < 3, name
+    assert np.abs(made["wide"] - np.asarray(to_srgb(open_image(root / "wide.png")))).mean() < 3
+    assert np.abs(made["wide"] - colours).mean() > 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf_8_is_one_like_any_other(tmp_path):
+    root, name = tmp_path / "in", os.fsdecode(b"caf\xe9.jpg")
+    save_photo(root / "ok.jpg")
+    (root / "ok.jpg").rename(root / name)
+    write_broken(root / os.fsdecode(b"\xff.png"))
+    report = prepare("folder", root, tmp_path / "out")
+    assert report["counts"]["train"]["pictures"] == 1 and report["dropped"] == {"broken picture": 1}
+    (sample,) = read(tmp_path / "out").values()
+    assert sample.record.clip == Path(name).stem
+    assert "\\udcff.png" in (tmp_path / "out" / "data.dropped.tsv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"options": 3}', '{"size": "x"}', "{"])
+def test_broken_reports_are_made_again(clips, tmp_path, text):
+    first = prepare("davis", clips, tmp_path / "out")
+    for report in (tmp_path / "out" / "data.json", *(tmp_path / "out" / "reports").rglob("*.json")):
+        report.write_text(text)
+    assert prepare("davis", clips, tmp_path / "out") == first
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a b", "a.b", ".", "\udcff"])
+def test_a_name_that_would_leave_the_folder_or_break_the_keys_is_refused(tmp_path, capsys, name):
+    with pytest.raises(SystemExit) as left:
+        command.parse(["folder", "--input", "x", "--output", "y", "--licence", "CC0", "--name", name])
+    assert left.value.code == 2 and "--name is" in capsys.readouterr().err
 
 
 def test_the_split_never_moves():

@@ -17,7 +17,7 @@ from training import arguments
 from training.arguments import flattened
 from training.data.settings import Limits, Prepare
 from training.light.settings import PrepareLight, Relight
-from training.measure.settings import Evaluate, EvaluateLight
+from training.measure.settings import Benchmark, Evaluate, EvaluateLight
 from training.settings import STAGES, Train, TuneDecoder, parse_train
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +101,9 @@ def test_the_warm_up_ends_before_the_run(capsys):
         ("--pool 2 --limit 9", "--limit reads the first samples, --pool all shards in turn"),
         ("--translation 1.5", "--translation is 1.5"),
         ("--accumulate 2 --compile reduce-overhead", "keeps no gradients between batches"),
+        ("--matte -1", "--matte is -1; it must be 0 or more"),
+        ("--skip-bad -1", "--skip-bad is -1; it must be 0 or more"),
+        ("--lr-warmup -1", "--lr-warmup is -1; it must be 0 or more"),
         ("--resolutions 384:0", "384:0 is no resolution with a share of more than 0"),
     ],
 )
@@ -120,6 +123,38 @@ def test_no_option_takes_a_number_that_is_not_finite(capsys, kind, value):
             with pytest.raises(SystemExit) as left:
                 arguments.parse(kind, [f"--{field.name.replace('_', '-')}={value}"], None)
             assert left.value.code == 2 and f"is {value}; finite numbers were expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [Train, TuneDecoder, Prepare, PrepareLight, Relight, Evaluate, Benchmark])
+def test_no_option_takes_a_whole_number_that_nothing_counts_to(capsys, kind):
+    tried = 0
+    for field in arguments.flat(kind):
+        for value in (2**64, -1) if field.name == "seed" else (2**64,) if field.parse is int else ():
+            with pytest.raises(SystemExit) as left:
+                arguments.parse(kind, [f"--{field.name.replace('_', '-')}={value}"], None)
+            assert left.value.code == 2 and f"--{field.name.replace('_', '-')} is " in capsys.readouterr().err
+            tried += 1
+    assert tried > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (Evaluate, "--output x --pairs p --steps 0", "--steps is 0"),
+        (Evaluate, "--output x --pairs p --detail -0.5", "--detail is -0.5; it is a share"),
+        (Evaluate, "--output x --pairs p --checkpoint ..=b", "--checkpoint ..=b: its results get a folder"),
+        (Benchmark, "--output x --steps 0", "--steps is 0"),
+        (Benchmark, "--output x --time-limit -1", "--time-limit is -1"),
+        (Benchmark, "--output x --memory-batches 8 0", "--memory-batches are (8, 0)"),
+        (Prepare, "coco --input x --output y --border -1", "--border is -1"),
+        (Prepare, "coco --input x --output y --min-area 2", "--min-area is 2.0; it is a share"),
+        (Prepare, "coco --input x --output y --max-edge -1", "--max-edge is -1"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(capsys, kind, options, message):
+    with pytest.raises(SystemExit) as left:
+        arguments.parse(kind, options.split(), None)
+    assert left.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("old", "new"), [("soup", "merge"), ("sheets", "contact_sheets")])

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import given
 from micro import cutout, fresh_checkpoint, micro_config, photo
+from mutations import mutated
 from PIL import Image
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
@@ -32,7 +34,17 @@ from imprint.masks import LEVELS
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 from training import train
-from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Bad, Record, Sample, read_shards, sample, shard_writer
+from training.data.shards import (
+    MAX_FRAME_GAP,
+    VIDEO_GAP,
+    Bad,
+    Record,
+    Sample,
+    decode_sample,
+    read_shards,
+    sample,
+    shard_writer,
+)
 from training.loop import losses, state, validation
 from training.loop import run as training_run
 from training.loop.log import Log
@@ -291,6 +303,33 @@ def test_the_seed_decides(data, tmp_path, first_run):
         train.main(words(data, tmp_path / name, seed=seed))
     assert stats(tmp_path / "again") == stats(first_run)
     assert stats(tmp_path / "other")[0]["loss"] != stats(first_run)[0]["loss"]
+
+
+@pytest.mark.parametrize("name", ["options.json", "data.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"cutouts/train": 3}', "\xff"])
+def test_a_run_whose_description_is_broken_is_said(data, tmp_path, first_run, name, text):
+    folder = shutil.copytree(first_run, tmp_path / "run")
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        SystemExit, match=rf"{re.escape(str(folder))}.*; mend it|was begun with stage|is absent|and is of"
+    ):
+        train.main(words(data, folder))
+
+
+def test_a_state_that_is_not_whole_is_said_and_others_are_left_alone(data, tmp_path, first_run):
+    folder = shutil.copytree(first_run, tmp_path / "run")
+    (folder / "state-of-the-art").mkdir()
+    with (folder / "stats.jsonl").open("a") as log:
+        log.write('{"step"\n[]\n{}\n')
+    train.main(words(data, folder, steps=2))
+    assert stats(folder) == stats(first_run) and (folder / "state-of-the-art").is_dir()
+    (weight,) = folder.glob("state-000000002/model.safetensors")
+    weight.write_bytes(weight.read_bytes()[:100])
+    with pytest.raises(SystemExit, match=r"state-000000002 cannot be read .*; delete it"):
+        train.main(words(data, folder, steps=2))
+    shutil.rmtree(weight.parent)
+    train.main(words(data, folder, steps=2))
+    assert stats(folder) == stats(first_run)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -847,6 +886,27 @@ def test_a_shard_is_whole_or_absent(tmp_path):
         writer.write(sample("one", webp(photo(8, 8)), "webp", Record("", "", 0, "", "")))
         raise RuntimeError("stop")
     assert list(tmp_path.iterdir()) == []
+
+
+FIELDS = dataclasses.asdict(Record("a", "b", 3, "c", "d", (1, 2), (0.1, 0.2, 0.3)))
+
+
+@given(fields=mutated(json.loads(json.dumps(FIELDS))))
+def test_broken_fields_of_a_sample_are_named(fields):
+    parts = {
+        "__key__": "sample-7",
+        "__url__": "bad.tar",
+        "webp": webp(photo(8, 8)),
+        "json": json.dumps(fields).encode(),
+    }
+    try:
+        record = decode_sample(parts).record
+    except ImprintError as error:
+        assert re.match(r"bad\.tar: sample 'sample-7' is not as", str(error))
+        return
+    assert all(type(value) is str for value in (record.object, record.clip, record.source, record.licence))
+    assert all(type(value) is int for value in (record.frame, *record.gap)) and len(record.gap) == 2
+    assert record.shadow is None or (len(record.shadow) == 3 and all(map(math.isfinite, record.shadow)))
 
 
 @pytest.mark.parametrize("lacking", ["json", "webp", "field", "picture"])

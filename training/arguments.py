@@ -22,11 +22,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 from imprint.files import require_writable, same_file
 
 T = TypeVar("T")
 REQUIRED = object()
+LARGEST = 2**53
+"""An option's number at most: seeds and counts of that size are still exact in JSON."""
 
 
 def option(
@@ -76,17 +78,24 @@ def require_other(output: Path, *inputs: Path | None) -> None:
             raise ImprintError(f"{output} is read as well, and would be overwritten; give another --output")
 
 
-def require_finite(values: dict[str, Any]) -> None:
-    """Raise `ImprintError` where an option's value, or one of several, is NaN or infinite."""
+def require_usable(values: dict[str, Any]) -> None:
+    """Raise `ImprintError` where an option's number, or one of several, is NaN, infinite or a whole one beyond `LARGEST`, and
+    where a seed is negative.
+    """
     for name, value in values.items():
-        if not _finite(value):
-            raise ImprintError(f"--{name.replace('_', '-')} is {value}; finite numbers were expected")
+        flag = f"--{name.replace('_', '-')}"
+        if not _usable(value):
+            raise ImprintError(f"{flag} is {value}; finite numbers were expected, whole ones up to {LARGEST}")
+        if name == "seed" and value < 0:
+            raise ImprintError(f"{flag} is {value}; it must be 0 or more")
 
 
-def _finite(value: Any) -> bool:
+def _usable(value: Any) -> bool:
     if isinstance(value, tuple):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+        return all(map(_usable, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) <= LARGEST
 
 
 def require_folder(folder: Path) -> None:
@@ -275,8 +284,7 @@ def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozense
 
     renamed: former names of fields. ignored: what a run's options.json says beside its options.
     """
-    import yaml
-
+    yaml = from_extra("yaml", "train", "--config")
     try:
         table = (
             json.loads(path.read_text(encoding="utf-8"))
@@ -316,7 +324,7 @@ def parse(
     """Settings of a command line; leaves with 2 and a sentence where they do not fit.
 
     preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and
-    its values. Floats must be finite. kind.check(), where there is one, raises `ImprintError` for values that do not go
+    its values. Numbers must be finite and seeds 0 or more. kind.check(), where there is one, raises `ImprintError` for values that do not go
     together.
     """
     parser = argparse.ArgumentParser(
@@ -338,7 +346,7 @@ def parse(
     try:
         if file is not None:
             given = read_file(file, kind, renamed or {}, ignored) | given
-        require_finite(given)
+        require_usable(given)
         values = defaults(kind) | preset(given) | given
         if absent := [field for field in flat(kind) if field.name not in values]:
             names = (

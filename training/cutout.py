@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from imprint.cli import EXIT_INTERRUPTED
 from imprint.errors import ImprintError, print_anything
 
 from .data.grabcut import run
@@ -39,6 +40,9 @@ def main(argv: list[str] | None = None) -> None:
         counts = run(options.photos, masks, options.workers)
     except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped: finished masks are kept; run the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     for result, count in counts.most_common():
         print(f"{result}: {count}")
     print(f"to look at: {reports(masks)[1]}")

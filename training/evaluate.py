@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+from imprint.cli import EXIT_INTERRUPTED
 from imprint.errors import ImprintError, print_anything
 
 from . import arguments
@@ -44,6 +45,11 @@ def main(argv: list[str] | None = None) -> None:
         results = evaluate(settings)
     except ImprintError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped: composites that are made are kept; run the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        sys.exit(f"error: {error}; check that --output can be written to and has room")
     print(report(results))
     failed = [name for name, row in results["rows"].items() if not row.get("background", {"exact": True})["exact"]]
     if failed:

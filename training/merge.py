@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         require_other(options.output, *options.checkpoints)
         require_writable(options.output)
         save_computed(options.output, average([load_checkpoint(path) for path in options.checkpoints]))
-    except ImprintError as error:
+    except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{options.output}: the mean of {len(options.checkpoints)} checkpoints")
 

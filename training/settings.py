@@ -216,6 +216,7 @@ class Train:
             self,
             "images batch accumulate rank reuse block chunk log_every save_every pool refresh cutout_resolution limit",
         )
+        require(self, "matte skip_bad lr_warmup", 0)
         for name, most in {"lr": math.inf, "time_limit": math.inf, "ema": 1, "final_lr": 1}.items():
             value = getattr(self, name)
             if value is not None and not 0 <= value <= most:

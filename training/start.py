@@ -16,7 +16,7 @@ from imprint.config import PRESETS
 from imprint.errors import ImprintError, print_anything
 from imprint.files import require_writable
 
-from .arguments import Renamed, require_other
+from .arguments import Renamed, require_other, require_usable
 from .loop.merging import save_computed
 from .loop.pretrained import start
 
@@ -38,13 +38,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vae", type=Path, help="another autoencoder: a folder in diffusers' layout")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's weights")
     args = parser.parse_args(argv)
-    torch.manual_seed(args.seed)
     try:
+        require_usable({"seed": args.seed})
+        torch.manual_seed(args.seed)
         require_other(args.output, args.unet, args.encoder, args.vae)
         require_writable(args.output)
         checkpoint = start(args.unet, args.encoder, PRESETS[args.sizes], args.background, args.vae, args.adapter)
         save_computed(args.output, checkpoint)
-    except ImprintError as error:
+    except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
     encoder = checkpoint.config.encoder
     print(

@@ -25,9 +25,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--backgrounds", type=Path, help="folder of shards of photos")
     parser.add_argument("--limit", type=int, default=200, help="of the backgrounds")
     args = parser.parse_args(argv)
+    if args.limit < 1:
+        parser.error(f"--limit is {args.limit}; it must be 1 or more")
     try:
         counts = prepare(args.folder, args.output, args.backgrounds, args.limit)
-    except ImprintError as error:
+    except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
 

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.comfyui
 LOAD, ENCODE, ADAPT = "ImprintLoadCheckpoint", "ImprintIDEncoder", "ImprintContentAdapter"
 COARSEN, SAMPLE, BLEND = "ImprintMaskCoarsener", "ImprintCompositeSampler", "ImprintBackgroundBlend"
 RESTORE = "ImprintRestoreDetail"
-PLACE, RELIGHT = "ImprintPlaceObject", "ImprintRelight"
+PLACE, RELIGHT, JOB = "ImprintPlaceObject", "ImprintRelight", "ImprintJob"
+NAN = float("nan")  # which ComfyUI's own check of a widget's range lets through
 SMALL = {"steps": 1, "resolution": 64}
 _number = count()
 
@@ -43,6 +44,12 @@ def mask(shape: str, fill="0", middle="") -> dict:
 
 def conditioning(shape: str, fill="0") -> dict:
     return {"probe": "ProbeConditioning", "inputs": {"shape": shape, "fill": fill}, "output": 0}
+
+
+def job(**changes) -> dict:
+    """The Job node's text."""
+    values = {"background": "imprint_background.png", "object": "imprint_object.png", "at": [150, 330], "height": 180}
+    return {"job": json.dumps(values | changes)}
 
 
 REFUSED = {
@@ -133,6 +140,7 @@ STOPPED = {
     "box-outside": (PLACE, {"box": {"x": 400, "y": 0, "width": 9, "height": 9}}, "outside"),
     "box-of-nothing": (PLACE, {"box": {"x": 4, "y": 4, "width": 0, "height": 9}}, "outside"),
     "box-without-a-width": (PLACE, {"box": {"x": 4, "y": 4, "height": 9}}, "width"),
+    "box-a-word": (PLACE, {"box": "left"}, "the box is left"),
     "box-of-words": (PLACE, {"box": {"x": "left", "y": 4, "width": 9, "height": 9}}, "box"),
     "place-mask-empty": (PLACE, {"mask": mask("1x400x400")}, "empty"),
     "placed-object-without-mask": (PLACE, {"object_mask": None}, "no mask"),
@@ -151,6 +159,25 @@ STOPPED = {
     ),
     "checkpoint-for-a-light-model": (RELIGHT, {"light_model": "changed.safetensors"}, "changed.safetensors"),
     "pickle-for-a-light-model": (RELIGHT, {"light_model": "pickle.pt"}, "pickle"),
+    # numbers that are none
+    "strength-nan": (ADAPT, {"strength": NAN}, "strength is nan"),
+    "cfg-nan": (SAMPLE, {"cfg": NAN}, "cfg is nan"),
+    "context-nan": (SAMPLE, {"context": NAN}, "context is nan"),
+    "detail-nan": (RESTORE, {"strength": NAN}, "detail is nan"),
+    "colour-match-nan": (BLEND, {"colour_match": NAN}, "colour match is nan"),
+    "rotate-nan": (PLACE, {"rotate": NAN}, "rotate is nan"),
+    "light-nan": (RELIGHT, {"light": NAN}, "light is nan"),
+    "softness-nan": (RELIGHT, {"softness": NAN}, "softness nan"),
+    # a job
+    "job-no-json": (JOB, {"job": "no JSON"}, "not JSON"),
+    "job-of-nothing": (JOB, {"job": "[]"}, "not an object"),
+    "job-null-byte": (JOB, job(object="a\0.png"), "'object' is"),
+    "job-half-a-letter": (JOB, job(background="\ud800.png"), "'background' is"),
+    "job-parent-folder": (JOB, job(object="../../user/secret.safetensors"), "outside ComfyUI's input folder"),
+    "job-absent-file": (JOB, job(object="absent.png"), "no such file"),
+    "job-height-nan": (JOB, job(height=NAN), "height is nan"),
+    "job-height-huge": (JOB, job(height=10**400), "height is 1000"),
+    "job-at-words": (JOB, job(at="left"), "at is 'left'"),
     # the hole
     "empty-mask": (COARSEN, {"mask": mask("1x400x400")}, "empty"),
     "mask-of-load-image": (COARSEN, {"mask": mask("1x64x64")}, "64x64"),
@@ -275,6 +302,8 @@ def prompt(server: Server, object_info: dict) -> dict:
     light = {"placed": ["101", 0], "light": 1.0, "shadow": 1.0, "softness": 0.0}
     prompt["102"] = {"class_type": RELIGHT, "inputs": light | {"light_model": SHIPPED_LIGHT.name}}
     prompt["103"] = {"class_type": "PreviewImage", "inputs": {"images": ["102", 0]}}
+    prompt["104"] = {"class_type": JOB, "inputs": job() | {"light_model": SHIPPED_LIGHT.name}}
+    prompt["105"] = {"class_type": "PreviewImage", "inputs": {"images": ["104", 0]}}
     return prompt
 
 

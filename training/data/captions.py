@@ -9,7 +9,7 @@ from pathlib import Path
 from .items import PICTURES, Dropped, Group, Item, Source
 from .settings import Prepare
 from .shards import Record
-from .stills import STILL, coco_tables
+from .stills import STILL, as_coco_s, coco_tables
 
 
 def caption_groups(path: Path, _options: Prepare) -> Iterator[Group]:
@@ -19,23 +19,26 @@ def caption_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """
     if (path / "captions.json").is_file() or any(path.glob("annotations/captions_*.json")):
         for table, folder in coco_tables(path, "captions"):
-            captions = defaultdict(list)
-            for entry in table["annotations"]:
-                captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
-            named = {entry["id"]: entry["file_name"] for entry in table.get("images", ())}
-            names = {
-                number: named.get(number, f"{number:012d}.jpg") for number in sorted(named.keys() | captions.keys())
-            }
-            for number, name in names.items():
-                yield Group(Path(name).stem, data=(folder / name, "COCO 2017", captions[number]))
-            for file in sorted(set(folder.glob("*")) - {folder / name for name in names.values()}):
-                yield Group(file.name, data=(file, "COCO 2017", []))
+            with as_coco_s(folder):
+                yield from _coco_pictures(table, folder)
         return
     for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
         if file.suffix.lower() != ".txt":
             yield Group(file.relative_to(path).as_posix(), data=(file, path.resolve().name, None))
         elif not any(file.with_suffix(ending).is_file() for ending in PICTURES):
             yield Group(file.relative_to(path).as_posix(), data=(file, "", []))
+
+
+def _coco_pictures(table: dict, folder: Path) -> Iterator[Group]:
+    captions = defaultdict(list)
+    for entry in table["annotations"]:
+        captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
+    named = {entry["id"]: entry["file_name"] for entry in table.get("images", ())}
+    names = {number: named.get(number, f"{number:012d}.jpg") for number in sorted(named.keys() | captions.keys())}
+    for number, name in names.items():
+        yield Group(Path(name).stem, data=(folder / name, "COCO 2017", captions[number]))
+    for file in sorted(set(folder.glob("*")) - {folder / name for name in names.values()}):
+        yield Group(file.name, data=(file, "COCO 2017", []))
 
 
 def read_captions(group: Group, options: Prepare) -> Iterator[Item]:

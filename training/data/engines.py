@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 
 from .items import Source
 from .settings import Prepare
@@ -84,11 +84,8 @@ def _on_ray(jobs: list[Job], source: Source, options: Prepare) -> Iterator[dict]
 
     Every node needs this checkout, and input and output at the same URL.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ImprintError(f'--engine ray cannot be used ({error}): pip install ".[ray]"') from error
+    ray = from_extra("ray", "ray", "--engine ray")
+    from_extra("ray.data", "ray", "--engine ray")
     if not jobs:
         return
     ray.init(ignore_reinit_error=True, log_to_driver=False)

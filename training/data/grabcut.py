@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 from imprint.files import write_text
 from imprint.images import mask_to_tensor, open_image, save_image, to_rgb
 
@@ -40,10 +40,7 @@ KEPT = "kept"
 
 def opencv():
     """The module cv2, on one thread. Raises `ImprintError` where it is not installed."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImprintError(f'masks are cut out by OpenCV ({error}): pip install ".[train]"') from error
+    cv2 = from_extra("cv2", "train", "cutting masks out")
     cv2.setNumThreads(1)
     return cv2
 
@@ -179,10 +176,10 @@ def run(folder: Path, masks: Path, workers: int) -> Counter[str]:
         raise ImprintError(f"{folder} has no photos without masks of their own; photos are {', '.join(PICTURES)}")
     report, sheet = reports(masks)
     try:
-        results = json.loads(report.read_text(encoding="utf-8"))["photos"]
-    except (OSError, ValueError, KeyError):  # none yet, or a broken one
+        before = json.loads(report.read_text(encoding="utf-8"))["photos"]
+        results = {name: str(result) for name, result in before.items() if name in photos and result != KEPT}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or a broken one
         results = {}
-    results = {name: result for name, result in results.items() if name in photos and result != KEPT}
     results |= {name: KEPT for name in photos if _place(masks, name).is_file()}
     left = [photo for photo in photos.items() if photo[0] not in results]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections import Counter
@@ -35,11 +34,12 @@ def prepare(source: Source, options: Prepare) -> dict[str, Any]:
     jobs = plan(groups, options)
     resolved = _resolved(groups, options)
     summary = shards.inside(options.output, f"{options.name}.json")
-    before = _read_json(summary)
+    before = _read_json(summary, options=dict)
     if before is not None and before["options"] != resolved:
-        changed = next(name for name in resolved if before["options"].get(name) != resolved[name])
+        then = before["options"]
+        changed = next((name for name in resolved if then.get(name) != resolved[name]), "others")
         raise ImprintError(
-            f"{summary} was begun with {changed} = {before['options'].get(changed)!r}, not {resolved[changed]!r}; "
+            f"{summary} was begun with {changed} = {then.get(changed)!r}, not {resolved.get(changed)!r}; "
             "repeat that, or give another --output or --name"
         )
     if options.dry_run:
@@ -49,7 +49,7 @@ def prepare(source: Source, options: Prepare) -> dict[str, Any]:
     shards.write_file(summary, json.dumps({"options": resolved}, indent=1).encode())
 
     with ThreadPoolExecutor() as pool:
-        known = list(zip(jobs, pool.map(lambda job: _read_json(report_url(job, options)), jobs)))
+        known = list(zip(jobs, pool.map(lambda job: _read_report(job, options), jobs)))
     reports = [report for _, report in known if report is not None]
     missing = [job for job, report in known if report is None]
     done = sum(report["size"] for report in reports)
@@ -64,25 +64,32 @@ def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
     """All that decides what is in the shards."""
     names = "source licence longest_side quality held_out shard_size views resolution identities relit seed".split()
     values = flattened(options)
-    digest = hashlib.sha256("\n".join(sorted(group.name for group in groups)).encode())
-    left_out = hashlib.sha256("\n".join(sorted(options.excluded)).encode())
+    digest = shards.name_digest("\n".join(sorted(group.name for group in groups)))
+    left_out = shards.name_digest("\n".join(sorted(options.excluded)))
     return {name: values[name] for name in names} | {
         "input": str(options.input),
         "textures": [str(path) for path in options.render.textures],
         "panoramas": [str(path) for path in options.render.panoramas],
         "limits": asdict(options.limits),
-        "excluded": left_out.hexdigest()[:16] if options.excluded else "",
+        "excluded": left_out[:16] if options.excluded else "",
         "groups": len(groups),
-        "names": digest.hexdigest()[:16],
+        "names": digest[:16],
     }
 
 
-def _read_json(place: str) -> dict | None:
-    """A report; None where there is none yet, or a broken one."""
+def _read_report(job: Job, options: Prepare) -> dict | None:
+    """That of a shard which is there, or of which nothing was left; None where it is to be made."""
+    return _read_json(report_url(job, options), split=str, size=int, counts=dict, dropped=list)
+
+
+def _read_json(place: str, **kinds: type) -> dict | None:
+    """A JSON object of ours with values of these kinds; None where there is none yet, or a broken one."""
     try:
-        return json.loads(shards.read_file(place))
+        found = json.loads(shards.read_file(place))
     except (FileNotFoundError, ValueError):
         return None
+    right = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if right else None
 
 
 def _finish(jobs: list[Job], reports: list[dict], resolved: dict, summary: str, options: Prepare) -> dict[str, Any]:
@@ -95,7 +102,8 @@ def _finish(jobs: list[Job], reports: list[dict], resolved: dict, summary: str, 
     result = {"options": resolved, "counts": counts, "dropped": Counter(reason for reason, _, _ in dropped)}
     lines = sorted("\t".join(" ".join(field.split()) for field in entry) for entry in dropped)
     shards.write_file(
-        shards.inside(options.output, f"{options.name}.dropped.tsv"), "".join(f"{line}\n" for line in lines).encode()
+        shards.inside(options.output, f"{options.name}.dropped.tsv"),
+        "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"),
     )
     made = []
     for split in shards.SPLITS:

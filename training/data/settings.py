@@ -97,6 +97,18 @@ class Prepare:
         require(self.render, "views resolution identities")
         if not 0 <= self.held_out <= 1:
             raise ImprintError(f"--held-out is {self.held_out}; it is a share, from 0 to 1")
+        require(self.limits, "border", 0)
+        for name in ("min_area", "max_area"):
+            if not 0 <= getattr(self.limits, name) <= 1:
+                raise ImprintError(
+                    f"--{name.replace('_', '-')} is {getattr(self.limits, name)}; it is a share, from 0 to 1"
+                )
+        if self.limits.max_edge < 0:
+            raise ImprintError(f"--max-edge is {self.limits.max_edge}; it must be 0 or more")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ImprintError(
+                f"--name is {self.name!r}; files and samples are called so: letters, digits, _ and - were expected"
+            )
         if self.quality > 100:
             raise ImprintError(f"--quality is {self.quality}; it goes up to 100")
         if self.render.relit and not self.render.panoramas:

@@ -34,6 +34,7 @@ from PIL import Image, UnidentifiedImageError
 
 from imprint.errors import ImprintError
 from imprint.files import replacing
+from imprint.images import to_rgb
 
 SPLITS = ("train", "held-out")
 INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server cannot list them
@@ -76,7 +77,12 @@ def held_out(name: str, part: float) -> bool:
 
 def name_hash(name: str) -> int:
     """32 bits that are the same on every machine."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+    return int(name_digest(name)[:8], 16)
+
+
+def name_digest(name: str) -> str:
+    """SHA-256 of a name, in hexadecimal; also of a file's that is not UTF-8."""
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
 # --- URLs ------------------------------------------------------------------------------------------------------------
@@ -169,7 +175,7 @@ def sample(
     if mask is not None:
         parts["mask.png"] = encoded(mask, "PNG", optimize=True)
     if text:
-        parts["txt"] = text.encode()
+        parts["txt"] = text.encode(errors="replace")
     if scene:
         parts["scene.jpg"] = scene
     return parts
@@ -299,17 +305,29 @@ def decode_sample(parts: dict) -> Sample:
     """A sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
     key, shard = parts["__key__"], parts["__url__"]
     try:
-        fields = json.loads(parts["json"])
-        record = Record(*(fields[name] for name in ("object", "clip", "frame", "source", "licence")))
-        shadow = fields.get("shadow") and tuple(map(float, fields["shadow"]))
-        record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)
+        record = _record(json.loads(parts["json"]))
         kind = next(kind for kind in ("jpg", "png", "webp") if kind in parts)
         picture = open_picture(parts[kind])
         picture.load()
+        if picture.mode not in ("RGB", "RGBA"):
+            picture = picture.convert("RGBA") if picture.has_transparency_data else to_rgb(picture)
         mask = open_picture(parts["mask.png"]).convert("L") if "mask.png" in parts else None
         scene = open_picture(parts["scene.jpg"]).convert("RGB") if "scene.jpg" in parts else None
         if mask is not None and mask.size != picture.size:
             raise ValueError(f"its mask is {mask.width}x{mask.height}, the picture {picture.width}x{picture.height}")
-    except (KeyError, StopIteration, OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders let errors of any class through
         raise ImprintError(f"{shard}: sample '{key}' is not as docs/data.md describes it ({error!r})") from error
     return Sample(record, picture, mask, scene)
+
+
+def _record(fields: Any) -> Record:
+    """What a sample's JSON holds. Raises ValueError, KeyError or TypeError for anything else."""
+    record = Record(*(fields[name] for name in ("object", "clip", "frame", "source", "licence")))
+    shadow = None if fields.get("shadow") is None else tuple(map(float, fields["shadow"]))
+    record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)
+    texts, numbers = (record.object, record.clip, record.source, record.licence), (record.frame, *record.gap)
+    if not (all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)):
+        raise ValueError(f"its fields are {fields}; texts, and whole numbers as frame and gap, were expected")
+    if len(record.gap) != 2 or (shadow is not None and not (len(shadow) == 3 and all(map(math.isfinite, shadow)))):
+        raise ValueError(f"its gap is {record.gap} and its shadow {shadow}; two and three numbers were expected")
+    return record

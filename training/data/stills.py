@@ -6,6 +6,7 @@ import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,24 +50,40 @@ def coco_tables(path: Path, kind: str) -> Iterator[tuple[dict, Path]]:
         yield table, first_folder(folder) or path / "images"
 
 
+@contextmanager
+def as_coco_s(folder: Path) -> Iterator[None]:
+    """Raises `ImprintError` where a file of annotations turns out to be of another form while it is read."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ImprintError(
+            f"the annotations of {folder} are not as COCO's ({error!r}); download their file again, or mend it"
+        ) from error
+
+
 def coco_groups(path: Path, _options: Prepare) -> Iterator[Group]:
     """COCO: `coco_tables`, with polygons or run lengths, compressed or not. Crowds are no objects.
 
     A picture's own licence is taken where the file has a table of them.
     """
     for table, folder in coco_tables(path, "instances"):
-        licences = {entry["id"]: entry["name"] for entry in table.get("licenses", ())}
-        objects = defaultdict(list)
-        for entry in table["annotations"]:
-            objects[entry["image_id"]].append((entry["area"], bool(entry.get("iscrowd")), entry["segmentation"]))
-        for entry in table["images"]:
-            # The largest is drawn first: smaller things usually lie in front of it.
-            shapes = sorted(objects[entry["id"]], key=lambda shape: -shape[0])
-            size = entry["height"], entry["width"]
-            yield Group(
-                Path(entry["file_name"]).stem,
-                data=(folder / entry["file_name"], size, shapes, licences.get(entry.get("license"))),
-            )
+        with as_coco_s(folder):
+            yield from _coco_pictures(table, folder)
+
+
+def _coco_pictures(table: dict, folder: Path) -> Iterator[Group]:
+    licences = {entry["id"]: entry["name"] for entry in table.get("licenses", ())}
+    objects = defaultdict(list)
+    for entry in table["annotations"]:
+        objects[entry["image_id"]].append((entry["area"], bool(entry.get("iscrowd")), entry["segmentation"]))
+    for entry in table["images"]:
+        # The largest is drawn first: smaller things usually lie in front of it.
+        shapes = sorted(objects[entry["id"]], key=lambda shape: -shape[0])
+        size = entry["height"], entry["width"]
+        yield Group(
+            Path(entry["file_name"]).stem,
+            data=(folder / entry["file_name"], size, shapes, licences.get(entry.get("license"))),
+        )
 
 
 def read_coco(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
@@ -80,11 +97,11 @@ def read_coco(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
 
 
 def _coco_labels(picture: Path, size: tuple[int, int], shapes: list) -> np.ndarray:
-    labels = np.zeros(size, np.uint8)
     try:
+        labels = np.zeros(size, np.uint8)
         for number, shape in enumerate(shapes[:255], start=1):
             labels[polygons(shape, size) if isinstance(shape, list) else run_lengths(shape["counts"], size)] = number
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except Exception as error:  # Pillow and NumPy fail in many ways on what is no outline
         raise Dropped("broken mask", picture, repr(error)) from error
     return labels
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image
+from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image, to_srgb
 from imprint.preprocess import bounding_boxes, resample
 
 from .shards import Record, encoded, read_shards, sample, shard_writer
@@ -31,8 +31,9 @@ def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: 
     views, photos = [], []
     pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
     for path in (path for path in pictures if not path.stem.endswith(".mask")):
-        picture, mask = open_image(path), path.with_name(f"{path.stem}.mask.png")
-        alpha = mask_to_tensor(open_image(mask)) if mask.is_file() else alpha_to_tensor(picture)
+        opened, mask = open_image(path), path.with_name(f"{path.stem}.mask.png")
+        alpha = mask_to_tensor(open_image(mask)) if mask.is_file() else alpha_to_tensor(opened)
+        picture = to_srgb(opened)
         if alpha is None:
             raise ImprintError(
                 f"{path} has no transparency, and there is no {mask.name} beside it; give the object's mask"
@@ -46,7 +47,7 @@ def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: 
         record = Record(folder.name, folder.name, number, "subject", LICENCE, ANY_GAP)
         views.append(sample(f"{number:03d}", _encoded(_view(picture, alpha, path)), "webp", record))
         if mask.is_file():
-            photo = picture.convert("RGB")
+            photo = picture.copy()
             photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.LANCZOS)
             objects = Image.fromarray((alpha[0] > 0.5).byte().numpy()).resize(photo.size, Image.NEAREST)
             photos.append(sample(f"{number:03d}", _encoded(photo), "webp", record, objects))

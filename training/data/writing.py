@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, open_image, to_rgb
+from imprint.images import alpha_to_tensor, open_image, to_srgb
 
 from . import shards
 from .filters import ALPHA_THRESHOLD, Limits, edge_width, objects_at_the_edge, unusable_objects
@@ -120,7 +120,7 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
         raise Dropped("no picture", item.name)
     try:
         opened = open_image(item.picture)
-        picture, alpha = to_rgb(opened), alpha_to_tensor(opened) if item.own_alpha else None
+        picture, alpha = to_srgb(opened), alpha_to_tensor(opened) if item.own_alpha else None
     except ImprintError as error:
         raise Dropped("broken picture", item.name, error) from error
     values = None

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from imprint.errors import ImprintError
-from imprint.files import replacing, write_text
+from imprint.files import read_json, replacing, write_text
 
 from ..arguments import flattened
 from ..data.engines import in_processes
@@ -112,7 +112,8 @@ def _require_same_side(settings: PrepareLight) -> None:
     """Raise `ImprintError` where options.json is of another size."""
     path = settings.output / "options.json"
     if path.exists():
-        side = json.loads(path.read_text(encoding="utf-8"))["side"]
+        remedy = f"delete it if the groups beside it are of {settings.side} px, or give another --output"
+        side = read_json(path, remedy).get("side")
         if side != settings.side:
             raise ImprintError(f"{path} says {side} px, not {settings.side}; give --side {side}, or another --output")
 

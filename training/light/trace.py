@@ -108,6 +108,8 @@ def trace_groups(
         path = plan.meshes[index].path
         try:
             parts = load_parts(path)
+        except ImprintError:  # no trimesh: not this mesh's fault
+            raise
         except Exception as error:  # trimesh's loaders let errors of any class through
             failures += 1
             if failures == MOST_FAILURES:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 
 from ..render.panoramas import LUMINANCE
 from .scenes import LIGHTS, Shape, View
@@ -39,10 +39,7 @@ class Tracer:
     """
 
     def __init__(self, variant: str, panoramas: list[np.ndarray], side: int, samples: int):
-        try:
-            import mitsuba
-        except ImportError as error:
-            raise ImprintError(f'path tracing needs Mitsuba ({error}): pip install ".[light]"') from error
+        mitsuba = from_extra("mitsuba", "light", "path tracing")
         try:
             mitsuba.set_variant(variant)
         except Exception as error:  # of an unknown variant, or of one whose driver or LLVM is absent

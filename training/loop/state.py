@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,17 +12,21 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from imprint.errors import ImprintError
-from imprint.files import write_text
+from imprint.files import read_json, write_text
 
 from ..data.shards import SPLITS, decode_sample, inside, list_shards, read_parts
 from ..settings import FREE_OPTIONS, OLD_NAMES, STAGES, Train, renamed_options
 
 KEPT_STATES = 2
+
+
+BROKEN = "mend it, or give another --output"
 
 
 class State:
@@ -64,11 +69,26 @@ class State:
         if states:
             self._same_options(described)
             self._same_data()
-            self.accelerator.load_state(str(states[-1]))
+            self._load(states[-1])
             step = int(states[-1].name.removeprefix("state-"))
         if main:
             self.forget_after(step)
         return step
+
+    def _load(self, state: Path) -> None:
+        """Raises `ImprintError` for a state that is not whole any more."""
+        try:
+            self.accelerator.load_state(str(state))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except (
+            Exception
+        ) as error:  # safetensors, torch and pickle fail in many ways on files that are cut off or absent
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ImprintError(
+                f"{state} cannot be read ({reason}); delete it: the same command then goes on from the state before it, or "
+                "anew"
+            ) from error
 
     def describe(self, described: dict) -> None:
         """Write options.json and data.json."""
@@ -112,11 +132,11 @@ class State:
         path = self.folder / "stats.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            write_text(path, "".join(kept))
+            write_text(path, "".join(line for line in lines if _step_of(line) <= step))
 
     def states(self) -> list[Path]:
-        return sorted(self.folder.glob("state-*"))
+        """Those that are whole, the newest last."""
+        return sorted(path for path in self.folder.glob("state-*") if re.fullmatch(r"state-\d{9,}", path.name))
 
     def last(self) -> str:
         """What is left of the run, for a message."""
@@ -149,8 +169,10 @@ class State:
         if not path.exists():
             return
         before, now = {}, self._shards()
-        for folder, sizes in json.loads(path.read_text(encoding="utf-8")).items():
-            name, split = folder.split("/")
+        for folder, sizes in read_json(path, BROKEN).items():
+            name, _, split = folder.partition("/")
+            if not isinstance(sizes, dict):
+                raise ImprintError(f"{path} holds no shards' sizes; {BROKEN}")
             before[f"{OLD_NAMES.get(name, name)}/{split}"] = sizes
         for folder in sorted(before.keys() | now.keys()):
             then, there = before.get(folder, {}), now.get(folder, {})
@@ -164,7 +186,7 @@ class State:
 
     def _same_options(self, described: dict) -> None:
         """A run goes on with the options that it began with, save those that do not change what it learns."""
-        before = renamed_options(json.loads((self.folder / "options.json").read_text(encoding="utf-8")))
+        before = renamed_options(read_json(self.folder / "options.json", BROKEN))
         now = json.loads(json.dumps(described))
         changed = [name for name in now if name not in FREE_OPTIONS and before.get(name, now[name]) != now[name]]
         if changed:
@@ -172,3 +194,11 @@ class State:
                 f"{self.folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {now[changed[0]]!r}; "
                 "give the same options to continue it, or another --output"
             )
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; infinity for one that is not whole."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf

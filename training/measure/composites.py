@@ -17,7 +17,7 @@ from tqdm import tqdm
 from imprint.checkpoint import open_safetensors, read_config
 from imprint.crop import Crop
 from imprint.errors import ImprintError
-from imprint.files import write_text
+from imprint.files import read_json, write_text
 from imprint.images import open_image, save_computed
 from imprint.pipeline import ImprintPipeline
 
@@ -139,7 +139,7 @@ def same_settings(row: Row, options: Evaluate) -> None:
     now |= {name: getattr(options, name) for name in ("steps", "guidance", "detail", "seed", "dtype")}
     now |= {name: str(getattr(options, name)) for name in ("subjects", "backgrounds", "boxes", "pairs")}
     path = row.folder(options.output) / "made-with.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    before = read_json(path, "delete the composites beside it, or give another --output") if path.exists() else now
     for name, value in now.items():
         if before.get(name) != value:
             raise ImprintError(

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from imprint.errors import ImprintError
-from imprint.images import open_image, to_rgb
+from imprint.images import open_image, to_srgb
 from imprint.pipeline import ImprintPipeline
 
 from .tasks import PICTURES, Scene, read_subjects
@@ -46,7 +46,7 @@ class Sheets:
         """The next object in a box near a photo's lower edge; across: where, from left (0) to right (1)."""
         name, (photo, *_) = next(self.subjects)
         cutout, view = photo.load()
-        background = to_rgb(open_image(path))
+        background = to_srgb(open_image(path))
         side = min(background.size) // 2
         scale = side / max(cutout.size)
         width, height = (max(8, round(length * scale)) for length in cutout.size)
@@ -71,7 +71,7 @@ class Sheets:
 
     def light(self) -> Image.Image:
         colours = {
-            path: np.asarray(to_rgb(open_image(path)).resize((32, 32))).mean((0, 1)) for path in self.backgrounds
+            path: np.asarray(to_srgb(open_image(path)).resize((32, 32))).mean((0, 1)) for path in self.backgrounds
         }
         measures = (  # of the mean colour, least first
             lambda path: colours[path].mean(),

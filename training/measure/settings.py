@@ -86,7 +86,12 @@ class Evaluate:
             raise ImprintError(
                 "holes are boxes already: --ablation box-mask compares with --mask-level precise, fine or coarse"
             )
-        require(self, "limit")
+        require(self, "limit steps")
+        if not 0 <= self.detail <= 1:
+            raise ImprintError(f"--detail is {self.detail}; it is a share, from 0 to 1")
+        for name, path in self.checkpoint:
+            if name in ("", ".", ".."):
+                raise ImprintError(f"--checkpoint {name}={path}: its results get a folder of its name; give NAME=FILE")
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -150,3 +155,9 @@ class Benchmark:
     """seconds after which to stop and keep what there is"""
     cpu: bool = option(False)
     """leave the GPU alone: to try the command"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for numbers that cannot be."""
+        require(self, "steps time_limit")
+        if min(self.memory_batches) < 1:
+            raise ImprintError(f"--memory-batches are {self.memory_batches}; all must be 1 or more")

@@ -7,7 +7,6 @@ Boxes are (left, top, right, bottom) in pixels, the last two exclusive, as Pillo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -23,11 +22,11 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from imprint.errors import ImprintError, require_same_size
-from imprint.images import alpha_to_tensor, mask_to_tensor, open_image, to_rgb
+from imprint.images import alpha_to_tensor, mask_to_tensor, open_image, to_srgb
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
-from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, read_shards
+from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, name_digest, name_hash, read_shards
 
 Box: TypeAlias = "tuple[int, int, int, int]"
 
@@ -103,7 +102,7 @@ class Task:
 
     def seed(self, seed: int) -> int:
         """Of the composite's noise: depends on the run's seed and the name alone, never on the other tasks."""
-        return int(hashlib.sha256(f"{seed} {self.name}".encode()).hexdigest()[:8], 16)
+        return name_hash(f"{seed} {self.name}")
 
 
 # --- subjects x boxes ------------------------------------------------------------------------------------------------
@@ -123,7 +122,7 @@ class Photo:
         if alpha is None:
             raise ImprintError(f"{self.path} is opaque everywhere; give a cut-out, or its mask as a file of its own")
         require_same_size(str(self.path), image.size[::-1], f"its mask {self.mask}", alpha.shape[1:])
-        view = to_rgb(image)
+        view = to_srgb(image)
         cutout = view.copy()
         cutout.putalpha(Image.fromarray((alpha[0] * 255).round().byte().numpy()))
         if self.mask is None:
@@ -173,7 +172,7 @@ def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | Non
             boxes = [entry for entry in boxes if entry[0].is_file()]
     except OSError as error:
         raise ImprintError(f"{path} cannot be read ({error.strerror}); give a file of boxes") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ImprintError(
             f"{path} is not a file of boxes ({error!r}); give COCO's instances as .json, or JSON lines with the keys "
             "'background' and 'box'"
@@ -188,9 +187,11 @@ def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | Non
 def _listed_boxes(text: str) -> list[tuple[str, list, str | None]]:
     lines = [json.loads(line) for line in text.splitlines() if line.strip()]
     for line in lines:
-        left, top, right, bottom = line["box"]
+        left, top, right, bottom = map(int, line["box"])
         if not (0 <= left < right and 0 <= top < bottom):
             raise ValueError(f"the box {line['box']} is empty or begins outside the picture")
+        if not isinstance(line.get("subject"), str | None):
+            raise ValueError(f"the subject {line['subject']!r} is no name")
     return [(line["background"], line["box"], line.get("subject")) for line in lines]
 
 
@@ -202,6 +203,12 @@ def _coco_boxes(tables: dict) -> list[tuple[str, list, str | None]]:
         least = MIN_OBJECT_SIDE * min(picture["width"], picture["height"])
         most = MOST_OF_THE_PICTURE * picture["width"] * picture["height"]
         fits = min(width, height) >= least and width * height <= most and not annotation.get("iscrowd")
+        fits = (
+            fits
+            and min(left, top) >= 0
+            and int(left + width) <= picture["width"]
+            and int(top + height) <= picture["height"]
+        )
         if fits and width * height > largest.get(picture["id"], (0,))[0]:
             largest[picture["id"]] = width * height, [left, top, left + width, top + height]
     return [(entry["file_name"], largest[key][1], None) for key, entry in sorted(pictures.items()) if key in largest]
@@ -229,7 +236,7 @@ def subject_tasks(subjects: dict[str, list[Photo]], boxes: list[tuple[Path, Box,
 
 
 def _placed(subject: str, photo: Photo, path: Path, box: Box) -> Scene:
-    background = to_rgb(open_image(path))
+    background = to_srgb(open_image(path))
     if box[2] > background.width or box[3] > background.height:
         raise ImprintError(
             f"{path} is {background.width}x{background.height}, but its box {list(box)} ends beyond; give boxes in the "
@@ -273,7 +280,7 @@ def pair_tasks(folder: Path) -> list[Task]:
 def file_name(name: str) -> str:
     """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash instead."""
     safe = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:LONGEST_NAME]
-    return name if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name if safe == name else f"{safe}-{name_digest(name)[:8]}"
 
 
 def _apart(frames: list[int]) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor
+from imprint.images import image_to_tensor, to_rgb
 from imprint.masks import paint_hole
 
 from ..data.shards import Bad, list_shards, open_picture
@@ -93,20 +93,18 @@ class Captions:
             span = self.spans[number % len(self.spans)]
             try:
                 return self._decode(span, line)
-            except (ValueError, OSError, Image.DecompressionBombError) as error:
+            except Exception as error:  # Pillow's decoders let errors of any class through
                 self.bad.take(f"{span.shard}: sample '{span.key}' cannot be read ({error}); make the shard again")
         raise ImprintError(f"all {len(self.spans)} captioned pictures are bad; make their shards again")
 
     def _decode(self, span: Span, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """What `_read` gives, of this sample. Raises ValueError, OSError or DecompressionBombError for a bad one, and
-        `ImprintError` where its shard is lost or cut off.
-        """
+        """What `_read` gives, of this sample. Raises any error for a bad one, `ImprintError` where its shard is lost or cut off."""
         try:
             with span.shard.open("rb") as file:
                 picture, caption = (_bytes(file, *part) for part in (span.picture, span.caption))
         except OSError as error:
             raise ImprintError(f"{span.shard} ends before sample '{span.key}', or is lost ({error})") from error
-        image = open_picture(picture).convert("RGB")
+        image = to_rgb(open_picture(picture))
         sides = self.config.encoder.image_size, self.config.resolution
         squares = [image_to_tensor(ImageOps.fit(image, (side, side), Image.BICUBIC)) for side in sides]
         captions = caption.decode().strip().splitlines() or [""]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 
 ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
 PROCEDURAL_WEIGHT = 0.5  # abstract shapes teach less than real objects
@@ -76,8 +76,9 @@ def plan_identities(meshes: list[Mesh], count: int, seed: int) -> list[Identity]
 
 
 def load_parts(path: Path) -> list[Part]:
-    """The parts of a mesh, moved and scaled into the unit sphere."""
-    import trimesh
+    """The parts of a mesh, moved and scaled into the unit sphere. Raises `ImprintError` where trimesh is absent, and whatever
+    its loaders raise for a file that they cannot read."""
+    trimesh = from_extra("trimesh", "train", "reading meshes")
 
     parts = []
     for mesh in trimesh.load(path, force="scene").dump():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 
 LEVEL_SIZES = ((64, 128), (32, 64), (16, 32), (8, 16))  # rows and columns of a panorama's blurred copies
 LEVEL_EXPONENTS = (400, 40, 8, 1)  # of the cosine that each is blurred with; 1 is what a matt surface sees
@@ -57,20 +57,14 @@ def read_radiance(path: Path) -> np.ndarray:
 
 
 def _read_hdr(path: Path) -> np.ndarray | None:
-    import cv2
-
+    cv2 = from_extra("cv2", "train", f"reading {path}")
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     return None if pixels is None or pixels.ndim != 3 else np.ascontiguousarray(pixels[..., 2::-1])
 
 
 def _read_exr(path: Path) -> np.ndarray | None:
     """By Mitsuba: OpenCV's wheels read no OpenEXR. Compressed ones may dip below 0."""
-    try:
-        import mitsuba
-    except ImportError as error:
-        raise ImprintError(
-            f'{path} is read by Mitsuba ({error}): pip install ".[light]", or convert it to .hdr'
-        ) from error
+    mitsuba = from_extra("mitsuba", "light", f"{path}, unless you convert it to .hdr,")
     if mitsuba.variant() is None:
         mitsuba.set_variant("scalar_rgb")
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 
 from .meshes import Part
 from .panoramas import LEVEL_SIZES, Panorama
@@ -25,8 +25,7 @@ class Renderer:
     def __init__(self, backend: str, resolution: int) -> None:
         # One thread a worker: llvmpipe's own threads would compete with the other workers.
         os.environ.setdefault("LP_NUM_THREADS", "1")
-        import moderngl
-
+        moderngl = from_extra("moderngl", "train", "rendering")
         try:
             self.context = context = moderngl.create_context(standalone=True, backend=backend)
         except Exception as error:  # each platform's loader fails in its own way

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from imprint.images import open_image, to_srgb
+
 from .meshes import Part
 
 TEXTURE_SIZE = 256  # pixels a side of a drawn texture
@@ -67,8 +69,7 @@ def draw_photo(rng: np.random.Generator, photos: list[Path]) -> Image.Image:
     """A random square crop of a random photo; a pattern where there is no photo."""
     if not photos:
         return draw_pattern(rng)
-    with Image.open(photos[rng.integers(len(photos))]) as file:
-        photo = file.convert("RGB")
+    photo = to_srgb(open_image(photos[rng.integers(len(photos))]))
     side = rng.uniform(0.4, 1) * min(photo.size)
     left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
     return photo.resize((TEXTURE_SIZE, TEXTURE_SIZE), box=(left, top, left + side, top + side))
