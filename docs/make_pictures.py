@@ -20,6 +20,7 @@ from PIL import Image
 
 from imprint.blending import blend_pictures
 from imprint.checkpoint import SHIPPED
+from imprint.cli import DEMO_LIGHT
 from imprint.files import replacing
 from imprint.hole import Hole
 from imprint.images import image_to_tensor, mask_to_tensor, tensor_to_image
@@ -38,6 +39,7 @@ RESULTS = (  # object, its mask, background, box
     ("sloth_1.webp", None, "room.jpg", (140, 235, 290, 385)),
     ("bear.jpg", "bear_mask.png", "background.png", (80, 210, 230, 385)),
 )
+LIGHT_FROM = ("behind left", "behind", "behind", "left")  # of `RESULTS`, as their backgrounds show it
 ENLARGED = 3  # times, of the same for sides.jpg
 SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail of the photo
 TILE = (330, 300)  # of placed.jpg, in pixels
@@ -63,13 +65,14 @@ def main() -> None:
 def readme_pictures(pipeline: ImprintPipeline) -> None:
     """What `imprint demo` makes, and objects put into boxes; each seed is 0, no result was chosen among several."""
     samples = [Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png")]
-    save(README_FOLDER / "demo.jpg", composited(pipeline, samples[0], None, *samples[1:]))
+    save(README_FOLDER / "demo.jpg", composited(pipeline, samples[0], None, *samples[1:], DEMO_LIGHT))
     rows = []
-    for name, mask, background, box in RESULTS:
+    for (name, mask, background, box), light_from in zip(RESULTS, LIGHT_FROM):
         scene = Image.open(SAMPLES / background)
         hole = Image.new("L", scene.size)
         hole.paste(255, box)
-        rows.append(composited(pipeline, Image.open(SAMPLES / name), mask and Image.open(SAMPLES / mask), scene, hole))
+        outline = mask and Image.open(SAMPLES / mask)
+        rows.append(composited(pipeline, Image.open(SAMPLES / name), outline, scene, hole, light_from))
     save(README_FOLDER / "results.jpg", rows[0] + rows[1], rows[2] + rows[3])
 
 
@@ -83,7 +86,8 @@ def placed_sheet(pipeline: ImprintPipeline, subjects: Path, folders: list[Path])
         box = tuple(round(edge * side) for edge, side in zip(task["box"], scene.size * 2))
         hole = Image.new("L", scene.size)
         hole.paste(255, box)
-        (made,) = pipeline(Image.open(photo), Image.open(photo.with_suffix(".mask.png")), scene, hole).images
+        mask, light_from = Image.open(photo.with_suffix(".mask.png")), task["light_from"]
+        (made,) = pipeline(Image.open(photo), mask, scene, hole, light_from=light_from).images
         corner = [
             min(max(0, (box[axis] + box[axis + 2] - TILE[axis]) // 2), max(0, scene.size[axis] - TILE[axis]))
             for axis in (0, 1)
@@ -113,11 +117,16 @@ def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
 
 
 def composited(
-    pipeline: ImprintPipeline, photo: Image.Image, mask: Image.Image | None, background: Image.Image, hole: Image.Image
+    pipeline: ImprintPipeline,
+    photo: Image.Image,
+    mask: Image.Image | None,
+    background: Image.Image,
+    hole: Image.Image,
+    light_from: str,
 ) -> list[torch.Tensor]:
     """The cut-out that the encoder sees, the background with its hole tinted, and the composite."""
     generator = torch.Generator().manual_seed(0)
-    (result,) = pipeline(photo, mask, background, hole, generator=generator).images
+    (result,) = pipeline(photo, mask, background, hole, generator=generator, light_from=light_from).images
     cutout = seen_object(pipeline, photo, mask)
     return [cutout, over(image_to_tensor(background), mask_to_tensor(hole)), image_to_tensor(result)]
 
@@ -136,7 +145,7 @@ def placing_pictures(pipeline: ImprintPipeline) -> None:
     area = mask_to_tensor(hole)
 
     def put(strength: float) -> torch.Tensor:
-        settings = {"light": strength, "shadow": strength, "output_type": "pt"}
+        settings = {"light": strength, "shadow": strength, "light_from": LIGHT_FROM[2], "output_type": "pt"}
         return pipeline(Image.open(SAMPLES / name), mask, scene, hole, **settings).images
 
     row = [around(picture, area) for picture in (over(image_to_tensor(scene), area), put(0.0), put(1.0), put(1.5))]

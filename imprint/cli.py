@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures, duck.webp, room.jpg and box.png, and others."""
+DEMO_LIGHT = "above"
+"""Where most of the light in room.jpg comes from."""
 
 _LAYERS = ("shadow", "object", "light")
 """The names of `Lit.layers`, from below."""
@@ -88,7 +90,7 @@ def demo(options: argparse.Namespace) -> int:
             mask=SAMPLES / "box.png",
             out=options.out,
             seed=options.seed,
-            placing=given_placing(options),
+            placing={"light_from": DEMO_LIGHT} | given_placing(options),
         ),
         options,
     )

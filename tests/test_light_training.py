@@ -515,9 +515,12 @@ def test_a_network_of_another_size_is_said(folder, tmp_path):
         (relight.main, "g --output x --photo-share 2", "shares from 0 to 1"),
         (relight.main, "g --output x --seconds nan", "--seconds is nan; finite numbers were expected"),
         (relight.main, "g --output x --side 40", "multiples of 32"),
+        (relight.main, "g --output x --lr -1", "--lr is -1; it must be more than 0"),
+        (relight.main, "g --output x --told 1.5", "--told is 1.5"),
         (relight.main, "g --output x --widths 12 32", "multiples of 8"),
         (prepare.main, "light m --panoramas p --output x", "give --seconds, --count, or both"),
         (prepare.main, "light m --panoramas p --output x --seconds inf", "--seconds is inf; finite numbers"),
+        (prepare.main, "light m --panoramas p --output x --seconds -3", "--seconds is -3; it must be more than 0"),
         (prepare.main, "light m --panoramas p --output x --count 1 --held-out 1", "a share between 0 and 1"),
     ],
 )
@@ -759,3 +762,11 @@ def test_the_horizon_is_where_far_ground_is_seen():
     row = 0.5 - (ray @ top) / (ray @ forward) / (2 * np.tan(view.field / 2))
     assert view.horizon == pytest.approx(row, abs=1e-5)
     assert looking_at_the_origin(grounded=False).horizon == np.inf
+
+
+@pytest.mark.parametrize("name", ("irradiance.npy", "photos.npy", "options.json"))
+def test_a_broken_file_of_a_folder_of_groups_is_said(folder, tmp_path, name):
+    (folder / name).write_bytes(b"\x93NUMPY half")
+    with pytest.raises(SystemExit, match=rf"{name} cannot be read .*; make the folder again"):
+        relight.main([str(folder), "--output", str(tmp_path / "x.safetensors"), "--side", str(SIDE), "--steps", "1"])
+    assert not (tmp_path / "x.safetensors").exists()

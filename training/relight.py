@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, print_anything
 
 from . import arguments
 from .light.fit import relight_training
@@ -18,6 +18,7 @@ from .light.settings import Relight
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anything()
     settings = arguments.parse(Relight, argv, __doc__)
     try:
         gains = relight_training(settings)

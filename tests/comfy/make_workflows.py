@@ -158,13 +158,14 @@ def place_object(
     object_name: str = "dog.webp",
     background_name: str = "salon.jpg",
     box: tuple[int, int, int, int] = (560, 350, 360, 350),
+    light_from: str = "behind left",
 ) -> dict[str, Node]:
     """The nodes by their names."""
     note(
         g,
         "Load your **object**, a cut-out, and your **background**.",
         f"Drag the **box** on *Place Object* to where it shall stand. Or paint the place: {PAINT}.",
-        "Press **Run**. Then try **light** and **shadow**.",
+        "Press **Run**. Then say with **light_from** where your photo's light comes from; try **light** and **shadow**.",
     )
     object_ = picture(g, 0, object_name, "Object (cut-out)")
     background = picture(g, 0, background_name, "Background")
@@ -177,13 +178,13 @@ def place_object(
         object_mask=object_["MASK"],
         mask=background["MASK"],
     )
-    light = g.add("ImprintRelight", 2.4, placed=placed["placed"])
+    light = g.add("ImprintRelight", 2.4, placed=placed["placed"], light_from=light_from)
     saved = save(g, 2.4, light["image"], columns=1.4)
     return {"object": object_, "background": background, "place": placed, "light": light, "saved": saved}
 
 
 def place_object_app(g: Graph) -> None:
-    nodes = place_object(g, "puppy.webp", "plaza.jpg", (560, 350, 360, 350))
+    nodes = place_object(g, "puppy.webp", "plaza.jpg", (560, 350, 360, 350), "left")
     shown = {"object": ["image"], "background": ["image"], "place": ["box", "rotate", "flip"]}
     shown["light"] = ["light", "shadow", "softness", "light_from"]
     widgets = [(nodes[name], widget) for name, widgets in shown.items() for widget in widgets]
@@ -196,7 +197,7 @@ def several_objects(g: Graph) -> None:
         "Load two **objects** and a **background**.",
         "Drag both boxes, or paint the front one's place. What stands **behind** comes first; for a third object, wire "
         "*placed* to *after* once more.",
-        "Press **Run**: each is lit, from back to front, and throws its shadow on the ground before it.",
+        "Press **Run**: each is lit, from back to front, and throws its shadow on what is behind; **light_from** says whence.",
     )
     behind, front = picture(g, 0, "backpack.webp", "Object behind"), picture(g, 0, "sloth.webp", "Object in front")
     background = picture(g, 0, "windows.jpg", "Background")
@@ -209,7 +210,7 @@ def several_objects(g: Graph) -> None:
         if object_ is front:
             inputs["mask"] = background["MASK"]
         chain = {"after": place(g, column, box, title, **inputs, **chain)["placed"]}
-    light = g.add("ImprintRelight", 3.8, placed=chain["after"])
+    light = g.add("ImprintRelight", 3.8, placed=chain["after"], light_from="left")
     save(g, 3.8, light["image"], columns=1.4)
 
 
@@ -245,7 +246,7 @@ def plain_photo(g: Graph) -> None:
         object_mask=mask,
         mask=background["MASK"],
     )
-    light = g.add("ImprintRelight", 3.4, placed=placed["placed"])
+    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="above")
     save(g, 3.4, light["image"], columns=1.4)
 
 
@@ -269,7 +270,7 @@ def many_objects(g: Graph) -> None:
         object_mask=masks,
         mask=background["MASK"],
     )
-    light = g.add("ImprintRelight", 3.4, placed=placed["placed"])
+    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="left")
     save(g, 3.4, light["image"], columns=1.4)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -10,11 +9,14 @@ import numpy as np
 import torch
 
 from imprint.errors import ImprintError
+from imprint.files import read_json
 
 from .pairs import LightGroups
 from .plan import read_plan
 from .radiance import settle_shadows
 from .scenes import CHANNELS, LIGHTS
+
+_AGAIN = "make the folder again with `python -m training.prepare light`"
 
 
 def open_groups(path: Path) -> np.lib.npyio.NpzFile:
@@ -25,6 +27,14 @@ def open_groups(path: Path) -> np.lib.npyio.NpzFile:
         return file
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ImprintError(f"{path} cannot be read as groups ({error}); delete it") from error
+
+
+def read_array(path: Path) -> torch.Tensor:
+    """Of a .npy file. Raises `ImprintError` for one that cannot be read."""
+    try:
+        return torch.from_numpy(np.load(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise ImprintError(f"{path} cannot be read ({error}); {_AGAIN}") from error
 
 
 def count_groups(path: Path) -> int:
@@ -52,7 +62,7 @@ class GroupReader:
         self.files: list[Path] = []
         """All that were given out so far, in the order in which they came; the same in every process."""
         self.first = np.cumsum([0] + [len(read_plan(folder)["places"]) for folder in folders]).tolist()
-        self.lights = torch.cat([torch.from_numpy(np.load(folder / "irradiance.npy")) for folder in folders]).to(device)
+        self.lights = torch.cat([read_array(folder / "irradiance.npy") for folder in folders]).to(device)
         mine = self._mine()
         if not mine:
             raise ImprintError(
@@ -113,15 +123,13 @@ class GroupReader:
 def load_photos(folders: tuple[Path, ...], device: torch.device) -> torch.Tensor | None:
     """(N, 4, S, S) uint8 of all folders; None where none has any."""
     paths = [folder / "photos.npy" for folder in folders]
-    parts = [torch.from_numpy(np.load(path)) for path in paths if path.exists()]
+    parts = [read_array(path) for path in paths if path.exists()]
     return torch.cat(parts).to(device) if parts else None
 
 
 def _side(folders: tuple[Path, ...]) -> int:
     """Of the groups, in pixels. Raises `ImprintError` where the folders differ."""
-    sides = {
-        str(folder): json.loads((folder / "options.json").read_text(encoding="utf-8"))["side"] for folder in folders
-    }
+    sides = {str(folder): read_json(folder / "options.json", _AGAIN).get("side") for folder in folders}
     if len(set(sides.values())) > 1:
         found = ", ".join(f"{folder}: {side} px" for folder, side in sides.items())
         raise ImprintError(f"the folders' groups differ in size ({found}); one size was expected")

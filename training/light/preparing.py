@@ -31,7 +31,7 @@ from ..arguments import flattened
 from ..data.engines import in_processes
 from ..data.items import read_names, read_photos
 from ..data.shards import SPLITS, inside, read_shards
-from .memory import count_groups
+from .memory import count_groups, read_array
 from .photographs import cut_squares
 from .plan import LightPlan
 from .settings import PrepareLight
@@ -86,7 +86,7 @@ def cut_photos(settings: PrepareLight) -> int:
     """Write photos.npy, unless it is there; how many squares it holds."""
     path = settings.output / "photos.npy"
     if path.exists():
-        return len(np.load(path, mmap_mode="r"))
+        return len(read_array(path))
     rng = np.random.default_rng(settings.seed)
     squares = [
         square

@@ -61,6 +61,8 @@ class PrepareLight:
         require(self, "count workers gpus side samples photos_per_object held_out_groups limit")
         if self.seconds is None and self.count is None:
             raise ImprintError("give --seconds, --count, or both: groups are made without end")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ImprintError(f"--seconds is {self.seconds:g}; it must be more than 0")
         if not 0 < self.held_out < 1:
             raise ImprintError(f"--held-out is {self.held_out:g}; it is a share between 0 and 1")
 
@@ -130,8 +132,9 @@ class Relight:
     def check(self) -> None:
         """Raises `ImprintError` for numbers that cannot be."""
         require(self, "steps batch lr_warmup capacity refresh held_out log_every")
-        if self.seconds <= 0:
-            raise ImprintError(f"--seconds is {self.seconds:g}; it must be more than 0")
+        for name in ("seconds", "lr"):
+            if not getattr(self, name) > 0:
+                raise ImprintError(f"--{name} is {getattr(self, name):g}; it must be more than 0")
         shares = {name: getattr(self, name) for name in SHARES}
         if not (all(0 <= share <= 1 for share in shares.values()) and 0 < self.cooldown <= 1 and 0 <= self.ema < 1):
             shares |= {"cooldown": self.cooldown, "ema": self.ema}
