@@ -60,7 +60,7 @@ def _with_negative_points(words: Sequence[str]) -> list[str]:
     """`--at -10,300` as `--at=-10,300`: argparse takes what begins with a minus, and is no number, for an option."""
     joined: list[str] = []
     for word in words:
-        if joined and joined[-1] == "--at" and re.match(r"-[\d.]", word):
+        if joined and joined[-1] in ("--at", "--light-from") and re.match(r"-[\d.]", word):
             joined[-1] += f"={word}"
         else:
             joined.append(word)

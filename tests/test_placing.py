@@ -309,6 +309,11 @@ WAYS = {  # options, keys, the pipeline's arguments
         {"at": [50, 70], "light": 0.5, "shadow": 1.5, "softness": 0.3, "light_from": 315},
         {"place": Place(50, 70, 31), "light": 0.5, "shadow": 1.5, "softness": 0.3, "light_from": "behind left"},
     ),
+    "a direction in degrees": (
+        ["--at", "50,70", "--light-from", "-90,30"],
+        {"at": [50, 70], "light_from": [-90, 30]},
+        {"place": Place(50, 70, 31), "light_from": "270, 30"},
+    ),
     "off": (
         ["--at", "50,70", "--light", "0", "--shadow", "0"],
         {"at": [50, 70], "light": 0, "shadow": 0},
