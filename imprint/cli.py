@@ -7,9 +7,7 @@ need them, so that `--help` and a mistyped option answer at once.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
-import json
 import os
 import re
 import sys
@@ -156,50 +154,12 @@ def batch(options: argparse.Namespace) -> int:
 
 def info(options: argparse.Namespace) -> int:
     """What is in a checkpoint, once its checksum has been found right."""
-    from .checkpoint import FORMAT_VERSION, load_checkpoint
+    from .description import describe
 
-    checkpoint = load_checkpoint(options.file)
-    parts = {
-        part: {
-            "tensors": len(tensors),
-            "parameters": sum(tensor.numel() for tensor in tensors.values()),
-            "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
-            "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-        }
-        for part, tensors in checkpoint.parts.items()
-    }
-    config = dataclasses.asdict(checkpoint.config)
-    found = {"file": str(options.file), "format_version": FORMAT_VERSION, "checksum": "verified"}
-    text = (
-        json.dumps(found | {"parts": parts, "config": config}, indent=1)
-        if options.json
-        else _table(options, parts, config)
-    )
-    error = _say(text)
+    error = _say(describe(options.file, options.json))
     if error is not None and not isinstance(error, BrokenPipeError):  # which `imprint info FILE | head` is
         raise ImprintError(f"what is in {options.file} cannot be printed ({error}); print it elsewhere")
     return 0
-
-
-def _table(options: argparse.Namespace, parts: dict[str, dict], config: dict[str, Any]) -> str:
-    """What `info` found, to read."""
-    from .checkpoint import FORMAT_VERSION
-
-    lines = [
-        f"{options.file}: format version {FORMAT_VERSION}, checksum verified\n",
-        f"{'part':<10}{'tensors':>8}{'parameters':>15}{'bytes':>15}  dtype",
-    ]
-    total = {name: sum(part[name] for part in parts.values()) for name in ("tensors", "parameters", "bytes")}
-    total["dtypes"] = []
-    for name, part in (parts | {"total": total}).items():
-        counts = f"{part['tensors']:>8,}{part['parameters']:>15,}{part['bytes']:>15,}"
-        lines.append(f"{name:<10}{counts}  {', '.join(part['dtypes'])}".rstrip())
-    lines.append("")
-    for name, values in config.items():
-        fields = values.items() if isinstance(values, dict) else [("", values)]
-        for key, value in fields:
-            lines.append(f"{name + ('.' + key if key else ''):<32}{value}")
-    return "\n".join(lines)
 
 
 def convert(options: argparse.Namespace) -> int:

@@ -24,7 +24,8 @@ from .directions import light_direction
 from .errors import ImprintError, require_finite
 from .files import replacing
 from .hole import Placement
-from .place import PlacedObject, spread
+from .place import PlacedObject
+from .sprites import spread
 
 SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
 """The light network that comes with the package."""

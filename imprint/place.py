@@ -12,10 +12,10 @@ from numbers import Real
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from .errors import ImprintError, require_number, require_same_size
 from .preprocess import bounding_boxes
+from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe
 from .views import ObjectViews
 
 FITS = ("contain", "fill")
@@ -25,12 +25,8 @@ DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
 """How an object may be aligned, the default first: shares of the room that it leaves in its box, from the left, the top."""
 STANDING = 0.98
 """A hole that covers this share of its own box is a box; any other is an outline."""
-DUST = 0.1
-"""What covers less than this share of the most opaque pixel is no part of an object's photo: a matte's dust moves nothing."""
 LARGEST = 2**26
 """Pixels that an object may be enlarged to, however small the frame."""
-EDGE = 2
-"""Pixels beside a mask's edge whose colours may be the old background's."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +118,12 @@ class PlacedObject:
         What lies beyond the frame is cut off. Raises `ImprintError` where nothing is left, the mask is empty, or the object
         would be many times larger than the frame.
         """
-        colours, alpha = _cropped(picture, mask)
+        colours, alpha = cropped(picture, mask)
         factor = int(min(alpha.shape) / (2 * max(1, place.height)))
-        soft = _is_soft(alpha)
+        soft = is_soft(alpha)
         colours, alpha = reduced(colours, alpha, factor) if factor > 1 else clean_edge(colours, alpha)
         if soft:
-            colours = _without_fringe(colours, alpha)
+            colours = without_fringe(colours, alpha)
         colours, alpha = turned(colours, alpha, place.rotate, place.flip)
         high, wide = place.height, alpha.shape[1] * (place.height / alpha.shape[0])
         if high * wide > max(LARGEST, 4 * size[0] * size[1]):
@@ -314,146 +310,6 @@ def is_box(hole: torch.Tensor) -> bool:
     return float(inside[top:bottom, left:right].float().mean()) >= STANDING
 
 
-def clean_edge(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """An object (3, h, w), mask (h, w), whose mask is binary: with an anti-aliased edge, free of its old background's colour.
-
-    One with a soft mask stays as it is, as a layer is given.
-    """
-    if _is_soft(alpha):
-        return colours, alpha
-    solid = F.pad((alpha > 0.5).float()[None, None], (EDGE,) * 4)
-    # The new edge lies within the old one: what the mask left out is not the object.
-    smooth = torch.minimum(_blurred(solid), solid)[0, 0, EDGE:-EDGE, EDGE:-EDGE]
-    core = _core(alpha)
-    if not bool(core.any()):  # too thin to have colours that are surely its own
-        return colours, smooth
-    return torch.where(core > 0, colours, spread(colours[None], core))[0], smooth
-
-
-def reduced(colours: torch.Tensor, alpha: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """An object (3, h, w), mask (h, w), smaller by a whole factor, and with a clean edge as `clean_edge` gives it.
-
-    A photo of many megapixels that is to be small takes a fraction of the time so.
-    """
-    weight = alpha[None, None] if _is_soft(alpha) else _core(alpha)
-    if not bool(weight.any()):
-        weight = alpha[None, None]
-    share, total, alpha = (
-        F.avg_pool2d(each, factor, ceil_mode=True) for each in (weight, colours[None] * weight, alpha[None, None])
-    )
-    known = (share > 0).to(share)
-    return spread(total / share.clamp(min=1e-6), known)[0], alpha[0, 0]
-
-
-def turned(picture: torch.Tensor, mask: torch.Tensor, rotate: float, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """An object (3, h, w), mask (h, w), cropped to its box, mirrored, then turned clockwise by degrees and cropped again.
-
-    Mirroring and quarter turns keep every pixel as it is.
-    """
-    colours, alpha = _cropped(picture, mask)
-    if flip:
-        colours, alpha = colours.flip(-1), alpha.flip(-1)
-    quarters, rest = divmod(rotate + 45, 90)
-    rest -= 45
-    if int(quarters) % 4:
-        colours, alpha = (torch.rot90(each, -int(quarters), (-2, -1)) for each in (colours, alpha))
-    if rest:
-        colours, alpha = _cropped(*_rotated(colours, alpha, rest))
-    return colours, alpha
-
-
-def resized(colours: torch.Tensor, alpha: torch.Tensor, high: int, wide: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Antialiased, by colours multiplied with alpha, so that what lies behind the object does not enter its edge."""
-    if tuple(alpha.shape) == (high, wide):
-        return colours, alpha
-    both = torch.cat([colours * alpha, alpha[None]])[None]
-    both = F.interpolate(both, (high, wide), mode="bicubic", antialias=True, align_corners=False)[0]
-    alpha = both[3].clamp(0, 1)
-    return (both[:3] / both[3].clamp(min=1e-3)).clamp(0, 1), alpha
-
-
-def spread(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """values (B, C, H, W) where known (B, 1, H, W) is 1; elsewhere means of the nearest known ones (pull and push).
-
-    After Gortler et al., "The Lumigraph" (SIGGRAPH 1996), section 3.4.
-    """
-    levels = [(values * known, known)]
-    while max(levels[-1][0].shape[2:]) > 1:
-        total, share = levels[-1]
-        shape = [-(-side // 2) for side in total.shape[2:]]
-        pad = (0, 2 * shape[1] - total.shape[3], 0, 2 * shape[0] - total.shape[2])
-        total, share = F.avg_pool2d(F.pad(total, pad), 2), F.avg_pool2d(F.pad(share, pad), 2)
-        full = (share / share.clamp(min=1e-6)).clamp(max=1)
-        levels.append((total / share.clamp(min=1e-6) * full, full))
-    filled = levels[-1][0]
-    for total, share in reversed(levels[:-1]):
-        coarse = F.interpolate(filled, total.shape[2:], mode="bilinear", align_corners=False)
-        filled = total + coarse * (1 - share)
-    return filled
-
-
-def _cropped(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if not bool(alpha.max() > 0):
-        raise ImprintError(
-            "the object's mask is empty, so that no object is left; give a mask that is white on the object"
-        )
-    top, left, bottom, right = bounding_boxes(alpha[None], DUST * float(alpha.max()))[0].tolist()
-    part = slice(top, bottom), slice(left, right)
-    return colours[(slice(None), *part)], alpha[part]
-
-
 def _shape(mask: torch.Tensor, rotate: float, flip: bool) -> tuple[int, int]:
     """Height and width of the object's box, turned."""
     return tuple(turned(mask[None].expand(3, -1, -1), mask, rotate, flip)[1].shape)
-
-
-def _rotated(colours: torch.Tensor, alpha: torch.Tensor, degrees: float) -> tuple[torch.Tensor, torch.Tensor]:
-    high, wide = alpha.shape
-    angle = math.radians(degrees)
-    cosine, sine = math.cos(angle), math.sin(angle)
-    new_high = math.ceil(abs(high * cosine) + abs(wide * sine)) + 2
-    new_wide = math.ceil(abs(wide * cosine) + abs(high * sine)) + 2
-    rows = torch.arange(new_high, device=alpha.device) + 0.5 - new_high / 2
-    columns = torch.arange(new_wide, device=alpha.device) + 0.5 - new_wide / 2
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    grid = torch.stack([(x * cosine + y * sine) * 2 / wide, (y * cosine - x * sine) * 2 / high], -1)[None]
-    both = torch.cat([colours * alpha, alpha[None]])[None]
-    both = F.grid_sample(both, grid, mode="bicubic", padding_mode="zeros", align_corners=False)[0]
-    alpha = both[3].clamp(0, 1)
-    alpha = torch.where(alpha < 1 / 255, 0, alpha)
-    return (both[:3] / both[3].clamp(min=1e-3)).clamp(0, 1), alpha
-
-
-def _is_soft(alpha: torch.Tensor) -> bool:
-    """Whether a mask (h, w) has an edge of its own rather than only 0 and 1."""
-    return bool(((alpha > 0.02) & (alpha < 0.98)).sum() > 0.25 * _edge(alpha > 0.5).sum())
-
-
-def _core(alpha: torch.Tensor) -> torch.Tensor:
-    """(1, 1, h, w), 1 where a binary mask (h, w) is farther than `EDGE` from its edge; the picture's border is one."""
-    outside = F.pad((alpha <= 0.5).float()[None, None], (EDGE,) * 4, value=1)
-    side = 2 * EDGE + 1
-    return 1 - F.max_pool2d(F.max_pool2d(outside, (side, 1), 1), (1, side), 1)
-
-
-def _without_fringe(colours: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Colours (3, h, w) whose soft edge, alpha (h, w), has those of the solid object beside it: an edge's own are often mixed
-    with the old background, or with the black or white that lay behind it when it was cut out."""
-    faint = (alpha < 0.98).float()[None, None]
-    solid = 1 - F.max_pool2d(faint, 3, 1, 1)
-    if not bool(solid.any()):
-        return colours
-    beside = F.max_pool2d(solid, 2 * EDGE + 3, 1, EDGE + 1) - solid
-    return torch.where(beside > 0, spread(colours[None], solid), colours[None])[0]
-
-
-def _edge(inside: torch.Tensor) -> torch.Tensor:
-    """Pixels within, next to one without."""
-    outside = 1 - inside.float()[None, None]
-    return inside & (F.max_pool2d(F.pad(outside, (1, 1, 1, 1), value=1), 3, 1)[0, 0] > 0)
-
-
-def _blurred(pictures: torch.Tensor) -> torch.Tensor:
-    kernel = pictures.new_tensor([0.25, 0.5, 0.25])
-    kernel = (kernel[:, None] * kernel).view(1, 1, 3, 3)
-    return F.conv2d(F.pad(pictures, (1, 1, 1, 1)), kernel)

@@ -16,16 +16,12 @@ from imprint.place import (
     Align,
     Place,
     PlacedObject,
-    clean_edge,
     fit_into,
     is_box,
     object_height,
     place_object,
-    reduced,
-    resized,
-    spread,
-    turned,
 )
+from imprint.sprites import clean_edge, reduced, resized, spread, turned
 from imprint.views import ObjectViews
 
 RED = torch.tensor([1.0, 0.0, 0.0])[:, None, None]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from imprint.light import HIDDEN
-from imprint.place import spread
+from imprint.sprites import spread
 
 from .radiance import LUMINANCE, direction, luminance, shading, to_linear, tone
 from .scenes import LIGHTS, channels
