@@ -364,7 +364,7 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
     if values.keys() != asdict(LightConfig()).keys():
         raise ImprintError(
             f"{path}: its light network is described by {', '.join(values)}, and here by {', '.join(asdict(LightConfig()))}; "
-            "the file was made by other code, export it again"
+            "another version made the file; train it again with this one, or use the network that comes with it"
         )
     net = LightNet(LightConfig(**values | {"widths": tuple(values["widths"])}))
     found, expected = (
@@ -374,7 +374,7 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
         odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise ImprintError(
             f"{path}: {len(odd)} tensors of the light network are missing, of another shape or not its own, '{odd[0]}' among "
-            "them; the file was made by other code, export it again"
+            "them; another version made the file; train it again with this one, or use the network that comes with it"
         )
     net.load_state_dict({name: value.float() for name, value in tensors.items()})
     return net.eval().requires_grad_(False)
