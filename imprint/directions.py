@@ -17,7 +17,7 @@ ROUND = {
 DIRECTIONS = ("auto", *ROUND, "above")
 """The words for it; auto: as the network sees it."""
 HEIGHT = 40.0
-"""Degrees above the horizon, where nothing is said of it."""
+"""Degrees above the horizon, where nothing is said of it. Networks seldom see light with a clear direction below 25."""
 CLEAR = 0.75
 """Length of the vector for light with a direction, such as the sun's beside the sky's: 1 is a single lamp in the dark, 0 light
 from everywhere."""
@@ -29,7 +29,7 @@ def light_direction(where: str | float | Sequence[float]) -> tuple[float, float,
 
     Raises `ImprintError` for anything else.
     """
-    word = where.strip().lower().replace("-", " ") if isinstance(where, str) else None
+    word = " ".join(where.lower().replace("-", " ").replace("_", " ").split()) if isinstance(where, str) else None
     if word == "auto":
         return None
     if word == "above":
@@ -44,12 +44,12 @@ def light_direction(where: str | float | Sequence[float]) -> tuple[float, float,
 
 
 def _degrees(where: str | float | Sequence[float]) -> tuple[float, float]:
-    parts = where.split(",") if isinstance(where, str) else where if isinstance(where, Sequence) else [where]
+    parts = where.split(",") if isinstance(where, str) else where if isinstance(where, (list, tuple)) else [where]
     try:
         around, height = map(float, [*parts, HEIGHT] if len(parts) == 1 else parts)
-        if math.isfinite(around) and 0 <= height <= 90 and not any(isinstance(part, bool) for part in parts):
+        if math.isfinite(around) and 0 <= height <= 90 and not any(isinstance(part, (bool, bytes)) for part in parts):
             return around, height
-    except (TypeError, ValueError):  # told below
+    except (TypeError, ValueError, OverflowError):  # told below
         pass
     raise ImprintError(
         f"light_from is {where!r}; it must be one of {', '.join(DIRECTIONS)}, or degrees about the object, clockwise from behind "

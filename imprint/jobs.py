@@ -69,8 +69,7 @@ class Job:
             _require_keys(values, (*required, "out"), _OF_AN_OBJECT, "a line")
         else:
             _require_keys(values, required, (*_OF_AN_OBJECT, "out"), "a job")
-        said = {key: value for key, value in values.items() if value is not None or key not in PLACING}
-        of_line = dict(placing or {}) | {"seed": seed} | said | ({} if out is None else {"out": str(out)})
+        of_line = dict(placing or {}) | {"seed": seed} | _said(values) | ({} if out is None else {"out": str(out)})
         if not several:
             return cls._of(of_line, folder)
         objects = of_line.pop("objects")
@@ -82,7 +81,7 @@ class Job:
         for number, each in enumerate(objects, 1):
             try:
                 _require_keys(each, ("object",), _OF_AN_OBJECT, "an object")
-                jobs.append(cls._of(of_line | each, folder))
+                jobs.append(cls._of(of_line | _said(each), folder))
             except ImprintError as error:
                 raise ImprintError(f"object {number} of {len(objects)}: {error}") from error
         return dataclasses.replace(jobs[0], then=tuple(jobs[1:]))
@@ -201,6 +200,11 @@ def _is_name(value: Any) -> bool:
         return isinstance(value, str) and value != "" and b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
         return False
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the names of `PLACING` that are null, which say nothing."""
+    return {key: value for key, value in values.items() if value is not None or key not in PLACING}
 
 
 def _require_keys(values: Any, required: Sequence[str], optional: Sequence[str], what: str) -> None:

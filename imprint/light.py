@@ -1,8 +1,8 @@
 """Light and shadow for an object whose place is known: what it would look like in this photo's light.
 
-A small network sees the photo with the object pasted into it and gives three smooth maps: how much brighter or darker, and
-how tinted, each part of the object becomes (a gain and an offset), and how much light the ground around it loses. The maps
-are applied at the photo's own resolution, so that words, faces and edges stay exactly those of the object's photo. The
+A small network sees the photo with the object pasted into it and gives smooth maps: how much brighter or darker, and how
+tinted, each part of the object becomes (a gain and an offset), and how much darker the ground around it; and guesses where the
+scene's light comes from, unless that is told. The maps are applied at the photo's own resolution, so that words, faces and edges stay exactly those of the object's photo. The
 idea of a colour transform per pixel, predicted small and applied large, is PCT-Net's (CVPR 2023, section 3).
 """
 
@@ -37,7 +37,7 @@ HIDDEN = 0.05
 """Where the object covers this share of a pixel, the background is hidden."""
 UNSEEN = 0.006
 """A shadow that takes less than this share of the light is none: there the background stays bit for bit."""
-FADE = 0.06
+FADE = 0.12
 """Share of the square over which a shadow fades where the square ends within the frame."""
 SOFTEST = 0.08
 """Standard deviation of a shadow's blur at softness 1, as a share of the square's side."""
@@ -66,8 +66,8 @@ class LightConfig:
     """Of where the light comes from."""
     context: float = 2.2
     """Side of the square over the longer side of the object's box."""
-    shadow_power: float = 1.0
-    """The light that is kept is raised to this power, chosen on held-out places: a guess is not always right, and then a
+    shadow_power: float = 0.9
+    """What the ground keeps is raised to this power, chosen on held-out places: a guess is not always right, and then a
     fainter shadow is less wrong."""
 
 
@@ -109,7 +109,8 @@ class Lit:
 
 @dataclass
 class LightMaps:
-    """gain (B, 3, S, S) as a natural logarithm, offset (B, 3, S, S), shadow (B, 1, S, S): the share of light lost."""
+    """gain (B, 3, S, S) as a natural logarithm, offset (B, 3, S, S), shadow (B, 1, S, S): the share of
+    a picture's values that the ground loses."""
 
     gain: torch.Tensor
     offset: torch.Tensor
@@ -314,7 +315,8 @@ def relight(
     if bool(free.any()):
         scene = spread(scene, free)
     picture = own + scene * (1 - coverage)
-    maps = _seen(net, [each.to(net.stem.weight) for each in (picture, coverage, scene)], light_direction(light_from))
+    seen = [each.to(net.stem.weight) for each in (picture, coverage, scene)]
+    maps = _seen(net, seen, light_direction(light_from), with_shadow=shadow > 0)
     for values in (maps.gain, maps.offset, maps.shadow):
         require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
@@ -393,7 +395,9 @@ def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torc
         save_file(tensors, temporary, metadata=metadata)
 
 
-def _seen(net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...] | None) -> LightMaps:
+def _seen(
+    net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...] | None, with_shadow: bool
+) -> LightMaps:
     """The mean of what the network sees in the pictures (1, C, S, S) and in their mirror images.
 
     Where it is not told where the light comes from, the shadow is that of its likeliest guess: the median of all shadows that are
@@ -408,7 +412,8 @@ def _seen(net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...
     if towards is not None:
         return told(towards)
     maps = net.decode(features).folded()
-    maps.shadow = told(maps.likeliest()[0].tolist()).shadow
+    if with_shadow:
+        maps.shadow = told(maps.likeliest()[0].tolist()).shadow
     return maps
 
 

@@ -275,6 +275,8 @@ class Stages(Parts):
             raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
         if self.light is None:
             self.register_modules(light=load_light().to(self.device))
+        if self.device.type == "cpu":
+            self.light.float()  # half precision takes a hundred times as long there
         square = square_around(self.light, placed)
         lit = relight(self.light, picture_part(background, square.area), placed, light, shadow, softness, light_from)
         if blend_mask is not None:

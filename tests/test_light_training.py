@@ -518,6 +518,7 @@ def test_a_network_of_another_size_is_said(folder, tmp_path):
         (relight.main, "g --output x --lr -1", "--lr is -1; it must be more than 0"),
         (relight.main, "g --output x --told 1.5", "--told is 1.5"),
         (relight.main, "g --output x --widths 12 32", "multiples of 8"),
+        (relight.main, "g --output x --side 32 --widths 8 8 8 8 8 32", "must be a multiple of 64"),
         (prepare.main, "light m --panoramas p --output x", "give --seconds, --count, or both"),
         (prepare.main, "light m --panoramas p --output x --seconds inf", "--seconds is inf; finite numbers"),
         (prepare.main, "light m --panoramas p --output x --seconds -3", "--seconds is -3; it must be more than 0"),

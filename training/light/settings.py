@@ -144,5 +144,10 @@ class Relight:
             raise ImprintError(
                 f"--side is {self.side} and the last of --widths {self.widths[-1:]}; multiples of 32 were expected"
             )
+        if self.side % 2 ** len(self.widths):
+            raise ImprintError(
+                f"--side is {self.side} and there are {len(self.widths)} of --widths; each halves the side, which must be a "
+                f"multiple of {2 ** len(self.widths)}"
+            )
         if any(width % 8 for width in self.widths):
             raise ImprintError(f"--widths are {self.widths}; multiples of 8 were expected")
