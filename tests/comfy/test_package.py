@@ -19,7 +19,7 @@ from make_workflows import FIRST, file_of
 from ui_workflow import to_prompt
 
 NAME = "some-imprint-copy"
-MEGABYTES = 60
+MEGABYTES = 65
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
