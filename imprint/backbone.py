@@ -25,15 +25,16 @@ class EfficientNetLite(nn.Module):
             for index in range(count):
                 self.blocks.append(InvertedResidual(inputs, outputs, expansion, kernel, 1 if index else stride))
                 inputs = outputs
+        self.halved_last = len(self.blocks) - count
+        """The block that halves the resolution for the last time."""
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """pictures (B, 3, S, S) in [0, 1], S a multiple of 32 -> features (B, C, S / 16, S / 16) and (B, C, S / 32, S / 32),
         with `WIDTHS` channels."""
         x = self.stem(pictures * 2 - 1).clamp(0, 6)
-        for block in self.blocks[:-4]:
-            x = block(x)
-        fine = x
-        for block in self.blocks[-4:]:
+        for number, block in enumerate(self.blocks):
+            if number == self.halved_last:
+                fine = x
             x = block(x)
         return fine, x
 
@@ -59,10 +60,9 @@ class Convolution(nn.Conv2d):
     """With TensorFlow's padding `same`: where it halves an even side, more on the right and below."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1):
-        super().__init__(inputs, outputs, kernel, stride, groups=groups)
-        self.before, self.after = (kernel - stride) // 2, kernel - stride - (kernel - stride) // 2
+        before, uneven = divmod(kernel - stride, 2)
+        super().__init__(inputs, outputs, kernel, stride, 0 if uneven else before, groups=groups)
+        self.margin = (before, before + 1) * 2 if uneven else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.after:
-            x = F.pad(x, (self.before, self.after, self.before, self.after))
-        return super().forward(x)
+        return super().forward(F.pad(x, self.margin) if self.margin else x)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from imprint.light import HIDDEN
 from imprint.sprites import spread
 
-from .radiance import LUMINANCE, direction, luminance, shading, to_linear, tone
+from .radiance import direction, luminance, shading, to_linear, tone
 from .scenes import LIGHTS, channels
 
 MIDDLE_GREY = 0.18
@@ -150,8 +150,9 @@ def draw_rendered(
     """
     count, device, augment = len(chosen), chosen.device, variety is not None
     places, turns = groups.places[chosen], groups.turns[chosen]
-    lights = _draw_lights(groups.radiance[chosen], variety)
-    views = _views(groups.radiance[chosen], lights, augment)
+    traced, horizons = groups.radiance[chosen], groups.horizons[chosen]
+    lights = _draw_lights(traced, variety)
+    views = _views(traced, lights, augment)
 
     def returned(normals: torch.Tensor) -> torch.Tensor:
         """(B, L, 3, H, W): by a white surface of these normals (B, 3, H, W), in each light."""
@@ -161,10 +162,10 @@ def draw_rendered(
     shades = [_weighed(every, weights).clamp(min=1e-6).log() for weights in (lights.scene, lights.own)]
     if variety:
         up = torch.tensor([0.0, 1.0, 0.0], device=device).view(1, 3, 1, 1).expand(count, -1, -1, -1)
-        floor = ((views.where[..., 1] - groups.horizons[chosen].view(-1, 1, 1)) / FLOOR_EDGE).clamp(0, 1)[:, None]
+        floor = ((views.where[..., 1] - horizons.view(-1, 1, 1)) / FLOOR_EDGE).clamp(0, 1)[:, None]
         views.scene = _repainted(views.scene, floor, variety.repainted)
         if photos is not None:
-            ground = _draw_ground(photos, views.where, groups.horizons[chosen]) * _weighed(returned(up), lights.scene)
+            ground = _draw_ground(photos, views.where, horizons) * _weighed(returned(up), lights.scene)
             views.scene = torch.lerp(views.scene, ground, floor * _drawn(variety.textured, count, device))
 
     factor, own_factor = _draw_exposures(views, lights, variety)
@@ -240,8 +241,7 @@ def _draw_lights(groups: torch.Tensor, variety: Variety | None) -> _Lights:
     share = torch.rand(count, 1, device=device) * _drawn(variety.mixed, count, device).view(-1, 1)
     # Places count alike, whatever the strength of their light.
     photos = groups[:, channels("photo"), ::4, ::4].float().unflatten(1, (LIGHTS, -1)).flatten(0, 1)
-    middle = luminance(photos).clamp(min=1e-4).log().mean((1, 2, 3)).exp().view(count, LIGHTS)
-    scene = (only(light) + share * only(third)) / F.pad(middle, (0, 1), value=1.0)
+    scene = (only(light) + share * only(third)) / F.pad(_middle(photos).view(count, LIGHTS), (0, 1), value=1.0)
     kind = torch.rand(count, 1, device=device)
     alone, on_ground = SOURCES
     own = torch.where(kind < alone, only(LIGHTS), torch.where(kind < on_ground, only(other), scene))
@@ -268,13 +268,12 @@ def _views(groups: torch.Tensor, lights: _Lights, augment: bool) -> _Views:
     lit, photo, kept = (groups[:, channels(name)].unflatten(1, (LIGHTS, -1)) for name in ("lit", "photo", "bare"))
     every = torch.cat([lit, groups[:, None, channels("alone")]], 1)
     # Shadows of two lights add up as light.
-    there = (lit.float() * lit.new_tensor(LUMINANCE).float().view(3, 1, 1)).sum(2, keepdim=True) + 1e-4
+    there = luminance(lit.flatten(0, 1).float()).unflatten(0, (-1, LIGHTS)) + 1e-4
     kept = _weighed(there, lights.scene) / _weighed(there / kept.float().clamp(min=0.01), lights.scene)
     shown = _weighed(every, lights.scene), _weighed(photo, lights.scene), _weighed(every, lights.own), kept
     where = _squares(groups[:, channels("alpha")], drawn=augment)
-    seen = _sampled(
-        torch.cat([*shown, groups[:, channels("alpha")].float(), groups[:, channels("normal")].float()], 1), where
-    )
+    shape = [groups[:, channels(name)].float() for name in ("alpha", "normal")]
+    seen = _sampled(torch.cat([*shown, *shape], 1), where)
     lit, scene, own, kept, alpha, normal = seen.split([3, 3, 3, 1, 1, 3], 1)
     around = _weighed(photo[..., ::4, ::4], lights.own)
     views = _Views(lit, scene, own, around, kept, alpha, normal, where)
@@ -294,8 +293,8 @@ def _draw_exposures(views: _Views, lights: _Lights, variety: Variety | None) -> 
         return ((variety is not None) * deviation * torch.randn(count, channels, 1, 1, device=device)).exp()
 
     def exposed(around: torch.Tensor, thing: torch.Tensor) -> torch.Tensor:
-        middle = luminance(around).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
-        exposure, most = MIDDLE_GREY / middle * varied(0.33, 1), BRIGHTEST / _quantile(luminance(thing), solid, 0.97)
+        exposure = MIDDLE_GREY / _middle(around) * varied(0.33, 1)
+        most = BRIGHTEST / _quantile(luminance(thing), solid, 0.97)
         careful = _drawn(CAREFUL if variety else 1.0, count, device) > 0
         return torch.where(careful, torch.minimum(exposure, most), exposure)
 
@@ -402,6 +401,11 @@ def _swapped(pictures: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 def _drawn(share: float, count: int, device: torch.device) -> torch.Tensor:
     """(B, 1, 1, 1): 1 in so many of them, else 0."""
     return (torch.rand(count, 1, 1, 1, device=device) < share).float()
+
+
+def _middle(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 1, 1): the geometric mean of their luminance."""
+    return luminance(pictures).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
 
 
 def _quantile(values: torch.Tensor, where: torch.Tensor, share: float) -> torch.Tensor:
