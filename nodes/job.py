@@ -59,9 +59,8 @@ class ImprintJob(io.ComfyNode):
             files = [*_files(_read(job)), network]
         except ImprintError:  # told when it runs
             files = [network]
-        return job, *(
-            (str(path), path.stat().st_mtime_ns) for path in files if path.is_file()
-        )  # ComfyUI makes JSON of it
+        # ComfyUI makes JSON of it, which has no paths.
+        return job, *((str(path), path.stat().st_mtime_ns) for path in files if path.is_file())
 
     @classmethod
     def execute(cls, job: str, light_model: str = SHIPPED_LIGHT.name) -> io.NodeOutput:
@@ -80,11 +79,8 @@ class ImprintJob(io.ComfyNode):
 
 def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -> None:
     """Write one object of a job, lit, into the frame (1, 3, H, W)."""
-    strengths, where = (
-        {"light": 1.0, "shadow": 1.0, "softness": 0.0, "light_from": "auto"},
-        placing_arguments(part.placing, pictures),
-    )
-    strengths |= {name: where.pop(name) for name in strengths if name in where}
+    where = placing_arguments(part.placing, pictures)
+    strengths = {name: where.pop(name) for name in ("light", "shadow", "softness", "light_from") if name in where}
     views = ObjectViews.of(pictures["object_image"], pictures["object_mask"], colours_of(pictures["background"]))
     hole = as_mask(pictures["mask"])[0] if "mask" in pictures else None
     put = place_object(views, tuple(frame.shape[2:]), hole, **where)
