@@ -21,7 +21,15 @@ from . import __version__
 from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
-from .options import FAST_STEPS, finish_settings, given_placing, model_settings, placing_arguments, placing_settings
+from .options import (
+    FAST_STEPS,
+    finish_settings,
+    given_placing,
+    model_settings,
+    placing_arguments,
+    placing_settings,
+    with_negative_points,
+)
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -41,7 +49,7 @@ EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
     print_anything()
-    options = _parser().parse_args(_with_negative_points(sys.argv[1:] if argv is None else argv))
+    options = _parser().parse_args(with_negative_points(argv))
     # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
     # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -52,17 +60,6 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-
-
-def _with_negative_points(words: Sequence[str]) -> list[str]:
-    """`--at -10,300` as `--at=-10,300`: argparse takes what begins with a minus, and is no number, for an option."""
-    joined: list[str] = []
-    for word in words:
-        if joined and joined[-1] in ("--at", "--light-from") and re.match(r"-[\d.]", word):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def _say(line: str, stream: TextIO | None = None) -> OSError | ValueError | None:

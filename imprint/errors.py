@@ -36,10 +36,11 @@ def require_number(
     if a_number and least <= value <= most:  # which NaN is not
         return
     kind = "whole number" if whole else "finite number"
-    bounds = f"from {least:g} to {most:g}" if most < LARGEST_NUMBER else f"of {least:g} or more"
-    raise ImprintError(
-        f"{name} is {value if a_number else repr(value)}; it must be a {kind}{f' {bounds}' if least > -LARGEST_NUMBER else ''}"
-    )
+    if least > -LARGEST_NUMBER:
+        kind += f" from {least:g} to {most:g}" if most < LARGEST_NUMBER else f" of {least:g} or more"
+    elif most < LARGEST_NUMBER:
+        kind += f" up to {most:g}"
+    raise ImprintError(f"{name} is {value if a_number else repr(value)}; it must be a {kind}")
 
 
 def from_extra(package: str, extra: str, what: str) -> ModuleType:

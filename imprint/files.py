@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -87,6 +87,24 @@ def unused(folder: Path, stem: str, suffix: str) -> Path:
     """The first of stem, stem-2, stem-3, ... that no file in the folder has."""
     names = (folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
     return next(path for path in names if not os.path.lexists(path))
+
+
+def save_or_keep(save: Callable[[Path], None], path: Path, suffix: str, what: str) -> None:
+    """`save(path)` for what took time to make: where that fails, it is kept under another name with this suffix.
+
+    It lies beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` names it.
+    """
+    try:
+        save(path)
+    except ImprintError as error:
+        for folder in (path.parent, Path.cwd(), Path(tempfile.gettempdir())):
+            kept = unused(folder, "imprint-kept", suffix)
+            try:
+                save(kept)
+            except ImprintError:
+                continue
+            raise ImprintError(f"{error}; {what} is kept as {kept}") from error
+        raise
 
 
 def same_file(path: str | os.PathLike, other: str | os.PathLike) -> bool:

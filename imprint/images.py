@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import warnings
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
@@ -240,21 +240,8 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
 
 
 def save_computed(image: Image.Image, path: str | os.PathLike) -> None:
-    """`save_image` for what took time to make: where that fails, the picture is kept as a PNG of another name.
-
-    It lies beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` names it.
-    """
-    try:
-        save_image(image, path)
-    except ImprintError as error:
-        for folder in (Path(path).parent, Path.cwd(), Path(tempfile.gettempdir())):
-            kept = files.unused(folder, "imprint-kept", ".png")
-            try:
-                save_image(image, kept)
-            except ImprintError:
-                continue
-            raise ImprintError(f"{error}; the picture that was made is kept as {kept}") from error
-        raise
+    """`save_image` for what took time to make: see `files.save_or_keep`."""
+    files.save_or_keep(partial(save_image, image), Path(path), ".png", "the picture that was made")
 
 
 def _format(path: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,20 @@ def finish_settings() -> argparse.ArgumentParser:
         "off; default: %(default)s",
     )
     return settings
+
+
+def with_negative_points(argv: Sequence[str] | None) -> list[str]:
+    """A command line, by default the process's own, with `--at -10,300` as `--at=-10,300`.
+
+    argparse takes what begins with a minus, and is no number, for an option.
+    """
+    joined: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if joined and joined[-1] in ("--at", "--light-from") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def given_placing(options: argparse.Namespace) -> dict[str, Any]:

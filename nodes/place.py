@@ -273,7 +273,7 @@ class ImprintRelight(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, light_model: str, **_) -> tuple[str, int, int]:
+    def fingerprint_inputs(cls, light_model: str, **_: object) -> tuple[str, int, int]:
         return state_of(light_model)
 
     @classmethod

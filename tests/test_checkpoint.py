@@ -161,7 +161,7 @@ def test_saving_over_a_file_is_whole_or_not_at_all(tmp_path, small_file, monkeyp
         raise OSError("disk full")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ImprintError, match="cannot be written .disk full"):
         save_checkpoint(path, load_checkpoint(small_file))
     assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == [path.name]
 

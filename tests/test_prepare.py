@@ -838,8 +838,8 @@ def test_the_command_line(clips, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--held-out 1.5", "--held-out is 1.5; it is a share"),
-        ("--quality 101", "--quality is 101; it goes up to 100"),
+        ("--held-out 1.5", "--held-out is 1.5; it must be a finite number from 0 to 1"),
+        ("--quality 101", "--quality is 101; it must be a whole number from 1 to 100"),
         ("--relit 2", "--relit needs the light of --panoramas"),
         ("--relit 9 --panoramas p", "--relit is 9; it is a number of the 8 views"),
     ],

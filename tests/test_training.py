@@ -391,9 +391,7 @@ def test_numbers_that_cannot_be_are_refused(data, tmp_path, capsys, number):
     ((name, value),) = number.items()
     with pytest.raises(SystemExit) as left:
         parse_train(words(data, tmp_path, **number))
-    assert left.value.code == 2 and re.search(
-        rf"--{name} is {value}.*; (it must be|finite numbers)", capsys.readouterr().err
-    )
+    assert left.value.code == 2 and re.search(rf"--{name} is {value}.*; it must be", capsys.readouterr().err)
 
 
 def test_a_run_never_writes_over_the_checkpoint_that_it_starts_from(data, tmp_path, capsys):

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -38,7 +39,7 @@ SWALLOWED = {(24, 8, 8): 0.0075, (256, 4, 4): 0.025}
 KEPT = "kept"
 
 
-def opencv():
+def opencv() -> ModuleType:
     """The module cv2, on one thread. Raises `ImprintError` where it is not installed."""
     cv2 = from_extra("cv2", "train", "cutting masks out")
     cv2.setNumThreads(1)

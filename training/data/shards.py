@@ -27,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -35,6 +35,9 @@ from PIL import Image, UnidentifiedImageError
 from imprint.errors import ImprintError
 from imprint.files import replacing
 from imprint.images import to_rgb
+
+if TYPE_CHECKING:
+    import webdataset
 
 SPLITS = ("train", "held-out")
 INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server cannot list them
@@ -144,7 +147,7 @@ def _system(url: str | os.PathLike) -> tuple:
 
 
 @contextmanager
-def shard_writer(url: str | os.PathLike):
+def shard_writer(url: str | os.PathLike) -> Iterator[webdataset.TarWriter]:
     """A `webdataset.TarWriter`; the shard appears at its URL when it is whole, and not otherwise."""
     import webdataset
 

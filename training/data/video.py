@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
         yield _clip(video, root / "panomasks" / video.name, things)
 
 
-def _read_json(path: Path, use: Callable):
+def _read_json(path: Path, use: Callable[[Any], Any]) -> Any:
     """What `use` makes of a JSON file. Raises `ImprintError` where the file is absent or of another form."""
     try:
         return use(json.loads(path.read_text(encoding="utf-8")))

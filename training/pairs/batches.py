@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class _Rows:
     """What `Pairs` and `Batch` share: a dataclass of tensors of one length, some of them perhaps None."""
 
-    def __getitem__(self, index) -> Self:
+    def __getitem__(self, index: slice | torch.Tensor) -> Self:
         return type(self)(*(None if value is None else value[index] for value in vars(self).values()))
 
     @classmethod

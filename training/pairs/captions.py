@@ -12,7 +12,7 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 from PIL import Image, ImageOps
@@ -132,7 +132,7 @@ def _spans(shard: Path, bad: Bad) -> list[Span]:
     return spans
 
 
-def _bytes(file, offset: int, size: int) -> bytes:
+def _bytes(file: BinaryIO, offset: int, size: int) -> bytes:
     file.seek(offset)
     data = file.read(size)
     if len(data) < size:

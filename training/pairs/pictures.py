@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,10 @@ from imprint.preprocess import bounding_boxes
 
 from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Bad, Record, Sample, list_shards, read_shards
 from .draw import Draw
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 PHOTO_SIDE = 384  # pixels of the square photos in memory
 MOST_OF_SIDE = 0.9  # of a square, at most, is a usable object's longer side
@@ -35,7 +40,7 @@ class _Pictures:
         limit: int | None = None,
         side: int | None = None,
         bad: Bad | None = None,
-    ):
+    ) -> Self:
         """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side`
         is, `read_shards` what `bad` is.
         """
@@ -50,7 +55,7 @@ class _Pictures:
             parts.append(cls(*map(torch.from_numpy, _raised(part))))
         return cls.join(parts).to(device)
 
-    def to(self, device: torch.device):
+    def to(self, device: torch.device) -> Self:
         return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
 
@@ -79,7 +84,7 @@ class _Shards(Dataset):
         return [value.contiguous().numpy() for value in vars(part).values()], list(bad.found)
 
 
-def _unchanged(part):
+def _unchanged(part: Any) -> Any:
     return part
 
 
