@@ -64,9 +64,7 @@ def pipeline(_loaded):
     from imprint.noise import make_scheduler
 
     parts = {name: part for name, part in _loaded.components.items() if name != "scheduler"}
-    made = DrawingPipeline(**parts, scheduler=make_scheduler(_loaded.model_config.noise))
-    made.set_progress_bar_config(disable=True)
-    return made
+    return DrawingPipeline(**parts, scheduler=make_scheduler(_loaded.model_config.noise))
 
 
 @pytest.fixture
@@ -167,3 +165,22 @@ def pretrained(tmp_path_factory, micro) -> Path:
     build_autoencoder(micro.latent).save_pretrained(root / "sd" / "vae")
     random_dinov2().save_pretrained(root / "dinov2")
     return root
+
+
+# --- for the tests that evaluate: tests leave what is in these folders as it is ---
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory) -> Path:
+    """Subjects, backgrounds, boxes, pairs and a micro model."""
+    from evaluation import write_data
+
+    return write_data(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory) -> Path:
+    """The metrics' networks that need no more than the package, of random weights."""
+    from evaluation import write_backbones
+
+    return write_backbones(tmp_path_factory.mktemp("backbones"))

@@ -6,7 +6,9 @@ from imprint.pipeline import ImprintPipeline
 
 
 class DrawingPipeline(ImprintPipeline):
-    """As `ImprintPipeline`, with `fit="fill"` by default."""
+    """As `ImprintPipeline`, silent and with `fit="fill"` by default."""
+
+    _progress_bar_config = {"disable": True}  # diffusers' own
 
     def __call__(self, *args, fit: str = "fill", **settings):
         return super().__call__(*args, fit=fit, **settings)

@@ -110,6 +110,12 @@ def pairs(data: Path, output: Path, *more: str, **changes) -> list[str]:
     )
 
 
+def subject_tasks(data: Path) -> list[tasks.Task]:
+    """Every subject of `write_data` in every box."""
+    boxes = tasks.read_boxes(data / "boxes.jsonl", data / "backgrounds")
+    return tasks.subject_tasks(tasks.read_subjects(data / "subjects"), boxes)
+
+
 def pixels(path: Path) -> bytes:
     return Image.open(path).tobytes()
 

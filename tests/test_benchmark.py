@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from leaving import refused
 from micro import micro_config
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
@@ -86,10 +87,8 @@ def test_the_time_limit_keeps_what_there_is(tmp_path, monkeypatch, capsys):
     assert "stopped after 1 s, in row step:micro:2:eager" in capsys.readouterr().out
 
 
-def test_an_unknown_row_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit) as left:
-        run(tmp_path, "--rows", "nonsense:1")
-    assert left.value.code == 2 and "rows are peak, step" in capsys.readouterr().err
+def test_an_unknown_row_is_refused(tmp_path):
+    assert "rows are peak, step" in refused(run, tmp_path, "--rows", "nonsense:1")
 
 
 EXAMPLE = """

@@ -10,7 +10,7 @@ import torch
 from drawing import DrawingPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from micro import cutout, photo, rectangle
+from micro import cutout, photo, profile, rectangle
 from PIL import Image, ImageCms
 
 from imprint import cli, files, images
@@ -23,18 +23,6 @@ from imprint.profiles import convert_profile, profile_of
 from imprint.views import ObjectViews
 
 SHAPES = settings.default.max_examples // 50  # whole composites cost a second each
-
-
-def profile(kind: str) -> bytes:
-    """An ICC profile: of RGB with other primaries ("wide"), of sRGB, or of a Lab space."""
-    if kind == "lab":
-        return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    if kind == "wide":  # the red and green primaries change places: no picture looks as before
-        entries = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * data[131], 12)}
-        red, green = entries[b"rXYZ"], entries[b"gXYZ"]
-        data[red + 4 : red + 12], data[green + 4 : green + 12] = data[green + 4 : green + 12], data[red + 4 : red + 12]
-    return bytes(data)
 
 
 def with_exif(picture: Image.Image, orientation: int, path: Path) -> Image.Image:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from micro import micro_config
+from micro import micro_config, seeded
 from torch import nn
 
 from imprint.adapter import ContentAdapter
@@ -22,7 +22,7 @@ def conv_adapter() -> AdapterConfig:
 
 
 def pixels(count: int = 2) -> torch.Tensor:
-    return torch.randn(count, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    return torch.randn(count, 3, 28, 28, generator=seeded())
 
 
 @pytest.mark.parametrize("config", [PLAIN, REGISTERS, SWIGLU, CLIP])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from drawing import DrawingPipeline
-from micro import concat_config, cutout, fresh_checkpoint, micro_config, photo, rectangle, relative_config
+from micro import concat_config, cutout, fresh_checkpoint, micro_config, photo, rectangle, relative_config, seeded
 from PIL import Image
 
 from imprint.blending import feather
@@ -20,10 +20,6 @@ from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.pipeline import FEATHER, ImprintPipeline
 from imprint.preprocess import bounding_boxes
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def run(pipeline, scene, seed: int = 0, **settings):
@@ -322,7 +318,6 @@ def test_guidance_of_one_asks_the_unet_once(pipeline, scene):
 def test_weights_may_be_brought_to_their_device_layer_by_layer(micro_file, scene, pipeline):
     """accelerate's hooks, which diffusers' sequential CPU offload sets; with guidance, which needs the null embedding."""
     offloaded = DrawingPipeline.from_checkpoint(micro_file)
-    offloaded.set_progress_bar_config(disable=True)
     for part in ("encoder", "adapter", "unet", "vae"):
         accelerate.cpu_offload(getattr(offloaded, part), torch.device("cpu"))
     assert offloaded.adapter.null_embedding.is_meta
@@ -364,7 +359,6 @@ def test_other_schedulers(pipeline, scene, name, prediction):
 def colours():
     """What the shipped checkpoint draws by a scheduler in so many steps, in 6 x 6 broad colours; the object is the same."""
     pipeline = DrawingPipeline.from_checkpoint()
-    pipeline.set_progress_bar_config(disable=True)
     own = pipeline.scheduler
     views = [Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background", "hole")]
     top, left, bottom, right = bounding_boxes(mask_to_tensor(views[2]))[0].tolist()
@@ -441,7 +435,6 @@ def test_a_perfect_unet_is_sampled_to_its_picture(pipeline, name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(micro_file, scene, pipeline, dtype):
     half = DrawingPipeline.from_checkpoint(micro_file, torch_dtype=dtype)
-    half.set_progress_bar_config(disable=True)
     for part in ("vae", "encoder", "adapter", "unet", "light"):
         assert {tensor.dtype for tensor in getattr(half, part).parameters()} == {dtype}
     image = run(half, scene, feather_pixels=0, num_inference_steps=1, resolution=32).images
@@ -458,7 +451,6 @@ def test_concat_conditioning(tmp_path, scene, config):
     path = tmp_path / "concat.safetensors"
     save_checkpoint(path, fresh_checkpoint(config))
     pipeline = DrawingPipeline.from_checkpoint(path)
-    pipeline.set_progress_bar_config(disable=True)
     seen, forward = [], pipeline.unet.forward
 
     def watch(sample, *args, **kwargs):
@@ -468,7 +460,7 @@ def test_concat_conditioning(tmp_path, scene, config):
     pipeline.unet.forward = watch
     encoded, encode_latents = [], pipeline.vae.encode
     pipeline.vae.encode = lambda images: encoded.append(images) or encode_latents(images)
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(1, 4, 8, 8, generator=seeded(3))
     image = run(pipeline, scene, latents=noise).images[0]
     assert {tensor.shape[1] for tensor in seen} == {9}
     mask_first = config.concat_order == "mask, background"
@@ -504,7 +496,6 @@ def test_epsilon_and_the_large_autoencoder(tmp_path, scene):
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
     pipeline = DrawingPipeline.from_checkpoint(path, vae=vae)
-    pipeline.set_progress_bar_config(disable=True)
     first, second = (run(pipeline, scene).images for _ in range(2))
     assert torch.equal(first, second)  # the autoencoder's mean, without noise
 
@@ -668,7 +659,6 @@ def test_the_checkpoint_decides_the_sizes(tmp_path, scene):
     checkpoint = fresh_checkpoint(config)
     save_checkpoint(path, Checkpoint(config, checkpoint.parts))
     pipeline = DrawingPipeline.from_checkpoint(path)
-    pipeline.set_progress_bar_config(disable=True)
     steps = []
     made = run(pipeline, scene, output_type="latent", callback_on_step_end=lambda *a: steps.append(1) or {})
     assert made.images.shape[-1] == 12 and len(steps) == 2

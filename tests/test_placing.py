@@ -5,6 +5,8 @@ import itertools
 import json
 import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -271,8 +273,27 @@ def composite(*words: str, subject: str = "object.png") -> list[str]:
 LAYERS = ("shadow", "object", "light")
 
 
+def job(out: str, **keys) -> dict:
+    """A line of a jobs file."""
+    return {"object": "object.png", "background": "background.png", "out": out} | keys
+
+
+def batch(*lines: dict, options: str = "") -> int:
+    """`imprint batch` of these lines, in the working folder; its exit code."""
+    Path("jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return cli.main(["batch", "jobs.jsonl", *options.split()])
+
+
 def pixels(path) -> np.ndarray:
     return np.asarray(Image.open(path))
+
+
+def stacked(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """The layers of these names over background.png, as an editor stacks them."""
+    picture = Image.open("background.png").convert("RGBA")
+    for name in names:
+        picture = Image.alpha_composite(picture, Image.open(folder / name))
+    return np.asarray(picture.convert("RGB")).astype(int)
 
 
 WAYS = {  # options, keys, the pipeline's arguments
@@ -326,9 +347,7 @@ WAYS = {  # options, keys, the pipeline's arguments
 def test_options_keys_and_arguments_say_the_same(files, placing, scene, way, capsys):
     words, keys, arguments = WAYS[way]
     assert cli.main(composite(*words)) == 0
-    line = {"object": "object.png", "background": "background.png", "out": "line.png"} | keys
-    (files / "jobs.jsonl").write_text(json.dumps(line))
-    assert cli.main(["batch", "jobs.jsonl"]) == 0
+    assert batch(job("line.png", **keys)) == 0
     subject, background, box = scene
     given = {"mask": box} if "mask" in keys else {}
     expected = np.asarray(placing(subject, None, background, **given, **arguments).images[0])
@@ -338,20 +357,17 @@ def test_options_keys_and_arguments_say_the_same(files, placing, scene, way, cap
 
 def test_a_placed_picture_needs_no_mask(files, placing, scene, layer):
     assert cli.main(composite("--placed", subject="layer.png")) == 0
-    line = {"object": "layer.png", "background": "background.png", "out": "line.png", "placed": True}
-    (files / "jobs.jsonl").write_text(json.dumps(line))
-    assert cli.main(["batch", "jobs.jsonl"]) == 0
+    assert batch(job("line.png", object="layer.png", placed=True)) == 0
     expected = np.asarray(placing(layer, None, scene[1], placed=True).images[0])
     assert np.array_equal(pixels("out.png"), expected) and np.array_equal(pixels("line.png"), expected)
 
 
 def test_options_of_a_batch_are_for_lines_that_do_not_say(files, placing, scene):
     lines = [
-        {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "plain.png"},
-        {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "own.png", "shadow": 1},
+        job("plain.png", mask="box.png"),
+        job("own.png", mask="box.png", shadow=1),
     ]
-    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert cli.main(["batch", "jobs.jsonl", "--shadow", "0", "--light", "0"]) == 0
+    assert batch(*lines, options="--shadow 0 --light 0") == 0
     subject, background, box = scene
     for name, shadow in (("plain", 0), ("own", 1)):
         expected = placing(subject, None, background, box, light=0, shadow=shadow).images[0]
@@ -370,8 +386,7 @@ def test_several_objects_in_a_line_are_one_after_another(files):
         common | third | {"out": "3.png", "background": "2.png"},
     ]
     lines = [*steps, common | {"objects": [first, second, third]}]
-    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 0
+    assert batch(*lines, options="--layers layers") == 0
     pictures = [pixels(f"{number}.png") for number in (1, 2, 3)]
     assert np.array_equal(pixels("together.png"), pictures[2])
     assert not any(np.array_equal(each, pictures[2]) for each in (*pictures[:2], pixels("background.png")))
@@ -419,8 +434,7 @@ BAD_OBJECTS = {
 @pytest.mark.parametrize("message", BAD_OBJECTS)
 def test_bad_objects_are_reported(files, capsys, message):
     line = {"background": "background.png", "out": "line.png"} | BAD_OBJECTS[message]
-    (files / "jobs.jsonl").write_text(json.dumps({key: value for key, value in line.items() if value is not ...}))
-    assert cli.main(["batch", "jobs.jsonl"]) == 2
+    assert batch({key: value for key, value in line.items() if value is not ...}) == 2
     err = capsys.readouterr().err
     assert f"line 1: {message}" in err.replace("layer.png is also what the picture is made of, and ", ""), err
     assert not (files / "line.png").exists()
@@ -472,13 +486,9 @@ BAD_KEYS = {
 
 
 def test_each_bad_key_has_its_sentence_and_the_others_are_made(files, capsys):
-    lines = [
-        {"object": "object.png", "background": "background.png", "out": f"{index}.png"} | keys
-        for index, keys in enumerate(BAD_KEYS.values())
-    ]
-    lines.append({"object": "object.png", "background": "background.png", "out": "last.png", "at": [50, 70]})
-    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert cli.main(["batch", "jobs.jsonl"]) == 2
+    lines = [job(f"{index}.png", **keys) for index, keys in enumerate(BAD_KEYS.values())]
+    lines.append(job("last.png", at=[50, 70]))
+    assert batch(*lines) == 2
     out, err = capsys.readouterr()
     reports = dict(re.findall(r"jobs\.jsonl, line (\d+): (.*)", err))
     for number, message in enumerate(BAD_KEYS, 1):
@@ -520,10 +530,7 @@ def test_layers_are_pictures_that_stack_to_the_composite(files):
     assert cli.main(composite("--mask", "box.png", "--layers", "layers")) == 0
     names = sorted(path.name for path in (files / "layers").iterdir())
     assert names == ["1-shadow.png", "2-object.png", "3-light.png"]
-    stacked = Image.open("background.png").convert("RGBA")
-    for name in names:
-        stacked = Image.alpha_composite(stacked, Image.open(files / "layers" / name))
-    off = np.abs(np.asarray(stacked.convert("RGB")).astype(int) - pixels("out.png"))
+    off = np.abs(stacked(files / "layers", names) - pixels("out.png"))
     assert off.max() <= 2 and off.mean() < 0.1  # an editor rounds to 8 bits after each of the three
 
 
@@ -532,18 +539,12 @@ def test_layers_of_several_areas_and_jobs_keep_apart(files):
     mask.paste(255, (80, 40, 110, 85))
     mask.save("two.png")
     assert cli.main(composite("--mask", "two.png", "--each-area", "--layers", "layers")) == 0
-    layers = ("shadow", "object", "light")
-    expected = [f"{area}-{number}-{layer}.png" for area in (1, 2) for number, layer in enumerate(layers, 1)]
+    expected = [f"{area}-{number}-{layer}.png" for area in (1, 2) for number, layer in enumerate(LAYERS, 1)]
     assert sorted(path.name for path in (files / "layers").iterdir()) == expected
-    stacked = Image.open("background.png").convert("RGBA")
-    for name in expected:
-        stacked = Image.alpha_composite(stacked, Image.open(files / "layers" / name))
-    assert np.abs(np.asarray(stacked.convert("RGB")).astype(int) - pixels("out.png")).max() <= 2
-    line = {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "one.png"}
-    (files / "jobs.jsonl").write_text(json.dumps(line))
-    assert cli.main(["batch", "jobs.jsonl", "--layers", "of-jobs"]) == 0
+    assert np.abs(stacked(files / "layers", expected) - pixels("out.png")).max() <= 2
+    assert batch(job("one.png", mask="box.png"), options="--layers of-jobs") == 0
     assert [path.name for path in sorted((files / "of-jobs" / "one").iterdir())] == [
-        f"{number}-{layer}.png" for number, layer in enumerate(layers, 1)
+        f"{number}-{layer}.png" for number, layer in enumerate(LAYERS, 1)
     ]
 
 
@@ -599,10 +600,9 @@ def test_any_line_is_made_or_has_a_sentence(files, capsys, line):
 @pytest.mark.parametrize("key", ["object", "object_mask", "background", "mask", "out"])
 @pytest.mark.parametrize("name", ["a\0.png", "\ud800.png", "", 3, ["a.png", "\0"]])
 def test_what_no_file_can_be_called_is_said(files, capsys, key, name):
-    line = {"object": "object.png", "background": "background.png", "mask": "box.png", "out": "one.png"}
+    line = job("one.png", mask="box.png")
     lines = [line | {key: name}, line | {"out": "two.png"}]
-    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert cli.main(["batch", "jobs.jsonl"]) == 2
+    assert batch(*lines) == 2
     out, err = capsys.readouterr()
     assert f"line 1: '{key}' is" in err and out == "1 written, 0 skipped, 1 failed\n"
 
@@ -632,8 +632,7 @@ def test_a_drawing_has_no_layers(files, capsys, monkeypatch):
         {"object": "object.png", "at": [50, 70]},
     ]
     lines = [{"background": "background.png", "out": f"{n}.png"} | line for n, line in enumerate(lines, 1)]
-    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 2
+    assert batch(*lines, options="--layers layers") == 2
     out, err = capsys.readouterr()
     assert re.search(r"line 1: \S*layer.png would be drawn by the model", err) and out.startswith("1 written")
     assert [path.name for path in (files / "layers").iterdir()] == ["2"]
@@ -661,28 +660,24 @@ def test_layers_are_not_written_over_what_is_there(files, capsys, monkeypatch):
 
 def test_an_error_in_a_later_object_leaves_no_layers_of_the_first(files, capsys):
     objects = [{"object": "object.png", "at": at} for at in ([50, 70], [900, 2])]
-    (files / "jobs.jsonl").write_text(json.dumps({"objects": objects, "background": "background.png", "out": "o.png"}))
-    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 2
+    assert batch({"objects": objects, "background": "background.png", "out": "o.png"}, options="--layers layers") == 2
     assert "outside the 120x90 background" in capsys.readouterr().err
     assert not [path for path in (files / "layers").rglob("*") if path.is_file()]
 
 
 def test_layers_of_pictures_of_one_name_are_refused(files, capsys):
-    line = {"object": "object.png", "background": "background.png", "at": [50, 70]}
-    (files / "jobs.jsonl").write_text("\n".join(json.dumps(line | {"out": f"{name}/x.png"}) for name in "ab"))
-    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 2
+    lines = [job(f"{name}/x.png", at=[50, 70]) for name in "ab"]
+    assert batch(*lines, options="--layers layers") == 2
     out, err = capsys.readouterr()
     assert "line 2: the layers of x.png would lie in the folder of line 1's, x;" in err and out.startswith("1 written")
-    assert cli.main(["batch", "jobs.jsonl"]) == 0  # without layers they are two pictures
+    assert batch(*lines) == 0  # without layers they are two pictures
 
 
 @pytest.mark.parametrize("folder", ["background.png", "background.png/layers", "/proc/layers", "a\0b"])
 def test_a_folder_for_layers_that_cannot_be_is_refused(files, capsys, monkeypatch, folder):
     words = ["--at", "50,70", "--layers", folder]
     assert "1-shadow.png cannot be written" in refused(files, capsys, monkeypatch, composite(*words))
-    line = {"object": "object.png", "background": "background.png", "out": "line.png", "at": [50, 70]}
-    (files / "jobs.jsonl").write_text(json.dumps(line))
-    assert cli.main(["batch", "jobs.jsonl", "--layers", folder]) == 2
+    assert batch(job("line.png", at=[50, 70]), options=f"--layers {folder}") == 2
     out, err = capsys.readouterr()
     assert "line 1: " in err and "cannot be written" in err and "Traceback" not in err and out.endswith("1 failed\n")
     assert not (files / "line.png").exists()
@@ -701,14 +696,10 @@ def test_layers_have_the_composite_s_colour_profile(files):
 
 def test_layers_of_ten_objects_stack_in_the_order_of_their_names(files):
     objects = [{"object": "object.png", "at": [10 * n + 5, 70], "height": 20} for n in range(10)]
-    (files / "jobs.jsonl").write_text(json.dumps({"objects": objects, "background": "background.png", "out": "o.png"}))
-    assert cli.main(["batch", "jobs.jsonl", "--layers", "layers"]) == 0
+    assert batch({"objects": objects, "background": "background.png", "out": "o.png"}, options="--layers layers") == 0
     names = sorted(path.name for path in (files / "layers" / "o").iterdir())
     assert names[0] == "01-1-shadow.png" and names[-1] == "10-3-light.png" and len(names) == 30
-    stacked = Image.open("background.png").convert("RGBA")
-    for name in names:
-        stacked = Image.alpha_composite(stacked, Image.open(files / "layers" / "o" / name))
-    difference = np.abs(np.asarray(stacked.convert("RGB")).astype(int) - pixels("o.png"))
+    difference = np.abs(stacked(files / "layers" / "o", names) - pixels("o.png"))
     assert difference.max() <= 10  # at most one for each object
 
 
@@ -764,9 +755,7 @@ def test_a_plain_photo_is_cut_out(files, rembg):
     assert cli.main(composite("--mask", "box.png", "--cutout", "auto", subject="plain.png")) == 0
     assert np.array_equal(pixels("out.png"), expected)
     assert rembg.asked == [("RGB", f"session of {removal.WEIGHTS}", True)]
-    line = {"object": "plain.png", "background": "background.png", "mask": "box.png", "out": "line.png"}
-    (files / "jobs.jsonl").write_text(json.dumps(line))
-    assert cli.main(["batch", "jobs.jsonl", "--cutout", "auto"]) == 0
+    assert batch(job("line.png", object="plain.png", mask="box.png"), options="--cutout auto") == 0
     assert np.array_equal(pixels("line.png"), expected)
 
 

@@ -53,7 +53,6 @@ def against(request):
     load_modules(modules, checkpoint)
     scheduler = make_scheduler(checkpoint.config.noise)
     pipeline = DrawingPipeline(**modules, scheduler=scheduler, model_config=checkpoint.config)
-    pipeline.set_progress_bar_config(disable=True)
     for module in modules.values():
         module.eval().requires_grad_(False)
     golden = load_file(original_weights.FOLDER / f"{request.param}.safetensors")
@@ -90,7 +89,6 @@ def test_their_sampler_s_latents_after_ten_steps_are_ours(against):
     theirs = DrawingPipeline(
         **pipeline.components | {"scheduler": DDIMScheduler.from_config(pipeline.scheduler.config)}
     )
-    theirs.set_progress_bar_config(disable=True)
     latents = []
 
     def keep(_pipeline, _index, _timestep, given):

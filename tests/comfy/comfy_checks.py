@@ -20,6 +20,7 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 COMFYUI, PACK, FOLDER, *NAMES = sys.argv[1:]
 sys.path.insert(0, COMFYUI)
@@ -90,6 +91,11 @@ def fails(*words: str, call) -> str:
             assert word in message, f"{word!r} is not in: {message}"
         return message
     raise AssertionError("no error was raised")
+
+
+def telling(texts: list[str]):
+    """Instead of `tell`: what a node would show is kept."""
+    return lambda _, text: texts.append(text)
 
 
 class Scene:
@@ -517,11 +523,8 @@ def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[t
         return split(output, config)
 
     model.set_model_unet_function_wrapper(record)
-    matte.split_matte = keep
-    try:
+    with patch.object(matte, "split_matte", keep):
         maps = of.sample_all(model=model, resolution=64, **options)[2:]
-    finally:
-        matte.split_matte = split
     chunks = [zip(each, output.chunk(len(each))) for each, output in zip(kinds, outputs)]
     return torch.stack(maps), [logits for each in chunks for kind, logits in each if kind == 0]
 
@@ -557,12 +560,8 @@ def check_matte_is_the_object_s_however_conditionings_are_batched():
     assert len(logits) == 2 * STEPS and same(both, maps_of(of, *logits[-2:]))
     assert not any(same(both, maps_of(of, each)) for each in logits)
 
-    patcher, free = type(of.model), type(of.model).get_free_memory
-    patcher.get_free_memory = lambda _self, _device: 0  # each conditioning in a batch of its own
-    try:
+    with patch.object(type(of.model), "get_free_memory", lambda *_: 0):  # each conditioning in a batch of its own
         assert same(sample_matte(of)[0], maps) and same(sample_matte(of, positive=of.positive + turned)[0], both)
-    finally:
-        patcher.get_free_memory = free
 
     (part,) = core.ConditioningSetArea().append(turned, 32, 32, 0, 0, 1.0)
     maps, logits = sample_matte(of, positive=of.positive + part)
@@ -607,11 +606,8 @@ def check_matte_leaves_nothing_behind():
         assert sum(each() is not None for each in logits) <= 2  # no step's but the last one's is kept
         return prediction, matte
 
-    nodes_matte.split_matte = watch
-    try:
+    with patch.object(nodes_matte, "split_matte", watch):
         of.sample(resolution=64, steps=4)
-    finally:
-        nodes_matte.split_matte = split
     assert len(logits) == 4 and not any(each() is not None for each in logits)
     assert not of.model.model_options["transformer_options"] and not of.model.wrappers
 
@@ -749,23 +745,19 @@ def check_encoder_shows_the_cutout():
 
 def check_nodes_say_what_is_white_and_what_was_laid():
     of, said = scene(), []
-    modules = [module(f"nodes.{name}") for name in ("conditioning", "image")]
-    tell = modules[0].tell
+    conditioning, image = (
+        patch.object(module(f"nodes.{name}"), "tell", telling(said)) for name in ("conditioning", "image")
+    )
     picture, _, alpha, _ = of.sample_all()
     other = torch.rand(1, 60, 60, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 60, 60)
     other[1][:, 28:32, 4:56] = 1
-    for each in modules:
-        each.tell = lambda _, text: said.append(text)
-    try:
+    with conditioning, image:
         of.encoded(of.object, of.transparent, "auto")
         of.encoded(of.object, 1 - of.transparent, "auto")
         by_identity = run("RestoreDetail", picture, alpha, "auto", 1.0, of.identity)
         by_picture = run("RestoreDetail", picture, alpha, "auto", 1.0, None, of.object, of.transparent)
         drawn = run("RestoreDetail", picture, alpha, "auto", 1.0, of.identity, *other)
         run("RestoreDetail", picture, alpha, "auto", 0.0, of.identity)
-    finally:
-        for each in modules:
-            each.tell = tell
     assert said[0].endswith("the background.") and said[1].endswith("the object.")
     assert said[2].startswith("the photo is laid over ") and said[2].endswith(" % of the object"), said
     assert said[3].startswith(said[2]) and said[3].endswith("the background.")
@@ -865,19 +857,15 @@ def check_coarsener():
 
 
 def check_coarsener_says_what_made_the_mask_larger():
-    node, sizes = module("nodes.mask"), []
-    tell, node.tell = node.tell, lambda _, text: sizes.append(text)
-    mask = torch.zeros(1, 96, 128)
+    sizes, mask = [], torch.zeros(1, 96, 128)
     mask[:, 70:90, 60:80] = 1
-    try:
+    with patch.object(module("nodes.mask"), "tell", telling(sizes)):
         run("MaskCoarsener", mask, "precise", 8, 32)
         run("MaskCoarsener", mask, "precise", 0, 20)
         run("MaskCoarsener", mask, "precise", 2, 32)
         run("MaskCoarsener", torch.ones(1, 20, 30), "precise", 0, 32)  # there is no room to enlarge it in
         run("MaskCoarsener", mask, "precise", 6, 32, shadow_room=9)  # grown beyond the picture's bottom
         run("MaskCoarsener", mask.flip(1), "precise", 6, 32, shadow_room=9)
-    finally:
-        node.tell = tell
     why = ": smaller than min_size 32, enlarged around its centre"
     assert sizes == [
         "20x20 px drawn, 36x34 px now",
@@ -1001,17 +989,13 @@ def check_place_by_a_mask_or_as_it_lies():
 
 
 def check_place_sees_what_is_white():
-    node, said = module("nodes.place"), []
-    tell, node.tell = node.tell, lambda _, text: said.append(text)
     background, (photo, mask) = torch.rand(1, 90, 120, 3), shape(48, 28)
-    where = box(50, 10, 60, 80)
-    try:
+    said, where = [], box(50, 10, 60, 80)
+    with patch.object(module("nodes.place"), "tell", telling(said)):
         white = put(background, photo, where, object_mask=mask)[1]
         black = put(background, photo, where, object_mask=1 - mask)[1]
         own = put(background, torch.cat([photo, mask[..., None]], -1), where)[1]
         told = put(background, photo, where, mask_marks="object", object_mask=1 - mask)[2]
-    finally:
-        node.tell = tell
     assert torch.equal(white, black) and torch.equal(white, own)
     assert [text.rpartition(" ")[2] for text in said] == ["object.", "background.", "object.", "object."], said
     assert said[0].startswith("40x80 px at 60,10 in 120x90")
@@ -1184,12 +1168,14 @@ def check_light_refuses_what_does_not_fit():
 
 def check_light_is_freed():
     models, seen = module("nodes.models"), []
-    kind, models.Light = models.Light, type("Seen", (models.Light,), {"loaded": lambda self: (
-        seen.append(weakref.ref(self.patcher.model)), kind.loaded(self))[1]})  # fmt: skip
-    try:
+    loaded = models.Light.loaded
+
+    def watch(light):
+        seen.append(weakref.ref(light.patcher.model))
+        return loaded(light)
+
+    with patch.object(models.Light, "loaded", watch):
         run("Relight", lit_scene()[1][0], 1.0, 1.0, 0.0)
-    finally:
-        models.Light = kind
     gc.collect()
     comfy.model_management.cleanup_models()
     assert len(seen) == 1 and seen[0]() is None
@@ -1262,30 +1248,23 @@ def check_what_a_model_breaks_is_refused_where_it_breaks():
 
     for number in (float("nan"), float("inf")):
         encoder = of.clip.model
-        of.clip.model = lambda e=encoder, n=number, **given: (broken(e(**given)[0], n),)
-        try:
+        with patch.object(of.clip, "model", lambda e=encoder, n=number, **given: (broken(e(**given)[0], n),)):
             encode = (of.clip, of.object, of.transparent, "background")
             fails("encoder", "not finite", "fp32", call=lambda e=encode: run("IDEncoder", *e))
-        finally:
-            of.clip.model = encoder
         for name, what in (("encode", "latents"), ("decode", "decoded")):
             step = getattr(of.vae, name)
-            setattr(of.vae, name, lambda *given, s=step, n=number: broken(s(*given), n))
-            try:
+            with patch.object(of.vae, name, lambda *given, s=step, n=number: broken(s(*given), n)):
                 fails(what, "not finite", "fp32", call=lambda: of.sample(**small))
-            finally:
-                setattr(of.vae, name, step)
         model = of.model.clone()
         model.set_model_unet_function_wrapper(
             lambda apply, given, n=number: apply(given["input"], given["timestep"], **given["c"]) * n
         )
         fails("sampled", "not finite", "fp32", call=lambda m=model: of.sample(model=m, **small))
         split = matte.split_matte
-        matte.split_matte = lambda *given, s=split, n=number: (s(*given)[0], broken(s(*given)[1], n))
-        try:
+        with patch.object(
+            matte, "split_matte", lambda *given, s=split, n=number: (s(*given)[0], broken(s(*given)[1], n))
+        ):
             fails("matte", "not finite", "fp32", call=lambda: of.sample(**small))
-        finally:
-            matte.split_matte = split
     assert all(torch.equal(*pair) for pair in zip(of.sample_all(**small), whole))
 
 
@@ -1318,16 +1297,12 @@ class Executed:
 def check_an_old_comfyui_is_told_to_be_updated():
     import comfyui_version
 
-    version = comfyui_version.__version__
-    try:
-        for old in ("0.24.9", "0.3.75"):
-            comfyui_version.__version__ = old
+    for old in ("0.24.9", "0.3.75"):
+        with patch.object(comfyui_version, "__version__", old):
             fails(old, "0.25 or newer", call=lambda: run("LoadCheckpoint", SHIPPED))
-        for new in ("0.25.0", "1.0", "0.100.2-rc1"):
-            comfyui_version.__version__ = new
+    for new in ("0.25.0", "1.0", "0.100.2-rc1"):
+        with patch.object(comfyui_version, "__version__", new):
             run("LoadCheckpoint", SHIPPED)
-    finally:
-        comfyui_version.__version__ = version
 
 
 def check_wrong_files():
