@@ -1,4 +1,4 @@
-"""Makes the README's pictures, docs/demo.jpg, results.jpg and sides.jpg, and those of the nodes' help pages,
+"""Makes the README's pictures, docs/demo.jpg, results.jpg and large-holes.jpg, and those of the nodes' help pages,
 web/docs/assets/*.jpg.
 
     python -m docs.make_pictures
@@ -40,7 +40,7 @@ RESULTS = (  # object, its mask, background, box
     ("bear.jpg", "bear_mask.png", "background.png", (80, 210, 230, 385)),
 )
 LIGHT_FROM = ("behind left", "behind", "behind", "left")  # of `RESULTS`, as their backgrounds show it
-ENLARGED = 3  # times, of the same for sides.jpg
+ENLARGED = 3  # times, of the same for large-holes.jpg
 SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail of the photo
 TILE = (330, 300)  # of placed.jpg, in pixels
 HEIGHT, GAP = 240, 6  # of the strips, in pixels
@@ -59,7 +59,7 @@ def main() -> None:
         return
     readme_pictures(pipeline)
     help_pictures(pipeline)
-    save(README_FOLDER / "sides.jpg", *large_holes(pipeline), height=400)
+    save(README_FOLDER / "large-holes.jpg", *large_holes(pipeline), height=400)
 
 
 def readme_pictures(pipeline: ImprintPipeline) -> None:

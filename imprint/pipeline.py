@@ -12,7 +12,7 @@ In an outline, or with `fit="fill"`, the model draws the object, in the order of
     finish          latents -> drawing -> detail -> layers of object and shadow -> over the background
 
 All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves; they are
-in `imprint.stages`, and the model's loading and saving in `imprint.parts`.
+in `imprint.phases`, and the model's loading and saving in `imprint.parts`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .errors import ImprintError, require_number, require_same_size
 from .hole import check_crop
 from .images import Picture, as_mask, colours_of, picture_size
 from .light import require_strengths
+from .phases import Finish, ImprintPipelineOutput, Phases
 from .place import Align, Place, place_object
-from .stages import Finish, ImprintPipelineOutput, Stages
 from .views import ObjectViews
 
 _OUTPUT_TYPES = ("pil", "pt", "latent")
 
 
-class ImprintPipeline(Stages):
+class ImprintPipeline(Phases):
     """Put an object into a background (IMPRINT, arXiv 2403.10701).
 
     Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16, and

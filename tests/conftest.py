@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from micro import cutout, fresh_checkpoint, micro_config, photo, random_dinov2, rectangle, relative_config
+from micro import cutout, fresh_checkpoint, micro_config, photo, random_dinov2, rectangle, third_party_config
 from PIL import Image
 
 from imprint.checkpoint import save_checkpoint
@@ -106,7 +106,7 @@ def data(tmp_path_factory) -> Path:
             prepare.main([*command.split(), "--input", str(root / folder)])
     checkpoint = fresh_checkpoint(micro_config())
     save_checkpoint(root / "start.safetensors", checkpoint)
-    save_checkpoint(root / "relative.safetensors", fresh_checkpoint(relative_config()))
+    save_checkpoint(root / "third-party.safetensors", fresh_checkpoint(third_party_config()))
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.parts["vae"].items()}, root / "vae.safetensors")
     return root
 

@@ -56,8 +56,8 @@ def matte_config() -> ImprintConfig:
     return micro_config(matte=2, unet=dataclasses.replace(config.unet, out_channels=12))
 
 
-def relative_config() -> ImprintConfig:
-    """As `concat_config`, with all that the relatives do otherwise: CLIP, a stretched object, channels, timesteps."""
+def third_party_config() -> ImprintConfig:
+    """As `concat_config`, with all that third-party models do otherwise: CLIP, a stretched object, channels, timesteps."""
     config = concat_config()
     encoder = dataclasses.replace(
         config.encoder,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from drawing import DrawingPipeline
-from micro import concat_config, cutout, fresh_checkpoint, micro_config, photo, rectangle, relative_config, seeded
+from micro import concat_config, cutout, fresh_checkpoint, micro_config, photo, rectangle, seeded, third_party_config
 from PIL import Image
 
 from imprint.blending import feather
@@ -446,7 +446,7 @@ def test_half_precision(micro_file, scene, pipeline, dtype):
     ).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize("config", [concat_config(), relative_config()])
+@pytest.mark.parametrize("config", [concat_config(), third_party_config()])
 def test_concat_conditioning(tmp_path, scene, config):
     path = tmp_path / "concat.safetensors"
     save_checkpoint(path, fresh_checkpoint(config))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from leaving import failed
 from micro import matte_config, micro_config, random_dinov2
-from original_weights import random_weights
 from safetensors.torch import load_file, save_file
+from third_party_weights import random_weights
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 
@@ -79,7 +79,7 @@ def presets(monkeypatch):
 
 
 def kl_config() -> ImprintConfig:
-    """The sizes of `originals/small.txt`, the two-level UNet of a single file, with SD's own autoencoder."""
+    """The sizes of `third_party/small.txt`, the two-level UNet of a single file, with SD's own autoencoder."""
     encoder = dataclasses.replace(micro_config().encoder, image_size=28)
     return micro_config(
         encoder=encoder,

@@ -88,9 +88,9 @@ def test_two_steps_of_each_stage_write_checkpoints_that_the_pipeline_loads(data,
         ("compositing", ("adapter.", "unet.down_blocks.", "unet.up_blocks."), ("encoder.", "vae.")),
     ],
 )
-@pytest.mark.parametrize("start", ["start", "relative"])
+@pytest.mark.parametrize("start", ["start", "third-party"])
 def test_each_stage_trains_its_own_part(data, tmp_path, start, stage, trained, frozen):
-    """Also from a relative's checkpoint: CLIP, nine channels in their order, epsilon."""
+    """Also from a third-party checkpoint: CLIP, nine channels in their order, epsilon."""
     start, made = data / f"{start}.safetensors", tmp_path / "run" / "checkpoint.safetensors"
     train.main(words(data, tmp_path / "run", stage, init=start))
     assert read_config(made) == read_config(start)

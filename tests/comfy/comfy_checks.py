@@ -40,8 +40,8 @@ import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
-import original_weights  # noqa: E402
 import server  # noqa: E402
+import third_party_weights  # noqa: E402
 import torch  # noqa: E402
 
 import nodes as core  # noqa: E402
@@ -198,11 +198,11 @@ def concat_checkpoint() -> str:
     return write_checkpoint("concat.safetensors", change)
 
 
-def write_original(kind: str) -> str:
-    """A relative's file with the seeded weights, among ComfyUI's models."""
+def write_third_party(kind: str) -> str:
+    """A third-party file with the seeded weights, among ComfyUI's models."""
     path = MODELS / "imprint" / f"{kind}.pth"
     if not path.exists():
-        torch.save({"state_dict": original_weights.random_weights("small", kind)}, path)
+        torch.save({"state_dict": third_party_weights.random_weights("small", kind)}, path)
     return path.name
 
 
@@ -249,15 +249,15 @@ def check_concat_checkpoints():
     assert ((ours - moved) * inside).abs().max() > 1e-3
 
 
-def check_originals():
-    """The relatives' files as they lie, against what their own code made of these weights; in fp32."""
+def check_third_party_files():
+    """Third-party files as they lie, against what their own code made of these weights; in fp32."""
     from safetensors.torch import load_file
 
     unet, noise, encode_views = module("nodes.unet"), module("imprint.noise"), module("nodes.clip_vision").encode_views
-    given = original_weights.scene("small")
-    for kind in original_weights.KINDS:
-        golden = load_file(original_weights.FOLDER / f"{kind}.safetensors")
-        model, clip, adapter, vae = run("LoadCheckpoint", write_original(kind))
+    given = third_party_weights.scene("small")
+    for kind in third_party_weights.KINDS:
+        golden = load_file(third_party_weights.FOLDER / f"{kind}.safetensors")
+        model, clip, adapter, vae = run("LoadCheckpoint", write_third_party(kind))
         config = unet.imprint_config(model)
         positive, negative = run(
             "ContentAdapter",
@@ -297,7 +297,7 @@ def check_originals():
 
         fails("2 views", "one picture", call=lambda clip=clip: run("IDEncoder", clip, *two_views(), "object"))
         with torch.inference_mode():
-            of = Scene(write_original(kind))
+            of = Scene(write_third_party(kind))
             small = {"resolution": 64, "cfg": 5.0, "scheduler": "ddim_uniform"}
             ours = of.sample(**small)
             assert ours.isfinite().all() and (ours - of.frame).abs().max() > 0.1

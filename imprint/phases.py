@@ -1,4 +1,4 @@
-"""The steps of a picture, each a method that can be called by itself, and the values that go from one to the next.
+"""The phases of a picture, each a method that can be called by itself, and the values that go from one to the next.
 
 `imprint.pipeline` puts them in their order.
 """
@@ -26,7 +26,7 @@ from .matte import matte_pixels, split_matte
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
-from .unet import unet_input
+from .unet import with_background
 from .vae import decode, encode
 from .views import ObjectViews
 
@@ -102,7 +102,7 @@ class Prepared:
     """Of `crop.frame`, (1, h, w): where the drawing is put."""
 
 
-class Stages(Parts):
+class Phases(Parts):
     """A model that makes a picture step by step."""
 
     @torch.no_grad()
@@ -189,7 +189,7 @@ class Stages(Parts):
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
-                seen = unet_input(scheduler.scale_model_input(latents, timestep), background, hole, config)
+                seen = with_background(scheduler.scale_model_input(latents, timestep), background, hole, config)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
                 prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
                 if guidance != 1:
