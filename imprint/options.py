@@ -6,11 +6,12 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .directions import DIRECTIONS, light_direction
-from .errors import ImprintError
+from .errors import LARGEST_NUMBER, ImprintError, require_number
 
 FAST_STEPS = 4
 """Of `--fast`."""
@@ -208,21 +209,19 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
         _alignment(values["align"])
     if "inset" in values and "align" not in values:
         raise ImprintError("inset goes with align; say where the object stands, such as align right,bottom")
-    if not 0 <= _number("inset", values.get("inset", 0)) < 0.5:
-        raise ImprintError(f"inset is {values['inset']}; it must be from 0 to less than 0.5 of the shorter side")
+    if _number("inset", values.get("inset", 0), 0, 0.5) == 0.5:
+        raise ImprintError("inset is 0.5; it must be less than half of the shorter side")
     if "height" in values and "at" not in values and "align" not in values:
         raise ImprintError("height goes with at or align; in a box the object is as large as the box allows")
-    if "height" in values and not _number("height", values["height"]) >= 1:
-        raise ImprintError(f"height is {values['height']}; it must be 1 pixel or more")
+    _number("height", values.get("height", 1), 1)
     if values.get("rotate", 0) != "auto":
-        _number("rotate", values.get("rotate", 0), "a number of degrees, or auto")
+        _number("rotate (in degrees, or auto)", values.get("rotate", 0))
     elif not has_mask and "align" not in values:
         raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
     if values.get("fit", "contain") not in _FITS:
         raise ImprintError(f"fit is {values['fit']!r}; it must be {' or '.join(_FITS)}")
     for name, most in _MOST.items():
-        if not 0 <= _number(name, values.get(name, 0)) <= most:
-            raise ImprintError(f"{name} is {values[name]}; it must be from 0 to {most:g}")
+        _number(name, values.get(name, 0), 0, most)
     light_direction(values.get("light_from", "auto"))
 
 
@@ -268,10 +267,9 @@ def _alignment(value: Any) -> dict[str, str]:
     return found
 
 
-def _number(name: str, value: Any, expected: str = "a number") -> float:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return float(value)
-    except (OverflowError, TypeError, ValueError):
-        raise ImprintError(f"{name} is {value!r}; it must be {expected}") from None
+def _number(name: str, value: Any, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER) -> float:
+    """A number, or a word for one. Raises `ImprintError` as `require_number` does."""
+    with suppress(TypeError, ValueError):
+        value = float(value) if isinstance(value, str) else value
+    require_number(name, value, least, most)
+    return float(value)
