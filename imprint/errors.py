@@ -22,7 +22,9 @@ class ImprintError(ValueError):
 
 
 def print_anything() -> None:
-    """Names of files may have letters that a legacy code page, or any, does not: they are escaped, and no run fails of them."""
+    """Names of files may have letters that a legacy code page, or any, does not: they are escaped, and no run fails of
+    them.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -44,7 +46,10 @@ def require_number(
 
 
 def from_extra(package: str, extra: str, what: str) -> ModuleType:
-    """A package that comes with an extra of pyproject.toml, imported. Raises `ImprintError` where it cannot be; what: needs it."""
+    """A package that comes with an extra of pyproject.toml, imported.
+
+    Raises `ImprintError` where it cannot be; what: needs it.
+    """
     try:
         return import_module(package)
     except ImportError as error:

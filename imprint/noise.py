@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler, SchedulerMixin
 
 FINITE_SIGMA = 14.7
-"""Where samplers of second order start: at Stable Diffusion's largest sigma, for which they are made. In a step from the
-largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
+"""Where samplers of second order start: at Stable Diffusion's largest sigma, for which they are made. In a step from
+the largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
 predictions by it: the picture gets another colour, or is garbage."""
 
 # Exactly zero would make sigma infinite; this is the value that ComfyUI puts there, so that both walk the same

@@ -1,4 +1,5 @@
-"""The options of every command that makes a picture; those of the object's place and light are a jobs file's keys too."""
+"""The options of every command that makes a picture; those of the object's place and light are a jobs file's keys
+too."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def placing_settings() -> argparse.ArgumentParser:
         "--placed",
         action="store_true",
         default=None,
-        help="the object's picture is as large as the background, and the object lies in it where it shall lie; no mask",
+        help="the object's picture is as large as the background, and the object lies in it where it shall lie; no "
+        "mask",
     )
     group.add_argument(
         "--at", metavar="X,Y", help="where the object stands: the middle of its lower edge, in pixels; no mask"
@@ -52,8 +54,8 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--align",
         metavar="X,Y",
-        help="where it stands in the mask's box or, without a mask, in the whole background: left, center or right, and "
-        "top, middle or bottom; one word will do, default: center,bottom",
+        help="where it stands in the mask's box or, without a mask, in the whole background: left, center or right, "
+        "and top, middle or bottom; one word will do, default: center,bottom",
     )
     group.add_argument(
         "--inset",
@@ -74,8 +76,8 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--fit",
         choices=_FITS,
-        help="how it meets a box: contain (default) keeps its photo and proportions, fill lets the model draw it into all "
-        "of the box",
+        help="how it meets a box: contain (default) keeps its photo and proportions, fill lets the model draw it into "
+        "all of the box",
     )
     for name, what in (("light", "how far it takes the scene's light"), ("shadow", "how dark its shadow is")):
         group.add_argument(f"--{name}", type=float, metavar="0..1.5", help=f"{what}; 0 = not at all, default: 1")
@@ -83,8 +85,8 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--light-from",
         metavar="WHERE",
-        help=f"where the scene's light comes from: {', '.join(DIRECTIONS)}, or degrees clockwise from behind the object and, if "
-        "wished, above the horizon, such as 270,30; default: auto, as the model sees it",
+        help=f"where the scene's light comes from: {', '.join(DIRECTIONS)}, or degrees clockwise from behind the "
+        "object and, if wished, above the horizon, such as 270,30; default: auto, as the model sees it",
     )
     return settings
 
@@ -155,8 +157,8 @@ def finish_settings() -> argparse.ArgumentParser:
         "--layers",
         type=Path,
         metavar="FOLDER",
-        help="also write shadow, object and light as PNGs that stack to the picture, in the order of their names, over a "
-        "background without transparency; for objects that are placed, not drawn",
+        help="also write shadow, object and light as PNGs that stack to the picture, in the order of their names, over "
+        "a background without transparency; for objects that are placed, not drawn",
     )
     group.add_argument(
         "--detail",
@@ -189,7 +191,8 @@ def given_placing(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
-    """Raise `ImprintError` for a value that cannot be used, and unless exactly one of mask, placed, at and align is given.
+    """Raise `ImprintError` for a value that cannot be used, and unless exactly one of mask, placed, at and align is
+    given.
 
     Beside a mask, align says where in its box.
     """
@@ -200,8 +203,9 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     given = [name for name in ways if values.get(name)] + ["mask"] * has_mask
     if len(given) != 1:
         raise ImprintError(
-            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of mask, placed (its picture is as "
-            "large as the background, and it lies there), at (x,y where it stands) and align (in the whole background)"
+            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of mask, placed (its "
+            "picture is as large as the background, and it lies there), at (x,y where it stands) and align (in the "
+            "whole background)"
         )
     if "at" in values:
         _point(values["at"])

@@ -318,7 +318,9 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def require_safe_pickles(path: str | os.PathLike) -> None:
-    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code (CVE-2025-32434)."""
+    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code
+    (CVE-2025-32434).
+    """
     if torch.__version__ < (2, 6):
         raise ImprintError(
             f"{path} is a pickle, and torch {torch.__version__} can be made to run code that is hidden in one; update "

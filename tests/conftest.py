@@ -58,7 +58,9 @@ def _loaded(micro_file):
 
 @pytest.fixture
 def pipeline(_loaded):
-    """The micro model, drawing into boxes too, with a scheduler of its own; the weights are shared and must be left as they are."""
+    """The micro model, drawing into boxes too, with a scheduler of its own; the weights are shared and must be left as
+    they are.
+    """
     from drawing import DrawingPipeline
 
     from imprint.noise import make_scheduler
@@ -102,8 +104,8 @@ def data(tmp_path_factory) -> Path:
         photo(150, 100, seed=number).save(root / "plain" / f"{number}.png")
     for source, folder in (("davis", "davis"), ("coco", "coco"), ("folder", "plain")):
         for part in (0.0, 1.0):  # all into train/, then all into held-out/
-            command = f"{source} --output {root}/photos --licence CC0 --workers 1 --held-out {part} --name {source}-{part:.0f}"
-            prepare.main([*command.split(), "--input", str(root / folder)])
+            words = f"{source} --output {root}/photos --licence CC0 --workers 1 --held-out {part}".split()
+            prepare.main([*words, "--name", f"{source}-{part:.0f}", "--input", str(root / folder)])
     checkpoint = fresh_checkpoint(micro_config())
     save_checkpoint(root / "start.safetensors", checkpoint)
     save_checkpoint(root / "third-party.safetensors", fresh_checkpoint(third_party_config()))

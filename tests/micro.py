@@ -57,7 +57,9 @@ def matte_config() -> ImprintConfig:
 
 
 def third_party_config() -> ImprintConfig:
-    """As `concat_config`, with all that third-party models do otherwise: CLIP, a stretched object, channels, timesteps."""
+    """As `concat_config`, with all that third-party models do otherwise: CLIP, a stretched object, channels,
+    timesteps.
+    """
     config = concat_config()
     encoder = dataclasses.replace(
         config.encoder,

@@ -69,7 +69,9 @@ def test_a_run_that_failed_is_not_tried_again(tmp_path, monkeypatch):
 
 
 def test_operations_are_those_of_the_step(bench):
-    """Twice the batch, the same operations a picture; more than the UNet's three passes of its matrix products alone."""
+    """Twice the batch, the same operations a picture; more than the UNet's three passes of its matrix products
+    alone.
+    """
     counts = []
     for batch in (1, 2):
         run = bench.prepare("micro", batch, "eager")

@@ -199,7 +199,9 @@ def test_broad_colours_change_over_the_whole_edge_and_detail_in_its_middle():
 
 
 def test_a_wide_edge_leaves_no_seam():
-    """Neighbouring pixels of two smooth pictures of different brightness nowhere differ more than a soft edge asks for."""
+    """Neighbouring pixels of two smooth pictures of different brightness nowhere differ more than a soft edge asks
+    for.
+    """
     line = torch.linspace(0, 1, 256)
     smooth = 0.1 * torch.sin(line * 6)[:, None] * torch.cos(line * 5)
     background, generated = (0.3 + smooth).expand(1, 3, -1, -1), (0.6 - smooth).expand(1, 3, -1, -1)

@@ -36,7 +36,9 @@ def small_file(tmp_path_factory, micro) -> Path:
 
 
 def sentence(path: Path) -> str:
-    """The error of a file that cannot be used; no damaged file may come so far as to use the autoencoder that it lacks."""
+    """The error of a file that cannot be used; no damaged file may come so far as to use the autoencoder that it
+    lacks.
+    """
     with pytest.raises(ImprintError) as caught:
         ImprintPipeline.from_checkpoint(path, vae=torch.nn.Identity())
     message = str(caught.value)
@@ -59,7 +61,8 @@ def written(tmp_path) -> Callable[[bytes], str]:
 
 @pytest.fixture
 def resaved(tmp_path, small_file) -> Callable[[Callable], str]:
-    """The sentence for `small_file` after `change(parts)`, with a right checksum: what another exporter could have made.
+    """The sentence for `small_file` after `change(parts)`, with a right checksum: what another exporter could have
+    made.
 
     change: what it returns, if anything, is the configuration.
     """

@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def files(tmp_path, scene, micro_file) -> Path:
-    """A folder with object.png (with alpha), plain.png and object-mask.png, background.png, hole.png and unusable files."""
+    """A folder with object.png (with alpha), plain.png and object-mask.png, background.png, hole.png and unusable
+    files.
+    """
     subject, background, hole = scene
     subject.save(tmp_path / "object.png")
     subject.convert("RGB").save(tmp_path / "plain.png")

@@ -82,7 +82,9 @@ def test_the_same_command_gives_the_same_decoder_and_another_seed_another(data, 
 
 
 def test_it_repairs_a_damaged_decoder(data, tmp_path, capsys):
-    """TAESD with noise on the decoder's weights: a few steps bring the held-out pictures nearer to what they should be."""
+    """TAESD with noise on the decoder's weights: a few steps bring the held-out pictures nearer to what they should
+    be.
+    """
     taesd = load_checkpoint(SHIPPED).parts["vae"]
     generator = seeded()
     damage = {

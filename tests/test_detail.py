@@ -164,7 +164,9 @@ def test_strength_goes_from_nothing_to_all():
 
 
 def test_what_was_laid_over_is_said():
-    """Of the object's own picture, the part that was exchanged; where half of it shows something else, that half is not."""
+    """Of the object's own picture, the part that was exchanged; where half of it shows something else, that half is
+    not.
+    """
     photo, mask, drawn, alpha, _ = scene()
     other = drawn.clone()
     half = other.shape[3] // 2

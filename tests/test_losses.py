@@ -111,7 +111,8 @@ def test_the_teacher_s_guided_prediction_is_the_target():
         torch.testing.assert_close(told(*seen), twice, rtol=1e-3, atol=1e-4)
 
 
-# --- how timesteps are drawn and weighed --------------------------------------------------------------------------------
+# --- how timesteps are drawn and weighed
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,8 @@ def test_timesteps():
     assert abs(float((normal < 250).float().mean()) - 0.136) < 0.01 and abs(float(normal.float().mean()) - 499.5) < 5
 
 
-# --- the adapter's translation loss ------------------------------------------------------------------------------------
+# --- the adapter's translation loss
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("image_tokens", "text_tokens"), [(9, 9), (257, 77), (5, 9)])

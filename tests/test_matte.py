@@ -25,7 +25,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_maps_are_the_targets_backwards():
-    """Blocks of the matte's own size, wholly object or free; a shadow that grows evenly: what is trained is what is read."""
+    """Blocks of the matte's own size, wholly object or free; a shadow that grows evenly: what is trained is what is
+    read.
+    """
     config = matte_config()
     size = config.latent.downscale // config.matte
     alpha = (noise(2, 16, 16, seed=1) > 0.5).float()

@@ -1,4 +1,5 @@
-"""What the evaluation measures, on networks of random weights saved in a folder as the real ones lie there; its intervals.
+"""What the evaluation measures, on networks of random weights saved in a folder as the real ones lie there; its
+intervals.
 
 DreamSim, LPIPS and FID, which need the extra `evaluate`, are in `test_evaluate_extra.py`.
 """

@@ -1,4 +1,5 @@
-"""The light of panoramas: what is taken for the strongest light, where a camera sees it, and what it does to an object."""
+"""The light of panoramas: what is taken for the strongest light, where a camera sees it, and what it does to an
+object."""
 
 from __future__ import annotations
 
@@ -89,7 +90,9 @@ def test_shadows_fall_away_from_the_light(azimuth, elevation, lean, rise):
 
 
 def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
-    """A white ball in rooms with a lamp: its bright side is the lamp's, its scene is the room, its outline its view's."""
+    """A white ball in rooms with a lamp: its bright side is the lamp's, its scene is the room, its outline its
+    view's.
+    """
     trimesh = pytest.importorskip("trimesh")
     ball = trimesh.creation.icosphere(subdivisions=3)
     ball.visual.vertex_colors = [230, 230, 230, 255]

@@ -39,7 +39,9 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Ten
 
 
 def test_a_hundred_boxes_keep_the_object_s_proportions():
-    """Its true aspect over the box's from 0.2 to 5: within 5 %, in the box, standing on its lower edge, touching its sides."""
+    """Its true aspect over the box's from 0.2 to 5: within 5 %, in the box, standing on its lower edge, touching its
+    sides.
+    """
     random = np.random.default_rng(0)
     for ratio in np.geomspace(0.2, 5, 100):
         own_high, own_wide = random.integers(60, 160, 2)

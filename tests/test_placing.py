@@ -258,7 +258,9 @@ def test_bad_input(_placing, scene, changes, message):
 
 @pytest.fixture
 def files(tmp_path, scene, layer, placing, monkeypatch):
-    """A folder with object.png, background.png, box.png, outline.png and layer.png, and a model that is loaded already."""
+    """A folder with object.png, background.png, box.png, outline.png and layer.png, and a model that is loaded
+    already.
+    """
     for name, picture in zip(NAMES, (*scene, layer)):
         picture.save(tmp_path / f"{name}.png")
     monkeypatch.setattr(cli, "_pipeline", lambda options: placing)

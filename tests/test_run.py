@@ -292,7 +292,8 @@ for environment, command, begun in json.loads(sys.argv[1]):
 def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str], list[Path] | None]) -> None:
     """Runs of two processes through the launcher that README.md names.
 
-    Each with its environment, its command line and, where it continues one that was broken off, that one's folder and its own.
+    Each with its environment, its command line and, where it continues one that was broken off, that one's folder and
+    its own.
     """
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
@@ -310,7 +311,9 @@ def same_losses(one: list[dict], two: list[dict]) -> None:
 
 
 def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
-    """DDP, and FSDP that splits weights, gradients, the optimizer's state and the average: the same training, and it goes on."""
+    """DDP, and FSDP that splits weights, gradients, the optimizer's state and the average: the same training, and it
+    goes on.
+    """
     settings = {
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",

@@ -1,4 +1,5 @@
-"""What the shipped checkpoint does: ten pairs of a sample object and a box in a photo; and that former ones still load."""
+"""What the shipped checkpoint does: ten pairs of a sample object and a box in a photo; and that former ones still
+load."""
 
 import hashlib
 import re
@@ -147,7 +148,9 @@ def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo
 
 @torch.no_grad()
 def test_by_default_the_photo_itself_stands_in_the_box(shipped):
-    """Ten pairs again, without `fit`: nothing is drawn, so that all of each object is its photo's, in the scene's light."""
+    """Ten pairs again, without `fit`: nothing is drawn, so that all of each object is its photo's, in the scene's
+    light.
+    """
     config, made = shipped.model_config.encoder, []
     for name, background in PAIRS:
         scene, hole = read_place(background)

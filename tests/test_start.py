@@ -109,7 +109,9 @@ def test_a_diffusers_folder_and_a_hub_folder(files, tmp_path, scene, capsys):
 
 
 def test_new_channels_change_nothing_at_first(files, tmp_path):
-    """Nine input channels of four, and a matte: whatever lies in the new ones, the UNet's answer is the one it gave before."""
+    """Nine input channels of four, and a matte: whatever lies in the new ones, the UNet's answer is the one it gave
+    before.
+    """
     words = "--unet", files / "sd", "--encoder", files / "dinov2", "--config", "micro-matte", "--background", "concat"
     checkpoint = load_checkpoint(made(tmp_path, *words))
     assert checkpoint.config.background == "concat" and checkpoint.config.unet.in_channels == 9

@@ -41,7 +41,8 @@ from imprint.vae import decode, encode
 POSITION_IDS = "cond_stage_model.transformer.vision_model.embeddings.position_ids"
 
 
-# --- against their code ------------------------------------------------------------------------------------------------
+# --- against their code
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=third_party_weights.KINDS)
@@ -142,7 +143,8 @@ def test_the_golden_numbers_say_where_they_come_from(kind):
     assert len(metadata["commit"]) == 40 and "/" in metadata["repository"]
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files
+# -------------------------------------------------------------------------------------------------------------
 
 
 def synthetic(size: str, kind: str = "objectstitch") -> dict[str, torch.Tensor]:

@@ -1,8 +1,9 @@
 """Random weights under the names and shapes of third-party released files, the same for their code and for ours.
 
-`third_party/full.txt` lists what their code holds at its own sizes, `third_party/small.txt` with two layers of CLIP at 56 px and a
-UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change. Both models have the
-same lists. `third_party/*.safetensors` hold what their code made of these weights; repository and commit are in the metadata.
+`third_party/full.txt` lists what their code holds at its own sizes, `third_party/small.txt` with two layers of CLIP at
+56 px and a UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change. Both
+models have the same lists. `third_party/*.safetensors` hold what their code made of these weights; repository and
+commit are in the metadata.
 """
 
 from __future__ import annotations

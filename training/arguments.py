@@ -91,8 +91,8 @@ def require(settings: Any, names: str, least: float = 1, most: float = LARGEST_N
 
 
 def require_usable(values: dict[str, Any]) -> None:
-    """Raise `ImprintError` where an option's number, or one of several, is NaN, infinite or a whole one beyond `LARGEST`, and
-    where a seed is negative.
+    """Raise `ImprintError` where an option's number, or one of several, is NaN, infinite or a whole one beyond
+    `LARGEST`, and where a seed is negative.
     """
     for name, value in values.items():
         if isinstance(value, tuple):
@@ -329,9 +329,9 @@ def parse(
 ) -> T:
     """Settings of a command line; leaves with 2 and a sentence where they do not fit.
 
-    preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and
-    its values. Numbers must be finite and seeds 0 or more. kind.check(), where there is one, raises `ImprintError` for values that do not go
-    together.
+    preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and its
+    values. Numbers must be finite and seeds 0 or more. kind.check(), where there is one, raises `ImprintError` for
+    values that do not go together.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options

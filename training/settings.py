@@ -214,8 +214,8 @@ class Train:
         arguments.require_other(written, self.init)
         if self.lr_warmup > self.images:
             raise ImprintError(
-                f"--lr-warmup is {self.lr_warmup}, but the run ends after {self.images} pictures, before the learning rate "
-                "is at its peak; give less"
+                f"--lr-warmup is {self.lr_warmup}, but the run ends after {self.images} pictures, before the learning "
+                "rate is at its peak; give less"
             )
         if self.distill_guidance is not None and not (self.stage == "compositing" and self.init):
             raise ImprintError(
@@ -240,8 +240,8 @@ class Train:
 
 
 FREE_OPTIONS = (
-    "time_limit log_every save_every dry_run skip_bad device chunk compile checkpointing wandb output cutouts photos captions "
-    "text_encoder"
+    "time_limit log_every save_every dry_run skip_bad device chunk compile checkpointing wandb output cutouts photos "
+    "captions text_encoder"
 ).split()
 """What may differ when a run goes on: it does not change what is learned."""
 

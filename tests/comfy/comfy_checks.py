@@ -278,7 +278,8 @@ def check_third_party_files():
         alpha_bar = noise.alphas_cumprod(config.noise)
         sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().float()
         first = sigmas[901]
-        # Their sampler starts with noise alone at a timestep before the last, where ComfyUI's sampling scales it by sigma.
+        # Their sampler starts with noise alone at a timestep before the last, where ComfyUI's sampling scales it by
+        # sigma.
         start = given["noise"] * (first**2 + 1).sqrt() / first
         seen = []
 
@@ -424,8 +425,8 @@ def peak(call) -> int:
 
 
 def write_memory(folder: Path) -> None:
-    """Bytes that sampling takes on the crop alone, and on 8192 x 8192 with a hole of that size, three times each, and of
-    that background.
+    """Bytes that sampling takes on the crop alone, and on 8192 x 8192 with a hole of that size, three times each, and
+    of that background.
     """
     of, side = scene(), 8192
     crop, hole = of.frame, of.mask
@@ -470,7 +471,9 @@ def plain_scene() -> Scene:
 
 
 def check_matte():
-    """The UNet's further channels: the picture does not change, the maps are the sampler's, and nothing is left behind."""
+    """The UNet's further channels: the picture does not change, the maps are the sampler's, and nothing is left
+    behind.
+    """
     of, plain = matte_scene(), plain_scene()
     picture, mask, alpha, shadow = of.sample_all()
     assert torch.equal(picture, plain.sample()) and torch.equal(mask, of.mask)
@@ -510,7 +513,9 @@ def small_matte_scene() -> Scene:
 
 
 def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The sampler's alpha and shadow (2, B, 64, 64), and all logits of the UNet that were of a positive conditioning."""
+    """The sampler's alpha and shadow (2, B, 64, 64), and all logits of the UNet that were of a positive
+    conditioning.
+    """
     matte, model, kinds, outputs = module("nodes.matte"), (model or of.model).clone(), [], []
     split = matte.split_matte
 
@@ -551,7 +556,9 @@ def check_matte_is_the_last_evaluation_s_with_every_sampler_and_scheduler():
 
 
 def check_matte_is_the_object_s_however_conditionings_are_batched():
-    """It is of the positive conditioning, in one batch with the negative or alone; several are averaged, as in ComfyUI."""
+    """It is of the positive conditioning, in one batch with the negative or alone; several are averaged, as in
+    ComfyUI.
+    """
     of = small_matte_scene()
     turned = [[of.positive[0][0].flip(1) * 0.5, {}]]
     maps, logits = sample_matte(of)
@@ -571,7 +578,9 @@ def check_matte_is_the_object_s_however_conditionings_are_batched():
 
 
 def check_matte_with_patches_of_the_model():
-    """Guidance by a worse prediction takes one evaluation more, which is not the picture's; and some patches leave one out."""
+    """Guidance by a worse prediction takes one evaluation more, which is not the picture's; and some patches leave one
+    out.
+    """
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
     from comfy_extras.nodes_sag import SelfAttentionGuidance
 
@@ -790,7 +799,9 @@ def check_core_dinov2_works_too():
 
 
 def check_core_s_lora_loader_applies_ours():
-    """`training.train finetune` writes kohya's names of diffusers' modules: core finds each one's place in our MODEL."""
+    """`training.train finetune` writes kohya's names of diffusers' modules: core finds each one's place in our
+    MODEL.
+    """
     import safetensors.torch
 
     files = module("imprint.checkpoint")
@@ -1412,7 +1423,9 @@ BROAD = 0.11  # of 1: garbage and other colours differ by 0.1 to 0.5, other nois
 
 
 def nightly_every_sampler_and_scheduler():
-    """In 4, 8 and 20 steps each draws what Euler draws, in the broad colours of 6 x 6 fields; or it says that it cannot."""
+    """In 4, 8 and 20 steps each draws what Euler draws, in the broad colours of 6 x 6 fields; or it says that it
+    cannot.
+    """
     samplers, schedulers = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
     compare_with_euler((*each, steps) for each in itertools.product(samplers, schedulers) for steps in (4, 8, 20))
 

@@ -190,7 +190,9 @@ def test_error_reaches_the_user(server: Server, prompt: dict):
 
 
 def test_a_relative_s_file_runs_its_workflow(server: Server):
-    """Random weights, as released and converted, in few steps and at 64 px; the object is seen, the background stays."""
+    """Random weights, as released and converted, in few steps and at 64 px; the object is seen, the background
+    stays.
+    """
     pytest.importorskip("diffusers")
     from imprint.third_party import convert
 

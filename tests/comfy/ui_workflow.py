@@ -132,8 +132,9 @@ class Graph:
         return Node(number, {each["name"]: Output(number, slot, each["type"]) for slot, each in enumerate(outputs)})
 
     def show_as_form(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
-        """Open the graph in App Mode: these widgets, under their nodes' titles where they have one, and what these nodes
-        save."""
+        """Open the graph in App Mode: these widgets, under their nodes' titles where they have one, and what these
+        nodes save.
+        """
         for node, widget in inputs:
             (entry,) = (each for each in self.nodes[node.id - 1]["inputs"] if each["name"] == widget)
             if "title" in self.nodes[node.id - 1]:

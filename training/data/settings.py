@@ -57,8 +57,8 @@ class Limits:
     max_area: float = 0.64
     """largest object, likewise"""
     border: int = 4
-    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all and counts those that
-    are cut, of which training from photos makes no targets"""
+    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all and counts those
+    that are cut, of which training from photos makes no targets"""
     max_edge: float = 3.0
     """greatest mean width in pixels of a mask's soft edge, where alpha lies between 10 and 90 %"""
 
@@ -141,7 +141,10 @@ class Prepare:
         require(self.render, "relit", 0, self.render.views)
 
     def resolved(self, licensed: bool) -> Prepare:
-        """With name and licence. licensed: whether each picture brings its own. Raises `ImprintError` where there is none."""
+        """With name and licence. licensed: whether each picture brings its own.
+
+        Raises `ImprintError` where there is none.
+        """
         if self.licence is None and not licensed:
             raise ImprintError(f"{self.source} does not say each picture's licence: give --licence")
         folder = re.sub(r"[^A-Za-z0-9-]+", "-", self.input.resolve().name)

@@ -297,7 +297,10 @@ def read_parts(shard: str) -> Iterator[dict]:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """A file's bytes as a picture that is not read yet. Raises ValueError, always in the same words, for anything else."""
+    """A file's bytes as a picture that is not read yet.
+
+    Raises ValueError, always in the same words, for anything else.
+    """
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:  # its words hold the buffer's address

@@ -190,8 +190,8 @@ def folder_groups(path: Path, _options: Prepare | None = None) -> Iterator[Group
 
     The object of NAME.jpg is NAME.mask.png, NAME_mask.png or NAME-mask.png beside it, a grey or transparent NAME.png
     beside it, or NAME.png of the folder masks/ or mask/ (at the same depth below it as the picture is below PATH or
-    PATH/images); or the picture's own transparency: a cut-out, which gets room around it and a grey ground. A mask with a
-    palette numbers several objects, any other is white on black. Pictures without are backgrounds.
+    PATH/images); or the picture's own transparency: a cut-out, which gets room around it and a grey ground. A mask with
+    a palette numbers several objects, any other is white on black. Pictures without are backgrounds.
     """
     root = first_folder(path / "images") or path
     masks = first_folder(*(path / name for name in MASK_FOLDERS))

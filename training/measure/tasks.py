@@ -278,7 +278,9 @@ def pair_tasks(folder: Path) -> list[Task]:
 
 
 def file_name(name: str) -> str:
-    """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash instead."""
+    """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash
+    instead.
+    """
     safe = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:LONGEST_NAME]
     return name if safe == name else f"{safe}-{name_digest(name)[:8]}"
 

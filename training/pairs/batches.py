@@ -38,6 +38,6 @@ class Pairs:
 
 
 class Batch(Pairs):
-    """What a training step needs. target, background: latents (B, C, h, w), as the UNet sees them. reference: (B, 3, S, S)
-    uint8; or (B, N, C), a frozen encoder's tokens of it.
+    """What a training step needs. target, background: latents (B, C, h, w), as the UNet sees them. reference: (B, 3, S,
+    S) uint8; or (B, N, C), a frozen encoder's tokens of it.
     """

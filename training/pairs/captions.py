@@ -88,7 +88,9 @@ class Captions:
         return Pairs(reference, target, background, hole, unknown, self.text(list(captions)))
 
     def _read(self, row: int, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """The sample's square at the encoder's and the model's side, and a caption; of a bad sample the next good one's."""
+        """The sample's square at the encoder's and the model's side, and a caption; of a bad sample the next good
+        one's.
+        """
         for number in range(row, row + len(self.spans)):
             span = self.spans[number % len(self.spans)]
             try:
@@ -98,7 +100,10 @@ class Captions:
         raise ImprintError(f"all {len(self.spans)} captioned pictures are bad; make their shards again")
 
     def _decode(self, span: Span, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """What `_read` gives, of this sample. Raises any error for a bad one, `ImprintError` where its shard is lost or cut off."""
+        """What `_read` gives, of this sample.
+
+        Raises any error for a bad one, `ImprintError` where its shard is lost or cut off.
+        """
         try:
             with span.shard.open("rb") as file:
                 picture, caption = (_bytes(file, *part) for part in (span.picture, span.caption))

@@ -198,8 +198,8 @@ class Photos(_Pictures):
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Photos:
-        """Photos of samples, each as one or two squares along its longer side, and one more round every object that none of
-        them holds whole; S = `side` or `PHOTO_SIDE`.
+        """Photos of samples, each as one or two squares along its longer side, and one more round every object that
+        none of them holds whole; S = `side` or `PHOTO_SIDE`.
 
         Raises `ImprintError` where there is none.
         """
@@ -312,8 +312,9 @@ def _spans(mask: np.ndarray, along: int) -> list[tuple[int, int]]:
 
 
 def offsets_for(spans: list[tuple[int, int]], offsets: list[int], side: int, spare: int) -> list[int]:
-    """Where more squares of a side begin, along a line of spare + side pixels: round each span that lies whole, with some
-    room at both ends, in none of those at `offsets`. What is too long for any is left out."""
+    """Where more squares of a side begin, along a line of spare + side pixels: round each span that lies whole, with
+    some room at both ends, in none of those at `offsets`. What is too long for any is left out.
+    """
     room, more = math.ceil(side * ROOM), []
     for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
         held = (at + room <= start and end <= at + side - room for at in (*offsets, *more))

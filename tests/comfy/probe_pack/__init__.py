@@ -1,4 +1,5 @@
-"""A test-only pack: which models are alive in the server's process, what it occupies, and tensors that no core node makes."""
+"""A test-only pack: which models are alive in the server's process, what it occupies, and tensors that no core node
+makes."""
 
 import gc
 import os
