@@ -40,7 +40,7 @@ RESULTS = (  # object, its mask, background, box
     ("bear.jpg", "bear_mask.png", "background.png", (80, 210, 230, 385)),
 )
 LIGHT_FROM = ("behind left", "behind", "behind", "left")  # of `RESULTS`, as their backgrounds show it
-ENLARGED = 3  # times, of the same for large-holes.jpg
+ENLARGED = 3  # times, of the same for sides.jpg
 SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail of the photo
 TILE = (330, 300)  # of placed.jpg, in pixels
 HEIGHT, GAP = 240, 6  # of the strips, in pixels

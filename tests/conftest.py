@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from importlib.util import find_spec
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: tests share their cores with other work
 
@@ -18,6 +20,19 @@ from PIL import Image
 
 from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS, ImprintConfig
+
+# Without the extra 'train' the files that import training are left out, and the header says so.
+WITHOUT = [name for name in ("accelerate", "cv2", "moderngl", "peft", "trimesh", "webdataset") if not find_spec(name)]
+NEEDS_TRAINING = re.compile(r"^from (training|runs|preparing|evaluation)\b", re.MULTILINE)
+HERE = Path(__file__).parent
+collect_ignore = [
+    path.name for path in HERE.glob("test_*.py") if WITHOUT and NEEDS_TRAINING.search(path.read_text(encoding="utf-8"))
+]
+
+
+def pytest_report_header() -> str | None:
+    return f"left out, for want of {', '.join(WITHOUT)}: {', '.join(collect_ignore)}" if collect_ignore else None
+
 
 settings.register_profile("default", max_examples=200, deadline=None)
 settings.register_profile("nightly", max_examples=10_000, deadline=None)  # pytest --hypothesis-profile nightly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 import zlib
 from pathlib import Path
@@ -151,6 +152,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@functools.cache  # it holds the second in which it was made
 def profile(kind: str) -> bytes:
     """An ICC profile: of RGB with other primaries ("wide"), of sRGB, or of a Lab space."""
     if kind == "lab":

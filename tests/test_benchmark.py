@@ -10,9 +10,6 @@ import torch
 from leaving import refused
 from micro import micro_config
 
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from imprint.config import PRESETS
 from training import benchmark
 from training.loop import run as train

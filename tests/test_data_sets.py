@@ -26,10 +26,6 @@ from preparing import (
     write_broken,
 )
 
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
-
-
 from imprint.errors import ImprintError
 from training.data.shards import read_parts, read_shards
 from training.data.stills import polygons, run_lengths

@@ -10,12 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from leaving import failed, refused
-from micro import cutout, fresh_checkpoint, micro_config, photo, seeded
-from PIL import Image
-
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from drawing import DrawingPipeline
 from evaluation import (
     CPU,
@@ -29,6 +23,9 @@ from evaluation import (
     subject_tasks,
     words,
 )
+from leaving import failed, refused
+from micro import cutout, fresh_checkpoint, micro_config, photo, seeded
+from PIL import Image
 
 from imprint.checkpoint import save_checkpoint
 from imprint.config import tokens_adapter

@@ -23,7 +23,6 @@ except ModuleNotFoundError as error:
 except (AttributeError, ImportError, OSError, RuntimeError) as error:
     pytest.skip(f"torchvision is of another build of torch: {error}", allow_module_level=True)
 
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
 from evaluation import (
     NEEDS,

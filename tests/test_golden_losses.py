@@ -19,10 +19,6 @@ import pytest
 import torch
 from micro import cutout, fresh_checkpoint, matte_config, photo
 from PIL import Image, ImageDraw
-
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from runs import stats, webp, words, write_captions
 
 from imprint.checkpoint import save_checkpoint

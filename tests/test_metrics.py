@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from micro import photo
-
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from evaluation import CPU, NEEDS, check_that_the_target_is_best, scene_of
+from micro import photo
 
 from imprint.errors import ImprintError
 from training.measure import networks, statistics, tasks

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import trimesh
 from micro import photo
 from preparing import (
     CPU,
@@ -20,11 +21,6 @@ from preparing import (
     save_photo,
     write_broken,
 )
-
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
-
-import trimesh
 
 from imprint.errors import ImprintError
 from training.data.shards import read_shards
@@ -105,7 +101,8 @@ def test_objaverse_and_meshes(tmp_path):
 
 
 def test_meshes_lit_by_panoramas_bring_the_place_and_their_shadow_along(tmp_path, capsys):
-    cv2 = pytest.importorskip("cv2", reason="the extra 'train' is not installed")
+    import cv2
+
     mesh = trimesh.creation.box()
     mesh.visual.vertex_colors = [200, 40, 90, 255]
     (tmp_path / "meshes").mkdir()

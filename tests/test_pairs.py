@@ -7,10 +7,6 @@ import pytest
 import torch
 from micro import cutout, micro_config, photo, seeded
 from PIL import Image
-
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from runs import words
 
 from imprint.masks import LEVELS, hole_pixels

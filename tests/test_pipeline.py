@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import math
+from unittest.mock import patch
 
 import accelerate
 import diffusers
@@ -278,17 +279,9 @@ def test_output_types(pipeline, scene):
 
 def test_outside_the_hole_the_latents_are_the_clean_background_s(pipeline, scene):
     """At every step the UNet sees the clean background there, and never what is noised (IMPRINT's blend)."""
-    seen, forward = [], pipeline.unet.forward
-
-    def watch(sample, *args, **kwargs):
-        seen.append(sample)
-        return forward(sample, *args, **kwargs)
-
-    pipeline.unet.forward = watch
-    try:
+    with patch.object(pipeline.unet, "forward", wraps=pipeline.unet.forward) as forward:
         final = run(pipeline, scene, output_type="latent").images
-    finally:
-        del pipeline.unet.forward
+    seen = [call.args[0] for call in forward.call_args_list]
     assert len(seen) == 3
     outside = (seen[0] == seen[1]).all(1, keepdim=True) & (seen[1] == seen[2]).all(1, keepdim=True)
     assert 0 < int(outside[0].sum()) < 64
@@ -298,19 +291,10 @@ def test_outside_the_hole_the_latents_are_the_clean_background_s(pipeline, scene
 
 
 def test_guidance_of_one_asks_the_unet_once(pipeline, scene):
-    sizes, forward = [], pipeline.unet.forward
-
-    def watch(sample, *args, **kwargs):
-        sizes.append(len(sample))
-        return forward(sample, *args, **kwargs)
-
-    pipeline.unet.forward = watch
-    try:
+    with patch.object(pipeline.unet, "forward", wraps=pipeline.unet.forward) as forward:
         plain = run(pipeline, scene, guidance_scale=1.0).images
         run(pipeline, scene, guidance_scale=4.0)
-    finally:
-        del pipeline.unet.forward
-    assert sizes == [1] * 3 + [2] * 3
+    assert [len(call.args[0]) for call in forward.call_args_list] == [1] * 3 + [2] * 3
     near = run(pipeline, scene, guidance_scale=1.0 + 1e-6).images  # by the long way
     assert torch.allclose(plain, near, atol=1e-4)
 
@@ -451,17 +435,14 @@ def test_concat_conditioning(tmp_path, scene, config):
     path = tmp_path / "concat.safetensors"
     save_checkpoint(path, fresh_checkpoint(config))
     pipeline = DrawingPipeline.from_checkpoint(path)
-    seen, forward = [], pipeline.unet.forward
-
-    def watch(sample, *args, **kwargs):
-        seen.append(sample)
-        return forward(sample, *args, **kwargs)
-
-    pipeline.unet.forward = watch
-    encoded, encode_latents = [], pipeline.vae.encode
-    pipeline.vae.encode = lambda images: encoded.append(images) or encode_latents(images)
     noise = torch.randn(1, 4, 8, 8, generator=seeded(3))
-    image = run(pipeline, scene, latents=noise).images[0]
+    unet, vae = pipeline.unet, pipeline.vae
+    with (
+        patch.object(unet, "forward", wraps=unet.forward) as forward,
+        patch.object(vae, "encode", wraps=vae.encode) as encode,
+    ):
+        image = run(pipeline, scene, latents=noise).images[0]
+    seen = [call.args[0] for call in forward.call_args_list]
     assert {tensor.shape[1] for tensor in seen} == {9}
     mask_first = config.concat_order == "mask, background"
     channels = [tensor.split((4, 1, 4) if mask_first else (4, 4, 1), 1) for tensor in (seen[0], seen[-1])]
@@ -471,10 +452,10 @@ def test_concat_conditioning(tmp_path, scene, config):
     assert all(torch.equal(first, last) for first, last in zip(beside, same))
     hole = mask == (1 if config.concat_mask == "hole" else 0)
     assert set(mask.unique().tolist()) == {0.0, 1.0} and 0 < hole.float().mean() < 0.7
-    (painted,) = encoded
+    (painted,) = encode.call_args.args
     pixels = hole[:1].repeat_interleave(8, 2).repeat_interleave(8, 3).expand_as(painted)
     assert (painted[pixels] == config.hole_value * 2 - 1).all() and painted[~pixels].std() > 0.1
-    assert torch.equal(background[:1], encode_latents(painted).latents)
+    assert torch.equal(background[:1], vae.encode(painted).latents)
     within = blend_of(scene[1], scene[2], pipeline)
     assert torch.equal(image[:, ~within], image_to_tensor(scene[1])[0][:, ~within])
 

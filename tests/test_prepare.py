@@ -11,16 +11,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from leaving import failed, refused
 from micro import photo, profile
 from PIL import Image, ImageFilter
 from preparing import HEIGHT, WIDTH, disc, prepare, read, save, save_photo, write_broken
-
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
-
 
 from imprint.errors import ImprintError
 from imprint.images import open_image, to_srgb
@@ -164,7 +161,6 @@ def test_on_ray_the_result_is_the_same(clips, tmp_path):
 
 
 def test_output_may_be_anywhere_that_fsspec_knows(clips, tmp_path):
-    fsspec = pytest.importorskip("fsspec")
     for _ in range(2):  # the second time all is there
         prepare("davis", clips, "memory://bucket/set", **SHARDS)
     prepare("davis", clips, tmp_path / "local", **SHARDS)

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from leaving import refused
 
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-
 from training import arguments
 from training.arguments import flattened
 from training.data.settings import Limits, Prepare

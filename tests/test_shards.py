@@ -16,10 +16,6 @@ from hypothesis import given
 from micro import cutout, photo
 from mutations import mutated
 from PIL import Image
-
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from runs import webp
 
 from imprint.errors import ImprintError

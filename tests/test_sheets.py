@@ -10,8 +10,6 @@ from evaluation import pixels, write_data
 from micro import photo
 from PIL import Image
 
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from training import contact_sheets
 from training.measure import contact_sheets as sheets
 

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawing import DrawingPipeline
 from leaving import failed
 from micro import matte_config, micro_config, random_dinov2
 from safetensors.torch import load_file, save_file
 from third_party_weights import random_weights
-
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-
-from drawing import DrawingPipeline
 
 from imprint.adapter import ContentAdapter
 from imprint.checkpoint import load_checkpoint

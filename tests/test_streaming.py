@@ -15,9 +15,6 @@ import torch
 from micro import cutout, micro_config, photo, seeded
 from PIL import Image
 
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from imprint.errors import ImprintError
 from training.data import shards
 from training.data.shards import Record, Sample, list_shards, read_shards, sample, shard_writer, shards_at

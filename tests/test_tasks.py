@@ -6,16 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation import ROOT, pairs, subject_tasks, words
 from hypothesis import given
 from hypothesis import strategies as st
 from leaving import failed
 from micro import cutout, photo, rectangle
 from mutations import mutated
 from PIL import Image
-
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
-from evaluation import ROOT, pairs, subject_tasks, words
 
 from imprint.errors import ImprintError
 from training import evaluate

@@ -13,14 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from drawing import DrawingPipeline
 from filelock import FileLock
 from leaving import failed, refused
 from PIL import Image
-
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
-from drawing import DrawingPipeline
 from runs import ROOT, stats, weights, words
 
 from imprint.checkpoint import load_checkpoint, read_config, save_checkpoint
