@@ -12,10 +12,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: tests share
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from micro import cutout, fresh_checkpoint, micro_config, photo, random_dinov2, rectangle, third_party_config
+from micro import (
+    cutout,
+    fresh_checkpoint,
+    micro_config,
+    micro_light,
+    photo,
+    random_dinov2,
+    rectangle,
+    third_party_config,
+)
 from PIL import Image
 
 from imprint.checkpoint import save_checkpoint
@@ -88,6 +98,48 @@ def pipeline(_loaded):
 def scene() -> tuple[Image.Image, Image.Image, Image.Image]:
     """(object with alpha, background, hole)."""
     return cutout(50, 40, seed=1), photo(120, 90, seed=2), rectangle(120, 90, (40, 30, 75, 60))
+
+
+# --- for the tests of objects that are placed ---
+
+
+@pytest.fixture(scope="session")
+def _placing(micro_file):
+    from imprint.pipeline import ImprintPipeline
+
+    pipeline = ImprintPipeline.from_checkpoint(micro_file)
+    pipeline.register_modules(light=micro_light())
+    return pipeline
+
+
+@pytest.fixture
+def placing(_placing, monkeypatch):
+    """The micro model with a small light network; drawing with it fails the test."""
+    monkeypatch.setattr(_placing, "prepare", lambda *_, **__: pytest.fail("the model drew"))
+    return _placing
+
+
+@pytest.fixture
+def layer() -> Image.Image:
+    """The object in a picture of the frame's size, as an artist has put it there."""
+    whole = Image.new("RGBA", (120, 90))
+    subject = cutout(40, 50, seed=1)
+    soft = Image.fromarray(np.asarray(subject.getchannel("A").resize((13, 17)).resize((40, 50), Image.BICUBIC)))
+    subject.putalpha(soft)
+    whole.paste(subject, (60, 30))
+    return whole
+
+
+@pytest.fixture
+def workplace(tmp_path, scene, layer, placing, monkeypatch) -> Path:
+    """The working folder: object.png, background.png, box.png and layer.png in it, and a model that is loaded already."""
+    from imprint import cli
+
+    for name, picture in zip(("object", "background", "box", "layer"), (*scene, layer)):
+        picture.save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(cli, "_pipeline", lambda options: placing)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 # --- for the tests that train: tests leave what is in these folders as it is ---

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawing import blend_of
 from leaving import refused
 from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
 
 from imprint import __version__, cli
-from imprint.blending import feather
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
-from imprint.hole import Hole
 from imprint.images import mask_to_tensor
-from imprint.pipeline import FEATHER, ImprintPipeline
+from imprint.pipeline import ImprintPipeline
 from imprint.place import is_box
 from training.loop.model import with_matte
 
@@ -75,13 +74,6 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def blend_of(background: Path, hole: Path, config) -> np.ndarray:
-    """(H, W) bool: where the picture may change."""
-    mask = (mask_to_tensor(Image.open(hole)) > 0.5).float()
-    place = Hole.find(mask[0], config.resolution, config.sampling.context).placement
-    return (feather(mask, outwards=round(FEATHER * place.side / place.resolution))[0] > 0).numpy()
-
-
 # --- composite -------------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +82,7 @@ def test_composite_writes_the_picture_and_says_where(files, capsys, micro):
     out, err = capsys.readouterr()
     assert re.fullmatch(rf"{re.escape(str(files / 'out.png'))} \(\d+\.\d s\)\n", out)
     assert "3/3" in err  # the progress bar over the steps
-    within = blend_of(files / "background.png", files / "hole.png", micro)
+    within = blend_of(Image.open(files / "hole.png"), micro).numpy()
     made, before = pixels(files / "out.png"), pixels(files / "background.png")
     assert made.shape == before.shape
     assert np.array_equal(made[~within], before[~within])

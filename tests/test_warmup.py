@@ -38,7 +38,7 @@ def test_warmup_first_translates_then_denoises_and_trains_the_adapter_alone(data
 
 
 def test_translation_pulls_the_adapter_to_the_text(data, tmp_path, captioned, text_encoder):
-    options = {"steps": 40, "translation": 1, "save-every": 4, "log-every": 4, "lr": 0.003, "final-lr": 1}
+    options = {"steps": 20, "translation": 1, "save-every": 5, "log-every": 5, "lr": 0.003, "final-lr": 1}
     train.main(warmup_words(data, tmp_path / "run", captioned, text_encoder, **options))
     distances = [line["held_out_translation_loss"] for line in stats(tmp_path / "run") if "held_out_loss" in line]
     assert distances[-1] < 0.8 * distances[0]
