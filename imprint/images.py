@@ -36,6 +36,7 @@ _TURNS = {
 _SAYS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # parts of a picture's info
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes, and those with colours that are not multiplied by their alpha
 _PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and how it is called
+_ONE_COLOUR = 8 / 255  # of brightness: what a lossy file makes of one
 _MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
 
 MAX_PIXELS = 1 << 27
@@ -276,12 +277,16 @@ def image_to_tensor(image: Image.Image) -> torch.Tensor:
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
     """A mask picture, white = 1 -> (1, H, W) at `full_strength`: its brightness, times its alpha where it has one.
 
-    White strokes on nothing are a mask too. Raises `ImprintError` for a map of several labels.
+    Strokes of one colour on nothing, black ones too, are their alpha. Raises `ImprintError` for a map of several labels.
     """
     image = upright(image)
     white = torch.from_numpy(_brightness(image))[None]
     alpha = _alpha(image)
-    return full_strength(white if alpha is None else white * alpha)
+    if alpha is None:
+        return full_strength(white)
+    seen = white[alpha >= max(0.5 * float(alpha.max()), 1 / 255)]
+    painted = seen.numel() and float(seen.max() - seen.min()) <= _ONE_COLOUR
+    return full_strength(alpha if painted else white * alpha)
 
 
 def label_masks(image: Image.Image) -> list[torch.Tensor]:
@@ -310,12 +315,21 @@ def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """(H, W), and which of its values are labels, several where it is a map of them: few colours that are no shades of one, or
     whole numbers so small that they are no brightness.
     """
-    coloured = _colours(image)
+    coloured = _colours(_without_hidden(image))
     if coloured is not None:
         return coloured
     values, top = _values(image)
     small = values.max(initial=0) <= _MOST_LABELS and (top > 1 or bool((values == values.round()).all()))
     return values, np.unique(values[values > 0]) if small else values[:0]
+
+
+def _without_hidden(image: Image.Image) -> Image.Image:
+    """Black where nothing is seen: what a file has there is chance."""
+    alpha = _alpha(image)
+    if alpha is None or image.mode == "LA":
+        return image
+    seen = Image.fromarray((alpha[0] > 0).numpy().astype(np.uint8) * 255)
+    return Image.composite(to_rgb(image), Image.new("RGB", image.size), seen)
 
 
 def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:

@@ -215,6 +215,23 @@ def test_labels_may_be_colours_and_shades_of_one_are_a_soft_mask():
         assert not label_masks(empty) and not mask_to_tensor(empty).any()
 
 
+@pytest.mark.parametrize("hidden", ["black", "white", "red"])
+@pytest.mark.parametrize("colour", ["black", "white", "red", (4, 0, 9)])
+def test_strokes_on_nothing_are_a_mask_whatever_their_colour(colour, hidden):
+    alpha = cutout(40, 30).getchannel("A").resize((20, 15), Image.BOX)  # with a soft edge
+    strokes = Image.new("RGB", alpha.size, hidden)
+    strokes.paste(colour, mask=alpha.point(lambda value: 255 * (value > 0)))
+    strokes.putalpha(alpha)
+    assert torch.allclose(mask_to_tensor(strokes), mask_to_tensor(alpha), atol=1e-6) and not label_masks(strokes)
+
+
+def test_black_and_white_on_nothing_is_white_s_mask():
+    both = Image.new("LA", (20, 10))
+    both.paste((0, 255), (2, 2, 18, 8))
+    both.paste((255, 255), (4, 4, 9, 6))
+    assert torch.equal(mask_to_tensor(both), mask_to_tensor(rectangle(20, 10, (4, 4, 9, 6))))
+
+
 # --- pictures go out whole, with their colours, or a sentence says why not ---------------------------------------------
 
 
@@ -347,6 +364,24 @@ def test_what_the_picture_is_made_of_is_not_written_over(tmp_path, job, capsys, 
     assert (tmp_path / f"{name}.png").read_bytes() == before
     assert cli.main([*job, "--out", str(tmp_path / f"{name}.png"), "--overwrite"]) == 0
     assert (tmp_path / f"{name}.png").read_bytes() != before
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, job, capsys):
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "link.png"
+    link.symlink_to(Path("far") / "out.png")  # from its own folder, and not there yet
+    assert cli.main([*job, "--out", str(link)]) == 0 == cli.main([*job, "--out", str(link), "--seed", "1"])
+    assert link.is_symlink() and open_image(tmp_path / "far" / "out.png").size == (120, 90)
+    assert os.listdir(tmp_path / "far") == ["out.png"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+    else:  # Windows
+        (tmp_path / "pipe.png").symlink_to("pipe.png")
+    (tmp_path / "round.png").symlink_to("round.png")
+    capsys.readouterr()
+    for name in ("pipe.png", "round.png"):
+        assert cli.main([*job, "--out", str(tmp_path / name)]) == 2
+        assert "no file" in capsys.readouterr().err and os.path.lexists(tmp_path / name)
 
 
 def test_a_batch_says_so_too(tmp_path, job, micro_file, capsys):
