@@ -144,7 +144,6 @@ def test_no_option_takes_a_whole_number_that_nothing_counts_to(capsys, kind):
         (Evaluate, "--output x --pairs p --steps 0", "--steps is 0"),
         (Evaluate, "--output x --pairs p --detail -0.5", "--detail is -0.5; it is a share"),
         (Evaluate, "--output x --pairs p --checkpoint ..=b", "--checkpoint ..=b: its results get a folder"),
-        (Evaluate, "--output x --pairs p --checkpoint ../a=b", "--checkpoint ../a=b: its results get a folder"),
         (Benchmark, "--output x --steps 0", "--steps is 0"),
         (Benchmark, "--output x --time-limit -1", "--time-limit is -1"),
         (Benchmark, "--output x --memory-batches 8 0", "--memory-batches are (8, 0)"),

@@ -90,7 +90,7 @@ class Evaluate:
         if not 0 <= self.detail <= 1:
             raise ImprintError(f"--detail is {self.detail}; it is a share, from 0 to 1")
         for name, path in self.checkpoint:
-            if name in ("", ".", "..") or Path(name).name != name:
+            if name in ("", ".", ".."):
                 raise ImprintError(f"--checkpoint {name}={path}: its results get a folder of its name; give NAME=FILE")
 
     @property
