@@ -21,9 +21,10 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path`. It takes the name of `path` when the block ends well, and goes when it does not.
 
-    The folder is made if need be. Raises `OSError` where it cannot be written to.
+    Of a symbolic link the file that it leads to is written, and the link stays. The folder is made if need be. Raises
+    `OSError` where it cannot be written to.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own length: with the file's it could be too long for the folder.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=".tmp")
@@ -70,15 +71,19 @@ def require_no_lfs_pointer(path: str | os.PathLike) -> None:
 
 def require_writable(path: str | os.PathLike) -> None:
     """Make the folder if need be; raise `ImprintError` unless a file of this name can be written there."""
-    path = Path(path)
-    if os.path.isdir(path):
-        raise ImprintError(f"{path} is a folder; give the name of a file in it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise ImprintError(f"{path} is a folder; give the name of a file in it")
+        if os.path.lexists(target) and not target.is_file():
+            raise ImprintError(f"{path} leads to what is no file; give another name")
+        target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            path.lstat()  # fails for a name that is too long
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_PREFIX, suffix=path.suffix):
+            target.lstat()  # fails for a name that is too long
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=_PREFIX, suffix=target.suffix):
             pass
+    except ImprintError:
+        raise
     except (OSError, ValueError) as error:
         raise ImprintError(f"{path} cannot be written ({error}); choose another folder") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
@@ -166,13 +167,14 @@ def read_jobs(
     placing: what a line does not say of it. layers: whether each job's layers get a folder of the name of its picture.
     """
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ImprintError(
-            f"{path} cannot be read ({error.strerror}); give a text file of one JSON object per line"
-        ) from error
+        data = path.read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes
+            data = data.decode("utf-16").encode()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImprintError(f"{path} cannot be read ({reason}); give a text file of one JSON object per line") from error
     jobs, errors, writers, namesakes = {}, {}, {}, {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
         try:

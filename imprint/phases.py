@@ -283,6 +283,11 @@ class Phases(Parts):
             blend = as_mask(blend_mask)
             require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])
             share = blend[(slice(None), *square.area)][None]
+            if not bool((lit.alpha * share).any()):
+                raise ImprintError(
+                    "the blend mask is empty where the object lies, so that nothing of it would be seen; paint it white there, or "
+                    "leave it out"
+                )
             lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
         part = require_finite(lit.composite(), "the object in the scene's light", _PRECISION)
         images = paste_all(background, part.expand(num_results, -1, -1, -1), square.area, output_type)

@@ -120,6 +120,9 @@ class ImprintPipeline(Phases):
         )
         if output_type not in _OUTPUT_TYPES:
             raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
+        generators = generator if isinstance(generator, list) else [generator]
+        if not all(each is None or isinstance(each, torch.Generator) for each in generators):
+            raise ImprintError(f"the generator is {generator!r}; give a torch.Generator, or a list of them")
         if isinstance(generator, list) and len(generator) not in (1, num_results):
             raise ImprintError(
                 f"got {len(generator)} generators for {num_results} results; give one, or one per result"

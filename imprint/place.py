@@ -6,6 +6,7 @@ transparency, by position, height, rotation and mirroring, or by being fitted in
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import ImprintError, require_number, require_same_size
+from .masks import what_is_white
 from .preprocess import bounding_boxes
 from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe
 from .views import ObjectViews
@@ -27,6 +29,9 @@ STANDING = 0.98
 """A hole that covers this share of its own box is a box; any other is an outline."""
 LARGEST = 2**26
 """Pixels that an object may be enlarged to, however small the frame."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -256,6 +261,8 @@ def place_object(
         )
     (picture, *_), (own, *_) = views.pictures, views.masks
     picture, own = picture[0], own[0]
+    if not placed and any(what_is_white(each) == "background" for each in views.masks):
+        _log.warning("the object's mask is white along most of its border; if that is not the object, invert the mask")
     if fit == "fill" and (placed or place):
         raise ImprintError(
             f"fit is fill, by which the model draws into a mask, but {given[0]} says where the object goes; leave fit out, or "
@@ -276,6 +283,8 @@ def place_object(
                 "rotate, flip and align are for an object that is fitted into a box with its own proportions; here the "
                 "mask's outline, or fit 'fill', says how it lies: draw a box and leave fit out, or leave them out"
             )
+        if what_is_white(mask[None]) == "background" and is_drawn(mask, "contain"):
+            _log.warning("the mask is white along most of its border: there the object goes; if not, invert the mask")
         return None
     box = (0, 0, *size) if mask is None else bounding_boxes((mask > 0.5)[None].float())[0].tolist()
     turn = None if rotate == "auto" else rotate

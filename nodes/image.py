@@ -250,6 +250,8 @@ class ImprintBackgroundBlend(io.ComfyNode):
         if alpha is None and shadow is not None:
             raise ImprintError("shadow is connected without alpha; connect both, from Draw Object")
         masks = full_strength(fit_mask(mask, frames, "mask"))
+        if not bool(masks.any()):
+            raise ImprintError("the mask is empty, so that nothing would be put; connect the mask of Draw Object")
         batches = {"backgrounds": frames, "generated": made, "masks": masks}
         batches["generation_masks"] = (
             masks if generation_mask is None else full_strength(fit_mask(generation_mask, frames, "generation mask"))

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..imprint.errors import ImprintError
 from ..imprint.images import full_strength
+from ..imprint.masks import what_is_white
 from ..imprint.views import ObjectViews
 from .tensors import fit_mask, to_bchw
 
@@ -22,12 +23,6 @@ def marks_input(hint: str = "") -> io.Combo.Input:
         "background: the MASK of Load Image for a cut-out, white where the picture is transparent. object: a mask "
         f"painted over the object, or a segmentation. {hint}".rstrip(),
     )
-
-
-def what_is_white(masks: torch.Tensor) -> str:
-    """Of an object's masks (B, H, W): "background" where most of their border is white, else "object"."""
-    border = torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], 1)
-    return "background" if float(border.mean()) > 0.5 else "object"
 
 
 def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tuple[ObjectViews, str]:

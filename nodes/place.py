@@ -165,7 +165,7 @@ class ImprintPlaceObject(io.ComfyNode):
         size = tuple(frames.shape[2:])
         _, own = to_bchw(object)
         if object_mask is None:
-            if own is None:
+            if own is None or bool((own == 1).all()):  # Join Image with Alpha makes it so of a plain photo
                 raise ImprintError(
                     "the object has no mask: connect the MASK of its Load Image to object_mask, or a picture with "
                     "transparency to object; cut a plain photo out with Remove Background first"

@@ -59,7 +59,8 @@ def write_data(root: Path) -> Path:
     for name, seed in (("one", 3), ("two", 4)):
         photo(120, 90, seed=seed).save(root / "backgrounds" / f"{name}.png")
     boxes = [("one.png", [40, 30, 75, 60]), ("two.png", [10, 20, 60, 70])]
-    (root / "boxes.jsonl").write_text("".join(json.dumps({"background": n, "box": b}) + "\n" for n, b in boxes))
+    lines = "".join(json.dumps({"background": n, "box": b}) + "\n" for n, b in boxes)
+    (root / "boxes.jsonl").write_text(lines, encoding="utf-8-sig")  # as Notepad does
     images = [
         {"id": i, "file_name": f"{name}.png", "width": 120, "height": 90} for i, name in enumerate(("one", "two"))
     ]

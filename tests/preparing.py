@@ -53,7 +53,7 @@ def save_palette(path: Path, *objects: tuple[tuple[int, int, int, int], int]) ->
 
 def write_broken(path: Path, text: str = "broken") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
 
 
 def prepare(source: str, root: Path, output: Path | str, **changes) -> dict:

@@ -11,7 +11,7 @@ from drawing import DrawingPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from micro import cutout, photo, profile, rectangle
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from imprint import cli, files, images
 from imprint.crop import Crop, paste
@@ -203,6 +203,61 @@ def test_labels_may_be_colours_and_shades_of_one_are_a_soft_mask():
         assert not label_masks(empty) and not mask_to_tensor(empty).any()
 
 
+@pytest.mark.parametrize("hidden", ["black", "white", "red"])
+@pytest.mark.parametrize("colour", ["black", "white", "red", (4, 0, 9)])
+def test_strokes_on_nothing_are_a_mask_whatever_their_colour(colour, hidden):
+    alpha = cutout(40, 30).getchannel("A").resize((20, 15), Image.BOX)  # with a soft edge
+    strokes = Image.new("RGB", alpha.size, hidden)
+    strokes.paste(colour, mask=alpha.point(lambda value: 255 * (value > 0)))
+    strokes.putalpha(alpha)
+    assert torch.allclose(mask_to_tensor(strokes), mask_to_tensor(alpha), atol=1e-6) and not label_masks(strokes)
+
+
+def test_black_and_white_on_nothing_is_white_s_mask():
+    both = Image.new("LA", (20, 10))
+    both.paste((0, 255), (2, 2, 18, 8))
+    both.paste((255, 255), (4, 4, 9, 6))
+    assert torch.equal(mask_to_tensor(both), mask_to_tensor(rectangle(20, 10, (4, 4, 9, 6))))
+
+
+def test_a_photo_is_no_mask_and_a_cut_out_is_its_alpha(tmp_path):
+    with pytest.raises(ImprintError, match="of many colours, such as a photo"):
+        mask_to_tensor(photo(60, 40))
+    assert torch.equal(mask_to_tensor(cutout(60, 40)), mask_to_tensor(cutout(60, 40).getchannel("A")))
+    box = rectangle(60, 40, (12, 9, 40, 30))
+    red = Image.new("RGB", (60, 40))
+    red.paste((200, 30, 60), mask=box)
+    for name in ("a.jpg", "a.webp"):  # with many colours at its edge
+        red.save(tmp_path / name, quality=40)
+        assert (
+            (mask_to_tensor(open_image(tmp_path / name)) > 0.5) == (mask_to_tensor(box) > 0.5)
+        ).float().mean() > 0.97
+
+
+def test_a_mask_that_seems_inverted_is_said(pipeline, scene, caplog):
+    subject, background, hole = scene
+    view, own = subject.convert("RGB"), subject.getchannel("A")
+    pipeline(view, own, background, hole, 1)
+    pipeline(view, own, background, Image.new("L", background.size, 255), 1)
+    assert "white along" not in caplog.text
+    pipeline(view, own, background, ImageOps.invert(hole), 1)
+    assert caplog.text.count("the mask is white along most of its border") == 1
+    pipeline(view, ImageOps.invert(own), background, hole, 1)
+    assert caplog.text.count("the object's mask is white along most of its border") == 1
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp", "tiff"])
+def test_of_several_pictures_in_a_file_the_first_is_taken_and_said(tmp_path, caplog, ending):
+    path = tmp_path / f"two.{ending}"
+    photo(20, 10, seed=1).save(path, save_all=True, append_images=[photo(20, 10, seed=2)])
+    opened = open_image(path)
+    assert "has 2 pictures: the first is taken" in caplog.text and opened.size == (20, 10)
+    caplog.clear()
+    photo(20, 10).save(path)
+    open_image(path)
+    assert not caplog.text
+
+
 # --- pictures go out whole, with their colours, or a sentence says why not ---------------------------------------------
 
 
@@ -337,12 +392,41 @@ def test_what_the_picture_is_made_of_is_not_written_over(tmp_path, job, capsys, 
     assert (tmp_path / f"{name}.png").read_bytes() != before
 
 
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, job, capsys):
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "link.png"
+    link.symlink_to(Path("far") / "out.png")  # from its own folder, and not there yet
+    assert cli.main([*job, "--out", str(link)]) == 0 == cli.main([*job, "--out", str(link), "--seed", "1"])
+    assert link.is_symlink() and open_image(tmp_path / "far" / "out.png").size == (120, 90)
+    assert os.listdir(tmp_path / "far") == ["out.png"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+    else:  # Windows
+        (tmp_path / "pipe.png").symlink_to("pipe.png")
+    (tmp_path / "round.png").symlink_to("round.png")
+    capsys.readouterr()
+    for name in ("pipe.png", "round.png"):
+        assert cli.main([*job, "--out", str(tmp_path / name)]) == 2
+        assert "no file" in capsys.readouterr().err and os.path.lexists(tmp_path / name)
+
+
 def test_a_batch_says_so_too(tmp_path, job, micro_file, capsys):
     line = '{"object": "object.png", "background": "background.png", "mask": "hole.png", "out": "background.png"}'
     (tmp_path / "jobs.jsonl").write_text(line + "\n")
     assert cli.main(["batch", str(tmp_path / "jobs.jsonl"), "--checkpoint", str(micro_file)]) == 2
     out, err = capsys.readouterr()
     assert out == "0 written, 0 skipped, 1 failed\n" and "line 1" in err and "made of" in err
+
+
+def test_a_batch_in_another_encoding(tmp_path, job, micro_file, capsys):
+    lines = '{"object": "object.png", "background": "background.png", "mask": "hole.png", "out": "%s.png"}'
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be"):  # as PowerShell and Notepad write
+        text = ("\ufeff" if encoding == "utf-16-be" else "") + "\r\n".join(lines % f"道{n}{encoding}" for n in range(2))
+        (tmp_path / "jobs.jsonl").write_bytes(text.encode(encoding))
+        assert cli.main(["batch", str(tmp_path / "jobs.jsonl"), "--checkpoint", str(micro_file)]) == 0
+        assert (tmp_path / f"道1{encoding}.png").is_file()
+    (tmp_path / "jobs.jsonl").write_bytes(b"\xff\xfe{")
+    assert cli.main(["batch", str(tmp_path / "jobs.jsonl")]) == 2 and "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

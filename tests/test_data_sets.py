@@ -374,7 +374,7 @@ def test_captions(tmp_path, layout):
     elif layout == "bare coco":
         write_broken(root / "captions.json", json.dumps({"annotations": captions}))
     else:
-        write_broken(root / f"{7:012d}.txt", " A dog.\n\nOne dog \n")
+        write_broken(root / f"{7:012d}.txt", "\ufeff A dog.\n\nOne dog \n")
         write_broken(root / "lonely.txt", "Nothing.")
 
     report = prepare("captions", root, tmp_path / "out")

@@ -23,6 +23,7 @@ from imprint.errors import ImprintError
 from imprint.images import open_image, to_srgb
 from training import prepare as command
 from training.data.filters import Limits, edge_width, unusable_objects
+from training.data.items import read_names
 from training.data.shards import held_out, read_shards
 
 
@@ -169,6 +170,19 @@ def test_output_may_be_anywhere_that_fsspec_knows(clips, tmp_path):
     assert there == content(tmp_path / "local")
     local = [record for record, *_ in read_shards(tmp_path / "local" / "train")]
     assert [record for record, *_ in read_shards("memory://bucket/set/train")] == local
+
+
+@pytest.mark.parametrize("output", [".", "shards"])
+def test_an_output_in_the_input_is_refused(tmp_path, output):
+    save_photo(tmp_path / "a.png", 0)
+    with pytest.raises(ImprintError, match="lies in --input"):
+        prepare("folder", tmp_path, tmp_path / output)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_list_of_names_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffone.jpg\r\ntwo.jpg".encode())
+    assert read_names(tmp_path / "names.txt") == {"one.jpg", "two.jpg"}
 
 
 def test_filters():

@@ -69,6 +69,7 @@ def test_former_names_work_with_a_warning(tmp_path, capsys):
         ("batch: true", "int was expected"),
         ("compile: fast", "one of default"),
         ("train_all: 1", "true or false was expected"),
+        ("a: " + "[" * 5000, "cannot be read"),
         ("- batch", "'option: value' lines were expected"),
         ("batch: [", "cannot be read"),
         ("batch: 0", "--batch is 0; it must be a whole number of 1 or more"),

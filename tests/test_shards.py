@@ -1,6 +1,7 @@
 """The shards' format, and samples that are not as it says."""
 
 import dataclasses
+import gzip
 import io
 import json
 import math
@@ -45,6 +46,30 @@ def test_a_shard_is_whole_or_absent(tmp_path):
         writer.write(sample("one", webp(photo(8, 8)), "webp", Record("", "", 0, "", "")))
         raise RuntimeError("stop")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", [100, 512, 600, "member", -1])
+def test_a_shard_that_is_cut_off_is_named_wherever_it_ends(tmp_path, left):
+    """Also between two members: what is left is a shard too, and only the zeros at its end are missing."""
+    with shard_writer(tmp_path / "a.tar") as writer:
+        for number in range(3):
+            writer.write(sample(f"{number}", webp(cutout(8, 8)), "webp", Record("a", "", number, "", "")))
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(data))
+    assert len(list(read_shards([str(tmp_path / "a.tar.gz")]))) == len(list(read_shards(tmp_path / "a.tar"))) == 3
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        ends = [member.offset for member in archive.getmembers()]
+    (tmp_path / "a.tar").write_bytes(
+        data[: ends[2] if left == "member" else len(data) - 10_240 if left == -1 else left]
+    )
+    with pytest.raises(ImprintError, match=r"a\.tar cannot be read as a shard"):
+        list(read_shards(tmp_path / "a.tar"))
+
+
+def test_a_frame_that_no_tensor_holds_is_named():
+    parts = {"__key__": "sample-7", "__url__": "bad.tar", "webp": webp(photo(8, 8))}
+    with pytest.raises(ImprintError, match="whole numbers"):
+        decode_sample(parts | {"json": json.dumps(FIELDS | {"frame": 2**70}).encode()})
 
 
 FIELDS = dataclasses.asdict(Record("a", "b", 3, "c", "d", (1, 2), (0.1, 0.2, 0.3)))

@@ -249,6 +249,8 @@ def test_a_state_that_is_not_whole_is_said_and_others_are_left_alone(data, tmp_p
     (folder / "state-of-the-art").mkdir()
     with (folder / "stats.jsonl").open("a") as log:
         log.write('{"step"\n[]\n{}\n')
+    with (folder / "stats.jsonl").open("ab") as log:
+        log.write(b"\xff\0\n")
     train.main(words(data, folder, steps=2))
     assert stats(folder) == stats(first_run) and (folder / "state-of-the-art").is_dir()
     (weight,) = folder.glob("state-000000002/model.safetensors")

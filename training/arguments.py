@@ -293,11 +293,11 @@ def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozense
     yaml = from_extra("yaml", "train", "--config")
     try:
         table = (
-            json.loads(path.read_text(encoding="utf-8"))
+            json.loads(path.read_text(encoding="utf-8-sig"))
             if path.suffix == ".json"
-            else yaml.safe_load(path.read_text(encoding="utf-8"))
+            else yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         )
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ImprintError(
             f"{path} cannot be read ({error}); --config is a YAML file of options, or an options.json"
         ) from error

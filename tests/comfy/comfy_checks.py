@@ -1422,12 +1422,21 @@ def check_strange_folders_do_no_harm():
 BROAD = 0.11  # of 1: garbage and other colours differ by 0.1 to 0.5, other noise by 0.03 to 0.09
 
 
-def nightly_every_sampler_and_scheduler():
-    """In 4, 8 and 20 steps each draws what Euler draws, in the broad colours of 6 x 6 fields; or it says that it
-    cannot.
-    """
+def nightly_4_steps():
+    compare_with_euler(every_sampler_and_scheduler(4))
+
+
+def nightly_8_steps():
+    compare_with_euler(every_sampler_and_scheduler(8))
+
+
+def nightly_20_steps():
+    compare_with_euler(every_sampler_and_scheduler(20))
+
+
+def every_sampler_and_scheduler(steps: int) -> itertools.product:
     samplers, schedulers = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
-    compare_with_euler((*each, steps) for each in itertools.product(samplers, schedulers) for steps in (4, 8, 20))
+    return itertools.product(samplers, schedulers, [steps])
 
 
 def check_samplers_of_second_order_draw_what_euler_draws():
@@ -1448,7 +1457,9 @@ def check_samplers_of_second_order_draw_what_euler_draws():
 
 
 def compare_with_euler(cases) -> None:
-    """cases: a sampler, a scheduler and a number of steps each."""
+    """Each case, a sampler, a scheduler and a number of steps, draws what Euler draws, in the broad colours of 6 x 6 fields; or it
+    says that it cannot.
+    """
     of = scene()
     background, _ = core.LoadImage().load_image("imprint_background.png")
     (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")

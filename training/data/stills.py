@@ -43,7 +43,7 @@ def coco_tables(path: Path, kind: str) -> Iterator[tuple[dict, Path]]:
         raise ImprintError(f"{path} has no annotations/{kind}_*.json and no {kind}.json; --input is COCO's own folder")
     for file, folder in files:
         try:
-            table = json.loads(file.read_text(encoding="utf-8"))
+            table = json.loads(file.read_text(encoding="utf-8-sig"))
             table["annotations"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ImprintError(f"{file} is no COCO annotation file ({error!r})") from error

@@ -77,7 +77,7 @@ def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
 def _read_json(path: Path, use: Callable[[Any], Any]) -> Any:
     """What `use` makes of a JSON file. Raises `ImprintError` where the file is absent or of another form."""
     try:
-        return use(json.loads(path.read_text(encoding="utf-8")))
+        return use(json.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImprintError(
             f"{path} cannot be used ({error!r}); it comes with the data set and lies beside its folders"

@@ -134,7 +134,7 @@ class State:
         """Drop log lines of steps that an interrupted run did after its last state."""
         path = self.folder / "stats.jsonl"
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_text(path, "".join(line for line in lines if _step_of(line) <= step))
 
     def states(self) -> list[Path]:
