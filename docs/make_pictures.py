@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imprint.blending import blend_pictures
 from imprint.checkpoint import SHIPPED
@@ -33,14 +33,27 @@ from training.measure.contact_sheets import sheet
 README_FOLDER = Path(__file__).parent
 HELP_FOLDER = README_FOLDER.parent / "web" / "docs" / "assets"
 SAMPLES = SHIPPED.parent / "samples"
-RESULTS = (  # object, its mask, background, box
+PAINTED_OVER = "bear.webp"  # a whole photo, whose transparency is the mask that was painted over its object
+RESULTS = (  # object, background, box, where the light comes from, as the background shows it
+    ("dog.webp", "salon.jpg", (560, 350, 920, 700), "behind left"),
+    ("collie.webp", "plaza.jpg", (580, 330, 880, 720), "right"),
+    ("sloth.webp", "windows.jpg", (560, 380, 870, 710), "left"),
+    ("bear.webp", "ballroom.jpg", (120, 350, 470, 710), "left"),
+)
+STRENGTHS = {
+    "light": (0.0, 1.0, 1.5),
+    "shadow": (0.0, 1.0, 1.5),
+    "softness": (0.0, 0.5, 1.0),
+    "light_from": ("left", "behind", "right"),
+}
+"""Of Light and Shadow, as its help page shows them; what is not varied is 1, 1, 0, and as the background shows it."""
+LARGE = (  # object, its mask, background, box, of sides.jpg
     ("duck.webp", None, "street.jpg", (90, 235, 215, 360)),
     ("object.png", None, "hall.jpg", (120, 165, 270, 345)),
     ("sloth_1.webp", None, "room.jpg", (140, 235, 290, 385)),
     ("bear.jpg", "bear_mask.png", "background.png", (80, 210, 230, 385)),
 )
-LIGHT_FROM = ("behind left", "behind", "behind", "left")  # of `RESULTS`, as their backgrounds show it
-ENLARGED = 3  # times, of the same for sides.jpg
+ENLARGED = 3  # times
 SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail of the photo
 TILE = (330, 300)  # of placed.jpg, in pixels
 HEIGHT, GAP = 240, 6  # of the strips, in pixels
@@ -64,16 +77,22 @@ def main() -> None:
 
 def readme_pictures(pipeline: ImprintPipeline) -> None:
     """What `imprint demo` makes, and objects put into boxes; each seed is 0, no result was chosen among several."""
-    samples = [Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png")]
-    save(README_FOLDER / "demo.jpg", composited(pipeline, samples[0], None, *samples[1:], DEMO_LIGHT))
-    rows = []
-    for (name, mask, background, box), light_from in zip(RESULTS, LIGHT_FROM):
-        scene = Image.open(SAMPLES / background)
-        hole = Image.new("L", scene.size)
-        hole.paste(255, box)
-        outline = mask and Image.open(SAMPLES / mask)
-        rows.append(composited(pipeline, Image.open(SAMPLES / name), outline, scene, hole, light_from))
+    photo, room, box = (Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png"))
+    save(README_FOLDER / "demo.jpg", composited(pipeline, photo, None, room, box, DEMO_LIGHT))
+    rows = [composited(pipeline, *task, light_from) for *task, light_from in map(result_task, RESULTS)]
     save(README_FOLDER / "results.jpg", rows[0] + rows[1], rows[2] + rows[3])
+
+
+def result_task(result: tuple) -> tuple[Image.Image, Image.Image | None, Image.Image, Image.Image, str]:
+    """One of `RESULTS`: the photo, its mask if it is no cut-out, the background, its box, the light's direction."""
+    name, background, box, light_from = result
+    photo, scene = Image.open(SAMPLES / name), Image.open(SAMPLES / background)
+    mask = None
+    if name == PAINTED_OVER:
+        mask, photo = ImageOps.invert(photo.getchannel("A")), photo.convert("RGB")
+    hole = Image.new("L", scene.size)
+    hole.paste(255, box)
+    return photo, mask, scene, hole, light_from
 
 
 def placed_sheet(pipeline: ImprintPipeline, subjects: Path, folders: list[Path]) -> None:
@@ -98,9 +117,9 @@ def placed_sheet(pipeline: ImprintPipeline, subjects: Path, folders: list[Path])
 
 
 def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
-    """The same objects in the same places enlarged, each at all of `SIDES`: the object, then the hole."""
+    """Objects in enlarged places, each at all of `SIDES`: the object, then the hole."""
     rows = []
-    for name, mask, background, box in RESULTS:
+    for name, mask, background, box in LARGE:
         photo, scene = Image.open(SAMPLES / name), Image.open(SAMPLES / background)
         scene = scene.resize((scene.width * ENLARGED, scene.height * ENLARGED), Image.BICUBIC)
         mask, hole = mask and Image.open(SAMPLES / mask), Image.new("L", scene.size)
@@ -137,26 +156,29 @@ def seen_object(pipeline: ImprintPipeline, photo: Image.Image, mask: Image.Image
 
 
 def placing_pictures(pipeline: ImprintPipeline) -> None:
-    """A box, the paste in it, and the paste in growing light and shadow."""
-    name, mask, place, box = RESULTS[2]
-    scene = Image.open(SAMPLES / place)
-    hole = Image.new("L", scene.size)
-    hole.paste(255, box)
+    """A box, and the paste in it; then what each strength does to it."""
+    photo, mask, scene, hole, light_from = result_task(RESULTS[1])
     area = mask_to_tensor(hole)
 
-    def put(strength: float) -> torch.Tensor:
-        settings = {"light": strength, "shadow": strength, "light_from": LIGHT_FROM[2], "output_type": "pt"}
-        return pipeline(Image.open(SAMPLES / name), mask, scene, hole, **settings).images
+    def put(**settings) -> torch.Tensor:
+        settings = {"light_from": light_from, **settings}
+        return around(pipeline(photo, mask, scene, hole, output_type="pt", **settings).images, area)
 
-    row = [around(picture, area) for picture in (over(image_to_tensor(scene), area), put(0.0), put(1.0), put(1.5))]
-    save(HELP_FOLDER / "ImprintPlaceObject.jpg", row[:2])
-    save(HELP_FOLDER / "ImprintRelight.jpg", row[1:])
+    save(
+        HELP_FOLDER / "ImprintPlaceObject.jpg",
+        [around(over(image_to_tensor(scene), area), area), put(light=0, shadow=0)],
+    )
+    for name, values in STRENGTHS.items():
+        save(HELP_FOLDER / f"ImprintRelight-{name}.jpg", [put(**{name: value}) for value in values])
 
 
 def help_pictures(pipeline: ImprintPipeline) -> None:
     placing_pictures(pipeline)
-    photo, background = Image.open(SAMPLES / "object.png"), image_to_tensor(Image.open(SAMPLES / "background.png"))
-    drawn = mask_to_tensor(Image.open(SAMPLES / "hole.png"))
+    photo, painted = Image.open(SAMPLES / "sloth.webp"), Image.open(SAMPLES / "painted.webp")
+    background, drawn = (
+        image_to_tensor(painted.convert("RGB")),
+        mask_to_tensor(ImageOps.invert(painted.getchannel("A"))),
+    )
     config = pipeline.model_config
 
     views = ObjectViews.of(photo)

@@ -1,4 +1,4 @@
-"""Writes example_workflows/, workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
+"""Writes example_workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
 
     COMFYUI_PATH=... [COMFYUI_PYTHON=...] python tests/comfy/make_workflows.py [--graphs-only] [NAME ...]
 
@@ -184,7 +184,7 @@ def place_object(
 
 
 def place_object_app(g: Graph) -> None:
-    nodes = place_object(g, "puppy.webp", "plaza.jpg", (560, 350, 360, 350), "left")
+    nodes = place_object(g, "collie.webp", "plaza.jpg", (580, 330, 300, 390), "right")
     shown = {"object": ["image"], "background": ["image"], "place": ["box", "rotate", "flip"]}
     shown["light"] = ["light", "shadow", "softness", "light_from"]
     widgets = [(nodes[name], widget) for name, widgets in shown.items() for widget in widgets]
@@ -246,7 +246,7 @@ def plain_photo(g: Graph) -> None:
         object_mask=mask,
         mask=background["MASK"],
     )
-    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="above")
+    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="left")
     save(g, 3.4, light["image"], columns=1.4)
 
 
@@ -257,20 +257,20 @@ def many_objects(g: Graph) -> None:
         "Drag the **box** that holds for all, or paint it on the background.",
         "Press **Run**: a picture for each object.",
     )
-    objects = [picture(g, 0, name, f"Object {index}") for index, name in enumerate(("sloth.webp", "backpack.webp"), 1)]
+    objects = [picture(g, 0, name, f"Object {index}") for index, name in enumerate(("sloth.webp", "collie.webp"), 1)]
     background = picture(g, 1, "plaza.jpg", "Background")
     pictures = g.add("CreateList", 1, "Objects", inputs=[each["IMAGE"] for each in objects])["list"]
     masks = g.add("CreateList", 1, "Their masks", inputs=[each["MASK"] for each in objects])["list"]
     placed = place(
         g,
         2,
-        (120, 350, 350, 360),
+        (570, 350, 350, 360),
         background=background["IMAGE"],
         object=pictures,
         object_mask=masks,
         mask=background["MASK"],
     )
-    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="left")
+    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="right")
     save(g, 3.4, light["image"], columns=1.4)
 
 
@@ -397,12 +397,12 @@ WORKFLOWS: dict[str, Callable[[Graph], Any]] = {
     "7 Draw with your own KSampler": split_path,
     RELATIVE: objectstitch_512px,
 }
-"""The template browser shows the first one first, and the others in the order that the disk gives; see nodes/templates.py."""
+"""In the order in which the template browser shows them, which is that of their names; see nodes/templates.py."""
 
 
 def file_of(name: str) -> Path:
     """Where the workflow of that name lies; its thumbnail is beside it."""
-    return ROOT / ("example_workflows" if name == FIRST else "workflows") / f"{name}.json"
+    return ROOT / "example_workflows" / f"{name}.json"
 
 
 def build(name: str, object_info: dict[str, dict]) -> dict:
