@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 
-from imprint.blending import blend_pictures
+from imprint.blending import blend_pictures, match_colour
 from imprint.checkpoint import SHIPPED
 from imprint.cli import DEMO_LIGHT
 from imprint.files import replacing
@@ -58,6 +58,7 @@ SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail 
 TILE = (330, 300)  # of placed.jpg, in pixels
 HEIGHT, GAP = 240, 6  # of the strips, in pixels
 TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Coarsen Mask's preview
+WARM = torch.tensor((1.0, 0.8, 0.4))[:, None, None]
 
 
 def main() -> None:
@@ -220,13 +221,18 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
     save(HELP_FOLDER / "ImprintContentAdapter.jpg", list(pictures.values()))
     save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), crop.painted, made, pasted])
 
-    # A brighter picture, as of a model that has shifted the colours: what the edge's width and method do to it.
+    # A tinted picture, as of a model that has shifted the colours: what the edge's width and method do to it.
     shifted, here = background.clone(), (slice(None), slice(None), *crop.placement.area)
-    shifted[here] = (pasted[here] * 0.9 + 0.1).clamp(0, 1)
+    shifted[here] = torch.lerp(pasted[here], WARM.expand_as(pasted[here]), 0.15)
     soft = {method: blend_pictures(background, shifted, drawn, 0, 24, method) for method in ("feather", "multiband")}
     save(
         HELP_FOLDER / "ImprintBackgroundBlend.jpg",
         [around(picture, levels[-1]) for picture in (blend_pictures(background, shifted, drawn), *soft.values())],
+    )
+    matched = [match_colour(shifted, background, drawn, 16, strength) for strength in (0.0, 0.5, 1.0)]
+    save(
+        HELP_FOLDER / "ImprintBackgroundBlend-colour_match.jpg",
+        [around(blend_pictures(background, each, drawn), levels[-1]) for each in matched],
     )
 
 
