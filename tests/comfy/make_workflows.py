@@ -31,6 +31,7 @@ PAINTED = "painted.webp"  # a background whose transparency is the mask that was
 PAINTED_OVER = "bear.webp"  # a whole photo, whose transparency is the mask that was painted over its object
 YOURS = {"color": "#233", "bgcolor": "#355"}  # the front end's cyan: what a user exchanges
 PLACE = "Imprint - place object"  # also the file's name, which the front end shows, and where ":" cannot stand
+PLACE_PHOTO = "Imprint - place a plain photo"
 INSERT = "Imprint - insert object"
 BACKGROUND_REMOVAL = {
     "name": "birefnet.safetensors",
@@ -214,15 +215,20 @@ def several_objects(g: Graph) -> None:
     save(g, 3.8, light["image"], columns=1.4)
 
 
-def cut_out(g: Graph, column: float, image: Output, mask: Output) -> Output:
-    """The object's mask: the given one or, once three nodes are switched on, what core's background removal finds."""
-    remover = g.add(
+def remove_background(g: Graph, column: float, image: Output) -> tuple[Node, Node]:
+    """Core's background removal: its model, and what gives the mask."""
+    model = g.add(
         "LoadBackgroundRemovalModel", column, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
     )
-    remove = g.add("RemoveBackground", column, bg_removal_model=remover["bg_model"], image=image)
+    return model, g.add("RemoveBackground", column, bg_removal_model=model["bg_model"], image=image)
+
+
+def cut_out(g: Graph, column: float, image: Output, mask: Output) -> Output:
+    """The object's mask: the given one or, once three nodes are switched on, what core's background removal finds."""
+    model, remove = remove_background(g, column, image)
     # When all three are switched off, the last gives its first mask.
     cut = g.add("ComfySwitchNode", column, "Automatic mask", switch=True, on_false=mask, on_true=remove["mask"])
-    g.bypass("Cut-out (switched off)", remover, remove, cut)
+    g.bypass("Cut-out (switched off)", model, remove, cut)
     return cut["output"]
 
 
@@ -416,21 +422,37 @@ def place_blueprint(g: Graph) -> dict:
     # The box is drawn on the picture of the first input.
     inputs = subgraph_inputs(background="IMAGE", object="IMAGE", object_mask="MASK", mask="MASK")
     mask = cut_out(g, 0, inputs["object"], inputs["object_mask"])
-    placed = g.add("ImprintPlaceObject", 1, **{**inputs, "object_mask": mask}, columns=1.4)
-    light = g.add("ImprintRelight", 2.4, placed=placed["placed"])
-    shown = [
-        ("ImprintPlaceObject", "box"),
-        *(("ImprintRelight", name) for name in ("light", "shadow", "softness", "light_from")),
-    ]
-    return g.blueprint(
+    return placing_blueprint(
+        g,
         PLACE,
         "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its shadow. "
-        "object_mask: the MASK of Load Image for a cut-out; for a plain photo, open the subgraph and switch its Cut-out on. "
-        "mask: instead of the box, where it was painted.",
+        "object_mask: the MASK of Load Image for a cut-out; for a plain photo, open the subgraph and switch its Cut-out on, "
+        f"or take {PLACE_PHOTO}. mask: instead of the box, where it was painted.",
         inputs,
-        {"image": light["image"]},
-        shown,
+        mask,
     )
+
+
+def photo_blueprint(g: Graph) -> dict:
+    inputs = subgraph_inputs(background="IMAGE", object="IMAGE", mask="MASK")
+    _, remove = remove_background(g, 0, inputs["object"])
+    return placing_blueprint(
+        g,
+        PLACE_PHOTO,
+        "Cuts the object out of any photo with core's background removal, and puts it into a box that is drawn on the "
+        f"background, in the scene's light and with its shadow. Needs {BACKGROUND_REMOVAL['name']} in "
+        f"models/{BACKGROUND_REMOVAL['directory']}. mask: instead of the box, where it was painted.",
+        inputs,
+        remove["mask"],
+    )
+
+
+def placing_blueprint(g: Graph, name: str, description: str, inputs: dict[str, Output], object_mask: Output) -> dict:
+    placed = g.add("ImprintPlaceObject", 1, **{**inputs, "object_mask": object_mask}, columns=1.4)
+    light = g.add("ImprintRelight", 2.4, placed=placed["placed"])
+    shown = [("ImprintPlaceObject", "box")]
+    shown += [("ImprintRelight", widget) for widget in ("light", "shadow", "softness", "light_from")]
+    return g.blueprint(name, description, inputs, {"image": light["image"]}, shown)
 
 
 def insert_blueprint(g: Graph) -> dict:
@@ -458,7 +480,11 @@ def insert_blueprint(g: Graph) -> dict:
     )
 
 
-BLUEPRINTS: dict[str, Callable[[Graph], dict]] = {PLACE: place_blueprint, INSERT: insert_blueprint}
+BLUEPRINTS: dict[str, Callable[[Graph], dict]] = {
+    PLACE: place_blueprint,
+    PLACE_PHOTO: photo_blueprint,
+    INSERT: insert_blueprint,
+}
 
 
 def blueprint(name: str, object_info: dict[str, dict]) -> dict:
