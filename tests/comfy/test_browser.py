@@ -693,7 +693,7 @@ def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
     def photograph(name: str) -> None:
         page.mouse.move(1500, 980)
         page.wait_for_timeout(2000)  # the view glides, notices and tooltips fade
-        page.screenshot(path=screenshots / f"{name}.jpg", type="jpeg", quality=82)
+        page.screenshot(path=screenshots / f"{name}.jpg", type="jpeg", quality=75)
 
     open_template(page, FIRST)
     run(page, steps=None)
@@ -713,7 +713,7 @@ def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
     page.wait_for_function("app.graph.nodes.length === 0")
     dialog = templates(page)
     dialog.locator("img").first.wait_for()
-    assert dialog.get_by_text(re.compile(r"^\d \w+")).first.inner_text() == FIRST
+    assert dialog.get_by_text(re.compile(r"^\d \w+")).all_inner_texts() == list(WORKFLOWS)
     photograph("templates")
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
