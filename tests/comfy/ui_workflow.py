@@ -232,7 +232,7 @@ class Graph:
             "id": 1,
             "type": ids[""],
             "pos": [0, 0],
-            "size": [320, 40 + 28 * len(inputs)],
+            "size": [450 if "box" in inputs else 320, 40 + 28 * len(inputs)],  # a box is drawn on a picture
             "flags": {},
             "order": 0,
             "mode": 0,
