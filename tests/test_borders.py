@@ -318,13 +318,13 @@ def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientati
     try:
         save_image(made, path)
     except ImprintError as error:
-        assert ending in ("gif", "ico", "pdf", "eps") and "end the name in .png" in str(error)
+        lost = ending in ("jpg", "jfif", "bmp") and made.has_transparency_data and "transparency" in str(error)
+        assert (ending in ("gif", "ico", "pdf", "eps") or lost) and "end the name in .png" in str(error)
         return
     with Image.open(path) as found:
         found.load()
     assert found.size == size and found.getexif().get(0x0112, 1) == 1
-    opaque = ending in ("jpg", "jfif", "bmp")
-    assert found.has_transparency_data == (mode in ("RGBA", "RGBa", "LA", "La", "PA") and not opaque) or mode == "P"
+    assert found.has_transparency_data == (mode in ("RGBA", "RGBa", "LA", "La", "PA")) or mode == "P"
     wanted = profile(kind) if kind in ("wide", "sRGB") and mode in PROFILED else None
     if ending != "bmp":
         assert found.info.get("icc_profile") == wanted
@@ -361,7 +361,16 @@ def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, m
 )
 def test_what_a_format_cannot_hold_is_refused_before_the_work(tmp_path, name, size, message):
     with pytest.raises(ImprintError, match=message):
-        images.require_writable(tmp_path / name, size)
+        images.require_writable(tmp_path / name, size and Image.new("RGB", size))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "jfif", "bmp"])
+def test_transparency_that_a_format_lacks_is_refused_before_the_work(tmp_path, job, capsys, ending):
+    words, background = [*job, "--out", str(tmp_path / f"out.{ending}")], open_image(tmp_path / "background.png")
+    for alpha, code in ((254, 2), (255, 0)):
+        background.putalpha(Image.new("L", background.size, alpha))
+        background.save(tmp_path / "background.png")
+        assert cli.main(words) == code and ("cannot hold" in capsys.readouterr().err) == (code == 2)
 
 
 @pytest.fixture
