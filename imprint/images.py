@@ -209,20 +209,24 @@ _OPAQUE = ("JPEG", "BMP")
 _NO_PROFILE = ("BMP",)
 
 
-def require_writable(path: str | os.PathLike, size: tuple[int, int] | None = None) -> None:
+def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -> None:
     """Make the folder if need be; raise `ImprintError` unless a picture of this name can be written there.
 
-    size: width and height of the picture, where they are known: some formats have limits.
+    like: one of the picture's size and transparency, where they are known: not every format holds all.
     """
     path = Path(path)
     kind = _format(path)
     files.require_writable(path)
-    for sides in () if size is None else ((size[0], 1), (1, size[1])):
+    if like is not None and kind in _OPAQUE and _alpha(like) is not None:
+        raise ImprintError(
+            f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give a background without"
+        )
+    for sides in () if like is None else ((like.width, 1), (1, like.height)):
         try:
             Image.new("RGB", sides).save(BytesIO(), kind)
         except (OSError, ValueError, MemoryError) as error:
             raise ImprintError(
-                f"{path} cannot be written: {kind} does not hold {size[0]}x{size[1]} pixels ({error}); end the name in .png"
+                f"{path} cannot be written: {kind} does not hold {like.width}x{like.height} pixels ({error}); end the name in .png"
             ) from error
 
 
@@ -233,7 +237,7 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     `ImprintError` where `require_writable` does, and where writing fails.
     """
     path = Path(path)
-    require_writable(path, image.size)
+    require_writable(path, image)
     kind = _format(path)
     if kind in _OPAQUE and image.mode != "RGB":
         image = image.convert("RGB")

@@ -147,7 +147,7 @@ class Job:
             "object_mask": [open_image(path) for path in self.object_masks] or None,
             "background": open_image(self.background),
         }
-        require_writable(self.out, pictures["background"].size)  # before the work, not after it
+        require_writable(self.out, pictures["background"])  # before the work, not after it
         pairs = []
         for name, path in (("mask", self.mask), ("blend_mask", self.blend_mask)):
             if path:

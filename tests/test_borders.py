@@ -11,7 +11,7 @@ from drawing import DrawingPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from micro import cutout, photo, profile, rectangle
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from imprint import cli, files, images
 from imprint.crop import Crop, paste
@@ -306,13 +306,13 @@ def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientati
     try:
         save_image(made, path)
     except ImprintError as error:
-        assert ending in ("gif", "ico", "pdf", "eps") and "end the name in .png" in str(error)
+        lost = ending in ("jpg", "jfif", "bmp") and made.has_transparency_data and "transparency" in str(error)
+        assert (ending in ("gif", "ico", "pdf", "eps") or lost) and "end the name in .png" in str(error)
         return
     with Image.open(path) as found:
         found.load()
     assert found.size == size and found.getexif().get(0x0112, 1) == 1
-    opaque = ending in ("jpg", "jfif", "bmp")
-    assert found.has_transparency_data == (mode in ("RGBA", "RGBa", "LA", "La", "PA") and not opaque) or mode == "P"
+    assert found.has_transparency_data == (mode in ("RGBA", "RGBa", "LA", "La", "PA")) or mode == "P"
     wanted = profile(kind) if kind in ("wide", "sRGB") and mode in PROFILED else None
     if ending != "bmp":
         assert found.info.get("icc_profile") == wanted
@@ -349,7 +349,16 @@ def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, m
 )
 def test_what_a_format_cannot_hold_is_refused_before_the_work(tmp_path, name, size, message):
     with pytest.raises(ImprintError, match=message):
-        images.require_writable(tmp_path / name, size)
+        images.require_writable(tmp_path / name, size and Image.new("RGB", size))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "jfif", "bmp"])
+def test_transparency_that_a_format_lacks_is_refused_before_the_work(tmp_path, job, capsys, ending):
+    words, background = [*job, "--out", str(tmp_path / f"out.{ending}")], open_image(tmp_path / "background.png")
+    for alpha, code in ((254, 2), (255, 0)):
+        background.putalpha(Image.new("L", background.size, alpha))
+        background.save(tmp_path / "background.png")
+        assert cli.main(words) == code and ("cannot hold" in capsys.readouterr().err) == (code == 2)
 
 
 @pytest.fixture
@@ -472,16 +481,30 @@ def boxes(width: int, height: int) -> st.SearchStrategy:
     return st.tuples(sides(width), sides(height)).map(lambda ends: (ends[0][0], ends[1][0], ends[0][1], ends[1][1]))
 
 
-@given(hole=boxes(48, 90), subject=boxes(60, 40), seed=st.integers(0, 3))
+def shapes(width: int, height: int) -> st.SearchStrategy[Image.Image]:
+    """Masks of one to three boxes, also apart or in one another, and of a slanting line."""
+
+    def drawn(shape: list[tuple[int, int, int, int]]) -> Image.Image:
+        mask = Image.new("L", (width, height))
+        for box in shape:
+            mask.paste(255, box)
+        return mask
+
+    def line(box: tuple[int, int, int, int]) -> Image.Image:
+        mask = Image.new("L", (width, height))
+        ImageDraw.Draw(mask).line((box[0], box[1], box[2] - 1, box[3] - 1), fill=255)
+        return mask
+
+    return st.one_of(st.lists(boxes(width, height), min_size=1, max_size=3).map(drawn), boxes(width, height).map(line))
+
+
+@given(hole=shapes(48, 90), subject=shapes(60, 40), fit=st.sampled_from(["fill", "contain"]), seed=st.integers(0, 3))
 @settings(max_examples=SHAPES)
-def test_every_shape_of_hole_and_object_gives_a_picture(shipped, hole, subject, seed):
-    background, view = photo(48, 90, seed=2), photo(60, 40, seed=1)
-    generator = torch.Generator().manual_seed(seed)
-    made = shipped(
-        view, rectangle(60, 40, subject), background, rectangle(48, 90, hole), 1, generator=generator, output_type="pt"
-    )
-    assert made.images.isfinite().all() and made.alpha.isfinite().all()
+def test_every_shape_of_hole_and_object_gives_a_picture(shipped, hole, subject, fit, seed):
+    background, view, generator = photo(48, 90, seed=2), photo(60, 40, seed=1), torch.Generator().manual_seed(seed)
+    made = shipped(view, subject, background, hole, 1, generator=generator, fit=fit, output_type="pt")
     assert made.images.shape == (1, 3, 90, 48)
+    assert made.images.isfinite().all() and made.alpha.isfinite().all() and made.shadow.isfinite().all()
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -104,7 +104,9 @@ def test_saving(tmp_path, name):
 def test_png_and_alpha_are_exact(tmp_path):
     save_image(cutout(20, 10), tmp_path / "a.png")
     assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), np.asarray(cutout(20, 10)))
-    save_image(cutout(20, 10), tmp_path / "a.jpg")
+    with pytest.raises(ImprintError, match="JPEG has none; end the name in .png"):
+        save_image(cutout(20, 10), tmp_path / "a.jpg")
+    save_image(photo(20, 10).convert("RGBA"), tmp_path / "a.jpg")  # opaque everywhere
     assert open_image(tmp_path / "a.jpg").mode == "RGB"
 
 
