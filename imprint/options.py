@@ -16,20 +16,7 @@ from .errors import LARGEST_NUMBER, ImprintError, require_number
 
 FAST_STEPS = 4
 """Of `--fast`."""
-PLACING = (
-    "placed",
-    "at",
-    "align",
-    "inset",
-    "height",
-    "rotate",
-    "flip",
-    "fit",
-    "light",
-    "shadow",
-    "softness",
-    "light_from",
-)
+PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from".split())
 """The names, alike as options and as keys of a job."""
 _FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
