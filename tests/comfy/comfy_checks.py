@@ -1019,6 +1019,8 @@ def check_place_sees_what_is_white():
     fails("no mask", "Remove Background", call=lambda: put(background, photo, where))
     fails("64x64", call=lambda: put(background, photo, where, object_mask=torch.zeros(1, 64, 64)))
     fails("empty", call=lambda: put(background, photo, where, object_mask=mask * 0))
+    opaque = torch.cat([photo, torch.ones_like(photo[..., :1])], -1)  # as Join Image with Alpha makes of a plain photo
+    fails("no mask", call=lambda: put(background, opaque, where))
     fails("white everywhere", call=lambda: put(background, photo, where, object_mask=mask * 0 + 1))
 
 
@@ -1207,7 +1209,7 @@ def check_blend():
     assert torch.equal(hard, torch.where(mask[..., None] > 0.5, generated, background))
     faint = run("BackgroundBlend", background, generated, mask * 0.3, 4, 0, 0.5, generation_mask=mask * 0.2)[0]
     assert torch.equal(faint, run("BackgroundBlend", background, generated, mask, 4, 0, 0.5)[0])
-    assert torch.equal(run("BackgroundBlend", background, generated, mask * 0, 4, 0, 0.5)[0], background)
+    fails("mask is empty", call=lambda: run("BackgroundBlend", background, generated, mask * 0, 4, 0, 0.5))
     assert torch.equal(run("BackgroundBlend", background, generated, mask * 0 + 1, 4, 0, 0.0)[0], generated)
     assert run("BackgroundBlend", background, generated, mask[:, ::2, ::2], 4, 0, 0.0)[0].shape == background.shape
     (bands,) = run("BackgroundBlend", background, generated, mask, 4, 2, 0.0, "multiband")
