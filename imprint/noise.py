@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +70,12 @@ def with_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) 
             f"{name} walks another noise process than this model learned, so its pictures would be noise; take one "
             "that walks this one, such as EulerDiscreteScheduler, DPMSolverMultistepScheduler or DDIMScheduler"
         )
+    try:
+        inspect.signature(scheduler.step).bind("prediction", "timestep", "sample")
+    except TypeError as error:
+        raise ImprintError(
+            f"{name} asks for more at each step than a sampler is given ({error}); take another"
+        ) from error
     if scheduler.order > 1:
         sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt()
         count = int((sigmas <= FINITE_SIGMA).sum())

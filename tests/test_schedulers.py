@@ -64,9 +64,9 @@ def test_a_sampler_of_second_order_draws_what_euler_draws(colours, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["FlowMatchEulerDiscrete", "IPNDM", "EDMEuler", "DDIMInverse", "DPMSolverMultistepInverse"]
+    "name", ["FlowMatchEulerDiscrete", "IPNDM", "EDMEuler", "DDIMInverse", "DPMSolverMultistepInverse", "CogVideoXDPM"]
 )
-def test_schedulers_of_another_process_are_refused(pipeline, scene, name):
+def test_schedulers_that_do_not_fit_are_refused(pipeline, scene, name):
     for steps in (None, 1):
         pipeline.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipeline.scheduler.config)
         with pytest.raises(ImprintError, match=f"{name}Scheduler .* take "):

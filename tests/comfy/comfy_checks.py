@@ -1014,6 +1014,8 @@ def check_place_sees_what_is_white():
     fails("no mask", "Remove Background", call=lambda: put(background, photo, where))
     fails("64x64", call=lambda: put(background, photo, where, object_mask=torch.zeros(1, 64, 64)))
     fails("empty", call=lambda: put(background, photo, where, object_mask=mask * 0))
+    opaque = torch.cat([photo, torch.ones_like(photo[..., :1])], -1)  # as Join Image with Alpha makes of a plain photo
+    fails("no mask", call=lambda: put(background, opaque, where))
     fails("white everywhere", call=lambda: put(background, photo, where, object_mask=mask * 0 + 1))
 
 
