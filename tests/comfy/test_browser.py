@@ -107,6 +107,13 @@ def command(page, name: str) -> None:
     page.evaluate("name => app.extensionManager.command.execute(name)", name)
 
 
+def new_canvas(page) -> None:
+    """An empty workflow, whose origin lies in the upper left of the window."""
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
+    page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 220]; app.canvas.setDirty(true, true)")
+
+
 def templates(page):
     """The template browser, opened at this pack."""
     command(page, "Comfy.BrowseTemplates")
@@ -282,8 +289,7 @@ def test_automatic_cutout_offers_its_file(page, server: Server):
 
 
 def test_help_pages(page, object_info: dict):
-    command(page, "Comfy.NewBlankWorkflow")
-    page.wait_for_function("app.graph.nodes.length === 0")
+    new_canvas(page)
     ours = [kind for kind, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK}"]
     for index, kind in enumerate(ours):
         add_node(page, kind, 100, 700 * index)
@@ -368,7 +374,8 @@ def drag_the_box(page, place: str, size: tuple[int, int], wanted: dict[str, int]
 
     place: the id of a Place Object, or of a blueprint that holds one.
     """
-    preview = page.locator(f"[data-node-id='{place}'] img[alt='Crop preview']")
+    node = page.locator(f"[data-node-id='{place}']")  # an open side panel shows a box too
+    preview = node.locator("img[alt='Crop preview']")
     preview.wait_for()
     page.wait_for_timeout(1000)
     shown = preview.bounding_box()
@@ -379,9 +386,9 @@ def drag_the_box(page, place: str, size: tuple[int, int], wanted: dict[str, int]
 
     x, y, width, height = wanted.values()
     away = 20 if x + width + 20 < size[0] else -20
-    drag(page, middle(page.get_by_test_id("crop-resize-nw")), at(x + away, y))
-    drag(page, middle(page.get_by_test_id("crop-resize-se")), at(x + away + width, y + height))
-    drag(page, middle(page.get_by_test_id("crop-overlay")), at(x + width // 2, y + height // 2))
+    drag(page, middle(node.get_by_test_id("crop-resize-nw")), at(x + away, y))
+    drag(page, middle(node.get_by_test_id("crop-resize-se")), at(x + away + width, y + height))
+    drag(page, middle(node.get_by_test_id("crop-overlay")), at(x + width // 2, y + height // 2))
     box = box_of(page, place)
     assert all(abs(box[name] - value) <= 10 / pixel for name, value in wanted.items()), (box, wanted)
     return box
@@ -443,9 +450,7 @@ def choose_file(page, node: str, path: Path, nodes_2: bool) -> None:
 
 def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
     """Object, background, a box dragged, Run: with the mouse, and with five wires."""
-    command(page, "Comfy.NewBlankWorkflow")
-    page.wait_for_function("app.graph.nodes.length === 0")
-    page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 220]; app.canvas.setDirty(true, true)")
+    new_canvas(page)
     background, object_ = add_node(page, "LoadImage", 0, 0), add_node(page, "LoadImage", 0, 600)
     place = add_node(page, "ImprintPlaceObject", 450, 0)
     light = add_node(page, "ImprintRelight", 1050, 0)
@@ -480,9 +485,7 @@ def test_a_plain_photo_from_an_empty_canvas(page, nodes_2, server: Server, tmp_p
     save_file({"imprint_probe": np.zeros(1)}, file)
     try:
         command(page, "Comfy.RefreshNodeDefinitions")
-        command(page, "Comfy.NewBlankWorkflow")
-        page.wait_for_function("app.graph.nodes.length === 0")
-        page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 220]; app.canvas.setDirty(true, true)")
+        new_canvas(page)
         background, object_ = add_node(page, "LoadImage", 0, 0), add_node(page, "LoadImage", 0, 600)
         saved = add_node(page, "SaveImage", 1050, 450)
         place = add_blueprint(page, PLACE_PHOTO, 500, 200)
@@ -567,7 +570,7 @@ def test_painting_in_any_mask_editor_changes_the_picture(page, server: Server, n
         paint(page, title, tuple(size), stroke)
         run(page)
         after = results(page, server)
-        assert (np.abs(after.astype(int) - before).max(3) > 20).mean() > 1e-3, title
+        assert (np.abs(after.astype(int) - before).max(3) > 20).mean() > 5e-4, title
         before = after
     assert page.evaluate(SEEDS) == seeds  # else another seed would be what changed it
     if name == FORM:
