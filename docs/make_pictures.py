@@ -2,7 +2,7 @@
 web/docs/assets/*.jpg.
 
     python -m docs.make_pictures
-    python -m docs.make_pictures --subjects DREAMBOOTH --backgrounds COCO SCENES  # docs/placed.jpg alone, of placed.json
+    python -m docs.make_pictures --subjects DREAMBOOTH --backgrounds COCO SCENES  # docs/placed.jpg alone
 
 All are made with the shipped checkpoint; the first command's with the sample pictures.
 

@@ -113,8 +113,8 @@ class Crop:
         part = mask[(slice(None), *self.area)].cpu()
         if not bool((part > 0.5).any()):
             raise ImprintError(
-                f"the {name} is empty where the object is drawn, so that nothing of it would be seen; paint it white there, or "
-                "leave it out"
+                f"the {name} is empty where the object is drawn, so that nothing of it would be seen; paint it white "
+                "there, or leave it out"
             )
         return part
 

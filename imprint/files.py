@@ -65,7 +65,8 @@ def require_no_lfs_pointer(path: str | os.PathLike) -> None:
         return
     if start == _LFS:
         raise ImprintError(
-            f"{path} is Git LFS's pointer to a file, not the file; run `git lfs pull` where it was cloned, or download it"
+            f"{path} is Git LFS's pointer to a file, not the file; run `git lfs pull` where it was cloned, or download "
+            "it"
         )
 
 
@@ -97,7 +98,8 @@ def unused(folder: Path, stem: str, suffix: str) -> Path:
 def save_or_keep(save: Callable[[Path], None], path: Path, suffix: str, what: str) -> None:
     """`save(path)` for what took time to make: where that fails, it is kept under another name with this suffix.
 
-    It lies beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` names it.
+    It lies beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` names
+    it.
     """
     try:
         save(path)

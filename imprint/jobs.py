@@ -57,8 +57,9 @@ class Job:
     ) -> Job:
         """A line of a jobs file in `folder`. Raises `ImprintError` for a bad line.
 
-        seed, placing: for what the line does not say. out: instead of the line's own, which it then need not have. With `objects`, a list from back to front, what the line says besides
-        them holds for all that do not say it themselves.
+        seed, placing: for what the line does not say. out: instead of the line's own, which it then need not have. With
+        `objects`, a list from back to front, what the line says besides them holds for all that do not say it
+        themselves.
         """
         try:
             values = json.loads(line)
@@ -129,7 +130,8 @@ class Job:
         for path in (self.background, *files):
             if same_file(path, self.out):
                 raise ImprintError(
-                    f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or --overwrite"
+                    f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or "
+                    "--overwrite"
                 )
 
     def read(self) -> list[dict[str, Any]]:
@@ -187,8 +189,8 @@ def read_jobs(
             first = namesakes.setdefault(os.path.normcase(job.out.stem), number)
             if layers and first != number:
                 raise ImprintError(
-                    f"the layers of {job.out.name} would lie in the folder of line {first}'s, {job.out.stem}; with --layers "
-                    "give every 'out' a name of its own, whatever its folder"
+                    f"the layers of {job.out.name} would lie in the folder of line {first}'s, {job.out.stem}; with "
+                    "--layers give every 'out' a name of its own, whatever its folder"
                 )
             jobs[number] = job
         except ImprintError as error:

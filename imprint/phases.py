@@ -42,9 +42,10 @@ _log = logging.getLogger(__name__)
 class ImprintPipelineOutput(BaseOutput):
     """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
     (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha,
-    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with the
-    outline that detail gave it; None without a matte. lit: for an object that was placed, its layers of shadow, object and
-    light, in `lit.area` of the background; None where the model drew it."""
+    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with
+    the outline that detail gave it; None without a matte. lit: for an object that was placed, its layers of shadow,
+    object and light, in `lit.area` of the background; None where the model drew it.
+    """
 
     images: list[Image.Image] | torch.Tensor
     placement: Placement
@@ -267,9 +268,10 @@ class Phases(Parts):
     ) -> ImprintPipelineOutput:
         """An object whose place is known, lit and with its shadow.
 
-        placed: as `place_object` gives it, of the background's size. light, shadow, softness, light_from: see `relight`. blend_mask:
-        Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The results are alike, for
-        nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for sizes that differ.
+        placed: as `place_object` gives it, of the background's size. light, shadow, softness, light_from: see
+        `relight`. blend_mask: Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The
+        results are alike, for nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for
+        sizes that differ.
         """
         if output_type == "latent":
             raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
@@ -285,8 +287,8 @@ class Phases(Parts):
             share = blend[(slice(None), *square.area)][None]
             if not bool((lit.alpha * share).any()):
                 raise ImprintError(
-                    "the blend mask is empty where the object lies, so that nothing of it would be seen; paint it white there, or "
-                    "leave it out"
+                    "the blend mask is empty where the object lies, so that nothing of it would be seen; paint it "
+                    "white there, or leave it out"
                 )
             lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
         part = require_finite(lit.composite(), "the object in the scene's light", _PRECISION)

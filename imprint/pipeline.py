@@ -11,8 +11,8 @@ In an outline, or with `fit="fill"`, the model draws the object, in the order of
     denoise         noise -> latents of the crop, and the matte
     finish          latents -> drawing -> detail -> layers of object and shadow -> over the background
 
-All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves; they are
-in `imprint.phases`, and the model's loading and saving in `imprint.parts`.
+All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves;
+they are in `imprint.phases`, and the model's loading and saving in `imprint.parts`.
 """
 
 from __future__ import annotations
@@ -83,15 +83,16 @@ class ImprintPipeline(Phases):
     ) -> ImprintPipelineOutput | tuple:
         """Put the object into the background.
 
-        A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light, shadow
-        and edge change; so too with `placed`, `place` or `align`. Only an outline, or `fit="fill"`, makes the model draw it.
+        A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light,
+        shadow and edge change; so too with `placed`, `place` or `align`. Only an outline, or `fit="fill"`, makes the
+        model draw it.
 
         Args:
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
                 without one `align` is in the whole background.
-            light, shadow, softness, light_from: for a placed object; see `relight`. A drawn one has the model's light, and
-                `shadow` for its shadow.
+            light, shadow, softness, light_from: for a placed object; see `relight`. A drawn one has the model's light,
+                and `shadow` for its shadow.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
             generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every

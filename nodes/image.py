@@ -95,8 +95,8 @@ class ImprintRestoreDetail(io.ComfyNode):
             lines.append(f"White in the object's mask: the {white}.")
         elif image is not None or mask is not None or identity is None:
             raise ImprintError(
-                "the object is missing: connect the identity of Encode Object or, instead of it, the object's image and "
-                "mask"
+                "the object is missing: connect the identity of Encode Object or, instead of it, the object's image "
+                "and mask"
             )
         else:
             views = identity.views

@@ -26,7 +26,8 @@ def marks_input(hint: str = "") -> io.Combo.Input:
 
 
 def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tuple[ObjectViews, str]:
-    """IMAGE and MASK -> the views of an object, and what is white in the mask: as mask_marks says, or as seen for "auto".
+    """IMAGE and MASK -> the views of an object, and what is white in the mask: as mask_marks says, or as seen for
+    "auto".
 
     Raises `ImprintError` for a mask that leaves no object, and for counts that differ.
     """

@@ -132,7 +132,9 @@ def layer() -> Image.Image:
 
 @pytest.fixture
 def workplace(tmp_path, scene, layer, placing, monkeypatch) -> Path:
-    """The working folder: object.png, background.png, box.png and layer.png in it, and a model that is loaded already."""
+    """The working folder: object.png, background.png, box.png and layer.png in it, and a model that is loaded
+    already.
+    """
     from imprint import cli
 
     for name, picture in zip(("object", "background", "box", "layer"), (*scene, layer)):

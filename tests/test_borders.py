@@ -1,4 +1,5 @@
-"""The borders of the package: what pictures, masks and numbers come in and go out as, by every kind of picture and file."""
+"""The borders of the package: what pictures, masks and numbers come in and go out as, by every kind of picture and
+file."""
 
 import math
 import os
@@ -33,7 +34,8 @@ def with_exif(picture: Image.Image, orientation: int, path: Path) -> Image.Image
     return Image.open(path)
 
 
-# --- pictures come in upright, in range, in the background's colours ----------------------------------------------------
+# --- pictures come in upright, in range, in the background's colours
+# ----------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -101,7 +103,8 @@ def test_an_object_in_other_colours_is_converted_to_the_background_s():
     assert torch.equal(as_picture(same), kept)
 
 
-# --- masks say where ------------------------------------------------------------------------------------------------------
+# --- masks say where
+# ------------------------------------------------------------------------------------------------------
 
 
 def faint_masks() -> dict[str, Image.Image]:
@@ -258,7 +261,8 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_and_said(tmp_path, cap
     assert not caplog.text
 
 
-# --- pictures go out whole, with their colours, or a sentence says why not ---------------------------------------------
+# --- pictures go out whole, with their colours, or a sentence says why not
+# ---------------------------------------------
 
 
 PROFILED = "RGB RGBA RGBa RGBX P PA".split()  # modes whose numbers an RGB profile is for
@@ -322,7 +326,8 @@ def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientati
         assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(convert_profile(rgb, None)))
 
 
-# --- nothing computed is lost ---------------------------------------------------------------------------------------------
+# --- nothing computed is lost
+# ---------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, monkeypatch):
@@ -460,7 +465,8 @@ def test_a_full_disk_behind_stdout_is_no_failure(tmp_path, job, monkeypatch):
         monkeypatch.undo()
 
 
-# --- numbers: shapes down to one pixel ------------------------------------------------------------------------------------
+# --- numbers: shapes down to one pixel
+# ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -532,7 +538,8 @@ def test_a_thin_object_is_there(shipped):
         assert changed[inside].mean() > 0.05 and made.alpha.max() > 0.5, seed
 
 
-# --- several areas in one mask ----------------------------------------------------------------------------------------------
+# --- several areas in one mask
+# ----------------------------------------------------------------------------------------------
 
 
 def test_areas_are_counted_and_taken_apart():
@@ -565,7 +572,8 @@ def test_separate_areas_are_said_or_get_an_object_each(tmp_path, job, scene, cap
     assert not np.array_equal(np.asarray(each), np.asarray(one))
 
 
-# --- no value that is not finite goes on ------------------------------------------------------------------------------------
+# --- no value that is not finite goes on
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,9 @@ def test_guidance_of_one_asks_the_unet_once(pipeline, scene):
 
 
 def test_weights_may_be_brought_to_their_device_layer_by_layer(micro_file, scene, pipeline):
-    """accelerate's hooks, which diffusers' sequential CPU offload sets; with guidance, which needs the null embedding."""
+    """accelerate's hooks, which diffusers' sequential CPU offload sets; with guidance, which needs the null
+    embedding.
+    """
     offloaded = DrawingPipeline.from_checkpoint(micro_file)
     for part in ("encoder", "adapter", "unet", "vae"):
         accelerate.cpu_offload(getattr(offloaded, part), torch.device("cpu"))

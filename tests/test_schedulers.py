@@ -41,7 +41,9 @@ def test_other_schedulers(pipeline, scene, name, prediction):
 
 @pytest.fixture(scope="module")
 def colours():
-    """What the shipped checkpoint draws by a scheduler in so many steps, in 6 x 6 broad colours; the object is the same."""
+    """What the shipped checkpoint draws by a scheduler in so many steps, in 6 x 6 broad colours; the object is the
+    same.
+    """
     pipeline = DrawingPipeline.from_checkpoint()
     own = pipeline.scheduler
     views = [Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background", "hole")]

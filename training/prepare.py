@@ -57,7 +57,8 @@ def run(settings: Prepare | PrepareLight) -> dict:
     local = "://" not in str(settings.output)
     if local and Path(settings.output).resolve().is_relative_to(settings.input.resolve()):
         raise ImprintError(
-            f"{settings.output} lies in --input, where the next run would read what this one writes; give another --output"
+            f"{settings.output} lies in --input, where the next run would read what this one writes; give another "
+            "--output"
         )
     excluded, render = read_names(settings.exclude), settings.render
     textures = read_photos(render.textures, excluded)

@@ -1459,8 +1459,8 @@ def check_samplers_of_second_order_draw_what_euler_draws():
 
 
 def compare_with_euler(cases) -> None:
-    """Each case, a sampler, a scheduler and a number of steps, draws what Euler draws, in the broad colours of 6 x 6 fields; or it
-    says that it cannot.
+    """Each case, a sampler, a scheduler and a number of steps, draws what Euler draws, in the broad colours of 6 x 6
+    fields; or it says that it cannot.
     """
     of = scene()
     background, _ = core.LoadImage().load_image("imprint_background.png")

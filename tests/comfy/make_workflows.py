@@ -166,7 +166,8 @@ def place_object(
         g,
         "Load your **object**, a cut-out, and your **background**.",
         f"Drag the **box** on *Place Object* to where it shall stand. Or paint the place: {PAINT}.",
-        "Press **Run**. Then say with **light_from** where your photo's light comes from; try **light** and **shadow**.",
+        "Press **Run**. Then say with **light_from** where your photo's light comes from; try **light** and "
+        "**shadow**.",
     )
     object_ = picture(g, 0, object_name, "Object (cut-out)")
     background = picture(g, 0, background_name, "Background")
@@ -198,7 +199,8 @@ def several_objects(g: Graph) -> None:
         "Load two **objects** and a **background**.",
         "Drag both boxes, or paint the front one's place. What stands **behind** comes first; for a third object, wire "
         "*placed* to *after* once more.",
-        "Press **Run**: each is lit, from back to front, and throws its shadow on what is behind; **light_from** says whence.",
+        "Press **Run**: each is lit, from back to front, and throws its shadow on what is behind; **light_from** says "
+        "whence.",
     )
     behind, front = picture(g, 0, "backpack.webp", "Object behind"), picture(g, 0, "sloth.webp", "Object in front")
     background = picture(g, 0, "windows.jpg", "Background")
@@ -304,7 +306,8 @@ def split_path(g: Graph) -> None:
         "For your own samplers: what **Draw Object** does in one node. A square around the hole is cropped, scaled to "
         "the model's 256 px, painted grey and encoded.",
         "**KSampler** draws it: by *Set Latent Noise Mask*, the MODEL keeps the background clean at every step.",
-        "Decoded, scaled back, pasted, blended. *Draw Object* knows outline and shadow; here the mask stands in for them.",
+        "Decoded, scaled back, pasted, blended. *Draw Object* knows outline and shadow; here the mask stands in for "
+        "them.",
     )
     object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
     photo = picture(g, 0, PAINTED, "Background")
@@ -376,8 +379,8 @@ def split_path(g: Graph) -> None:
 def objectstitch_512px(g: Graph) -> None:
     note(
         g,
-        f"Fetch [{OBJECTSTITCH['name']}]({OBJECTSTITCH['url']}) (5.2 GB, by BCMI) into `models/{OBJECTSTITCH['directory']}`; "
-        "the front end offers it.",
+        f"Fetch [{OBJECTSTITCH['name']}]({OBJECTSTITCH['url']}) (5.2 GB, by BCMI) into "
+        f"`models/{OBJECTSTITCH['directory']}`; the front end offers it.",
         f"Load **object** and **background**; paint where it shall be: {PAINT}.",
         "Press **Run**. The settings are its authors'; licences are on the help page of *Imprint: Load Checkpoint*.",
     )
@@ -425,9 +428,9 @@ def place_blueprint(g: Graph) -> dict:
     return placing_blueprint(
         g,
         PLACE,
-        "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its shadow. "
-        "object_mask: the MASK of Load Image for a cut-out; for a plain photo, open the subgraph and switch its Cut-out on, "
-        f"or take {PLACE_PHOTO}. mask: instead of the box, where it was painted.",
+        "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its "
+        "shadow. object_mask: the MASK of Load Image for a cut-out; for a plain photo, open the subgraph and switch "
+        f"its Cut-out on, or take {PLACE_PHOTO}. mask: instead of the box, where it was painted.",
         inputs,
         mask,
     )
@@ -472,8 +475,8 @@ def insert_blueprint(g: Graph) -> dict:
     ]
     return g.blueprint(
         INSERT,
-        "Draws an object into a background, where the hole is white, such as the MASK that was painted on the background. "
-        "object_mask: the MASK of Load Image.",
+        "Draws an object into a background, where the hole is white, such as the MASK that was painted on the "
+        "background. object_mask: the MASK of Load Image.",
         inputs,
         {"image": finished},
         shown,

@@ -474,8 +474,9 @@ def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
 
 
 def test_a_plain_photo_from_an_empty_canvas(page, nodes_2, server: Server, tmp_path: Path):
-    """A JPG that is not cut out: object, background, a box dragged, Run, with three wires, by the blueprint that holds core's
-    background removal. Its weights are not here: a stand-in of the probe pack takes their file's place."""
+    """A JPG that is not cut out: object, background, a box dragged, Run, with three wires, by the blueprint that holds
+    core's background removal. Its weights are not here: a stand-in of the probe pack takes their file's place.
+    """
     photo, room = tmp_path / "own_plain_duck.jpg", tmp_path / "own_plain_room.jpg"
     duck, size = Image.open(SAMPLES / "duck.webp").resize((400, 400)), (960, 720)
     Image.alpha_composite(Image.new("RGBA", duck.size, "slategrey"), duck).convert("RGB").save(photo, quality=95)

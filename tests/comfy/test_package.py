@@ -33,7 +33,9 @@ def comfy() -> str:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This working tree as a repository of its own, since `comfy node pack` writes into the folder and packs what git has."""
+    """This working tree as a repository of its own, since `comfy node pack` writes into the folder and packs what git
+    has.
+    """
     folder = tmp_path_factory.mktemp("copy")
     listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for name in filter(None, listed):

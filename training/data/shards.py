@@ -298,7 +298,9 @@ def read_parts(shard: str) -> Iterator[dict]:
 
 
 def _require_end(stream: BinaryIO) -> None:
-    """Raise EOFError where a tar lacks the zeros at its end: cut off between two members it would seem whole, only shorter."""
+    """Raise EOFError where a tar lacks the zeros at its end: cut off between two members it would seem whole, only
+    shorter.
+    """
     start = stream.read(512)
     if start[257:262] == b"ustar":  # not compressed
         stream.seek(max(512, stream.seek(0, io.SEEK_END) - 1024))
