@@ -162,6 +162,12 @@ def test_former_commands_work_with_a_warning(monkeypatch, capsys, old, new):
     assert f"training.{old} is now called training.{new}" in printed.err
 
 
+def test_a_direction_may_begin_with_a_minus(tmp_path):
+    from training import evaluate
+
+    assert evaluate.parse(["light", str(tmp_path), "--light-from", "-90,30"]).light_from == "-90,30"
+
+
 def test_what_is_missing_is_named():
     assert "required: stage, --output" in refused(parse_train, ["--cutouts", "c"])
 
