@@ -1,8 +1,8 @@
-"""Makes the README's pictures, docs/demo.jpg, results.jpg and sides.jpg, and those of the nodes' help pages,
+"""Makes the README's pictures, docs/demo.jpg, results.jpg and large-holes.jpg, and those of the nodes' help pages,
 web/docs/assets/*.jpg.
 
     python -m docs.make_pictures
-    python -m docs.make_pictures --subjects DREAMBOOTH --backgrounds COCO SCENES  # docs/placed.jpg alone, of placed.json
+    python -m docs.make_pictures --subjects DREAMBOOTH --backgrounds COCO SCENES  # docs/placed.jpg alone
 
 All are made with the shipped checkpoint; the first command's with the sample pictures.
 
@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from imprint.blending import blend_pictures
+from imprint.blending import blend_pictures, match_colour
 from imprint.checkpoint import SHIPPED
 from imprint.cli import DEMO_LIGHT
 from imprint.files import replacing
@@ -33,18 +34,32 @@ from training.measure.contact_sheets import sheet
 README_FOLDER = Path(__file__).parent
 HELP_FOLDER = README_FOLDER.parent / "web" / "docs" / "assets"
 SAMPLES = SHIPPED.parent / "samples"
-RESULTS = (  # object, its mask, background, box
+PAINTED_OVER = "bear.webp"  # a whole photo, whose transparency is the mask that was painted over its object
+RESULTS = (  # object, background, box, where the light comes from, as the background shows it
+    ("dog.webp", "salon.jpg", (560, 350, 920, 700), "behind left"),
+    ("collie.webp", "plaza.jpg", (580, 330, 880, 720), "right"),
+    ("sloth.webp", "windows.jpg", (560, 380, 870, 710), "left"),
+    ("bear.webp", "ballroom.jpg", (120, 350, 470, 710), "left"),
+)
+STRENGTHS = {
+    "light": (0.0, 1.0, 1.5),
+    "shadow": (0.0, 1.0, 1.5),
+    "softness": (0.0, 0.5, 1.0),
+    "light_from": ("left", "behind", "right"),
+}
+"""Of Light and Shadow, as its help page shows them; what is not varied is 1, 1, 0, and as the background shows it."""
+LARGE = (  # object, its mask, background, box, of large-holes.jpg
     ("duck.webp", None, "street.jpg", (90, 235, 215, 360)),
     ("object.png", None, "hall.jpg", (120, 165, 270, 345)),
     ("sloth_1.webp", None, "room.jpg", (140, 235, 290, 385)),
     ("bear.jpg", "bear_mask.png", "background.png", (80, 210, 230, 385)),
 )
-LIGHT_FROM = ("behind left", "behind", "behind", "left")  # of `RESULTS`, as their backgrounds show it
-ENLARGED = 3  # times, of the same for sides.jpg
+ENLARGED = 3  # times
 SIDES = ((256, 0.0), (512, 0.0), (256, 1.0), (512, 1.0))  # and how much detail of the photo
 TILE = (330, 300)  # of placed.jpg, in pixels
 HEIGHT, GAP = 240, 6  # of the strips, in pixels
 TINT = torch.tensor((1.0, 0.25, 0.1))[:, None, None]  # as in Coarsen Mask's preview
+WARM = torch.tensor((1.0, 0.8, 0.4))[:, None, None]
 
 
 def main() -> None:
@@ -59,21 +74,27 @@ def main() -> None:
         return
     readme_pictures(pipeline)
     help_pictures(pipeline)
-    save(README_FOLDER / "sides.jpg", *large_holes(pipeline), height=400)
+    save(README_FOLDER / "large-holes.jpg", *large_holes(pipeline), height=400)
 
 
 def readme_pictures(pipeline: ImprintPipeline) -> None:
     """What `imprint demo` makes, and objects put into boxes; each seed is 0, no result was chosen among several."""
-    samples = [Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png")]
-    save(README_FOLDER / "demo.jpg", composited(pipeline, samples[0], None, *samples[1:], DEMO_LIGHT))
-    rows = []
-    for (name, mask, background, box), light_from in zip(RESULTS, LIGHT_FROM):
-        scene = Image.open(SAMPLES / background)
-        hole = Image.new("L", scene.size)
-        hole.paste(255, box)
-        outline = mask and Image.open(SAMPLES / mask)
-        rows.append(composited(pipeline, Image.open(SAMPLES / name), outline, scene, hole, light_from))
+    photo, room, box = (Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png"))
+    save(README_FOLDER / "demo.jpg", composited(pipeline, photo, None, room, box, DEMO_LIGHT))
+    rows = [composited(pipeline, *task, light_from) for *task, light_from in map(result_task, RESULTS)]
     save(README_FOLDER / "results.jpg", rows[0] + rows[1], rows[2] + rows[3])
+
+
+def result_task(result: tuple) -> tuple[Image.Image, Image.Image | None, Image.Image, Image.Image, str]:
+    """One of `RESULTS`: the photo, its mask if it is no cut-out, the background, its box, the light's direction."""
+    name, background, box, light_from = result
+    photo, scene = Image.open(SAMPLES / name), Image.open(SAMPLES / background)
+    mask = None
+    if name == PAINTED_OVER:
+        mask, photo = ImageOps.invert(photo.getchannel("A")), photo.convert("RGB")
+    hole = Image.new("L", scene.size)
+    hole.paste(255, box)
+    return photo, mask, scene, hole, light_from
 
 
 def placed_sheet(pipeline: ImprintPipeline, subjects: Path, folders: list[Path]) -> None:
@@ -98,9 +119,9 @@ def placed_sheet(pipeline: ImprintPipeline, subjects: Path, folders: list[Path])
 
 
 def large_holes(pipeline: ImprintPipeline) -> list[list[torch.Tensor]]:
-    """The same objects in the same places enlarged, each at all of `SIDES`: the object, then the hole."""
+    """Objects in enlarged places, each at all of `SIDES`: the object, then the hole."""
     rows = []
-    for name, mask, background, box in RESULTS:
+    for name, mask, background, box in LARGE:
         photo, scene = Image.open(SAMPLES / name), Image.open(SAMPLES / background)
         scene = scene.resize((scene.width * ENLARGED, scene.height * ENLARGED), Image.BICUBIC)
         mask, hole = mask and Image.open(SAMPLES / mask), Image.new("L", scene.size)
@@ -137,26 +158,29 @@ def seen_object(pipeline: ImprintPipeline, photo: Image.Image, mask: Image.Image
 
 
 def placing_pictures(pipeline: ImprintPipeline) -> None:
-    """A box, the paste in it, and the paste in growing light and shadow."""
-    name, mask, place, box = RESULTS[2]
-    scene = Image.open(SAMPLES / place)
-    hole = Image.new("L", scene.size)
-    hole.paste(255, box)
+    """A box, and the paste in it; then what each strength does to it."""
+    photo, mask, scene, hole, light_from = result_task(RESULTS[1])
     area = mask_to_tensor(hole)
 
-    def put(strength: float) -> torch.Tensor:
-        settings = {"light": strength, "shadow": strength, "light_from": LIGHT_FROM[2], "output_type": "pt"}
-        return pipeline(Image.open(SAMPLES / name), mask, scene, hole, **settings).images
+    def put(**settings: Any) -> torch.Tensor:
+        settings = {"light_from": light_from, **settings}
+        return around(pipeline(photo, mask, scene, hole, output_type="pt", **settings).images, area)
 
-    row = [around(picture, area) for picture in (over(image_to_tensor(scene), area), put(0.0), put(1.0), put(1.5))]
-    save(HELP_FOLDER / "ImprintPlaceObject.jpg", row[:2])
-    save(HELP_FOLDER / "ImprintRelight.jpg", row[1:])
+    save(
+        HELP_FOLDER / "ImprintPlaceObject.jpg",
+        [around(over(image_to_tensor(scene), area), area), put(light=0, shadow=0)],
+    )
+    for name, values in STRENGTHS.items():
+        save(HELP_FOLDER / f"ImprintRelight-{name}.jpg", [put(**{name: value}) for value in values])
 
 
 def help_pictures(pipeline: ImprintPipeline) -> None:
     placing_pictures(pipeline)
-    photo, background = Image.open(SAMPLES / "object.png"), image_to_tensor(Image.open(SAMPLES / "background.png"))
-    drawn = mask_to_tensor(Image.open(SAMPLES / "hole.png"))
+    photo, painted = Image.open(SAMPLES / "sloth.webp"), Image.open(SAMPLES / "painted.webp")
+    background, drawn = (
+        image_to_tensor(painted.convert("RGB")),
+        mask_to_tensor(ImageOps.invert(painted.getchannel("A"))),
+    )
     config = pipeline.model_config
 
     views = ObjectViews.of(photo)
@@ -198,13 +222,18 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
     save(HELP_FOLDER / "ImprintContentAdapter.jpg", list(pictures.values()))
     save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), crop.painted, made, pasted])
 
-    # A brighter picture, as of a model that has shifted the colours: what the edge's width and method do to it.
+    # A tinted picture, as of a model that has shifted the colours: what the edge's width and method do to it.
     shifted, here = background.clone(), (slice(None), slice(None), *crop.placement.area)
-    shifted[here] = (pasted[here] * 0.9 + 0.1).clamp(0, 1)
+    shifted[here] = torch.lerp(pasted[here], WARM.expand_as(pasted[here]), 0.15)
     soft = {method: blend_pictures(background, shifted, drawn, 0, 24, method) for method in ("feather", "multiband")}
     save(
         HELP_FOLDER / "ImprintBackgroundBlend.jpg",
         [around(picture, levels[-1]) for picture in (blend_pictures(background, shifted, drawn), *soft.values())],
+    )
+    matched = [match_colour(shifted, background, drawn, 16, strength) for strength in (0.0, 0.5, 1.0)]
+    save(
+        HELP_FOLDER / "ImprintBackgroundBlend-colour_match.jpg",
+        [around(blend_pictures(background, each, drawn), levels[-1]) for each in matched],
     )
 
 

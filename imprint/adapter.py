@@ -81,6 +81,9 @@ class ContentAdapter(nn.Module):
         return self(context, null=True)
 
     def scale(self, context: torch.Tensor, strength: float) -> torch.Tensor:
-        """From no object (0) to the object (1); above 1 it is exaggerated. Raises `ImprintError` unless it is a number."""
+        """From no object (0) to the object (1); above 1 it is exaggerated.
+
+        Raises `ImprintError` unless it is a number.
+        """
         require_number("strength", strength)
         return torch.lerp(self.null_context(context), context, strength)

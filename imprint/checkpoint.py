@@ -18,7 +18,7 @@ import torch
 
 from .config import ImprintConfig
 from .errors import ImprintError
-from .files import replacing, require_no_lfs_pointer
+from .files import replacing, require_no_lfs_pointer, save_or_keep
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -76,8 +76,9 @@ def save_checkpoint(
     """Write the file beside its place under a temporary name, then rename: it is whole or it is not there.
 
     dtype: of the numbers in the file, by default their own. track: wraps the list of tensors as they are read, cast and
-    summed, for a progress bar.
+    summed, for a progress bar. Raises `ImprintError` where it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     sources = {
@@ -100,8 +101,16 @@ def save_checkpoint(
         "config": config,
         "sha256": digest(config, cast()),
     }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise ImprintError(f"{path} cannot be written ({error}); make room, or choose another folder") from error
+
+
+def save_computed(checkpoint: Checkpoint, path: Path) -> None:
+    """`save_checkpoint` for what took time to make: see `files.save_or_keep`."""
+    save_or_keep(lambda path: save_checkpoint(path, checkpoint), path, ".safetensors", "the checkpoint")
 
 
 def read_config(path: str | os.PathLike) -> ImprintConfig:

@@ -21,7 +21,15 @@ from . import __version__
 from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
-from .options import FAST_STEPS, finish_settings, given_placing, model_settings, placing_arguments, placing_settings
+from .options import (
+    FAST_STEPS,
+    finish_settings,
+    given_placing,
+    model_settings,
+    placing_arguments,
+    placing_settings,
+    with_negative_points,
+)
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -41,7 +49,7 @@ EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
     print_anything()
-    options = _parser().parse_args(_with_negative_points(sys.argv[1:] if argv is None else argv))
+    options = _parser().parse_args(with_negative_points(argv))
     # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
     # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -54,20 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _with_negative_points(words: Sequence[str]) -> list[str]:
-    """`--at -10,300` as `--at=-10,300`: argparse takes what begins with a minus, and is no number, for an option."""
-    joined: list[str] = []
-    for word in words:
-        if joined and joined[-1] in ("--at", "--light-from") and re.match(r"-[\d.]", word):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
-
-
 def _say(line: str, stream: TextIO | None = None) -> OSError | ValueError | None:
-    """Print a line, by default to stdout. What was made is on the disk: a closed pipe or a full disk there is no failure, but
-    given back.
+    """Print a line, by default to stdout. What was made is on the disk: a closed pipe or a full disk there is no
+    failure, but given back.
     """
     stream = stream or sys.stdout
     try:
@@ -222,7 +219,8 @@ def _with_enough_memory() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", reason):
             raise
         raise ImprintError(
-            f"there is not enough memory ({reason or 'none is left'}); give a smaller background, or a smaller --resolution"
+            f"there is not enough memory ({reason or 'none is left'}); give a smaller background, or a smaller "
+            "--resolution"
         ) from error
 
 
@@ -283,7 +281,9 @@ def _make(
 
 
 def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
-    """The masks into which a job's object goes, one after another: its own or, by --each-area, each label or area of it."""
+    """The masks into which a job's object goes, one after another: its own or, by --each-area, each label or area of
+    it.
+    """
     from .hole import separate_areas
     from .images import as_mask, label_masks
 
@@ -320,8 +320,8 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], options: argparse.
         for hole in (as_mask(mask)[0] for mask in masks if part.mask):
             if hole.any() and is_drawn(hole, part.placing.get("fit", "contain")):
                 raise ImprintError(
-                    f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object that is "
-                    "placed: draw a box without fit fill, or give placed, at or align, or leave --layers out"
+                    f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object "
+                    "that is placed: draw a box without fit fill, or give placed, at or align, or leave --layers out"
                 )
     for path in _layer_files(job, sum(map(len, areas)), options):
         require_writable(path)
@@ -389,7 +389,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--mask",
         type=Path,
-        help="where the object goes, white: a box to stand in, or an outline whose pose it takes; not with --placed or --at",
+        help="where the object goes, white: a box to stand in, or an outline whose pose it takes; not with --placed or "
+        "--at",
     )
     added.add_argument("--blend-mask", type=Path, help="where to put what was generated, if not in the mask")
     added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg, .webp or .tiff")
@@ -405,9 +406,10 @@ def _parser() -> argparse.ArgumentParser:
         "jobs",
         type=Path,
         metavar="JOBS.jsonl",
-        help="one JSON object per line: object, background, out, mask (or placed, at, or align), and if wished object_mask, "
-        "blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness, light_from; or objects, a list from back to "
-        "front, each with an object of its own and those keys; paths are relative to this file's folder",
+        help="one JSON object per line: object, background, out, mask (or placed, at, or align), and if wished "
+        "object_mask, blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness, light_from; "
+        "or objects, a list from back to front, each with an object of its own and those keys; paths are relative to "
+        "this file's folder",
     )
     added.add_argument(
         "--overwrite",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
-from .errors import require_same_size
+from .errors import ImprintError, require_same_size
 from .hole import Hole, Placement
 from .images import Picture, as_mask_in_place, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
 from .masks import hole_pixels, latent_hole, paint_hole
@@ -110,7 +110,13 @@ class Crop:
         """Another mask of the background, as one of `frame`: -> (1, h, w). name: what it is called in an error."""
         mask, placement = as_mask_in_place(mask), self.placement
         require_same_size("the background", (placement.height, placement.width), f"its {name}", mask.shape[1:])
-        return mask[(slice(None), *self.area)].cpu()
+        part = mask[(slice(None), *self.area)].cpu()
+        if not bool((part > 0.5).any()):
+            raise ImprintError(
+                f"the {name} is empty where the object is drawn, so that nothing of it would be seen; paint it white "
+                "there, or leave it out"
+            )
+        return part
 
     def matched(self, drawings: torch.Tensor, strength: float) -> torch.Tensor:
         """Drawings of the square (B, 3, R, R) in the background's colours around the hole; see `match_colour`."""

@@ -34,8 +34,8 @@ def cut_out(photo: Image.Image) -> Image.Image:
     mask = remove(upright(photo).convert("RGB"), session=_session(), only_mask=True).convert("L")
     if mask.getextrema()[1] < 128:
         raise ImprintError(
-            "no object was found in its photo; give the object's mask, or a photo in which it stands out from what is behind "
-            "it"
+            "no object was found in its photo; give the object's mask, or a photo in which it stands out from what is "
+            "behind it"
         )
     return mask
 

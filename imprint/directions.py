@@ -19,13 +19,13 @@ DIRECTIONS = ("auto", *ROUND, "above")
 HEIGHT = 40.0
 """Degrees above the horizon, where nothing is said of it. Networks seldom see light with a clear direction below 25."""
 CLEAR = 0.75
-"""Length of the vector for light with a direction, such as the sun's beside the sky's: 1 is a single lamp in the dark, 0 light
-from everywhere."""
+"""Length of the vector for light with a direction, such as the sun's beside the sky's: 1 is a single lamp in the dark,
+0 light from everywhere."""
 
 
 def light_direction(where: str | float | Sequence[float]) -> tuple[float, float, float] | None:
-    """A word of `DIRECTIONS`, degrees about the object as in `ROUND`, or these and degrees above the horizon ("270,30") ->
-    the vector (x to the right, y up, z to the camera) of `imprint.light.LightNet.forward`; None for auto.
+    """A word of `DIRECTIONS`, degrees about the object as in `ROUND`, or these and degrees above the horizon ("270,30")
+    -> the vector (x to the right, y up, z to the camera) of `imprint.light.LightNet.forward`; None for auto.
 
     Raises `ImprintError` for anything else.
     """
@@ -52,6 +52,6 @@ def _degrees(where: str | float | Sequence[float]) -> tuple[float, float]:
     except (TypeError, ValueError, OverflowError):  # told below
         pass
     raise ImprintError(
-        f"light_from is {where!r}; it must be one of {', '.join(DIRECTIONS)}, or degrees about the object, clockwise from behind "
-        "it, and if wished degrees above the horizon (0 to 90), such as 270,30"
+        f"light_from is {where!r}; it must be one of {', '.join(DIRECTIONS)}, or degrees about the object, clockwise "
+        "from behind it, and if wished degrees above the horizon (0 to 90), such as 270,30"
     )

@@ -22,7 +22,9 @@ class ImprintError(ValueError):
 
 
 def print_anything() -> None:
-    """Names of files may have letters that a legacy code page, or any, does not: they are escaped, and no run fails of them."""
+    """Names of files may have letters that a legacy code page, or any, does not: they are escaped, and no run fails of
+    them.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -36,14 +38,18 @@ def require_number(
     if a_number and least <= value <= most:  # which NaN is not
         return
     kind = "whole number" if whole else "finite number"
-    bounds = f"from {least:g} to {most:g}" if most < LARGEST_NUMBER else f"of {least:g} or more"
-    raise ImprintError(
-        f"{name} is {value if a_number else repr(value)}; it must be a {kind}{f' {bounds}' if least > -LARGEST_NUMBER else ''}"
-    )
+    if least > -LARGEST_NUMBER:
+        kind += f" from {least:g} to {most:g}" if most < LARGEST_NUMBER else f" of {least:g} or more"
+    elif most < LARGEST_NUMBER:
+        kind += f" up to {most:g}"
+    raise ImprintError(f"{name} is {value if a_number else repr(value)}; it must be a {kind}")
 
 
 def from_extra(package: str, extra: str, what: str) -> ModuleType:
-    """A package that comes with an extra of pyproject.toml, imported. Raises `ImprintError` where it cannot be; what: needs it."""
+    """A package that comes with an extra of pyproject.toml, imported.
+
+    Raises `ImprintError` where it cannot be; what: needs it.
+    """
     try:
         return import_module(package)
     except ImportError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -21,9 +21,10 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path`. It takes the name of `path` when the block ends well, and goes when it does not.
 
-    The folder is made if need be. Raises `OSError` where it cannot be written to.
+    Of a symbolic link the file that it leads to is written, and the link stays. The folder is made if need be. Raises
+    `OSError` where it cannot be written to.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own length: with the file's it could be too long for the folder.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=".tmp")
@@ -64,21 +65,26 @@ def require_no_lfs_pointer(path: str | os.PathLike) -> None:
         return
     if start == _LFS:
         raise ImprintError(
-            f"{path} is Git LFS's pointer to a file, not the file; run `git lfs pull` where it was cloned, or download it"
+            f"{path} is Git LFS's pointer to a file, not the file; run `git lfs pull` where it was cloned, or download "
+            "it"
         )
 
 
 def require_writable(path: str | os.PathLike) -> None:
     """Make the folder if need be; raise `ImprintError` unless a file of this name can be written there."""
-    path = Path(path)
-    if os.path.isdir(path):
-        raise ImprintError(f"{path} is a folder; give the name of a file in it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise ImprintError(f"{path} is a folder; give the name of a file in it")
+        if os.path.lexists(target) and not target.is_file():
+            raise ImprintError(f"{path} leads to what is no file; give another name")
+        target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            path.lstat()  # fails for a name that is too long
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_PREFIX, suffix=path.suffix):
+            target.lstat()  # fails for a name that is too long
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=_PREFIX, suffix=target.suffix):
             pass
+    except ImprintError:
+        raise
     except (OSError, ValueError) as error:
         raise ImprintError(f"{path} cannot be written ({error}); choose another folder") from error
 
@@ -87,6 +93,25 @@ def unused(folder: Path, stem: str, suffix: str) -> Path:
     """The first of stem, stem-2, stem-3, ... that no file in the folder has."""
     names = (folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
     return next(path for path in names if not os.path.lexists(path))
+
+
+def save_or_keep(save: Callable[[Path], None], path: Path, suffix: str, what: str) -> None:
+    """`save(path)` for what took time to make: where that fails, it is kept under another name with this suffix.
+
+    It lies beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` names
+    it.
+    """
+    try:
+        save(path)
+    except ImprintError as error:
+        for folder in (path.parent, Path.cwd(), Path(tempfile.gettempdir())):
+            kept = unused(folder, "imprint-kept", suffix)
+            try:
+                save(kept)
+            except ImprintError:
+                continue
+            raise ImprintError(f"{error}; {what} is kept as {kept}") from error
+        raise
 
 
 def same_file(path: str | os.PathLike, other: str | os.PathLike) -> bool:

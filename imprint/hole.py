@@ -105,7 +105,9 @@ class Placement:
         return result
 
     def insert_map(self, maps: torch.Tensor) -> torch.Tensor:
-        """Smooth values (B, C, S, S), of any range, enlarged to the square -> (B, C, h, w), the part of it in the frame."""
+        """Smooth values (B, C, S, S), of any range, enlarged to the square -> (B, C, h, w), the part of it in the
+        frame.
+        """
         return self._visible(F.interpolate(maps, (self.side, self.side), mode="bicubic", align_corners=False))
 
     def _visible(self, square: torch.Tensor) -> torch.Tensor:
@@ -191,8 +193,8 @@ def separate_areas(mask: torch.Tensor) -> list[torch.Tensor]:
     labels, count = _labelled(mask)
     if count > MOST_AREAS:
         raise ImprintError(
-            f"the mask has {count} separate areas, of which {MOST_AREAS} at most get an object each; remove its specks, or its "
-            "dithering"
+            f"the mask has {count} separate areas, of which {MOST_AREAS} at most get an object each; remove its "
+            "specks, or its dithering"
         )
     return [(labels == label).to(mask) for label in range(1, count + 1)]
 

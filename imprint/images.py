@@ -6,10 +6,11 @@ Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object. What co
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import tempfile
 import warnings
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
@@ -36,7 +37,11 @@ _TURNS = {
 _SAYS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # parts of a picture's info
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes, and those with colours that are not multiplied by their alpha
 _PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and how it is called
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # others, such as MPO, hold one picture in several sizes
+_ONE_COLOUR = 8 / 255  # of brightness: what a lossy file makes of one
 _MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
+
+_log = logging.getLogger(__name__)
 
 MAX_PIXELS = 1 << 27
 """Larger pictures (134 megapixels) are refused before they are decoded; Pillow's own limit is a little higher."""
@@ -59,6 +64,8 @@ def open_image(path: str | os.PathLike) -> Image.Image:
                         f"{path} is {image.width}x{image.height}; at most {MAX_PIXELS / 1e6:.0f} megapixels are "
                         "handled: make it smaller"
                     )
+                if getattr(image, "is_animated", False) and image.format in _ANIMATED:
+                    _log.warning("%s has %d pictures: the first is taken", path, image.n_frames)
                 image.load()
                 return _turned(image).copy()  # which needs the file no more
     except ImprintError:
@@ -202,20 +209,24 @@ _OPAQUE = ("JPEG", "BMP")
 _NO_PROFILE = ("BMP",)
 
 
-def require_writable(path: str | os.PathLike, size: tuple[int, int] | None = None) -> None:
+def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -> None:
     """Make the folder if need be; raise `ImprintError` unless a picture of this name can be written there.
 
-    size: width and height of the picture, where they are known: some formats have limits.
+    like: one of the picture's size and transparency, where they are known: not every format holds all.
     """
     path = Path(path)
     kind = _format(path)
     files.require_writable(path)
-    for sides in () if size is None else ((size[0], 1), (1, size[1])):
+    if like is not None and kind in _OPAQUE and _alpha(like) is not None:
+        raise ImprintError(
+            f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give a background without"
+        )
+    for sides in () if like is None else ((like.width, 1), (1, like.height)):
         try:
             Image.new("RGB", sides).save(BytesIO(), kind)
         except (OSError, ValueError, MemoryError) as error:
             raise ImprintError(
-                f"{path} cannot be written: {kind} does not hold {size[0]}x{size[1]} pixels ({error}); end the name in .png"
+                f"{path} cannot be written: {kind} does not hold {like.width}x{like.height} pixels ({error}); end the name in .png"
             ) from error
 
 
@@ -226,7 +237,7 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     `ImprintError` where `require_writable` does, and where writing fails.
     """
     path = Path(path)
-    require_writable(path, image.size)
+    require_writable(path, image)
     kind = _format(path)
     if kind in _OPAQUE and image.mode != "RGB":
         image = image.convert("RGB")
@@ -240,21 +251,8 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
 
 
 def save_computed(image: Image.Image, path: str | os.PathLike) -> None:
-    """`save_image` for what took time to make: where that fails, the picture is kept as a PNG of another name.
-
-    It lies beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` names it.
-    """
-    try:
-        save_image(image, path)
-    except ImprintError as error:
-        for folder in (Path(path).parent, Path.cwd(), Path(tempfile.gettempdir())):
-            kept = files.unused(folder, "imprint-kept", ".png")
-            try:
-                save_image(image, kept)
-            except ImprintError:
-                continue
-            raise ImprintError(f"{error}; the picture that was made is kept as {kept}") from error
-        raise
+    """`save_image` for what took time to make: see `files.save_or_keep`."""
+    files.save_or_keep(partial(save_image, image), Path(path), ".png", "the picture that was made")
 
 
 def _format(path: Path) -> str:
@@ -276,12 +274,23 @@ def image_to_tensor(image: Image.Image) -> torch.Tensor:
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
     """A mask picture, white = 1 -> (1, H, W) at `full_strength`: its brightness, times its alpha where it has one.
 
-    White strokes on nothing are a mask too. Raises `ImprintError` for a map of several labels.
+    Strokes of one colour on nothing, black ones too, are their alpha, and so is a cut-out. Raises `ImprintError` for a map of
+    several labels, and for a photo.
     """
     image = upright(image)
-    white = torch.from_numpy(_brightness(image))[None]
     alpha = _alpha(image)
-    return full_strength(white if alpha is None else white * alpha)
+    if _is_photo(image, alpha):
+        if alpha is None:
+            raise ImprintError(
+                "the mask is a picture of many colours, such as a photo; give one that is white on black"
+            )
+        return full_strength(alpha)
+    white = torch.from_numpy(_brightness(image))[None]
+    if alpha is None:
+        return full_strength(white)
+    seen = white[alpha >= max(0.5 * float(alpha.max()), 1 / 255)]
+    painted = seen.numel() and float(seen.max() - seen.min()) <= _ONE_COLOUR
+    return full_strength(alpha if painted else white * alpha)
 
 
 def label_masks(image: Image.Image) -> list[torch.Tensor]:
@@ -310,12 +319,21 @@ def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """(H, W), and which of its values are labels, several where it is a map of them: few colours that are no shades of one, or
     whole numbers so small that they are no brightness.
     """
-    coloured = _colours(image)
+    coloured = _colours(_without_hidden(image))
     if coloured is not None:
         return coloured
     values, top = _values(image)
     small = values.max(initial=0) <= _MOST_LABELS and (top > 1 or bool((values == values.round()).all()))
     return values, np.unique(values[values > 0]) if small else values[:0]
+
+
+def _without_hidden(image: Image.Image) -> Image.Image:
+    """Black where nothing is seen: what a file has there is chance."""
+    alpha = _alpha(image)
+    if alpha is None or image.mode == "LA":
+        return image
+    seen = Image.fromarray((alpha[0] > 0).numpy().astype(np.uint8) * 255)
+    return Image.composite(to_rgb(image), Image.new("RGB", image.size), seen)
 
 
 def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
@@ -344,6 +362,20 @@ def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
     )  # two levels: they are rounded
     kinds = np.array(numbers)[largest > 0]
     return None if shades or len(kinds) > _MOST_LABELS else (pixels, kinds)
+
+
+def _is_photo(image: Image.Image, alpha: torch.Tensor | None) -> bool:
+    """Whether what is seen of it is coloured and mostly neither dark nor bright: a mask in colours is so at its edges alone."""
+    if _is_deep(image) or image.mode in ("1", "L", "LA") or image.getcolors(_MOST_LABELS) is not None:
+        return False
+    step = math.ceil(max(image.size) / 512)  # some of its pixels will do
+    pixels = np.asarray(to_rgb(image))[::step, ::step]
+    pixels = pixels[slice(None) if alpha is None else alpha[0, ::step, ::step].numpy() > 0.5].reshape(-1, 3)
+    if not len(pixels):
+        return False
+    most, chroma = pixels.max(1).astype(int), np.ptp(pixels, 1)
+    between = (most > 0.1 * most.max()) & (most < 0.9 * most.max())
+    return bool((chroma > 16).mean() > 0.1 and between.mean() > 0.5)
 
 
 def _values(image: Image.Image) -> tuple[np.ndarray, float]:

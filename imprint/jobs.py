@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
@@ -56,8 +57,9 @@ class Job:
     ) -> Job:
         """A line of a jobs file in `folder`. Raises `ImprintError` for a bad line.
 
-        seed, placing: for what the line does not say. out: instead of the line's own, which it then need not have. With `objects`, a list from back to front, what the line says besides
-        them holds for all that do not say it themselves.
+        seed, placing: for what the line does not say. out: instead of the line's own, which it then need not have. With
+        `objects`, a list from back to front, what the line says besides them holds for all that do not say it
+        themselves.
         """
         try:
             values = json.loads(line)
@@ -128,7 +130,8 @@ class Job:
         for path in (self.background, *files):
             if same_file(path, self.out):
                 raise ImprintError(
-                    f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or --overwrite"
+                    f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or "
+                    "--overwrite"
                 )
 
     def read(self) -> list[dict[str, Any]]:
@@ -146,7 +149,7 @@ class Job:
             "object_mask": [open_image(path) for path in self.object_masks] or None,
             "background": open_image(self.background),
         }
-        require_writable(self.out, pictures["background"].size)  # before the work, not after it
+        require_writable(self.out, pictures["background"])  # before the work, not after it
         pairs = []
         for name, path in (("mask", self.mask), ("blend_mask", self.blend_mask)):
             if path:
@@ -166,13 +169,14 @@ def read_jobs(
     placing: what a line does not say of it. layers: whether each job's layers get a folder of the name of its picture.
     """
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ImprintError(
-            f"{path} cannot be read ({error.strerror}); give a text file of one JSON object per line"
-        ) from error
+        data = path.read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes
+            data = data.decode("utf-16").encode()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImprintError(f"{path} cannot be read ({reason}); give a text file of one JSON object per line") from error
     jobs, errors, writers, namesakes = {}, {}, {}, {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -185,8 +189,8 @@ def read_jobs(
             first = namesakes.setdefault(os.path.normcase(job.out.stem), number)
             if layers and first != number:
                 raise ImprintError(
-                    f"the layers of {job.out.name} would lie in the folder of line {first}'s, {job.out.stem}; with --layers "
-                    "give every 'out' a name of its own, whatever its folder"
+                    f"the layers of {job.out.name} would lie in the folder of line {first}'s, {job.out.stem}; with "
+                    "--layers give every 'out' a name of its own, whatever its folder"
                 )
             jobs[number] = job
         except ImprintError as error:

@@ -27,6 +27,12 @@ _THRESHOLD = 0.1
 _WORK_SIDE = 1024  # larger masks are blurred at reduced size: coarse shapes have no finer detail
 
 
+def what_is_white(masks: torch.Tensor) -> str:
+    """Of masks (B, H, W): "background" where most of their border is white, else "object"."""
+    border = torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], 1)
+    return "background" if float(border.mean()) > 0.5 else "object"
+
+
 def grow(masks: torch.Tensor, pixels: int, below: int = 0) -> torch.Tensor:
     """Dilate (B, H, W) by a square of `pixels` to every side, and by `below` more downwards."""
     for axis, before, after in ((1, pixels, pixels + below), (2, pixels, pixels)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler, SchedulerMixin
 
 FINITE_SIGMA = 14.7
-"""Where samplers of second order start: at Stable Diffusion's largest sigma, for which they are made. In a step from the
-largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
+"""Where samplers of second order start: at Stable Diffusion's largest sigma, for which they are made. In a step from
+the largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
 predictions by it: the picture gets another colour, or is garbage."""
 
 # Exactly zero would make sigma infinite; this is the value that ComfyUI puts there, so that both walk the same
@@ -69,6 +70,12 @@ def with_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) 
             f"{name} walks another noise process than this model learned, so its pictures would be noise; take one "
             "that walks this one, such as EulerDiscreteScheduler, DPMSolverMultistepScheduler or DDIMScheduler"
         )
+    try:
+        inspect.signature(scheduler.step).bind("prediction", "timestep", "sample")
+    except TypeError as error:
+        raise ImprintError(
+            f"{name} asks for more at each step than a sampler is given ({error}); take another"
+        ) from error
     if scheduler.order > 1:
         sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt()
         count = int((sigmas <= FINITE_SIGMA).sum())

@@ -1,31 +1,22 @@
-"""The options of every command that makes a picture; those of the object's place and light are a jobs file's keys too."""
+"""The options of every command that makes a picture; those of the object's place and light are a jobs file's keys
+too."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .directions import DIRECTIONS, light_direction
-from .errors import ImprintError
+from .errors import LARGEST_NUMBER, ImprintError, require_number
 
 FAST_STEPS = 4
 """Of `--fast`."""
-PLACING = (
-    "placed",
-    "at",
-    "align",
-    "inset",
-    "height",
-    "rotate",
-    "flip",
-    "fit",
-    "light",
-    "shadow",
-    "softness",
-    "light_from",
-)
+PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from".split())
 """The names, alike as options and as keys of a job."""
 _FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
@@ -41,7 +32,8 @@ def placing_settings() -> argparse.ArgumentParser:
         "--placed",
         action="store_true",
         default=None,
-        help="the object's picture is as large as the background, and the object lies in it where it shall lie; no mask",
+        help="the object's picture is as large as the background, and the object lies in it where it shall lie; no "
+        "mask",
     )
     group.add_argument(
         "--at", metavar="X,Y", help="where the object stands: the middle of its lower edge, in pixels; no mask"
@@ -49,8 +41,8 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--align",
         metavar="X,Y",
-        help="where it stands in the mask's box or, without a mask, in the whole background: left, center or right, and "
-        "top, middle or bottom; one word will do, default: center,bottom",
+        help="where it stands in the mask's box or, without a mask, in the whole background: left, center or right, "
+        "and top, middle or bottom; one word will do, default: center,bottom",
     )
     group.add_argument(
         "--inset",
@@ -71,8 +63,8 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--fit",
         choices=_FITS,
-        help="how it meets a box: contain (default) keeps its photo and proportions, fill lets the model draw it into all "
-        "of the box",
+        help="how it meets a box: contain (default) keeps its photo and proportions, fill lets the model draw it into "
+        "all of the box",
     )
     for name, what in (("light", "how far it takes the scene's light"), ("shadow", "how dark its shadow is")):
         group.add_argument(f"--{name}", type=float, metavar="0..1.5", help=f"{what}; 0 = not at all, default: 1")
@@ -80,8 +72,8 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--light-from",
         metavar="WHERE",
-        help=f"where the scene's light comes from: {', '.join(DIRECTIONS)}, or degrees clockwise from behind the object and, if "
-        "wished, above the horizon, such as 270,30; default: auto, as the model sees it",
+        help=f"where the scene's light comes from: {', '.join(DIRECTIONS)}, or degrees clockwise from behind the "
+        "object and, if wished, above the horizon, such as 270,30; default: auto, as the model sees it",
     )
     return settings
 
@@ -152,8 +144,8 @@ def finish_settings() -> argparse.ArgumentParser:
         "--layers",
         type=Path,
         metavar="FOLDER",
-        help="also write shadow, object and light as PNGs that stack to the picture, in the order of their names, over a "
-        "background without transparency; for objects that are placed, not drawn",
+        help="also write shadow, object and light as PNGs that stack to the picture, in the order of their names, over "
+        "a background without transparency; for objects that are placed, not drawn",
     )
     group.add_argument(
         "--detail",
@@ -166,13 +158,28 @@ def finish_settings() -> argparse.ArgumentParser:
     return settings
 
 
+def with_negative_points(argv: Sequence[str] | None) -> list[str]:
+    """A command line, by default the process's own, with `--at -10,300` as `--at=-10,300`.
+
+    argparse takes what begins with a minus, and is no number, for an option.
+    """
+    joined: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if joined and joined[-1] in ("--at", "--light-from") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def given_placing(options: argparse.Namespace) -> dict[str, Any]:
     """What a command line says of `PLACING`."""
     return {name: getattr(options, name) for name in PLACING if getattr(options, name) is not None}
 
 
 def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
-    """Raise `ImprintError` for a value that cannot be used, and unless exactly one of mask, placed, at and align is given.
+    """Raise `ImprintError` for a value that cannot be used, and unless exactly one of mask, placed, at and align is
+    given.
 
     Beside a mask, align says where in its box.
     """
@@ -183,8 +190,9 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     given = [name for name in ways if values.get(name)] + ["mask"] * has_mask
     if len(given) != 1:
         raise ImprintError(
-            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of mask, placed (its picture is as "
-            "large as the background, and it lies there), at (x,y where it stands) and align (in the whole background)"
+            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of mask, placed (its "
+            "picture is as large as the background, and it lies there), at (x,y where it stands) and align (in the "
+            "whole background)"
         )
     if "at" in values:
         _point(values["at"])
@@ -192,21 +200,19 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
         _alignment(values["align"])
     if "inset" in values and "align" not in values:
         raise ImprintError("inset goes with align; say where the object stands, such as align right,bottom")
-    if not 0 <= _number("inset", values.get("inset", 0)) < 0.5:
-        raise ImprintError(f"inset is {values['inset']}; it must be from 0 to less than 0.5 of the shorter side")
+    if _number("inset", values.get("inset", 0), 0, 0.5) == 0.5:
+        raise ImprintError("inset is 0.5; it must be less than half of the shorter side")
     if "height" in values and "at" not in values and "align" not in values:
         raise ImprintError("height goes with at or align; in a box the object is as large as the box allows")
-    if "height" in values and not _number("height", values["height"]) >= 1:
-        raise ImprintError(f"height is {values['height']}; it must be 1 pixel or more")
+    _number("height", values.get("height", 1), 1)
     if values.get("rotate", 0) != "auto":
-        _number("rotate", values.get("rotate", 0), "a number of degrees, or auto")
+        _number("rotate (in degrees, or auto)", values.get("rotate", 0))
     elif not has_mask and "align" not in values:
         raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
     if values.get("fit", "contain") not in _FITS:
         raise ImprintError(f"fit is {values['fit']!r}; it must be {' or '.join(_FITS)}")
     for name, most in _MOST.items():
-        if not 0 <= _number(name, values.get(name, 0)) <= most:
-            raise ImprintError(f"{name} is {values[name]}; it must be from 0 to {most:g}")
+        _number(name, values.get(name, 0), 0, most)
     light_direction(values.get("light_from", "auto"))
 
 
@@ -252,10 +258,9 @@ def _alignment(value: Any) -> dict[str, str]:
     return found
 
 
-def _number(name: str, value: Any, expected: str = "a number") -> float:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return float(value)
-    except (OverflowError, TypeError, ValueError):
-        raise ImprintError(f"{name} is {value!r}; it must be {expected}") from None
+def _number(name: str, value: Any, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER) -> float:
+    """A number, or a word for one. Raises `ImprintError` as `require_number` does."""
+    with suppress(TypeError, ValueError):
+        value = float(value) if isinstance(value, str) else value
+    require_number(name, value, least, most)
+    return float(value)

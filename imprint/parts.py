@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -69,9 +69,9 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
 
     @classmethod
-    def load_lora_into_text_encoder(cls, *_args, **_kwargs) -> None:
+    def load_lora_into_text_encoder(cls, *_args: Any, **_kwargs: Any) -> None:
         """There is none."""
 
-    def save_pretrained(self, *_args, **_kwargs) -> None:
+    def save_pretrained(self, *_args: Any, **_kwargs: Any) -> None:
         """An Imprint model is one file, not a folder."""
         raise ImprintError("an Imprint model is saved as one file; call save_checkpoint('name.safetensors') instead")

@@ -11,8 +11,8 @@ In an outline, or with `fit="fill"`, the model draws the object, in the order of
     denoise         noise -> latents of the crop, and the matte
     finish          latents -> drawing -> detail -> layers of object and shadow -> over the background
 
-All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves; they are
-in `imprint.stages`, and the model's loading and saving in `imprint.parts`.
+All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves;
+they are in `imprint.phases`, and the model's loading and saving in `imprint.parts`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .errors import ImprintError, require_number, require_same_size
 from .hole import check_crop
 from .images import Picture, as_mask, colours_of, picture_size
 from .light import require_strengths
+from .phases import Finish, ImprintPipelineOutput, Phases
 from .place import Align, Place, place_object
-from .stages import Finish, ImprintPipelineOutput, Stages
 from .views import ObjectViews
 
 _OUTPUT_TYPES = ("pil", "pt", "latent")
 
 
-class ImprintPipeline(Stages):
+class ImprintPipeline(Phases):
     """Put an object into a background (IMPRINT, arXiv 2403.10701).
 
     Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16, and
@@ -83,15 +83,16 @@ class ImprintPipeline(Stages):
     ) -> ImprintPipelineOutput | tuple:
         """Put the object into the background.
 
-        A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light, shadow
-        and edge change; so too with `placed`, `place` or `align`. Only an outline, or `fit="fill"`, makes the model draw it.
+        A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light,
+        shadow and edge change; so too with `placed`, `place` or `align`. Only an outline, or `fit="fill"`, makes the
+        model draw it.
 
         Args:
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
                 without one `align` is in the whole background.
-            light, shadow, softness, light_from: for a placed object; see `relight`. A drawn one has the model's light, and
-                `shadow` for its shadow.
+            light, shadow, softness, light_from: for a placed object; see `relight`. A drawn one has the model's light,
+                and `shadow` for its shadow.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
             generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every
@@ -120,6 +121,9 @@ class ImprintPipeline(Stages):
         )
         if output_type not in _OUTPUT_TYPES:
             raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
+        generators = generator if isinstance(generator, list) else [generator]
+        if not all(each is None or isinstance(each, torch.Generator) for each in generators):
+            raise ImprintError(f"the generator is {generator!r}; give a torch.Generator, or a list of them")
         if isinstance(generator, list) and len(generator) not in (1, num_results):
             raise ImprintError(
                 f"got {len(generator)} generators for {num_results} results; give one, or one per result"

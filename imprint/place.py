@@ -6,6 +6,7 @@ transparency, by position, height, rotation and mirroring, or by being fitted in
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import ImprintError, require_number, require_same_size
+from .masks import what_is_white
 from .preprocess import bounding_boxes
 from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe
 from .views import ObjectViews
@@ -22,11 +24,15 @@ FITS = ("contain", "fill")
 """How an object meets a box: with its own proportions, or stretched to it by the model, as it sees fit."""
 ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
 DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
-"""How an object may be aligned, the default first: shares of the room that it leaves in its box, from the left, the top."""
+"""How an object may be aligned, the default first: shares of the room that it leaves in its box, from the left, the
+top."""
 STANDING = 0.98
 """A hole that covers this share of its own box is a box; any other is an outline."""
 LARGEST = 2**26
 """Pixels that an object may be enlarged to, however small the frame."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class Place:
         numbers = self.x, self.y, self.height, self.rotate
         if not all(isinstance(each, Real) and math.isfinite(each) for each in numbers) or self.height <= 0:
             raise ImprintError(
-                f"the object's place is x {self.x!r}, y {self.y!r}, height {self.height!r}, rotated by {self.rotate!r}; all "
-                "must be finite numbers and the height more than 0 pixels"
+                f"the object's place is x {self.x!r}, y {self.y!r}, height {self.height!r}, rotated by "
+                f"{self.rotate!r}; all must be finite numbers and the height more than 0 pixels"
             )
 
 
@@ -88,8 +94,8 @@ class Align:
 class PlacedObject:
     """An object in a frame of `size` (height, width).
 
-    colours (3, h, w) in [0, 1], not multiplied with alpha; alpha (h, w) in [0, 1]. Both lie with their upper left corner
-    at `corner` (top, left), within the frame.
+    colours (3, h, w) in [0, 1], not multiplied with alpha; alpha (h, w) in [0, 1]. Both lie with their upper left
+    corner at `corner` (top, left), within the frame.
     """
 
     size: tuple[int, int]
@@ -115,8 +121,8 @@ class PlacedObject:
     def put(cls, picture: torch.Tensor, mask: torch.Tensor, place: Place, size: tuple[int, int]) -> PlacedObject:
         """An object's photo (3, h, w) with its mask (h, w), at a place of a frame of `size` (height, width).
 
-        What lies beyond the frame is cut off. Raises `ImprintError` where nothing is left, the mask is empty, or the object
-        would be many times larger than the frame.
+        What lies beyond the frame is cut off. Raises `ImprintError` where nothing is left, the mask is empty, or the
+        object would be many times larger than the frame.
         """
         colours, alpha = cropped(picture, mask)
         factor = int(min(alpha.shape) / (2 * max(1, place.height)))
@@ -128,8 +134,8 @@ class PlacedObject:
         high, wide = place.height, alpha.shape[1] * (place.height / alpha.shape[0])
         if high * wide > max(LARGEST, 4 * size[0] * size[1]):
             raise ImprintError(
-                f"the object would be {wide:.7g}x{high:.7g} pixels, many times the {size[1]}x{size[0]} background; give a smaller "
-                "height, or the part of its photo that is to be seen"
+                f"the object would be {wide:.7g}x{high:.7g} pixels, many times the {size[1]}x{size[0]} background; "
+                "give a smaller height, or the part of its photo that is to be seen"
             )
         high, wide = max(1, round(high)), max(1, round(wide))
         colours, alpha = resized(colours, alpha, high, wide)
@@ -199,9 +205,9 @@ def fit_into(
     """The place of an object in a box (top, left, bottom, right): as large as the box allows, with the object's own
     proportions, in its middle and on its lower edge.
 
-    picture (3, h, w), mask (h, w); rotate: degrees clockwise, or None: by a quarter turn where it then fills more of the
-    box; height: pixels, instead of as many as the box allows. Raises `ImprintError` for an empty mask, a turn that is no
-    finite number, and a height that the box does not allow.
+    picture (3, h, w), mask (h, w); rotate: degrees clockwise, or None: by a quarter turn where it then fills more of
+    the box; height: pixels, instead of as many as the box allows. Raises `ImprintError` for an empty mask, a turn that
+    is no finite number, and a height that the box does not allow.
     """
     top, left, bottom, right = box
     high, wide = bottom - top, right - left
@@ -216,8 +222,8 @@ def fit_into(
     most = math.floor(own_high * scale + 1e-6) or own_high * scale  # whole pixels never leave the box
     if height is not None and height > most:
         raise ImprintError(
-            f"height is {height:g}, but in the {wide}x{high} pixels where it is aligned the object can have {most:g}; give "
-            "a smaller height or inset, or leave height out"
+            f"height is {height:g}, but in the {wide}x{high} pixels where it is aligned the object can have {most:g}; "
+            "give a smaller height or inset, or leave height out"
         )
     return Place((left + right) / 2, bottom, most if height is None else height, rotate, flip)
 
@@ -234,13 +240,14 @@ def place_object(
     rotate: float | Literal["auto"] = 0.0,
     flip: bool = False,
 ) -> PlacedObject | None:
-    """The object where it was put in a frame of `size` (height, width), its edge clean; None where the model is to draw it.
+    """The object where it was put in a frame of `size` (height, width), its edge clean; None where the model is to draw
+    it.
 
     One of four says where: placed: the first view is a picture of the frame's size, and the object lies in it where it
-    shall lie; place: a `Place`; mask (H, W), above 0.5: where it is a box, and `fit` is "contain", the object is fitted into
-    it (`fit_into`), with `align` as that says; align: without a mask, the whole frame is the box. With another mask, or
-    "fill", the model draws. rotate, flip: for a box, as in `fit_into`, "auto" for the turn that fills it best. Raises
-    `ImprintError` for none or several of the four, and as they do.
+    shall lie; place: a `Place`; mask (H, W), above 0.5: where it is a box, and `fit` is "contain", the object is fitted
+    into it (`fit_into`), with `align` as that says; align: without a mask, the whole frame is the box. With another
+    mask, or "fill", the model draws. rotate, flip: for a box, as in `fit_into`, "auto" for the turn that fills it best.
+    Raises `ImprintError` for none or several of the four, and as they do.
     """
     if fit not in FITS:
         raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
@@ -251,15 +258,17 @@ def place_object(
     given = [name for name, used in ways.items() if used]
     if len(given) != 1:
         raise ImprintError(
-            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of placed (a picture of the "
-            "background's size), place (position and height), align (in the whole background) or mask"
+            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of placed (a picture of "
+            "the background's size), place (position and height), align (in the whole background) or mask"
         )
     (picture, *_), (own, *_) = views.pictures, views.masks
     picture, own = picture[0], own[0]
+    if not placed and any(what_is_white(each) == "background" for each in views.masks):
+        _log.warning("the object's mask is white along most of its border; if that is not the object, invert the mask")
     if fit == "fill" and (placed or place):
         raise ImprintError(
-            f"fit is fill, by which the model draws into a mask, but {given[0]} says where the object goes; leave fit out, or "
-            "give a mask"
+            f"fit is fill, by which the model draws into a mask, but {given[0]} says where the object goes; leave fit "
+            "out, or give a mask"
         )
     if (placed or place) and (rotate or flip):
         raise ImprintError(
@@ -276,6 +285,8 @@ def place_object(
                 "rotate, flip and align are for an object that is fitted into a box with its own proportions; here the "
                 "mask's outline, or fit 'fill', says how it lies: draw a box and leave fit out, or leave them out"
             )
+        if what_is_white(mask[None]) == "background" and is_drawn(mask, "contain"):
+            _log.warning("the mask is white along most of its border: there the object goes; if not, invert the mask")
         return None
     box = (0, 0, *size) if mask is None else bounding_boxes((mask > 0.5)[None].float())[0].tolist()
     turn = None if rotate == "auto" else rotate
@@ -285,7 +296,8 @@ def place_object(
 
 
 def is_drawn(mask: torch.Tensor | None, fit: str) -> bool:
-    """Whether the model draws the object that goes into a mask (H, W), above 0.5, rather than its photo being placed there.
+    """Whether the model draws the object that goes into a mask (H, W), above 0.5, rather than its photo being placed
+    there.
 
     None: the whole frame, a box. fit: as of `place_object`.
     """

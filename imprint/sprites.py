@@ -1,4 +1,5 @@
-"""The pixels of a cut-out, colours (3, h, w) and alpha (h, w): turned, resized, freed of their old background's colour."""
+"""The pixels of a cut-out, colours (3, h, w) and alpha (h, w): turned, resized, freed of their old background's
+colour."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from .errors import ImprintError
 from .preprocess import bounding_boxes
 
 DUST = 0.1
-"""What covers less than this share of the most opaque pixel is no part of an object's photo: a matte's dust moves nothing."""
+"""What covers less than this share of the most opaque pixel is no part of an object's photo: a matte's dust moves
+nothing."""
 EDGE = 2
 """Pixels beside a mask's edge whose colours may be the old background's."""
 
 
 def clean_edge(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """An object (3, h, w), mask (h, w), whose mask is binary: with an anti-aliased edge, free of its old background's colour.
+    """An object (3, h, w), mask (h, w), whose mask is binary: with an anti-aliased edge, free of its old background's
+    colour.
 
     One with a soft mask stays as it is, as a layer is given.
     """
@@ -48,7 +51,8 @@ def reduced(colours: torch.Tensor, alpha: torch.Tensor, factor: int) -> tuple[to
 
 
 def turned(picture: torch.Tensor, mask: torch.Tensor, rotate: float, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """An object (3, h, w), mask (h, w), cropped to its box, mirrored, then turned clockwise by degrees and cropped again.
+    """An object (3, h, w), mask (h, w), cropped to its box, mirrored, then turned clockwise by degrees and cropped
+    again.
 
     Mirroring and quarter turns keep every pixel as it is.
     """
@@ -135,8 +139,9 @@ def _core(alpha: torch.Tensor) -> torch.Tensor:
 
 
 def without_fringe(colours: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Colours (3, h, w) whose soft edge, alpha (h, w), has those of the solid object beside it: an edge's own are often mixed
-    with the old background, or with the black or white that lay behind it when it was cut out."""
+    """Colours (3, h, w) whose soft edge, alpha (h, w), has those of the solid object beside it: an edge's own are often
+    mixed with the old background, or with the black or white that lay behind it when it was cut out.
+    """
     faint = (alpha < 0.98).float()[None, None]
     solid = 1 - F.max_pool2d(faint, 3, 1, 1)
     if not bool(solid.any()):

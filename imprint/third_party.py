@@ -49,10 +49,10 @@ _UNET_HEADS = 8  # at every level of SD 1's UNet
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """One of our checkpoints, or a third-party one as it lies; raises `ImprintError` as the two readers do."""
-    return read_original(path) if _is_original(Path(path)) else load_checkpoint(path)
+    return read_third_party(path) if _is_third_party(Path(path)) else load_checkpoint(path)
 
 
-def read_original(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
+def read_third_party(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
     """A third-party file's tensors as the parts of a checkpoint; `unet` and `vae` keep their LDM names.
 
     path: `.pth`, `.ckpt` (through torch's `weights_only` reader) or `.safetensors`. Tensors stay on disk until they are
@@ -63,9 +63,9 @@ def read_original(path: str | os.PathLike, kind: str | None = None) -> Checkpoin
 
 
 def from_tensors(
-    named: Mapping[str, torch.Tensor], kind: str | None = None, path: Path = Path("original")
+    named: Mapping[str, torch.Tensor], kind: str | None = None, path: Path = Path("weights")
 ) -> Checkpoint:
-    """As `read_original`, from tensors by name; path: what they are called in an error."""
+    """As `read_third_party`, from tensors by name; path: what they are called in an error."""
     if kind is not None and kind not in KINDS:
         raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     tensors = _Tensors(path, named)
@@ -110,10 +110,10 @@ def convert(
 ) -> ImprintConfig:
     """Write a third-party checkpoint as one of ours, in fp16 and with its autoencoder; returns its configuration.
 
-    kind: as in `read_original`. track: wraps the list of tensors as they are converted, for a progress bar. Raises
-    `ImprintError` as `read_original`, and then writes nothing.
+    kind: as in `read_third_party`. track: wraps the list of tensors as they are converted, for a progress bar. Raises
+    `ImprintError` as `read_third_party`, and then writes nothing.
     """
-    checkpoint = with_diffusers_names(read_original(path, kind))
+    checkpoint = with_diffusers_names(read_third_party(path, kind))
     save_checkpoint(out, checkpoint, dtype=torch.float16, track=track)
     return checkpoint.config
 
@@ -264,7 +264,7 @@ def _kind(tensors: _Tensors) -> str:
     return "paint-by-example"
 
 
-def _is_original(path: Path) -> bool:
+def _is_third_party(path: Path) -> bool:
     """Any torch file, as our own never are, or a safetensors file with their learned vector."""
     if not os.path.isfile(path):
         return False
@@ -318,7 +318,9 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def require_safe_pickles(path: str | os.PathLike) -> None:
-    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code (CVE-2025-32434)."""
+    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code
+    (CVE-2025-32434).
+    """
     if torch.__version__ < (2, 6):
         raise ImprintError(
             f"{path} is a pickle, and torch {torch.__version__} can be made to run code that is hidden in one; update "

@@ -35,7 +35,7 @@ def build_unet(config: UNetConfig, sample_size: int | None = None) -> UNet2DCond
     )
 
 
-def unet_input(
+def with_background(
     noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, config: ImprintConfig
 ) -> torch.Tensor:
     """What the UNet sees of the scene, in training and at every sampling step.

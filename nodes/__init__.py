@@ -19,7 +19,7 @@ from .loaders import FOLDER, ImprintLoadCheckpoint
 from .mask import ImprintMaskCoarsener
 from .place import ImprintPlaceObject, ImprintRelight
 from .sampling import ImprintCompositeSampler
-from .templates import serve_other_templates
+from .templates import list_templates_in_order
 
 SAMPLES = SHIPPED.parent / "samples"
 
@@ -29,7 +29,7 @@ class ImprintExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
-        serve_other_templates()
+        list_templates_in_order()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -95,8 +95,8 @@ class ImprintRestoreDetail(io.ComfyNode):
             lines.append(f"White in the object's mask: the {white}.")
         elif image is not None or mask is not None or identity is None:
             raise ImprintError(
-                "the object is missing: connect the identity of Encode Object or, instead of it, the object's image and "
-                "mask"
+                "the object is missing: connect the identity of Encode Object or, instead of it, the object's image "
+                "and mask"
             )
         else:
             views = identity.views
@@ -250,6 +250,8 @@ class ImprintBackgroundBlend(io.ComfyNode):
         if alpha is None and shadow is not None:
             raise ImprintError("shadow is connected without alpha; connect both, from Draw Object")
         masks = full_strength(fit_mask(mask, frames, "mask"))
+        if not bool(masks.any()):
+            raise ImprintError("the mask is empty, so that nothing would be put; connect the mask of Draw Object")
         batches = {"backgrounds": frames, "generated": made, "masks": masks}
         batches["generation_masks"] = (
             masks if generation_mask is None else full_strength(fit_mask(generation_mask, frames, "generation mask"))

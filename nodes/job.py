@@ -34,18 +34,18 @@ class ImprintJob(io.ComfyNode):
             node_id="ImprintJob",
             display_name="Imprint: Job",
             category="imprint/image",
-            description="Makes the picture of a job in JSON, one line of the file that the command imprint batch takes: "
-            "objects of the input folder, put into a background and lit.",
+            description="Makes the picture of a job in JSON, one line of the file that the command imprint batch "
+            "takes: objects of the input folder, put into a background and lit.",
             search_aliases=["job", "json", "batch", "jobs file", "script", "imprint"],
             inputs=[
                 io.String.Input(
                     "job",
                     default=_EXAMPLE,
                     multiline=True,
-                    tooltip="JSON with background, object or objects (from back to front), and for each object at (x,y where "
-                    "it stands) and height, or align (such as right,bottom) and inset, or mask (a box), or placed; if wished "
-                    "object_mask, rotate, flip, light, shadow, softness, light_from. Files are of ComfyUI's input folder; out is not read here: "
-                    "connect Save Image.",
+                    tooltip="JSON with background, object or objects (from back to front), and for each object at (x,y "
+                    "where it stands) and height, or align (such as right,bottom) and inset, or mask (a box), or "
+                    "placed; if wished object_mask, rotate, flip, light, shadow, softness, light_from. Files are of "
+                    "ComfyUI's input folder; out is not read here: connect Save Image.",
                 ),
                 light_model_input(),
             ],
@@ -86,8 +86,8 @@ def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -
     put = place_object(views, tuple(frame.shape[2:]), hole, **where)
     if put is None or part.blend_mask:
         raise ImprintError(
-            "it is to be drawn by the model (an outline, fill or a blend mask); this node places objects: give a box, at, align "
-            "or placed, or use Draw Object or the command imprint batch"
+            "it is to be drawn by the model (an outline, fill or a blend mask); this node places objects: give a box, "
+            "at, align or placed, or use Draw Object or the command imprint batch"
         )
     here = frame[(slice(None), slice(None), *square_around(net, put).area)]
     here.copy_(relight(net, here.clone(), put, **strengths).composite())

@@ -27,7 +27,16 @@ class MatteUNet(comfy.model_base.UNetModel):
         self.imprint = config
 
     # Not `forward`: the patches that ComfyUI wraps around this method expect the latent's number of channels.
-    def _forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
+    def _forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
+        y: torch.Tensor | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         transformer_options = {} if transformer_options is None else transformer_options
         output = super()._forward(x, timesteps, context, y, control, transformer_options, **kwargs)
         prediction, matte = split_matte(output, self.imprint)

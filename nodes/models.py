@@ -41,7 +41,7 @@ def load(path: str) -> tuple[Any, Any, Adapter, Any]:
         raise ImprintError(f"this is ComfyUI {version}, and Imprint's models need {least} or newer; update ComfyUI")
     checkpoint = open_checkpoint(path)
     if checkpoint.names == "ldm":
-        logging.info("Imprint: %s is read as an original of kind %s", path, kind_of(checkpoint.config))
+        logging.info("Imprint: %s is read as third-party weights of kind %s", path, kind_of(checkpoint.config))
     built = {part: build(checkpoint) for part, build in _BUILDERS.items() if part in checkpoint.parts}
     for part, thing in built.items():
         # ComfyUI reads the part again by this for hooks under dynamic VRAM, and for a second GPU.

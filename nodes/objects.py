@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..imprint.errors import ImprintError
 from ..imprint.images import full_strength
+from ..imprint.masks import what_is_white
 from ..imprint.views import ObjectViews
 from .tensors import fit_mask, to_bchw
 
@@ -24,14 +25,9 @@ def marks_input(hint: str = "") -> io.Combo.Input:
     )
 
 
-def what_is_white(masks: torch.Tensor) -> str:
-    """Of an object's masks (B, H, W): "background" where most of their border is white, else "object"."""
-    border = torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], 1)
-    return "background" if float(border.mean()) > 0.5 else "object"
-
-
 def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tuple[ObjectViews, str]:
-    """IMAGE and MASK -> the views of an object, and what is white in the mask: as mask_marks says, or as seen for "auto".
+    """IMAGE and MASK -> the views of an object, and what is white in the mask: as mask_marks says, or as seen for
+    "auto".
 
     Raises `ImprintError` for a mask that leaves no object, and for counts that differ.
     """

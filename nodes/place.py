@@ -29,8 +29,8 @@ class ImprintPlaceObject(io.ComfyNode):
             node_id="ImprintPlaceObject",
             display_name="Imprint: Place Object",
             category="imprint/image",
-            description="Puts an object into a background: into a box drawn with the mouse, where a mask was painted, or "
-            "as it lies in its own picture. Follow it with Light and Shadow.",
+            description="Puts an object into a background: into a box drawn with the mouse, where a mask was painted, "
+            "or as it lies in its own picture. Follow it with Light and Shadow.",
             search_aliases=[
                 "place object",
                 "insert object",
@@ -45,21 +45,21 @@ class ImprintPlaceObject(io.ComfyNode):
             inputs=[
                 io.Image.Input(
                     "background",
-                    tooltip="The picture to put the object into, of any size. The box is drawn on it, once a Load Image "
-                    "node is connected here.",
+                    tooltip="The picture to put the object into, of any size. The box is drawn on it, once a Load "
+                    "Image node is connected here.",
                 ),
                 io.Image.Input(
                     "object",
-                    tooltip="The object's photo, as large and sharp as you have it. A batch puts each into a picture of "
-                    "its own.",
+                    tooltip="The object's photo, as large and sharp as you have it. A batch puts each into a picture "
+                    "of its own.",
                 ),
                 io.BoundingBox.Input(
                     "box",
                     component="ImageCrop",
                     default={"x": 80, "y": 80, "width": 240, "height": 240},  # all of it is seen in most pictures
                     tooltip="Where the object goes: drag the box on the picture. The object keeps its proportions, as "
-                    "large as the box allows, and stands on the box's lower edge. Not used where a mask was painted, or "
-                    "with another place. In the classic canvas, which draws no box, paint a mask.",
+                    "large as the box allows, and stands on the box's lower edge. Not used where a mask was painted, "
+                    "or with another place. In the classic canvas, which draws no box, paint a mask.",
                 ),
                 io.Float.Input(
                     "rotate",
@@ -89,10 +89,10 @@ class ImprintPlaceObject(io.ComfyNode):
                     options=list(_PLACES),
                     default=_BOX,
                     advanced=True,
-                    tooltip="What says where the object goes. box (default): the box, or the mask where one is connected. "
-                    "as it lies: its picture is as large as the background, and the object lies in it where it shall "
-                    "lie, as in a layer of an image editor. whole picture: align_x, align_y and inset alone, for batches "
-                    "without drawing.",
+                    tooltip="What says where the object goes. box (default): the box, or the mask where one is "
+                    "connected. as it lies: its picture is as large as the background, and the object lies in it where "
+                    "it shall lie, as in a layer of an image editor. whole picture: align_x, align_y and inset alone, "
+                    "for batches without drawing.",
                 ),
                 marks_input(),
                 io.Float.Input(
@@ -115,9 +115,9 @@ class ImprintPlaceObject(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Instead of the box: white where the object goes, such as the MASK of the background's Load "
-                    "Image, painted in its mask editor; as long as nothing is painted there, the box holds. The object "
-                    "is fitted into what is white, from left to right and top to bottom.",
+                    tooltip="Instead of the box: white where the object goes, such as the MASK of the background's "
+                    "Load Image, painted in its mask editor; as long as nothing is painted there, the box holds. The "
+                    "object is fitted into what is white, from left to right and top to bottom.",
                 ),
                 sockets.Placed.Input(
                     "after",
@@ -165,7 +165,7 @@ class ImprintPlaceObject(io.ComfyNode):
         size = tuple(frames.shape[2:])
         _, own = to_bchw(object)
         if object_mask is None:
-            if own is None:
+            if own is None or bool((own == 1).all()):  # Join Image with Alpha makes it so of a plain photo
                 raise ImprintError(
                     "the object has no mask: connect the MASK of its Load Image to object_mask, or a picture with "
                     "transparency to object; cut a plain photo out with Remove Background first"
@@ -204,9 +204,9 @@ class ImprintRelight(io.ComfyNode):
             node_id="ImprintRelight",
             display_name="Imprint: Light and Shadow",
             category="imprint/image",
-            description="Lights a placed object as the photo around it is lit, and lets it throw its shadow. Its words, "
-            "faces and edges stay those of its own photo; where there is neither object nor shadow, the background stays "
-            "as it is, bit for bit.",
+            description="Lights a placed object as the photo around it is lit, and lets it throw its shadow. Its "
+            "words, faces and edges stay those of its own photo; where there is neither object nor shadow, the "
+            "background stays as it is, bit for bit.",
             search_aliases=["harmonize", "harmonise", "relight", "shadow", "light", "insert", "composite", "imprint"],
             inputs=[
                 sockets.Placed.Input(
@@ -245,9 +245,9 @@ class ImprintRelight(io.ComfyNode):
                     options=list(DIRECTIONS),
                     default="auto",
                     optional=True,
-                    tooltip="Where the scene's light comes from. auto (default): as the model sees it. Set it where the "
-                    "shadow falls to a side that the photo's other shadows do not: behind is behind the object, front the "
-                    "camera's side.",
+                    tooltip="Where the scene's light comes from. auto (default): as the model sees it. Set it where "
+                    "the shadow falls to a side that the photo's other shadows do not: behind is behind the object, "
+                    "front the camera's side.",
                 ),
             ],
             outputs=[
@@ -258,8 +258,8 @@ class ImprintRelight(io.ComfyNode):
                 io.Image.Output(
                     display_name="shadow_layer",
                     tooltip="The shadow by itself, with transparency, for an image editor: the lowest of three layers "
-                    "over the background. Of several objects one each, from back to front; each object's three layers lie "
-                    "over those of the one before.",
+                    "over the background. Of several objects one each, from back to front; each object's three layers "
+                    "lie over those of the one before.",
                 ),
                 io.Image.Output(
                     display_name="object_layer",
@@ -273,7 +273,7 @@ class ImprintRelight(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, light_model: str, **_) -> tuple[str, int, int]:
+    def fingerprint_inputs(cls, light_model: str, **_: object) -> tuple[str, int, int]:
         return state_of(light_model)
 
     @classmethod
@@ -304,7 +304,8 @@ class ImprintRelight(io.ComfyNode):
 
 
 def _boxes(box: dict, mask: torch.Tensor | None, place: str, frames: torch.Tensor) -> torch.Tensor:
-    """Top, left, bottom, right of the places (1 or B, 4) in frames (B, 3, H, W): the whole frame where place needs no box.
+    """Top, left, bottom, right of the places (1 or B, 4) in frames (B, 3, H, W): the whole frame where place needs no
+    box.
 
     Raises `ImprintError` for a box outside, an empty mask, and a mask beside another place than "box".
     """
@@ -315,8 +316,8 @@ def _boxes(box: dict, mask: torch.Tensor | None, place: str, frames: torch.Tenso
         return torch.tensor([_within(box, size)]) if mask is None else bounding_boxes(fit_mask(mask, frames, "mask"))
     if mask is not None:
         raise ImprintError(
-            f"place is '{place}', but a mask is connected, which says another place; disconnect the mask, or set place to "
-            f"'{_BOX}'"
+            f"place is '{place}', but a mask is connected, which says another place; disconnect the mask, or set place "
+            f"to '{_BOX}'"
         )
     return torch.tensor([(0, 0, *size)])
 
@@ -339,7 +340,10 @@ def _same_background(frames: torch.Tensor, after: sockets.PlacedBatch) -> torch.
 
 
 def _within(box: dict, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of a BOUNDING_BOX's part in a frame of `size`. Raises `ImprintError` where there is none."""
+    """Top, left, bottom, right of a BOUNDING_BOX's part in a frame of `size`.
+
+    Raises `ImprintError` where there is none.
+    """
     if not isinstance(box, dict) or not all(isinstance(box.get(name), int) for name in ("x", "y", "width", "height")):
         raise ImprintError(f"the box is {box}; it must have x, y, width and height in whole pixels")
     height, width = size

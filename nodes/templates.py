@@ -1,28 +1,29 @@
-"""The template browser shows this pack's first template first."""
+"""The template browser shows this pack's templates in the order of their names."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
 from server import PromptServer
 
-PACK = Path(__file__).parents[1]
+PACK = Path(__file__).parents[1].name
 
 
-def serve_other_templates() -> None:
-    """Add a route for each file of `workflows/`.
-
-    ComfyUI lists what is in `example_workflows/` before what is in `workflows/`, within a folder in the disk's order, but
-    serves the files of the former alone. So the first template has that folder for itself.
-    """
-    for file in (PACK / "workflows").glob("*.*"):
-        PromptServer.instance.routes.get(f"/workflow_templates/{PACK.name}/{file.name}")(_sender(file))
+def list_templates_in_order() -> None:
+    """ComfyUI lists a pack's templates in the disk's order, and the front end shows them as they are listed."""
+    PromptServer.instance.app.middlewares.append(_in_order)
 
 
-def _sender(file: Path) -> Callable[[web.Request], Awaitable[web.FileResponse]]:
-    async def send(_: web.Request) -> web.FileResponse:
-        return web.FileResponse(file)
-
-    return send
+@web.middleware
+async def _in_order(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    response = await handler(request)
+    if request.path.removeprefix("/api") != "/workflow_templates" or response.status != 200:
+        return response
+    names = json.loads(response.text)
+    names.get(PACK, []).sort()
+    return web.json_response(names)

@@ -69,7 +69,7 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
     if is_placeholder(mask, size):
         raise ImprintError(
             f"the {name} is the empty 64x64 mask that Load Image gives for a picture without transparency; "
-            "paint a mask in the mask editor, load one with Load Image (as Mask), or connect another MASK"
+            "paint one in the mask editor, or connect another MASK, such as that of Remove Background"
         )
     return mask
 

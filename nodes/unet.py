@@ -31,7 +31,9 @@ class CleanBackground(comfy.model_base.BaseModel):
     returns a noised background; the factor here is the one by which ComfyUI then divides the UNet's input.
     """
 
-    def scale_latent_inpaint(self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, **_: Any):
+    def scale_latent_inpaint(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
         sigma = sigma.reshape([sigma.shape[0]] + [1] * (latent_image.ndim - 1))
         return latent_image * (sigma**2 + self.model_sampling.sigma_data**2) ** 0.5
 

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from importlib.util import find_spec
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: tests share their cores with other work
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from micro import cutout, fresh_checkpoint, micro_config, photo, random_dinov2, rectangle, relative_config
+from micro import (
+    cutout,
+    fresh_checkpoint,
+    micro_config,
+    micro_light,
+    photo,
+    random_dinov2,
+    rectangle,
+    third_party_config,
+)
 from PIL import Image
 
 from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS, ImprintConfig
+
+# Without the extra 'train' the files that import training are left out, and the header says so.
+WITHOUT = [name for name in ("accelerate", "cv2", "moderngl", "peft", "trimesh", "webdataset") if not find_spec(name)]
+NEEDS_TRAINING = re.compile(r"^from (training|runs|preparing|evaluation)\b", re.MULTILINE)
+HERE = Path(__file__).parent
+collect_ignore = [
+    path.name for path in HERE.glob("test_*.py") if WITHOUT and NEEDS_TRAINING.search(path.read_text(encoding="utf-8"))
+]
+
+
+def pytest_report_header() -> str | None:
+    return f"left out, for want of {', '.join(WITHOUT)}: {', '.join(collect_ignore)}" if collect_ignore else None
+
 
 settings.register_profile("default", max_examples=200, deadline=None)
 settings.register_profile("nightly", max_examples=10_000, deadline=None)  # pytest --hypothesis-profile nightly
@@ -58,21 +83,65 @@ def _loaded(micro_file):
 
 @pytest.fixture
 def pipeline(_loaded):
-    """The micro model, drawing into boxes too, with a scheduler of its own; the weights are shared and must be left as they are."""
+    """The micro model, drawing into boxes too, with a scheduler of its own; the weights are shared and must be left as
+    they are.
+    """
     from drawing import DrawingPipeline
 
     from imprint.noise import make_scheduler
 
     parts = {name: part for name, part in _loaded.components.items() if name != "scheduler"}
-    made = DrawingPipeline(**parts, scheduler=make_scheduler(_loaded.model_config.noise))
-    made.set_progress_bar_config(disable=True)
-    return made
+    return DrawingPipeline(**parts, scheduler=make_scheduler(_loaded.model_config.noise))
 
 
 @pytest.fixture
 def scene() -> tuple[Image.Image, Image.Image, Image.Image]:
     """(object with alpha, background, hole)."""
     return cutout(50, 40, seed=1), photo(120, 90, seed=2), rectangle(120, 90, (40, 30, 75, 60))
+
+
+# --- for the tests of objects that are placed ---
+
+
+@pytest.fixture(scope="session")
+def _placing(micro_file):
+    from imprint.pipeline import ImprintPipeline
+
+    pipeline = ImprintPipeline.from_checkpoint(micro_file)
+    pipeline.register_modules(light=micro_light())
+    return pipeline
+
+
+@pytest.fixture
+def placing(_placing, monkeypatch):
+    """The micro model with a small light network; drawing with it fails the test."""
+    monkeypatch.setattr(_placing, "prepare", lambda *_, **__: pytest.fail("the model drew"))
+    return _placing
+
+
+@pytest.fixture
+def layer() -> Image.Image:
+    """The object in a picture of the frame's size, as an artist has put it there."""
+    whole = Image.new("RGBA", (120, 90))
+    subject = cutout(40, 50, seed=1)
+    soft = Image.fromarray(np.asarray(subject.getchannel("A").resize((13, 17)).resize((40, 50), Image.BICUBIC)))
+    subject.putalpha(soft)
+    whole.paste(subject, (60, 30))
+    return whole
+
+
+@pytest.fixture
+def workplace(tmp_path, scene, layer, placing, monkeypatch) -> Path:
+    """The working folder: object.png, background.png, box.png and layer.png in it, and a model that is loaded
+    already.
+    """
+    from imprint import cli
+
+    for name, picture in zip(("object", "background", "box", "layer"), (*scene, layer)):
+        picture.save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(cli, "_pipeline", lambda options: placing)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 # --- for the tests that train: tests leave what is in these folders as it is ---
@@ -104,11 +173,11 @@ def data(tmp_path_factory) -> Path:
         photo(150, 100, seed=number).save(root / "plain" / f"{number}.png")
     for source, folder in (("davis", "davis"), ("coco", "coco"), ("folder", "plain")):
         for part in (0.0, 1.0):  # all into train/, then all into held-out/
-            command = f"{source} --output {root}/photos --licence CC0 --workers 1 --held-out {part} --name {source}-{part:.0f}"
-            prepare.main([*command.split(), "--input", str(root / folder)])
+            words = f"{source} --output {root}/photos --licence CC0 --workers 1 --held-out {part}".split()
+            prepare.main([*words, "--name", f"{source}-{part:.0f}", "--input", str(root / folder)])
     checkpoint = fresh_checkpoint(micro_config())
     save_checkpoint(root / "start.safetensors", checkpoint)
-    save_checkpoint(root / "relative.safetensors", fresh_checkpoint(relative_config()))
+    save_checkpoint(root / "third-party.safetensors", fresh_checkpoint(third_party_config()))
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.parts["vae"].items()}, root / "vae.safetensors")
     return root
 
@@ -167,3 +236,22 @@ def pretrained(tmp_path_factory, micro) -> Path:
     build_autoencoder(micro.latent).save_pretrained(root / "sd" / "vae")
     random_dinov2().save_pretrained(root / "dinov2")
     return root
+
+
+# --- for the tests that evaluate: tests leave what is in these folders as it is ---
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory) -> Path:
+    """Subjects, backgrounds, boxes, pairs and a micro model."""
+    from evaluation import write_data
+
+    return write_data(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory) -> Path:
+    """The metrics' networks that need no more than the package, of random weights."""
+    from evaluation import write_backbones
+
+    return write_backbones(tmp_path_factory.mktemp("backbones"))

@@ -59,7 +59,8 @@ def write_data(root: Path) -> Path:
     for name, seed in (("one", 3), ("two", 4)):
         photo(120, 90, seed=seed).save(root / "backgrounds" / f"{name}.png")
     boxes = [("one.png", [40, 30, 75, 60]), ("two.png", [10, 20, 60, 70])]
-    (root / "boxes.jsonl").write_text("".join(json.dumps({"background": n, "box": b}) + "\n" for n, b in boxes))
+    lines = "".join(json.dumps({"background": n, "box": b}) + "\n" for n, b in boxes)
+    (root / "boxes.jsonl").write_text(lines, encoding="utf-8-sig")  # as Notepad does
     images = [
         {"id": i, "file_name": f"{name}.png", "width": 120, "height": 90} for i, name in enumerate(("one", "two"))
     ]
@@ -108,6 +109,12 @@ def pairs(data: Path, output: Path, *more: str, **changes) -> list[str]:
     return words(
         data, output, *more, **{"subjects": None, "backgrounds": None, "boxes": None, "pairs": data / "pairs"} | changes
     )
+
+
+def subject_tasks(data: Path) -> list[tasks.Task]:
+    """Every subject of `write_data` in every box."""
+    boxes = tasks.read_boxes(data / "boxes.jsonl", data / "backgrounds")
+    return tasks.subject_tasks(tasks.read_subjects(data / "subjects"), boxes)
 
 
 def pixels(path: Path) -> bytes:

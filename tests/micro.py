@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from imprint.checkpoint import Checkpoint
 from imprint.config import ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig, dinov2, tokens_adapter
@@ -54,8 +57,10 @@ def matte_config() -> ImprintConfig:
     return micro_config(matte=2, unet=dataclasses.replace(config.unet, out_channels=12))
 
 
-def relative_config() -> ImprintConfig:
-    """As `concat_config`, with all that the relatives do otherwise: CLIP, a stretched object, channels, timesteps."""
+def third_party_config() -> ImprintConfig:
+    """As `concat_config`, with all that third-party models do otherwise: CLIP, a stretched object, channels,
+    timesteps.
+    """
     config = concat_config()
     encoder = dataclasses.replace(
         config.encoder,
@@ -141,6 +146,35 @@ def cutout(width: int, height: int, seed: int = 0) -> Image.Image:
     inside = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2) < 0.16
     picture.putalpha(Image.fromarray((inside * 255).astype(np.uint8)))
     return picture
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@functools.cache  # it holds the second in which it was made
+def profile(kind: str) -> bytes:
+    """An ICC profile: of RGB with other primaries ("wide"), of sRGB, or of a Lab space."""
+    if kind == "lab":
+        return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    if kind == "wide":  # the red and green primaries change places: no picture looks as before
+        entries = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * data[131], 12)}
+        red, green = entries[b"rXYZ"], entries[b"gXYZ"]
+        data[red + 4 : red + 12], data[green + 4 : green + 12] = data[green + 4 : green + 12], data[red + 4 : red + 12]
+    return bytes(data)
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG whose header alone claims a size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
 
 
 class Payload:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro import cutout, photo
+from micro import cutout, photo, seeded
 from PIL import Image
 
 from imprint.blending import BLENDS, blend_pictures, feather, match_colour
@@ -24,7 +24,7 @@ MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 def scenes(draw) -> tuple[int, int, torch.Tensor, dict]:
     """Height, width, a mask (1, H, W) of speckles, boxes or anything between, and the widths and method of a blend."""
     height, width = draw(st.integers(1, 97)), draw(st.integers(1, 97))
-    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    random = seeded(draw(st.integers(0, 2**31)))
     mask = torch.rand(1, height, width, generator=random)
     top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
     bottom, right = draw(st.integers(top + 1, height)), draw(st.integers(left + 1, width))
@@ -45,7 +45,7 @@ def scenes(draw) -> tuple[int, int, torch.Tensor, dict]:
 def test_blended_tensors(scene, seed: int, matched: bool):
     """Also where the generated picture is of another colour everywhere, and the background beyond [0, 1]."""
     height, width, mask, blend = scene
-    random = torch.Generator().manual_seed(seed)
+    random = seeded(seed)
     background = torch.rand(2, 3, height, width, generator=random) * 1.4 - 0.2
     generated = torch.rand(2, 3, height, width, generator=random)
     masks = mask.expand(2, -1, -1)
@@ -69,7 +69,7 @@ def test_generated_squares(scene, level: str, context: float, separate: bool):
     height, width, mask, blend = scene
     hole = Hole.find(coarsen(mask, level)[0], 64, context)
     rows, columns = hole.placement.area
-    background = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+    background = torch.rand(1, 3, height, width, generator=seeded(height))
     place = hole.placement.within(hole.placement.area)
     generated = background.clone()
     generated[:, :, rows, columns] = place.insert(generated[:, :, rows, columns], torch.rand(1, 3, 64, 64))
@@ -131,9 +131,7 @@ def pipeline_once(micro_file):
     """As `pipeline`, for a whole property: hypothesis would share the other one's scheduler too."""
     from drawing import DrawingPipeline
 
-    pipeline = DrawingPipeline.from_checkpoint(micro_file)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return DrawingPipeline.from_checkpoint(micro_file)
 
 
 @pytest.mark.parametrize(("mode", "method"), [("RGBA", "feather"), ("L", "multiband")])

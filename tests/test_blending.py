@@ -2,13 +2,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from micro import seeded
 
 from imprint.blending import blend_latents, blend_pictures, feather, match_colour, mixed, surroundings
 from imprint.errors import ImprintError
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(shape, generator=seeded(seed))
 
 
 def square(size: int = 60, start: int = 20, end: int = 40) -> torch.Tensor:
@@ -198,7 +199,9 @@ def test_broad_colours_change_over_the_whole_edge_and_detail_in_its_middle():
 
 
 def test_a_wide_edge_leaves_no_seam():
-    """Neighbouring pixels of two smooth pictures of different brightness nowhere differ more than a soft edge asks for."""
+    """Neighbouring pixels of two smooth pictures of different brightness nowhere differ more than a soft edge asks
+    for.
+    """
     line = torch.linspace(0, 1, 256)
     smooth = 0.1 * torch.sin(line * 6)[:, None] * torch.cos(line * 5)
     background, generated = (0.3 + smooth).expand(1, 3, -1, -1), (0.6 - smooth).expand(1, 3, -1, -1)
@@ -239,7 +242,7 @@ def test_bad_input(call, message):
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 2**31), st.integers(0, 8), st.integers(0, 8))
 @settings(max_examples=80, deadline=None)
 def test_any_blend_mask_stays_within_reach_and_changes_nothing_beyond(height, width, seed, inwards, outwards):
-    random = torch.Generator().manual_seed(seed)
+    random = seeded(seed)
     hole = (torch.rand(1, height, width, generator=random) < 0.2).float()
     hole[0, seed % height, seed % width] = 1
     blend = feather(hole, inwards, outwards)

@@ -1,4 +1,5 @@
-"""The borders of the package: what pictures, masks and numbers come in and go out as, by every kind of picture and file."""
+"""The borders of the package: what pictures, masks and numbers come in and go out as, by every kind of picture and
+file."""
 
 import math
 import os
@@ -10,8 +11,8 @@ import torch
 from drawing import DrawingPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from micro import cutout, photo, rectangle
-from PIL import Image, ImageCms
+from micro import cutout, photo, profile, rectangle
+from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from imprint import cli, files, images
 from imprint.crop import Crop, paste
@@ -25,18 +26,6 @@ from imprint.views import ObjectViews
 SHAPES = settings.default.max_examples // 50  # whole composites cost a second each
 
 
-def profile(kind: str) -> bytes:
-    """An ICC profile: of RGB with other primaries ("wide"), of sRGB, or of a Lab space."""
-    if kind == "lab":
-        return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    if kind == "wide":  # the red and green primaries change places: no picture looks as before
-        entries = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * data[131], 12)}
-        red, green = entries[b"rXYZ"], entries[b"gXYZ"]
-        data[red + 4 : red + 12], data[green + 4 : green + 12] = data[green + 4 : green + 12], data[red + 4 : red + 12]
-    return bytes(data)
-
-
 def with_exif(picture: Image.Image, orientation: int, path: Path) -> Image.Image:
     """The picture as a file that says it is turned, opened by Pillow alone."""
     exif = Image.Exif()
@@ -45,7 +34,8 @@ def with_exif(picture: Image.Image, orientation: int, path: Path) -> Image.Image
     return Image.open(path)
 
 
-# --- pictures come in upright, in range, in the background's colours ----------------------------------------------------
+# --- pictures come in upright, in range, in the background's colours
+# ----------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -113,7 +103,8 @@ def test_an_object_in_other_colours_is_converted_to_the_background_s():
     assert torch.equal(as_picture(same), kept)
 
 
-# --- masks say where ------------------------------------------------------------------------------------------------------
+# --- masks say where
+# ------------------------------------------------------------------------------------------------------
 
 
 def faint_masks() -> dict[str, Image.Image]:
@@ -215,7 +206,63 @@ def test_labels_may_be_colours_and_shades_of_one_are_a_soft_mask():
         assert not label_masks(empty) and not mask_to_tensor(empty).any()
 
 
-# --- pictures go out whole, with their colours, or a sentence says why not ---------------------------------------------
+@pytest.mark.parametrize("hidden", ["black", "white", "red"])
+@pytest.mark.parametrize("colour", ["black", "white", "red", (4, 0, 9)])
+def test_strokes_on_nothing_are_a_mask_whatever_their_colour(colour, hidden):
+    alpha = cutout(40, 30).getchannel("A").resize((20, 15), Image.BOX)  # with a soft edge
+    strokes = Image.new("RGB", alpha.size, hidden)
+    strokes.paste(colour, mask=alpha.point(lambda value: 255 * (value > 0)))
+    strokes.putalpha(alpha)
+    assert torch.allclose(mask_to_tensor(strokes), mask_to_tensor(alpha), atol=1e-6) and not label_masks(strokes)
+
+
+def test_black_and_white_on_nothing_is_white_s_mask():
+    both = Image.new("LA", (20, 10))
+    both.paste((0, 255), (2, 2, 18, 8))
+    both.paste((255, 255), (4, 4, 9, 6))
+    assert torch.equal(mask_to_tensor(both), mask_to_tensor(rectangle(20, 10, (4, 4, 9, 6))))
+
+
+def test_a_photo_is_no_mask_and_a_cut_out_is_its_alpha(tmp_path):
+    with pytest.raises(ImprintError, match="of many colours, such as a photo"):
+        mask_to_tensor(photo(60, 40))
+    assert torch.equal(mask_to_tensor(cutout(60, 40)), mask_to_tensor(cutout(60, 40).getchannel("A")))
+    box = rectangle(60, 40, (12, 9, 40, 30))
+    red = Image.new("RGB", (60, 40))
+    red.paste((200, 30, 60), mask=box)
+    for name in ("a.jpg", "a.webp"):  # with many colours at its edge
+        red.save(tmp_path / name, quality=40)
+        assert (
+            (mask_to_tensor(open_image(tmp_path / name)) > 0.5) == (mask_to_tensor(box) > 0.5)
+        ).float().mean() > 0.97
+
+
+def test_a_mask_that_seems_inverted_is_said(pipeline, scene, caplog):
+    subject, background, hole = scene
+    view, own = subject.convert("RGB"), subject.getchannel("A")
+    pipeline(view, own, background, hole, 1)
+    pipeline(view, own, background, Image.new("L", background.size, 255), 1)
+    assert "white along" not in caplog.text
+    pipeline(view, own, background, ImageOps.invert(hole), 1)
+    assert caplog.text.count("the mask is white along most of its border") == 1
+    pipeline(view, ImageOps.invert(own), background, hole, 1)
+    assert caplog.text.count("the object's mask is white along most of its border") == 1
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp", "tiff"])
+def test_of_several_pictures_in_a_file_the_first_is_taken_and_said(tmp_path, caplog, ending):
+    path = tmp_path / f"two.{ending}"
+    photo(20, 10, seed=1).save(path, save_all=True, append_images=[photo(20, 10, seed=2)])
+    opened = open_image(path)
+    assert "has 2 pictures: the first is taken" in caplog.text and opened.size == (20, 10)
+    caplog.clear()
+    photo(20, 10).save(path)
+    open_image(path)
+    assert not caplog.text
+
+
+# --- pictures go out whole, with their colours, or a sentence says why not
+# ---------------------------------------------
 
 
 PROFILED = "RGB RGBA RGBa RGBX P PA".split()  # modes whose numbers an RGB profile is for
@@ -263,13 +310,13 @@ def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientati
     try:
         save_image(made, path)
     except ImprintError as error:
-        assert ending in ("gif", "ico", "pdf", "eps") and "end the name in .png" in str(error)
+        lost = ending in ("jpg", "jfif", "bmp") and made.has_transparency_data and "transparency" in str(error)
+        assert (ending in ("gif", "ico", "pdf", "eps") or lost) and "end the name in .png" in str(error)
         return
     with Image.open(path) as found:
         found.load()
     assert found.size == size and found.getexif().get(0x0112, 1) == 1
-    opaque = ending in ("jpg", "jfif", "bmp")
-    assert found.has_transparency_data == (mode in ("RGBA", "RGBa", "LA", "La", "PA") and not opaque) or mode == "P"
+    assert found.has_transparency_data == (mode in ("RGBA", "RGBa", "LA", "La", "PA")) or mode == "P"
     wanted = profile(kind) if kind in ("wide", "sRGB") and mode in PROFILED else None
     if ending != "bmp":
         assert found.info.get("icc_profile") == wanted
@@ -279,7 +326,8 @@ def test_what_comes_out_is_what_went_in(tmp_path, micro, mode, ending, orientati
         assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(convert_profile(rgb, None)))
 
 
-# --- nothing computed is lost ---------------------------------------------------------------------------------------------
+# --- nothing computed is lost
+# ---------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, monkeypatch):
@@ -306,7 +354,16 @@ def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, m
 )
 def test_what_a_format_cannot_hold_is_refused_before_the_work(tmp_path, name, size, message):
     with pytest.raises(ImprintError, match=message):
-        images.require_writable(tmp_path / name, size)
+        images.require_writable(tmp_path / name, size and Image.new("RGB", size))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "jfif", "bmp"])
+def test_transparency_that_a_format_lacks_is_refused_before_the_work(tmp_path, job, capsys, ending):
+    words, background = [*job, "--out", str(tmp_path / f"out.{ending}")], open_image(tmp_path / "background.png")
+    for alpha, code in ((254, 2), (255, 0)):
+        background.putalpha(Image.new("L", background.size, alpha))
+        background.save(tmp_path / "background.png")
+        assert cli.main(words) == code and ("cannot hold" in capsys.readouterr().err) == (code == 2)
 
 
 @pytest.fixture
@@ -349,12 +406,41 @@ def test_what_the_picture_is_made_of_is_not_written_over(tmp_path, job, capsys, 
     assert (tmp_path / f"{name}.png").read_bytes() != before
 
 
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, job, capsys):
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "link.png"
+    link.symlink_to(Path("far") / "out.png")  # from its own folder, and not there yet
+    assert cli.main([*job, "--out", str(link)]) == 0 == cli.main([*job, "--out", str(link), "--seed", "1"])
+    assert link.is_symlink() and open_image(tmp_path / "far" / "out.png").size == (120, 90)
+    assert os.listdir(tmp_path / "far") == ["out.png"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+    else:  # Windows
+        (tmp_path / "pipe.png").symlink_to("pipe.png")
+    (tmp_path / "round.png").symlink_to("round.png")
+    capsys.readouterr()
+    for name in ("pipe.png", "round.png"):
+        assert cli.main([*job, "--out", str(tmp_path / name)]) == 2
+        assert "no file" in capsys.readouterr().err and os.path.lexists(tmp_path / name)
+
+
 def test_a_batch_says_so_too(tmp_path, job, micro_file, capsys):
     line = '{"object": "object.png", "background": "background.png", "mask": "hole.png", "out": "background.png"}'
     (tmp_path / "jobs.jsonl").write_text(line + "\n")
     assert cli.main(["batch", str(tmp_path / "jobs.jsonl"), "--checkpoint", str(micro_file)]) == 2
     out, err = capsys.readouterr()
     assert out == "0 written, 0 skipped, 1 failed\n" and "line 1" in err and "made of" in err
+
+
+def test_a_batch_in_another_encoding(tmp_path, job, micro_file, capsys):
+    lines = '{"object": "object.png", "background": "background.png", "mask": "hole.png", "out": "%s.png"}'
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be"):  # as PowerShell and Notepad write
+        text = ("\ufeff" if encoding == "utf-16-be" else "") + "\r\n".join(lines % f"道{n}{encoding}" for n in range(2))
+        (tmp_path / "jobs.jsonl").write_bytes(text.encode(encoding))
+        assert cli.main(["batch", str(tmp_path / "jobs.jsonl"), "--checkpoint", str(micro_file)]) == 0
+        assert (tmp_path / f"道1{encoding}.png").is_file()
+    (tmp_path / "jobs.jsonl").write_bytes(b"\xff\xfe{")
+    assert cli.main(["batch", str(tmp_path / "jobs.jsonl")]) == 2 and "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -379,7 +465,8 @@ def test_a_full_disk_behind_stdout_is_no_failure(tmp_path, job, monkeypatch):
         monkeypatch.undo()
 
 
-# --- numbers: shapes down to one pixel ------------------------------------------------------------------------------------
+# --- numbers: shapes down to one pixel
+# ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -400,16 +487,30 @@ def boxes(width: int, height: int) -> st.SearchStrategy:
     return st.tuples(sides(width), sides(height)).map(lambda ends: (ends[0][0], ends[1][0], ends[0][1], ends[1][1]))
 
 
-@given(hole=boxes(48, 90), subject=boxes(60, 40), seed=st.integers(0, 3))
+def shapes(width: int, height: int) -> st.SearchStrategy[Image.Image]:
+    """Masks of one to three boxes, also apart or in one another, and of a slanting line."""
+
+    def drawn(shape: list[tuple[int, int, int, int]]) -> Image.Image:
+        mask = Image.new("L", (width, height))
+        for box in shape:
+            mask.paste(255, box)
+        return mask
+
+    def line(box: tuple[int, int, int, int]) -> Image.Image:
+        mask = Image.new("L", (width, height))
+        ImageDraw.Draw(mask).line((box[0], box[1], box[2] - 1, box[3] - 1), fill=255)
+        return mask
+
+    return st.one_of(st.lists(boxes(width, height), min_size=1, max_size=3).map(drawn), boxes(width, height).map(line))
+
+
+@given(hole=shapes(48, 90), subject=shapes(60, 40), fit=st.sampled_from(["fill", "contain"]), seed=st.integers(0, 3))
 @settings(max_examples=SHAPES)
-def test_every_shape_of_hole_and_object_gives_a_picture(shipped, hole, subject, seed):
-    background, view = photo(48, 90, seed=2), photo(60, 40, seed=1)
-    generator = torch.Generator().manual_seed(seed)
-    made = shipped(
-        view, rectangle(60, 40, subject), background, rectangle(48, 90, hole), 1, generator=generator, output_type="pt"
-    )
-    assert made.images.isfinite().all() and made.alpha.isfinite().all()
+def test_every_shape_of_hole_and_object_gives_a_picture(shipped, hole, subject, fit, seed):
+    background, view, generator = photo(48, 90, seed=2), photo(60, 40, seed=1), torch.Generator().manual_seed(seed)
+    made = shipped(view, subject, background, hole, 1, generator=generator, fit=fit, output_type="pt")
     assert made.images.shape == (1, 3, 90, 48)
+    assert made.images.isfinite().all() and made.alpha.isfinite().all() and made.shadow.isfinite().all()
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -437,7 +538,8 @@ def test_a_thin_object_is_there(shipped):
         assert changed[inside].mean() > 0.05 and made.alpha.max() > 0.5, seed
 
 
-# --- several areas in one mask ----------------------------------------------------------------------------------------------
+# --- several areas in one mask
+# ----------------------------------------------------------------------------------------------
 
 
 def test_areas_are_counted_and_taken_apart():
@@ -470,7 +572,8 @@ def test_separate_areas_are_said_or_get_an_object_each(tmp_path, job, scene, cap
     assert not np.array_equal(np.asarray(each), np.asarray(one))
 
 
-# --- no value that is not finite goes on ------------------------------------------------------------------------------------
+# --- no value that is not finite goes on
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

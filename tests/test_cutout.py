@@ -13,8 +13,6 @@ from training import cutout
 from training.data import grabcut, stills
 from training.data.items import Dropped
 
-pytest.importorskip("cv2", reason="the extra 'train' is not installed")
-
 
 def photo(left: int = 70, width: int = 100, contrast: float = 1.0) -> tuple[Image.Image, np.ndarray]:
     """240 x 200: an ellipse of reddish noise on light grey ground, and its mask (200, 240) bool."""

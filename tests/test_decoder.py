@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import fresh_checkpoint, micro_config
+from leaving import failed
+from micro import fresh_checkpoint, micro_config, seeded
 from PIL import Image
 
 from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
@@ -81,9 +82,11 @@ def test_the_same_command_gives_the_same_decoder_and_another_seed_another(data, 
 
 
 def test_it_repairs_a_damaged_decoder(data, tmp_path, capsys):
-    """TAESD with noise on the decoder's weights: a few steps bring the held-out pictures nearer to what they should be."""
+    """TAESD with noise on the decoder's weights: a few steps bring the held-out pictures nearer to what they should
+    be.
+    """
     taesd = load_checkpoint(SHIPPED).parts["vae"]
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     damage = {
         name: tensor * (1 + 0.15 * torch.randn(tensor.shape, generator=generator)).half()
         for name, tensor in taesd.items()
@@ -134,14 +137,12 @@ def test_what_cannot_be_done_is_a_sentence_and_leaves_nothing(data, start, tmp_p
         output.mkdir(parents=True)
     if wrong == "output without a place":
         output.parent.write_text("a file where the folder should be")
-    with pytest.raises(SystemExit) as stopped:
-        decoder.main(words(data, source, output, **changes))
-    assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
+    assert message in failed(decoder.main, words(data, source, output, **changes))
     assert not output.is_file() and not output.with_suffix(".png").exists()
 
 
 def test_similarity_is_one_of_equal_pictures_and_falls_with_noise_and_blur():
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     picture = torch.rand(2, 3, 32, 32, generator=generator)
     assert torch.allclose(structural_similarity(picture, picture), torch.ones_like(picture))
     noise = torch.randn(picture.shape, generator=generator)
@@ -153,7 +154,7 @@ def test_similarity_is_one_of_equal_pictures_and_falls_with_noise_and_blur():
 
 
 def test_the_pyramid_holds_the_picture():
-    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(2, 3, 32, 32, generator=seeded())
     *bands, rest = laplacian(picture, 3)
     assert [band.shape[-1] for band in (*bands, rest)] == [32, 16, 8]
     for band in reversed(bands):
@@ -162,7 +163,7 @@ def test_the_pyramid_holds_the_picture():
 
 
 def test_the_loss_is_the_distance_at_every_scale():
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     target = torch.rand(2, 3, 32, 32, generator=generator)
     assert reconstruction_loss(target, target) == 0
     # a shift of brightness is in the picture and in what is left of the pyramid

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from micro import seeded
 
 from imprint.detail import MARGIN, restore_detail
 from imprint.errors import ImprintError
@@ -12,7 +13,7 @@ from imprint.views import ObjectViews
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(shape, generator=seeded(seed))
 
 
 def texture(side: int = 160, seed: int = 0) -> torch.Tensor:
@@ -163,7 +164,9 @@ def test_strength_goes_from_nothing_to_all():
 
 
 def test_what_was_laid_over_is_said():
-    """Of the object's own picture, the part that was exchanged; where half of it shows something else, that half is not."""
+    """Of the object's own picture, the part that was exchanged; where half of it shows something else, that half is
+    not.
+    """
     photo, mask, drawn, alpha, _ = scene()
     other = drawn.clone()
     half = other.shape[3] // 2

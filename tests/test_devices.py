@@ -4,7 +4,7 @@ import elsewhere as device
 import pytest
 import torch
 from elsewhere import DEVICE, elsewhere, put
-from micro import cutout, matte_config
+from micro import cutout, matte_config, seeded
 
 from imprint.blending import BLENDS, blend_pictures, feather, match_colour
 from imprint.crop import Crop
@@ -21,7 +21,7 @@ CONFIG = matte_config()
 
 
 def random(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
+    return torch.rand(shape, generator=seeded(len(shape)))
 
 
 PICTURE, OTHER = random(1, 3, SIDE, SIDE), random(1, 3, SIDE, SIDE).flip(1)

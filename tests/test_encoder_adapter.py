@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from micro import micro_config
+from micro import micro_config, seeded
 from torch import nn
 
 from imprint.adapter import ContentAdapter
@@ -22,7 +22,7 @@ def conv_adapter() -> AdapterConfig:
 
 
 def pixels(count: int = 2) -> torch.Tensor:
-    return torch.randn(count, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    return torch.randn(count, 3, 28, 28, generator=seeded())
 
 
 @pytest.mark.parametrize("config", [PLAIN, REGISTERS, SWIGLU, CLIP])
@@ -70,33 +70,23 @@ def test_clip_s_tensors_have_the_names_of_the_hub_s_files():
     } <= names
 
 
-BLOCK_NAMES = {
-    "norm1.weight",
-    "norm1.bias",
-    "attention.attention.query.weight",
-    "attention.attention.query.bias",
-    "attention.attention.key.weight",
-    "attention.attention.key.bias",
-    "attention.attention.value.weight",
-    "attention.attention.value.bias",
-    "attention.output.dense.weight",
-    "attention.output.dense.bias",
-    "layer_scale1.lambda1",
-    "norm2.weight",
-    "norm2.bias",
-    "layer_scale2.lambda1",
-}
+BLOCK_NAMES = set(
+    """
+    norm1.weight norm1.bias attention.attention.query.weight attention.attention.query.bias
+    attention.attention.key.weight attention.attention.key.bias attention.attention.value.weight
+    attention.attention.value.bias attention.output.dense.weight attention.output.dense.bias layer_scale1.lambda1
+    norm2.weight norm2.bias layer_scale2.lambda1
+""".split()
+)
 MLP = {"mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"}
 SWIGLU_MLP = {"mlp.weights_in.weight", "mlp.weights_in.bias", "mlp.weights_out.weight", "mlp.weights_out.bias"}
-OUTER_NAMES = {
-    "embeddings.cls_token",
-    "embeddings.mask_token",
-    "embeddings.position_embeddings",
-    "embeddings.patch_embeddings.projection.weight",
-    "embeddings.patch_embeddings.projection.bias",
-    "layernorm.weight",
-    "layernorm.bias",
-}
+OUTER_NAMES = set(
+    """
+    embeddings.cls_token embeddings.mask_token embeddings.position_embeddings
+    embeddings.patch_embeddings.projection.weight embeddings.patch_embeddings.projection.bias layernorm.weight
+    layernorm.bias
+""".split()
+)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ except ModuleNotFoundError as error:
 except (AttributeError, ImportError, OSError, RuntimeError) as error:
     pytest.skip(f"torchvision is of another build of torch: {error}", allow_module_level=True)
 
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
 
 from evaluation import (
     NEEDS,
@@ -33,16 +32,10 @@ from evaluation import (
     results,
     words,
     write_backbones,
-    write_data,
 )
 
 from training import evaluate
 from training.measure import networks, statistics
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def small_vit(patch_size: int) -> VisionTransformer:
@@ -84,12 +77,12 @@ def backbones(tmp_path_factory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", ["dreamsim", "lpips"])
-def test_a_metric_of_the_target_itself_is_the_best_there_is(data, backbones, name):
-    check_that_the_target_is_best(name, 0, data, backbones)
+def test_a_metric_of_the_target_itself_is_the_best_there_is(bench, backbones, name):
+    check_that_the_target_is_best(name, 0, bench, backbones)
 
 
-def test_a_run_measures_everything(data, backbones, tmp_path):
-    evaluate.main(words(data, tmp_path, metrics=None, backbones=backbones))
+def test_a_run_measures_everything(bench, backbones, tmp_path):
+    evaluate.main(words(bench, tmp_path, metrics=None, backbones=backbones))
     found = results(tmp_path)
     columns = {"clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "top-1", "margin"}
     for name, row in found["rows"].items():
@@ -103,8 +96,8 @@ def test_a_run_measures_everything(data, backbones, tmp_path):
 
 
 @pytest.mark.parametrize("command", readme_commands(), ids=lambda command: command[-1])
-def test_the_readme_s_commands_run_as_they_are(data, backbones, tmp_path, command):
-    check_readme_command(command, data, backbones, tmp_path)
+def test_the_readme_s_commands_run_as_they_are(bench, backbones, tmp_path, command):
+    check_readme_command(command, bench, backbones, tmp_path)
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 5), (5, 12)])

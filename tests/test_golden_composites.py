@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from micro import concat_config, cutout, fresh_checkpoint, matte_config, photo
+from micro import concat_config, cutout, fresh_checkpoint, matte_config, photo, seeded
 from PIL import Image, ImageDraw
 
 from imprint import cli
@@ -90,13 +90,13 @@ def shipped() -> ImprintPipeline:
     return pipeline
 
 
-def seeded(pipeline: ImprintPipeline, *pictures, steps: int = STEPS, **options):
-    return pipeline(*pictures, steps, generator=torch.Generator().manual_seed(0), **options)
+def composite(pipeline: ImprintPipeline, *pictures, steps: int = STEPS, **options):
+    return pipeline(*pictures, steps, generator=seeded(), **options)
 
 
 def test_pipeline(shipped):
     """The drawing alone, without detail, and its matte."""
-    result = seeded(shipped, Image.open(SAMPLES / "duck.webp"), None, *street(), detail=0.0)
+    result = composite(shipped, Image.open(SAMPLES / "duck.webp"), None, *street(), detail=0.0)
     compare("pipeline", *result.images)
     compare("matte", *maps(result))
 
@@ -113,20 +113,20 @@ def test_command_line(tmp_path):
 
 def test_several_views(shipped):
     views = [Image.open(SAMPLES / f"sloth_{number}.webp") for number in (1, 2, 3)]
-    result = seeded(shipped, views, None, *street(), feather_pixels=9, feather_inwards=3, blend_method="multiband")
+    result = composite(shipped, views, None, *street(), feather_pixels=9, feather_inwards=3, blend_method="multiband")
     compare("several-views", *result.images)
 
 
 def test_384_pixels(shipped):
     bear, mask = Image.open(SAMPLES / "bear.jpg"), Image.open(SAMPLES / "bear_mask.png")
-    compare("384-px", *seeded(shipped, bear, mask, *street(), steps=2, resolution=384).images)
+    compare("384-px", *composite(shipped, bear, mask, *street(), steps=2, resolution=384).images)
 
 
 def test_concat(tmp_path):
     """The background in channels of its own, for a small model with fresh weights; two results of one call."""
     scene = photo(120, 90, seed=2)
     pipeline = loaded(concat_config(), tmp_path)
-    result = seeded(pipeline, cutout(50, 40, seed=1), None, scene, ellipse(120, 90, (40, 30, 75, 60)), num_results=2)
+    result = composite(pipeline, cutout(50, 40, seed=1), None, scene, ellipse(120, 90, (40, 30, 75, 60)), num_results=2)
     compare("concat", *result.images)
 
 
@@ -137,6 +137,6 @@ def test_hole_at_the_border(tmp_path):
     """
     scene = cutout(120, 90, seed=2)
     hole, wider = ellipse(120, 90, (112, 80, 124, 95)), ellipse(120, 90, (80, 50, 130, 100))
-    result = seeded(loaded(matte_config(), tmp_path), cutout(50, 40, seed=1), None, scene, hole, blend_mask=wider)
+    result = composite(loaded(matte_config(), tmp_path), cutout(50, 40, seed=1), None, scene, hole, blend_mask=wider)
     compare("border", *result.images)
     compare("border-matte", *maps(result))

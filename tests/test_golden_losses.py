@@ -1,9 +1,9 @@
 """Ten losses of each stage, and of the decoder's fine-tuning, against those recorded in tests/golden/losses/.
 
-They hold the whole road from shards to gradients: what pairs are drawn, what the model sees, the losses, the
-optimizer. On one thread, with the recorded torch on a CPU of the recorded capability, they are equal to the last bit;
-elsewhere to 1e-4. The held-out losses are of the 24 pairs that `conftest.few_held_out_pairs` leaves. After a change that
-is meant to move them, record them again and say why in the commit:
+They hold the whole road from shards to gradients: what pairs are drawn, what the model sees, the losses, the optimizer.
+On one thread, with the recorded torch on a CPU of the recorded capability, they are equal to the last bit; elsewhere to
+1e-4. The held-out losses are of the 24 pairs that `conftest.few_held_out_pairs` leaves. After a change that is meant to
+move them, record them again and say why in the commit:
 
     IMPRINT_RECORD=1 python -m pytest tests/test_golden_losses.py
 """
@@ -19,10 +19,6 @@ import pytest
 import torch
 from micro import cutout, fresh_checkpoint, matte_config, photo
 from PIL import Image, ImageDraw
-
-pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
-pytest.importorskip("webdataset", reason="the extra 'train' is not installed")
-
 from runs import stats, webp, words, write_captions
 
 from imprint.checkpoint import save_checkpoint
@@ -38,7 +34,9 @@ TOLERANCE = 1e-4  # relative, where torch or the CPU is another
 
 @pytest.fixture(scope="module")
 def golden_data(tmp_path_factory) -> Path:
-    """cutouts/, photos/ and captions/ of lossless pictures, and start.safetensors: the same to the last bit everywhere."""
+    """cutouts/, photos/ and captions/ of lossless pictures, and start.safetensors: the same to the last bit
+    everywhere.
+    """
     root = tmp_path_factory.mktemp("golden")
     for split, seed in (("train", 1), ("held-out", 2)):
         for shard in range(2):

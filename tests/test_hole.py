@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from micro import seeded
 
 from imprint.blending import feather, mixed
 from imprint.errors import ImprintError
@@ -21,7 +22,7 @@ def hole(height: int, width: int, top: int, left: int, bottom: int, right: int) 
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(shape, generator=seeded(seed))
 
 
 def test_context_is_the_side_over_the_longer_side_of_the_hole():

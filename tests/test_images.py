@@ -1,26 +1,11 @@
-import struct
-import zlib
-
 import numpy as np
 import pytest
 import torch
-from micro import cutout, photo
+from micro import cutout, huge_png, photo
 from PIL import Image
 
 from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, save_image, tensor_to_image
-
-
-def huge_png(width: int, height: int) -> bytes:
-    """A PNG whose header alone claims a size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
-    )
 
 
 def test_pixels_survive_the_way_to_a_tensor_and_back():
@@ -119,7 +104,9 @@ def test_saving(tmp_path, name):
 def test_png_and_alpha_are_exact(tmp_path):
     save_image(cutout(20, 10), tmp_path / "a.png")
     assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), np.asarray(cutout(20, 10)))
-    save_image(cutout(20, 10), tmp_path / "a.jpg")
+    with pytest.raises(ImprintError, match="JPEG has none; end the name in .png"):
+        save_image(cutout(20, 10), tmp_path / "a.jpg")
+    save_image(photo(20, 10).convert("RGBA"), tmp_path / "a.jpg")  # opaque everywhere
     assert open_image(tmp_path / "a.jpg").mode == "RGB"
 
 

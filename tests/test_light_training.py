@@ -513,14 +513,18 @@ def test_a_network_of_another_size_is_said(folder, tmp_path):
     [
         (relight.main, "--output x", "the following arguments are required: groups"),
         (relight.main, "g --output x --photo-share 2", "shares from 0 to 1"),
-        (relight.main, "g --output x --seconds nan", "--seconds is nan; finite numbers were expected"),
+        (relight.main, "g --output x --seconds nan", "--seconds is nan; it must be a finite number"),
         (relight.main, "g --output x --side 40", "multiples of 32"),
         (relight.main, "g --output x --lr -1", "--lr is -1; it must be more than 0"),
         (relight.main, "g --output x --told 1.5", "--told is 1.5"),
         (relight.main, "g --output x --widths 12 32", "multiples of 8"),
         (relight.main, "g --output x --side 32 --widths 8 8 8 8 8 32", "must be a multiple of 64"),
         (prepare.main, "light m --panoramas p --output x", "give --seconds, --count, or both"),
-        (prepare.main, "light m --panoramas p --output x --seconds inf", "--seconds is inf; finite numbers"),
+        (
+            prepare.main,
+            "light m --panoramas p --output x --seconds inf",
+            "--seconds is inf; it must be a finite number",
+        ),
         (prepare.main, "light m --panoramas p --output x --seconds -3", "--seconds is -3; it must be more than 0"),
         (prepare.main, "light m --panoramas p --output x --count 1 --held-out 1", "a share between 0 and 1"),
     ],
@@ -621,7 +625,8 @@ def test_a_white_sphere_returns_the_irradiance(mitsuba, turn):
 
 
 def ball_and_box(folder):
-    trimesh = pytest.importorskip("trimesh", reason="the extra 'train' is not installed")
+    import trimesh
+
     folder.mkdir()
     for index in range(4):
         shape = trimesh.creation.icosphere(2) if index % 2 else trimesh.creation.box((1, 2, 1))
@@ -631,7 +636,8 @@ def ball_and_box(folder):
 
 
 def draw_panoramas(folder):
-    cv2 = pytest.importorskip("cv2", reason="the extra 'train' is not installed")
+    import cv2
+
     folder.mkdir()
     for index in range(4):
         cv2.imwrite(str(folder / f"p{index}.hdr"), panorama(5.0 + 10 * index)[..., ::-1])

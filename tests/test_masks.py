@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from micro import seeded
 
 from imprint.errors import ImprintError
 from imprint.masks import (
@@ -169,7 +170,7 @@ def test_latent_hole_has_every_cell_that_the_hole_touches():
 
 
 def test_painting_leaves_nothing_of_the_hole_and_all_of_the_rest():
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 64, 64, generator=seeded())
     cells = torch.zeros(2, 1, 8, 8)
     cells[:, :, 2:5, 3:4] = 1
     painted = paint_hole(images, cells, 0.5)
@@ -224,7 +225,7 @@ def test_bad_input(call, message):
 )
 @settings(max_examples=60, deadline=None)
 def test_any_mask_is_within_its_levels(height, width, seed, margin, min_size, share):
-    mask = (torch.rand(1, height, width, generator=torch.Generator().manual_seed(seed)) < share).float()
+    mask = (torch.rand(1, height, width, generator=seeded(seed)) < share).float()
     mask[0, seed % height, seed % width] = 1
     levels = mask_levels(mask, margin, min_size)[0]
     assert bool((levels[0] >= grow(mask, margin)[0]).all())

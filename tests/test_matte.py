@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 from drawing import DrawingPipeline
-from micro import fresh_checkpoint, matte_config, micro_config
+from micro import fresh_checkpoint, matte_config, micro_config, seeded
 
 from imprint.blending import BLENDS, blend_pictures
 from imprint.checkpoint import save_checkpoint
@@ -21,11 +21,13 @@ WHOLE = torch.ones(1, 1, 8, 8)  # a hole
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(shape, generator=seeded(seed))
 
 
 def test_the_maps_are_the_targets_backwards():
-    """Blocks of the matte's own size, wholly object or free; a shadow that grows evenly: what is trained is what is read."""
+    """Blocks of the matte's own size, wholly object or free; a shadow that grows evenly: what is trained is what is
+    read.
+    """
     config = matte_config()
     size = config.latent.downscale // config.matte
     alpha = (noise(2, 16, 16, seed=1) > 0.5).float()
@@ -146,7 +148,7 @@ def pipelines(tmp_path_factory):
         made[name].parts["unet"]["conv_out.bias"][4:8] = value
         made[name].parts["unet"]["conv_out.bias"][8:] = -9.0
     varied = made["varied"].parts["unet"]["conv_out.weight"]
-    varied[4:] = torch.randn(varied[4:].shape, generator=torch.Generator().manual_seed(0))
+    varied[4:] = torch.randn(varied[4:].shape, generator=seeded())
     loaded = {}
     for name, checkpoint in made.items():
         path = folder / f"{name}.safetensors"
@@ -157,9 +159,7 @@ def pipelines(tmp_path_factory):
 
 def run(pipeline, scene, **settings):
     thing, background, hole = scene
-    return pipeline(
-        thing, None, background, hole, generator=torch.Generator().manual_seed(0), output_type="pt", **settings
-    )
+    return pipeline(thing, None, background, hole, generator=seeded(), output_type="pt", **settings)
 
 
 def test_a_matte_that_sees_the_object_everywhere_changes_nothing_in_the_hole(pipelines, scene):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from micro import seeded
 from PIL import Image
 
-from imprint import stages as module
+from imprint import phases as module
 from imprint.checkpoint import SHIPPED
 from imprint.images import image_to_tensor
 from imprint.pipeline import ImprintPipeline
@@ -42,7 +43,7 @@ def test_the_maps_are_those_that_were_composited(shipped, monkeypatch, settings)
         context=2.0,
         num_inference_steps=4,
         feather_pixels=0,
-        generator=torch.Generator().manual_seed(2),
+        generator=seeded(2),
         output_type="pt",
         **settings,
     )

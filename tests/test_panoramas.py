@@ -1,4 +1,5 @@
-"""The light of panoramas: what is taken for the strongest light, where a camera sees it, and what it does to an object."""
+"""The light of panoramas: what is taken for the strongest light, where a camera sees it, and what it does to an
+object."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def room(azimuth: float, elevation: float, strength: float = 400.0, walls: float
 
 
 def write(path, radiance):
-    cv2 = pytest.importorskip("cv2", reason="the extra 'train' is not installed")
+    import cv2
+
     cv2.imwrite(str(path), radiance[..., ::-1])
     return path
 
@@ -89,8 +91,11 @@ def test_shadows_fall_away_from_the_light(azimuth, elevation, lean, rise):
 
 
 def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
-    """A white ball in rooms with a lamp: its bright side is the lamp's, its scene is the room, its outline its view's."""
-    trimesh = pytest.importorskip("trimesh")
+    """A white ball in rooms with a lamp: its bright side is the lamp's, its scene is the room, its outline its
+    view's.
+    """
+    import trimesh
+
     ball = trimesh.creation.icosphere(subdivisions=3)
     ball.visual.vertex_colors = [230, 230, 230, 255]
     ball.export(tmp_path / "ball.glb")

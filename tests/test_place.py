@@ -7,20 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from micro import seeded
 
 from imprint import place as place_module
 from imprint.errors import ImprintError
-from imprint.place import (
-    ACROSS,
-    DOWN,
-    Align,
-    Place,
-    PlacedObject,
-    fit_into,
-    is_box,
-    object_height,
-    place_object,
-)
+from imprint.place import ACROSS, DOWN, Align, Place, PlacedObject, fit_into, is_box, object_height, place_object
 from imprint.sprites import clean_edge, reduced, resized, spread, turned
 from imprint.views import ObjectViews
 
@@ -29,7 +20,7 @@ RED = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
 
 def subject(high: int, wide: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise (3, h, w) whose mask (h, w) is soft everywhere, so that no edge is cleaned: every pixel is kept."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return torch.rand(3, high, wide, generator=generator), torch.full((high, wide), 0.9)
 
 
@@ -48,7 +39,9 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Ten
 
 
 def test_a_hundred_boxes_keep_the_object_s_proportions():
-    """Its true aspect over the box's from 0.2 to 5: within 5 %, in the box, standing on its lower edge, touching its sides."""
+    """Its true aspect over the box's from 0.2 to 5: within 5 %, in the box, standing on its lower edge, touching its
+    sides.
+    """
     random = np.random.default_rng(0)
     for ratio in np.geomspace(0.2, 5, 100):
         own_high, own_wide = random.integers(60, 160, 2)
@@ -392,7 +385,7 @@ def test_resizing_takes_no_colour_from_behind_the_object():
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31))
 @settings(max_examples=50)
 def test_spreading_keeps_what_is_known_and_invents_no_colour(high, wide, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     values = torch.rand(1, 3, high, wide, generator=generator)
     known = (torch.rand(1, 1, high, wide, generator=generator) < 0.2).float()
     known[0, 0, seed % high, seed % wide] = 1

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from micro import cutout, photo
+from micro import cutout, photo, seeded
 from PIL import Image
 
 from imprint.config import dinov2
@@ -52,7 +52,7 @@ def test_an_object_at_the_picture_s_corner_gets_a_black_margin():
 def test_only_the_object_is_seen():
     mask = torch.zeros(1, 40, 60)
     mask[:, 10:30, 20:50] = 1
-    picture = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(1, 3, 40, 60, generator=seeded())
     other = torch.where(mask[:, None] > 0, picture, 1 - picture)
     assert torch.equal(prepare_object(picture, mask, ENCODER)[0], prepare_object(other, mask, ENCODER)[0])
     brighter = torch.where(mask[:, None] > 0, picture / 2, picture)
@@ -71,7 +71,7 @@ def test_the_cut_out_is_tight_square_and_centred():
 
 
 def test_where_the_object_lies_makes_no_difference():
-    patch = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    patch = torch.rand(3, 20, 30, generator=seeded())
     views = []
     for top, left in ((0, 0), (33, 17), (60, 70)):
         image, mask = torch.full((1, 3, 80, 100), 0.7), torch.zeros(1, 80, 100)
@@ -118,7 +118,7 @@ def test_soft_edges_stay_soft_and_a_faint_mask_is_a_mask():
 
 
 def test_a_batch_is_its_members():
-    images = torch.rand(3, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(3, 3, 40, 60, generator=seeded())
     masks = torch.zeros(3, 40, 60)
     for index, mask in enumerate(masks):
         mask[5 * index : 20 + index, 10 : 30 + 9 * index] = 1
@@ -131,7 +131,7 @@ def test_a_batch_is_its_members():
 def test_a_small_object_in_a_large_photo_takes_little_memory(fit, surroundings):
     """Nothing of the photo's size is made."""
     encoder = dataclasses.replace(ENCODER, fit=fit, surroundings=surroundings)
-    image, mask = torch.rand(1, 3, 2000, 1500, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 2000, 1500)
+    image, mask = torch.rand(1, 3, 2000, 1500, generator=seeded()), torch.zeros(1, 2000, 1500)
     mask[:, 1700:1800, 40:170] = 1
     with torch.profiler.profile(profile_memory=True) as made:
         prepare_object(image, mask, encoder)
@@ -150,7 +150,7 @@ def test_boxes():
 
 
 def test_resample_of_a_box_at_its_own_size_is_a_copy():
-    image = torch.rand(1, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 3, 40, 50, generator=seeded())
     assert torch.allclose(resample(image, torch.tensor([[5, 7, 25, 27]]), 20), image[:, :, 5:25, 7:27], atol=1e-6)
 
 

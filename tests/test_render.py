@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 
 from imprint.errors import ImprintError
@@ -19,7 +20,6 @@ from training.render import meshes, renderer, views
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Three boxes as meshes, one of them in a folder of its own, and a photo."""
-    trimesh = pytest.importorskip("trimesh")
     root = tmp_path_factory.mktemp("render")
     (root / "meshes" / "more").mkdir(parents=True)
     for name in ("0", "1", "more/2"):

@@ -1,4 +1,5 @@
-"""What the shipped checkpoint does: ten pairs of a sample object and a box in a photo; and that former ones still load."""
+"""What the shipped checkpoint does: ten pairs of a sample object and a box in a photo; and that former ones still
+load."""
 
 import hashlib
 import re
@@ -7,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from drawing import DrawingPipeline
-from micro import fresh_checkpoint
+from micro import fresh_checkpoint, seeded
 from PIL import Image
 from safetensors import safe_open
 
 from imprint.checkpoint import SHIPPED, save_checkpoint
 from imprint.config import EncoderConfig, ImprintConfig
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
+from imprint.phases import Finish
 from imprint.preprocess import prepare_object
-from imprint.stages import Finish
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = SHIPPED.parent / "samples"
@@ -54,9 +55,7 @@ FIRST = (
 
 @pytest.fixture(scope="module")
 def shipped() -> DrawingPipeline:
-    pipeline = DrawingPipeline.from_checkpoint()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return DrawingPipeline.from_checkpoint()
 
 
 def test_the_recorded_hash_is_the_file_s():
@@ -117,7 +116,7 @@ def drawn(shipped) -> list[tuple]:
     drawings = []
     for name, background in PAIRS:
         scene = shipped.prepare(*read_object(name), *read_place(background))
-        noise = torch.randn(scene.latents.shape, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(scene.latents.shape, generator=seeded())
         drawings.append((scene, *shipped.denoise(scene.context, scene.latents, scene.hole, noise, steps=10)))
     return drawings
 
@@ -149,7 +148,9 @@ def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo
 
 @torch.no_grad()
 def test_by_default_the_photo_itself_stands_in_the_box(shipped):
-    """Ten pairs again, without `fit`: nothing is drawn, so that all of each object is its photo's, in the scene's light."""
+    """Ten pairs again, without `fit`: nothing is drawn, so that all of each object is its photo's, in the scene's
+    light.
+    """
     config, made = shipped.model_config.encoder, []
     for name, background in PAIRS:
         scene, hole = read_place(background)
@@ -173,7 +174,7 @@ def test_words_on_the_object_are_the_photo_s(shipped):
     """The model cannot draw them; with detail, what is on the object's face is what is on its photo's."""
     side = 192
     board = torch.nn.functional.interpolate(
-        torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0)).round(), (side, side), mode="nearest"
+        torch.rand(1, 1, 24, 24, generator=seeded()).round(), (side, side), mode="nearest"
     )
     photo = torch.cat([0.2 + 0.6 * board, 0.3 + 0.2 * board, 0.7 - 0.5 * board], 1)
     mask = torch.ones(1, side, side)
@@ -189,7 +190,7 @@ def test_words_on_the_object_are_the_photo_s(shipped):
 
     alike = []
     for detail in (0.0, 1.0):
-        generator = torch.Generator().manual_seed(0)
+        generator = seeded()
         result = shipped(photo, mask, scene, hole, 6, generator=generator, output_type="pt", detail=detail)
         alpha = result.placement.insert(torch.zeros(1, 1, *result.images.shape[2:]), result.alpha[:, None])[:, 0]
         alike.append(float(torch.nn.functional.cosine_similarity(fine(result.images, alpha), fine(photo, mask), dim=0)))

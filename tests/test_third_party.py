@@ -8,8 +8,8 @@ import types
 from pathlib import Path
 
 import numpy as np
-import original_weights
 import pytest
+import third_party_weights
 import torch
 from diffusers import DDIMScheduler
 from drawing import DrawingPipeline
@@ -31,33 +31,33 @@ from imprint.third_party import (
     from_tensors,
     kind_of,
     open_checkpoint,
-    read_original,
     read_tensors,
+    read_third_party,
     with_diffusers_names,
 )
-from imprint.unet import unet_input
+from imprint.unet import with_background
 from imprint.vae import decode, encode
 
 POSITION_IDS = "cond_stage_model.transformer.vision_model.embeddings.position_ids"
 
 
-# --- against their code ------------------------------------------------------------------------------------------------
+# --- against their code
+# ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=original_weights.KINDS)
+@pytest.fixture(scope="module", params=third_party_weights.KINDS)
 def against(request):
     """(our pipeline with the seeded weights, what their code gave, what both were given); in fp32."""
-    checkpoint = with_diffusers_names(from_tensors(original_weights.random_weights("small", request.param)))
+    checkpoint = with_diffusers_names(from_tensors(third_party_weights.random_weights("small", request.param)))
     assert kind_of(checkpoint.config) == request.param
     modules = build_modules(checkpoint.config)
     load_modules(modules, checkpoint)
     scheduler = make_scheduler(checkpoint.config.noise)
     pipeline = DrawingPipeline(**modules, scheduler=scheduler, model_config=checkpoint.config)
-    pipeline.set_progress_bar_config(disable=True)
     for module in modules.values():
         module.eval().requires_grad_(False)
-    golden = load_file(original_weights.FOLDER / f"{request.param}.safetensors")
-    return pipeline, golden, original_weights.scene("small")
+    golden = load_file(third_party_weights.FOLDER / f"{request.param}.safetensors")
+    return pipeline, golden, third_party_weights.scene("small")
 
 
 def test_their_code_s_object_is_ours(against):
@@ -77,7 +77,7 @@ def test_their_code_s_tokens_are_ours(against):
 
 def test_their_code_s_prediction_is_ours(against):
     pipeline, golden, scene = against
-    seen = unet_input(scene["noise"], scene["background"], scene["hole"], pipeline.model_config)
+    seen = with_background(scene["noise"], scene["background"], scene["hole"], pipeline.model_config)
     prediction = pipeline.unet(seen, 500, golden["context"]).sample
     assert (prediction - golden["prediction"]).abs().max() < 1e-3
     without = pipeline.unet(seen, 500, torch.zeros_like(golden["context"])).sample
@@ -90,7 +90,6 @@ def test_their_sampler_s_latents_after_ten_steps_are_ours(against):
     theirs = DrawingPipeline(
         **pipeline.components | {"scheduler": DDIMScheduler.from_config(pipeline.scheduler.config)}
     )
-    theirs.set_progress_bar_config(disable=True)
     latents = []
 
     def keep(_pipeline, _index, _timestep, given):
@@ -137,20 +136,21 @@ def test_a_whole_composite(against):
     assert result.images.shape == (1, 3, 60, 80) and result.images.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", original_weights.KINDS)
+@pytest.mark.parametrize("kind", third_party_weights.KINDS)
 def test_the_golden_numbers_say_where_they_come_from(kind):
-    with safe_open(original_weights.FOLDER / f"{kind}.safetensors", framework="pt") as file:
+    with safe_open(third_party_weights.FOLDER / f"{kind}.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert len(metadata["commit"]) == 40 and "/" in metadata["repository"]
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files
+# -------------------------------------------------------------------------------------------------------------
 
 
 def synthetic(size: str, kind: str = "objectstitch") -> dict[str, torch.Tensor]:
     """Every tensor of a released file with its shape, and one number in each: small on disk."""
     tensors = {}
-    for index, (name, shape) in enumerate(original_weights.shapes(size).items()):
+    for index, (name, shape) in enumerate(third_party_weights.shapes(size).items()):
         trained = kind == "objectstitch" and "c_qkv" in name
         tensors[name] = torch.tensor(1.0 if trained else index % 7 / 1000).expand(shape)
     return tensors | {POSITION_IDS: torch.arange(257)[None]}
@@ -161,12 +161,12 @@ def write(path: Path, tensors: dict, **beside) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", original_weights.KINDS)
+@pytest.mark.parametrize("kind", third_party_weights.KINDS)
 def test_the_released_files_key_list(tmp_path, kind):
     """At full size, by its own tensors: the sizes, the kind, and every name of every part."""
-    file = write(tmp_path / "original.ckpt", synthetic("full", kind), epoch=39)
+    file = write(tmp_path / "released.ckpt", synthetic("full", kind), epoch=39)
     assert file.stat().st_size < 1e6
-    checkpoint = with_diffusers_names(read_original(file))  # which compares names and shapes with the modules
+    checkpoint = with_diffusers_names(read_third_party(file))  # which compares names and shapes with the modules
     config = checkpoint.config
     assert kind_of(config) == kind and ImprintConfig.from_json(config.to_json()) == config
     encoder, unet = config.encoder, config.unet
@@ -180,14 +180,14 @@ def test_the_released_files_key_list(tmp_path, kind):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("kind", original_weights.KINDS)
+@pytest.mark.parametrize("kind", third_party_weights.KINDS)
 def test_convert(tmp_path, kind, capsys):
-    file, out = write(tmp_path / "original.pth", synthetic("small", kind)), tmp_path / "deep" / "ours.safetensors"
+    file, out = write(tmp_path / "released.pth", synthetic("small", kind)), tmp_path / "deep" / "ours.safetensors"
     assert cli.main(["convert", str(file), str(out)]) == 0
     shown = capsys.readouterr()
     assert str(out) in shown.out and kind in shown.out and "100%" in shown.err
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    checkpoint, source = load_checkpoint(out), with_diffusers_names(read_original(file))
+    checkpoint, source = load_checkpoint(out), with_diffusers_names(read_third_party(file))
     assert checkpoint.config == source.config and kind_of(checkpoint.config) == kind
     for part, tensors in source.parts.items():
         assert tensors.keys() == checkpoint.parts[part].keys()
@@ -204,14 +204,14 @@ def test_convert(tmp_path, kind, capsys):
 
 
 def test_the_kind_can_be_said(tmp_path):
-    file = write(tmp_path / "original.pth", synthetic("small", "objectstitch"))
-    assert kind_of(read_original(file, "paint-by-example").config) == "paint-by-example"
+    file = write(tmp_path / "released.pth", synthetic("small", "objectstitch"))
+    assert kind_of(read_third_party(file, "paint-by-example").config) == "paint-by-example"
     with pytest.raises(ImprintError, match="'anydoor'.*objectstitch, paint-by-example"):
-        read_original(file, "anydoor")
+        read_third_party(file, "anydoor")
 
 
 def test_only_a_checkpoint_is_written(tmp_path, capsys):
-    file = write(tmp_path / "original.pth", synthetic("small"))
+    file = write(tmp_path / "released.pth", synthetic("small"))
     for out in ("ours.pth", "ours"):
         assert cli.main(["convert", str(file), str(tmp_path / out)]) == 2
         assert ".safetensors" in capsys.readouterr().err
@@ -219,7 +219,7 @@ def test_only_a_checkpoint_is_written(tmp_path, capsys):
     assert cli.main(["convert", str(file), str(tmp_path / "folder.safetensors")]) == 2
     assert cli.main(["convert", str(file), str(tmp_path / "a.safetensors"), "--kind", "mine"]) == 2
     assert "'mine'" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "original.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "released.pth"]
 
 
 def test_old_torch_files_and_safetensors_are_read_too(tmp_path):
@@ -228,23 +228,23 @@ def test_old_torch_files_and_safetensors_are_read_too(tmp_path):
     torch.save({"state_dict": tensors}, legacy, _use_new_zipfile_serialization=False)
     flat = tmp_path / "flat.pth"
     torch.save(tensors, flat)
-    expected = read_original(write(tmp_path / "original.pth", tensors))
-    assert read_original(legacy).config == read_original(flat).config == expected.config
+    expected = read_third_party(write(tmp_path / "released.pth", tensors))
+    assert read_third_party(legacy).config == read_third_party(flat).config == expected.config
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage_model.")}
-    save_file({name: tensor.half().contiguous() for name, tensor in kept.items()}, tmp_path / "original.safetensors")
-    found = open_checkpoint(tmp_path / "original.safetensors")
+    save_file({name: tensor.half().contiguous() for name, tensor in kept.items()}, tmp_path / "released.safetensors")
+    found = open_checkpoint(tmp_path / "released.safetensors")
     assert found.config == expected.config and found.parts["unet"].keys() == expected.parts["unet"].keys()
     with pytest.raises(ImprintError, match="part 'vae' has 0 tensors"):
         with_diffusers_names(found)
 
 
-def test_ours_and_originals_open_alike(tmp_path, micro, micro_file):
+def test_ours_and_theirs_open_alike(tmp_path, micro, micro_file):
     assert open_checkpoint(micro_file).config == micro
-    assert open_checkpoint(write(tmp_path / "original.pth", synthetic("small"))).names == "ldm"
+    assert open_checkpoint(write(tmp_path / "released.pth", synthetic("small"))).names == "ldm"
     with pytest.raises(ImprintError, match="no such file"):
         open_checkpoint(tmp_path / "absent.pth")
     with pytest.raises(ImprintError, match="imprint convert"):
-        DrawingPipeline.from_checkpoint(tmp_path / "original.pth")
+        DrawingPipeline.from_checkpoint(tmp_path / "released.pth")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_nothing_but_weights_is_opened(tmp_path, new_format):
     content = {"state_dict": {"a": torch.zeros(1)}, "callbacks": Payload(target)}
     torch.save(content, file, _use_new_zipfile_serialization=new_format)
     with pytest.raises(ImprintError, match="not a weight") as caught:
-        read_original(file)
+        read_third_party(file)
     assert "\n" not in str(caught.value) and not target.exists()
     torch.load(file, weights_only=False)
     assert target.exists()  # it would have worked
@@ -320,7 +320,7 @@ def test_what_lightning_writes_beside_the_weights_is_passed_over(tmp_path, monke
     file = write(tmp_path / "a.ckpt", synthetic("small"), callbacks=callbacks, epoch=3, state={"lr": np.float64(1e-5)})
     for name in (home.__name__, "pytorch_lightning.callbacks", "pytorch_lightning"):
         monkeypatch.delitem(sys.modules, name)
-    assert read_original(file).names == "ldm"
+    assert read_third_party(file).names == "ldm"
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_other_files_are_refused(tmp_path, content, words):
     file = tmp_path / "other.ckpt"
     file.write_bytes(content)
     with pytest.raises(ImprintError, match=words) as caught:
-        read_original(file)
+        read_third_party(file)
     assert "\n" not in str(caught.value) and str(file) in str(caught.value)
 
 
@@ -355,7 +355,7 @@ def test_other_weights_are_refused(tmp_path, content):
     file = tmp_path / "other.pth"
     torch.save(content, file)
     with pytest.raises(ImprintError, match=r"lacks the tensor|no tensors by name") as caught:
-        read_original(file)
+        read_third_party(file)
     assert "\n" not in str(caught.value)
 
 
@@ -365,7 +365,7 @@ def test_a_truncated_file(tmp_path):
     for length in np.linspace(20, len(content) - 1, 6, dtype=int):
         file.write_bytes(content[:length])
         with pytest.raises(ImprintError) as caught:
-            read_original(file)
+            read_third_party(file)
         assert "\n" not in str(caught.value)
 
 
@@ -380,4 +380,4 @@ def test_shipped_and_older_configurations_mean_what_they_meant(micro):
     assert config.encoder.kind == "dinov2" and config.encoder.several_views and config.hole_value == 0.5
     changed = dataclasses.replace(micro, hole_value=0.25)
     assert json.loads(changed.to_json())["hole_value"] == 0.25
-    assert set(KINDS) == set(original_weights.KINDS)
+    assert set(KINDS) == set(third_party_weights.KINDS)

@@ -31,8 +31,8 @@ PAGES = ("docs/training.md", "docs/data.md", "docs/512px.md", "docs/cluster.md",
 def commands(*pages: str) -> list[list[str]]:
     """Every command of the pages' blocks, in order; continued lines are one."""
     text = "\n".join((ROOT / page).read_text() for page in pages or PAGES)
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for kind, block in blocks if not kind for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line) for line in lines if line and not line.startswith("#")]
 
 
@@ -140,7 +140,7 @@ def test_links_lead_somewhere_and_pages_are_short(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
-    assert len(text.splitlines()) <= 250
+    assert len(text.splitlines()) <= (150 if page.name == "README.md" else 250)
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import inspect
 import json
-import math
 import sys
 import textwrap
 import types
@@ -22,13 +21,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from imprint.errors import ImprintError, from_extra
+from imprint.errors import LARGEST_NUMBER, ImprintError, from_extra, require_number
 from imprint.files import require_writable, same_file
+from imprint.options import with_negative_points
 
 T = TypeVar("T")
 REQUIRED = object()
 LARGEST = 2**53
-"""An option's number at most: seeds and counts of that size are still exact in JSON."""
+"""A seed or count at most: of that size they are still exact in JSON."""
 
 
 def option(
@@ -78,24 +78,30 @@ def require_other(output: Path, *inputs: Path | None) -> None:
             raise ImprintError(f"{output} is read as well, and would be overwritten; give another --output")
 
 
+def flag(name: str) -> str:
+    """What a field's option is called."""
+    return f"--{name.replace('_', '-')}"
+
+
+def require(settings: Any, names: str, least: float = 1, most: float = LARGEST_NUMBER) -> None:
+    """Raise `ImprintError` where a number of these names, if there is one, is not from `least` to `most`."""
+    for name in names.split():
+        if (value := getattr(settings, name)) is not None:
+            require_number(flag(name), value, least, most, whole=isinstance(value, int))
+
+
 def require_usable(values: dict[str, Any]) -> None:
-    """Raise `ImprintError` where an option's number, or one of several, is NaN, infinite or a whole one beyond `LARGEST`, and
-    where a seed is negative.
+    """Raise `ImprintError` where an option's number, or one of several, is NaN, infinite or a whole one beyond
+    `LARGEST`, and where a seed is negative.
     """
     for name, value in values.items():
-        flag = f"--{name.replace('_', '-')}"
-        if not _usable(value):
-            raise ImprintError(f"{flag} is {value}; finite numbers were expected, whole ones up to {LARGEST}")
-        if name == "seed" and value < 0:
-            raise ImprintError(f"{flag} is {value}; it must be 0 or more")
-
-
-def _usable(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_usable, value))
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not isinstance(value, int) or abs(value) <= LARGEST
+        if isinstance(value, tuple):
+            for each in value:
+                require_usable({name: each})
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            whole = isinstance(value, int)
+            least, most = 0 if name == "seed" else -LARGEST_NUMBER, LARGEST if whole else LARGEST_NUMBER
+            require_number(flag(name), value, least, most, whole)
 
 
 def require_folder(folder: Path) -> None:
@@ -234,11 +240,11 @@ def flattened(settings: Any) -> dict[str, Any]:
 class Renamed(argparse.Action):
     """A former name of an option."""
 
-    def __init__(self, *args, new: str, **kwargs):
+    def __init__(self, *args: Any, new: str, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.new = new
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         warn_renamed(option_string, self.new)
         setattr(namespace, self.dest, tuple(values) if isinstance(values, list) else values)
 
@@ -273,10 +279,10 @@ def _add(parser: Any, field: Field, choices: Container[str] | None) -> None:
     if metadata.get("positional"):
         parser.add_argument(field.name, **(how | {"nargs": "*" if field.several else "?", "default": None}))
         return
-    flag = f"--{field.name.replace('_', '-')}"
-    parser.add_argument(flag, dest=field.name, **how)
+    parser.add_argument(flag(field.name), dest=field.name, **how)
     if old := metadata.get("old"):
-        parser.add_argument(old, dest=field.name, action=Renamed, new=flag, **(how | {"help": argparse.SUPPRESS}))
+        how["help"] = argparse.SUPPRESS
+        parser.add_argument(old, dest=field.name, action=Renamed, new=flag(field.name), **how)
 
 
 def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -287,11 +293,11 @@ def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozense
     yaml = from_extra("yaml", "train", "--config")
     try:
         table = (
-            json.loads(path.read_text(encoding="utf-8"))
+            json.loads(path.read_text(encoding="utf-8-sig"))
             if path.suffix == ".json"
-            else yaml.safe_load(path.read_text(encoding="utf-8"))
+            else yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         )
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ImprintError(
             f"{path} cannot be read ({error}); --config is a YAML file of options, or an options.json"
         ) from error
@@ -323,9 +329,9 @@ def parse(
 ) -> T:
     """Settings of a command line; leaves with 2 and a sentence where they do not fit.
 
-    preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and
-    its values. Numbers must be finite and seeds 0 or more. kind.check(), where there is one, raises `ImprintError` for values that do not go
-    together.
+    preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and its
+    values. Numbers must be finite and seeds 0 or more. kind.check(), where there is one, raises `ImprintError` for
+    values that do not go together.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options
@@ -336,7 +342,7 @@ def parse(
     add_options(parser, kind, choices)
     given = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(parser.parse_args(argv)).items()
+        for name, value in vars(parser.parse_args(with_negative_points(argv))).items()
         if value not in (None, []) or name == "config"
     }
     file = given.pop("config")
@@ -349,10 +355,7 @@ def parse(
         require_usable(given)
         values = defaults(kind) | preset(given) | given
         if absent := [field for field in flat(kind) if field.name not in values]:
-            names = (
-                field.name if field.metadata.get("positional") else f"--{field.name.replace('_', '-')}"
-                for field in absent
-            )
+            names = (field.name if field.metadata.get("positional") else flag(field.name) for field in absent)
             parser.error(f"the following arguments are required: {', '.join(names)}")
         settings = build(kind, values)
         if hasattr(settings, "check"):

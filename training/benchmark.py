@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = parse(argv)
     if settings.time_limit:
 
-        def stop(*_signal) -> None:
+        def stop(*_signal: object) -> None:
             raise OutOfTime
 
         signal.signal(signal.SIGALRM, stop)

@@ -10,50 +10,43 @@ The objects are the first photos of the subjects, in turn; places and seeds are 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from pathlib import Path
 
 import torch
 
-from imprint.checkpoint import SHIPPED
 from imprint.errors import ImprintError, print_anything
 from imprint.files import write_text
 from imprint.images import require_writable, save_computed
 from imprint.pipeline import ImprintPipeline
 
-from .arguments import require_other
+from . import arguments
 from .measure.contact_sheets import Sheets
+from .measure.settings import ContactSheets
 
 
 def main(argv: list[str] | None = None) -> None:
     print_anything()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=SHIPPED, help="by default the shipped one")
-    parser.add_argument("--subjects", type=Path, required=True, help="as training.evaluate takes them")
-    parser.add_argument("--backgrounds", type=Path, required=True, help="folder of photos")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the sheets")
-    options = parser.parse_args(argv)
+    settings = arguments.parse(ContactSheets, argv, __doc__)
     try:
         for name in ("pose.jpg", "light.jpg", "boxes.jpg"):
-            require_other(options.output / name, options.backgrounds / name)
-            require_writable(options.output / name)
-        pipeline = ImprintPipeline.from_checkpoint(options.checkpoint)
+            arguments.require_other(settings.output / name, settings.backgrounds / name)
+            require_writable(settings.output / name)
+        pipeline = ImprintPipeline.from_checkpoint(settings.checkpoint)
         pipeline.set_progress_bar_config(disable=True)
         sheets = Sheets(
-            pipeline.to("cuda" if torch.cuda.is_available() else "cpu"), options.subjects, options.backgrounds
+            pipeline.to("cuda" if torch.cuda.is_available() else "cpu"), settings.subjects, settings.backgrounds
         )
-        save_computed(sheets.pose(), options.output / "pose.jpg")
-        save_computed(sheets.light(), options.output / "light.jpg")
+        save_computed(sheets.pose(), settings.output / "pose.jpg")
+        save_computed(sheets.light(), settings.output / "light.jpg")
         sheet, truth = sheets.boxes()
-        save_computed(sheet, options.output / "boxes.jpg")
-        write_text(options.output / "boxes.json", json.dumps(truth, indent=1))
+        save_computed(sheet, settings.output / "boxes.jpg")
+        write_text(settings.output / "boxes.json", json.dumps(truth, indent=1))
     except ImprintError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error}; check that --output can be written to and has room")
-    print(f"to look at: {options.output}/pose.jpg, light.jpg, boxes.jpg")
+    print(f"to look at: {settings.output}/pose.jpg, light.jpg, boxes.jpg")
 
 
 if __name__ == "__main__":

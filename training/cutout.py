@@ -10,34 +10,25 @@ photos that are left.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from imprint.cli import EXIT_INTERRUPTED
 from imprint.errors import ImprintError, print_anything
 
+from . import arguments
 from .data.grabcut import run
 from .data.items import first_folder
+from .data.settings import Cutout
 from .data.stills import MASK_FOLDERS, reports
 
 
 def main(argv: list[str] | None = None) -> None:
     print_anything()
-    parser = argparse.ArgumentParser(
-        prog="python -m training.cutout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("photos", type=Path, help="folder of photos, at any depth")
-    add("--masks", type=Path, metavar="FOLDER", help="by default PHOTOS/masks")
-    add("--workers", type=int, default=2, metavar="N", help="processes")
-    options = parser.parse_args(argv)
-    if options.workers < 1:
-        parser.error(f"--workers is {options.workers}; it must be 1 or more")
-    places = [options.photos / name for name in MASK_FOLDERS]
-    masks = options.masks or first_folder(*places) or places[0]
+    settings = arguments.parse(Cutout, argv, __doc__, prog="python -m training.cutout")
+    places = [settings.photos / name for name in MASK_FOLDERS]
+    masks = settings.masks or first_folder(*places) or places[0]
     try:
-        counts = run(options.photos, masks, options.workers)
+        counts = run(settings.photos, masks, settings.workers)
     except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import sys
 
-from safetensors import SafetensorError
-
 from imprint.errors import ImprintError, print_anything
 
 from . import arguments
@@ -26,8 +24,6 @@ def main(argv: list[str] | None = None) -> None:
         tune(settings)
     except ImprintError as error:
         sys.exit(f"error: {error}")
-    except (OSError, SafetensorError) as error:  # a disk that is full or gone
-        sys.exit(f"error: {settings.output} cannot be written ({error}); make room and run the same command again")
 
 
 if __name__ == "__main__":

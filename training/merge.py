@@ -6,31 +6,27 @@ and their mean is often as good as each at what that one is best at (model soups
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
-from imprint.checkpoint import load_checkpoint
+from imprint.checkpoint import load_checkpoint, save_computed
 from imprint.errors import ImprintError, print_anything
 from imprint.files import require_writable
 
-from .arguments import require_other
-from .loop.merging import average, save_computed
+from . import arguments
+from .loop.merging import average
+from .settings import Merge
 
 
 def main(argv: list[str] | None = None) -> None:
     print_anything()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="two or more")
-    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write, .safetensors")
-    options = parser.parse_args(argv)
+    settings = arguments.parse(Merge, argv, __doc__)
     try:
-        require_other(options.output, *options.checkpoints)
-        require_writable(options.output)
-        save_computed(options.output, average([load_checkpoint(path) for path in options.checkpoints]))
+        arguments.require_other(settings.output, *settings.checkpoints)
+        require_writable(settings.output)
+        save_computed(average([load_checkpoint(path) for path in settings.checkpoints]), settings.output)
     except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{options.output}: the mean of {len(options.checkpoints)} checkpoints")
+    print(f"{settings.output}: the mean of {len(settings.checkpoints)} checkpoints")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from imprint.cli import EXIT_INTERRUPTED
 from imprint.errors import ImprintError, print_anything
@@ -53,6 +54,12 @@ def run(settings: Prepare | PrepareLight) -> dict:
         return prepare_light(settings)
     if not settings.input.is_dir():
         raise ImprintError(f"{settings.input}: no such folder; --input is the data set's own folder")
+    local = "://" not in str(settings.output)
+    if local and Path(settings.output).resolve().is_relative_to(settings.input.resolve()):
+        raise ImprintError(
+            f"{settings.output} lies in --input, where the next run would read what this one writes; give another "
+            "--output"
+        )
     excluded, render = read_names(settings.exclude), settings.render
     textures = read_photos(render.textures, excluded)
     panoramas = read_photos(render.panoramas, excluded, (".hdr",))

@@ -16,21 +16,13 @@ from imprint.config import PRESETS
 from imprint.errors import ImprintError
 
 from . import arguments
-from .arguments import option
+from .arguments import option, require
 
 TIMESTEPS = ("uniform", "logit-normal")
 WEIGHTINGS = ("plain", "min-snr")
 PRECISIONS = ("no", "bf16", "fp16")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # torch.compile's own names
 DEVICES = ("auto", "cpu")
-
-
-def require(settings: Any, names: str, least: int = 1) -> None:
-    """Raise `ImprintError` where one of the numbers, if there is one, is too small."""
-    for name in names.split():
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ImprintError(f"--{name.replace('_', '-')} is {value}; it must be {least} or more")
 
 
 @dataclass(frozen=True)
@@ -216,18 +208,14 @@ class Train:
             self,
             "images batch accumulate rank reuse block chunk log_every save_every pool refresh cutout_resolution limit",
         )
-        require(self, "matte skip_bad lr_warmup", 0)
-        for name, most in {"lr": math.inf, "time_limit": math.inf, "ema": 1, "final_lr": 1}.items():
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= most:
-                wanted = "0 or more" if most == math.inf else f"from 0 to {most}"
-                raise ImprintError(f"--{name.replace('_', '-')} is {value}; it must be {wanted}")
+        require(self, "matte skip_bad lr_warmup lr time_limit", 0)
+        require(self, "ema final_lr translation", 0, 1)
         written = self.output / ("lora.safetensors" if stage.lora else "checkpoint.safetensors")
         arguments.require_other(written, self.init)
         if self.lr_warmup > self.images:
             raise ImprintError(
-                f"--lr-warmup is {self.lr_warmup}, but the run ends after {self.images} pictures, before the learning rate "
-                "is at its peak; give less"
+                f"--lr-warmup is {self.lr_warmup}, but the run ends after {self.images} pictures, before the learning "
+                "rate is at its peak; give less"
             )
         if self.distill_guidance is not None and not (self.stage == "compositing" and self.init):
             raise ImprintError(
@@ -237,15 +225,13 @@ class Train:
             raise ImprintError(f"stage '{self.stage}' has no --resolutions: its pictures have the model's")
         if self.pool is not None and self.limit is not None:
             raise ImprintError("--limit reads the first samples, --pool all shards in turn: give one of them")
-        if not 0 <= self.translation <= 1:
-            raise ImprintError(f"--translation is {self.translation}; it is a part of the run, from 0 to 1")
         if self.accumulate > 1 and self.compile == "reduce-overhead":
             raise ImprintError(
                 "--compile reduce-overhead keeps no gradients between batches; leave it or --accumulate out"
             )
         for name in stage.data:
             if getattr(self, name) is None:
-                raise ImprintError(f"stage '{self.stage}' needs --{name.replace('_', '-')}")
+                raise ImprintError(f"stage '{self.stage}' needs {arguments.flag(name)}")
         # "Without stage 1" is an ablation of the paper; a model of random weights then learns all of itself at once.
         anew = self.stage == "identity" or (self.stage == "compositing" and self.train_all)
         if not (self.init or anew):
@@ -254,8 +240,8 @@ class Train:
 
 
 FREE_OPTIONS = (
-    "time_limit log_every save_every dry_run skip_bad device chunk compile checkpointing wandb output cutouts photos captions "
-    "text_encoder"
+    "time_limit log_every save_every dry_run skip_bad device chunk compile checkpointing wandb output cutouts photos "
+    "captions text_encoder"
 ).split()
 """What may differ when a run goes on: it does not change what is learned."""
 
@@ -289,6 +275,38 @@ def renamed_options(described: dict[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("mix"), dict):
         values["mix"] = {OLD_KINDS.get(kind, kind): share for kind, share in values["mix"].items()}
     return values
+
+
+@dataclass(frozen=True)
+class Start:
+    """Pretrained parts, into a checkpoint."""
+
+    output: Path = option(positional=True)
+    """checkpoint to write, .safetensors"""
+    unet: Path = option()
+    """SD 1.5: a diffusers folder, or a .safetensors or .ckpt file"""
+    encoder: Path = option()
+    """DINOv2: a folder of the hub, or Meta's .pth"""
+    sizes: str = option("sd15", choices=PRESETS)
+    """all that the two files do not say"""
+    background: str | None = option(None, choices=("blend", "concat"))
+    """by default the configuration's, blend"""
+    adapter: str | None = option(None, choices=("tokens", "conv"))
+    """by default the configuration's, tokens"""
+    vae: Path | None = option(None)
+    """another autoencoder: a folder in diffusers' layout"""
+    seed: int = option(0)
+    """of the adapter's weights"""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The mean of checkpoints."""
+
+    checkpoints: tuple[Path, ...] = option(positional=True)
+    """two or more"""
+    output: Path = option()
+    """checkpoint to write, .safetensors"""
 
 
 @dataclass(frozen=True)
@@ -328,5 +346,4 @@ class TuneDecoder:
         """Raises `ImprintError` for numbers that cannot be."""
         require(self, "images batch held_out limit")
         arguments.require_other(self.output, self.checkpoint)
-        if not 0 <= self.keep <= 1:
-            raise ImprintError(f"--keep is {self.keep}; it is a share, from 0 to 1")
+        require(self, "keep", 0, 1)

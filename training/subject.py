@@ -8,27 +8,20 @@ cut-outs; without any they stand on black. So few photos leave none to hold out:
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from imprint.errors import ImprintError, print_anything
 
+from . import arguments
+from .data.settings import Subject
 from .data.subject import prepare
 
 
 def main(argv: list[str] | None = None) -> None:
     print_anything()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--output", type=Path, required=True, help="cutouts/ and photos/ are made in it")
-    parser.add_argument("--backgrounds", type=Path, help="folder of shards of photos")
-    parser.add_argument("--limit", type=int, default=200, help="of the backgrounds")
-    args = parser.parse_args(argv)
-    if args.limit < 1:
-        parser.error(f"--limit is {args.limit}; it must be 1 or more")
+    settings = arguments.parse(Subject, argv, __doc__)
     try:
-        counts = prepare(args.folder, args.output, args.backgrounds, args.limit)
+        counts = prepare(settings.folder, settings.output, settings.backgrounds, settings.limit)
     except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
     print(", ".join(f"{count} {what}" for what, count in counts.items()))

@@ -20,6 +20,7 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 COMFYUI, PACK, FOLDER, *NAMES = sys.argv[1:]
 sys.path.insert(0, COMFYUI)
@@ -39,8 +40,8 @@ import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
-import original_weights  # noqa: E402
 import server  # noqa: E402
+import third_party_weights  # noqa: E402
 import torch  # noqa: E402
 
 import nodes as core  # noqa: E402
@@ -90,6 +91,11 @@ def fails(*words: str, call) -> str:
             assert word in message, f"{word!r} is not in: {message}"
         return message
     raise AssertionError("no error was raised")
+
+
+def telling(texts: list[str]):
+    """Instead of `tell`: what a node would show is kept."""
+    return lambda _, text: texts.append(text)
 
 
 class Scene:
@@ -192,11 +198,11 @@ def concat_checkpoint() -> str:
     return write_checkpoint("concat.safetensors", change)
 
 
-def write_original(kind: str) -> str:
-    """A relative's file with the seeded weights, among ComfyUI's models."""
+def write_third_party(kind: str) -> str:
+    """A third-party file with the seeded weights, among ComfyUI's models."""
     path = MODELS / "imprint" / f"{kind}.pth"
     if not path.exists():
-        torch.save({"state_dict": original_weights.random_weights("small", kind)}, path)
+        torch.save({"state_dict": third_party_weights.random_weights("small", kind)}, path)
     return path.name
 
 
@@ -243,15 +249,15 @@ def check_concat_checkpoints():
     assert ((ours - moved) * inside).abs().max() > 1e-3
 
 
-def check_originals():
-    """The relatives' files as they lie, against what their own code made of these weights; in fp32."""
+def check_third_party_files():
+    """Third-party files as they lie, against what their own code made of these weights; in fp32."""
     from safetensors.torch import load_file
 
     unet, noise, encode_views = module("nodes.unet"), module("imprint.noise"), module("nodes.clip_vision").encode_views
-    given = original_weights.scene("small")
-    for kind in original_weights.KINDS:
-        golden = load_file(original_weights.FOLDER / f"{kind}.safetensors")
-        model, clip, adapter, vae = run("LoadCheckpoint", write_original(kind))
+    given = third_party_weights.scene("small")
+    for kind in third_party_weights.KINDS:
+        golden = load_file(third_party_weights.FOLDER / f"{kind}.safetensors")
+        model, clip, adapter, vae = run("LoadCheckpoint", write_third_party(kind))
         config = unet.imprint_config(model)
         positive, negative = run(
             "ContentAdapter",
@@ -272,7 +278,8 @@ def check_originals():
         alpha_bar = noise.alphas_cumprod(config.noise)
         sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().float()
         first = sigmas[901]
-        # Their sampler starts with noise alone at a timestep before the last, where ComfyUI's sampling scales it by sigma.
+        # Their sampler starts with noise alone at a timestep before the last, where ComfyUI's sampling scales it by
+        # sigma.
         start = given["noise"] * (first**2 + 1).sqrt() / first
         seen = []
 
@@ -291,7 +298,7 @@ def check_originals():
 
         fails("2 views", "one picture", call=lambda clip=clip: run("IDEncoder", clip, *two_views(), "object"))
         with torch.inference_mode():
-            of = Scene(write_original(kind))
+            of = Scene(write_third_party(kind))
             small = {"resolution": 64, "cfg": 5.0, "scheduler": "ddim_uniform"}
             ours = of.sample(**small)
             assert ours.isfinite().all() and (ours - of.frame).abs().max() > 0.1
@@ -418,8 +425,8 @@ def peak(call) -> int:
 
 
 def write_memory(folder: Path) -> None:
-    """Bytes that sampling takes on the crop alone, and on 8192 x 8192 with a hole of that size, three times each, and of
-    that background.
+    """Bytes that sampling takes on the crop alone, and on 8192 x 8192 with a hole of that size, three times each, and
+    of that background.
     """
     of, side = scene(), 8192
     crop, hole = of.frame, of.mask
@@ -464,7 +471,9 @@ def plain_scene() -> Scene:
 
 
 def check_matte():
-    """The UNet's further channels: the picture does not change, the maps are the sampler's, and nothing is left behind."""
+    """The UNet's further channels: the picture does not change, the maps are the sampler's, and nothing is left
+    behind.
+    """
     of, plain = matte_scene(), plain_scene()
     picture, mask, alpha, shadow = of.sample_all()
     assert torch.equal(picture, plain.sample()) and torch.equal(mask, of.mask)
@@ -504,7 +513,9 @@ def small_matte_scene() -> Scene:
 
 
 def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The sampler's alpha and shadow (2, B, 64, 64), and all logits of the UNet that were of a positive conditioning."""
+    """The sampler's alpha and shadow (2, B, 64, 64), and all logits of the UNet that were of a positive
+    conditioning.
+    """
     matte, model, kinds, outputs = module("nodes.matte"), (model or of.model).clone(), [], []
     split = matte.split_matte
 
@@ -517,11 +528,8 @@ def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[t
         return split(output, config)
 
     model.set_model_unet_function_wrapper(record)
-    matte.split_matte = keep
-    try:
+    with patch.object(matte, "split_matte", keep):
         maps = of.sample_all(model=model, resolution=64, **options)[2:]
-    finally:
-        matte.split_matte = split
     chunks = [zip(each, output.chunk(len(each))) for each, output in zip(kinds, outputs)]
     return torch.stack(maps), [logits for each in chunks for kind, logits in each if kind == 0]
 
@@ -548,7 +556,9 @@ def check_matte_is_the_last_evaluation_s_with_every_sampler_and_scheduler():
 
 
 def check_matte_is_the_object_s_however_conditionings_are_batched():
-    """It is of the positive conditioning, in one batch with the negative or alone; several are averaged, as in ComfyUI."""
+    """It is of the positive conditioning, in one batch with the negative or alone; several are averaged, as in
+    ComfyUI.
+    """
     of = small_matte_scene()
     turned = [[of.positive[0][0].flip(1) * 0.5, {}]]
     maps, logits = sample_matte(of)
@@ -557,12 +567,8 @@ def check_matte_is_the_object_s_however_conditionings_are_batched():
     assert len(logits) == 2 * STEPS and same(both, maps_of(of, *logits[-2:]))
     assert not any(same(both, maps_of(of, each)) for each in logits)
 
-    patcher, free = type(of.model), type(of.model).get_free_memory
-    patcher.get_free_memory = lambda _self, _device: 0  # each conditioning in a batch of its own
-    try:
+    with patch.object(type(of.model), "get_free_memory", lambda *_: 0):  # each conditioning in a batch of its own
         assert same(sample_matte(of)[0], maps) and same(sample_matte(of, positive=of.positive + turned)[0], both)
-    finally:
-        patcher.get_free_memory = free
 
     (part,) = core.ConditioningSetArea().append(turned, 32, 32, 0, 0, 1.0)
     maps, logits = sample_matte(of, positive=of.positive + part)
@@ -572,7 +578,9 @@ def check_matte_is_the_object_s_however_conditionings_are_batched():
 
 
 def check_matte_with_patches_of_the_model():
-    """Guidance by a worse prediction takes one evaluation more, which is not the picture's; and some patches leave one out."""
+    """Guidance by a worse prediction takes one evaluation more, which is not the picture's; and some patches leave one
+    out.
+    """
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
     from comfy_extras.nodes_sag import SelfAttentionGuidance
 
@@ -607,11 +615,8 @@ def check_matte_leaves_nothing_behind():
         assert sum(each() is not None for each in logits) <= 2  # no step's but the last one's is kept
         return prediction, matte
 
-    nodes_matte.split_matte = watch
-    try:
+    with patch.object(nodes_matte, "split_matte", watch):
         of.sample(resolution=64, steps=4)
-    finally:
-        nodes_matte.split_matte = split
     assert len(logits) == 4 and not any(each() is not None for each in logits)
     assert not of.model.model_options["transformer_options"] and not of.model.wrappers
 
@@ -749,23 +754,19 @@ def check_encoder_shows_the_cutout():
 
 def check_nodes_say_what_is_white_and_what_was_laid():
     of, said = scene(), []
-    modules = [module(f"nodes.{name}") for name in ("conditioning", "image")]
-    tell = modules[0].tell
+    conditioning, image = (
+        patch.object(module(f"nodes.{name}"), "tell", telling(said)) for name in ("conditioning", "image")
+    )
     picture, _, alpha, _ = of.sample_all()
     other = torch.rand(1, 60, 60, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 60, 60)
     other[1][:, 28:32, 4:56] = 1
-    for each in modules:
-        each.tell = lambda _, text: said.append(text)
-    try:
+    with conditioning, image:
         of.encoded(of.object, of.transparent, "auto")
         of.encoded(of.object, 1 - of.transparent, "auto")
         by_identity = run("RestoreDetail", picture, alpha, "auto", 1.0, of.identity)
         by_picture = run("RestoreDetail", picture, alpha, "auto", 1.0, None, of.object, of.transparent)
         drawn = run("RestoreDetail", picture, alpha, "auto", 1.0, of.identity, *other)
         run("RestoreDetail", picture, alpha, "auto", 0.0, of.identity)
-    finally:
-        for each in modules:
-            each.tell = tell
     assert said[0].endswith("the background.") and said[1].endswith("the object.")
     assert said[2].startswith("the photo is laid over ") and said[2].endswith(" % of the object"), said
     assert said[3].startswith(said[2]) and said[3].endswith("the background.")
@@ -798,7 +799,9 @@ def check_core_dinov2_works_too():
 
 
 def check_core_s_lora_loader_applies_ours():
-    """`training.train finetune` writes kohya's names of diffusers' modules: core finds each one's place in our MODEL."""
+    """`training.train finetune` writes kohya's names of diffusers' modules: core finds each one's place in our
+    MODEL.
+    """
     import safetensors.torch
 
     files = module("imprint.checkpoint")
@@ -865,19 +868,15 @@ def check_coarsener():
 
 
 def check_coarsener_says_what_made_the_mask_larger():
-    node, sizes = module("nodes.mask"), []
-    tell, node.tell = node.tell, lambda _, text: sizes.append(text)
-    mask = torch.zeros(1, 96, 128)
+    sizes, mask = [], torch.zeros(1, 96, 128)
     mask[:, 70:90, 60:80] = 1
-    try:
+    with patch.object(module("nodes.mask"), "tell", telling(sizes)):
         run("MaskCoarsener", mask, "precise", 8, 32)
         run("MaskCoarsener", mask, "precise", 0, 20)
         run("MaskCoarsener", mask, "precise", 2, 32)
         run("MaskCoarsener", torch.ones(1, 20, 30), "precise", 0, 32)  # there is no room to enlarge it in
         run("MaskCoarsener", mask, "precise", 6, 32, shadow_room=9)  # grown beyond the picture's bottom
         run("MaskCoarsener", mask.flip(1), "precise", 6, 32, shadow_room=9)
-    finally:
-        node.tell = tell
     why = ": smaller than min_size 32, enlarged around its centre"
     assert sizes == [
         "20x20 px drawn, 36x34 px now",
@@ -1001,17 +1000,13 @@ def check_place_by_a_mask_or_as_it_lies():
 
 
 def check_place_sees_what_is_white():
-    node, said = module("nodes.place"), []
-    tell, node.tell = node.tell, lambda _, text: said.append(text)
     background, (photo, mask) = torch.rand(1, 90, 120, 3), shape(48, 28)
-    where = box(50, 10, 60, 80)
-    try:
+    said, where = [], box(50, 10, 60, 80)
+    with patch.object(module("nodes.place"), "tell", telling(said)):
         white = put(background, photo, where, object_mask=mask)[1]
         black = put(background, photo, where, object_mask=1 - mask)[1]
         own = put(background, torch.cat([photo, mask[..., None]], -1), where)[1]
         told = put(background, photo, where, mask_marks="object", object_mask=1 - mask)[2]
-    finally:
-        node.tell = tell
     assert torch.equal(white, black) and torch.equal(white, own)
     assert [text.rpartition(" ")[2] for text in said] == ["object.", "background.", "object.", "object."], said
     assert said[0].startswith("40x80 px at 60,10 in 120x90")
@@ -1019,6 +1014,8 @@ def check_place_sees_what_is_white():
     fails("no mask", "Remove Background", call=lambda: put(background, photo, where))
     fails("64x64", call=lambda: put(background, photo, where, object_mask=torch.zeros(1, 64, 64)))
     fails("empty", call=lambda: put(background, photo, where, object_mask=mask * 0))
+    opaque = torch.cat([photo, torch.ones_like(photo[..., :1])], -1)  # as Join Image with Alpha makes of a plain photo
+    fails("no mask", call=lambda: put(background, opaque, where))
     fails("white everywhere", call=lambda: put(background, photo, where, object_mask=mask * 0 + 1))
 
 
@@ -1184,12 +1181,14 @@ def check_light_refuses_what_does_not_fit():
 
 def check_light_is_freed():
     models, seen = module("nodes.models"), []
-    kind, models.Light = models.Light, type("Seen", (models.Light,), {"loaded": lambda self: (
-        seen.append(weakref.ref(self.patcher.model)), kind.loaded(self))[1]})  # fmt: skip
-    try:
+    loaded = models.Light.loaded
+
+    def watch(light):
+        seen.append(weakref.ref(light.patcher.model))
+        return loaded(light)
+
+    with patch.object(models.Light, "loaded", watch):
         run("Relight", lit_scene()[1][0], 1.0, 1.0, 0.0)
-    finally:
-        models.Light = kind
     gc.collect()
     comfy.model_management.cleanup_models()
     assert len(seen) == 1 and seen[0]() is None
@@ -1207,7 +1206,7 @@ def check_blend():
     assert torch.equal(hard, torch.where(mask[..., None] > 0.5, generated, background))
     faint = run("BackgroundBlend", background, generated, mask * 0.3, 4, 0, 0.5, generation_mask=mask * 0.2)[0]
     assert torch.equal(faint, run("BackgroundBlend", background, generated, mask, 4, 0, 0.5)[0])
-    assert torch.equal(run("BackgroundBlend", background, generated, mask * 0, 4, 0, 0.5)[0], background)
+    fails("mask is empty", call=lambda: run("BackgroundBlend", background, generated, mask * 0, 4, 0, 0.5))
     assert torch.equal(run("BackgroundBlend", background, generated, mask * 0 + 1, 4, 0, 0.0)[0], generated)
     assert run("BackgroundBlend", background, generated, mask[:, ::2, ::2], 4, 0, 0.0)[0].shape == background.shape
     (bands,) = run("BackgroundBlend", background, generated, mask, 4, 2, 0.0, "multiband")
@@ -1262,30 +1261,23 @@ def check_what_a_model_breaks_is_refused_where_it_breaks():
 
     for number in (float("nan"), float("inf")):
         encoder = of.clip.model
-        of.clip.model = lambda e=encoder, n=number, **given: (broken(e(**given)[0], n),)
-        try:
+        with patch.object(of.clip, "model", lambda e=encoder, n=number, **given: (broken(e(**given)[0], n),)):
             encode = (of.clip, of.object, of.transparent, "background")
             fails("encoder", "not finite", "fp32", call=lambda e=encode: run("IDEncoder", *e))
-        finally:
-            of.clip.model = encoder
         for name, what in (("encode", "latents"), ("decode", "decoded")):
             step = getattr(of.vae, name)
-            setattr(of.vae, name, lambda *given, s=step, n=number: broken(s(*given), n))
-            try:
+            with patch.object(of.vae, name, lambda *given, s=step, n=number: broken(s(*given), n)):
                 fails(what, "not finite", "fp32", call=lambda: of.sample(**small))
-            finally:
-                setattr(of.vae, name, step)
         model = of.model.clone()
         model.set_model_unet_function_wrapper(
             lambda apply, given, n=number: apply(given["input"], given["timestep"], **given["c"]) * n
         )
         fails("sampled", "not finite", "fp32", call=lambda m=model: of.sample(model=m, **small))
         split = matte.split_matte
-        matte.split_matte = lambda *given, s=split, n=number: (s(*given)[0], broken(s(*given)[1], n))
-        try:
+        with patch.object(
+            matte, "split_matte", lambda *given, s=split, n=number: (s(*given)[0], broken(s(*given)[1], n))
+        ):
             fails("matte", "not finite", "fp32", call=lambda: of.sample(**small))
-        finally:
-            matte.split_matte = split
     assert all(torch.equal(*pair) for pair in zip(of.sample_all(**small), whole))
 
 
@@ -1318,16 +1310,12 @@ class Executed:
 def check_an_old_comfyui_is_told_to_be_updated():
     import comfyui_version
 
-    version = comfyui_version.__version__
-    try:
-        for old in ("0.24.9", "0.3.75"):
-            comfyui_version.__version__ = old
+    for old in ("0.24.9", "0.3.75"):
+        with patch.object(comfyui_version, "__version__", old):
             fails(old, "0.25 or newer", call=lambda: run("LoadCheckpoint", SHIPPED))
-        for new in ("0.25.0", "1.0", "0.100.2-rc1"):
-            comfyui_version.__version__ = new
+    for new in ("0.25.0", "1.0", "0.100.2-rc1"):
+        with patch.object(comfyui_version, "__version__", new):
             run("LoadCheckpoint", SHIPPED)
-    finally:
-        comfyui_version.__version__ = version
 
 
 def check_wrong_files():
@@ -1436,10 +1424,21 @@ def check_strange_folders_do_no_harm():
 BROAD = 0.11  # of 1: garbage and other colours differ by 0.1 to 0.5, other noise by 0.03 to 0.09
 
 
-def nightly_every_sampler_and_scheduler():
-    """In 4, 8 and 20 steps each draws what Euler draws, in the broad colours of 6 x 6 fields; or it says that it cannot."""
+def nightly_4_steps():
+    compare_with_euler(every_sampler_and_scheduler(4))
+
+
+def nightly_8_steps():
+    compare_with_euler(every_sampler_and_scheduler(8))
+
+
+def nightly_20_steps():
+    compare_with_euler(every_sampler_and_scheduler(20))
+
+
+def every_sampler_and_scheduler(steps: int) -> itertools.product:
     samplers, schedulers = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
-    compare_with_euler((*each, steps) for each in itertools.product(samplers, schedulers) for steps in (4, 8, 20))
+    return itertools.product(samplers, schedulers, [steps])
 
 
 def check_samplers_of_second_order_draw_what_euler_draws():
@@ -1460,7 +1459,9 @@ def check_samplers_of_second_order_draw_what_euler_draws():
 
 
 def compare_with_euler(cases) -> None:
-    """cases: a sampler, a scheduler and a number of steps each."""
+    """Each case, a sampler, a scheduler and a number of steps, draws what Euler draws, in the broad colours of 6 x 6
+    fields; or it says that it cannot.
+    """
     of = scene()
     background, _ = core.LoadImage().load_image("imprint_background.png")
     (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")

@@ -41,7 +41,8 @@ class Events:
         self._socket = socket.create_connection((place.hostname, place.port), timeout=seconds)
         key = base64.b64encode(os.urandom(16)).decode()
         self._socket.sendall(
-            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: {place.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: {place.netloc}\r\nUpgrade: websocket\r\nConnection: "
+            "Upgrade\r\n"
             f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
         self._stream = self._socket.makefile("rb")

@@ -1,4 +1,4 @@
-"""Writes example_workflows/, workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
+"""Writes example_workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
 
     COMFYUI_PATH=... [COMFYUI_PYTHON=...] python tests/comfy/make_workflows.py [--graphs-only] [NAME ...]
 
@@ -31,6 +31,7 @@ PAINTED = "painted.webp"  # a background whose transparency is the mask that was
 PAINTED_OVER = "bear.webp"  # a whole photo, whose transparency is the mask that was painted over its object
 YOURS = {"color": "#233", "bgcolor": "#355"}  # the front end's cyan: what a user exchanges
 PLACE = "Imprint - place object"  # also the file's name, which the front end shows, and where ":" cannot stand
+PLACE_PHOTO = "Imprint - place a plain photo"
 INSERT = "Imprint - insert object"
 BACKGROUND_REMOVAL = {
     "name": "birefnet.safetensors",
@@ -165,7 +166,8 @@ def place_object(
         g,
         "Load your **object**, a cut-out, and your **background**.",
         f"Drag the **box** on *Place Object* to where it shall stand. Or paint the place: {PAINT}.",
-        "Press **Run**. Then say with **light_from** where your photo's light comes from; try **light** and **shadow**.",
+        "Press **Run**. Then say with **light_from** where your photo's light comes from; try **light** and "
+        "**shadow**.",
     )
     object_ = picture(g, 0, object_name, "Object (cut-out)")
     background = picture(g, 0, background_name, "Background")
@@ -184,7 +186,7 @@ def place_object(
 
 
 def place_object_app(g: Graph) -> None:
-    nodes = place_object(g, "puppy.webp", "plaza.jpg", (560, 350, 360, 350), "left")
+    nodes = place_object(g, "collie.webp", "plaza.jpg", (580, 330, 300, 390), "right")
     shown = {"object": ["image"], "background": ["image"], "place": ["box", "rotate", "flip"]}
     shown["light"] = ["light", "shadow", "softness", "light_from"]
     widgets = [(nodes[name], widget) for name, widgets in shown.items() for widget in widgets]
@@ -197,7 +199,8 @@ def several_objects(g: Graph) -> None:
         "Load two **objects** and a **background**.",
         "Drag both boxes, or paint the front one's place. What stands **behind** comes first; for a third object, wire "
         "*placed* to *after* once more.",
-        "Press **Run**: each is lit, from back to front, and throws its shadow on what is behind; **light_from** says whence.",
+        "Press **Run**: each is lit, from back to front, and throws its shadow on what is behind; **light_from** says "
+        "whence.",
     )
     behind, front = picture(g, 0, "backpack.webp", "Object behind"), picture(g, 0, "sloth.webp", "Object in front")
     background = picture(g, 0, "windows.jpg", "Background")
@@ -214,15 +217,20 @@ def several_objects(g: Graph) -> None:
     save(g, 3.8, light["image"], columns=1.4)
 
 
-def cut_out(g: Graph, column: float, image: Output, mask: Output) -> Output:
-    """The object's mask: the given one or, once three nodes are switched on, what core's background removal finds."""
-    remover = g.add(
+def remove_background(g: Graph, column: float, image: Output) -> tuple[Node, Node]:
+    """Core's background removal: its model, and what gives the mask."""
+    model = g.add(
         "LoadBackgroundRemovalModel", column, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
     )
-    remove = g.add("RemoveBackground", column, bg_removal_model=remover["bg_model"], image=image)
+    return model, g.add("RemoveBackground", column, bg_removal_model=model["bg_model"], image=image)
+
+
+def cut_out(g: Graph, column: float, image: Output, mask: Output) -> Output:
+    """The object's mask: the given one or, once three nodes are switched on, what core's background removal finds."""
+    model, remove = remove_background(g, column, image)
     # When all three are switched off, the last gives its first mask.
     cut = g.add("ComfySwitchNode", column, "Automatic mask", switch=True, on_false=mask, on_true=remove["mask"])
-    g.bypass("Cut-out (switched off)", remover, remove, cut)
+    g.bypass("Cut-out (switched off)", model, remove, cut)
     return cut["output"]
 
 
@@ -246,7 +254,7 @@ def plain_photo(g: Graph) -> None:
         object_mask=mask,
         mask=background["MASK"],
     )
-    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="above")
+    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="left")
     save(g, 3.4, light["image"], columns=1.4)
 
 
@@ -257,20 +265,20 @@ def many_objects(g: Graph) -> None:
         "Drag the **box** that holds for all, or paint it on the background.",
         "Press **Run**: a picture for each object.",
     )
-    objects = [picture(g, 0, name, f"Object {index}") for index, name in enumerate(("sloth.webp", "backpack.webp"), 1)]
+    objects = [picture(g, 0, name, f"Object {index}") for index, name in enumerate(("sloth.webp", "collie.webp"), 1)]
     background = picture(g, 1, "plaza.jpg", "Background")
     pictures = g.add("CreateList", 1, "Objects", inputs=[each["IMAGE"] for each in objects])["list"]
     masks = g.add("CreateList", 1, "Their masks", inputs=[each["MASK"] for each in objects])["list"]
     placed = place(
         g,
         2,
-        (120, 350, 350, 360),
+        (570, 350, 350, 360),
         background=background["IMAGE"],
         object=pictures,
         object_mask=masks,
         mask=background["MASK"],
     )
-    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="left")
+    light = g.add("ImprintRelight", 3.4, placed=placed["placed"], light_from="right")
     save(g, 3.4, light["image"], columns=1.4)
 
 
@@ -298,7 +306,8 @@ def split_path(g: Graph) -> None:
         "For your own samplers: what **Draw Object** does in one node. A square around the hole is cropped, scaled to "
         "the model's 256 px, painted grey and encoded.",
         "**KSampler** draws it: by *Set Latent Noise Mask*, the MODEL keeps the background clean at every step.",
-        "Decoded, scaled back, pasted, blended. *Draw Object* knows outline and shadow; here the mask stands in for them.",
+        "Decoded, scaled back, pasted, blended. *Draw Object* knows outline and shadow; here the mask stands in for "
+        "them.",
     )
     object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
     photo = picture(g, 0, PAINTED, "Background")
@@ -370,8 +379,8 @@ def split_path(g: Graph) -> None:
 def objectstitch_512px(g: Graph) -> None:
     note(
         g,
-        f"Fetch [{OBJECTSTITCH['name']}]({OBJECTSTITCH['url']}) (5.2 GB, by BCMI) into `models/{OBJECTSTITCH['directory']}`; "
-        "the front end offers it.",
+        f"Fetch [{OBJECTSTITCH['name']}]({OBJECTSTITCH['url']}) (5.2 GB, by BCMI) into "
+        f"`models/{OBJECTSTITCH['directory']}`; the front end offers it.",
         f"Load **object** and **background**; paint where it shall be: {PAINT}.",
         "Press **Run**. The settings are its authors'; licences are on the help page of *Imprint: Load Checkpoint*.",
     )
@@ -397,12 +406,12 @@ WORKFLOWS: dict[str, Callable[[Graph], Any]] = {
     "7 Draw with your own KSampler": split_path,
     RELATIVE: objectstitch_512px,
 }
-"""The template browser shows the first one first, and the others in the order that the disk gives; see nodes/templates.py."""
+"""In the order in which the template browser shows them, which is that of their names; see nodes/templates.py."""
 
 
 def file_of(name: str) -> Path:
     """Where the workflow of that name lies; its thumbnail is beside it."""
-    return ROOT / ("example_workflows" if name == FIRST else "workflows") / f"{name}.json"
+    return ROOT / "example_workflows" / f"{name}.json"
 
 
 def build(name: str, object_info: dict[str, dict]) -> dict:
@@ -416,21 +425,37 @@ def place_blueprint(g: Graph) -> dict:
     # The box is drawn on the picture of the first input.
     inputs = subgraph_inputs(background="IMAGE", object="IMAGE", object_mask="MASK", mask="MASK")
     mask = cut_out(g, 0, inputs["object"], inputs["object_mask"])
-    placed = g.add("ImprintPlaceObject", 1, **{**inputs, "object_mask": mask}, columns=1.4)
-    light = g.add("ImprintRelight", 2.4, placed=placed["placed"])
-    shown = [
-        ("ImprintPlaceObject", "box"),
-        *(("ImprintRelight", name) for name in ("light", "shadow", "softness", "light_from")),
-    ]
-    return g.blueprint(
+    return placing_blueprint(
+        g,
         PLACE,
-        "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its shadow. "
-        "object_mask: the MASK of Load Image for a cut-out; for a plain photo, open the subgraph and switch its Cut-out on. "
-        "mask: instead of the box, where it was painted.",
+        "Puts an object's own photo into a box that is drawn on the background, in the scene's light and with its "
+        "shadow. object_mask: the MASK of Load Image for a cut-out; for a plain photo, open the subgraph and switch "
+        f"its Cut-out on, or take {PLACE_PHOTO}. mask: instead of the box, where it was painted.",
         inputs,
-        {"image": light["image"]},
-        shown,
+        mask,
     )
+
+
+def photo_blueprint(g: Graph) -> dict:
+    inputs = subgraph_inputs(background="IMAGE", object="IMAGE", mask="MASK")
+    _, remove = remove_background(g, 0, inputs["object"])
+    return placing_blueprint(
+        g,
+        PLACE_PHOTO,
+        "Cuts the object out of any photo with core's background removal, and puts it into a box that is drawn on the "
+        f"background, in the scene's light and with its shadow. Needs {BACKGROUND_REMOVAL['name']} in "
+        f"models/{BACKGROUND_REMOVAL['directory']}. mask: instead of the box, where it was painted.",
+        inputs,
+        remove["mask"],
+    )
+
+
+def placing_blueprint(g: Graph, name: str, description: str, inputs: dict[str, Output], object_mask: Output) -> dict:
+    placed = g.add("ImprintPlaceObject", 1, **{**inputs, "object_mask": object_mask}, columns=1.4)
+    light = g.add("ImprintRelight", 2.4, placed=placed["placed"])
+    shown = [("ImprintPlaceObject", "box")]
+    shown += [("ImprintRelight", widget) for widget in ("light", "shadow", "softness", "light_from")]
+    return g.blueprint(name, description, inputs, {"image": light["image"]}, shown)
 
 
 def insert_blueprint(g: Graph) -> dict:
@@ -450,15 +475,19 @@ def insert_blueprint(g: Graph) -> dict:
     ]
     return g.blueprint(
         INSERT,
-        "Draws an object into a background, where the hole is white, such as the MASK that was painted on the background. "
-        "object_mask: the MASK of Load Image.",
+        "Draws an object into a background, where the hole is white, such as the MASK that was painted on the "
+        "background. object_mask: the MASK of Load Image.",
         inputs,
         {"image": finished},
         shown,
     )
 
 
-BLUEPRINTS: dict[str, Callable[[Graph], dict]] = {PLACE: place_blueprint, INSERT: insert_blueprint}
+BLUEPRINTS: dict[str, Callable[[Graph], dict]] = {
+    PLACE: place_blueprint,
+    PLACE_PHOTO: photo_blueprint,
+    INSERT: insert_blueprint,
+}
 
 
 def blueprint(name: str, object_info: dict[str, dict]) -> dict:

@@ -35,7 +35,8 @@ def measure(rounds: int, steps: int, cfg: float) -> None:
                 seconds[name].append(time.perf_counter() - start)
     ours, theirs = (statistics.median(seconds[name][1:]) for name in ("sampler", "split"))  # the first round warms up
     print(
-        f"sampler {ours:.3f} s, split path {theirs:.3f} s, ratio {ours / theirs:.4f} ({rounds} x {steps} steps, cfg {cfg:g})"
+        f"sampler {ours:.3f} s, split path {theirs:.3f} s, ratio {ours / theirs:.4f} ({rounds} x {steps} steps, cfg "
+        f"{cfg:g})"
     )
 
 

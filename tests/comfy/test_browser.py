@@ -24,6 +24,7 @@ from make_workflows import (
     INSERT,
     OBJECTSTITCH,
     PLACE,
+    PLACE_PHOTO,
     PLAIN_PHOTO,
     RELATIVE,
     SAMPLES,
@@ -31,6 +32,7 @@ from make_workflows import (
     file_of,
 )
 from PIL import Image
+from safetensors.numpy import save_file
 from ui_workflow import to_prompt
 
 from imprint.checkpoint import SHIPPED
@@ -103,6 +105,13 @@ def set_setting(page, name: str, value) -> None:
 
 def command(page, name: str) -> None:
     page.evaluate("name => app.extensionManager.command.execute(name)", name)
+
+
+def new_canvas(page) -> None:
+    """An empty workflow, whose origin lies in the upper left of the window."""
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
+    page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 220]; app.canvas.setDirty(true, true)")
 
 
 def templates(page):
@@ -280,8 +289,7 @@ def test_automatic_cutout_offers_its_file(page, server: Server):
 
 
 def test_help_pages(page, object_info: dict):
-    command(page, "Comfy.NewBlankWorkflow")
-    page.wait_for_function("app.graph.nodes.length === 0")
+    new_canvas(page)
     ours = [kind for kind, info in object_info.items() if info["python_module"] == f"custom_nodes.{PACK}"]
     for index, kind in enumerate(ours):
         add_node(page, kind, 100, 700 * index)
@@ -314,6 +322,24 @@ def add_node(page, kind: str, x: int, y: int) -> str:
     )
 
 
+def add_blueprint(page, name: str, x: int, y: int) -> str:
+    """A blueprint from the search box, at a place of the window; its id."""
+    before = page.evaluate("app.graph.nodes.length")
+    page.mouse.move(x - 10, y - 10)
+    command(page, "Workspace.SearchBox.Toggle")
+    page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
+    page.keyboard.type(name)
+    page.get_by_text(name).filter(visible=True).first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
+    page.wait_for_function("app.canvas.state.ghostNodeId != null")  # the new node follows the pointer until a click
+    page.wait_for_timeout(1000)  # the search box fades
+    page.mouse.move(x, y)
+    page.mouse.click(x, y)
+    page.wait_for_function("app.canvas.state.ghostNodeId == null")
+    return page.evaluate("String(app.graph.nodes.at(-1).id)")
+
+
 def middle(locator) -> tuple[float, float]:
     box = locator.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -339,16 +365,17 @@ def wire(page, output: tuple[str, int], into: tuple[str, int]) -> None:
     page.wait_for_function("before => app.graph.links.size === before + 1", arg=before)
 
 
-def box_of(page) -> dict[str, int]:
-    return page.evaluate("app.graph.nodes.find(n => n.type === 'ImprintPlaceObject').widgets[0].value")
+def box_of(page, node: str) -> dict[str, int]:
+    return page.evaluate("node => app.graph.getNodeById(node).widgets.find(w => w.name === 'box').value", node)
 
 
 def drag_the_box(page, place: str, size: tuple[int, int], wanted: dict[str, int]) -> dict[str, int]:
     """Drag the box on the picture of that size by its corners, then move it; what it is then.
 
-    place: the Place Object's id.
+    place: the id of a Place Object, or of a blueprint that holds one.
     """
-    preview = page.locator(f"[data-node-id='{place}'] img[alt='Crop preview']")
+    node = page.locator(f"[data-node-id='{place}']")  # an open side panel shows a box too
+    preview = node.locator("img[alt='Crop preview']")
     preview.wait_for()
     page.wait_for_timeout(1000)
     shown = preview.bounding_box()
@@ -359,10 +386,10 @@ def drag_the_box(page, place: str, size: tuple[int, int], wanted: dict[str, int]
 
     x, y, width, height = wanted.values()
     away = 20 if x + width + 20 < size[0] else -20
-    drag(page, middle(page.get_by_test_id("crop-resize-nw")), at(x + away, y))
-    drag(page, middle(page.get_by_test_id("crop-resize-se")), at(x + away + width, y + height))
-    drag(page, middle(page.get_by_test_id("crop-overlay")), at(x + width // 2, y + height // 2))
-    box = box_of(page)
+    drag(page, middle(node.get_by_test_id("crop-resize-nw")), at(x + away, y))
+    drag(page, middle(node.get_by_test_id("crop-resize-se")), at(x + away + width, y + height))
+    drag(page, middle(node.get_by_test_id("crop-overlay")), at(x + width // 2, y + height // 2))
+    box = box_of(page, place)
     assert all(abs(box[name] - value) <= 10 / pixel for name, value in wanted.items()), (box, wanted)
     return box
 
@@ -423,9 +450,7 @@ def choose_file(page, node: str, path: Path, nodes_2: bool) -> None:
 
 def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
     """Object, background, a box dragged, Run: with the mouse, and with five wires."""
-    command(page, "Comfy.NewBlankWorkflow")
-    page.wait_for_function("app.graph.nodes.length === 0")
-    page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 220]; app.canvas.setDirty(true, true)")
+    new_canvas(page)
     background, object_ = add_node(page, "LoadImage", 0, 0), add_node(page, "LoadImage", 0, 600)
     place = add_node(page, "ImprintPlaceObject", 450, 0)
     light = add_node(page, "ImprintRelight", 1050, 0)
@@ -446,6 +471,39 @@ def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
     run(page, steps=None)
     was = np.asarray(Image.open(SAMPLES / "background.png").convert("RGB"))
     stands_in(result(page, server), was, box)
+
+
+def test_a_plain_photo_from_an_empty_canvas(page, nodes_2, server: Server, tmp_path: Path):
+    """A JPG that is not cut out: object, background, a box dragged, Run, with three wires, by the blueprint that holds
+    core's background removal. Its weights are not here: a stand-in of the probe pack takes their file's place.
+    """
+    photo, room = tmp_path / "own_plain_duck.jpg", tmp_path / "own_plain_room.jpg"
+    duck, size = Image.open(SAMPLES / "duck.webp").resize((400, 400)), (960, 720)
+    Image.alpha_composite(Image.new("RGBA", duck.size, "slategrey"), duck).convert("RGB").save(photo, quality=95)
+    Image.open(SAMPLES / "room.jpg").resize(size).save(room, quality=95)
+    file = server.base / "models" / BACKGROUND_REMOVAL["directory"] / BACKGROUND_REMOVAL["name"]
+    file.parent.mkdir()
+    save_file({"imprint_probe": np.zeros(1)}, file)
+    try:
+        command(page, "Comfy.RefreshNodeDefinitions")
+        new_canvas(page)
+        background, object_ = add_node(page, "LoadImage", 0, 0), add_node(page, "LoadImage", 0, 600)
+        saved = add_node(page, "SaveImage", 1050, 450)
+        place = add_blueprint(page, PLACE_PHOTO, 500, 200)
+        page.locator(f"[data-node-id='{place}']").wait_for()
+        page.wait_for_timeout(1000)  # the nodes take their sizes
+        wire(page, (background, 0), (place, 0))
+        wire(page, (object_, 0), (place, 1))
+        wire(page, (place, 0), (saved, 0))
+        assert page.evaluate("app.graph.links.size") == 3
+        choose_file(page, object_, photo, True)
+        choose_file(page, background, room, True)
+        box = drag_the_box(page, place, size, {"x": 200, "y": 240, "width": 240, "height": 300})
+        run(page, steps=None)
+    finally:
+        shutil.rmtree(file.parent)
+        command(page, "Comfy.RefreshNodeDefinitions")
+    stands_in(result(page, server), np.asarray(Image.open(room)), box)
 
 
 def paint(page, title: str, size: tuple[int, int], wanted: dict[str, int]) -> None:
@@ -513,7 +571,7 @@ def test_painting_in_any_mask_editor_changes_the_picture(page, server: Server, n
         paint(page, title, tuple(size), stroke)
         run(page)
         after = results(page, server)
-        assert (np.abs(after.astype(int) - before).max(3) > 20).mean() > 1e-3, title
+        assert (np.abs(after.astype(int) - before).max(3) > 20).mean() > 5e-4, title
         before = after
     assert page.evaluate(SEEDS) == seeds  # else another seed would be what changed it
     if name == FORM:
@@ -600,18 +658,7 @@ def test_blueprint(page, blueprint: str, widgets: set[str], wires: list[tuple]):
     """From the search box into an empty graph, wired, and run."""
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
-    page.mouse.move(700, 600)
-    command(page, "Workspace.SearchBox.Toggle")
-    page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
-    page.keyboard.type(blueprint)
-    page.get_by_text(blueprint).filter(visible=True).first.wait_for()
-    page.keyboard.press("Enter")
-    page.wait_for_function("app.graph.nodes.length === 1")
-    page.wait_for_function("app.canvas.state.ghostNodeId != null")  # the new node follows the pointer until a click
-    page.wait_for_timeout(1000)  # the search box fades
-    page.mouse.move(710, 610)
-    page.mouse.click(710, 610)
-    page.wait_for_function("app.canvas.state.ghostNodeId == null")
+    add_blueprint(page, blueprint, 710, 610)
     node = page.evaluate("app.graph.nodes.map(n => ({title: n.title, widgets: n.widgets.map(w => w.name)}))[0]")
     assert node["title"] == blueprint
     assert widgets <= set(node["widgets"])
@@ -650,7 +697,7 @@ def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
     def photograph(name: str) -> None:
         page.mouse.move(1500, 980)
         page.wait_for_timeout(2000)  # the view glides, notices and tooltips fade
-        page.screenshot(path=screenshots / f"{name}.jpg", type="jpeg", quality=82)
+        page.screenshot(path=screenshots / f"{name}.jpg", type="jpeg", quality=75)
 
     open_template(page, FIRST)
     run(page, steps=None)
@@ -670,7 +717,7 @@ def test_pictures_for_the_readme(page, nodes_2, screenshots: Path):
     page.wait_for_function("app.graph.nodes.length === 0")
     dialog = templates(page)
     dialog.locator("img").first.wait_for()
-    assert dialog.get_by_text(re.compile(r"^\d \w+")).first.inner_text() == FIRST
+    assert dialog.get_by_text(re.compile(r"^\d \w+")).all_inner_texts() == list(WORKFLOWS)
     photograph("templates")
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")

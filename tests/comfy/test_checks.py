@@ -80,7 +80,9 @@ def test_inside_comfyui_at_night(comfyui: Path, python: str, base: Path, tmp_pat
 
 @pytest.mark.parametrize("background", ["blend", "concat"])
 def test_pipeline_and_graph_agree(checked: Path, background: str):
-    """The same weights, noise, steps and Euler schedule, both in fp32: the final latents and the mattes agree to 1e-3."""
+    """The same weights, noise, steps and Euler schedule, both in fp32: the final latents and the mattes agree to
+    1e-3.
+    """
     pytest.importorskip("diffusers")
     import torch
     from PIL import Image, ImageOps

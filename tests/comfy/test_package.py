@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from comfy_server import PACK, ROOT, make_base, running
-from make_workflows import FIRST, file_of
+from make_workflows import FIRST, WORKFLOWS, file_of
 from ui_workflow import to_prompt
 
 NAME = "some-imprint-copy"
@@ -33,7 +33,9 @@ def comfy() -> str:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This working tree as a repository of its own, since `comfy node pack` writes into the folder and packs what git has."""
+    """This working tree as a repository of its own, since `comfy node pack` writes into the folder and packs what git
+    has.
+    """
     folder = tmp_path_factory.mktemp("copy")
     listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for name in filter(None, listed):
@@ -130,7 +132,7 @@ def test_archive_works(archive: Path, comfyui: Path, python: str, tmp_path: Path
         object_info = server.get("/object_info")
         ours = [name for name, info in object_info.items() if info["python_module"] == f"custom_nodes.{NAME}"]
         assert len(ours) == 10
-        assert server.get("/workflow_templates")[NAME][0] == FIRST
+        assert server.get("/workflow_templates")[NAME] == list(WORKFLOWS)
         assert any(
             each["info"]["node_pack"] == f"custom_nodes.{NAME}" for each in server.get("/global_subgraphs").values()
         )

@@ -167,8 +167,8 @@ def test_ten_objects_leave_no_memory_behind(server: Server):
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
         resident.append(server.get("/imprint_probe")["resident"] / 2**20)
     print("resident MiB after each object:", ", ".join(f"{value:.0f}" for value in resident))
-    # The allocator keeps or gives back 16 MiB from one to the next; the least of three is what is held. A kept crop, identity
-    # and picture are 3 MiB each time, a kept model 80.
+    # The allocator keeps or gives back 16 MiB from one to the next; the least of three is what is held. A kept crop,
+    # identity and picture are 3 MiB each time, a kept model 80.
     assert min(resident[7:]) - min(resident[1:4]) < 16, resident
     alive = server.get("/imprint_probe")["alive"]
     assert alive == ["CleanBackground", "Dinov2Model", "TAESD", "_AdapterModule"]

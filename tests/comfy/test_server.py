@@ -8,8 +8,8 @@ import os
 import time
 
 import numpy as np
-import original_weights
 import pytest
+import third_party_weights
 import torch
 from comfy_server import PACK, ROOT, Server
 from make_workflows import DRAW, OBJECTSTITCH, PAINTED, RELATIVE, SAMPLES, file_of
@@ -190,14 +190,16 @@ def test_error_reaches_the_user(server: Server, prompt: dict):
 
 
 def test_a_relative_s_file_runs_its_workflow(server: Server):
-    """Random weights, as released and converted, in few steps and at 64 px; the object is seen, the background stays."""
+    """Random weights, as released and converted, in few steps and at 64 px; the object is seen, the background
+    stays.
+    """
     pytest.importorskip("diffusers")
     from imprint.third_party import convert
 
     workflow = json.loads(file_of(RELATIVE).read_text(encoding="utf-8"))
     folder = server.base / "models" / OBJECTSTITCH["directory"]
     released = folder / OBJECTSTITCH["name"]
-    torch.save({"state_dict": original_weights.random_weights("small", "objectstitch")}, released)
+    torch.save({"state_dict": third_party_weights.random_weights("small", "objectstitch")}, released)
     convert(released, folder / "converted.safetensors")
     prompt = to_prompt(workflow, server.get("/object_info"))
     one(prompt, "ImprintCompositeSampler").update(steps=2, resolution=64)

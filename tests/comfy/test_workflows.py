@@ -53,9 +53,9 @@ def test_blueprint_is_current(server: Server, object_info: dict, name: str):
 
 
 def test_all_are_offered(server: Server):
-    """The first one first, whatever the disk's order; each with its file and its thumbnail."""
+    """In the order of their names, whatever the disk's; each with its file and its thumbnail."""
     offered = server.get("/workflow_templates")[PACK]
-    assert sorted(offered) == sorted(WORKFLOWS) and len(offered) <= 8 and offered[0] == FIRST
+    assert offered == list(WORKFLOWS) and len(offered) <= 8
     for name in WORKFLOWS:
         assert server.get(quote(f"/api/workflow_templates/{PACK}/{name}.json")) == shipped(name)
         assert server.request(quote(f"/api/workflow_templates/{PACK}/{name}.jpg")).startswith(b"\xff\xd8")
@@ -128,6 +128,8 @@ def test_samples_are_used():
         if node["type"] == "LoadImage"
         for value in node["widgets_values"][:1]
     }
+    # ComfyUI 0.33 reads a WebP of odd width with an opaque last column, which is a line beside the object.
+    assert all(side % 2 == 0 for name in named for side in Image.open(SAMPLES / name).size)
     samples = {path.name for path in SAMPLES.iterdir()}
     files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "tests").glob("test_*.py"), ROOT / "imprint" / "cli.py"]
     words = "".join(path.read_text(encoding="utf-8") for path in files)

@@ -132,8 +132,9 @@ class Graph:
         return Node(number, {each["name"]: Output(number, slot, each["type"]) for slot, each in enumerate(outputs)})
 
     def show_as_form(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
-        """Open the graph in App Mode: these widgets, under their nodes' titles where they have one, and what these nodes
-        save."""
+        """Open the graph in App Mode: these widgets, under their nodes' titles where they have one, and what these
+        nodes save.
+        """
         for node, widget in inputs:
             (entry,) = (each for each in self.nodes[node.id - 1]["inputs"] if each["name"] == widget)
             if "title" in self.nodes[node.id - 1]:
@@ -231,7 +232,7 @@ class Graph:
             "id": 1,
             "type": ids[""],
             "pos": [0, 0],
-            "size": [320, 40 + 28 * len(inputs)],
+            "size": [450 if "box" in inputs else 320, 40 + 28 * len(inputs)],  # a box is drawn on a picture
             "flags": {},
             "order": 0,
             "mode": 0,

@@ -57,7 +57,7 @@ def read_captions(group: Group, options: Prepare) -> Iterator[Item]:
 def _lines(path: Path) -> list[str]:
     """The lines of a text file that say something; none where there is no such file. Raises `Dropped`."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -51,8 +51,8 @@ def in_processes(work: Callable[[T], R], jobs: list[T], workers: int, made: str)
         raise
     except BrokenProcessPool as error:  # multiprocessing.Pool would wait for the lost job for ever
         raise ImprintError(
-            f"a worker process has died, perhaps for want of memory (any error of its own stands above); finished {made} are "
-            "kept: run the same command again, with fewer --workers"
+            "a worker process has died, perhaps for want of memory (any error of its own stands above); finished "
+            f"{made} are kept: run the same command again, with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -68,7 +68,10 @@ def _interruptible(work: Callable[[T], R], job: T) -> R:
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Processes that are started within do so too. In another thread than the main one, which alone gets them: nothing."""
+    """Processes that are started within do so too.
+
+    In another thread than the main one, which alone gets them: nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -33,12 +34,13 @@ LARGEST_PIECE = 0.97  # of the object, at least
 SMALL_HOLE = 0.004  # of the object: smaller ones are filled
 CONTRAST, CLEAR = 14.0, 0.9  # in CIELAB, between the outline's two sides; and along how much of it at least
 OVERLAP = 0.2  # at most so much, as a share of the object, has the colour of the other side
-# Of the object, at most, is a patch that looks like ground, by 8-bit CIELAB in these steps: as lit, and by hue alone, in shadow.
+# Of the object, at most, is a patch that looks like ground, by 8-bit CIELAB in these steps: as lit, and by hue alone,
+# in shadow.
 SWALLOWED = {(24, 8, 8): 0.0075, (256, 4, 4): 0.025}
 KEPT = "kept"
 
 
-def opencv():
+def opencv() -> ModuleType:
     """The module cv2, on one thread. Raises `ImprintError` where it is not installed."""
     cv2 = from_extra("cv2", "train", "cutting masks out")
     cv2.setNumThreads(1)
@@ -73,7 +75,10 @@ def starts(shape: tuple[int, int]) -> Iterator[np.ndarray]:
 
 
 def grab(pixels: np.ndarray, start: np.ndarray, rounds: int) -> np.ndarray:
-    """GrabCut: pixels (H, W, 3) uint8, start (H, W) of cv2.GC_... -> (H, W) bool. Raises `Dropped` for an empty side."""
+    """GrabCut: pixels (H, W, 3) uint8, start (H, W) of cv2.GC_... -> (H, W) bool.
+
+    Raises `Dropped` for an empty side.
+    """
     cv2 = opencv()
     cv2.setRNGSeed(0)  # of its k-means
     labels = start.astype(np.uint8)
@@ -148,7 +153,9 @@ def _frame(shape: tuple[int, int], more: int = 0) -> np.ndarray:
 
 
 def _pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) numbers of a mask's connected pieces, from 1, and their pixels (number + 1,); those of 0 are not counted."""
+    """(H, W) numbers of a mask's connected pieces, from 1, and their pixels (number + 1,); those of 0 are not
+    counted.
+    """
     pieces = opencv().connectedComponents(mask.astype(np.uint8), connectivity=4)[1]
     return pieces, np.bincount(pieces[mask], minlength=1)
 

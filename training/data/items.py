@@ -124,7 +124,7 @@ def first_folder(*paths: Path) -> Path | None:
 def read_names(path: Path | None) -> frozenset[str]:
     """The words of a text file; none without a file. Raises `ImprintError`."""
     try:
-        return frozenset(path.read_text(encoding="utf-8").split()) if path else frozenset()
+        return frozenset(path.read_text(encoding="utf-8-sig").split()) if path else frozenset()
     except (OSError, ValueError) as error:
         raise ImprintError(f"{path} cannot be read ({error}); --exclude is a text file of names") from error
 

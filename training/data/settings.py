@@ -8,11 +8,44 @@ from pathlib import Path
 
 from imprint.errors import ImprintError
 
-from ..arguments import found, option
-from ..settings import require
+from ..arguments import found, option, require
 
 ENGINES = ("processes", "ray")
 BACKENDS = ("egl", "x11", "wgl", "darwin")
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Cutting objects out of photos."""
+
+    photos: Path = option(positional=True)
+    """folder of photos, at any depth"""
+    masks: Path | None = option(None, metavar="FOLDER")
+    """by default PHOTOS/masks"""
+    workers: int = option(2)
+    """processes"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for a number that cannot be."""
+        require(self, "workers")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A few photos of one object, into shards."""
+
+    folder: Path = option(positional=True)
+    """of the photos"""
+    output: Path = option()
+    """folder; cutouts/ and photos/ are made in it"""
+    backgrounds: Path | None = option(None)
+    """folder of shards of photos"""
+    limit: int = option(200)
+    """of the backgrounds"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for a number that cannot be."""
+        require(self, "limit")
 
 
 @dataclass(frozen=True)
@@ -24,8 +57,8 @@ class Limits:
     max_area: float = 0.64
     """largest object, likewise"""
     border: int = 4
-    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all and counts those that
-    are cut, of which training from photos makes no targets"""
+    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all and counts those
+    that are cut, of which training from photos makes no targets"""
     max_edge: float = 3.0
     """greatest mean width in pixels of a mask's soft edge, where alpha lies between 10 and 90 %"""
 
@@ -93,31 +126,25 @@ class Prepare:
 
     def check(self) -> None:
         """Raises `ImprintError` for options that do not go together."""
-        require(self, "longest_side shard_size workers quality")
+        require(self, "longest_side shard_size workers")
+        require(self, "quality", 1, 100)
         require(self.render, "views resolution identities")
-        if not 0 <= self.held_out <= 1:
-            raise ImprintError(f"--held-out is {self.held_out}; it is a share, from 0 to 1")
-        require(self.limits, "border", 0)
-        for name in ("min_area", "max_area"):
-            if not 0 <= getattr(self.limits, name) <= 1:
-                raise ImprintError(
-                    f"--{name.replace('_', '-')} is {getattr(self.limits, name)}; it is a share, from 0 to 1"
-                )
-        if self.limits.max_edge < 0:
-            raise ImprintError(f"--max-edge is {self.limits.max_edge}; it must be 0 or more")
+        require(self, "held_out", 0, 1)
+        require(self.limits, "min_area max_area", 0, 1)
+        require(self.limits, "border max_edge", 0)
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
             raise ImprintError(
                 f"--name is {self.name!r}; files and samples are called so: letters, digits, _ and - were expected"
             )
-        if self.quality > 100:
-            raise ImprintError(f"--quality is {self.quality}; it goes up to 100")
         if self.render.relit and not self.render.panoramas:
             raise ImprintError("--relit needs the light of --panoramas")
-        if not 0 <= self.render.relit <= self.render.views:
-            raise ImprintError(f"--relit is {self.render.relit}; it is a number of the {self.render.views} views")
+        require(self.render, "relit", 0, self.render.views)
 
     def resolved(self, licensed: bool) -> Prepare:
-        """With name and licence. licensed: whether each picture brings its own. Raises `ImprintError` where there is none."""
+        """With name and licence. licensed: whether each picture brings its own.
+
+        Raises `ImprintError` where there is none.
+        """
         if self.licence is None and not licensed:
             raise ImprintError(f"{self.source} does not say each picture's licence: give --licence")
         folder = re.sub(r"[^A-Za-z0-9-]+", "-", self.input.resolve().name)

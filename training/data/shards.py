@@ -27,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -35,6 +35,9 @@ from PIL import Image, UnidentifiedImageError
 from imprint.errors import ImprintError
 from imprint.files import replacing
 from imprint.images import to_rgb
+
+if TYPE_CHECKING:
+    import webdataset
 
 SPLITS = ("train", "held-out")
 INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server cannot list them
@@ -144,7 +147,7 @@ def _system(url: str | os.PathLike) -> tuple:
 
 
 @contextmanager
-def shard_writer(url: str | os.PathLike):
+def shard_writer(url: str | os.PathLike) -> Iterator[webdataset.TarWriter]:
     """A `webdataset.TarWriter`; the shard appears at its URL when it is whole, and not otherwise."""
     import webdataset
 
@@ -283,6 +286,7 @@ def read_parts(shard: str) -> Iterator[dict]:
     try:
         stream = open(shard, "rb") if _is_local(shard) else io.BytesIO(read_file(shard))
         with stream:
+            _require_end(stream)
             files: Iterable[dict] = (file | {"__url__": shard} for file in tar_file_iterator(stream))
             yield from group_by_keys(files)
     except FileNotFoundError as error:
@@ -293,8 +297,23 @@ def read_parts(shard: str) -> Iterator[dict]:
         ) from error
 
 
+def _require_end(stream: BinaryIO) -> None:
+    """Raise EOFError where a tar lacks the zeros at its end: cut off between two members it would seem whole, only
+    shorter.
+    """
+    start = stream.read(512)
+    if start[257:262] == b"ustar":  # not compressed
+        stream.seek(max(512, stream.seek(0, io.SEEK_END) - 1024))
+        if (end := stream.read()).strip(b"\0") or len(end) < 1024:
+            raise EOFError("it was cut off")
+    stream.seek(0)
+
+
 def open_picture(data: bytes) -> Image.Image:
-    """A file's bytes as a picture that is not read yet. Raises ValueError, always in the same words, for anything else."""
+    """A file's bytes as a picture that is not read yet.
+
+    Raises ValueError, always in the same words, for anything else.
+    """
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:  # its words hold the buffer's address
@@ -326,7 +345,10 @@ def _record(fields: Any) -> Record:
     shadow = None if fields.get("shadow") is None else tuple(map(float, fields["shadow"]))
     record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)
     texts, numbers = (record.object, record.clip, record.source, record.licence), (record.frame, *record.gap)
-    if not (all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)):
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int and abs(number) < 2**53 for number in numbers)
+    ):
         raise ValueError(f"its fields are {fields}; texts, and whole numbers as frame and gap, were expected")
     if len(record.gap) != 2 or (shadow is not None and not (len(shadow) == 3 and all(map(math.isfinite, shadow)))):
         raise ValueError(f"its gap is {record.gap} and its shadow {shadow}; two and three numbers were expected")

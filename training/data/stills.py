@@ -43,7 +43,7 @@ def coco_tables(path: Path, kind: str) -> Iterator[tuple[dict, Path]]:
         raise ImprintError(f"{path} has no annotations/{kind}_*.json and no {kind}.json; --input is COCO's own folder")
     for file, folder in files:
         try:
-            table = json.loads(file.read_text(encoding="utf-8"))
+            table = json.loads(file.read_text(encoding="utf-8-sig"))
             table["annotations"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ImprintError(f"{file} is no COCO annotation file ({error!r})") from error
@@ -190,8 +190,8 @@ def folder_groups(path: Path, _options: Prepare | None = None) -> Iterator[Group
 
     The object of NAME.jpg is NAME.mask.png, NAME_mask.png or NAME-mask.png beside it, a grey or transparent NAME.png
     beside it, or NAME.png of the folder masks/ or mask/ (at the same depth below it as the picture is below PATH or
-    PATH/images); or the picture's own transparency: a cut-out, which gets room around it and a grey ground. A mask with a
-    palette numbers several objects, any other is white on black. Pictures without are backgrounds.
+    PATH/images); or the picture's own transparency: a cut-out, which gets room around it and a grey ground. A mask with
+    a palette numbers several objects, any other is white on black. Pictures without are backgrounds.
     """
     root = first_folder(path / "images") or path
     masks = first_folder(*(path / name for name in MASK_FOLDERS))

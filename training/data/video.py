@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,10 +74,10 @@ def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
         yield _clip(video, root / "panomasks" / video.name, things)
 
 
-def _read_json(path: Path, use: Callable):
+def _read_json(path: Path, use: Callable[[Any], Any]) -> Any:
     """What `use` makes of a JSON file. Raises `ImprintError` where the file is absent or of another form."""
     try:
-        return use(json.loads(path.read_text(encoding="utf-8")))
+        return use(json.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImprintError(
             f"{path} cannot be used ({error!r}); it comes with the data set and lies beside its folders"

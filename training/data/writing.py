@@ -48,7 +48,9 @@ def plan(groups: list[Group], options: Prepare) -> list[Job]:
 
 
 def held_out_keys(groups: list[Group], part: float) -> set[str]:
-    """The keys of the groups that are held out: by a hash of each, and one at least on either side where there are two."""
+    """The keys of the groups that are held out: by a hash of each, and one at least on either side where there are
+    two.
+    """
     keys = sorted({group.key or group.name for group in groups}, key=lambda key: (shards.name_hash(key), key))
     held = {key for key in keys if shards.held_out(key, part)}
     if len(keys) > 1 and 0 < part < 1:

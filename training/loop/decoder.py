@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from imprint.checkpoint import Checkpoint, load_checkpoint
+from imprint.checkpoint import Checkpoint, load_checkpoint, save_computed
 from imprint.config import LatentConfig
 from imprint.errors import ImprintError
 from imprint.files import require_writable
-from imprint.images import save_computed as save_computed_image
+from imprint.images import save_computed as save_computed_picture
 from imprint.images import tensor_to_image
 from imprint.model import load_modules
 from imprint.vae import build_autoencoder, decode, encode
@@ -25,7 +25,6 @@ from ..pairs.making import PairMaker
 from ..pairs.pictures import Photos, Views
 from ..settings import STAGES, TuneDecoder
 from .losses import reconstruction_loss, structural_similarity
-from .merging import save_computed
 from .model import with_matte
 
 PART = 32  # held-out pictures at once
@@ -177,9 +176,9 @@ def tune(options: TuneDecoder) -> None:
     result = replace(checkpoint, parts=checkpoint.parts | {"vae": weights | tuned})
     load_modules({"vae": autoencoder}, result)  # what is measured is what the file holds, rounded
     after = held_out.decoded(autoencoder)
-    save_computed(options.output, result)
+    save_computed(result, options.output)
     rows = torch.cat([held_out.target, before, after], 3)[:SHOWN]
-    save_computed_image(tensor_to_image(torch.cat(list(rows), 1)), picture)
+    save_computed_picture(tensor_to_image(torch.cat(list(rows), 1)), picture)
     print(f"{options.output}; target, before and after: {picture}")
     print(f"{options.held_out} held-out pictures of {maker.config.resolution} px: before, after")
     for (name, old), new in zip(held_out.measure(before).items(), held_out.measure(after).values()):

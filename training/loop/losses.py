@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from imprint.config import ImprintConfig, NoiseConfig
 from imprint.matte import split_matte
-from imprint.unet import unet_input
+from imprint.unet import with_background
 
 from ..pairs.batches import Batch
 
@@ -95,7 +95,7 @@ def diffusion_loss(
     clean = batch.target.float()
     noisy = signal * clean + spread * noise
     target = noise if config.noise.prediction_type == "epsilon" else signal * noise - spread * clean
-    seen = unet_input(noisy, batch.background.float(), batch.hole.float(), config)
+    seen = with_background(noisy, batch.background.float(), batch.hole.float(), config)
     prediction, logits = split_matte(model(batch.reference, seen, timesteps, dropped).float(), config)
     if teacher:
         target, _ = split_matte(teacher(batch.reference, seen, timesteps, dropped), config)

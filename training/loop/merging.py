@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError
 
-from imprint.checkpoint import Checkpoint, save_checkpoint
+from imprint.checkpoint import Checkpoint
 from imprint.errors import ImprintError
-from imprint.files import unused
 
 
 def average(checkpoints: list[Checkpoint]) -> Checkpoint:
@@ -36,22 +31,6 @@ def average(checkpoints: list[Checkpoint]) -> Checkpoint:
         for part, tensors in first.parts.items()
     }
     return Checkpoint(first.config, parts)
-
-
-def save_computed(path: Path, checkpoint: Checkpoint) -> None:
-    """`save_checkpoint` for what took time to make: where that fails, it is kept in the folder for temporary files.
-
-    Raises `ImprintError`, which names that file.
-    """
-    try:
-        save_checkpoint(path, checkpoint)
-    except (OSError, SafetensorError, ImprintError) as error:
-        kept = unused(Path(tempfile.gettempdir()), "imprint-kept", ".safetensors")
-        try:
-            save_checkpoint(kept, checkpoint)
-        except (OSError, SafetensorError, ImprintError):
-            raise error from None
-        raise ImprintError(f"{path} cannot be written ({error}); the checkpoint is kept as {kept}") from error
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[tuple[str, str], torch.Size]:

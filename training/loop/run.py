@@ -155,7 +155,8 @@ class Run:
     def train(self) -> None:
         """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`).
 
-        Leaves a state to continue from, and a checkpoint. Raises `ImprintError` where another run writes into the folder.
+        Leaves a state to continue from, and a checkpoint. Raises `ImprintError` where another run writes into the
+        folder.
         """
         require_folder(self.settings.output)
         with self.state.locked():

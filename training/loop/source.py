@@ -29,7 +29,7 @@ class Source:
     def __init__(
         self,
         maker: PairMaker | StreamedPairs | Captions,
-        autoencoder,
+        autoencoder: torch.nn.Module,
         settings: Train,
         rank: int,
         device: torch.device,

@@ -37,7 +37,10 @@ class State:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone in the folder, until the block or the process ends. Raises `ImprintError` where another run is there."""
+        """Alone in the folder, until the block or the process ends.
+
+        Raises `ImprintError` where another run is there.
+        """
         if not self.accelerator.is_main_process:
             yield
             return
@@ -86,8 +89,8 @@ class State:
         ) as error:  # safetensors, torch and pickle fail in many ways on files that are cut off or absent
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ImprintError(
-                f"{state} cannot be read ({reason}); delete it: the same command then goes on from the state before it, or "
-                "anew"
+                f"{state} cannot be read ({reason}); delete it: the same command then goes on from the state before "
+                "it, or anew"
             ) from error
 
     def describe(self, described: dict) -> None:
@@ -131,7 +134,7 @@ class State:
         """Drop log lines of steps that an interrupted run did after its last state."""
         path = self.folder / "stats.jsonl"
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_text(path, "".join(line for line in lines if _step_of(line) <= step))
 
     def states(self) -> list[Path]:
@@ -180,8 +183,8 @@ class State:
                 if then.get(shard) != there.get(shard):
                     was, is_now = (f"of {part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
                     raise ImprintError(
-                        f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it as it "
-                        "was to continue, or give another --output"
+                        f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it "
+                        "as it was to continue, or give another --output"
                     )
 
     def _same_options(self, described: dict) -> None:

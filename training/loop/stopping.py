@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,7 +19,7 @@ def stop_when_asked() -> Iterator[list[int]]:
     """
     asked: list[int] = []
 
-    def ask(number: int, _frame) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)

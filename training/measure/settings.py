@@ -10,8 +10,7 @@ from imprint.errors import ImprintError
 from imprint.light import SHIPPED_LIGHT, require_strengths
 from imprint.masks import LEVELS
 
-from ..arguments import option
-from ..settings import require
+from ..arguments import option, require
 
 METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval")
 """Those of the field; `mobilenet`, a small network for machines without a hub, is measured only when asked for."""
@@ -87,8 +86,7 @@ class Evaluate:
                 "holes are boxes already: --ablation box-mask compares with --mask-level precise, fine or coarse"
             )
         require(self, "limit steps")
-        if not 0 <= self.detail <= 1:
-            raise ImprintError(f"--detail is {self.detail}; it is a share, from 0 to 1")
+        require(self, "detail", 0, 1)
         for name, path in self.checkpoint:
             if name in ("", ".", ".."):
                 raise ImprintError(f"--checkpoint {name}={path}: its results get a folder of its name; give NAME=FILE")
@@ -126,6 +124,20 @@ class EvaluateLight:
             if folder is not None and not folder.is_dir():
                 raise ImprintError(f"{folder}: no such folder")
         require_strengths(self.light, self.shadow, self.softness, self.light_from)
+
+
+@dataclass(frozen=True)
+class ContactSheets:
+    """Sheets of composites to look at."""
+
+    checkpoint: Path = option(SHIPPED)
+    """by default the shipped one"""
+    subjects: Path = option()
+    """as training.evaluate takes them"""
+    backgrounds: Path = option()
+    """folder of photos"""
+    output: Path = option()
+    """folder for the sheets"""
 
 
 ROWS = tuple(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +22,7 @@ BASELINE_WARMUP = 8  # steps
 
 
 @contextmanager
-def started(command: list[str], environment: dict[str, str] | None = None):
+def started(command: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
     """A process in a group of its own, with output and errors in one pipe; on leaving, the whole group is ended."""
     process = subprocess.Popen(
         command,

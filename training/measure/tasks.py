@@ -165,7 +165,7 @@ def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | Non
     `{"background": name, "box": [left, top, right, bottom]}`, with `"subject"` if wished.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         found = _coco_boxes(json.loads(text)) if path.suffix == ".json" else _listed_boxes(text)
         boxes = [(backgrounds / name, tuple(map(int, box)), subject) for name, box, subject in found]
         if path.suffix == ".json":  # a part of the data set is enough
@@ -278,7 +278,9 @@ def pair_tasks(folder: Path) -> list[Task]:
 
 
 def file_name(name: str) -> str:
-    """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash instead."""
+    """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash
+    instead.
+    """
     safe = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:LONGEST_NAME]
     return name if safe == name else f"{safe}-{name_digest(name)[:8]}"
 

@@ -11,20 +11,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _Rows:
-    """What `Pairs` and `Batch` share: a dataclass of tensors of one length, some of them perhaps None."""
-
-    def __getitem__(self, index) -> Self:
-        return type(self)(*(None if value is None else value[index] for value in vars(self).values()))
-
-    @classmethod
-    def joined(cls, parts: list[Self]) -> Self:
-        columns = zip(*(vars(part).values() for part in parts))
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
-
-
 @dataclass
-class Pairs(_Rows):
+class Pairs:
     """Pictures of pairs, before the autoencoder."""
 
     reference: torch.Tensor
@@ -34,26 +22,22 @@ class Pairs(_Rows):
     background: torch.Tensor
     """(B, 3, R, R), its hole in grey."""
     hole: torch.Tensor
-    """(B, 1, R / 8, R / 8)."""
-    matte: torch.Tensor
-    """(B, 2 * matte**2, R / 8, R / 8), -1 = unknown."""
-    text: torch.Tensor | None = None
-    """(B, M, W) as in `Batch`."""
-
-
-@dataclass
-class Batch(_Rows):
-    """What a training step needs; latents as the UNet sees them."""
-
-    reference: torch.Tensor
-    """(B, 3, S, S) uint8: the cut-out of the reference view; or (B, N, C), a frozen encoder's tokens of it."""
-    target: torch.Tensor
-    """(B, C, h, w) latents of the target."""
-    background: torch.Tensor
-    """(B, C, h, w) latents of the background with its hole in grey."""
-    hole: torch.Tensor
-    """(B, 1, h, w) of 0 and 1."""
+    """(B, 1, h, w) of 0 and 1, with h = w = R / 8."""
     matte: torch.Tensor
     """(B, 2 * matte**2, h, w) as `holes.matte_values` gives it; -1 = unknown."""
     text: torch.Tensor | None = None
     """(B, M, W) the text encoder's tokens of the caption, for the adapter's warm-up alone."""
+
+    def __getitem__(self, index: slice | torch.Tensor) -> Self:
+        return type(self)(*(None if value is None else value[index] for value in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: list[Self]) -> Self:
+        columns = zip(*(vars(part).values() for part in parts))
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+class Batch(Pairs):
+    """What a training step needs. target, background: latents (B, C, h, w), as the UNet sees them. reference: (B, 3, S,
+    S) uint8; or (B, N, C), a frozen encoder's tokens of it.
+    """

@@ -12,7 +12,7 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 from PIL import Image, ImageOps
@@ -88,7 +88,9 @@ class Captions:
         return Pairs(reference, target, background, hole, unknown, self.text(list(captions)))
 
     def _read(self, row: int, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """The sample's square at the encoder's and the model's side, and a caption; of a bad sample the next good one's."""
+        """The sample's square at the encoder's and the model's side, and a caption; of a bad sample the next good
+        one's.
+        """
         for number in range(row, row + len(self.spans)):
             span = self.spans[number % len(self.spans)]
             try:
@@ -98,7 +100,10 @@ class Captions:
         raise ImprintError(f"all {len(self.spans)} captioned pictures are bad; make their shards again")
 
     def _decode(self, span: Span, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """What `_read` gives, of this sample. Raises any error for a bad one, `ImprintError` where its shard is lost or cut off."""
+        """What `_read` gives, of this sample.
+
+        Raises any error for a bad one, `ImprintError` where its shard is lost or cut off.
+        """
         try:
             with span.shard.open("rb") as file:
                 picture, caption = (_bytes(file, *part) for part in (span.picture, span.caption))
@@ -132,7 +137,7 @@ def _spans(shard: Path, bad: Bad) -> list[Span]:
     return spans
 
 
-def _bytes(file, offset: int, size: int) -> bytes:
+def _bytes(file: BinaryIO, offset: int, size: int) -> bytes:
     file.seek(offset)
     data = file.read(size)
     if len(data) < size:

@@ -11,10 +11,10 @@ class Draw:
     def __init__(self, generator: torch.Generator):
         self.generator = generator
 
-    def uniform(self, shape, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+    def uniform(self, shape: int | tuple[int, ...], low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         return torch.rand(shape, generator=self.generator, device=self.generator.device) * (high - low) + low
 
-    def normal(self, shape) -> torch.Tensor:
+    def normal(self, shape: int | tuple[int, ...]) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
     def integers(self, high: int, count: int) -> torch.Tensor:

@@ -150,7 +150,7 @@ class PairMaker:
         level = hole_levels(self.stage, count, draw)
         flip = draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
         if kind == "patch":
-            rows = source_rows = draw.integers(len(photos.rgb), count)
+            rows = draw.integers(len(photos.rgb), count)
             to_photo = crop_matrix(flip, draw, count)
             sizes = (0.5, 0.9) if self.stage == "identity" else (0.3, 0.75)
             outline = blobs(draw.uniform(count, *sizes), side, draw)
@@ -176,7 +176,7 @@ class PairMaker:
 
         rgb = _float(photos.rgb[rows])
         scene = warp(rgb, to_photo, side, "reflection")
-        source = rgb if source_rows is rows else _float(photos.rgb[source_rows])
+        source = rgb if kind == "patch" else _float(photos.rgb[source_rows])
         reference = warp(source, zoom, side, "reflection")
         seen = warp(outline[:, None], within, side) if kind == "patch" else warp(other_mask, zoom, side)
         lost = seen.flatten(1).amax(1) < 0.5

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,10 @@ from imprint.preprocess import bounding_boxes
 
 from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Bad, Record, Sample, list_shards, read_shards
 from .draw import Draw
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 PHOTO_SIDE = 384  # pixels of the square photos in memory
 MOST_OF_SIDE = 0.9  # of a square, at most, is a usable object's longer side
@@ -35,7 +40,7 @@ class _Pictures:
         limit: int | None = None,
         side: int | None = None,
         bad: Bad | None = None,
-    ):
+    ) -> Self:
         """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side`
         is, `read_shards` what `bad` is.
         """
@@ -50,7 +55,7 @@ class _Pictures:
             parts.append(cls(*map(torch.from_numpy, _raised(part))))
         return cls.join(parts).to(device)
 
-    def to(self, device: torch.device):
+    def to(self, device: torch.device) -> Self:
         return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
 
@@ -79,7 +84,7 @@ class _Shards(Dataset):
         return [value.contiguous().numpy() for value in vars(part).values()], list(bad.found)
 
 
-def _unchanged(part):
+def _unchanged(part: Any) -> Any:
     return part
 
 
@@ -193,8 +198,8 @@ class Photos(_Pictures):
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Photos:
-        """Photos of samples, each as one or two squares along its longer side, and one more round every object that none of
-        them holds whole; S = `side` or `PHOTO_SIDE`.
+        """Photos of samples, each as one or two squares along its longer side, and one more round every object that
+        none of them holds whole; S = `side` or `PHOTO_SIDE`.
 
         Raises `ImprintError` where there is none.
         """
@@ -307,8 +312,9 @@ def _spans(mask: np.ndarray, along: int) -> list[tuple[int, int]]:
 
 
 def offsets_for(spans: list[tuple[int, int]], offsets: list[int], side: int, spare: int) -> list[int]:
-    """Where more squares of a side begin, along a line of spare + side pixels: round each span that lies whole, with some
-    room at both ends, in none of those at `offsets`. What is too long for any is left out."""
+    """Where more squares of a side begin, along a line of spare + side pixels: round each span that lies whole, with
+    some room at both ends, in none of those at `offsets`. What is too long for any is left out.
+    """
     room, more = math.ceil(side * ROOM), []
     for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
         held = (at + room <= start and end <= at + side - room for at in (*offsets, *more))

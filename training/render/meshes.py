@@ -76,8 +76,9 @@ def plan_identities(meshes: list[Mesh], count: int, seed: int) -> list[Identity]
 
 
 def load_parts(path: Path) -> list[Part]:
-    """The parts of a mesh, moved and scaled into the unit sphere. Raises `ImprintError` where trimesh is absent, and whatever
-    its loaders raise for a file that they cannot read."""
+    """The parts of a mesh, moved and scaled into the unit sphere. Raises `ImprintError` where trimesh is absent, and
+    whatever its loaders raise for a file that they cannot read.
+    """
     trimesh = from_extra("trimesh", "train", "reading meshes")
 
     parts = []

@@ -51,7 +51,8 @@ def read_radiance(path: Path) -> np.ndarray:
     if pixels is None or pixels.ndim != 3 or pixels.dtype != np.float32 or pixels.shape[1] != 2 * pixels.shape[0]:
         found = "no picture" if pixels is None else f"{pixels.dtype} of {' x '.join(map(str, pixels.shape))}"
         raise ImprintError(
-            f"{path} is {found}; a panorama is a .hdr picture of true intensities, twice as wide as high (equirectangular)"
+            f"{path} is {found}; a panorama is a .hdr picture of true intensities, twice as wide as high "
+            "(equirectangular)"
         )
     return np.nan_to_num(pixels).clip(0)
 

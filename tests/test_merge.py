@@ -4,9 +4,9 @@ import pytest
 import torch
 from micro import fresh_checkpoint, matte_config, micro_config
 
+from imprint import files
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from training import merge
-from training.loop import merging
 
 
 @pytest.fixture
@@ -49,14 +49,16 @@ def test_the_mean_never_writes_over_what_it_is_made_of(pair, tmp_path):
 
 
 def test_a_mean_that_cannot_be_written_is_kept_elsewhere(pair, tmp_path, monkeypatch):
-    def save(path, checkpoint):
-        if path.parent == tmp_path / "full":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save_checkpoint(path, checkpoint)
+    real = files.os.replace
 
+    def refuse(source, target):
+        if target.parent == tmp_path / "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", refuse)
     (tmp_path / "other").mkdir()
-    monkeypatch.setattr(merging, "save_checkpoint", save)
-    monkeypatch.setattr(merging.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
+    monkeypatch.chdir(tmp_path / "other")
     with pytest.raises(SystemExit, match=r"No space left.*the checkpoint is kept as .*imprint-kept.safetensors"):
         merge.main([*map(str, pair), "--output", str(tmp_path / "full" / "mean.safetensors")])
     assert load_checkpoint(tmp_path / "other" / "imprint-kept.safetensors").config == load_checkpoint(pair[0]).config

@@ -1,8 +1,9 @@
-"""Random weights under the names and shapes of the relatives' released files, the same for their code and for ours.
+"""Random weights under the names and shapes of third-party released files, the same for their code and for ours.
 
-`originals/full.txt` lists what their code holds at its own sizes, `originals/small.txt` with two layers of CLIP at 56 px and a
-UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change. Both relatives have the
-same lists. `originals/*.safetensors` hold what their code made of these weights; repository and commit are in the metadata.
+`third_party/full.txt` lists what their code holds at its own sizes, `third_party/small.txt` with two layers of CLIP at
+56 px and a UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change. Both
+models have the same lists. `third_party/*.safetensors` hold what their code made of these weights; repository and
+commit are in the metadata.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-FOLDER = Path(__file__).parent / "originals"
+FOLDER = Path(__file__).parent / "third_party"
 KINDS = ("objectstitch", "paint-by-example")
 SIDES = {"small": (56, 16), "full": (224, 16)}
 """Pixels of CLIP's input, and latent cells of the scene, along a side."""

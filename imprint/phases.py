@@ -1,4 +1,4 @@
-"""The steps of a picture, each a method that can be called by itself, and the values that go from one to the next.
+"""The phases of a picture, each a method that can be called by itself, and the values that go from one to the next.
 
 `imprint.pipeline` puts them in their order.
 """
@@ -26,7 +26,7 @@ from .matte import matte_pixels, split_matte
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
-from .unet import unet_input
+from .unet import with_background
 from .vae import decode, encode
 from .views import ObjectViews
 
@@ -42,9 +42,10 @@ _log = logging.getLogger(__name__)
 class ImprintPipelineOutput(BaseOutput):
     """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
     (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha,
-    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with the
-    outline that detail gave it; None without a matte. lit: for an object that was placed, its layers of shadow, object and
-    light, in `lit.area` of the background; None where the model drew it."""
+    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with
+    the outline that detail gave it; None without a matte. lit: for an object that was placed, its layers of shadow,
+    object and light, in `lit.area` of the background; None where the model drew it.
+    """
 
     images: list[Image.Image] | torch.Tensor
     placement: Placement
@@ -102,7 +103,7 @@ class Prepared:
     """Of `crop.frame`, (1, h, w): where the drawing is put."""
 
 
-class Stages(Parts):
+class Phases(Parts):
     """A model that makes a picture step by step."""
 
     @torch.no_grad()
@@ -189,7 +190,7 @@ class Stages(Parts):
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
-                seen = unet_input(scheduler.scale_model_input(latents, timestep), background, hole, config)
+                seen = with_background(scheduler.scale_model_input(latents, timestep), background, hole, config)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
                 prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
                 if guidance != 1:
@@ -267,9 +268,10 @@ class Stages(Parts):
     ) -> ImprintPipelineOutput:
         """An object whose place is known, lit and with its shadow.
 
-        placed: as `place_object` gives it, of the background's size. light, shadow, softness, light_from: see `relight`. blend_mask:
-        Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The results are alike, for
-        nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for sizes that differ.
+        placed: as `place_object` gives it, of the background's size. light, shadow, softness, light_from: see
+        `relight`. blend_mask: Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The
+        results are alike, for nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for
+        sizes that differ.
         """
         if output_type == "latent":
             raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
@@ -283,6 +285,11 @@ class Stages(Parts):
             blend = as_mask(blend_mask)
             require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])
             share = blend[(slice(None), *square.area)][None]
+            if not bool((lit.alpha * share).any()):
+                raise ImprintError(
+                    "the blend mask is empty where the object lies, so that nothing of it would be seen; paint it "
+                    "white there, or leave it out"
+                )
             lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
         part = require_finite(lit.composite(), "the object in the scene's light", _PRECISION)
         images = paste_all(background, part.expand(num_results, -1, -1, -1), square.area, output_type)
