@@ -25,7 +25,7 @@ CLEAR = 0.75
 
 def light_direction(where: str | float | Sequence[float]) -> tuple[float, float, float] | None:
     """A word of `DIRECTIONS`, degrees about the object as in `ROUND`, or these and degrees above the horizon ("270,30")
-    -> the vector (x to the right, y up, z to the camera) of `imprint.light.LightNet.forward`; None for auto.
+    -> the vector (x to the right, y up, z to the camera) of `imprint.lightnet.LightNet.forward`; None for auto.
 
     Raises `ImprintError` for anything else.
     """

@@ -14,7 +14,7 @@ from .checkpoint import SHIPPED, Checkpoint, save_checkpoint
 from .config import ImprintConfig
 from .encoder import IDEncoder
 from .errors import ImprintError
-from .light import LightNet, load_light
+from .lightnet import LightNet, load_light
 from .model import load_model, module_tensors
 from .noise import make_scheduler
 

@@ -20,8 +20,9 @@ from .crop import Crop, Layers, paste_all
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_number, require_same_size
 from .hole import Placement
-from .images import Picture, as_mask, colours_of, picture_part
-from .light import Lit, load_light, relight, square_around
+from .images import Picture, as_mask, colours_of
+from .light import Lit, relight, square_around
+from .lightnet import load_light
 from .matte import matte_pixels, split_matte
 from .noise import with_timesteps
 from .parts import Parts
@@ -280,7 +281,7 @@ class Phases(Parts):
         if self.device.type == "cpu":
             self.light.float()  # half precision takes a hundred times as long there
         square = square_around(self.light, placed)
-        lit = relight(self.light, picture_part(background, square.area), placed, light, shadow, softness, light_from)
+        lit = relight(self.light, background, placed, light, shadow, softness, light_from)
         if blend_mask is not None:
             blend = as_mask(blend_mask)
             require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])

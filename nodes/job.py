@@ -12,7 +12,8 @@ from comfy_api.latest import io
 from ..imprint.errors import ImprintError
 from ..imprint.images import as_mask, as_picture, colours_of
 from ..imprint.jobs import Job
-from ..imprint.light import SHIPPED_LIGHT, relight, square_around
+from ..imprint.light import relight
+from ..imprint.lightnet import SHIPPED_LIGHT
 from ..imprint.options import placing_arguments
 from ..imprint.place import place_object
 from ..imprint.views import ObjectViews
@@ -89,8 +90,8 @@ def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -
             "it is to be drawn by the model (an outline, fill or a blend mask); this node places objects: give a box, "
             "at, align or placed, or use Draw Object or the command imprint batch"
         )
-    here = frame[(slice(None), slice(None), *square_around(net, put).area)]
-    here.copy_(relight(net, here.clone(), put, **strengths).composite())
+    lit = relight(net, frame, put, **strengths)
+    frame[(..., *lit.area)] = lit.composite()
 
 
 def _read(job: str) -> Job:

@@ -10,7 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..imprint.checkpoint import SHIPPED
-from ..imprint.light import SHIPPED_LIGHT
+from ..imprint.lightnet import SHIPPED_LIGHT
 from . import models, sockets
 
 FOLDER = "imprint"

@@ -19,7 +19,7 @@ import torch
 from ..imprint.adapter import ContentAdapter
 from ..imprint.checkpoint import Checkpoint
 from ..imprint.errors import ImprintError
-from ..imprint.light import LightNet, load_light
+from ..imprint.lightnet import LightNet, load_light
 from ..imprint.third_party import kind_of, open_checkpoint
 from .clip_vision import build_clip_vision
 from .shapes import shapes_of

@@ -9,7 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..imprint.directions import DIRECTIONS
 from ..imprint.errors import ImprintError
-from ..imprint.light import SHIPPED_LIGHT, relight, require_strengths, square_around
+from ..imprint.light import relight, require_strengths
+from ..imprint.lightnet import SHIPPED_LIGHT
 from ..imprint.place import ACROSS, DOWN, Align, PlacedObject, place_object
 from ..imprint.preprocess import bounding_boxes
 from ..imprint.views import ObjectViews
@@ -294,12 +295,11 @@ class ImprintRelight(io.ComfyNode):
         layers = {name: lazy_zeros(total, *frames.shape[2:], 4) for name in ("shadow", "object", "light")}
         for index, each in enumerate(itertools.chain.from_iterable(placed.objects)):
             frame = index % len(frames)
-            area = square_around(net, each).area
-            here = image[(frame, *area)][..., :3]
-            lit = relight(net, here.movedim(-1, 0)[None], each, light, shadow, softness, light_from)
+            below = image[frame, ..., :3].movedim(-1, 0)[None]
+            lit = relight(net, below, each, light, shadow, softness, light_from)
             for name, layer in lit.layers().items():
-                layers[name][(index, *area)] = layer[0].movedim(0, -1).to(layers[name])
-            here.copy_(lit.composite()[0].movedim(0, -1))  # last, since the layers are worked out from what was there
+                layers[name][(index, *lit.area)] = layer[0].movedim(0, -1).to(layers[name])
+            below[(..., *lit.area)] = lit.composite()  # last: the layers are worked out from what was there
         return io.NodeOutput(image, *layers.values())
 
 

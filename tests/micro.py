@@ -17,7 +17,7 @@ from imprint.checkpoint import Checkpoint
 from imprint.config import ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig, dinov2, tokens_adapter
 
 if TYPE_CHECKING:
-    from imprint.light import LightNet
+    from imprint.lightnet import LightNet
 
 
 def micro_config(**changes) -> ImprintConfig:
@@ -97,7 +97,7 @@ def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True
 
 def micro_light(seed: int = 0) -> LightNet:
     """A light network of some thousand weights that changes everything: bright and dark maps, and a strong shadow."""
-    from imprint.light import LightConfig, LightNet
+    from imprint.lightnet import LightConfig, LightNet
 
     torch.manual_seed(seed)
     net = LightNet(LightConfig(resolution=64, widths=(8, 16, 16, 32), blocks=1))

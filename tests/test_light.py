@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from imprint.checkpoint import digest
 from imprint.errors import ImprintError
 from imprint.images import as_layer, image_to_tensor, tensor_to_image
-from imprint.light import SHIPPED_LIGHT, LightMaps, LightNet, Lit, load_light, relight, save_light, square_around
+from imprint.light import relight
+from imprint.lightnet import SHIPPED_LIGHT, LightMaps, load_light, save_light
 from imprint.place import PlacedObject
 
 NET = micro_light()
@@ -39,11 +40,6 @@ def frame_of(size: tuple[int, int], seed: int = 1) -> torch.Tensor:
     return torch.randint(30, 226, (1, 3, *size), generator=torch.Generator().manual_seed(seed)) / 255
 
 
-def lit_by(net: LightNet, frame: torch.Tensor, placed: PlacedObject, *strengths: float) -> Lit:
-    area = square_around(net, placed).area
-    return relight(net, frame[(slice(None), slice(None), *area)], placed, *strengths)
-
-
 SIZE, PLACED = (90, 120), placed_at((90, 120), (40, 50, 70, 75))
 FRAME = frame_of(SIZE)
 
@@ -53,7 +49,7 @@ FRAME = frame_of(SIZE)
 
 def test_off_is_off_exactly():
     """No light and no shadow: the object's own pixels over the background's, in all bits."""
-    lit = lit_by(NET, FRAME, PLACED, 0, 0)
+    lit = relight(NET, FRAME, PLACED, 0, 0)
     made, part = lit.composite()[0], FRAME[(0, slice(None), *lit.area)]
     colours, alpha = PLACED.within(lit.area)
     assert torch.equal(made[:, alpha[0, 0] == 1], colours[0][:, alpha[0, 0] == 1])
@@ -63,11 +59,11 @@ def test_off_is_off_exactly():
 
 
 def test_each_is_off_by_itself():
-    light, shadow = lit_by(NET, FRAME, PLACED, 1, 0), lit_by(NET, FRAME, PLACED, 0, 1)
+    light, shadow = relight(NET, FRAME, PLACED, 1, 0), relight(NET, FRAME, PLACED, 0, 1)
     assert torch.equal(light.shadow, torch.zeros_like(light.shadow))
     assert not torch.equal(light.relit, light.colours)
     assert torch.equal(shadow.relit, shadow.colours) and (shadow.shadow > 0.1).any()
-    both = lit_by(NET, FRAME, PLACED, 1, 1)
+    both = relight(NET, FRAME, PLACED, 1, 1)
     assert torch.equal(both.relit, light.relit) and torch.equal(both.shadow, shadow.shadow)
 
 
@@ -76,7 +72,7 @@ def test_beyond_object_and_shadow_every_bit_is_the_background_s(strengths):
     net = micro_light()  # one whose shadow is here and there
     net.head[-1].weight.view(13, 4, 8, 3, 3)[6] *= 6
     net.head[-1].bias.view(13, 4)[6] = -2
-    lit = lit_by(net, FRAME, PLACED, *strengths)
+    lit = relight(net, FRAME, PLACED, *strengths)
     kept = (lit.alpha[0, 0] == 0) & (lit.shadow[0, 0] == 0)
     made, part = lit.composite()[0], FRAME[(0, slice(None), *lit.area)]
     assert torch.equal(made[:, kept], part[:, kept])
@@ -93,7 +89,7 @@ def test_what_the_object_hides_is_not_seen_on_it(net):
     solid[36:64, 36:60] = 1
     frame = frame_of((96, 96))
     other = torch.lerp(frame, frame_of((96, 96), 5), solid)
-    one, two = (lit_by(net, each, placed).relit for each in (frame, other))
+    one, two = (relight(net, each, placed).relit for each in (frame, other))
     assert not torch.equal(frame, other) and (one - two).abs().max() < 1e-5
 
 
@@ -102,7 +98,7 @@ def test_light_leaves_no_ripples_on_an_even_object():
     alpha[80:240, 60:220] = 1
     placed = PlacedObject.from_layer(torch.full((3, 300, 300), 0.5), alpha)
     room = Image.open(SHIPPED_LIGHT.parent / "samples" / "room.jpg").convert("RGB").resize((300, 300))
-    lit = lit_by(load_light(), image_to_tensor(room), placed, 1, 0)
+    lit = relight(load_light(), image_to_tensor(room), placed, 1, 0)
     row, column = (part.start for part in lit.area)
     even = lit.relit[..., 83 - row : 237 - row, 63 - column : 217 - column]
     assert (even[..., 2:] - 2 * even[..., 1:-1] + even[..., :-2]).abs().max() < 0.003
@@ -110,21 +106,21 @@ def test_light_leaves_no_ripples_on_an_even_object():
 
 def test_strengths_are_continuous_and_monotone():
     steps = [step / 20 for step in range(31)]
-    shadows = [lit_by(NET, FRAME, PLACED, 0, step).shadow for step in steps]
+    shadows = [relight(NET, FRAME, PLACED, 0, step).shadow for step in steps]
     assert all((after >= before).all() for before, after in itertools.pairwise(shadows))
     assert max(float((after - before).max()) for before, after in itertools.pairwise(shadows)) < 0.2
     assert (shadows[-1] > shadows[0] + 0.3).any()
-    changes = [(each.relit - each.colours).abs() for each in (lit_by(NET, FRAME, PLACED, step, 0) for step in steps)]
+    changes = [(each.relit - each.colours).abs() for each in (relight(NET, FRAME, PLACED, step, 0) for step in steps)]
     means = [float(change.mean()) for change in changes]
     assert means[0] == 0 and all(after > before for before, after in itertools.pairwise(means))
     assert max(float((after - before).abs().max()) for before, after in itertools.pairwise(changes)) < 0.15
-    faint = lit_by(NET, FRAME, PLACED, 1e-4, 1e-4).composite()
-    assert (faint - lit_by(NET, FRAME, PLACED, 0, 0).composite()).abs().max() < 1e-3
+    faint = relight(NET, FRAME, PLACED, 1e-4, 1e-4).composite()
+    assert (faint - relight(NET, FRAME, PLACED, 0, 0).composite()).abs().max() < 1e-3
 
 
 def test_a_softer_shadow_is_smoother_and_as_dark_in_all():
     steps = [0, 1e-300, 0.05, 0.3, 1]
-    shadows = [lit_by(NET, FRAME, PLACED, 0, 1, step).shadow for step in steps]
+    shadows = [relight(NET, FRAME, PLACED, 0, 1, step).shadow for step in steps]
     rough = [float(each.diff(dim=3).abs().mean() + each.diff(dim=2).abs().mean()) for each in shadows]
     assert torch.equal(shadows[0], shadows[1]) and rough[0] == rough[1] and rough[2] > rough[3] > rough[4]
     means = [float(each.mean()) for each in shadows]
@@ -136,7 +132,7 @@ def test_a_softer_shadow_is_smoother_and_as_dark_in_all():
 )
 def test_strengths_beyond_their_range_have_a_sentence(values):
     with pytest.raises(ImprintError, match="the first two must be from 0 to 1.5, softness from 0 to 1"):
-        lit_by(NET, FRAME, PLACED, *values)
+        relight(NET, FRAME, PLACED, *values)
 
 
 # --- the square ------------------------------------------------------------------------------------------------------
@@ -147,24 +143,24 @@ def test_a_shadow_fades_where_the_square_ends_within_the_frame():
     net = micro_light()
     net.head[-1].weight.zero_()
     net.head[-1].bias.view(13, 4)[6] = 9
-    lit = lit_by(net, FRAME, PLACED, 0, 1)
+    lit = relight(net, FRAME, PLACED, 0, 1)
     lost = lit.shadow[0, 0]
     for line in (lost[0], lost[-1], lost[:, 0], lost[:, -1]):
         assert line.max() < 0.3
     assert lost[:, 0].max() < lost[:, 3].max() and (lost > 0.95).float().mean() > 0.5
     # At the frame's own border the ground goes on beyond the picture, and so does the shadow.
     standing = placed_at((90, 120), (60, 50, 90, 75))
-    assert (lit_by(net, FRAME, standing, 0, 1).shadow[0, 0, -1] > 0.95).float().mean() > 0.5
+    assert (relight(net, FRAME, standing, 0, 1).shadow[0, 0, -1] > 0.95).float().mean() > 0.5
 
 
-def test_the_frame_s_part_must_be_the_square():
-    with pytest.raises(ImprintError, match="cut `square_around"):
-        relight(NET, FRAME, PLACED)
+def test_the_background_must_be_of_the_placed_object_s_size():
+    with pytest.raises(ImprintError, match="the background .*60x90.* the placed object .*120x90"):
+        relight(NET, FRAME[..., :60], PLACED)
 
 
 def test_an_object_that_covers_all_throws_no_shadow():
     covering = PlacedObject(SIZE, (0, 0), torch.rand(3, *SIZE), torch.ones(SIZE))
-    lit = lit_by(NET, FRAME, covering, 1, 1)
+    lit = relight(NET, FRAME, covering, 1, 1)
     assert torch.equal(lit.shadow, torch.zeros_like(lit.shadow)) and lit.composite().isfinite().all()
 
 
@@ -177,7 +173,7 @@ def test_any_size_and_place_gives_a_picture(data):
     box = (data.draw(st.integers(0, bottom - 1)), data.draw(st.integers(0, right - 1)), bottom, right)
     strengths = [data.draw(st.sampled_from([0.0, 0.3, 1.0, 1.5])) for _ in range(2)]
     frame, placed = frame_of((high, wide)), placed_at((high, wide), box)
-    lit = lit_by(NET, frame, placed, *strengths, data.draw(st.sampled_from([0.0, 0.5, 1.0])))
+    lit = relight(NET, frame, placed, *strengths, data.draw(st.sampled_from([0.0, 0.5, 1.0])))
     made, part = lit.composite(), frame[(slice(None), slice(None), *lit.area)]
     assert made.shape == part.shape and made.isfinite().all() and made.min() >= 0 and made.max() <= 1
     kept = (lit.alpha[0, 0] == 0) & (lit.shadow[0, 0] == 0)
@@ -189,10 +185,10 @@ def test_any_size_and_place_gives_a_picture(data):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_network_in_half_precision_gives_nearly_the_same(dtype):
     half = micro_light().to(dtype)
-    whole, made = (lit_by(net, FRAME, PLACED).composite() for net in (NET, half))
+    whole, made = (relight(net, FRAME, PLACED).composite() for net in (NET, half))
     assert made.dtype == torch.float32 and not torch.equal(made, whole)
     assert (made - whole).abs().mean() < 0.01
-    assert torch.equal(lit_by(half, FRAME, PLACED, 0, 0).composite(), lit_by(NET, FRAME, PLACED, 0, 0).composite())
+    assert torch.equal(relight(half, FRAME, PLACED, 0, 0).composite(), relight(NET, FRAME, PLACED, 0, 0).composite())
 
 
 def test_maps_that_are_not_finite_are_said():
@@ -200,7 +196,7 @@ def test_maps_that_are_not_finite_are_said():
         net = micro_light()
         net.head[-1].bias.view(13, 4)[row] = torch.nan
         with pytest.raises(ImprintError, match="light that the network sees.*not finite"):
-            lit_by(net, FRAME, PLACED)
+            relight(net, FRAME, PLACED)
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -209,7 +205,7 @@ def test_maps_that_are_not_finite_are_said():
 @pytest.mark.parametrize("strengths", [(1, 1), (0, 0), (1.5, 1.5), (0.3, 0.7, 0.5), (0, 1), (1, 0)])
 def test_stacked_layers_are_the_composite(strengths):
     """In 8 bits, by Pillow's own `alpha_composite`."""
-    lit = lit_by(NET, FRAME, PLACED, *strengths)
+    lit = relight(NET, FRAME, PLACED, *strengths)
     rows, columns = lit.area
     whole = FRAME.clone()
     whole[:, :, rows, columns] = lit.composite()
@@ -225,11 +221,11 @@ def test_stacked_layers_are_the_composite(strengths):
 
 
 def test_layers_hold_only_their_own():
-    lit = lit_by(NET, FRAME, PLACED, 0, 0)
+    lit = relight(NET, FRAME, PLACED, 0, 0)
     layers = lit.layers()
     assert layers["shadow"][:, 3].max() == 0 and layers["light"][:, 3].max() == 0
     assert torch.equal(layers["object"][:, 3:], lit.alpha) and torch.equal(layers["object"][:, :3], lit.colours)
-    layers = lit_by(NET, FRAME, PLACED, 1, 1).layers()
+    layers = relight(NET, FRAME, PLACED, 1, 1).layers()
     assert torch.equal(layers["light"][:, 3:][lit.alpha == 0], torch.zeros(int((lit.alpha == 0).sum())))
 
 
@@ -241,7 +237,7 @@ def test_a_network_comes_back_from_its_file(tmp_path):
     save_light(path, NET, torch.float32)
     again = load_light(path)
     assert again.config == NET.config and not again.training
-    assert torch.equal(lit_by(again, FRAME, PLACED).composite(), lit_by(NET, FRAME, PLACED).composite())
+    assert torch.equal(relight(again, FRAME, PLACED).composite(), relight(NET, FRAME, PLACED).composite())
     assert not any(parameter.requires_grad for parameter in again.parameters())
     save_light(path, NET)
     with safe_open(path, "pt") as file:
@@ -305,7 +301,7 @@ def test_the_shipped_network_darkens_the_ground_and_keeps_the_rest():
     frame = torch.full((1, 3, 300, 400), 0.6)
     frame[:, :, :120] = 0.8
     placed = placed_at((300, 400), (120, 160, 240, 240))
-    lit = lit_by(SHIPPED, frame, placed)
+    lit = relight(SHIPPED, frame, placed)
     assert (lit.shadow > 0.05).any() and (lit.shadow == 0).float().mean() > 0.2
     assert image_to_tensor(tensor_to_image(lit.composite()[0])).isfinite().all()
 
@@ -315,8 +311,8 @@ def shadow_lies(where: str | float) -> tuple[float, float]:
     frame = torch.full((1, 3, 300, 400), 0.6)
     frame[:, :, :120] = 0.8
     placed = placed_at((300, 400), (120, 160, 240, 240))
-    area = square_around(SHIPPED, placed).area
-    lit = relight(SHIPPED, frame[(slice(None), slice(None), *area)], placed, light_from=where)
+    lit = relight(SHIPPED, frame, placed, light_from=where)
+    area = lit.area
     shadow = lit.shadow[0, 0] * (lit.alpha[0, 0] == 0)
     rows, columns = (torch.arange(side).float() for side in shadow.shape)
     right = float((shadow.sum(0) * columns).sum() / shadow.sum()) + area[1].start - 200

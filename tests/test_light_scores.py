@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.light import LightConfig, LightNet, save_light
+from imprint.lightnet import LightConfig, LightNet, save_light
 from training import arguments, evaluate
 from training.measure.light import LightErrors, LightTask, evaluate_light, light_report, tasks_of
 from training.measure.settings import EvaluateLight

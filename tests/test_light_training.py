@@ -24,7 +24,7 @@ from PIL import Image
 from imprint.backbone import EfficientNetLite
 from imprint.errors import ImprintError
 from imprint.hole import Placement
-from imprint.light import LightConfig, load_light, save_light
+from imprint.lightnet import LightConfig, load_light, save_light
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import backbone, fit, losses, memory, pairs, plan, preparing, radiance, scenes, trace, tracer

@@ -1051,10 +1051,10 @@ def lit_scene(where=(150, 120, 90, 160), count: int = 1):
 def check_light_is_the_package_s():
     background, (placed, pasted, alpha) = lit_scene()
     light = module("imprint.light")
-    net = light.load_light()
+    net = module("imprint.lightnet").load_light()
     ((put,),) = placed.objects
     rows, columns = light.square_around(net, put).area
-    lit = light.relight(net, background[:, rows, columns].movedim(-1, 1), put, 0.8, 1.2, 0.3)
+    lit = light.relight(net, background.movedim(-1, 1), put, 0.8, 1.2, 0.3)
     image, *layers = run("Relight", placed, 0.8, 1.2, 0.3)
     assert torch.equal(image[0, rows, columns], lit.composite()[0].movedim(0, -1))
     outside = torch.ones(image.shape[:3], dtype=torch.bool)

@@ -20,7 +20,7 @@ from PIL import Image
 from ui_workflow import to_prompt
 
 from imprint.checkpoint import SHIPPED
-from imprint.light import SHIPPED_LIGHT
+from imprint.lightnet import SHIPPED_LIGHT
 
 pytestmark = pytest.mark.comfyui
 

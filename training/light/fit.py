@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from imprint.errors import ImprintError
 from imprint.files import require_writable, write_text
-from imprint.light import LightConfig, LightNet, load_light, save_light
+from imprint.lightnet import LightConfig, LightNet, load_light, save_light
 
 from ..arguments import flattened
 from ..data.shards import SPLITS

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imprint.light import SCATTER, LightMaps
+from imprint.lightnet import SCATTER, LightMaps
 
 from .pairs import LightBatch
 

@@ -36,7 +36,7 @@ LEVELLED = 0.2
 SWAPPED = 0.25
 """Of pairs: red, green and blue change their places."""
 CONTEXT = 2.2
-"""Side of the square that is seen over the longer side of the object's box, in the middle: `imprint.light.LightConfig`'s."""
+"""Side of the square that is seen over the longer side of the object's box, in the middle: `imprint.lightnet.LightConfig`'s."""
 CONTEXTS = (1.45, 3.6)
 """Least and most."""
 ALBEDOS = (0.06, 0.5)
@@ -92,11 +92,11 @@ class LightBatch:
     shadow: torch.Tensor
     """Share of light that the ground loses."""
     shading: torch.Tensor
-    """As in `imprint.light.LightMaps`."""
+    """As in `imprint.lightnet.LightMaps`."""
     rendered: torch.Tensor
     """(B, 1, 1, 1): 1 where shadow, shading and direction are known, 0 for photos."""
     direction: torch.Tensor
-    """(B, 4): where the scene's light comes from, as `imprint.light.LightNet.forward` takes it."""
+    """(B, 4): where the scene's light comes from, as `imprint.lightnet.LightNet.forward` takes it."""
 
     def joined(self, other: LightBatch) -> LightBatch:
         """Both as one."""

@@ -98,7 +98,7 @@ def shading(lights: torch.Tensor, places: torch.Tensor, turns: torch.Tensor, nor
 
 
 def direction(lights: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the light of turned panoramas comes from, (B, 3) as `imprint.light.LightNet.forward` takes it, and their mean (B,).
+    """Where the light of turned panoramas comes from, (B, 3) as `imprint.lightnet.LightNet.forward` takes it, and their mean (B,).
 
     lights (B, 3, rows, 2 * rows) of `irradiance`; turns (B,): degrees, as `shading` takes them.
     """

@@ -23,7 +23,8 @@ from scipy.ndimage import gaussian_filter
 from imprint.errors import ImprintError
 from imprint.files import write_text
 from imprint.images import open_image, save_image, tensor_to_image
-from imprint.light import LightNet, load_light, relight, square_around
+from imprint.light import relight
+from imprint.lightnet import LightNet, load_light
 from imprint.place import PlacedObject
 
 from .settings import EvaluateLight
@@ -127,8 +128,8 @@ def compose(net: LightNet, task: LightTask, *strengths: float | str) -> Image.Im
     )
     placed = PlacedObject.from_layer(colours.permute(2, 0, 1), coverage)
     made = frame.permute(2, 0, 1)[None].clone()
-    area = (..., *square_around(net, placed).area)
-    made[area] = relight(net, made[area], placed, *strengths).composite()
+    lit = relight(net, made, placed, *strengths)
+    made[(..., *lit.area)] = lit.composite()
     return tensor_to_image(made[0])
 
 

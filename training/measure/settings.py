@@ -7,7 +7,8 @@ from pathlib import Path
 
 from imprint.checkpoint import SHIPPED
 from imprint.errors import ImprintError
-from imprint.light import SHIPPED_LIGHT, require_strengths
+from imprint.light import require_strengths
+from imprint.lightnet import SHIPPED_LIGHT
 from imprint.masks import LEVELS
 
 from ..arguments import option, require

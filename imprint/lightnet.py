@@ -1,0 +1,267 @@
+"""The light network: what it sees, what it gives, and its file.
+
+A UNet with attention at its coarsest level sees a photo with an object pasted into it, and gives smooth maps of how the object's
+colours and the ground's brightness change, and guesses of where the scene's light comes from; `imprint.light` applies them. The
+idea of a colour transform per pixel, predicted small and applied large, is PCT-Net's (CVPR 2023, section 3).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .backbone import WIDTHS, EfficientNetLite
+from .errors import ImprintError
+from .files import replacing
+
+SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
+"""The light network that comes with the package."""
+FORMAT = "imprint-light"
+
+SCATTER = 0.2
+"""Standard deviation of where light comes from around each of the network's guesses."""
+
+MOST_GAIN = 1.6
+"""Natural logarithm: the object's values become at most five times as large or small."""
+MOST_OFFSET = 0.4
+
+
+@dataclass(frozen=True)
+class LightConfig:
+    """The light network's sizes."""
+
+    resolution: int = 256
+    """Side in pixels of the square that it sees."""
+    widths: tuple[int, ...] = (48, 96, 192, 256)
+    """Channels at half the resolution, and at each further halving."""
+    blocks: int = 4
+    """Transformer blocks at the coarsest level."""
+    guesses: int = 6
+    """Of where the light comes from."""
+    context: float = 2.2
+    """Side of the square over the longer side of the object's box."""
+    shadow_power: float = 0.9
+    """What the ground keeps is raised to this power, chosen on held-out places: a guess is not always right, and then a
+    fainter shadow is less wrong."""
+
+
+@dataclass
+class LightMaps:
+    """gain (B, 3, S, S) as a natural logarithm, offset (B, 3, S, S), shadow (B, 1, S, S): the share of
+    a picture's values that the ground loses."""
+
+    gain: torch.Tensor
+    offset: torch.Tensor
+    shadow: torch.Tensor
+    shading: torch.Tensor
+    """(B, 6, S, S): logarithm of what a white surface with the object's normals would return, in the scene's light and
+    in that of the object's photo. Learned on the way to `gain`."""
+    directions: torch.Tensor
+    """(B, K, 3): guesses of where the scene's light comes from, as `LightNet.forward` takes `direction`."""
+    chances: torch.Tensor
+    """(B, K): natural logarithm of how likely each of them is."""
+
+    def folded(self) -> LightMaps:
+        """Of pictures, and after them of their mirror images: the means of both, and the guesses of both."""
+        there, back = (LightMaps(*halves) for halves in zip(*(each.chunk(2) for each in vars(self).values())))
+        mirror = there.directions.new_tensor([-1.0, 1.0, 1.0])
+        return LightMaps(
+            *(
+                (getattr(there, name) + getattr(back, name).flip(3)) / 2
+                for name in ("gain", "offset", "shadow", "shading")
+            ),
+            torch.cat([there.directions, back.directions * mirror], 1),
+            torch.cat([there.chances, back.chances], 1) - math.log(2),
+        )
+
+    def likeliest(self) -> torch.Tensor:
+        """(B, 3): the guess around which most of all guesses' chances lie."""
+        apart = torch.cdist(self.directions, self.directions).square() / (2 * SCATTER**2)
+        best = (self.chances[:, None] - apart).logsumexp(2).argmax(1)
+        return self.directions[torch.arange(len(best)), best]
+
+
+class LightNet(nn.Module):
+    """A UNet with attention at its coarsest level."""
+
+    def __init__(self, config: LightConfig):
+        super().__init__()
+        self.config, widths = config, config.widths
+        self.backbone = EfficientNetLite().requires_grad_(False)
+        self.recognised = nn.Sequential(nn.GroupNorm(8, 2 * sum(WIDTHS)), nn.Conv2d(2 * sum(WIDTHS), widths[-1], 1))
+        self.told = nn.Linear(4, widths[-1])
+        self.stem = nn.Conv2d(4 * 9, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for wide, narrow in zip(widths[1:], widths[:-1]):
+            self.down.append(nn.Sequential(Block(narrow, narrow), nn.Conv2d(narrow, wide, 3, 2, 1)))
+            self.up.append(nn.ModuleList([nn.Conv2d(wide, narrow, 1), Block(2 * narrow, narrow)]))
+        self.middle = nn.Sequential(
+            Block(widths[-1], widths[-1]),
+            *(Attention(widths[-1]) for _ in range(config.blocks)),
+            Block(widths[-1], widths[-1]),
+        )
+        self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 4 * 13, 3, padding=1))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+        self.guess = nn.Sequential(
+            nn.Linear(widths[-1], widths[-1]), nn.SiLU(), nn.Linear(widths[-1], 4 * config.guesses)
+        )
+        nn.init.zeros_(self.guess[-1].weight)
+        around = torch.arange(config.guesses) / config.guesses * 2 * torch.pi
+        first = torch.stack([around.sin() / 2, torch.full_like(around, 0.4), around.cos() / 2, 0 * around], 1)
+        self.guess[-1].bias.data.copy_(first.flatten())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.stem.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.stem.weight.device
+
+    def forward(
+        self,
+        picture: torch.Tensor,
+        alpha: torch.Tensor,
+        background: torch.Tensor,
+        direction: torch.Tensor | None = None,
+    ) -> LightMaps:
+        """`encode` and `decode`, which says what is taken."""
+        return self.decode(self.encode(picture, alpha, background), direction)
+
+    def encode(self, picture: torch.Tensor, alpha: torch.Tensor, background: torch.Tensor) -> list[torch.Tensor]:
+        """Features at half the resolution and at each further halving, for `decode`.
+
+        picture (B, 3, S, S): the object over the background, both in [0, 1]; alpha (B, 1, S, S); S a multiple of 32.
+        """
+        count, _, high, wide = picture.shape
+        rows = torch.linspace(-1, 1, high, device=picture.device, dtype=picture.dtype).view(1, 1, -1, 1)
+        columns = torch.linspace(-1, 1, wide, device=picture.device, dtype=picture.dtype).view(1, 1, 1, -1)
+        place = [each.expand(count, 1, high, wide) for each in (rows, columns)]
+        x = self.stem(F.pixel_unshuffle(torch.cat([picture * 2 - 1, alpha * 2 - 1, background * 2 - 1, *place], 1), 2))
+        features = []
+        for block, halve in self.down:
+            x = block(x)
+            features.append(x)
+            x = halve(x)
+        seen = self.recognised(self._recognise(picture, background))
+        return [*features, x + F.interpolate(seen, x.shape[2:], mode="nearest")]
+
+    def decode(self, features: list[torch.Tensor], direction: torch.Tensor | None = None) -> LightMaps:
+        """features: of `encode`. direction (B, 4): where the scene's light comes from, if that is known: x to the right, y up,
+        z to the camera, the mean of all directions, weighed by their light, so that its length is 1 for a single lamp and 0
+        for light from everywhere; then 1. Four zeros where it is not known.
+        """
+        *kept, x = features
+        told = x.new_zeros(len(x), 4) if direction is None else direction.to(x)
+        x = self.middle(x + self.told(told)[..., None, None])
+        guesses = self.guess(x.mean((2, 3))).float().unflatten(1, (-1, 4))
+        for (narrow, block), skip in zip(reversed(self.up), reversed(kept)):
+            x = block(torch.cat([F.interpolate(narrow(x), scale_factor=2.0, mode="nearest"), skip], 1))
+        maps = F.pixel_shuffle(self.head(x), 2).float()
+        shading = 4 * torch.tanh(maps[:, 7:] / 4)
+        # What the object loses of its own light and gains of the scene's, as eyes see it: 2.2 is a screen's exponent.
+        change = (shading[:, :3] - shading[:, 3:]) / 2.2
+        gain = MOST_GAIN * torch.tanh((change + maps[:, :3]) / MOST_GAIN)
+        shadow = torch.sigmoid(maps[:, 6:7] - 3)
+        chances = guesses[..., 3].log_softmax(1)
+        return LightMaps(gain, MOST_OFFSET * torch.tanh(maps[:, 3:6]), shadow, shading, guesses[..., :3], chances)
+
+    def _recognise(self, *pictures: torch.Tensor) -> torch.Tensor:
+        """(B, C, S / 16, S / 16): what the backbone sees in each of the pictures (B, 3, S, S)."""
+        with torch.no_grad():
+            fine, coarse = self.backbone(torch.cat(pictures))
+        seen = torch.cat([fine, F.interpolate(coarse, scale_factor=2.0, mode="nearest")], 1)
+        return torch.cat(seen.chunk(len(pictures)), 1)
+
+
+class Block(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first = nn.Sequential(nn.GroupNorm(8, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.second = nn.Sequential(nn.GroupNorm(8, outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.around = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.around(x) + self.second(self.first(x))
+
+
+class Attention(nn.Module):
+    """A pre-norm transformer block over all places of a picture (B, C, H, W)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = width // 32
+        self.norm, self.mix = nn.GroupNorm(8, width), nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        self.mlp = nn.Sequential(
+            nn.GroupNorm(8, width), nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count, width, high, wide = x.shape
+        mixed = self.mix(self.norm(x)).view(count, 3, self.heads, width // self.heads, high * wide).transpose(3, 4)
+        seen = F.scaled_dot_product_attention(*mixed.unbind(1))
+        x = x + self.out(seen.transpose(2, 3).reshape(x.shape))
+        return x + self.mlp(x)
+
+
+def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
+    """The light network of a file, in fp32 on the CPU, ready to be used.
+
+    Raises `ImprintError` for a file that is absent, a pickle, damaged, or none of a light network.
+    """
+    from .checkpoint import check_digest, open_safetensors
+
+    path = Path(path)
+    with open_safetensors(path) as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT or "config" not in metadata:
+            raise ImprintError(
+                f"{path} is a safetensors file, but holds no light network; give one that training.relight has written"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    check_digest(path, metadata, tensors)
+    values = json.loads(metadata["config"])
+    if values.keys() != asdict(LightConfig()).keys():
+        raise ImprintError(
+            f"{path}: its light network is described by {', '.join(values)}, and here by {', '.join(asdict(LightConfig()))}; "
+            "another version made the file; train it again with this one, or use the network that comes with it"
+        )
+    net = LightNet(LightConfig(**values | {"widths": tuple(values["widths"])}))
+    found, expected = (
+        {name: tuple(value.shape) for name, value in each.items()} for each in (tensors, net.state_dict())
+    )
+    if found != expected:
+        odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise ImprintError(
+            f"{path}: {len(odd)} tensors of the light network are missing, of another shape or not its own, '{odd[0]}' among "
+            "them; another version made the file; train it again with this one, or use the network that comes with it"
+        )
+    net.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return net.eval().requires_grad_(False)
+
+
+def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torch.float16) -> None:
+    """Write a light network; the file is whole or it is not there."""
+    from safetensors.torch import save_file
+
+    from .checkpoint import digest
+
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in net.state_dict().items()}
+    config = json.dumps(asdict(net.config))
+    metadata = {"format": FORMAT, "config": config, "sha256": digest(config, sorted(tensors.items()))}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
