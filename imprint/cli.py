@@ -9,38 +9,30 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
-from . import __version__
+from . import __version__, making
 from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
 from .options import (
-    FAST_STEPS,
     finish_settings,
     given_placing,
     model_settings,
-    placing_arguments,
     placing_settings,
     with_negative_points,
 )
-
-if TYPE_CHECKING:
-    from .pipeline import ImprintPipeline
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures, duck.webp, room.jpg and box.png, and others."""
 DEMO_LIGHT = "above"
 """Where most of the light in room.jpg comes from."""
-
-_LAYERS = ("shadow", "object", "light")
-"""The names of `Lit.layers`, from below."""
 
 EXIT_BAD_INPUT = 2  # as argparse's own
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
@@ -87,7 +79,7 @@ def demo(options: argparse.Namespace) -> int:
             seed=options.seed,
             placing={"light_from": DEMO_LIGHT} | given_placing(options),
         ),
-        options,
+        _how(options),
     )
 
 
@@ -104,18 +96,22 @@ def composite(options: argparse.Namespace) -> int:
             blend_mask=options.blend_mask,
             placing=given_placing(options),
         ),
-        options,
+        _how(options),
     )
 
 
-def _one(job: Job, options: argparse.Namespace) -> int:
+def _how(options: argparse.Namespace) -> making.Making:
+    return making.Making(**{each.name: getattr(options, each.name) for each in fields(making.Making)})
+
+
+def _one(job: Job, how: making.Making) -> int:
     began = time.monotonic()
-    if not options.overwrite:
+    if not how.overwrite:
         job.require_new()
     with _collector_paused():
-        steps = _read(job, options)
-        pipeline = _pipeline(options)
-    _make(job, steps, pipeline, options)
+        steps = making.read_steps(job, how)
+        pipeline = making.open_pipeline(how)
+    making.make(job, steps, pipeline, how)
     _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
     return 0
 
@@ -132,15 +128,16 @@ def batch(options: argparse.Namespace) -> int:
     )
     for number, error in errors.items():
         report(number, error)
+    how = _how(options)
     waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
     failed = len(errors)
     if waiting:
         with _collector_paused():
-            pipeline = _pipeline(options)
+            pipeline = making.open_pipeline(how)
         pipeline.set_progress_bar_config(disable=True)
         for number, job in tqdm(waiting.items(), unit="picture"):
             try:
-                _make(job, _read(job, options), pipeline, options)
+                making.make(job, making.read_steps(job, how), pipeline, how)
             except ImprintError as error:
                 failed += 1
                 report(number, error)
@@ -175,169 +172,10 @@ def convert(options: argparse.Namespace) -> int:
         raise ImprintError(f"{options.out} is the file to convert, and would be lost; give another name to write")
     require_writable(options.out)
     began = time.monotonic()
-    with _needs_diffusers():
+    with making.needs_diffusers():
         config = write_converted(options.file, options.out, options.kind, partial(tqdm, unit="tensor"))
     _say(f"{options.out.resolve()} ({kind_of(config)}, fp16, {time.monotonic() - began:.1f} s)")
     return 0
-
-
-def _pipeline(options: argparse.Namespace) -> ImprintPipeline:
-    import torch
-
-    from .checkpoint import SHIPPED
-
-    with _needs_diffusers():
-        from .pipeline import ImprintPipeline
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = options.device
-    if device == "auto":
-        device = next(name for name, found in available.items() if found)
-    if not available[device]:
-        raise ImprintError(
-            f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
-        )
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.dtype]
-    pipeline = ImprintPipeline.from_checkpoint(options.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
-    if options.fast:
-        from diffusers import DPMSolverMultistepScheduler
-
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
-        for module in (pipeline.unet, pipeline.vae):
-            torch.nn.Module.to(module, memory_format=torch.channels_last)
-    return pipeline
-
-
-@contextmanager
-def _with_enough_memory() -> Iterator[None]:
-    """Where there is not, an `ImprintError` says so."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", reason):
-            raise
-        raise ImprintError(
-            f"there is not enough memory ({reason or 'none is left'}); give a smaller background, or a smaller "
-            "--resolution"
-        ) from error
-
-
-@_with_enough_memory()
-def _read(job: Job, options: argparse.Namespace) -> list[tuple[Job, dict[str, Any]]]:
-    """The steps that make the job's picture: an object, and its pictures with the mask of one area.
-
-    With --cutout auto, an object's photo with neither mask nor transparency gets a mask. Raises `ImprintError` for what
-    cannot be used, and for layers that cannot be made or written.
-    """
-    pictures = job.read()
-    areas = [_areas(part, own, options.each_area) for part, own in zip(job.each, pictures)]
-    if options.layers:
-        _require_layers(job, areas, options)
-    if options.cutout == "auto":
-        from .cutout import mask_of
-
-        for own in pictures:
-            own["object_mask"] = own["object_mask"] or [mask_of(photo) for photo in own["object_image"]]
-    return [(part, own | {"mask": mask}) for part, own, masks in zip(job.each, pictures, areas) for mask in masks]
-
-
-@_with_enough_memory()
-def _make(
-    job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: ImprintPipeline, options: argparse.Namespace
-) -> None:
-    """steps: as `_read` gives them."""
-    import torch
-
-    from .images import as_layer, save_computed, tensor_to_image
-
-    background = steps[0][1]["background"]
-    layers = []
-    for part, own in steps:  # each into the picture with the ones before it
-        made = pipeline(
-            **own | {"background": background},
-            num_inference_steps=FAST_STEPS if options.fast and options.steps is None else options.steps,
-            guidance_scale=options.guidance,
-            context=options.context,
-            resolution=options.resolution,
-            feather_pixels=options.feather,
-            feather_inwards=options.feather_in,
-            blend_method=options.blend,
-            generator=torch.Generator().manual_seed(part.seed),
-            colour_match=options.colour_match,
-            matte=options.matte,
-            detail=options.detail,
-            **placing_arguments(part.placing, own),
-        )
-        background = made.images[0]
-        if options.layers:
-            found = made.lit.layers()
-            layers += [(tensor_to_image(found[name][0]), made.lit.area) for name in _LAYERS]
-    if options.layers:  # all at once: after an error in a later object none is left to be in the way
-        for (layer, area), path in zip(layers, _layer_files(job, len(steps), options)):
-            save_computed(as_layer(layer, background, area), path)
-    save_computed(background, job.out)
-
-
-def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
-    """The masks into which a job's object goes, one after another: its own or, by --each-area, each label or area of
-    it.
-    """
-    from .hole import separate_areas
-    from .images import as_mask, label_masks
-
-    if not each_area:
-        return [pictures.get("mask")]
-    if job.blend_mask or not job.mask:
-        raise ImprintError(
-            "each area of a mask takes an object of its own, without a blend mask; give a mask and no blend mask, or "
-            "leave --each-area out"
-        )
-    mask = pictures["mask"]
-    if labels := label_masks(mask):
-        return labels
-    return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
-
-
-def _layer_files(job: Job, steps: int, options: argparse.Namespace) -> list[Path]:
-    """The layers' names, in whose order they are stacked; those of a jobs file's line in a folder of their own."""
-    folder = options.layers / job.out.stem if options.many else options.layers
-    width = len(str(steps))
-    before = [f"{step:0{width}}-" for step in range(1, steps + 1)] if steps > 1 else [""]
-    return [folder / f"{step}{number}-{name}.png" for step in before for number, name in enumerate(_LAYERS, 1)]
-
-
-def _require_layers(job: Job, areas: Sequence[Sequence[Any]], options: argparse.Namespace) -> None:
-    """Raise `ImprintError` unless all objects will be placed, and their layers can be written without a loss.
-
-    areas: for each object the masks of its areas.
-    """
-    from .images import as_mask, require_writable
-    from .place import is_drawn
-
-    for part, masks in zip(job.each, areas):
-        for hole in (as_mask(mask)[0] for mask in masks if part.mask):
-            if hole.any() and is_drawn(hole, part.placing.get("fit", "contain")):
-                raise ImprintError(
-                    f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object "
-                    "that is placed: draw a box without fit fill, or give placed, at or align, or leave --layers out"
-                )
-    for path in _layer_files(job, sum(map(len, areas)), options):
-        require_writable(path)
-        if os.path.realpath(path) == os.path.realpath(job.out):
-            raise ImprintError(f"{path} is a layer and also what the picture is written as; give another 'out'")
-        if os.path.lexists(path) and not options.overwrite:
-            raise ImprintError(f"{path} is there already, and would be lost; give another --layers, or --overwrite")
-
-
-@contextmanager
-def _needs_diffusers() -> Iterator[None]:
-    """For what imports it: the nodes do without, so that it is an extra."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ImprintError(f"the package '{error.name}' is missing; pip install 'imprint[pipeline]'") from error
 
 
 @contextmanager

@@ -135,11 +135,11 @@ def workplace(tmp_path, scene, layer, placing, monkeypatch) -> Path:
     """The working folder: object.png, background.png, box.png and layer.png in it, and a model that is loaded
     already.
     """
-    from imprint import cli
+    from imprint import making
 
     for name, picture in zip(("object", "background", "box", "layer"), (*scene, layer)):
         picture.save(tmp_path / f"{name}.png")
-    monkeypatch.setattr(cli, "_pipeline", lambda options: placing)
+    monkeypatch.setattr(making, "open_pipeline", lambda options: placing)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -14,7 +14,7 @@ from leaving import refused
 from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
 
-from imprint import __version__, cli
+from imprint import __version__, cli, making
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
@@ -270,7 +270,7 @@ def test_wrong_command_lines_leave_with_two(words):
 
 
 def test_bad_input_fails_before_the_model_is_loaded(files, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_pipeline", lambda options: pytest.fail("loaded"))
+    monkeypatch.setattr(making, "open_pipeline", lambda options: pytest.fail("loaded"))
     failure(capsys, command(files, object=files / "absent.png"))
     failure(capsys, command(files, out=files / "out.txt"))
     failure(capsys, command(files, seed=-1))
@@ -302,7 +302,7 @@ def test_ctrl_c_leaves_silently(files, capsys, monkeypatch):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_pipeline", interrupt)
+    monkeypatch.setattr(making, "open_pipeline", interrupt)
     assert cli.main(command(files)) == 130
     assert capsys.readouterr() == ("", "")
     assert not (files / "out.png").exists()
@@ -324,8 +324,8 @@ def batch(files: Path, lines: list, *words: str) -> int:
 
 
 def test_batch_makes_what_composite_makes(files, capsys, monkeypatch):
-    loads, load = [], cli._pipeline
-    monkeypatch.setattr(cli, "_pipeline", lambda options: loads.append(1) or load(options))
+    loads, load = [], making.open_pipeline
+    monkeypatch.setattr(making, "open_pipeline", lambda options: loads.append(1) or load(options))
     monkeypatch.chdir(files.parent)  # paths are relative to the jobs' folder and not to this one
     lines = [
         job(out="made/a.png", seed=3),
@@ -405,7 +405,7 @@ def test_batch_skips_what_is_written(files, capsys, monkeypatch):
     assert capsys.readouterr().out.endswith("1 written, 1 skipped, 0 failed\n")
     assert (files / "a.png").stat().st_mtime_ns == stamp
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "_pipeline", lambda options: pytest.fail("loaded for nothing"))
+        patched.setattr(making, "open_pipeline", lambda options: pytest.fail("loaded for nothing"))
         assert batch(files, lines) == 0
     assert capsys.readouterr().out == "0 written, 2 skipped, 0 failed\n"
     assert batch(files, lines, "--overwrite") == 0
@@ -414,7 +414,7 @@ def test_batch_skips_what_is_written(files, capsys, monkeypatch):
 
 
 def test_batch_stopped_in_the_middle_goes_on_there(files, capsys, monkeypatch):
-    make, made = cli._make, []
+    make, made = making.make, []
 
     def stop_at_the_second(*args):
         if made:
@@ -423,7 +423,7 @@ def test_batch_stopped_in_the_middle_goes_on_there(files, capsys, monkeypatch):
 
     lines = [job(out=f"{name}.png", seed=5) for name in "abc"]
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "_make", stop_at_the_second)
+        patched.setattr(making, "make", stop_at_the_second)
         assert batch(files, lines) == 130
     assert [(files / f"{name}.png").exists() for name in "abc"] == [True, False, False]
     capsys.readouterr()

@@ -8,7 +8,7 @@ from micro import photo, rectangle
 from PIL import Image, ImageCms
 from placing import LAYERS, batch, composite, job, pixels, stacked
 
-from imprint import cli
+from imprint import cli, making
 
 
 def test_layers_are_pictures_that_stack_to_the_composite(workplace):
@@ -37,7 +37,7 @@ def refused(workplace, capsys, monkeypatch, words) -> str:
     """The one line on stderr of a command that fails before a model is loaded and before anything is written."""
     before = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "_pipeline", lambda options: pytest.fail("the work was begun"))
+        patched.setattr(making, "open_pipeline", lambda options: pytest.fail("the work was begun"))
         assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("imprint: error: ") and err.count("\n") == 1
@@ -66,7 +66,7 @@ def test_a_drawing_has_no_layers(workplace, capsys, monkeypatch):
 
 def test_an_empty_mask_has_its_own_sentence_with_layers(workplace, capsys, monkeypatch, _placing):
     monkeypatch.undo()
-    monkeypatch.setattr(cli, "_pipeline", lambda options: _placing)
+    monkeypatch.setattr(making, "open_pipeline", lambda options: _placing)
     monkeypatch.chdir(workplace)
     Image.new("L", (120, 90)).save("empty.png")
     assert cli.main(composite("--mask", "empty.png", "--layers", "layers")) == 2

@@ -1,0 +1,216 @@
+"""Jobs made into files: their pictures read, composites made one after another, and written with their layers.
+
+Torch and diffusers are imported where they are needed, so that a command line answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ImprintError
+from .jobs import Job
+from .options import FAST_STEPS, placing_arguments
+
+if TYPE_CHECKING:
+    from .pipeline import ImprintPipeline
+
+_LAYERS = ("shadow", "object", "light")
+"""The names of `Lit.layers`, from below."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """How jobs are made: the model, what holds for all pictures, and what is written."""
+
+    checkpoint: Path | None = None
+    """By default the shipped one."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: str = "fp32"
+    """fp32, fp16 or bf16."""
+    fast: bool = False
+    """`FAST_STEPS` steps of DPM++ 2M."""
+    steps: int | None = None
+    guidance: float | None = None
+    context: float | None = None
+    resolution: int | None = None
+    feather: int | None = None
+    """These five, and those up to `detail`: as `ImprintPipeline.__call__` takes them."""
+    feather_in: int = 0
+    blend: str = "feather"
+    colour_match: float = 0.0
+    matte: bool = True
+    detail: float = 1.0
+    each_area: bool = False
+    """An object in each area of a mask."""
+    cutout: str = "off"
+    """auto: a photo with neither mask nor transparency is cut out."""
+    layers: Path | None = None
+    """Folder for a placed object's layers."""
+    many: bool = False
+    """Each picture's layers lie in a folder of its own."""
+    overwrite: bool = False
+
+
+@contextmanager
+def needs_diffusers() -> Iterator[None]:
+    """For what imports it: the nodes do without, so that it is an extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImprintError(f"the package '{error.name}' is missing; pip install 'imprint[pipeline]'") from error
+
+
+def open_pipeline(making: Making) -> ImprintPipeline:
+    """The checkpoint's, on its device. Raises `ImprintError` where it cannot be had."""
+    import torch
+
+    from .checkpoint import SHIPPED
+
+    with needs_diffusers():
+        from .pipeline import ImprintPipeline
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = making.device
+    if device == "auto":
+        device = next(name for name, found in available.items() if found)
+    if not available[device]:
+        raise ImprintError(
+            f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
+        )
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[making.dtype]
+    pipeline = ImprintPipeline.from_checkpoint(making.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
+    if making.fast:
+        from diffusers import DPMSolverMultistepScheduler
+
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
+        for module in (pipeline.unet, pipeline.vae):
+            torch.nn.Module.to(module, memory_format=torch.channels_last)
+    return pipeline
+
+
+@contextmanager
+def _with_enough_memory() -> Iterator[None]:
+    """Where there is not, an `ImprintError` says so."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", reason):
+            raise
+        raise ImprintError(
+            f"there is not enough memory ({reason or 'none is left'}); give a smaller background, or a smaller "
+            "--resolution"
+        ) from error
+
+
+@_with_enough_memory()
+def read_steps(job: Job, making: Making) -> list[tuple[Job, dict[str, Any]]]:
+    """The steps that make the job's picture: an object, and its pictures with the mask of one area.
+
+    With --cutout auto, an object's photo with neither mask nor transparency gets a mask. Raises `ImprintError` for what
+    cannot be used, and for layers that cannot be made or written.
+    """
+    pictures = job.read()
+    areas = [_areas(part, own, making.each_area) for part, own in zip(job.each, pictures)]
+    if making.layers:
+        _require_layers(job, areas, making)
+    if making.cutout == "auto":
+        from .cutout import mask_of
+
+        for own in pictures:
+            own["object_mask"] = own["object_mask"] or [mask_of(photo) for photo in own["object_image"]]
+    return [(part, own | {"mask": mask}) for part, own, masks in zip(job.each, pictures, areas) for mask in masks]
+
+
+@_with_enough_memory()
+def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: ImprintPipeline, making: Making) -> None:
+    """steps: as `read_steps` gives them."""
+    import torch
+
+    from .images import as_layer, save_computed, tensor_to_image
+
+    background = steps[0][1]["background"]
+    layers = []
+    for part, own in steps:  # each into the picture with the ones before it
+        made = pipeline(
+            **own | {"background": background},
+            num_inference_steps=FAST_STEPS if making.fast and making.steps is None else making.steps,
+            guidance_scale=making.guidance,
+            context=making.context,
+            resolution=making.resolution,
+            feather_pixels=making.feather,
+            feather_inwards=making.feather_in,
+            blend_method=making.blend,
+            generator=torch.Generator().manual_seed(part.seed),
+            colour_match=making.colour_match,
+            matte=making.matte,
+            detail=making.detail,
+            **placing_arguments(part.placing, own),
+        )
+        background = made.images[0]
+        if making.layers:
+            found = made.lit.layers()
+            layers += [(tensor_to_image(found[name][0]), made.lit.area) for name in _LAYERS]
+    if making.layers:  # all at once: after an error in a later object none is left to be in the way
+        for (layer, area), path in zip(layers, _layer_files(job, len(steps), making)):
+            save_computed(as_layer(layer, background, area), path)
+    save_computed(background, job.out)
+
+
+def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
+    """The masks into which a job's object goes, one after another: its own or, by --each-area, each label or area of
+    it.
+    """
+    from .hole import separate_areas
+    from .images import as_mask, label_masks
+
+    if not each_area:
+        return [pictures.get("mask")]
+    if job.blend_mask or not job.mask:
+        raise ImprintError(
+            "each area of a mask takes an object of its own, without a blend mask; give a mask and no blend mask, or "
+            "leave --each-area out"
+        )
+    mask = pictures["mask"]
+    if labels := label_masks(mask):
+        return labels
+    return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
+
+
+def _layer_files(job: Job, steps: int, making: Making) -> list[Path]:
+    """The layers' names, in whose order they are stacked; those of a jobs file's line in a folder of their own."""
+    folder = making.layers / job.out.stem if making.many else making.layers
+    width = len(str(steps))
+    before = [f"{step:0{width}}-" for step in range(1, steps + 1)] if steps > 1 else [""]
+    return [folder / f"{step}{number}-{name}.png" for step in before for number, name in enumerate(_LAYERS, 1)]
+
+
+def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) -> None:
+    """Raise `ImprintError` unless all objects will be placed, and their layers can be written without a loss.
+
+    areas: for each object the masks of its areas.
+    """
+    from .images import as_mask, require_writable
+    from .place import is_drawn
+
+    for part, masks in zip(job.each, areas):
+        for hole in (as_mask(mask)[0] for mask in masks if part.mask):
+            if hole.any() and is_drawn(hole, part.placing.get("fit", "contain")):
+                raise ImprintError(
+                    f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object "
+                    "that is placed: draw a box without fit fill, or give placed, at or align, or leave --layers out"
+                )
+    for path in _layer_files(job, sum(map(len, areas)), making):
+        require_writable(path)
+        if os.path.realpath(path) == os.path.realpath(job.out):
+            raise ImprintError(f"{path} is a layer and also what the picture is written as; give another 'out'")
+        if os.path.lexists(path) and not making.overwrite:
+            raise ImprintError(f"{path} is there already, and would be lost; give another --layers, or --overwrite")
