@@ -498,7 +498,12 @@ def test_a_plain_photo_from_an_empty_canvas(page, nodes_2, server: Server, tmp_p
         assert page.evaluate("app.graph.links.size") == 3
         choose_file(page, object_, photo, True)
         choose_file(page, background, room, True)
-        box = drag_the_box(page, place, size, {"x": 200, "y": 240, "width": 240, "height": 300})
+        box = {"x": 200, "y": 240, "width": 240, "height": 300}
+        if page.evaluate("node => !!app.graph.getNodeById(node).getInputNode(0)", place):
+            box = drag_the_box(page, place, size, box)
+        else:  # front end 1.58 finds no input of a blueprint, so that its box has no picture: the place is painted
+            wire(page, (background, 1), (place, 2))
+            paint(page, "Load Image", size, box)
         run(page, steps=None)
     finally:
         shutil.rmtree(file.parent)
