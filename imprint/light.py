@@ -121,7 +121,8 @@ def relight(
         change = local.insert_map(spread(_smooth(torch.cat([maps.gain, maps.offset], 1).to(frame), inside), inside))
         gain, offset = (light * change).chunk(2, 1)
         plain.relit = (colours * gain.exp() + offset).clamp(0, 1)
-    outside = (coverage < 0.1).float()
+    # Nor beside the outline, where the network's shadow has a bright rim.
+    outside = (F.max_pool2d(coverage, 5, 1, 2) < 0.1).float()
     if shadow and bool(outside.any()):
         lost = spread(maps.shadow.to(frame), outside)
         if softness:

@@ -1,4 +1,4 @@
-"""Writes example_workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
+"""Writes workflows/ and subgraphs/, and makes the workflows' thumbnails by running them.
 
     COMFYUI_PATH=... [COMFYUI_PYTHON=...] python tests/comfy/make_workflows.py [--graphs-only] [NAME ...]
 
@@ -411,7 +411,7 @@ WORKFLOWS: dict[str, Callable[[Graph], Any]] = {
 
 def file_of(name: str) -> Path:
     """Where the workflow of that name lies; its thumbnail is beside it."""
-    return ROOT / "example_workflows" / f"{name}.json"
+    return ROOT / "workflows" / f"{name}.json"
 
 
 def build(name: str, object_info: dict[str, dict]) -> dict:
