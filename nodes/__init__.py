@@ -60,7 +60,7 @@ def copy_samples(folder: Path) -> None:
     for sample in sorted(SAMPLES.iterdir()):
         target = folder / f"imprint_{sample.name}"
         try:
-            if not target.exists():
+            if not os.path.lexists(target):
                 with replacing(target) as temporary:
                     shutil.copyfile(sample, temporary)
         except OSError as error:

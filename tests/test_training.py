@@ -193,6 +193,16 @@ def test_two_runs_never_write_into_one_folder(data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
 
 
+@pytest.mark.parametrize("error", [NotImplementedError("no flock here"), OSError(37, "No locks available")])
+def test_a_folder_that_cannot_be_locked_is_trained_in(data, tmp_path, monkeypatch, capsys, first_run, error):
+    def refuse(_lock, timeout):
+        raise error
+
+    monkeypatch.setattr(state.FileLock, "acquire", refuse)
+    train.main(words(data, tmp_path))
+    assert ".lock cannot be locked" in capsys.readouterr().err and stats(tmp_path) == stats(first_run)
+
+
 def test_processes_that_torch_leaves_unconnected_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(training_run, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))

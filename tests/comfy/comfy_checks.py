@@ -1415,8 +1415,9 @@ def check_strange_folders_do_no_harm():
     target = Path(FOLDER) / "own"
     target.mkdir()
     (target / "imprint_object.png").write_bytes(b"mine")
+    (target / "imprint_hole.png").symlink_to(Path(FOLDER) / "gone" / "hole.png")
     pack.copy_samples(target)
-    assert (target / "imprint_object.png").read_bytes() == b"mine"
+    assert (target / "imprint_object.png").read_bytes() == b"mine" and not (Path(FOLDER) / "gone").exists()
     samples = {f"imprint_{path.name}" for path in pack.SAMPLES.iterdir()}
     assert {path.name for path in target.iterdir()} == samples and len(samples) > 3
 

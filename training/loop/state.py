@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -52,6 +53,8 @@ class State:
             raise ImprintError(
                 f"another run is writing into {self.folder}; wait for it to end, or give another --output"
             ) from error
+        except (OSError, NotImplementedError) as error:  # some shares lock no files, and are none the worse
+            print(f"warning: {lock.lock_file} cannot be locked ({error}); start no second run there", file=sys.stderr)
         try:
             yield
         finally:
