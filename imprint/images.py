@@ -1,4 +1,4 @@
-"""Where every picture comes in and goes out: files, Pillow and tensors.
+"""Where every picture comes in: files, Pillow and tensors.
 
 Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object. What comes in is upright, finite and in range, or an
 `ImprintError`; a mask reaches 1 somewhere (it says where, and its soft edge how much).
@@ -10,9 +10,6 @@ import logging
 import math
 import os
 import warnings
-from functools import partial
-from io import BytesIO
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -21,7 +18,7 @@ from PIL import Image
 
 from . import files
 from .errors import ImprintError, not_finite
-from .profiles import convert_profile, grey_or_cmyk_to_srgb, profile_of, rgb_profile_of
+from .profiles import convert_profile, grey_or_cmyk_to_srgb, rgb_profile_of
 
 Picture: TypeAlias = "Image.Image | torch.Tensor"
 """What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
@@ -201,69 +198,6 @@ def picture_part(image: Picture, area: tuple[slice, slice]) -> torch.Tensor:
     if isinstance(image, Image.Image):
         return image_to_tensor(upright(image).crop((columns.start, rows.start, columns.stop, rows.stop)))
     return _checked_picture(image)[:, :, rows, columns].float().cpu()
-
-
-_FORMATS = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {}, "BMP": {}, "AVIF": {"quality": 90}}
-"""What a picture is written as, and how: formats that keep its size and all its colours."""
-_OPAQUE = ("JPEG", "BMP")
-_NO_PROFILE = ("BMP",)
-
-
-def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -> None:
-    """Make the folder if need be; raise `ImprintError` unless a picture of this name can be written there.
-
-    like: one of the picture's size and transparency, where they are known: not every format holds all.
-    """
-    path = Path(path)
-    kind = _format(path)
-    files.require_writable(path)
-    if like is not None and kind in _OPAQUE and _alpha(like) is not None:
-        raise ImprintError(
-            f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give a background without"
-        )
-    for sides in () if like is None else ((like.width, 1), (1, like.height)):
-        try:
-            Image.new("RGB", sides).save(BytesIO(), kind)
-        except (OSError, ValueError, MemoryError) as error:
-            raise ImprintError(
-                f"{path} cannot be written: {kind} does not hold {like.width}x{like.height} pixels ({error}); end the name in .png"
-            ) from error
-
-
-def save_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write beside the place under a temporary name, then rename. The format follows the file's ending.
-
-    The colour profile is kept, where it is for colours of the picture's mode; a format that holds none gets sRGB. Raises
-    `ImprintError` where `require_writable` does, and where writing fails.
-    """
-    path = Path(path)
-    require_writable(path, image)
-    kind = _format(path)
-    if kind in _OPAQUE and image.mode != "RGB":
-        image = image.convert("RGB")
-    if kind in _NO_PROFILE:
-        image = convert_profile(image, None)
-    try:
-        with files.replacing(path) as temporary:
-            image.save(temporary, kind, icc_profile=profile_of(image), **_FORMATS[kind])
-    except (OSError, ValueError, MemoryError) as error:
-        raise ImprintError(f"{path} cannot be written ({error}); choose another place or format") from error
-
-
-def save_computed(image: Image.Image, path: str | os.PathLike) -> None:
-    """`save_image` for what took time to make: see `files.save_or_keep`."""
-    files.save_or_keep(partial(save_image, image), Path(path), ".png", "the picture that was made")
-
-
-def _format(path: Path) -> str:
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise ImprintError(f"{path}: '{path.suffix}' is no picture format; end the name in .png, .jpg or .webp")
-    if kind not in _FORMATS:
-        raise ImprintError(
-            f"{path}: a picture may lose its size or colours as {kind}; end the name in .png, .jpg, .webp or .tiff"
-        )
-    return kind
 
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:

@@ -142,7 +142,8 @@ class Job:
         return [job._read() for job in self.each]
 
     def _read(self) -> dict[str, Any]:
-        from .images import open_image, require_writable
+        from .images import open_image
+        from .saving import require_writable
 
         pictures = {
             "object_image": [open_image(path) for path in self.objects],

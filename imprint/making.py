@@ -135,7 +135,8 @@ def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: Imprin
     """steps: as `read_steps` gives them."""
     import torch
 
-    from .images import as_layer, save_computed, tensor_to_image
+    from .images import as_layer, tensor_to_image
+    from .saving import save_computed
 
     background = steps[0][1]["background"]
     layers = []
@@ -198,8 +199,9 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) ->
 
     areas: for each object the masks of its areas.
     """
-    from .images import as_mask, require_writable
+    from .images import as_mask
     from .place import is_drawn
+    from .saving import require_writable
 
     for part, masks in zip(job.each, areas):
         for hole in (as_mask(mask)[0] for mask in masks if part.mask):

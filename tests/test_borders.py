@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from micro import cutout, photo, profile, rectangle
 from PIL import Image, ImageCms, ImageDraw, ImageOps
 
-from imprint import cli, files, images
+from imprint import cli, files, saving
 from imprint.crop import Crop, paste
 from imprint.detail import _starts
 from imprint.errors import ImprintError
 from imprint.hole import Hole, separate_areas
-from imprint.images import as_mask, as_picture, label_masks, mask_to_tensor, open_image, save_image, to_rgb, upright
+from imprint.images import as_mask, as_picture, label_masks, mask_to_tensor, open_image, to_rgb, upright
 from imprint.profiles import convert_profile, profile_of
+from imprint.saving import save_image
 from imprint.views import ObjectViews
 
 SHAPES = settings.default.max_examples // 50  # whole composites cost a second each
@@ -339,7 +340,7 @@ def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, m
     save_image(photo(8, 8), path)
     assert open_image(path).size == (8, 8)
     with pytest.raises(ImprintError, match="cannot be written"):
-        images.require_writable(tmp_path / ("n" * 252 + ".png"))
+        saving.require_writable(tmp_path / ("n" * 252 + ".png"))
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -354,7 +355,7 @@ def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, m
 )
 def test_what_a_format_cannot_hold_is_refused_before_the_work(tmp_path, name, size, message):
     with pytest.raises(ImprintError, match=message):
-        images.require_writable(tmp_path / name, size and Image.new("RGB", size))
+        saving.require_writable(tmp_path / name, size and Image.new("RGB", size))
 
 
 @pytest.mark.parametrize("ending", ["jpg", "jfif", "bmp"])

@@ -17,8 +17,8 @@ import torch
 
 from imprint.errors import ImprintError, print_anything
 from imprint.files import write_text
-from imprint.images import require_writable, save_computed
 from imprint.pipeline import ImprintPipeline
+from imprint.saving import require_writable, save_computed
 
 from . import arguments
 from .measure.contact_sheets import Sheets

@@ -15,9 +15,9 @@ from imprint.checkpoint import Checkpoint, load_checkpoint, save_computed
 from imprint.config import LatentConfig
 from imprint.errors import ImprintError
 from imprint.files import require_writable
-from imprint.images import save_computed as save_computed_picture
 from imprint.images import tensor_to_image
 from imprint.model import load_modules
+from imprint.saving import save_computed as save_computed_picture
 from imprint.vae import build_autoencoder, decode, encode
 
 from ..data.shards import SPLITS, inside

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from imprint.config import ImprintConfig
-from imprint.images import save_image, tensor_to_image
+from imprint.images import tensor_to_image
 from imprint.matte import matte_pixels
 from imprint.noise import make_scheduler
 from imprint.pipeline import ImprintPipeline
+from imprint.saving import save_image
 from imprint.vae import decode
 
 from ..pairs.captions import Captions

@@ -18,8 +18,9 @@ from imprint.checkpoint import open_safetensors, read_config
 from imprint.crop import Crop
 from imprint.errors import ImprintError
 from imprint.files import read_json, write_text
-from imprint.images import open_image, save_computed
+from imprint.images import open_image
 from imprint.pipeline import ImprintPipeline
+from imprint.saving import save_computed
 
 from .settings import ABLATIONS, Evaluate
 from .tasks import Scene, Task

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from imprint.errors import ImprintError
 from imprint.files import require_writable, write_text
-from imprint.images import save_computed
+from imprint.saving import save_computed
 
 from ..arguments import require_other
 from . import networks as metrics

@@ -22,10 +22,11 @@ from scipy.ndimage import gaussian_filter
 
 from imprint.errors import ImprintError
 from imprint.files import write_text
-from imprint.images import open_image, save_image, tensor_to_image
+from imprint.images import open_image, tensor_to_image
 from imprint.light import relight
 from imprint.lightnet import LightNet, load_light
 from imprint.place import PlacedObject
+from imprint.saving import save_image
 
 from .settings import EvaluateLight
 

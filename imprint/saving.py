@@ -1,0 +1,77 @@
+"""Where every picture goes out: a file that is whole or not there, in a format that holds all of the picture."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from . import files
+from .errors import ImprintError
+from .images import alpha_to_tensor
+from .profiles import convert_profile, profile_of
+
+_FORMATS = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {}, "BMP": {}, "AVIF": {"quality": 90}}
+"""What a picture is written as, and how: formats that keep its size and all its colours."""
+_OPAQUE = ("JPEG", "BMP")
+_NO_PROFILE = ("BMP",)
+
+
+def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -> None:
+    """Make the folder if need be; raise `ImprintError` unless a picture of this name can be written there.
+
+    like: one of the picture's size and transparency, where they are known: not every format holds all.
+    """
+    path = Path(path)
+    kind = _format(path)
+    files.require_writable(path)
+    if like is not None and kind in _OPAQUE and alpha_to_tensor(like) is not None:
+        raise ImprintError(
+            f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give a background without"
+        )
+    for sides in () if like is None else ((like.width, 1), (1, like.height)):
+        try:
+            Image.new("RGB", sides).save(BytesIO(), kind)
+        except (OSError, ValueError, MemoryError) as error:
+            raise ImprintError(
+                f"{path} cannot be written: {kind} does not hold {like.width}x{like.height} pixels ({error}); end the name in .png"
+            ) from error
+
+
+def save_image(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write beside the place under a temporary name, then rename. The format follows the file's ending.
+
+    The colour profile is kept, where it is for colours of the picture's mode; a format that holds none gets sRGB. Raises
+    `ImprintError` where `require_writable` does, and where writing fails.
+    """
+    path = Path(path)
+    require_writable(path, image)
+    kind = _format(path)
+    if kind in _OPAQUE and image.mode != "RGB":
+        image = image.convert("RGB")
+    if kind in _NO_PROFILE:
+        image = convert_profile(image, None)
+    try:
+        with files.replacing(path) as temporary:
+            image.save(temporary, kind, icc_profile=profile_of(image), **_FORMATS[kind])
+    except (OSError, ValueError, MemoryError) as error:
+        raise ImprintError(f"{path} cannot be written ({error}); choose another place or format") from error
+
+
+def save_computed(image: Image.Image, path: str | os.PathLike) -> None:
+    """`save_image` for what took time to make: see `files.save_or_keep`."""
+    files.save_or_keep(partial(save_image, image), Path(path), ".png", "the picture that was made")
+
+
+def _format(path: Path) -> str:
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ImprintError(f"{path}: '{path.suffix}' is no picture format; end the name in .png, .jpg or .webp")
+    if kind not in _FORMATS:
+        raise ImprintError(
+            f"{path}: a picture may lose its size or colours as {kind}; end the name in .png, .jpg, .webp or .tiff"
+        )
+    return kind
