@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0: what is seen in a picture, as ImageNet's thousand classes taught it (Tan and Le, EfficientNet, ICML 2019;
-the Lite variants without squeeze-and-excitation are Google's, 2020)."""
+"""EfficientNet-Lite0: what is seen in a picture, as ImageNet's thousand classes taught it (Tan and Le, EfficientNet,
+ICML 2019; the Lite variants without squeeze-and-excitation are Google's, 2020)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4))
-"""Kernel, stride of the first block, expansion, channels and blocks. ImageNet's last stage and its classes are left out."""
+"""Kernel, stride of the first block, expansion, channels and blocks. ImageNet's last stage and its classes are left
+out."""
 WIDTHS = 112, 192
 """Channels of the features at a 16th and at a 32nd of the picture's resolution."""
 
@@ -29,8 +30,9 @@ class EfficientNetLite(nn.Module):
         """The block that halves the resolution for the last time."""
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """pictures (B, 3, S, S) in [0, 1], S a multiple of 32 -> features (B, C, S / 16, S / 16) and (B, C, S / 32, S / 32),
-        with `WIDTHS` channels."""
+        """pictures (B, 3, S, S) in [0, 1], S a multiple of 32 -> features (B, C, S / 16, S / 16) and (B, C, S / 32, S /
+        32), with `WIDTHS` channels.
+        """
         x = self.stem(pictures * 2 - 1).clamp(0, 6)
         for number, block in enumerate(self.blocks):
             if number == self.halved_last:

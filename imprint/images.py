@@ -1,7 +1,7 @@
 """Where every picture comes in: files, Pillow and tensors.
 
-Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object. What comes in is upright, finite and in range, or an
-`ImprintError`; a mask reaches 1 somewhere (it says where, and its soft edge how much).
+Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object. What comes in is upright, finite and in range,
+or an `ImprintError`; a mask reaches 1 somewhere (it says where, and its soft edge how much).
 """
 
 from __future__ import annotations
@@ -150,14 +150,18 @@ def require_range(values: torch.Tensor, what: str) -> tuple[float, float]:
 
 
 def in_range(values: torch.Tensor, what: str) -> torch.Tensor:
-    """The values, in [0, 1]: themselves, or where they overshoot a copy. Raises `ImprintError` as `require_range` does."""
+    """The values, in [0, 1]: themselves, or where they overshoot a copy.
+
+    Raises `ImprintError` as `require_range` does.
+    """
     low, high = require_range(values, what)
     return values.clamp(0, 1) if low < 0 or high > 1 else values
 
 
 def full_strength(masks: torch.Tensor) -> torch.Tensor:
-    """Masks (B, H, W) in [0, 1], each divided by its own largest value: labels 0 and 1, grey 128 and a faint alpha count as
-    white. Soft edges stay soft; an empty mask stays empty."""
+    """Masks (B, H, W) in [0, 1], each divided by its own largest value: labels 0 and 1, grey 128 and a faint alpha
+    count as white. Soft edges stay soft; an empty mask stays empty.
+    """
     top = masks.amax((1, 2), keepdim=True)
     return masks if bool(((top == 1) | (top == 0)).all()) else masks / torch.where(top > 0, top, 1)
 
@@ -190,7 +194,8 @@ def colours_of(image: Picture) -> bytes | None:
 
 
 def picture_part(image: Picture, area: tuple[slice, slice]) -> torch.Tensor:
-    """Rows and columns of a picture -> (1, 3, h, w) on the CPU, in its own colours; the rest is neither converted nor moved.
+    """Rows and columns of a picture -> (1, 3, h, w) on the CPU, in its own colours; the rest is neither converted nor
+    moved.
 
     Raises `ImprintError` as `as_picture` does, for the whole picture.
     """
@@ -208,8 +213,8 @@ def image_to_tensor(image: Image.Image) -> torch.Tensor:
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
     """A mask picture, white = 1 -> (1, H, W) at `full_strength`: its brightness, times its alpha where it has one.
 
-    Strokes of one colour on nothing, black ones too, are their alpha, and so is a cut-out. Raises `ImprintError` for a map of
-    several labels, and for a photo.
+    Strokes of one colour on nothing, black ones too, are their alpha, and so is a cut-out. Raises `ImprintError` for a
+    map of several labels, and for a photo.
     """
     image = upright(image)
     alpha = _alpha(image)
@@ -237,21 +242,24 @@ def label_masks(image: Image.Image) -> list[torch.Tensor]:
 
 
 def _brightness(image: Image.Image) -> np.ndarray:
-    """(H, W) float32 from 0 to 1. Raises `ImprintError` for a map of several labels, and for values that are not finite."""
+    """(H, W) float32 from 0 to 1.
+
+    Raises `ImprintError` for a map of several labels, and for values that are not finite.
+    """
     _, kinds = _labels(image)
     if len(kinds) > 1:
         listed = ", ".join(f"{kind:g}" for kind in kinds[:8])
         raise ImprintError(
-            f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in which "
-            "one object alone is white"
+            f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in "
+            "which one object alone is white"
         )
     values, top = _values(image)
     return values / max(top, float(values.max()))
 
 
 def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W), and which of its values are labels, several where it is a map of them: few colours that are no shades of one, or
-    whole numbers so small that they are no brightness.
+    """(H, W), and which of its values are labels, several where it is a map of them: few colours that are no shades of
+    one, or whole numbers so small that they are no brightness.
     """
     coloured = _colours(_without_hidden(image))
     if coloured is not None:
@@ -271,8 +279,8 @@ def _without_hidden(image: Image.Image) -> Image.Image:
 
 
 def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
-    """(H, W) of a colour's number at each pixel, and the numbers of those that are not black; None where there are many, or only
-    shades of one.
+    """(H, W) of a colour's number at each pixel, and the numbers of those that are not black; None where there are
+    many, or only shades of one.
     """
     if _is_deep(image) or image.mode in ("1", "L", "LA"):
         return None
@@ -299,7 +307,9 @@ def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _is_photo(image: Image.Image, alpha: torch.Tensor | None) -> bool:
-    """Whether what is seen of it is coloured and mostly neither dark nor bright: a mask in colours is so at its edges alone."""
+    """Whether what is seen of it is coloured and mostly neither dark nor bright: a mask in colours is so at its edges
+    alone.
+    """
     if _is_deep(image) or image.mode in ("1", "L", "LA") or image.getcolors(_MOST_LABELS) is not None:
         return False
     step = math.ceil(max(image.size) / 512)  # some of its pixels will do
@@ -313,7 +323,10 @@ def _is_photo(image: Image.Image, alpha: torch.Tensor | None) -> bool:
 
 
 def _values(image: Image.Image) -> tuple[np.ndarray, float]:
-    """(H, W) float32 from 0 on, and what white is. Raises `ImprintError` for floating-point numbers that are no brightness."""
+    """(H, W) float32 from 0 on, and what white is.
+
+    Raises `ImprintError` for floating-point numbers that are no brightness.
+    """
     if not _is_deep(image):
         return np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
     values = np.asarray(image, dtype=np.float32)  # labels 0 and 1 of 65,535 would be lost in 8 bits
@@ -325,7 +338,9 @@ def _values(image: Image.Image) -> tuple[np.ndarray, float]:
 
 
 def alpha_to_tensor(image: Image.Image) -> torch.Tensor | None:
-    """The alpha channel -> (1, H, W) at `full_strength`, or None where the picture has none or it is opaque everywhere."""
+    """The alpha channel -> (1, H, W) at `full_strength`, or None where the picture has none or it is opaque
+    everywhere.
+    """
     alpha = _alpha(upright(image))
     return None if alpha is None else full_strength(alpha)
 
@@ -338,7 +353,9 @@ def _alpha(image: Image.Image) -> torch.Tensor | None:
 
 
 def as_layer(part: Image.Image, whole: Image.Image, area: tuple[slice, slice]) -> Image.Image:
-    """An RGBA picture of a part, `area` (rows, columns) of the whole, alone in one of the whole's size and colour profile."""
+    """An RGBA picture of a part, `area` (rows, columns) of the whole, alone in one of the whole's size and colour
+    profile.
+    """
     layer = Image.new("RGBA", whole.size)
     rows, columns = area
     layer.paste(part, (columns.start, rows.start))
@@ -356,8 +373,8 @@ def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow picture -> an upright copy in 8-bit RGB; transparency is dropped, 16-bit grey is scaled.
 
-    An RGB picture keeps its colour profile. One in grey or CMYK with a profile becomes sRGB. Raises `ImprintError` for one that
-    cannot be decoded, and for deep grey that is not in 0 to 65,535 or, in floating point, in [0, 1].
+    An RGB picture keeps its colour profile. One in grey or CMYK with a profile becomes sRGB. Raises `ImprintError` for
+    one that cannot be decoded, and for deep grey that is not in 0 to 65,535 or, in floating point, in [0, 1].
     """
     image = upright(image)
     profile = rgb_profile_of(image)
@@ -371,7 +388,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """`to_rgb`, its colours in sRGB and without a profile: for what goes on as bare numbers. Raises `ImprintError` likewise."""
+    """`to_rgb`, its colours in sRGB and without a profile: for what goes on as bare numbers.
+
+    Raises `ImprintError` likewise.
+    """
     made = convert_profile(to_rgb(image), None)
     made.info.pop("icc_profile", None)  # one that means sRGB in other words
     return made
@@ -387,8 +407,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         values = values * 255
     elif values.min() < 0 or values.max() > 65535:
         raise ImprintError(
-            f"the picture's grey goes from {values.min():g} to {values.max():g}; 16 bits, from 0 to 65535, were expected: save "
-            "it so"
+            f"the picture's grey goes from {values.min():g} to {values.max():g}; 16 bits, from 0 to 65535, were "
+            "expected: save it so"
         )
     else:
         values = values / 257

@@ -1,8 +1,9 @@
 """Light and shadow for an object whose place is known: what it would look like in this photo's light.
 
-The light network, `imprint.lightnet`, sees the photo with the object pasted into it and gives smooth maps: how much brighter or
-darker, and how tinted, each part of the object becomes (a gain and an offset), and how much darker the ground around it. They
-are applied at the photo's own resolution, so that words, faces and edges stay exactly those of the object's photo.
+The light network, `imprint.lightnet`, sees the photo with the object pasted into it and gives smooth maps: how much
+brighter or darker, and how tinted, each part of the object becomes (a gain and an offset), and how much darker the
+ground around it. They are applied at the photo's own resolution, so that words, faces and edges stay exactly those of
+the object's photo.
 """
 
 from __future__ import annotations
@@ -89,10 +90,11 @@ def relight(
 ) -> Lit:
     """Light an object as the scene around it is lit, and let it throw its shadow.
 
-    background: Pillow, or (1, 3, H, W) in [0, 1]; only its square around the object is looked at. light, shadow: strengths as
-    `STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1; light_from: where the scene's light comes
-    from, as `light_direction` takes it, auto: as the network sees it. The network runs where it lies; the result lies on
-    the CPU. Raises `ImprintError` for strengths beyond their range and for a background of another size.
+    background: Pillow, or (1, 3, H, W) in [0, 1]; only its square around the object is looked at. light, shadow:
+    strengths as `STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1; light_from: where the
+    scene's light comes from, as `light_direction` takes it, auto: as the network sees it. The network runs where it
+    lies; the result lies on the CPU. Raises `ImprintError` for strengths beyond their range and for a background of
+    another size.
     """
     require_strengths(light, shadow, softness, light_from)
     square = square_around(net, placed)
@@ -148,8 +150,8 @@ def _seen(
 ) -> LightMaps:
     """The mean of what the network sees in the pictures (1, C, S, S) and in their mirror images.
 
-    Where it is not told where the light comes from, the shadow is that of its likeliest guess: the median of all shadows that are
-    possible is faint, and lies on every side.
+    Where it is not told where the light comes from, the shadow is that of its likeliest guess: the median of all
+    shadows that are possible is faint, and lies on every side.
     """
     features = net.encode(*(torch.cat([each, each.flip(3)]) for each in pictures))
 
@@ -188,7 +190,9 @@ def _fading(square: Placement, maps: torch.Tensor) -> torch.Tensor:
 
 
 def _smooth(maps: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """(1, C, S, S) without the ripples that a network leaves at edges: a blur that sees only what lies within `where`."""
+    """(1, C, S, S) without the ripples that a network leaves at edges: a blur that sees only what lies within
+    `where`.
+    """
     blurred = _softened((maps * where).transpose(0, 1), RIPPLE).transpose(0, 1)  # each channel by itself
     return blurred / _softened(where, RIPPLE).clamp(min=1e-3)
 

@@ -1,8 +1,9 @@
 """The light network: what it sees, what it gives, and its file.
 
-A UNet with attention at its coarsest level sees a photo with an object pasted into it, and gives smooth maps of how the object's
-colours and the ground's brightness change, and guesses of where the scene's light comes from; `imprint.light` applies them. The
-idea of a colour transform per pixel, predicted small and applied large, is PCT-Net's (CVPR 2023, section 3).
+A UNet with attention at its coarsest level sees a photo with an object pasted into it, and gives smooth maps of how the
+object's colours and the ground's brightness change, and guesses of where the scene's light comes from; `imprint.light`
+applies them. The idea of a colour transform per pixel, predicted small and applied large, is PCT-Net's (CVPR 2023,
+section 3).
 """
 
 from __future__ import annotations
@@ -158,9 +159,9 @@ class LightNet(nn.Module):
         return [*features, x + F.interpolate(seen, x.shape[2:], mode="nearest")]
 
     def decode(self, features: list[torch.Tensor], direction: torch.Tensor | None = None) -> LightMaps:
-        """features: of `encode`. direction (B, 4): where the scene's light comes from, if that is known: x to the right, y up,
-        z to the camera, the mean of all directions, weighed by their light, so that its length is 1 for a single lamp and 0
-        for light from everywhere; then 1. Four zeros where it is not known.
+        """features: of `encode`. direction (B, 4): where the scene's light comes from, if that is known: x to the
+        right, y up, z to the camera, the mean of all directions, weighed by their light, so that its length is 1 for a
+        single lamp and 0 for light from everywhere; then 1. Four zeros where it is not known.
         """
         *kept, x = features
         told = x.new_zeros(len(x), 4) if direction is None else direction.to(x)
@@ -237,8 +238,9 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
     values = json.loads(metadata["config"])
     if values.keys() != asdict(LightConfig()).keys():
         raise ImprintError(
-            f"{path}: its light network is described by {', '.join(values)}, and here by {', '.join(asdict(LightConfig()))}; "
-            "another version made the file; train it again with this one, or use the network that comes with it"
+            f"{path}: its light network is described by {', '.join(values)}, and here by "
+            f"{', '.join(asdict(LightConfig()))}; another version made the file; train it again with this one, or use "
+            "the network that comes with it"
         )
     net = LightNet(LightConfig(**values | {"widths": tuple(values["widths"])}))
     found, expected = (
@@ -247,8 +249,9 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
     if found != expected:
         odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise ImprintError(
-            f"{path}: {len(odd)} tensors of the light network are missing, of another shape or not its own, '{odd[0]}' among "
-            "them; another version made the file; train it again with this one, or use the network that comes with it"
+            f"{path}: {len(odd)} tensors of the light network are missing, of another shape or not its own, '{odd[0]}' "
+            "among them; another version made the file; train it again with this one, or use the network that comes "
+            "with it"
         )
     net.load_state_dict({name: value.float() for name, value in tensors.items()})
     return net.eval().requires_grad_(False)

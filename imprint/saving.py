@@ -30,22 +30,24 @@ def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -
     files.require_writable(path)
     if like is not None and kind in _OPAQUE and alpha_to_tensor(like) is not None:
         raise ImprintError(
-            f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give a background without"
+            f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give a "
+            "background without"
         )
     for sides in () if like is None else ((like.width, 1), (1, like.height)):
         try:
             Image.new("RGB", sides).save(BytesIO(), kind)
         except (OSError, ValueError, MemoryError) as error:
             raise ImprintError(
-                f"{path} cannot be written: {kind} does not hold {like.width}x{like.height} pixels ({error}); end the name in .png"
+                f"{path} cannot be written: {kind} does not hold {like.width}x{like.height} pixels ({error}); end the "
+                "name in .png"
             ) from error
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Write beside the place under a temporary name, then rename. The format follows the file's ending.
 
-    The colour profile is kept, where it is for colours of the picture's mode; a format that holds none gets sRGB. Raises
-    `ImprintError` where `require_writable` does, and where writing fails.
+    The colour profile is kept, where it is for colours of the picture's mode; a format that holds none gets sRGB.
+    Raises `ImprintError` where `require_writable` does, and where writing fails.
     """
     path = Path(path)
     require_writable(path, image)

@@ -1,4 +1,5 @@
-"""Light and shadow of a placed object: what is off is off exactly, what is beyond stays, and what the layers stack to."""
+"""Light and shadow of a placed object: what is off is off exactly, what is beyond stays, and what the layers stack
+to."""
 
 import itertools
 import json

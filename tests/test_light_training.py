@@ -1,6 +1,7 @@
 """The light network's training: light in numbers, pairs, groups in files and memory, the split, and the loop.
 
-Groups are drawn here by hand, tiny ones: a disc that stands on level ground. Only the last tests trace paths, and need Mitsuba.
+Groups are drawn here by hand, tiny ones: a disc that stands on level ground. Only the last tests trace paths, and need
+Mitsuba.
 """
 
 from __future__ import annotations
@@ -731,7 +732,9 @@ def test_a_ball_on_the_ground_darkens_it_and_stands_there(mitsuba, tmp_path):
 
 
 def test_a_group_does_not_depend_on_those_before_it(mitsuba, tmp_path):
-    """One light takes all panoramas by turns: a new tracer, whose light began as another one, makes the same numbers."""
+    """One light takes all panoramas by turns: a new tracer, whose light began as another one, makes the same
+    numbers.
+    """
     from training.render.meshes import load_parts
 
     folder = ball_and_box(tmp_path / "meshes")

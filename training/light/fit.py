@@ -235,8 +235,9 @@ class LightRun:
         return batches[0] if len(batches) == 1 else batches[0].joined(batches[1])
 
     def log(self, bar: tqdm, step: int, steps: int, elapsed: float) -> None:
-        """A line of means over the last steps, of held-out gains and of those on groups that are trained on; and what is
-        learned so far is written. Raises `ImprintError` for a loss that is not finite."""
+        """A line of means over the last steps, of held-out gains and of those on groups that are trained on; and what
+        is learned so far is written. Raises `ImprintError` for a loss that is not finite.
+        """
         means = {name: float(value) / steps for name, value in self.sums.items()}
         for value in self.sums.values():
             value.zero_()
@@ -262,6 +263,8 @@ class LightRun:
 
 
 def learning_rate(settings: Relight, step: int, done: float) -> float:
-    """It rises over the first steps, stays, and falls to 0 over the last part of the run. done: of the run, from 0 to 1."""
+    """It rises over the first steps, stays, and falls to 0 over the last part of the run. done: of the run, from 0 to
+    1.
+    """
     rising = min(1.0, (step + 1) / settings.lr_warmup)
     return settings.lr * rising * min(1.0, (1 - done) / settings.cooldown)

@@ -25,7 +25,9 @@ REACH = 0.03
 
 
 def predicted(net: nn.Module, batch: LightBatch, told: torch.Tensor | None = None) -> LightMaps:
-    """The network's maps; on a GPU in bf16. told (B, 1): 1 for pairs for which the network knows where the light comes from."""
+    """The network's maps; on a GPU in bf16. told (B, 1): 1 for pairs for which the network knows where the light comes
+    from.
+    """
     kind = batch.picture.device.type
     direction = batch.direction * (0 if told is None else told)
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
@@ -33,7 +35,9 @@ def predicted(net: nn.Module, batch: LightBatch, told: torch.Tensor | None = Non
 
 
 def relit(maps: LightMaps, batch: LightBatch, light: float = 1.0) -> torch.Tensor:
-    """(B, 3, S, S): the object's colours with the maps applied. light: the strength, as `imprint.light.relight` has it."""
+    """(B, 3, S, S): the object's colours with the maps applied. light: the strength, as `imprint.light.relight` has
+    it.
+    """
     return (batch.picture * (light * maps.gain).exp() + light * maps.offset).clamp(0, 1.1)
 
 
@@ -66,8 +70,9 @@ def _light_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]
 
 
 def _shadow_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
-    """Of the ground, weighed: the hole, its contact and deep shadow count more. The median of all shadows that a picture
-    allows would be next to none."""
+    """Of the ground, weighed: the hole, its contact and deep shadow count more. The median of all shadows that a
+    picture allows would be next to none.
+    """
     truth = darkening(batch.shadow)
     free = (batch.alpha < 0.5).float() * batch.rendered
     weight = free * (0.15 + hole(batch) + 2 * contact(batch)) * (1 + 3 * truth)
@@ -85,7 +90,9 @@ def _shading_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tenso
 
 
 def _direction_loss(maps: LightMaps, batch: LightBatch, counted: torch.Tensor) -> torch.Tensor:
-    """Mean negative logarithm of the density of guesses, normal ones, where the light truly comes from. counted (B,)."""
+    """Mean negative logarithm of the density of guesses, normal ones, where the light truly comes from. counted
+    (B,).
+    """
     apart = (maps.directions - batch.direction[:, None, :3]).square().sum(2)
     density = (maps.chances - apart / (2 * SCATTER**2)).logsumexp(1)
     return -(density * counted).sum() / counted.sum().clamp(min=1)

@@ -66,8 +66,8 @@ class GroupReader:
         mine = self._mine()
         if not mine:
             raise ImprintError(
-                f"{' and '.join(map(str, folders))} hold {len(self.files)} files of {split} groups, which is not one for each "
-                f"of {part[1]} processes; make more with `python -m training.prepare light`"
+                f"{' and '.join(map(str, folders))} hold {len(self.files)} files of {split} groups, which is not one "
+                f"for each of {part[1]} processes; make more with `python -m training.prepare light`"
             )
         self.side = _side(folders)
         capacity = capacity or sum(map(count_groups, mine))

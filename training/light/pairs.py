@@ -26,7 +26,8 @@ CAREFUL = 0.95
 OWN_BRIGHTEST = 0.55
 """Linear: what the bright parts of an object are in its own photo."""
 SOURCES = (0.58, 0.9)
-"""Shares, added up: the object's own photo shows it in the air, on other ground, and the rest in the scene's own light."""
+"""Shares, added up: the object's own photo shows it in the air, on other ground, and the rest in the scene's own
+light."""
 ALIKE = 0.6
 """Of those in the scene's own light: where nothing has to change."""
 UNTOUCHED = 0.25
@@ -36,7 +37,8 @@ LEVELLED = 0.2
 SWAPPED = 0.25
 """Of pairs: red, green and blue change their places."""
 CONTEXT = 2.2
-"""Side of the square that is seen over the longer side of the object's box, in the middle: `imprint.lightnet.LightConfig`'s."""
+"""Side of the square that is seen over the longer side of the object's box, in the middle:
+`imprint.lightnet.LightConfig`'s."""
 CONTEXTS = (1.45, 3.6)
 """Least and most."""
 ALBEDOS = (0.06, 0.5)
@@ -144,9 +146,9 @@ def draw_rendered(
 ) -> LightBatch:
     """A batch of path-traced pairs: rows `chosen` (B,) of the groups.
 
-    photos as in `draw_photographed`: their fine detail sharpens half of the scenes, since a view cut out of a panorama is
-    softer than a photo. Without `variety` nothing is drawn: cameras are all alike, each group is seen in its first light and
-    the object has been in the air.
+    photos as in `draw_photographed`: their fine detail sharpens half of the scenes, since a view cut out of a panorama
+    is softer than a photo. Without `variety` nothing is drawn: cameras are all alike, each group is seen in its first
+    light and the object has been in the air.
     """
     count, device, augment = len(chosen), chosen.device, variety is not None
     places, turns = groups.places[chosen], groups.turns[chosen]
@@ -218,7 +220,10 @@ def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor) -> LightBatch:
 
 @dataclass
 class _Lights:
-    """What lights the pairs: weights of a group's lights, and of the object alone, which comes last. All (B, `LIGHTS` + 1)."""
+    """What lights the pairs: weights of a group's lights, and of the object alone, which comes last.
+
+    All (B, `LIGHTS` + 1).
+    """
 
     scene: torch.Tensor
     own: torch.Tensor
@@ -284,8 +289,8 @@ def _views(groups: torch.Tensor, lights: _Lights, augment: bool) -> _Views:
 def _draw_exposures(views: _Views, lights: _Lights, variety: Variety | None) -> tuple[torch.Tensor, torch.Tensor]:
     """What radiance is multiplied with, (B, 3, 1, 1), in the scene's photo and in the object's own.
 
-    The object's own photo is exposed for the object alone where that is in the air, and else for what is around it, so that
-    white things look white and black ones black.
+    The object's own photo is exposed for the object alone where that is in the air, and else for what is around it, so
+    that white things look white and black ones black.
     """
     count, device = len(views.lit), views.lit.device
 
@@ -346,7 +351,8 @@ def _repainted(scenes: torch.Tensor, floor: torch.Tensor, share: float) -> torch
 
 
 def _draw_ground(photos: torch.Tensor, where: torch.Tensor, horizons: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S): shares of light that level grounds return, each a photo (N, 4, S, S) laid flat, as a camera sees it.
+    """(B, 3, S, S): shares of light that level grounds return, each a photo (N, 4, S, S) laid flat, as a camera sees
+    it.
 
     where (B, S, S, 2): as in `_Views`; horizons (B,): rows from 0 to 1 where the grounds end.
     """
@@ -367,7 +373,8 @@ def _draw_ground(photos: torch.Tensor, where: torch.Tensor, horizons: torch.Tens
 
 
 def _squares(alpha: torch.Tensor, drawn: bool = True) -> torch.Tensor:
-    """(B, S, S, 2): what is seen of pictures, columns and rows from 0 to 1: a square around each object, within the picture.
+    """(B, S, S, 2): what is seen of pictures, columns and rows from 0 to 1: a square around each object, within the
+    picture.
 
     alpha (B, 1, S, S). Drawn ones are larger or smaller, and not quite in the middle.
     """

@@ -22,7 +22,8 @@ from ..render.panoramas import read_radiance
 from .radiance import irradiance
 
 PANORAMA_ROWS = 384
-"""Rows to which panoramas are reduced: a view of 40 degrees is then about 85 pixels high, and a hundred fit in memory."""
+"""Rows to which panoramas are reduced: a view of 40 degrees is then about 85 pixels high, and a hundred fit in
+memory."""
 BRIGHTEST = 1e6
 """Radiance of a panorama at most."""
 PLAN, PANORAMAS = "plan.json", "panoramas.npy"
@@ -87,8 +88,9 @@ class LightPlan:
     ) -> LightPlan:
         """What the folders hold, less the files named in `exclude`.
 
-        sky: words; a panorama whose name holds one has no ground. held_out: share of the places and of the meshes that is kept
-        for measuring, one of each at least; which ones is decided by their names. Raises `ImprintError` for less than two.
+        sky: words; a panorama whose name holds one has no ground. held_out: share of the places and of the meshes that
+        is kept for measuring, one of each at least; which ones is decided by their names. Raises `ImprintError` for
+        less than two.
         """
         found = [
             LightMesh(folder / mesh.file, mesh.source, mesh.licence, False)
@@ -102,8 +104,8 @@ class LightPlan:
             raise ImprintError(
                 f"{' and '.join(map(str, meshes))} hold {len(found)} meshes (.glb), and "
                 f"{' and '.join(map(str, panoramas))} {len(places)} panoramas (.hdr, .exr), of which "
-                f"{sum(place.sky for place in places)} are skies; two meshes and two places with a ground are the least: "
-                "one of each is held out"
+                f"{sum(place.sky for place in places)} are skies; two meshes and two places with a ground are the "
+                "least: one of each is held out"
             )
         grounds = _with_held_out([place for place in places if not place.sky], held_out)
         return cls((*grounds, *(place for place in places if place.sky)), tuple(_with_held_out(found, held_out)))
@@ -119,14 +121,15 @@ class LightPlan:
         }
 
     def write(self, folder: Path) -> None:
-        """plan.json, panoramas.npy (P, `PANORAMA_ROWS`, 2 * `PANORAMA_ROWS`, 3) and irradiance.npy, of which training reads
-        the last; what is there already is kept. Raises `ImprintError` where that was made of something else."""
+        """plan.json, panoramas.npy (P, `PANORAMA_ROWS`, 2 * `PANORAMA_ROWS`, 3) and irradiance.npy, of which training
+        reads the last; what is there already is kept. Raises `ImprintError` where that was made of something else.
+        """
         described, path = self.describe(), folder / PLAN
         if path.exists():
             if read_plan(folder) != described:
                 raise ImprintError(
-                    f"{path} names other places or meshes than these; groups name them by number: give the same folders, "
-                    "or another --output"
+                    f"{path} names other places or meshes than these; groups name them by number: give the same "
+                    "folders, or another --output"
                 )
             if (folder / PANORAMAS).exists():
                 return

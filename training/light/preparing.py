@@ -1,8 +1,9 @@
-"""Data for the light network: python -m training.prepare light MESHES ... --panoramas FOLDER --output FOLDER --seconds N
+"""Data for the light network: python -m training.prepare light MESHES ... --panoramas FOLDER --output FOLDER --seconds
+N
 
-Objects of the meshes on the ground of the panoramas' places, path-traced with Mitsuba 3 (pip install ".[light]"), by so many
-processes, until the time is up or there are enough; the same command again adds to them. Training can begin meanwhile. OUTPUT
-gets
+Objects of the meshes on the ground of the panoramas' places, path-traced with Mitsuba 3 (pip install ".[light]"), by so
+many processes, until the time is up or there are enough; the same command again adds to them. Training can begin
+meanwhile. OUTPUT gets
 
   options.json            these options
   plan.json               places and meshes, and which of them are held out: groups are of one side in both

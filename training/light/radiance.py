@@ -1,7 +1,7 @@
 """Light in numbers: linear radiance, what a photo shows of it, and what a panorama gives to a surface.
 
-Pictures are (B, C, H, W); directions have y up. A panorama's column u (0 to 1) lies where `atan2(x, -z) / (2 pi)` is u, as
-in Mitsuba's `envmap`, and its row v where `acos(y) / pi` is v.
+Pictures are (B, C, H, W); directions have y up. A panorama's column u (0 to 1) lies where `atan2(x, -z) / (2 pi)` is u,
+as in Mitsuba's `envmap`, and its row v where `acos(y) / pi` is v.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def to_linear(values: torch.Tensor) -> torch.Tensor:
 def settle_shadows(groups: torch.Tensor) -> None:
     """Turn the bare ground's radiance into the share of light that it keeps beside the object, in place.
 
-    groups: (N, C, S, S) as `training.light.scenes.CHANNELS` says. The tracer's noise goes with a median of 3 x 3 pixels and a
-    Gaussian of one pixel; 1 where the object is in the way, or no ground.
+    groups: (N, C, S, S) as `training.light.scenes.CHANNELS` says. The tracer's noise goes with a median of 3 x 3 pixels
+    and a Gaussian of one pixel; 1 where the object is in the way, or no ground.
     """
     lit, bare = channels("lit"), channels("bare")
     for part in groups.split(32):
@@ -68,7 +68,8 @@ def settle_shadows(groups: torch.Tensor) -> None:
 
 
 def irradiance(panorama: torch.Tensor, rows: int = IRRADIANCE_ROWS) -> torch.Tensor:
-    """Panorama (H, W, 3), linear -> (3, rows, 2 * rows): natural logarithm of what a white matt surface returns, by normal.
+    """Panorama (H, W, 3), linear -> (3, rows, 2 * rows): natural logarithm of what a white matt surface returns, by
+    normal.
 
     By Lambert's law the mean of the radiance over the half space of the normal, weighed by the cosine to it.
     """
@@ -98,7 +99,8 @@ def shading(lights: torch.Tensor, places: torch.Tensor, turns: torch.Tensor, nor
 
 
 def direction(lights: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the light of turned panoramas comes from, (B, 3) as `imprint.lightnet.LightNet.forward` takes it, and their mean (B,).
+    """Where the light of turned panoramas comes from, (B, 3) as `imprint.lightnet.LightNet.forward` takes it, and their
+    mean (B,).
 
     lights (B, 3, rows, 2 * rows) of `irradiance`; turns (B,): degrees, as `shading` takes them.
     """

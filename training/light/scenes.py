@@ -1,8 +1,8 @@
 """What a group shows: an object as one mesh, how it stands and is seen, and the group's channels.
 
-A group is what training needs to know of light and shadow: the object with its ground in the light of several panoramas, the
-ground without it, what a photo of each place would show, and the object alone in yet another light. All is linear radiance,
-so that exposures and white balances are drawn anew every time a group is used.
+A group is what training needs to know of light and shadow: the object with its ground in the light of several
+panoramas, the ground without it, what a photo of each place would show, and the object alone in yet another light. All
+is linear radiance, so that exposures and white balances are drawn anew every time a group is used.
 """
 
 from __future__ import annotations

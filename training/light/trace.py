@@ -114,8 +114,8 @@ def trace_groups(
             failures += 1
             if failures == MOST_FAILURES:
                 raise ImprintError(
-                    f"none of {failures} {split} meshes drawn in a row could be read, the last being {path} ({error}); replace "
-                    "them by .glb files that trimesh reads, or name them in --exclude and give another --output"
+                    f"none of {failures} {split} meshes drawn in a row could be read, the last being {path} ({error}); "
+                    "replace them by .glb files that trimesh reads, or name them in --exclude and give another --output"
                 ) from error
             _log.warning("%s cannot be read: %s", path, error)
             continue
@@ -141,7 +141,10 @@ def next_number(folder: Path, stem: str) -> int:
 def write_groups(
     groups: Iterator[TracedGroup], folder: Path, stem: str, first: int, count: float, goes_on: Callable[[], bool]
 ) -> int:
-    """Write groups, `CHUNK` to a file, as STEM-NNNNNN.npz, from number `first` on; how many. Each file is whole or not there."""
+    """Write groups, `CHUNK` to a file, as STEM-NNNNNN.npz, from number `first` on; how many.
+
+    Each file is whole or not there.
+    """
     written = 0
     for number in itertools.count(first):
         held = []

@@ -34,8 +34,8 @@ class Tracer:
     """Renders groups of one size. A process can have tracers of one variant only.
 
     variant: of Mitsuba, `cuda_ad_rgb` on a GPU, `llvm_ad_rgb` or `scalar_rgb` without; panoramas: (H, 2 * H, 3) linear,
-    one or more, all of one size; side: pixels; samples: rays per pixel. Raises `ImprintError` where Mitsuba is absent or
-    lacks the variant.
+    one or more, all of one size; side: pixels; samples: rays per pixel. Raises `ImprintError` where Mitsuba is absent
+    or lacks the variant.
     """
 
     def __init__(self, variant: str, panoramas: list[np.ndarray], side: int, samples: int):

@@ -1,11 +1,11 @@
 """How true an object's light and shadow are, on tasks whose truth is known, such as path-traced ones.
 
-A folder of tasks holds for each, NN being its name: `NN_obj.png` (RGBA, of the background's size: the object as it is placed,
-in the light of its own photo), `NN_bg.png` (the background), `NN_target.png` (the truth), `NN_alpha.png` (the object's outline
-there) and `NN_hole.png` (white: object and shadow, where composites may differ from the background).
+A folder of tasks holds for each, NN being its name: `NN_obj.png` (RGBA, of the background's size: the object as it is
+placed, in the light of its own photo), `NN_bg.png` (the background), `NN_target.png` (the truth), `NN_alpha.png` (the
+object's outline there) and `NN_hole.png` (white: object and shadow, where composites may differ from the background).
 
-Errors are means of absolute differences, of values from 0 to 1; a gain is 1 - error / error of pasting: 0 is pasting, 1 the
-truth, and less than 0 is farther from it than pasting.
+Errors are means of absolute differences, of values from 0 to 1; a gain is 1 - error / error of pasting: 0 is pasting, 1
+the truth, and less than 0 is farther from it than pasting.
 """
 
 from __future__ import annotations
@@ -157,7 +157,9 @@ def evaluate_light(settings: EvaluateLight) -> dict:
 
 
 def summary(rows: dict[str, tuple[LightErrors, LightErrors]]) -> dict:
-    """Gains of the mean errors, and how often a picture is better than pasting. rows: errors of it and of pasting by task."""
+    """Gains of the mean errors, and how often a picture is better than pasting. rows: errors of it and of pasting by
+    task.
+    """
     made, pasted = zip(*rows.values())
     result: dict = {"tasks": len(rows)}
     for name in ("light", "shadow", "contact"):
