@@ -124,7 +124,7 @@ def relight(
         gain, offset = (light * change).chunk(2, 1)
         plain.relit = (colours * gain.exp() + offset).clamp(0, 1)
     # Nor beside the outline, where the network's shadow has a bright rim.
-    outside = (F.max_pool2d(coverage, 5, 1, 2) < 0.1).float()
+    outside = (F.max_pool2d(coverage, 3, 1, 1) < 0.1).float()
     if shadow and bool(outside.any()):
         lost = spread(maps.shadow.to(frame), outside)
         if softness:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from micro import micro_light
@@ -15,11 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from imprint.checkpoint import digest
+from imprint.cli import SAMPLES
 from imprint.errors import ImprintError
-from imprint.images import as_layer, image_to_tensor, tensor_to_image
+from imprint.images import as_layer, image_to_tensor, open_image, tensor_to_image
 from imprint.light import relight
 from imprint.lightnet import SHIPPED_LIGHT, LightMaps, load_light, save_light
-from imprint.place import PlacedObject
+from imprint.place import Place, PlacedObject, place_object
+from imprint.views import ObjectViews
 
 NET = micro_light()
 SHIPPED = load_light()
@@ -326,6 +329,21 @@ def test_a_shadow_falls_away_from_where_the_light_comes_from():
     assert shadow_lies("behind")[1] > shadow_lies("front")[1] + 5
     assert shadow_lies(270) == left
     assert abs(shadow_lies("auto")[0]) < left[0]
+
+
+def test_a_shadow_is_as_deep_at_the_outline_as_beside_it():
+    """A bright rim there is seen at once."""
+    photo, background = open_image(SAMPLES / "bear.webp"), open_image(SAMPLES / "salon.jpg")
+    place = Place(background.width / 2, 0.85 * background.height, 0.35 * background.height)
+    placed = place_object(ObjectViews.of(photo, None), background.size[::-1], None, place=place)
+    lit = relight(SHIPPED, background, placed, light_from="left")
+    pixel = lit.alpha.shape[2] // SHIPPED.config.resolution
+    object_, near, far = (
+        F.max_pool2d((lit.alpha > 0.02).float(), 2 * reach + 1, 1, reach) for reach in (0, pixel, 3 * pixel)
+    )
+    foot = torch.arange(lit.alpha.shape[2]).view(-1, 1) > lit.alpha.shape[2] // 2
+    at, beside = ((lit.shadow[ring > 0]).mean() for ring in ((near - thing) * foot, (far - near) * foot))
+    assert at > 0.95 * beside > 0.05
 
 
 @pytest.mark.parametrize("share", (0.1, 0.4, 0.6, 0.9))

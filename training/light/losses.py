@@ -16,6 +16,8 @@ WEIGHTS = {"fine": 1.0, "broad": 2.0, "shadow": 2.5, "edges": 1.0, "shading": 0.
 """Of the losses."""
 LEAST_AREA = 16
 """Pixels: smaller objects and shadows count as if they had this many."""
+KNOWN_GROUND = 0.02
+"""Where the object covers less than this share of a pixel and its neighbours, the ground's shadow is known."""
 CELLS = 4
 """Pixels a side over which light is broad."""
 IN_SHADOW = 0.12
@@ -74,7 +76,8 @@ def _shadow_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor
     picture allows would be next to none.
     """
     truth = darkening(batch.shadow)
-    free = (batch.alpha < 0.5).float() * batch.rendered
+    # At the outline itself nobody knows the ground, and a shadow's truth says none: it would be learned as a bright rim.
+    free = (F.max_pool2d(batch.alpha, 3, 1, 1) < KNOWN_GROUND).float() * batch.rendered
     weight = free * (0.15 + hole(batch) + 2 * contact(batch)) * (1 + 3 * truth)
     off = maps.shadow - truth
     each = _total(off.abs() * weight) / _total(weight).clamp(min=LEAST_AREA)
