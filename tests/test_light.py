@@ -338,9 +338,8 @@ def test_a_shadow_is_as_deep_at_the_outline_as_beside_it():
     placed = place_object(ObjectViews.of(photo, None), background.size[::-1], None, place=place)
     lit = relight(SHIPPED, background, placed, light_from="left")
     pixel = lit.alpha.shape[2] // SHIPPED.config.resolution
-    object_, near, far = (
-        F.max_pool2d((lit.alpha > 0.02).float(), 2 * reach + 1, 1, reach) for reach in (0, pixel, 3 * pixel)
-    )
+    thing = (lit.alpha > 0.02).float()
+    near, far = (F.max_pool2d(thing, 2 * reach + 1, 1, reach) for reach in (pixel, 3 * pixel))
     foot = torch.arange(lit.alpha.shape[2]).view(-1, 1) > lit.alpha.shape[2] // 2
     at, beside = ((lit.shadow[ring > 0]).mean() for ring in ((near - thing) * foot, (far - near) * foot))
     assert at > 0.95 * beside > 0.05

@@ -76,7 +76,7 @@ def _shadow_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor
     picture allows would be next to none.
     """
     truth = darkening(batch.shadow)
-    # At the outline itself nobody knows the ground, and a shadow's truth says none: it would be learned as a bright rim.
+    # At the outline nobody knows the ground, and the truth says no shadow: it would be learned as a bright rim.
     free = (F.max_pool2d(batch.alpha, 3, 1, 1) < KNOWN_GROUND).float() * batch.rendered
     weight = free * (0.15 + hole(batch) + 2 * contact(batch)) * (1 + 3 * truth)
     off = maps.shadow - truth
