@@ -35,7 +35,7 @@ _SAYS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes, and those with colours that are not multiplied by their alpha
 _PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and how it is called
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # others, such as MPO, hold one picture in several sizes
-_ONE_COLOUR = 8 / 255  # of brightness: what a lossy file makes of one
+_ONE_COLOUR = 12  # levels of 255: what a lossy file makes of one
 _MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
 
 _log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ def mask_to_tensor(image: Image.Image) -> torch.Tensor:
     if alpha is None:
         return full_strength(white)
     seen = white[alpha >= max(0.5 * float(alpha.max()), 1 / 255)]
-    painted = seen.numel() and float(seen.max() - seen.min()) <= _ONE_COLOUR
+    painted = seen.numel() and float(seen.max() - seen.min()) <= _ONE_COLOUR / 255
     return full_strength(alpha if painted else white * alpha)
 
 
@@ -265,7 +265,9 @@ def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     if coloured is not None:
         return coloured
     values, top = _values(image)
-    small = values.max(initial=0) <= _MOST_LABELS and (top > 1 or bool((values == values.round()).all()))
+    # Pure blue is dark, and no number: of a colour the largest channel counts.
+    largest = values.max() if image.mode == "L" or _is_deep(image) else np.asarray(to_rgb(image)).max()
+    small = largest <= _MOST_LABELS and (top > 1 or bool((values == values.round()).all()))
     return values, np.unique(values[values > 0]) if small else values[:0]
 
 
@@ -299,27 +301,28 @@ def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
             pixels[(np.asarray(rgb) == colour).all(-1)] = number
     largest = colours.max(1)
     brightest = colours[largest.argmax()]
-    shades = (
-        np.abs(colours * brightest.max() - largest[:, None] * brightest).max() <= 2 * 255
-    )  # two levels: they are rounded
+    shades = np.abs(colours * brightest.max() - largest[:, None] * brightest).max() <= _ONE_COLOUR * brightest.max()
     kinds = np.array(numbers)[largest > 0]
     return None if shades or len(kinds) > _MOST_LABELS else (pixels, kinds)
 
 
 def _is_photo(image: Image.Image, alpha: torch.Tensor | None) -> bool:
-    """Whether what is seen of it is coloured and mostly neither dark nor bright: a mask in colours is so at its edges
-    alone.
+    """Whether what is seen of it is mostly neither dark nor bright, as a mask is at its edges alone.
+
+    Without an alpha it must be of several hues besides: a wide soft brush, in whatever colour, is a mask.
     """
-    if _is_deep(image) or image.mode in ("1", "L", "LA") or image.getcolors(_MOST_LABELS) is not None:
+    if _is_deep(image) or image.mode in ("1", "L") or image.getcolors(_MOST_LABELS) is not None:
         return False
     step = math.ceil(max(image.size) / 512)  # some of its pixels will do
-    pixels = np.asarray(to_rgb(image))[::step, ::step]
+    pixels = np.asarray(to_rgb(image), dtype=np.float32)[::step, ::step]
     pixels = pixels[slice(None) if alpha is None else alpha[0, ::step, ::step].numpy() > 0.5].reshape(-1, 3)
-    if not len(pixels):
+    if not pixels.any():
         return False
-    most, chroma = pixels.max(1).astype(int), np.ptp(pixels, 1)
+    most = pixels.max(1)
     between = (most > 0.1 * most.max()) & (most < 0.9 * most.max())
-    return bool((chroma > 16).mean() > 0.1 and between.mean() > 0.5)
+    hue = pixels.mean(0) / np.linalg.norm(pixels.mean(0))
+    beside = np.abs(pixels - (pixels @ hue)[:, None] * hue).max(1)
+    return bool(between.mean() > 0.5 and (alpha is not None or (beside > _ONE_COLOUR).mean() > 0.1))
 
 
 def _values(image: Image.Image) -> tuple[np.ndarray, float]:

@@ -238,6 +238,34 @@ def test_a_photo_is_no_mask_and_a_cut_out_is_its_alpha(tmp_path):
         ).float().mean() > 0.97
 
 
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 0, 255), (128, 0, 128), (0, 200, 60)])
+def test_a_wide_soft_brush_of_any_colour_is_a_mask(tmp_path, colour):
+    across = np.linspace(-1.4, 1.4, 64)
+    brush = np.exp(-(across[:, None] ** 2 + across**2))  # hardly a pixel is black or as bright as its middle
+    soft = (brush[..., None] * colour).round().astype(np.uint8)
+    on_nothing = np.dstack([np.broadcast_to(colour, soft.shape), brush * 255]).round().astype(np.uint8)
+    Image.fromarray(soft).save(tmp_path / "a.png")
+    Image.fromarray(soft).save(tmp_path / "a.jpg", quality=90)
+    Image.fromarray(on_nothing).save(tmp_path / "a.webp", quality=70)
+    for name in ("a.png", "a.jpg", "a.webp"):
+        opened = open_image(tmp_path / name)
+        assert not label_masks(opened)
+        assert np.abs(mask_to_tensor(opened)[0].numpy() - brush).mean() < 0.03
+
+
+def test_a_soft_edge_of_pure_blue_is_no_map_of_labels():
+    edge = np.asarray(cutout(40, 30).getchannel("A").resize((200, 150), Image.BICUBIC))
+    blue = np.dstack([np.zeros_like(edge), np.zeros_like(edge), edge])  # 29 of 255 is its brightness
+    assert np.abs(mask_to_tensor(Image.fromarray(blue))[0].numpy() - edge / edge.max()).max() < 0.03
+
+
+def test_a_cut_out_without_colours_is_its_alpha_too():
+    shades, alpha = photo(60, 40).convert("L"), cutout(60, 40).getchannel("A")
+    grey = Image.merge("LA", (shades.point(lambda value: 60 + value // 2), alpha))
+    for cut in (grey, grey.convert("RGBA")):
+        assert torch.equal(mask_to_tensor(cut), mask_to_tensor(alpha))
+
+
 def test_a_mask_that_seems_inverted_is_said(pipeline, scene, caplog):
     subject, background, hole = scene
     view, own = subject.convert("RGB"), subject.getchannel("A")
