@@ -30,8 +30,8 @@ def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -
     files.require_writable(path)
     if like is not None and kind in _OPAQUE and alpha_to_tensor(like) is not None:
         raise ImprintError(
-            f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give a "
-            "background without"
+            f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give an "
+            "opaque background"
         )
     for sides in () if like is None else ((like.width, 1), (1, like.height)):
         try:

@@ -290,17 +290,17 @@ class ImprintRelight(io.ComfyNode):
         require_strengths(light, shadow, softness, light_from)
         model = models.Light(file_of(light_model))
         net, frames = model.loaded(), placed.backgrounds
-        image = copy_image(to_bhwc(frames, placed.transparency), len(frames))
+        image = copy_image(to_bhwc(frames), len(frames))
         total = len(frames) * len(placed.objects)
         layers = {name: lazy_zeros(total, *frames.shape[2:], 4) for name in ("shadow", "object", "light")}
         for index, each in enumerate(itertools.chain.from_iterable(placed.objects)):
             frame = index % len(frames)
-            below = image[frame, ..., :3].movedim(-1, 0)[None]
+            below = image[frame].movedim(-1, 0)[None]
             lit = relight(net, below, each, light, shadow, softness, light_from)
             for name, layer in lit.layers().items():
                 layers[name][(index, *lit.area)] = layer[0].movedim(0, -1).to(layers[name])
             below[(..., *lit.area)] = lit.composite()  # last: the layers are worked out from what was there
-        return io.NodeOutput(image, *layers.values())
+        return io.NodeOutput(to_bhwc(image.movedim(-1, 1), placed.transparency), *layers.values())
 
 
 def _boxes(box: dict, mask: torch.Tensor | None, place: str, frames: torch.Tensor) -> torch.Tensor:

@@ -26,4 +26,5 @@ async def _in_order(
         return response
     names = json.loads(response.text)
     names.get(PACK, []).sort()
-    return web.json_response(names)
+    response.text = json.dumps(names)  # its headers stay, which others may have set
+    return response

@@ -1078,6 +1078,19 @@ def check_light_of_several():
     assert torch.equal(image, one[0].repeat(2, 1, 1, 1)) and all(len(layer) == 2 for layer in layers)
 
 
+def check_light_keeps_transparency_and_what_it_is_given():
+    background, (placed, *_) = lit_scene(count=2)
+    clear = torch.cat([background, torch.rand(*background.shape[:3], 1)], -1)
+    given = clear.clone()
+    photo, transparent = core.LoadImage().load_image("imprint_object.png")
+    (layered, *_) = run("PlaceObject", clear, photo, box(150, 120, 90, 160), object_mask=transparent)
+    strengths = (1.0, 1.0, 0.0)
+    image, *layers = run("Relight", layered, *strengths)
+    plain, *same = run("Relight", placed, *strengths)
+    assert torch.equal(image[..., :3], plain) and torch.equal(image[..., 3:], given[..., 3:])
+    assert all(map(torch.equal, layers, same)) and torch.equal(clear, given)
+
+
 def check_several_objects_are_one_after_another():
     """In one run by `after`: bit for bit what comes of the first's finished picture as the second's background."""
     background, (first, *_) = lit_scene()
