@@ -53,7 +53,7 @@ def test_two_steps_of_each_stage_write_checkpoints_that_the_pipeline_loads(data,
         assert names == set(
             """
             options.json data.json stats.jsonl usable.json .lock tensorboard samples-000000004.png state-000000002
-            checkpoint.safetensors
+            checkpoint.safetensors checkpoint-000000004.safetensors best.safetensors
         """.split()
         )
         described = json.loads((folder / "options.json").read_text())

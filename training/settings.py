@@ -41,6 +41,11 @@ class Stage:
     """Whether the trained parameters are low-rank additions (arXiv 2106.09685) to the UNet's attention alone."""
 
     @property
+    def product(self) -> str:
+        """What a run of it makes, as its files are called."""
+        return "lora" if self.lora else "checkpoint"
+
+    @property
     def data(self) -> tuple[str, ...]:
         """The options that name what it reads."""
         return ("cutouts", "photos") if self.mix else ("captions", "text_encoder")
@@ -190,7 +195,9 @@ class Train:
     log_every: int = option(50, group="report")
     """steps between lines of the log"""
     save_every: int = option(1000, group="report")
-    """steps between states, held-out losses and samples"""
+    """steps between states, checkpoints, held-out losses and samples"""
+    keep: int = option(3, group="report")
+    """checkpoints of saves to keep, the newest, beside the best and the last"""
     wandb: bool = option(False, group="report")
     """log to Weights & Biases as well as to TensorBoard"""
     dry_run: bool = option(False, group="report")
@@ -206,12 +213,14 @@ class Train:
         stage = STAGES[self.stage]
         require(
             self,
-            "images batch accumulate rank reuse block chunk log_every save_every pool refresh cutout_resolution limit",
+            "images batch accumulate rank reuse block chunk log_every save_every keep pool refresh cutout_resolution "
+            "limit",
         )
         require(self, "matte skip_bad lr_warmup lr time_limit", 0)
         require(self, "ema final_lr translation", 0, 1)
-        written = self.output / ("lora.safetensors" if stage.lora else "checkpoint.safetensors")
-        arguments.require_other(written, self.init)
+        names = f"{stage.product}.safetensors", "best.safetensors"
+        for written in (*(self.output / name for name in names), *self.output.glob(f"{stage.product}-*.safetensors")):
+            arguments.require_other(written, self.init)
         if self.lr_warmup > self.images:
             raise ImprintError(
                 f"--lr-warmup is {self.lr_warmup}, but the run ends after {self.images} pictures, before the learning "
@@ -240,8 +249,8 @@ class Train:
 
 
 FREE_OPTIONS = (
-    "time_limit log_every save_every dry_run skip_bad device chunk compile checkpointing wandb output cutouts photos "
-    "captions text_encoder"
+    "time_limit log_every save_every keep dry_run skip_bad device chunk compile checkpointing wandb output cutouts "
+    "photos captions text_encoder"
 ).split()
 """What may differ when a run goes on: it does not change what is learned."""
 
@@ -266,6 +275,15 @@ def parse_train(argv: list[str] | None, description: str | None = None) -> Train
         ignored=DESCRIBED,
         old_config=("sizes", PRESETS),
     )
+
+
+def read_train(path: Path) -> Train:
+    """The settings of a run from its options.json. Raises `ImprintError` where it is not whole."""
+    values = arguments.read_file(path, Train, OLD_NAMES | {"config": "sizes"}, DESCRIBED)
+    values = arguments.defaults(Train) | stage_defaults(values) | values
+    if absent := {field.name for field in arguments.flat(Train)} - values.keys():
+        raise ImprintError(f"{path} does not say {', '.join(sorted(absent))}; it must be a run's own options.json")
+    return arguments.build(Train, values)
 
 
 def renamed_options(described: dict[str, Any]) -> dict[str, Any]:
@@ -297,6 +315,16 @@ class Start:
     """another autoencoder: a folder in diffusers' layout"""
     seed: int = option(0)
     """of the adapter's weights"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """The checkpoint of a saved state."""
+
+    state: Path = option(positional=True)
+    """folder state-NUMBER of a run"""
+    output: Path = option(positional=True, metavar="FILE")
+    """checkpoint to write, .safetensors"""
 
 
 @dataclass(frozen=True)

@@ -155,14 +155,14 @@ def make_optimizer(model: Model, rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=trained[0].is_cuda)
 
 
-def export(model: Model, autoencoder: torch.nn.Module, config: ImprintConfig, stage: Stage, folder: Path) -> None:
+def export(model: Model, autoencoder: torch.nn.Module, config: ImprintConfig, stage: Stage, path: Path) -> None:
     """The weights in fp16, as nodes and pipeline load them: all with the autoencoder, or the LoRA alone."""
     if stage.lora:
-        export_lora(model.unet, folder / "lora.safetensors")
+        export_lora(model.unet, path)
         return
     modules = {"encoder": model.encoder, "adapter": model.adapter, "unet": model.unet, "vae": autoencoder}
     parts = {
         part: {name: tensor.half() for name, tensor in tensors.items()}
         for part, tensors in module_tensors(modules).items()
     }
-    save_checkpoint(folder / "checkpoint.safetensors", Checkpoint(config, parts))
+    save_checkpoint(path, Checkpoint(config, parts))

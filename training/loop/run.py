@@ -26,6 +26,7 @@ from ..pairs.captions import Captions
 from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
 from ..settings import STAGES, Train
+from .checkpoints import Checkpoints
 from .ema import Average, whole
 from .log import Log
 from .losses import MATTE_WEIGHT, Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
@@ -87,6 +88,8 @@ class Run:
         if settings.text_encoder and not self.stage.mix:
             self.text = TextEncoder(settings.text_encoder, self.config.unet.context_width, self.device)
         self.state = State(settings, self.accelerator)
+        model = self.ema, self.autoencoder, self.config, self.stage
+        self.checkpoints = Checkpoints(self.state, lambda path: export(*model, path))
         self.asked: list[int] = []
 
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
@@ -155,7 +158,7 @@ class Run:
     def train(self) -> None:
         """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`).
 
-        Leaves a state to continue from, and a checkpoint. Raises `ImprintError` where another run writes into the
+        Leaves states to continue from, and checkpoints. Raises `ImprintError` where another run writes into the
         folder.
         """
         require_folder(self.settings.output)
@@ -165,6 +168,8 @@ class Run:
     def _train(self) -> None:
         settings, described = self.settings, self.describe()
         step = self.state.resume(described)
+        self.average.gather()
+        self.checkpoints.resume(step * self.step_size)
         source = self.source()
         validation = None
         if self.main:
@@ -195,13 +200,12 @@ class Run:
                         log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
                         validation.sample(self.ema, step * self.step_size)
                     self.state.save(step)
+                    self.checkpoints.keep(step * self.step_size)
                     log.restart_clock()
                 if last:
                     break
         log.bar.close()
-        self.average.gather()
-        if self.main:
-            export(self.ema, self.autoencoder, self.config, self.stage, settings.output)
+        self.checkpoints.finish(step * self.step_size)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 

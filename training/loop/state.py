@@ -140,6 +140,13 @@ class State:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_text(path, "".join(line for line in lines if _step_of(line) <= step))
 
+    def held_out_losses(self) -> dict[int, float]:
+        """Those of the log, by the pictures that were done."""
+        path = self.folder / "stats.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = [json.loads(line) for line in lines if '"held_out_loss"' in line]
+        return {line["pictures"]: line["held_out_loss"] for line in found if math.isfinite(line["held_out_loss"])}
+
     def states(self) -> list[Path]:
         """Those that are whole, the newest last."""
         return sorted(path for path in self.folder.glob("state-*") if re.fullmatch(r"state-\d{9,}", path.name))
