@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .errors import ImprintError
@@ -136,9 +136,13 @@ class UNetConfig:
     heads: tuple[int, ...]
     """Attention heads at each level; the middle has the last level's."""
     context_width: int
+    linear_projections: bool = False
+    """Whether linear layers lead into and out of the transformers, as in SDXL, and not 1x1 convolutions."""
+    pooled_width: int = 0
+    """Of SDXL's pooled text, beside which it is told the picture's size; 0 = it is told neither, as SD 1.5."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "transformer_layers", "mid_transformer_layers")
+        require_positive(self, "transformer_layers", "mid_transformer_layers", "pooled_width")
         levels = len(self.widths)
         for name in ("transformer_layers", "heads"):
             got = len(getattr(self, name))
@@ -409,9 +413,34 @@ def _sd15(encoder: EncoderConfig) -> ImprintConfig:
     )
 
 
+def _sdxl(encoder: EncoderConfig) -> ImprintConfig:
+    """SDXL's base (arXiv 2307.01952); its noise is SD 1.5's."""
+    sd15 = _sd15(encoder)
+    return replace(
+        sd15,
+        resolution=1024,
+        adapter=tokens_adapter(encoder, layers=5, heads=16, output_width=2048),
+        unet=UNetConfig(
+            in_channels=4,
+            out_channels=36,
+            widths=(320, 640, 1280),
+            layers_per_block=2,
+            transformer_layers=(0, 2, 10),
+            mid_transformer_layers=10,
+            heads=(5, 10, 20),
+            context_width=2048,
+            linear_projections=True,
+            pooled_width=1280,
+        ),
+        latent=replace(sd15.latent, scale_factor=0.13025),
+    )
+
+
 PRESETS: dict[str, ImprintConfig] = {
     "tiny": _tiny(),
     "sd15": _sd15(dinov2(width=1024, layers=24, heads=16)),
     "sd15-g": _sd15(dinov2(width=1536, layers=40, heads=24, swiglu=True)),
+    "sdxl": _sdxl(dinov2(width=1024, layers=24, heads=16)),
 }
-"""`tiny` is the shipped checkpoint's; `sd15` and `sd15-g` are SD 1.5 with DINOv2 ViT-L/14 and ViT-g/14."""
+"""`tiny` is the shipped checkpoint's; `sd15` and `sd15-g` are SD 1.5 with DINOv2 ViT-L/14 and ViT-g/14, `sdxl` is SDXL
+with ViT-L/14."""

@@ -27,7 +27,7 @@ from .matte import matte_pixels, split_matte
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
-from .unet import with_background
+from .unet import run_unet, with_background
 from .vae import decode, encode
 from .views import ObjectViews
 
@@ -193,7 +193,7 @@ class Phases(Parts):
             for index, timestep in enumerate(scheduler.timesteps):
                 seen = with_background(scheduler.scale_model_input(latents, timestep), background, hole, config)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
+                prediction, logits = split_matte(run_unet(self.unet, seen, timestep, contexts, config).float(), config)
                 if guidance != 1:
                     without, with_object = prediction.chunk(2)
                     prediction = torch.lerp(without, with_object, guidance)

@@ -90,7 +90,7 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
     with torch.device("meta"):
         modules = build_modules(config)
     converters = {
-        "unet": (convert_ldm_unet_checkpoint, {"layers_per_block": config.unet.layers_per_block}),
+        "unet": (convert_ldm_unet_checkpoint, modules["unet"].config),
         "vae": (convert_ldm_vae_checkpoint, modules["vae"].config),
     }
     converted = dict(checkpoint.parts)

@@ -315,8 +315,9 @@ def _generated_in(masks: torch.Tensor, crops: list[Crop]) -> torch.Tensor:
 
 def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list) -> None:
     if vae is None:
+        base = "SDXL" if config.unet.pooled_width else "SD 1.5"
         raise ImprintError(
-            "the VAE is empty: this checkpoint holds no autoencoder; connect Load VAE with a VAE of SD 1.5"
+            f"the VAE is empty: this checkpoint holds no autoencoder; connect Load VAE with a VAE of {base}"
         )
     if vae.latent_channels != config.latent.channels:
         raise ImprintError(

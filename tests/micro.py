@@ -57,6 +57,25 @@ def matte_config() -> ImprintConfig:
     return micro_config(matte=2, unet=dataclasses.replace(config.unet, out_channels=12))
 
 
+def sdxl_config(**changes) -> ImprintConfig:
+    """As `matte_config`, with all that SDXL's UNet has: two of its levels, the deepest with more layers, linear
+    projections, and conditions.
+    """
+    unet = UNetConfig(
+        in_channels=4,
+        out_channels=12,
+        widths=(32, 64, 128),
+        layers_per_block=2,
+        transformer_layers=(0, 1, 2),
+        mid_transformer_layers=2,
+        heads=(1, 2, 4),
+        context_width=32,
+        linear_projections=True,
+        pooled_width=16,
+    )
+    return dataclasses.replace(matte_config(), unet=unet, **changes)
+
+
 def third_party_config() -> ImprintConfig:
     """As `concat_config`, with all that third-party models do otherwise: CLIP, a stretched object, channels,
     timesteps.

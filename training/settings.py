@@ -139,7 +139,7 @@ class Train:
     vae: Path | None = option(None, group="model")
     """autoencoder, .safetensors with diffusers' names"""
     text_encoder: Path | None = option(None, group="model")
-    """for warmup: folder of SD 1.5, or of its CLIP text model with the tokenizer"""
+    """for warmup: folder of SD 1.5 or SDXL, or of SD 1.5's CLIP text model with the tokenizer"""
     rank: int = option(16, group="model")
     """for finetune: of the LoRA"""
     train_all: bool = option(False, group="model")
@@ -302,7 +302,7 @@ class Start:
     output: Path = option(positional=True)
     """checkpoint to write, .safetensors"""
     unet: Path = option()
-    """SD 1.5: a diffusers folder, or a .safetensors or .ckpt file"""
+    """SD 1.5, or SDXL with --sizes sdxl: a diffusers folder, or a .safetensors or .ckpt file"""
     encoder: Path = option()
     """DINOv2: a folder of the hub, or Meta's .pth"""
     sizes: str = option("sd15", choices=PRESETS)

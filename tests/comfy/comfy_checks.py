@@ -198,6 +198,42 @@ def concat_checkpoint() -> str:
     return write_checkpoint("concat.safetensors", change)
 
 
+def sdxl_checkpoint() -> str:
+    """The shipped weights around a narrow UNet of SDXL's kind, with random weights and a matte."""
+
+    def change(checkpoint):
+        unet = module("imprint.config").UNetConfig(
+            in_channels=4,
+            out_channels=36,
+            widths=(32, 64, 128),
+            layers_per_block=2,
+            transformer_layers=(0, 1, 2),
+            mid_transformer_layers=2,
+            heads=(1, 2, 4),
+            context_width=256,
+            linear_projections=True,
+            pooled_width=16,
+        )
+        config = replace(checkpoint.config, unet=unet, matte=4)
+        shapes, names = unet_shapes(config)
+        tensors = {
+            theirs: third_party_weights.random_weight(name, tuple(shapes[name]), "")
+            for theirs, name in names.items()
+            if name in shapes and "class_embedding" not in theirs
+        }
+        return replace(checkpoint, config=config, parts=checkpoint.parts | {"unet": tensors})
+
+    return write_checkpoint("sdxl.safetensors", change)
+
+
+def unet_shapes(config) -> tuple[dict, dict]:
+    """ComfyUI's UNet of these sizes: the shape of each tensor, and diffusers' name -> its own."""
+    options = module("nodes.unet").ModelConfig(config).unet_config
+    layers = module("nodes.shapes")
+    plain = comfy.model_base.UNetModel(**options, device="meta", operations=layers.PLAIN_LAYERS)
+    return layers.shapes_of(plain), comfy.utils.unet_to_diffusers(options)
+
+
 def write_third_party(kind: str) -> str:
     """A third-party file with the seeded weights, among ComfyUI's models."""
     path = MODELS / "imprint" / f"{kind}.pth"
@@ -247,6 +283,45 @@ def check_concat_checkpoints():
     assert difference < 1e-4, difference
     moved = of.sample(torch.flip(of.frame, (1,)))  # another background is seen, through the extra channels
     assert ((ours - moved) * inside).abs().max() > 1e-3
+
+
+def check_sdxl_checkpoints():
+    """The graph by ComfyUI's own nodes gives the same; the model is told the size at which it sees its crop."""
+    of = Scene(sdxl_checkpoint())
+    model = of.model.model
+    assert isinstance(model, comfy.model_base.SDXL) and model.memory_usage_factor == 0.8
+    assert model.latent_format.taesd_decoder_name == "taesdxl_decoder"
+    difference = (of.sample() - split_path(of)).abs().max()
+    assert difference < 1e-3, difference
+
+    told, encode = [], model.encode_adm
+    model.encode_adm = lambda **given: told.append(encode(**given)) or told[-1]
+    try:
+        of.sample(resolution=384)
+    finally:
+        del model.encode_adm
+    sizes = [model.embedder(torch.tensor([number])) for number in (384, 384, 0, 0, 384, 384)]
+    expected = torch.cat([torch.zeros(1, 16), torch.cat(sizes, 1)], 1)
+    assert told and all(torch.equal(each, expected) for each in told)
+    fails("is empty", "a VAE of SDXL", call=lambda: of.sample(vae=None))
+
+
+def check_core_knows_sdxl_s_true_shapes():
+    """From the names and shapes of our UNet, without its matte, core's detection finds its own SDXL."""
+    import comfy.model_detection
+    import comfy.supported_models
+
+    sdxl = module("imprint.config").PRESETS["sdxl"]
+    sdxl = replace(sdxl, matte=0, unet=replace(sdxl.unet, out_channels=4))
+    shapes, names = unet_shapes(sdxl)
+    assert len(shapes) == 1680 and set(shapes) <= set(names.values())
+    tensors = {f"unet.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    found = comfy.model_detection.model_config_from_unet(tensors, "unet.")
+    assert type(found) is comfy.supported_models.SDXL
+    ours = module("nodes.unet").ModelConfig(sdxl)
+    for name, value in found.unet_config.items():
+        assert ours.unet_config[name] == value, (name, value, ours.unet_config[name])
+    assert ours.latent_format.scale_factor == found.latent_format.scale_factor == 0.13025
 
 
 def check_third_party_files():
@@ -802,12 +877,18 @@ def check_core_s_lora_loader_applies_ours():
     """`training.train finetune` writes kohya's names of diffusers' modules: core finds each one's place in our
     MODEL.
     """
+    for name in (SHIPPED, sdxl_checkpoint()):
+        apply_lora(name)
+
+
+def apply_lora(checkpoint: str) -> None:
+    """A LoRA of random weights for the checkpoint, which core's loader merges at its place."""
     import safetensors.torch
 
-    files = module("imprint.checkpoint")
+    path = folder_paths.get_full_path("imprint", checkpoint)
     attention = {
         name.removesuffix(".weight"): tensor.float()
-        for name, tensor in files.load_checkpoint(files.SHIPPED).parts["unet"].items()
+        for name, tensor in module("imprint.checkpoint").load_checkpoint(path).parts["unet"].items()
         if name.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"))
     }
     lora, random = {}, torch.Generator().manual_seed(0)
@@ -820,7 +901,7 @@ def check_core_s_lora_loader_applies_ours():
     folder_paths.add_model_folder_path("loras", str(MODELS / "loras"))
     safetensors.torch.save_file(lora, MODELS / "loras" / "mug.safetensors")
 
-    model = run("LoadCheckpoint", SHIPPED)[0]
+    model = run("LoadCheckpoint", checkpoint)[0]
     tuned = core.LoraLoaderModelOnly().load_lora_model_only(model, "mug.safetensors", 1.0)[0]
     assert len(tuned.patches) == len(attention) > 0
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
@@ -1503,7 +1584,8 @@ def compare_with_euler(cases) -> None:
 def write_graph_latents(folder: Path) -> None:
     """For test_parity.py: the final latents, in the UNet's scale, of the shipped samples through the graph."""
     saved = {}
-    for name in (matte_checkpoint(), concat_checkpoint()):
+    files = {"blend": matte_checkpoint(), "concat": concat_checkpoint(), "sdxl": sdxl_checkpoint()}
+    for kind, name in files.items():
         of, decoded = Scene(name), []
         background, _ = core.LoadImage().load_image("imprint_background.png")
         (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")
@@ -1511,7 +1593,6 @@ def write_graph_latents(folder: Path) -> None:
         of.vae.decode = lambda latent, decode=decode, decoded=decoded: decoded.append(latent) or decode(latent)
         picture, _, alpha, shadow = of.sample_all(background, hole, steps=10, context=1.6)
         (picture,) = run("BackgroundBlend", background, picture, hole, 3, 0, 0.0, alpha=alpha, shadow=shadow)
-        kind = of.config.background
         saved |= {f"{kind}.alpha": alpha, f"{kind}.shadow": shadow}
         saved |= {f"{kind}.latent": of.model.model.process_latent_in(decoded[0]), f"{kind}.picture": picture}
         saved |= {f"{kind}.identity": of.identity.tokens, f"{kind}.context": of.positive[0][0]}

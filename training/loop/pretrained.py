@@ -21,7 +21,7 @@ from .model import with_matte
 
 _DINOV2_HEAD_WIDTH = 64  # of every DINOv2 that Meta released
 _TEXT_TOKENS = 77  # of CLIP's text encoder
-_CURE = "give SD 1.5 or a model of its sizes, or the --sizes that the files were made for"
+_CURE = "give the model that --sizes names or one of its sizes, or the --sizes that the files were made for"
 
 
 def start(
@@ -34,11 +34,11 @@ def start(
 ) -> Checkpoint:
     """A checkpoint of pretrained UNet, autoencoder and encoder, and a fresh adapter and matte that fit them.
 
-    unet: a diffusers folder of Stable Diffusion, or one file with latent diffusion's names. encoder: a DINOv2 folder
-    in the hub's layout, or Meta's `.pth`; its sizes replace the configuration's. background: `blend` or `concat`, by
-    default the configuration's. vae: another autoencoder, a folder in diffusers' layout. adapter: `tokens`, or `conv`
-    with as many tokens as CLIP's text; by default the configuration's. Raises `ImprintError` for files that are
-    absent, unsafe, or have not the tensors that the configuration asks for.
+    unet: a diffusers folder of Stable Diffusion or SDXL, or one file with latent diffusion's names. encoder: a DINOv2
+    folder in the hub's layout, or Meta's `.pth`; its sizes replace the configuration's. background: `blend` or
+    `concat`, by default the configuration's. vae: another autoencoder, a folder in diffusers' layout. adapter:
+    `tokens`, or `conv` with as many tokens as CLIP's text; by default the configuration's. Raises `ImprintError` for
+    files that are absent, unsafe, or have not the tensors that the configuration asks for.
     """
     backbone, matte = _read_encoder(encoder, config.encoder), config.matte
     config = _fitted(config, backbone.config, background, adapter)

@@ -95,7 +95,7 @@ class Run:
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
         """The model, its average, the teacher and the optimizer, spread over the processes."""
         settings, split = self.settings, self.split
-        model = Model(modules).to(self.device, memory_format=None if split else torch.channels_last)
+        model = Model(modules, self.config).to(self.device, memory_format=None if split else torch.channels_last)
         self.trained_names = choose_trained(model, self.stage, settings, fresh)
         self.teacher = None
         if settings.distill_guidance is not None:
