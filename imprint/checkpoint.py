@@ -1,8 +1,8 @@
 """The checkpoint: one `.safetensors` file with everything that a composite needs.
 
-Tensors are named `encoder.*` (the hub's names of DINOv2 and CLIP), `adapter.*`, `null_embedding`, `unet.*` and `vae.*`
-(diffusers' names; the autoencoder may be absent). The metadata holds the format's version, the configuration as JSON,
-and a SHA-256 of both, so that a damaged file fails with a clear error. Nothing in a file is ever executed.
+Tensors are named `encoder.*` (the hub's names of DINOv2, DINOv3 and CLIP), `adapter.*`, `null_embedding`, `unet.*` and
+`vae.*` (diffusers' names; the autoencoder may be absent). The metadata holds the format's version, the configuration as
+JSON, and a SHA-256 of both, so that a damaged file fails with a clear error. Nothing in a file is ever executed.
 """
 
 from __future__ import annotations

@@ -45,9 +45,10 @@ def require_positive(part: Any, *may_be_zero: str) -> None:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoder, DINOv2 (arXiv 2304.07193) or CLIP's (arXiv 2103.00020), and what it is shown.
+    """The image encoder, DINOv2 (arXiv 2304.07193), DINOv3 (arXiv 2508.10104) or CLIP's (arXiv 2103.00020), and what it
+    is shown.
 
-    Sizes as in transformers' `Dinov2Config` and `CLIPVisionConfig`.
+    Sizes as in transformers' `Dinov2Config`, `DINOv3ViTConfig` and `CLIPVisionConfig`.
     """
 
     width: int
@@ -55,6 +56,7 @@ class EncoderConfig:
     heads: int
     mlp_ratio: int
     swiglu: bool
+    """Whether the MLP is gated."""
     patch_size: int
     image_size: int
     """Side of the square input in pixels."""
@@ -62,7 +64,7 @@ class EncoderConfig:
     """Register tokens (arXiv 2309.16588) of the backbone; they are dropped from its output."""
     object_margin: float
     """Free border around the object in the input, as a part of the object's longer side (if stretched, of each)."""
-    kind: Literal["dinov2", "clip"] = "dinov2"
+    kind: Literal["dinov2", "dinov3", "clip"] = "dinov2"
     output: Literal["tokens", "cls"] = "tokens"
     """CLS and patch tokens, or the CLS token alone; both after the last LayerNorm."""
     surroundings: Literal["black", "kept"] = "black"
@@ -76,7 +78,7 @@ class EncoderConfig:
         require_positive(self, "register_tokens", "object_margin")
         require_choice(self, "kind", "output", "surroundings", "fit")
         require(
-            self.kind == "dinov2" or not (self.swiglu or self.register_tokens),
+            self.kind != "clip" or not (self.swiglu or self.register_tokens),
             "a CLIP encoder has neither SwiGLU nor register tokens",
         )
         require(
@@ -351,6 +353,12 @@ def dinov2(
         register_tokens=register_tokens,
         object_margin=0.05,
     )
+
+
+def dinov3(width: int, layers: int, heads: int, swiglu: bool = False, image_size: int = 224) -> EncoderConfig:
+    """A DINOv3 with the published conventions: patch size 16, four registers, MLP ratio 4 (gated in ViT-H+)."""
+    plain = dinov2(width, layers, heads, swiglu, register_tokens=4)
+    return replace(plain, kind="dinov3", patch_size=16, image_size=image_size)
 
 
 def tokens_adapter(encoder: EncoderConfig, layers: int, heads: int, output_width: int) -> AdapterConfig:

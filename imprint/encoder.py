@@ -1,4 +1,5 @@
-"""The ID encoder's backbone, DINOv2 or CLIP, through transformers, with the hub's tensor names in every checkpoint."""
+"""The ID encoder's backbone, DINOv2, DINOv3 or CLIP, through transformers; its tensors have the hub's names in every
+checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 from .config import EncoderConfig
+from .errors import ImprintError
 
 # transformers 5 renamed these modules in memory; hub files, transformers 4 and ComfyUI use the names on the right.
 _HUB_NAMES = (
@@ -26,13 +28,15 @@ def hub_name(name: str, kind: str = "dinov2") -> str:
     """
     if kind == "clip":  # transformers 5 has left out the prefix
         return "vision_model." + name.removeprefix("vision_model.")
+    if kind == "dinov3":  # transformers 5 has put the layers into a module of their own
+        return name.removeprefix("model.")
     for new, old in _HUB_NAMES:
         name = name.replace(new, old)
     return name
 
 
 def build_backbone(config: EncoderConfig) -> nn.Module:
-    """transformers' model of these sizes, with fresh weights."""
+    """transformers' model of these sizes, with fresh weights. Raises `ImprintError` where it is too old for DINOv3."""
     import transformers
 
     sizes = {
@@ -42,9 +46,18 @@ def build_backbone(config: EncoderConfig) -> nn.Module:
         "patch_size": config.patch_size,
         "image_size": config.image_size,
     }
+    inner = config.width * config.mlp_ratio
     if config.kind == "clip":
-        inner = config.width * config.mlp_ratio
         return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(intermediate_size=inner, **sizes))
+    if config.kind == "dinov3":
+        if not hasattr(transformers, "DINOv3ViTModel"):
+            raise ImprintError(
+                f"this is transformers {transformers.__version__}, and DINOv3 needs 4.56 or newer; update transformers"
+            )
+        sizes |= {"intermediate_size": inner, "use_gated_mlp": config.swiglu}
+        sizes |= {"hidden_act": "silu" if config.swiglu else "gelu", "num_register_tokens": config.register_tokens}
+        # None: in training its positions would be stretched at random, by a generator that no run continues.
+        return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(pos_embed_rescale=None, **sizes))
     sizes |= {"mlp_ratio": config.mlp_ratio, "use_swiglu_ffn": config.swiglu}
     if config.register_tokens:
         sizes["num_register_tokens"] = config.register_tokens
@@ -92,6 +105,7 @@ class IDEncoder(nn.Module):
         """Strictly the inverse of `hub_state_dict`."""
         own = {name: tensors[hub_name(name, self.config.kind)] for name in self.backbone.state_dict()}
         for name, tensor in own.items():
-            if ".mlp.gate_proj." in name or ".mlp.up_proj." in name:
+            # Two parts of one tensor, in a DINOv2.
+            if self.config.kind == "dinov2" and (".mlp.gate_proj." in name or ".mlp.up_proj." in name):
                 own[name] = tensor.chunk(2)[".mlp.up_proj." in name]
         self.backbone.load_state_dict(own)

@@ -15,6 +15,7 @@ from .errors import ImprintError
 
 MEAN_AND_STD = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "dinov3": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 """Of the colours in [0, 1] that each kind of encoder was trained with: ImageNet's, and those of CLIP's own data."""

@@ -77,7 +77,7 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 ),
                 io.ClipVision.Output(
                     display_name="clip_vision",
-                    tooltip="The image encoder, DINOv2 or (in ObjectStitch and Paint-by-Example) CLIP. For "
+                    tooltip="The image encoder, DINOv2, DINOv3 or (in ObjectStitch and Paint-by-Example) CLIP. For "
                     "Encode Object.",
                 ),
                 sockets.Adapter.Output(
@@ -87,7 +87,7 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 io.Vae.Output(
                     display_name="vae",
                     tooltip="The autoencoder, for Draw Object. Empty if the file holds none: then "
-                    "connect Load VAE with a VAE of SD 1.5.",
+                    "connect Load VAE with a VAE of SD 1.5, or of SDXL for a model of its sizes.",
                 ),
             ],
         )

@@ -139,7 +139,23 @@ def random_dinov2(swiglu: bool = False, registers: int = 0):
         model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**sizes))
     else:
         model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
-    for parameter in model.parameters():  # fresh LayerNorms and LayerScales are all alike and would hide a mistake
+    return varied(model)
+
+
+def random_dinov3(**changes):
+    """transformers' own random DINOv3, of a size that no configuration of ours has."""
+    import transformers
+
+    sizes = dict(
+        hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=3
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return varied(transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes | changes)))
+
+
+def varied(model):
+    """With random weights everywhere: fresh LayerNorms and LayerScales are all alike and would hide a mistake."""
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
 

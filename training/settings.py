@@ -304,7 +304,7 @@ class Start:
     unet: Path = option()
     """SD 1.5, or SDXL with --sizes sdxl: a diffusers folder, or a .safetensors or .ckpt file"""
     encoder: Path = option()
-    """DINOv2: a folder of the hub, or Meta's .pth"""
+    """DINOv2 or DINOv3: a folder of the hub; for DINOv2 also Meta's .pth"""
     sizes: str = option("sd15", choices=PRESETS)
     """all that the two files do not say"""
     background: str | None = option(None, choices=("blend", "concat"))

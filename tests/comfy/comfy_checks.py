@@ -870,7 +870,48 @@ def check_core_dinov2_works_too():
         call=lambda: run("ContentAdapter", of.adapter, identity, 1.0),
     )
     clip.model_type = "clip_vision_model"
-    fails("DINOv2", call=lambda: run("IDEncoder", clip, of.object, of.transparent, "background"))
+    fails("DINOv2", "DINOv3", call=lambda: run("IDEncoder", clip, of.object, of.transparent, "background"))
+
+
+def dinov3_checkpoint(swiglu: bool):
+    """The shipped weights with a random DINOv3 of transformers before them; its name, and that model."""
+    import transformers
+
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_register_tokens": 4}
+    gated = {"use_gated_mlp": True, "hidden_act": "silu"} if swiglu else {}
+    model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(intermediate_size=512, **sizes, **gated)).eval()
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+
+    def change(checkpoint):
+        config = module("imprint.config")
+        encoder = config.dinov3(width=128, layers=2, heads=2, swiglu=swiglu)
+        adapter = config.tokens_adapter(encoder, layers=1, heads=2, output_width=256)
+        plain = module("imprint.adapter").ContentAdapter(adapter)
+        tensors = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+        config = replace(checkpoint.config, encoder=encoder, adapter=adapter)
+        return replace(
+            checkpoint, config=config, parts=checkpoint.parts | {"encoder": tensors, "adapter": plain.state_dict()}
+        )
+
+    return write_checkpoint(f"dinov3-{swiglu}.safetensors", change), model
+
+
+def check_dinov3_is_the_library_s():
+    """From a checkpoint, and from ComfyUI's own loader: transformers' tokens without its registers."""
+    for swiglu in (False, True):
+        name, model = dinov3_checkpoint(swiglu)
+        of = Scene(name)
+        config = of.clip.imprint_encoder
+        pixels, _ = of.identity.views.prepared(config)
+        theirs = model(pixels).last_hidden_state
+        theirs = torch.cat([theirs[:, :1], theirs[:, 5:]], 1)
+        assert of.identity.tokens.shape == (1, 1, 197, 128)
+        assert (of.identity.tokens[0] - theirs).abs().max() < 1e-3 * theirs.abs().max()
+        assert of.sample().shape == of.frame.shape
+        del of.clip.imprint_encoder  # as one from Load CLIP Vision
+        assert torch.equal(of.encoded(of.object, of.transparent, "background").tokens, of.identity.tokens)
 
 
 def check_core_s_lora_loader_applies_ours():
@@ -1453,6 +1494,9 @@ def check_wrong_files():
         return replace(checkpoint, config=replace(checkpoint.config, encoder=encoder))
 
     fails("register", "pipeline", call=load(write_checkpoint("registers.safetensors", registers)))
+    with patch.dict(comfy.clip_vision.IMAGE_ENCODERS):
+        del comfy.clip_vision.IMAGE_ENCODERS["dinov3"]
+        fails("DINOv3", "newer than this ComfyUI", call=load(dinov3_checkpoint(False)[0]))
 
     def heads(checkpoint):
         unet = replace(checkpoint.config.unet, heads=(3, 2, 6))
