@@ -216,10 +216,10 @@ def test_two_steps_of_each_stage(data, tmp_path, scene):
     assert output.images[0].size == background.size and output.alpha is not None
 
 
-def test_two_steps_at_several_resolutions_in_less_memory(data, tmp_path):
+def test_two_steps_in_buckets_in_less_memory(data, tmp_path):
     save_checkpoint(tmp_path / "sdxl.safetensors", fresh_checkpoint(sdxl_config()))
     command = words(data, tmp_path / "run", "compositing", init=tmp_path / "sdxl.safetensors")
-    train.main([*command, "--resolutions", "96", "64", "--checkpointing"])
+    train.main([*command, "--resolutions", "96x64", "64", "--checkpointing"])
     described = json.loads((tmp_path / "run" / "options.json").read_text())
     assert described["model"]["unet"]["pooled_width"] == 16
     assert [line["step"] for line in stats(tmp_path / "run")] == [1, 2, 2]

@@ -145,7 +145,7 @@ class Field:
             if not isinstance(value, bool):
                 raise TypeError("true or false was expected")
         elif isinstance(value, list):
-            value = tuple(value)
+            value = tuple(tuple(each) if isinstance(each, list) else each for each in value)
         elif self.parse is float and isinstance(value, int | float) and not isinstance(value, bool):
             value = float(value)
         elif isinstance(value, str):

@@ -85,13 +85,17 @@ DESCRIBED = frozenset({"processes", "steps", "trained", "lora", "trained_paramet
 """What a run's options.json says beside its options, and of its device more than the option."""
 
 
-def resolution_and_share(text: str) -> tuple[int, float]:
-    """`384` or `384:0.4`."""
+Size = int | tuple[int, int]
+"""Of a picture: a square's side, or width and height."""
+
+
+def resolution_and_share(text: str) -> tuple[Size, float]:
+    """`384`, `384:0.4` or, for a rectangle, `1152x896:0.4`."""
     resolution, _, share = text.partition(":")
-    pair = int(resolution), float(share or 1)
-    if pair[0] < 1 or not 0 < pair[1] < math.inf:
+    sides, share = tuple(map(int, resolution.split("x"))), float(share or 1)
+    if len(sides) > 2 or min(sides) < 1 or not 0 < share < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no resolution with a share of more than 0")
-    return pair
+    return sides if len(set(sides)) == 2 else sides[0], share
 
 
 def stage_name(text: str) -> str:
@@ -149,11 +153,11 @@ class Train:
     """pictures to train on; by default the stage's"""
     batch: int = option(group="recipe")
     """pictures at once in each process; by default the stage's"""
-    resolutions: tuple[tuple[int, float], ...] | None = option(
-        None, group="recipe", parse=resolution_and_share, metavar="PIXELS[:SHARE]", old="--sides"
+    resolutions: tuple[tuple[Size, float], ...] | None = option(
+        None, group="recipe", parse=resolution_and_share, metavar="PIXELS[xHEIGHT][:SHARE]", old="--sides"
     )
-    """resolutions of the pictures, and their shares of the steps; by default the model's alone. Batches of all
-    resolutions have as many pixels as --batch pictures at the model's"""
+    """resolutions of the pictures, and their shares of the steps; by default the model's alone. With a height,
+    rectangles. Batches of all resolutions have as many pixels as --batch pictures at the model's"""
     distill_guidance: float | None = option(None, group="recipe", metavar="SCALE")
     """for compositing: learn what --init predicts with this guidance, instead of the pictures"""
     accumulate: int = option(1, group="recipe")
@@ -232,6 +236,8 @@ class Train:
             )
         if self.resolutions and not stage.mix:
             raise ImprintError(f"stage '{self.stage}' has no --resolutions: its pictures have the model's")
+        if self.stage == "identity" and any(isinstance(size, tuple) for size, _ in self.resolutions or ()):
+            raise ImprintError("stage 'identity' shows an object alone, in squares; give its --resolutions no heights")
         if self.pool is not None and self.limit is not None:
             raise ImprintError("--limit reads the first samples, --pool all shards in turn: give one of them")
         if self.accumulate > 1 and self.compile == "reduce-overhead":

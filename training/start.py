@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     encoder = checkpoint.config.encoder
     print(
         f"{settings.output}: {settings.sizes}, {checkpoint.config.background}; {encoder.kind} of width {encoder.width} "
-        f"with {encoder.layers} layers and {encoder.register_tokens} registers at {encoder.image_size} px; fresh adapter"
+        f"with {encoder.layers} layers, {encoder.register_tokens} registers, at {encoder.image_size} px; fresh adapter"
     )
 
 
