@@ -14,6 +14,7 @@ from drawing import DrawingPipeline
 from micro import fresh_checkpoint, random_dinov2, sdxl_config
 from runs import stats, weights, words
 from safetensors.torch import load_file, save_file
+from test_training_docs import SMOKE, commands
 
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import PRESETS, dinov2, tokens_adapter
@@ -21,6 +22,7 @@ from imprint.errors import ImprintError
 from imprint.model import build_modules
 from imprint.unet import build_unet, conditions, run_unet
 from training import start, subject, train
+from training.loop import validation
 from training.loop.model import Model
 from training.loop.text import TextEncoder
 
@@ -202,16 +204,42 @@ def test_other_sizes_are_a_sentence(files, tmp_path, pretrained):
 # --- two steps -------------------------------------------------------------------------------------------------------
 
 
-def test_two_steps_of_each_stage(data, tmp_path, scene):
-    subject, background, hole = scene
-    one, two = tmp_path / "one", tmp_path / "two"
-    train.main(words(data, one))
-    train.main(words(data, two, "compositing", init=one / "checkpoint.safetensors"))
-    before, after = weights(one / "checkpoint.safetensors"), weights(two / "checkpoint.safetensors")
+def test_the_page_s_commands(data, files, two_encoders, captioned, tmp_path, monkeypatch, scene):
+    """Those of docs/bases.md, as they stand there but for the pictures' sizes: two steps of each stage."""
+    config = sdxl_config()
+    encoder = dinov2(width=128, layers=2, heads=2, image_size=28)
+    adapter = tokens_adapter(encoder, layers=1, heads=2, output_width=56)
+    unet = replace(config.unet, context_width=56)
+    monkeypatch.setitem(PRESETS, "sdxl", replace(config, encoder=encoder, adapter=adapter, unet=unet))
+    monkeypatch.setattr(validation, "SIZE", 4)
+    monkeypatch.chdir(tmp_path)
+    base = Path("stable-diffusion-xl-base-1.0")
+    shutil.copytree(two_encoders, base)
+    shutil.copytree(files / "sdxl" / "vae", base / "vae")
+    build_unet(replace(unet, out_channels=4)).save_pretrained(base / "unet")
+    shutil.copytree(files / "dinov2", "dinov2-large")
+    shutil.copytree(captioned, "data/captions")
+    for folder in ("cutouts", "photos"):
+        shutil.copytree(data / folder, Path("data") / folder)
+
+    smaller = {"1024:.6": "64:.6", "1152x896:.2": "96x64:.2", "896x1152:.2": "64x96:.2"}
+    made = []
+    for command in commands("docs/bases.md"):
+        arguments = [smaller.get(word, word) for word in command[3:]]
+        if command[2] == "training.start":
+            start.main(arguments)
+            continue
+        train.main([*arguments, *SMOKE, "--accumulate", "1"])
+        made.append(Path(arguments[arguments.index("--output") + 1]))
+        assert [line["step"] for line in stats(made[-1])] == [1, 2, 2]
+    assert [path.name for path in made] == ["sdxl-warmup", "sdxl-identity", "sdxl-compositing"]
+    first, _ = stats(made[0])[:2]
+    assert "loss_by_timestep" not in first  # the translation loss, of both encoders' tokens
+    before, after = (weights(path / "checkpoint.safetensors") for path in made[1:])
     for name in ("unet.add_embedding.linear_1.weight", "unet.mid_block.attentions.0.proj_in.weight"):
         assert not torch.equal(before[name], after[name])
-    assert [line["step"] for line in stats(two)] == [1, 2, 2]
-    pipeline = DrawingPipeline.from_checkpoint(two / "checkpoint.safetensors")
+    subject, background, hole = scene
+    pipeline = DrawingPipeline.from_checkpoint(made[-1] / "checkpoint.safetensors")
     output = pipeline(subject, None, background, hole, num_inference_steps=2)
     assert output.images[0].size == background.size and output.alpha is not None
 
@@ -272,18 +300,3 @@ def test_the_text_is_two_encoders_tokens_before_their_last_layer(two_encoders):
     assert text.nothing.shape == (1, 9, 56) and not text.nothing.any()  # SDXL's own for an empty prompt
     with pytest.raises(ImprintError, match="width 56, but the UNet takes 32"):
         TextEncoder(two_encoders, 32, CPU)
-
-
-def test_warmup_learns_sdxl_s_text(data, tmp_path, captioned, two_encoders, monkeypatch):
-    encoder = dinov2(width=32, layers=1, heads=2, image_size=28)
-    config = sdxl_config()
-    config = replace(
-        config,
-        adapter=tokens_adapter(encoder, layers=1, heads=2, output_width=56),
-        unet=replace(config.unet, context_width=56),
-    )
-    save_checkpoint(tmp_path / "start.safetensors", fresh_checkpoint(config))
-    changes = {"cutouts": None, "photos": None, "captions": captioned, "text-encoder": two_encoders}
-    train.main(words(data, tmp_path / "run", "warmup", **changes, init=tmp_path / "start.safetensors"))
-    first, second, _ = stats(tmp_path / "run")
-    assert "loss_by_timestep" not in first and "loss_by_timestep" in second

@@ -324,6 +324,48 @@ def check_core_knows_sdxl_s_true_shapes():
     assert ours.latent_format.scale_factor == found.latent_format.scale_factor == 0.13025
 
 
+def check_the_spike_of_flux2():
+    """For docs/flux2.md: core's FLUX.2, narrow, takes our tokens as CONDITIONING, and one method shows it the clean
+    background at every step.
+    """
+    import comfy.supported_models
+
+    class Clean(comfy.model_base.Flux2):
+        def scale_latent_inpaint(self, latent_image, **_):
+            return latent_image
+
+    sizes = {"in_channels": 128, "out_channels": 128, "context_in_dim": 256, "hidden_size": 64, "num_heads": 2}
+    klein = {"vec_in_dim": None, "mlp_ratio": 3.0, "axes_dim": [8, 8, 8, 8], "theta": 2000, "patch_size": 1}
+    klein |= {"qkv_bias": False, "guidance_embed": False, "txt_ids_dims": [3], "global_modulation": True}
+    klein |= {"mlp_silu_act": True, "ops_bias": False, "depth": 1, "depth_single_blocks": 2, "image_model": "flux2"}
+    model = Clean(comfy.supported_models.Flux2(sizes | klein))
+    generator = torch.Generator().manual_seed(4)
+    for parameter in model.diffusion_model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    seen = []
+    patcher.set_model_unet_function_wrapper(
+        lambda apply, given: seen.append(given) or apply(given["input"], given["timestep"], **given["c"])
+    )
+    latent = torch.randn(1, 128, 6, 6, generator=generator)
+    hole = torch.zeros(1, 1, 6, 6)
+    hole[..., 2:4, 1:5] = 1
+    of = scene()
+    inputs = (of.positive, of.negative, {"samples": latent, "noise_mask": hole})
+    (out,) = core.KSampler().sample(patcher, 5, 3, 1.0, "euler", "simple", *inputs)
+    outside, clean = hole.expand_as(latent) == 0, model.process_latent_in(latent)
+    assert len(seen) == 3
+    for given in seen:
+        assert torch.equal(given["input"][outside], clean[outside]) and given["timestep"].max() > 0
+    # Core fills the text up to 512 tokens with zeros in front: an adapter must be trained so, or that be overridden.
+    assert seen[0]["c"]["c_crossattn"].shape == (1, 512, 256) and not seen[0]["c"]["c_crossattn"][:, : 512 - 257].any()
+    assert torch.equal(seen[0]["c"]["c_crossattn"][:, -257:], of.positive[0][0])
+    assert torch.allclose(out["samples"][outside], latent[outside], atol=1e-5)
+    assert (out["samples"] - latent)[~outside].abs().max() > 0.1
+    (other,) = core.KSampler().sample(patcher, 5, 3, 1.0, "euler", "simple", of.negative, of.negative, inputs[2])
+    assert (other["samples"] - out["samples"]).abs().max() > 1e-4  # the tokens reach the picture
+
+
 def check_third_party_files():
     """Third-party files as they lie, against what their own code made of these weights; in fp32."""
     from safetensors.torch import load_file
