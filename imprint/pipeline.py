@@ -107,13 +107,16 @@ class ImprintPipeline(Phases):
             ImprintError: for input that cannot be used; the message says what to change.
         """
         config = self.model_config
+        for name, value in (("light", light), ("shadow", shadow), ("softness", softness)):
+            require_number(name, value)
+        require_strengths(light, shadow, softness, light_from)
         settings = Finish(
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow, softness, light_from
         )
         steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
         require_number("steps", steps, 1, config.noise.timesteps, whole=True)
         require_number("num_results", num_results, 1, whole=True)
-        for name, value in (("guidance", guidance_scale), ("eta", eta), ("light", light), ("softness", softness)):
+        for name, value in (("guidance", guidance_scale), ("eta", eta)):
             if value is not None:
                 require_number(name, value)
         check_crop(
@@ -136,7 +139,6 @@ class ImprintPipeline(Phases):
                 f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found "
                 f"{sorted(unknown)}"
             )
-        require_strengths(light, shadow, softness, light_from)
         views = ObjectViews.of(object_image, object_mask, colours_of(background))
         size = picture_size(background)
         hole = None if mask is None else as_mask(mask)
