@@ -14,7 +14,6 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
-from comfy.model_base import BaseModel
 
 from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import ImprintConfig, UNetConfig
@@ -27,7 +26,7 @@ from .vae import latent_format
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
 
 
-class CleanBackground(BaseModel):
+class CleanBackground(comfy.model_base.BaseModel):
     """IMPRINT's blend (arXiv 2403.10701, figure 2): outside the noise mask the UNet sees the clean background.
 
     Wherever the noise mask is 0, ComfyUI mixes this method's result into the noisy latent, with every sampler. Plain SD
@@ -55,7 +54,7 @@ class SizedModel(comfy.model_base.SDXL):
 
 
 class SizedCleanBackground(CleanBackground, SizedModel):
-    """Both."""
+    """SDXL with IMPRINT's blend."""
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
@@ -86,10 +85,12 @@ class ModelConfig(comfy.supported_models_base.BASE):
         types = comfy.model_base.ModelType
         return types.V_PREDICTION if self.prediction_type == "v_prediction" else types.EPS
 
-    def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> BaseModel:
+    def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> comfy.model_base.BaseModel:
         concat = self.background == "concat"
-        plain, clean = (SizedModel, SizedCleanBackground) if self.is_sdxl else (BaseModel, CleanBackground)
-        kind = plain if concat else clean
+        if self.is_sdxl:
+            kind = SizedModel if concat else SizedCleanBackground
+        else:
+            kind = comfy.model_base.BaseModel if concat else CleanBackground
         model_type = self.model_type(state_dict, prefix)
         model = kind(self, model_type=model_type, device=device, unet_model=self.unet_model)
         if concat:

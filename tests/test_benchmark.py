@@ -52,6 +52,11 @@ def test_rows_are_measured_and_an_error_stands_in_its_place(tmp_path, capsys):
     assert f"| `step:micro:2:eager` | {step['pictures_per_second']:,.1f} |" in text
 
 
+def test_the_baseline_is_for_sd_15_s_sizes(tmp_path):
+    row = run(tmp_path, "--baseline", str(tmp_path), "--rows", "diffusers:sdxl:1")["diffusers:sdxl:1"]
+    assert "does not train SDXL" in row["error"]
+
+
 def test_a_run_that_failed_is_not_tried_again(tmp_path, monkeypatch):
     tries = []
 
