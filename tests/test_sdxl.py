@@ -297,6 +297,6 @@ def test_the_text_is_two_encoders_tokens_before_their_last_layer(two_encoders):
         model = CLIPTextModel.from_pretrained(two_encoders / name).eval()
         parts.append(model(ids, output_hidden_states=True).hidden_states[-2])
     assert torch.allclose(text(["b"]), torch.cat(parts, 2), atol=1e-6)
-    assert text.nothing.shape == (1, 9, 56) and not text.nothing.any()  # SDXL's own for an empty prompt
+    assert text.nothing.shape == (1, 9, 56) and not text.nothing.any()  # as diffusers has it for an empty prompt
     with pytest.raises(ImprintError, match="width 56, but the UNet takes 32"):
         TextEncoder(two_encoders, 32, CPU)

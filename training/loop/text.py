@@ -40,7 +40,7 @@ class TextEncoder:
                 "the text encoder that the UNet was trained with"
             )
         self.nothing = self([""])
-        """(1, M, W): the empty caption's. SDXL was trained with zeros for it."""
+        """(1, M, W): the empty caption's. SDXL's are zeros, as diffusers has it."""
         if self.is_sdxl:
             self.nothing = torch.zeros_like(self.nothing)
 

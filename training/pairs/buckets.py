@@ -13,10 +13,9 @@ from .batches import Pairs
 
 def require_bucket(size: tuple[int, int], config: ImprintConfig) -> None:
     """Raise `ImprintError` unless the UNet can be shown pictures of that width and height."""
-    if any(side < config.multiple or side % config.multiple for side in size):
+    if any(side % config.multiple for side in size):
         raise ImprintError(
-            f"a bucket of {size[0]}x{size[1]} pixels cannot be; both sides must be multiples of {config.multiple}, 1 "
-            "or more times"
+            f"a bucket of {size[0]}x{size[1]} pixels cannot be; both sides must be multiples of {config.multiple}"
         )
 
 
