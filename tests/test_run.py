@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
     def broken(*args, **kwargs):
         seen.append(1)
         loss, matte = honest(*args, **kwargs)
-        trained = kwargs.get("dropout") is None
+        trained = len(args) > 5
         return (loss * float("nan"), matte) if trained and len(seen) > steps_before else (loss, matte)
 
     with monkeypatch.context() as patch:

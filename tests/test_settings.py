@@ -39,7 +39,13 @@ def test_a_file_is_read_and_flags_win(tmp_path):
 
 def test_a_run_s_own_options_are_read_again(tmp_path):
     settings = parse_train([*GIVEN, "--resolutions", "64:2", "96", "--images", "12", "--device", "cpu"])
-    described = flattened(settings) | {"processes": 2, "device": "NVIDIA H200", "steps": 3, "model": {}, "mix": {}}
+    described = flattened(settings) | {
+        "processes": 2,
+        "device": "NVIDIA H200",
+        "steps": 3,
+        "model": {},
+        "mix": dict(settings.mix),
+    }
     file = tmp_path / "options.json"
     file.write_text(json.dumps(described))
     assert parse_train(["--config", str(file), "--device", "cpu"]) == settings
