@@ -6,6 +6,7 @@ import math
 import sys
 import time
 
+import torch
 from tqdm import tqdm
 
 from imprint.errors import ImprintError
@@ -52,7 +53,7 @@ class Log:
 
     def steps(self, step: int, rate: float) -> None:
         """Log the means since last time; every process must call it. Raises `ImprintError` unless all are finite."""
-        steps = step - self.mark
+        steps, device = step - self.mark, self.accelerator.device
         values = self.meter.read(self.accelerator, steps, self.accumulate)
         if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
             raise ImprintError(
@@ -60,7 +61,8 @@ class Log:
                 "same command again"
             )
         speed = steps * self.step_size / (time.monotonic() - self.marked_at)
-        self.write(step, **values, lr=rate, pictures_per_second=speed)
+        memory = {"gpu_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+        self.write(step, **values, lr=rate, pictures_per_second=speed, **memory)
         self.mark = step
         self.restart_clock()
 
