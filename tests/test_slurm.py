@@ -176,10 +176,11 @@ def test_a_job_that_fails_is_not_queued_again(data, tmp_path, slurm):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_a_run_outlives_a_node(data, tmp_path, slurm, monkeypatch):
     """Two nodes of a process each; one is lost, and the other goes on alone with as many pictures per step."""
-    folder, steps = tmp_path / "run", 150
+    folder, steps = tmp_path / "run", 60
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("PET_LOCAL_ADDR", "127.0.0.1")
     monkeypatch.setenv("BETWEEN_TASKS", "3")  # the first one holds the rendezvous
-    monkeypatch.setenv("PET_RDZV_CONF", "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3")
+    monkeypatch.setenv("PET_RDZV_CONF", "last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=5")
     job = slurm.begin("elastic.sbatch", command(data, folder, steps))
     slurm.wait_for(lambda: any(folder.glob("state-*")))
     assert json.loads((folder / "options.json").read_text())["processes"] == 2
