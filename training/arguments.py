@@ -71,11 +71,15 @@ def found(default: Any, compare: bool = True) -> Any:
 class Origin:
     """What of settings was given; all else is the preset's or a default."""
 
-    config: str | None
-    """the file"""
-    from_config: dict[str, Any]
-    from_flags: dict[str, Any]
+    config: str | None = None
+    """the file of --config"""
+    from_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    from_flags: dict[str, Any] = dataclasses.field(default_factory=dict)
     """they win over the file"""
+
+    def described(self) -> dict[str, Any]:
+        """As a run's options.json holds it."""
+        return {"config_file": self.config, "from_config": self.from_config, "from_flags": self.from_flags}
 
 
 def warn_renamed(old: str, new: str) -> None:

@@ -235,7 +235,7 @@ class Train:
     dry_run: bool = option(False, group="report")
     """print the resolved run and stop"""
 
-    origin: arguments.Origin | None = found(None, compare=False)
+    origin: arguments.Origin = found(arguments.Origin(), compare=False)
     """what was given in a file and by flags"""
 
     @classmethod
@@ -277,9 +277,10 @@ class Train:
             raise ImprintError("--accumulate follows from --global-batch: give one of them")
         if self.pool is not None and self.limit is not None:
             raise ImprintError("--limit reads the first samples, --pool all shards in turn: give one of them")
-        if self.accumulate > 1 and self.compile == "reduce-overhead":
+        if (self.accumulate > 1 or self.global_batch) and self.compile == "reduce-overhead":
             raise ImprintError(
-                "--compile reduce-overhead keeps no gradients between batches; leave it or --accumulate out"
+                "--compile reduce-overhead keeps no gradients between batches; leave it out, or --accumulate and "
+                "--global-batch"
             )
         for name in stage.data:
             if getattr(self, name) is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ class Begun:
     """which settles the pairs and the noise of every step"""
     images: int
     """which settle how long `--translation` lasts"""
+
+    def translated(self, share: float) -> int:
+        """The steps on the translation loss, a share of all."""
+        return round(math.ceil(self.images / self.layout.step_size) * share)
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self.layout) | {"images": self.images}

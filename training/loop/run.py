@@ -122,23 +122,23 @@ class Run:
 
     def describe(self) -> dict:
         """The resolved run, as options.json holds it."""
-        origin = self.settings.origin
-        return flattened(self.settings) | {
-            "processes": self.accelerator.num_processes,
-            "layout": dataclasses.asdict(self.layout),
-            "begun": self.begun.to_dict(),
-            "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
-            "steps": self.steps,
-            "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
-            "lora": LORA_TARGETS if self.stage.lora else None,
-            "trained_parameters": sum(parameter.numel() for parameter in self.trained),
-            "split": self.split,
-            "mix": dict(self.settings.mix),
-            "model": json.loads(self.config.to_json()),
-            "config_file": origin and origin.config,
-            "from_config": origin and origin.from_config,
-            "from_flags": origin and origin.from_flags,
-        }
+        return (
+            flattened(self.settings)
+            | self.settings.origin.described()
+            | {
+                "processes": self.accelerator.num_processes,
+                "layout": dataclasses.asdict(self.layout),
+                "begun": self.begun.to_dict(),
+                "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
+                "steps": self.steps,
+                "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
+                "lora": LORA_TARGETS if self.stage.lora else None,
+                "trained_parameters": sum(parameter.numel() for parameter in self.trained),
+                "split": self.split,
+                "mix": dict(self.settings.mix),
+                "model": json.loads(self.config.to_json()),
+            }
+        )
 
     def maker(self, split: str, rank: int = 0) -> PairMaker | StreamedPairs | Captions:
         """What makes the pairs of a split, as the process of this rank sees it when the run begins."""
@@ -232,12 +232,13 @@ class Run:
     def step(self, source: Source | Rearranged, step: int, meter: Meter) -> None:
         """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""
         accumulate, clip = self.layout.accumulate, self.settings.clip or math.inf
+        translated = 0 if self.stage.mix else self.begun.translated(self.settings.translation)
         if self.settings.compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave out is no longer needed
         for index in range(step * accumulate, (step + 1) * accumulate):
             complete = (index + 1) % accumulate == 0  # only then do processes exchange gradients
             with nullcontext() if complete else self.accelerator.no_sync(self.model):
-                loss = self.loss(source, index, meter, translate=step < self.translated)
+                loss = self.loss(source, index, meter, translate=step < translated)
                 self.accelerator.backward(loss / accumulate)
         norm = whole(self.accelerator.clip_grad_norm_(self.trained, clip))
         self.average.wait()
@@ -245,13 +246,6 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(step, self.settings.ema)
         meter.add_gradient(norm, skipped=self.accelerator.optimizer_step_was_skipped)
-
-    @property
-    def translated(self) -> int:
-        """The steps on the translation loss."""
-        if self.stage.mix:
-            return 0
-        return round(math.ceil(self.begun.images / self.step_size) * self.settings.translation)
 
     def loss(self, source: Source | Rearranged, index: int, meter: Meter, translate: bool) -> torch.Tensor:
         """The mean loss of a batch; the meter gets each sample's own, before any weight."""
