@@ -145,7 +145,7 @@ def steps_logged(folder: Path) -> int:
 
 
 def test_a_job_saves_when_its_time_is_up_and_queues_itself_again(data, tmp_path, slurm):
-    """Two processes; the second job goes on, and what comes out is what one unbroken process makes."""
+    """Two processes; the second job goes on as the same run goes on in one process, to the last bit."""
     folder, steps = tmp_path / "run", 60
     job = slurm.begin("requeue.sbatch", command(data, folder, steps))
     slurm.wait_for(lambda: steps_logged(folder) > 0)
@@ -155,15 +155,16 @@ def test_a_job_saves_when_its_time_is_up_and_queues_itself_again(data, tmp_path,
     done = steps_logged(folder)
     assert 0 < done < steps and "is whole and the last one: the same command goes on" in slurm.said()
 
+    alone = shutil.copytree(folder, tmp_path / "alone")
     job = slurm.begin("requeue.sbatch", command(data, folder, steps))
     assert job.wait(300) == 0, slurm.said()
     assert slurm.asked.read_text().count("requeue") == 1 and steps_logged(folder) == steps
     assert json.loads((folder / "options.json").read_text())["layout"] == {"processes": 2, "accumulate": 1, "batch": 2}
 
-    train.main(command(data, tmp_path / "one", steps))
-    one, two = ([line for line in stats(each) if "loss" in line] for each in (folder, tmp_path / "one"))
+    train.main(command(data, alone, steps))
+    one, two = ([line for line in stats(each) if "loss" in line] for each in (folder, alone))
     assert one == two
-    first, second = (weights(each / "checkpoint.safetensors") for each in (folder, tmp_path / "one"))
+    first, second = (weights(each / "checkpoint.safetensors") for each in (folder, alone))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
