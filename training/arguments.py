@@ -163,6 +163,8 @@ class Field:
                 raise TypeError("true or false was expected")
         elif isinstance(value, list):
             value = tuple(value)
+        elif isinstance(value, int | float) and not isinstance(self.parse, type):  # a word that YAML reads as a number
+            value = self.parse(str(value))
         elif self.parse is float and isinstance(value, int | float) and not isinstance(value, bool):
             value = float(value)
         elif isinstance(value, str):

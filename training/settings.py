@@ -267,6 +267,8 @@ class Train:
             )
         if self.resolutions and not stage.mix:
             raise ImprintError(f"stage '{self.stage}' has no --resolutions: its pictures have the model's")
+        if any(kind not in KINDS or not share >= 0 for kind, share in self.mix):
+            raise ImprintError(f"--mix is {self.mix}; it is shares of 0 or more of {', '.join(KINDS)}")
         if bool(stage.mix) != any(share for _, share in self.mix):
             raise ImprintError(
                 f"stage '{self.stage}' needs a --mix with a share above 0"
@@ -293,10 +295,10 @@ class Train:
 
 
 FREE_OPTIONS = (
-    "time_limit log_every save_every keep dry_run skip_bad device chunk compile checkpointing wandb output cutouts "
-    "photos captions text_encoder"
+    "time_limit log_every save_every keep dry_run skip_bad device chunk compile checkpointing wandb output sizes "
+    "cutouts photos captions text_encoder"
 ).split()
-"""What may differ when a run goes on: it does not change what is learned."""
+"""What may differ when a run goes on: it does not change what is learned. Of --sizes the model itself is compared."""
 
 
 def stage_defaults(given: dict[str, Any]) -> dict[str, Any]:
