@@ -24,7 +24,7 @@ from training.loop.meter import Meter
 from training.loop.model import make_optimizer
 from training.loop.run import Run
 from training.loop.source import Source
-from training.settings import parse_train
+from training.settings import STAGES, parse_train
 
 pytestmark = pytest.mark.usefixtures("micro_preset")
 
@@ -172,6 +172,7 @@ def test_numbers_of_the_recipe_reach_the_training(data, tmp_path):
 
     run = Run(parse_train([*words(data, tmp_path / "run"), "--mix", "patch:2", "still:1", "--dropout", "0.7"]))
     assert run.maker("train").mix == {"patch": 2.0, "still": 1.0} and run.describe()["mix"] == {"patch": 2, "still": 1}
+    assert run.maker("held-out").mix == STAGES["identity"].mix  # losses of a stage's runs can be compared
     given = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_run, "diffusion_loss", lambda *args: given.append(args[5]) or diffusion_loss(*args))

@@ -136,6 +136,7 @@ def make_maker(
     bad = Bad(settings.skip_bad, split)
     if not stage.mix:
         return Captions(inside(settings.captions, split), config, text, device, settings.limit, bad)
+    mix = dict(settings.mix) if split == "train" else stage.mix  # held-out pairs are a stage's
     cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
     photo_side = largest * 3 // 2  # crops of it are shown at the pictures' side
     if settings.pool is None:
@@ -143,11 +144,11 @@ def make_maker(
             Views.load(cutouts, device, settings.limit, side, bad),
             Photos.load(photos, device, settings.limit, photo_side, bad),
         )
-        return PairMaker(config, settings.stage, *loaded, stage.mix)
+        return PairMaker(config, settings.stage, *loaded, mix)
     # The held-out pairs are the first process's, of its first shards: the same in every run.
     part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)
     pools = (
         Pool(Views, cutouts, device, settings.pool, part, seed, side, bad),
         Pool(Photos, photos, device, settings.pool, part, seed, photo_side, bad),
     )
-    return StreamedPairs(config, settings.stage, *pools, stage.mix)
+    return StreamedPairs(config, settings.stage, *pools, mix)
