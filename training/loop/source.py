@@ -14,6 +14,7 @@ from ..data.shards import Bad, inside
 from ..pairs.batches import Batch
 from ..pairs.buckets import cut, require_bucket
 from ..pairs.captions import Captions, Text
+from ..pairs.draw import Draw
 from ..pairs.making import PairMaker
 from ..pairs.pictures import Photos, Views
 from ..pairs.streams import Pool, StreamedPairs
@@ -23,8 +24,8 @@ from ..settings import STAGES, Size, Train
 class Source:
     """Endless batches: a block of pairs is made and encoded, then used `reuse` times with fresh noise.
 
-    Making pairs costs about as much as training on them once. Which pairs a step sees depends on the seed, the process
-    and the step alone, so that a continued run sees the same.
+    Making pairs costs about as much as training on them once. Which pairs a batch has depends on the seed, the process
+    and its number alone, so that a continued run sees the same.
     """
 
     def __init__(
@@ -77,9 +78,21 @@ class Source:
                 parts.append(Batch(reference, *latents, pairs.hole, pairs.matte.to(precision), pairs.text))
         return Batch.joined(parts)
 
-    def batch(self, step: int) -> Batch:
-        """The pairs of a step."""
-        number, within = divmod(step, len(self.slots) * self.settings.reuse)
+    def draw(self, index: int) -> Draw:
+        """The noise and all else that is drawn for a batch."""
+        return Draw(self.generator(3, index))
+
+    def weight(self, index: int) -> float:
+        """Of a batch's mean loss in its step's."""
+        return 1.0
+
+    def size(self, index: int) -> int:
+        """The pairs of a batch."""
+        return self._size(self.slots[index % len(self.slots)])
+
+    def batch(self, index: int) -> Batch:
+        """The pairs of a batch, counted from the run's beginning."""
+        number, within = divmod(index, len(self.slots) * self.settings.reuse)
         if self.block is None or self.block[0] != number:
             self.block = None  # frees the last one first
             if isinstance(self.maker, StreamedPairs):
@@ -90,9 +103,9 @@ class Source:
                 for size in dict.fromkeys(self.slots)
             }
             self.block = number, made
-        turn, index = divmod(within, len(self.slots))
-        size = self.slots[index]
-        pairs, count, place = self.block[1][size], self._count(size), self.slots[:index].count(size)
+        turn, slot = divmod(within, len(self.slots))
+        size = self.slots[slot]
+        pairs, count, place = self.block[1][size], self._count(size), self.slots[:slot].count(size)
         order = torch.randperm(len(pairs.target), generator=self.generator(2, number, turn), device=self.device)
         return pairs[order[place * count : (place + 1) * count]]
 
@@ -137,6 +150,7 @@ def make_maker(
     bad = Bad(settings.skip_bad, split)
     if not stage.mix:
         return Captions(inside(settings.captions, split), config, text, device, settings.limit, bad)
+    mix = dict(settings.mix) if split == "train" else stage.mix  # held-out pairs are a stage's
     cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
     photo_side = largest * 3 // 2  # crops of it are shown at the pictures' side
     if settings.pool is None:
@@ -144,11 +158,11 @@ def make_maker(
             Views.load(cutouts, device, settings.limit, side, bad),
             Photos.load(photos, device, settings.limit, photo_side, bad),
         )
-        return PairMaker(config, settings.stage, *loaded, stage.mix)
+        return PairMaker(config, settings.stage, *loaded, mix)
     # The held-out pairs are the first process's, of its first shards: the same in every run.
     part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)
     pools = (
         Pool(Views, cutouts, device, settings.pool, part, seed, side, bad),
         Pool(Photos, photos, device, settings.pool, part, seed, photo_side, bad),
     )
-    return StreamedPairs(config, settings.stage, *pools, stage.mix)
+    return StreamedPairs(config, settings.stage, *pools, mix)
