@@ -65,16 +65,24 @@ class EncoderConfig:
     kind: Literal["dinov2", "clip"] = "dinov2"
     output: Literal["tokens", "cls"] = "tokens"
     """CLS and patch tokens, or the CLS token alone; both after the last LayerNorm."""
-    surroundings: Literal["black", "kept"] = "black"
-    """What lies around the object in the input: black, or what lay there in its picture."""
+    surroundings: Literal["black", "kept", "white"] = "black"
+    """What lies around the object in the input: black, white, or what lay there in its picture."""
     fit: Literal["pad", "stretch"] = "pad"
     """How the object's box becomes the square input: with a free border beside its shorter sides, or stretched."""
     several_views: bool = True
     """Whether the model takes more than one picture of the object."""
+    resize: Literal["antialias", "opencv"] = "antialias"
+    """How the object's box is brought to the input's size; `opencv` leaves pixels out, and is in whole 8-bit steps."""
+    nothing: Literal["learned", "black"] = "learned"
+    """What stands for no object: an embedding that the adapter learned, or what it makes of a black picture."""
 
     def __post_init__(self) -> None:
         require_positive(self, "register_tokens", "object_margin")
-        require_choice(self, "kind", "output", "surroundings", "fit")
+        require_choice(self, "kind", "output", "surroundings", "fit", "resize", "nothing")
+        require(
+            self.resize == "antialias" or self.fit == "pad",
+            f"the encoder's input is resized by '{self.resize}' and its fit is '{self.fit}'; 'opencv' needs 'pad'",
+        )
         require(
             self.kind == "dinov2" or not (self.swiglu or self.register_tokens),
             "a CLIP encoder has neither SwiGLU nor register tokens",
@@ -98,8 +106,9 @@ class EncoderConfig:
 class AdapterConfig:
     """The content adapter (ObjectStitch, arXiv 2212.00932, section 3.2) from encoder tokens to UNet context."""
 
-    kind: Literal["tokens", "conv"]
-    """`tokens` keeps every token; `conv` first reduces their number by a 1x1 convolution over the token axis."""
+    kind: Literal["tokens", "conv", "linear"]
+    """`tokens` keeps every token; `conv` first reduces their number by a 1x1 convolution over the token axis; `linear`
+    is the last layer of `tokens` alone, without its LayerNorm and its learned embedding."""
     layers: int
     heads: int
     input_width: int
@@ -112,8 +121,12 @@ class AdapterConfig:
         require_choice(self, "kind")
         require(
             self.kind == "conv" or self.input_tokens == self.output_tokens,
-            f"a 'tokens' adapter keeps its tokens, but takes {self.input_tokens} and gives {self.output_tokens}; "
+            f"a '{self.kind}' adapter keeps its tokens, but takes {self.input_tokens} and gives {self.output_tokens}; "
             "use 'conv'",
+        )
+        require(
+            self.kind != "linear" or self.layers == 0,
+            f"a 'linear' adapter has no transformer layers, and not {self.layers}",
         )
         require(
             self.input_width % self.heads == 0,
@@ -136,9 +149,12 @@ class UNetConfig:
     heads: tuple[int, ...]
     """Attention heads at each level; the middle has the last level's."""
     context_width: int
+    family: Literal["sd1", "sd2"] = "sd1"
+    """SD 2's has linear layers around its transformers, and attention scores in fp32 whatever its precision."""
 
     def __post_init__(self) -> None:
         require_positive(self, "transformer_layers", "mid_transformer_layers")
+        require_choice(self, "family")
         levels = len(self.widths)
         for name in ("transformer_layers", "heads"):
             got = len(getattr(self, name))
@@ -220,8 +236,9 @@ class ImprintConfig:
 
     resolution: int
     """Side in pixels of the square crop that the model was trained at."""
-    background: Literal["blend", "concat"]
-    """How the UNet sees the background: `blend` is IMPRINT's, `concat` is nine channels as in SD-inpainting."""
+    background: Literal["blend", "concat", "control"]
+    """How the UNet sees the background: `blend` is IMPRINT's, `concat` is nine channels as in SD-inpainting, `control`
+    is AnyDoor's: a ControlNet (arXiv 2302.05543) of the UNet's sizes sees it, as `imprint.hint` shows it."""
     encoder: EncoderConfig
     adapter: AdapterConfig
     unet: UNetConfig
@@ -257,7 +274,12 @@ class ImprintConfig:
             self.matte == 0 or latent.downscale % self.matte == 0,
             f"matte is {self.matte}; it must divide a latent cell's {latent.downscale} pixels, or be 0 for none",
         )
-        inputs = latent.channels if self.background == "blend" else 2 * latent.channels + 1
+        require(
+            (adapter.kind == "linear") == (encoder.nothing == "black"),
+            f"the adapter is '{adapter.kind}' and no object is '{encoder.nothing}'; a 'linear' adapter has learned no "
+            "embedding for it, so that these two go together: 'linear' and 'black'",
+        )
+        inputs = 2 * latent.channels + 1 if self.background == "concat" else latent.channels
         outputs = latent.channels + 2 * self.matte**2
         require(
             (unet.in_channels, unet.out_channels) == (inputs, outputs),

@@ -19,6 +19,7 @@ from .blending import BLENDS
 from .crop import Crop, Layers, paste_all
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_number, require_same_size
+from .hint import control_hint
 from .hole import Placement
 from .images import Picture, as_mask, colours_of
 from .light import Lit, relight, square_around
@@ -27,6 +28,7 @@ from .matte import matte_pixels, split_matte
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
+from .preprocess import black_picture
 from .unet import with_background
 from .vae import decode, encode
 from .views import ObjectViews
@@ -102,6 +104,8 @@ class Prepared:
     """(1, 1, h, w) of 0 and 1: `crop.latent_mask` on the model's device."""
     blend_mask: torch.Tensor
     """Of `crop.frame`, (1, h, w): where the drawing is put."""
+    hint: torch.Tensor | None = None
+    """(1, 4, R, R) from `control_hint`, for a model with a ControlNet."""
 
 
 class Phases(Parts):
@@ -155,7 +159,17 @@ class Phases(Parts):
         tokens = require_finite(tokens, "what the encoder sees of the object", _PRECISION)
         latents = require_finite(latents, "the background's latents", _PRECISION)
         hole = crop.latent_mask.to(device)
-        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend)
+        hint = control_hint(views, crop, config.encoder).to(device) if config.background == "control" else None
+        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, hint)
+
+    @torch.no_grad()
+    def null_context(self, context: torch.Tensor) -> torch.Tensor:
+        """The context without an object, in the shape of one with it, (B, N, C)."""
+        encoder = self.model_config.encoder
+        if encoder.nothing == "learned":
+            return self.adapter.null_context(context)
+        pixels = black_picture(encoder).to(self._execution_device, self.encoder.dtype)
+        return self.adapter(self.encoder(pixels)[None]).to(context).expand_as(context)
 
     @torch.no_grad()
     def denoise(
@@ -169,17 +183,21 @@ class Phases(Parts):
         scheduler_arguments: dict | None = None,
         callback: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_inputs: Sequence[str] = ("latents",),
+        hint: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and
         the matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
 
         context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h,
-        w) of 0 and 1; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free
-        guidance (arXiv 2207.12598, equation 6) against the null embedding.
+        w) of 0 and 1; hint (1, 4, R, R) from `control_hint`, for a model with a ControlNet; the rest as in
+        `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance (arXiv 2207.12598,
+        equation 6) against `null_context`. Raises `ImprintError` for a hint that is missing.
         """
         config = self.model_config
+        if config.background == "control" and hint is None:
+            raise ImprintError("this model sees the background by a ControlNet; give the hint that `prepare` made")
         guidance = config.sampling.guidance_scale if guidance is None else guidance
-        contexts = context if guidance == 1 else torch.cat([self.adapter.null_context(context), context])
+        contexts = context if guidance == 1 else torch.cat([self.null_context(context), context])
         contexts = contexts.to(self.unet.dtype)
         scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps, noise.device)
         if config.background == "blend":
@@ -193,7 +211,7 @@ class Phases(Parts):
             for index, timestep in enumerate(scheduler.timesteps):
                 seen = with_background(scheduler.scale_model_input(latents, timestep), background, hole, config)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
+                prediction, logits = split_matte(self._predict(seen, timestep, contexts, hint).float(), config)
                 if guidance != 1:
                     without, with_object = prediction.chunk(2)
                     prediction = torch.lerp(without, with_object, guidance)
@@ -205,6 +223,22 @@ class Phases(Parts):
                 progress.update()
         latents = require_finite(torch.where(hole > 0, latents, background), "what was sampled", _SAMPLED)
         return latents, require_finite(logits, "the matte that was predicted", _SAMPLED)
+
+    def _predict(
+        self, seen: torch.Tensor, timestep: torch.Tensor, contexts: torch.Tensor, hint: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The UNet's output for (B, C, h, w) and contexts (B, N, C'), with what a ControlNet sees of the hint."""
+        if hint is None:
+            return self.unet(seen, timestep, contexts).sample
+        hint = hint.to(seen).expand(len(seen), -1, -1, -1)
+        down, middle = self.control(seen, timestep, contexts, hint, return_dict=False)
+        return self.unet(
+            seen,
+            timestep,
+            contexts,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        ).sample
 
     @torch.no_grad()
     def finish(

@@ -176,6 +176,7 @@ class ImprintPipeline(Phases):
             {"eta": eta, "generator": generator},
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            scene.hint,
         )
         output = self.finish(scene, latents, logits, settings, output_type)
         self.maybe_free_model_hooks()

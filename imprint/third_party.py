@@ -1,8 +1,9 @@
-"""Third-party checkpoints as their authors released them: the open ObjectStitch and Paint-by-Example.
+"""Third-party checkpoints as their authors released them: the open ObjectStitch, Paint-by-Example, and AnyDoor.
 
-Both are latent diffusion's LDM code with the same modules: CLIP ViT-L/14, a mapper (our adapter), SD 1's UNet with nine
-input channels and SD's autoencoder, in a torch dict of `state_dict`. Their tensors have the same names and shapes. What
-differs is how they use them, and `KINDS` says that in our configuration's words. Sizes are read from the tensors.
+All are latent diffusion's LDM code, in a torch dict of `state_dict`. The first two have the same modules: CLIP
+ViT-L/14, a mapper (our adapter), SD 1's UNet with nine input channels and SD's autoencoder; their tensors have the same
+names and shapes. `imprint.anydoor` says what is otherwise in AnyDoor. What differs in how they use the object's picture
+`KINDS` says in our configuration's words. Sizes are read from the tensors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from . import anydoor
 from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
 from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
@@ -30,10 +32,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "objectstitch": {"output": "tokens", "surroundings": "black"},
     # scripts/inference.py: a reference picture as it is; pooler_output, which is the normalised CLS token
     "paint-by-example": {"output": "cls", "surroundings": "kept"},
+    "anydoor": anydoor.CONVENTIONS,
 }
-"""The encoder's conventions in which the two models differ."""
+"""The encoder's conventions in which the models differ."""
 
-PREFIXES = {"encoder": "cond_stage_model.transformer.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
+PREFIXES = {
+    "encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "control": "control_model.",
+}
 _MAPPER = "cond_stage_model.mapper.resblocks."
 _ADAPTER_NAMES = {
     "attn.c_qkv": "qkv",
@@ -44,7 +52,7 @@ _ADAPTER_NAMES = {
     "mlp.c_proj": "fc2",
 }
 _HEAD_WIDTH = 64  # of every CLIP that OpenAI released
-_UNET_HEADS = 8  # at every level of SD 1's UNet
+_UNET_HEADS = 8  # at every level of SD 1's UNet; SD 2's heads are as wide as CLIP's
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -53,7 +61,7 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def read_third_party(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
-    """A third-party file's tensors as the parts of a checkpoint; `unet` and `vae` keep their LDM names.
+    """A third-party file's tensors as the parts of a checkpoint; `unet`, `vae` and `control` keep their LDM names.
 
     path: `.pth`, `.ckpt` (through torch's `weights_only` reader) or `.safetensors`. Tensors stay on disk until they are
     used. kind: one of `KINDS`; without it, it is told from the weights. Raises `ImprintError` for a file that holds
@@ -68,12 +76,17 @@ def from_tensors(
     """As `read_third_party`, from tensors by name; path: what they are called in an error."""
     if kind is not None and kind not in KINDS:
         raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-    tensors = _Tensors(path, named)
-    config = _config(tensors, kind or _kind(tensors))
-    parts = {part: tensors.under(prefix) for part, prefix in PREFIXES.items()}
-    # An index that transformers kept in its files until 4.31.
-    parts["encoder"].pop("vision_model.embeddings.position_ids", None)
-    parts["adapter"] = _adapter_tensors(tensors, config.adapter)
+    tensors = Tensors(path, named)
+    kind = kind or _kind(tensors)
+    config = _config(tensors, kind)
+    parts = {part: tensors.under(PREFIXES[part]) for part in ("unet", "vae")}
+    if kind == "anydoor":
+        parts |= anydoor.parts(tensors)
+    else:
+        parts["encoder"] = tensors.under(PREFIXES["encoder"])
+        # An index that transformers kept in its files until 4.31.
+        parts["encoder"].pop("vision_model.embeddings.position_ids", None)
+        parts["adapter"] = _adapter_tensors(tensors, config.adapter)
     return Checkpoint(config, parts, path, names="ldm")
 
 
@@ -82,15 +95,21 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
 
     check: that all parts' names and shapes are right.
     """
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+    from diffusers.loaders.single_file_utils import (
+        convert_controlnet_checkpoint,
+        convert_ldm_unet_checkpoint,
+        convert_ldm_vae_checkpoint,
+    )
 
     from .model import build_modules, module_tensors
 
     config = checkpoint.config
     with torch.device("meta"):
         modules = build_modules(config)
+    blocks = {"layers_per_block": config.unet.layers_per_block}
     converters = {
-        "unet": (convert_ldm_unet_checkpoint, {"layers_per_block": config.unet.layers_per_block}),
+        "unet": (convert_ldm_unet_checkpoint, blocks),
+        "control": (convert_controlnet_checkpoint, blocks),
         "vae": (convert_ldm_vae_checkpoint, modules["vae"].config),
     }
     converted = dict(checkpoint.parts)
@@ -118,7 +137,7 @@ def convert(
     return checkpoint.config
 
 
-class _Tensors:
+class Tensors:
     """A third-party file's tensors by name, with errors that say what is missing."""
 
     def __init__(self, path: Path, named: Mapping[str, torch.Tensor]):
@@ -127,7 +146,7 @@ class _Tensors:
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.named:
             raise ImprintError(
-                f"{self.path} lacks the tensor '{name}', which every file of {' and '.join(KINDS)} has; it is another "
+                f"{self.path} lacks the tensor '{name}', which every file of {self._family} has; it is another "
                 "model's file, or not whole: download it again, or give the file that the model's README names"
             )
         return self.named[name]
@@ -137,10 +156,16 @@ class _Tensors:
         shape = tuple(self[name].shape)
         if len(shape) != dimensions:
             raise ImprintError(
-                f"{self.path}: '{name}' has shape {shape} where {' and '.join(KINDS)} have {dimensions} dimensions; it "
-                "is another model's file"
+                f"{self.path}: '{name}' has shape {shape} where it has {dimensions} dimensions in every file of "
+                f"{self._family}; it is another model's file"
             )
         return shape
+
+    @property
+    def _family(self) -> str:
+        """The kinds that have the same tensors as this file, as far as can be told."""
+        others = [kind for kind in KINDS if kind != "anydoor"]
+        return "anydoor" if anydoor.HINT in self.named else " and ".join(others)
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
         """Those whose names start so, without it."""
@@ -157,43 +182,19 @@ def kind_of(config: ImprintConfig) -> str:
     return next(kind for kind, says in KINDS.items() if all(getattr(config.encoder, n) == v for n, v in says.items()))
 
 
-def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
+def _config(tensors: Tensors, kind: str) -> ImprintConfig:
     """What the tensors' sizes and their code say together."""
-    vision = PREFIXES["encoder"] + "vision_model."
-    width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
-    positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
-    encoder = EncoderConfig(
-        kind="clip",
-        width=width,
-        layers=tensors.count(f"{vision}encoder.layers."),
-        heads=max(1, width // _HEAD_WIDTH),
-        mlp_ratio=tensors.shape(f"{vision}encoder.layers.0.mlp.fc1.weight", 2)[0] // width,
-        swiglu=False,
-        patch_size=patch,
-        image_size=math.isqrt(max(0, positions - 1)) * patch,
-        register_tokens=0,
-        object_margin=0.0,
-        fit="stretch",
-        several_views=False,
-        **KINDS[kind],
-    )
-    context_width, input_width = tensors.shape("proj_out.weight", 2)
-    tensors.shape("learnable_vector", 3)
-    adapter = AdapterConfig(
-        kind="tokens",
-        layers=tensors.count(_MAPPER),
-        heads=1,
-        input_width=input_width,
-        input_tokens=encoder.tokens,
-        output_width=context_width,
-        output_tokens=encoder.tokens,
-    )
+    if kind == "anydoor":
+        encoder = anydoor.encoder_config(tensors)
+        adapter = anydoor.adapter_config(tensors, encoder)
+    else:
+        encoder = _encoder_config(tensors, kind)
+        adapter = _adapter_config(tensors, encoder)
     return ImprintConfig(
         resolution=512,
-        background="concat",
+        background="control" if kind == "anydoor" else "concat",
         concat_order="background, mask",
         concat_mask="background",
-        hole_value=0.5,
         encoder=encoder,
         adapter=adapter,
         unet=_unet_config(tensors),
@@ -210,8 +211,43 @@ def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
     )
 
 
-def _unet_config(tensors: _Tensors) -> UNetConfig:
-    """SD 1's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
+def _encoder_config(tensors: Tensors, kind: str) -> EncoderConfig:
+    vision = PREFIXES["encoder"] + "vision_model."
+    width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
+    positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
+    return EncoderConfig(
+        kind="clip",
+        width=width,
+        layers=tensors.count(f"{vision}encoder.layers."),
+        heads=max(1, width // _HEAD_WIDTH),
+        mlp_ratio=tensors.shape(f"{vision}encoder.layers.0.mlp.fc1.weight", 2)[0] // width,
+        swiglu=False,
+        patch_size=patch,
+        image_size=math.isqrt(max(0, positions - 1)) * patch,
+        register_tokens=0,
+        object_margin=0.0,
+        fit="stretch",
+        several_views=False,
+        **KINDS[kind],
+    )
+
+
+def _adapter_config(tensors: Tensors, encoder: EncoderConfig) -> AdapterConfig:
+    context_width, input_width = tensors.shape("proj_out.weight", 2)
+    tensors.shape("learnable_vector", 3)
+    return AdapterConfig(
+        kind="tokens",
+        layers=tensors.count(_MAPPER),
+        heads=1,
+        input_width=input_width,
+        input_tokens=encoder.tokens,
+        output_width=context_width,
+        output_tokens=encoder.tokens,
+    )
+
+
+def _unet_config(tensors: Tensors) -> UNetConfig:
+    """SD's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
     unet = PREFIXES["unet"]
     first, in_channels, _, _ = tensors.shape(f"{unet}input_blocks.0.0.weight", 4)
     widths, depths, layers = [first], [0], [0]
@@ -223,20 +259,22 @@ def _unet_config(tensors: _Tensors) -> UNetConfig:
         widths[-1] = tensors.shape(f"{block}0.out_layers.3.weight", 4)[0]
         depths[-1] = tensors.count(f"{block}1.transformer_blocks.")
         layers[-1] += 1
-    middle = f"{unet}middle_block.1.transformer_blocks."
+    middle = f"{unet}middle_block.1."
+    family = "sd2" if tensors[f"{middle}proj_in.weight"].ndim == 2 else "sd1"
     return UNetConfig(
         in_channels=in_channels,
         out_channels=tensors.shape(f"{unet}out.2.weight", 4)[0],
         widths=tuple(widths),
         layers_per_block=max(layers),
         transformer_layers=tuple(depths),
-        mid_transformer_layers=tensors.count(middle),
-        heads=(_UNET_HEADS,) * len(widths),
-        context_width=tensors.shape(f"{middle}0.attn2.to_k.weight", 2)[1],
+        mid_transformer_layers=tensors.count(f"{middle}transformer_blocks."),
+        heads=tuple(max(1, width // _HEAD_WIDTH) if family == "sd2" else _UNET_HEADS for width in widths),
+        context_width=tensors.shape(f"{middle}transformer_blocks.0.attn2.to_k.weight", 2)[1],
+        family=family,
     )
 
 
-def _adapter_tensors(tensors: _Tensors, config: AdapterConfig) -> dict[str, torch.Tensor]:
+def _adapter_tensors(tensors: Tensors, config: AdapterConfig) -> dict[str, torch.Tensor]:
     """The mapper, its LayerNorm, the projection and the learned vector, under our adapter's names."""
     named = {"null_embedding": tensors["learnable_vector"]}
     for kind in ("weight", "bias"):
@@ -248,13 +286,15 @@ def _adapter_tensors(tensors: _Tensors, config: AdapterConfig) -> dict[str, torc
     return named
 
 
-def _kind(tensors: _Tensors) -> str:
-    """Which of the two models' weights these are.
+def _kind(tensors: Tensors) -> str:
+    """Which model's weights these are.
 
-    Paint-by-Example's mapper has one token. A softmax over one score is 1 whatever the score, so that the weights of
-    query and key never had a gradient: they lie where torch's Linear draws them, within 1 / sqrt(width), if not nearer
-    to 0 by weight decay. ObjectStitch's had 257 tokens and were trained.
+    AnyDoor's have a ControlNet. Of the other two, Paint-by-Example's mapper has one token. A softmax over one score is
+    1 whatever the score, so that the weights of query and key never had a gradient: they lie where torch's Linear draws
+    them, within 1 / sqrt(width), if not nearer to 0 by weight decay. ObjectStitch's had 257 tokens and were trained.
     """
+    if anydoor.HINT in tensors.named:
+        return "anydoor"
     for block in range(tensors.count(_MAPPER)):
         weight = tensors[f"{_MAPPER}{block}.attn.c_qkv.weight"]
         query_and_key = weight[: 2 * weight.shape[1]]
@@ -265,12 +305,12 @@ def _kind(tensors: _Tensors) -> str:
 
 
 def _is_third_party(path: Path) -> bool:
-    """Any torch file, as our own never are, or a safetensors file with their learned vector."""
+    """Any torch file, as our own never are, or a safetensors file with a UNet under latent diffusion's names."""
     if not os.path.isfile(path):
         return False
     if _says_safetensors(path):
         with open_safetensors(path) as file:
-            return "learnable_vector" in file.keys()
+            return any(name.startswith(PREFIXES["unet"]) for name in file.keys())
     with path.open("rb") as file:
         start = file.read(4)
     return start == b"PK\x03\x04" or start[:1] == b"\x80"
