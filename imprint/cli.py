@@ -269,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")
     added.add_argument("out", type=Path, help="the checkpoint to write, .safetensors")
     added.add_argument(
-        "--kind", metavar="NAME", help="objectstitch or paint-by-example; by default it is told from the weights"
+        "--kind", metavar="NAME", help="objectstitch, paint-by-example or anydoor; by default it is told from the weights"
     )
 
     added = command(info, "info", "show what is in a checkpoint, and check it", parents=())

@@ -1,9 +1,5 @@
 """AnyDoor's released file: what its own code makes of it is what ours makes of it."""
 
-import json
-import resource
-import sys
-
 import pytest
 import third_party_weights as weights
 import torch
@@ -128,7 +124,7 @@ def test_its_code_s_hint_is_ours_to_the_last_bit(pipeline, hole):
     whole = torch.cat([(hint[:, :3] + 1) * 127.5, hint[:, 3:] + 1], 1)
     assert weights.digest(whole) == said[f"{hole}.hint"]
     _, cutout = prepare_object(scene["object"], mask, encoder)
-    assert weights.digest(cutout * 255) == said["reference"]
+    assert weights.digest(cutout[0].movedim(0, -1) * 255) == said["reference"]
 
 
 def test_the_golden_numbers_say_where_they_come_from():
@@ -254,21 +250,3 @@ def test_another_controlnet_is_refused(tmp_path):
         open_checkpoint(file)
     with pytest.raises(ImprintError, match="lacks the tensor"):
         read_third_party(write(tmp_path / "released.ckpt", synthetic("small")), "objectstitch")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a process's largest memory is in other units elsewhere")
-def test_conversion_takes_about_one_copy_s_memory(tmp_path):
-    """Of what is written: neither the source nor the optimizer's moments are read into memory whole."""
-    tensors = {name: value.clone() for name, value in synthetic("small").items()}
-    moments = [torch.rand(20_000_000) for _ in range(5)]  # more than all weights
-    file = write(tmp_path / "full.ckpt", tensors, optimizer_states=moments)
-    del tensors, moments
-    out = tmp_path / "ours.safetensors"
-    script = (
-        "import resource, sys; from imprint.third_party import convert; import diffusers, transformers\n"
-        "from diffusers.loaders import single_file_utils; from transformers import Dinov2Model\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "convert(*sys.argv[1:])\n"
-        "print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    assert resource and script and file.stat().st_size > 700e6 and out

@@ -206,8 +206,8 @@ def test_convert(tmp_path, kind, capsys):
 def test_the_kind_can_be_said(tmp_path):
     file = write(tmp_path / "released.pth", synthetic("small", "objectstitch"))
     assert kind_of(read_third_party(file, "paint-by-example").config) == "paint-by-example"
-    with pytest.raises(ImprintError, match="'anydoor'.*objectstitch, paint-by-example"):
-        read_third_party(file, "anydoor")
+    with pytest.raises(ImprintError, match="'mimicbrush'.*objectstitch, paint-by-example, anydoor"):
+        read_third_party(file, "mimicbrush")
 
 
 def test_only_a_checkpoint_is_written(tmp_path, capsys):
@@ -380,4 +380,4 @@ def test_shipped_and_older_configurations_mean_what_they_meant(micro):
     assert config.encoder.kind == "dinov2" and config.encoder.several_views and config.hole_value == 0.5
     changed = dataclasses.replace(micro, hole_value=0.25)
     assert json.loads(changed.to_json())["hole_value"] == 0.25
-    assert set(KINDS) == set(third_party_weights.KINDS)
+    assert set(KINDS) == {*third_party_weights.KINDS, "anydoor"}
