@@ -13,9 +13,16 @@ import json
 import math
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ImprintError
+
+if TYPE_CHECKING:
+    import torch
+
+CHANGES = {"keep": (0, 0), "light": (1, 0), "pose": (0, 1), "both": (1, 1)}
+"""What a model may change of the object, light and pose: ControlCom's indicator (arXiv 2308.10040, section 3), for
+blending, harmonisation, view synthesis and composition."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -71,10 +78,16 @@ class EncoderConfig:
     """How the object's box becomes the square input: with a free border beside its shorter sides, or stretched."""
     several_views: bool = True
     """Whether the model takes more than one picture of the object."""
+    local_layer: int = 0
+    """The layer after which the patch tokens, as they are, also go to the UNet's local blocks; 0: there are none."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "register_tokens", "object_margin")
+        require_positive(self, "register_tokens", "object_margin", "local_layer")
         require_choice(self, "kind", "output", "surroundings", "fit")
+        require(
+            self.local_layer <= self.layers and (self.kind == "clip" or not self.local_layer),
+            f"local_layer is {self.local_layer}; it must be one of a CLIP encoder's {self.layers} layers, or 0",
+        )
         require(
             self.kind == "dinov2" or not (self.swiglu or self.register_tokens),
             "a CLIP encoder has neither SwiGLU nor register tokens",
@@ -90,8 +103,17 @@ class EncoderConfig:
 
     @property
     def tokens(self) -> int:
-        """The output's tokens of one view."""
+        """The tokens of one view that the adapter takes."""
         return 1 if self.output == "cls" else 1 + (self.image_size // self.patch_size) ** 2
+
+    @property
+    def local_tokens(self) -> int:
+        """The tokens of one view that the UNet's local blocks take; the encoder's output has them after the others."""
+        return (self.image_size // self.patch_size) ** 2 if self.local_layer else 0
+
+    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The encoder's output (..., N, C) -> the adapter's tokens, and the local ones or None."""
+        return tokens[..., : self.tokens, :], tokens[..., self.tokens :, :] if self.local_layer else None
 
 
 @dataclass(frozen=True)
@@ -136,10 +158,20 @@ class UNetConfig:
     heads: tuple[int, ...]
     """Attention heads at each level; the middle has the last level's."""
     context_width: int
+    local_levels: int = 0
+    """How many of the first levels have a local block after each layer on the way down; see `imprint.local`."""
+    local_region: Literal["box", "corner"] = "box"
+    """Where a local block looks: the hole's box, or, as ControlCom's published code has it, the map's first cells."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "transformer_layers", "mid_transformer_layers")
+        require_positive(self, "transformer_layers", "mid_transformer_layers", "local_levels")
+        require_choice(self, "local_region")
         levels = len(self.widths)
+        require(
+            all(self.transformer_layers[: self.local_levels]) and self.local_levels <= levels,
+            f"local_levels is {self.local_levels}, but local blocks follow attention, and the UNet's levels have "
+            f"{self.transformer_layers} transformer layers",
+        )
         for name in ("transformer_layers", "heads"):
             got = len(getattr(self, name))
             require(got == levels, f"the UNet's {name} has {got} entries for {levels} levels of widths {self.widths}")
@@ -234,12 +266,16 @@ class ImprintConfig:
     """Where the mask channel is 1."""
     hole_value: float = 0.5
     """The grey in [0, 1] of the hole in the picture that the autoencoder encodes."""
+    hole_shape: Literal["outline", "box"] = "outline"
+    """The hole in a mask: its outline, or the box around it."""
+    changes: bool = False
+    """Whether two constant channels after the others tell the UNet what to change of the object; see `CHANGES`."""
     matte: int = 0
     """Values of the predicted matte along a side of a latent cell; 0 = the UNet predicts none. See `imprint.matte`."""
 
     def __post_init__(self) -> None:
         require_positive(self, "hole_value", "matte")
-        require_choice(self, "background", "concat_order", "concat_mask")
+        require_choice(self, "background", "concat_order", "concat_mask", "hole_shape")
         require(0 <= self.hole_value <= 1, f"hole_value is {self.hole_value}; it is a grey from 0 to 1")
         encoder, adapter, unet, latent = self.encoder, self.adapter, self.unet, self.latent
         require(
@@ -257,13 +293,22 @@ class ImprintConfig:
             self.matte == 0 or latent.downscale % self.matte == 0,
             f"matte is {self.matte}; it must divide a latent cell's {latent.downscale} pixels, or be 0 for none",
         )
-        inputs = latent.channels if self.background == "blend" else 2 * latent.channels + 1
+        require(
+            bool(unet.local_levels) == bool(encoder.local_layer) and (not unet.local_levels or self.changes),
+            f"local_levels is {unet.local_levels}, local_layer {encoder.local_layer} and changes {self.changes}; the "
+            "UNet's local blocks need an encoder's local tokens and what to change",
+        )
+        require(
+            not self.changes or (self.background == "concat" and self.matte == 0),
+            "what to change of the object is told beside a background of background 'concat', without a matte",
+        )
+        inputs = latent.channels if self.background == "blend" else 2 * latent.channels + 1 + 2 * self.changes
         outputs = latent.channels + 2 * self.matte**2
         require(
             (unet.in_channels, unet.out_channels) == (inputs, outputs),
             f"the UNet has {unet.in_channels} input and {unet.out_channels} output channels; background "
-            f"'{self.background}' and matte {self.matte} on {latent.channels} latent channels need "
-            f"{inputs} and {outputs}",
+            f"'{self.background}', changes {self.changes} and matte {self.matte} on {latent.channels} latent channels "
+            f"need {inputs} and {outputs}",
         )
         require(
             self.resolution % self.multiple == 0,

@@ -1,8 +1,9 @@
-"""Third-party checkpoints as their authors released them: the open ObjectStitch and Paint-by-Example.
+"""Third-party checkpoints as their authors released them: the open ObjectStitch, Paint-by-Example and ControlCom.
 
-Both are latent diffusion's LDM code with the same modules: CLIP ViT-L/14, a mapper (our adapter), SD 1's UNet with nine
-input channels and SD's autoencoder, in a torch dict of `state_dict`. Their tensors have the same names and shapes. What
-differs is how they use them, and `KINDS` says that in our configuration's words. Sizes are read from the tensors.
+All are latent diffusion's LDM code with the same modules: CLIP ViT-L/14, a mapper (our adapter), SD 1's UNet with nine
+input channels and SD's autoencoder, in a torch dict of `state_dict`. The first two have tensors of the same names and
+shapes; ControlCom's UNet has two more channels and local blocks. What else differs is how they use them, and `KINDS`
+says that in our configuration's words. Sizes are read from the tensors.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_chec
 from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
 from .files import require_no_lfs_pointer
+from .local import input_blocks
 
 KINDS: dict[str, dict[str, Any]] = {
     # scripts/inference.py: the object on black; all tokens; "the object should fully extend to the edges of the image"
     "objectstitch": {"output": "tokens", "surroundings": "black"},
     # scripts/inference.py: a reference picture as it is; pooler_output, which is the normalised CLS token
     "paint-by-example": {"output": "cls", "surroundings": "kept"},
+    # scripts/inference.py: as ObjectStitch; encoders/modules.py: the normalised CLS token
+    "controlcom": {"output": "cls", "surroundings": "black"},
 }
-"""The encoder's conventions in which the two models differ."""
+"""The encoder's conventions in which the models differ."""
 
 PREFIXES = {"encoder": "cond_stage_model.transformer.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
 _MAPPER = "cond_stage_model.mapper.resblocks."
@@ -43,7 +47,17 @@ _ADAPTER_NAMES = {
     "mlp.c_fc": "fc1",
     "mlp.c_proj": "fc2",
 }
+_LOCAL_NAMES = {
+    "norm": "local_norm",
+    "tokens_norm": "context_norm",
+    "query": "local_proj_in",
+    "key": "context_conv",
+    "value": "local_proj_out",
+    "gain": "SPADE.conv_gamma",
+    "shift": "SPADE.conv_beta",
+}
 _HEAD_WIDTH = 64  # of every CLIP that OpenAI released
+_MAPPER_HEADS = {"controlcom": 8}  # no tensor tells; the others have one
 _UNET_HEADS = 8  # at every level of SD 1's UNet
 
 
@@ -71,6 +85,7 @@ def from_tensors(
     tensors = _Tensors(path, named)
     config = _config(tensors, kind or _kind(tensors))
     parts = {part: tensors.under(prefix) for part, prefix in PREFIXES.items()}
+    parts["unet"] = _with_local_names(parts["unet"], config.unet)
     # An index that transformers kept in its files until 4.31.
     parts["encoder"].pop("vision_model.embeddings.position_ids", None)
     parts["adapter"] = _adapter_tensors(tensors, config.adapter)
@@ -96,7 +111,9 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
     converted = dict(checkpoint.parts)
     for part in converters.keys() & converted.keys():
         converter, sizes = converters[part]
-        converted[part] = converter({PREFIXES[part] + name: value for name, value in converted[part].items()}, sizes)
+        local = {name: value for name, value in converted[part].items() if name.startswith("local.")}
+        others = {PREFIXES[part] + name: value for name, value in converted[part].items() if name not in local}
+        converted[part] = converter(others, sizes) | local
     for part, named in converted.items():  # the library leaves None where a tensor's companion is missing
         converted[part] = {name: tensor for name, tensor in named.items() if tensor is not None}
     converted = replace(checkpoint, parts=converted, names="diffusers")
@@ -154,6 +171,8 @@ class _Tensors:
 
 def kind_of(config: ImprintConfig) -> str:
     """Which of `KINDS` a third-party configuration has been made for."""
+    if config.changes:
+        return "controlcom"
     return next(kind for kind, says in KINDS.items() if all(getattr(config.encoder, n) == v for n, v in says.items()))
 
 
@@ -162,10 +181,12 @@ def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
     vision = PREFIXES["encoder"] + "vision_model."
     width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
     positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
+    unet = _unet_config(tensors)
+    layers = tensors.count(f"{vision}encoder.layers.")
     encoder = EncoderConfig(
         kind="clip",
         width=width,
-        layers=tensors.count(f"{vision}encoder.layers."),
+        layers=layers,
         heads=max(1, width // _HEAD_WIDTH),
         mlp_ratio=tensors.shape(f"{vision}encoder.layers.0.mlp.fc1.weight", 2)[0] // width,
         swiglu=False,
@@ -175,14 +196,15 @@ def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
         object_margin=0.0,
         fit="stretch",
         several_views=False,
+        local_layer=layers // 2 if unet.local_levels else 0,
         **KINDS[kind],
     )
-    context_width, input_width = tensors.shape("proj_out.weight", 2)
+    context_width, input_width = tensors.shape(f"{_project(tensors)}.weight", 2)
     tensors.shape("learnable_vector", 3)
     adapter = AdapterConfig(
         kind="tokens",
         layers=tensors.count(_MAPPER),
-        heads=1,
+        heads=_MAPPER_HEADS.get(kind, 1),
         input_width=input_width,
         input_tokens=encoder.tokens,
         output_width=context_width,
@@ -194,9 +216,11 @@ def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
         concat_order="background, mask",
         concat_mask="background",
         hole_value=0.5,
+        hole_shape="box" if kind == "controlcom" else "outline",
+        changes=kind == "controlcom",
         encoder=encoder,
         adapter=adapter,
-        unet=_unet_config(tensors),
+        unet=unet,
         latent=LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215),
         noise=NoiseConfig(
             timesteps=1000,
@@ -214,12 +238,13 @@ def _unet_config(tensors: _Tensors) -> UNetConfig:
     """SD 1's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
     unet = PREFIXES["unet"]
     first, in_channels, _, _ = tensors.shape(f"{unet}input_blocks.0.0.weight", 4)
-    widths, depths, layers = [first], [0], [0]
+    widths, depths, layers, local = [first], [0], [0], [False]
     for index in range(1, tensors.count(f"{unet}input_blocks.")):
         block = f"{unet}input_blocks.{index}."
         if f"{block}0.op.weight" in tensors.named:
-            widths, depths, layers = [*widths, widths[-1]], [*depths, 0], [*layers, 0]
+            widths, depths, layers, local = [*widths, widths[-1]], [*depths, 0], [*layers, 0], [*local, False]
             continue
+        local[-1] |= f"{block}2.{_LOCAL_NAMES['query']}.weight" in tensors.named
         widths[-1] = tensors.shape(f"{block}0.out_layers.3.weight", 4)[0]
         depths[-1] = tensors.count(f"{block}1.transformer_blocks.")
         layers[-1] += 1
@@ -233,7 +258,31 @@ def _unet_config(tensors: _Tensors) -> UNetConfig:
         mid_transformer_layers=tensors.count(middle),
         heads=(_UNET_HEADS,) * len(widths),
         context_width=tensors.shape(f"{middle}0.attn2.to_k.weight", 2)[1],
+        local_levels=sum(local),
+        local_region="corner" if any(local) else "box",
     )
+
+
+def _with_local_names(unet: dict[str, torch.Tensor], config: UNetConfig) -> dict[str, torch.Tensor]:
+    """Latent diffusion's tensors of a UNet, those of its local blocks under our names."""
+    ours = {
+        f"input_blocks.{block}.2.{theirs}.{kind}": f"local.{index}.{name}.{kind}"
+        for index, block in enumerate(input_blocks(config))
+        for name, theirs in _LOCAL_NAMES.items()
+        for kind in ("weight", "bias")
+    }
+    return {ours.get(name, name): tensor for name, tensor in unet.items()}
+
+
+def _project(tensors: _Tensors) -> str:
+    """The name of the adapter's last layer, which ControlCom's code has in the encoder's module."""
+    moved = "cond_stage_model.proj_out"
+    return moved if f"{moved}.weight" in tensors.named else "proj_out"
+
+
+def _by_part(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Query, key and value of an attention, which their code has side by side for each head, each for all heads."""
+    return tensor if heads == 1 else tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def _adapter_tensors(tensors: _Tensors, config: AdapterConfig) -> dict[str, torch.Tensor]:
@@ -241,20 +290,24 @@ def _adapter_tensors(tensors: _Tensors, config: AdapterConfig) -> dict[str, torc
     named = {"null_embedding": tensors["learnable_vector"]}
     for kind in ("weight", "bias"):
         named[f"norm.{kind}"] = tensors[f"cond_stage_model.final_ln.{kind}"]
-        named[f"project.{kind}"] = tensors[f"proj_out.{kind}"]
+        named[f"project.{kind}"] = tensors[f"{_project(tensors)}.{kind}"]
         for block in range(config.layers):
             for theirs, ours in _ADAPTER_NAMES.items():
                 named[f"blocks.{block}.{ours}.{kind}"] = tensors[f"{_MAPPER}{block}.{theirs}.{kind}"]
+            qkv = f"blocks.{block}.qkv.{kind}"
+            named[qkv] = _by_part(named[qkv], config.heads)
     return named
 
 
 def _kind(tensors: _Tensors) -> str:
-    """Which of the two models' weights these are.
+    """Which of the models' weights these are. ControlCom's UNet alone has eleven input channels.
 
     Paint-by-Example's mapper has one token. A softmax over one score is 1 whatever the score, so that the weights of
     query and key never had a gradient: they lie where torch's Linear draws them, within 1 / sqrt(width), if not nearer
     to 0 by weight decay. ObjectStitch's had 257 tokens and were trained.
     """
+    if tensors.shape(f"{PREFIXES['unet']}input_blocks.0.0.weight", 4)[1] == 11:
+        return "controlcom"
     for block in range(tensors.count(_MAPPER)):
         weight = tensors[f"{_MAPPER}{block}.attn.c_qkv.weight"]
         query_and_key = weight[: 2 * weight.shape[1]]

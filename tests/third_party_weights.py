@@ -1,9 +1,11 @@
 """Random weights under the names and shapes of third-party released files, the same for their code and for ours.
 
 `third_party/full.txt` lists what their code holds at its own sizes, `third_party/small.txt` with two layers of CLIP at
-56 px and a UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change. Both
-models have the same lists. `third_party/*.safetensors` hold what their code made of these weights; repository and
-commit are in the metadata.
+56 px and a UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change.
+ObjectStitch and Paint-by-Example have the same lists; `third_party/controlcom-*.txt` say in what ControlCom's differ
+(`-`: it has no such tensor), whose small UNet has three levels, since its middle would have a local block at the second,
+and whose code takes no other pictures than those of 224 px. `third_party/*.safetensors` hold what their code made of
+these weights; repository and commit are in the metadata.
 """
 
 from __future__ import annotations
@@ -15,15 +17,16 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent / "third_party"
-KINDS = ("objectstitch", "paint-by-example")
+KINDS = ("objectstitch", "paint-by-example", "controlcom")
 SIDES = {"small": (56, 16), "full": (224, 16)}
 """Pixels of CLIP's input, and latent cells of the scene, along a side."""
 
 
-def shapes(size: str) -> dict[str, tuple[int, ...]]:
+def shapes(size: str, kind: str = "objectstitch") -> dict[str, tuple[int, ...]]:
     """Every tensor of a released file: name -> shape."""
-    lines = (line.split() for line in (FOLDER / f"{size}.txt").read_text().splitlines())
-    return {name: tuple(map(int, sides.split("x"))) for name, sides in lines}
+    files = [f"{size}.txt", *([f"{kind}-{size}.txt"] if kind == "controlcom" else [])]
+    sides = dict(line.split() for file in files for line in (FOLDER / file).read_text().splitlines())
+    return {name: tuple(map(int, shape.split("x"))) for name, shape in sides.items() if shape != "-"}
 
 
 def is_schedule(name: str) -> bool:
@@ -52,7 +55,9 @@ def random_weight(name: str, shape: tuple[int, ...], kind: str) -> torch.Tensor:
 
 def random_weights(size: str, kind: str) -> dict[str, torch.Tensor]:
     """A whole file's weights, without the schedule's tables."""
-    return {name: random_weight(name, shape, kind) for name, shape in shapes(size).items() if not is_schedule(name)}
+    return {
+        name: random_weight(name, shape, kind) for name, shape in shapes(size, kind).items() if not is_schedule(name)
+    }
 
 
 def scene(size: str) -> dict[str, torch.Tensor]:
@@ -65,6 +70,7 @@ def scene(size: str) -> dict[str, torch.Tensor]:
     return {
         "object": (torch.stack(waves)[None] * 100 + 128).round() / 255,  # (1, 3, 60, 80), whole 8-bit steps
         "mask": (((rows / 59 - 0.5) ** 2 + (columns / 79 - 0.5) ** 2) <= 0.26).float()[None],  # touches every side
+        "pixels": uniform("pixels", (1, 3, 224, 224)) * 1.5,  # in place of a prepared object of that size
         "picture": uniform("picture", (1, 3, 32, 32)) / 2 + 0.5,
         "background": uniform("background", (1, 4, side, side)) * 2,
         "hole": hole,
