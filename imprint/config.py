@@ -40,6 +40,17 @@ def require_choice(part: Any, *names: str) -> None:
         require(value in choices, f"{type(part).__name__}.{name} is {value!r}; it must be {listed}")
 
 
+def require_change(change: str | None, config: ImprintConfig) -> None:
+    """Raise `ImprintError` unless it is one of `CHANGES` and the model can be told so, or None."""
+    known = ", ".join(CHANGES)
+    require(change is None or change in tuple(CHANGES), f"change is {change!r}; it must be one of {known}")
+    require(
+        change is None or config.changes,
+        f"change is {change!r}, but this checkpoint cannot be told what to change of the object, as ControlCom's can; "
+        "take one of ControlCom's, or leave change out",
+    )
+
+
 def require_positive(part: Any, *may_be_zero: str) -> None:
     """Raise `ImprintError` unless all numbers in a dataclass are above 0, or are 0 and named here."""
     for field in dataclasses.fields(part):

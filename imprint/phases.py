@@ -27,7 +27,7 @@ from .matte import matte_pixels, split_matte
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
-from .unet import with_background
+from .unet import predict, with_background
 from .vae import decode, encode
 from .views import ObjectViews
 
@@ -102,6 +102,8 @@ class Prepared:
     """(1, 1, h, w) of 0 and 1: `crop.latent_mask` on the model's device."""
     blend_mask: torch.Tensor
     """Of `crop.frame`, (1, h, w): where the drawing is put."""
+    local: torch.Tensor | None = None
+    """(1, M, D) local tokens, of a model with local blocks."""
 
 
 class Phases(Parts):
@@ -111,7 +113,10 @@ class Phases(Parts):
     def encode_object(
         self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
     ) -> torch.Tensor:
-        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`."""
+        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`.
+
+        Local tokens, if the model has them, are among them: see `IDEncoder.forward`.
+        """
         return self._encode_views(ObjectViews.of(images, masks))
 
     def _encode_views(self, views: ObjectViews) -> torch.Tensor:
@@ -155,7 +160,9 @@ class Phases(Parts):
         tokens = require_finite(tokens, "what the encoder sees of the object", _PRECISION)
         latents = require_finite(latents, "the background's latents", _PRECISION)
         hole = crop.latent_mask.to(device)
-        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend)
+        tokens, local = config.encoder.split(tokens)
+        local = None if local is None else local[:, 0]
+        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, local)
 
     @torch.no_grad()
     def denoise(
@@ -169,18 +176,23 @@ class Phases(Parts):
         scheduler_arguments: dict | None = None,
         callback: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_inputs: Sequence[str] = ("latents",),
+        local: torch.Tensor | None = None,
+        change: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and
         the matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
 
         context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h,
-        w) of 0 and 1; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free
+        w) of 0 and 1; local (B, M, D) local tokens, of a model with local blocks, which see the object also where the
+        context is null; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free
         guidance (arXiv 2207.12598, equation 6) against the null embedding.
         """
-        config = self.model_config
+        config, change = self.model_config, change or "both"
         guidance = config.sampling.guidance_scale if guidance is None else guidance
         contexts = context if guidance == 1 else torch.cat([self.adapter.null_context(context), context])
         contexts = contexts.to(self.unet.dtype)
+        if local is not None:
+            local = local.repeat(len(contexts) // len(local), 1, 1)
         scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps, noise.device)
         if config.background == "blend":
             # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, the background's.
@@ -191,9 +203,11 @@ class Phases(Parts):
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
-                seen = with_background(scheduler.scale_model_input(latents, timestep), background, hole, config)
+                noisy = scheduler.scale_model_input(latents, timestep)
+                seen = with_background(noisy, background, hole, config, change)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
+                output = predict(self.unet, seen, timestep, contexts, config, local)
+                prediction, logits = split_matte(output.float(), config)
                 if guidance != 1:
                     without, with_object = prediction.chunk(2)
                     prediction = torch.lerp(without, with_object, guidance)

@@ -123,14 +123,26 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
 
 
 def convert(
-    path: str | os.PathLike, out: str | os.PathLike, kind: str | None = None, track: Callable[[list], Iterable] = iter
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    kind: str | None = None,
+    track: Callable[[list], Iterable] = iter,
+    local_region: str | None = None,
 ) -> ImprintConfig:
     """Write a third-party checkpoint as one of ours, in fp16 and with its autoencoder; returns its configuration.
 
-    kind: as in `read_third_party`. track: wraps the list of tensors as they are converted, for a progress bar. Raises
-    `ImprintError` as `read_third_party`, and then writes nothing.
+    kind: as in `read_third_party`. track: wraps the list of tensors as they are converted, for a progress bar.
+    local_region: `UNetConfig.local_region`, if not as the model's published code has it. Raises `ImprintError` as
+    `read_third_party`, and for a region without local blocks, and then writes nothing.
     """
-    checkpoint = with_diffusers_names(read_third_party(path, kind))
+    checkpoint = read_third_party(path, kind)
+    if local_region is not None:
+        unet = checkpoint.config.unet
+        if not unet.local_levels:
+            raise ImprintError(f"{path} has no local blocks that could look anywhere; leave the local region out")
+        config = replace(checkpoint.config, unet=replace(unet, local_region=local_region))
+        checkpoint = replace(checkpoint, config=config)
+    checkpoint = with_diffusers_names(checkpoint)
     save_checkpoint(out, checkpoint, dtype=torch.float16, track=track)
     return checkpoint.config
 

@@ -3,9 +3,9 @@
 `third_party/full.txt` lists what their code holds at its own sizes, `third_party/small.txt` with two layers of CLIP at
 56 px and a UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change.
 ObjectStitch and Paint-by-Example have the same lists; `third_party/controlcom-*.txt` say in what ControlCom's differ
-(`-`: it has no such tensor), whose small UNet has three levels, since its middle would have a local block at the second,
-and whose code takes no other pictures than those of 224 px. `third_party/*.safetensors` hold what their code made of
-these weights; repository and commit are in the metadata.
+(`-`: it has no such tensor), whose small UNet has three levels, since its middle would have a local block at the
+second, and whose code takes no other pictures than those of 224 px. `third_party/*.safetensors` hold what their code
+made of these weights; repository and commit are in the metadata.
 """
 
 from __future__ import annotations
