@@ -88,8 +88,8 @@ def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -
     put = place_object(views, tuple(frame.shape[2:]), hole, **where)
     if put is None or part.blend_mask or change:
         raise ImprintError(
-            "it is to be drawn by the model (an outline, fill, change or a blend mask); this node places objects: give a box, "
-            "at, align or placed, or use Draw Object or the command imprint batch"
+            "it is to be drawn by the model (an outline, fill, change or a blend mask); this node places objects: give "
+            "a box, at, align or placed, or use Draw Object or the command imprint batch"
         )
     lit = relight(net, frame, put, **strengths)
     frame[(..., *lit.area)] = lit.composite()
