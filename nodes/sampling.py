@@ -16,6 +16,7 @@ from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError, require_finite, require_number
 from ..imprint.hole import Hole
 from ..imprint.images import full_strength
+from .local import CHANGE_KEY, CURE
 from .matte import MatteReader
 from .messages import tell
 from .schedules import started_where_it_stands
@@ -225,7 +226,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         mattes = torch.cat([maps for _, maps in drawn]) if config.matte else None
         image, layers = _put_back(background, crops * variations, drawings, mattes)
         shown = ui.PreviewImage(torch.cat([painted, to_bhwc(drawings).to(painted)]), cls=cls) if show_crop else None
-        return io.NodeOutput(image, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
+        return io.NodeOutput(image, _generated_in(masks, crops, config), *layers.unbind(1), ui=shown)
 
 
 def _crops(
@@ -303,9 +304,9 @@ def _describe(hole: Hole) -> str:
     )
 
 
-def _generated_in(masks: torch.Tensor, crops: list[Crop]) -> torch.Tensor:
-    """The masks (B, H, W), enlarged where they were too small to generate in."""
-    if not any(crop.hole.enlarged for crop in crops):
+def _generated_in(masks: torch.Tensor, crops: list[Crop], config: ImprintConfig) -> torch.Tensor:
+    """The masks (B, H, W), enlarged where they were too small to generate in; boxes for a model that draws in them."""
+    if config.hole_shape == "outline" and not any(crop.hole.enlarged for crop in crops):
         return masks
     masks = masks.clone()
     for mask, crop in zip(masks, crops):
@@ -324,7 +325,9 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
             "connect the VAE of Imprint: Load Checkpoint"
         )
     for name, conditioning in (("positive", positive), ("negative", negative)):
-        for context, _ in conditioning:
+        for context, told in conditioning:
+            if config.changes and CHANGE_KEY not in told:
+                raise ImprintError(f"the {name} conditioning does not say what to change of the object; {CURE}")
             if context.shape[-1] != config.unet.context_width:
                 raise ImprintError(
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "
