@@ -186,8 +186,8 @@ class ImprintPipeline(Phases):
             {"eta": eta, "generator": generator},
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            None if scene.local is None else scene.local.expand(num_results, -1, -1),
-            change,
+            local=None if scene.local is None else scene.local.expand(num_results, -1, -1),
+            change=change,
         )
         output = self.finish(scene, latents, logits, settings, output_type)
         self.maybe_free_model_hooks()

@@ -67,6 +67,15 @@ class Model(torch.nn.Module):
             part.compile(mode=mode, dynamic=False)
 
 
+def require_trainable(checkpoint: Checkpoint) -> None:
+    """Raise `ImprintError` for a model that training cannot run."""
+    if checkpoint.config.changes:
+        raise ImprintError(
+            f"{checkpoint.path} is of a model that is told what to change of the object, as ControlCom's, which can be "
+            "used, but not trained here; give another --init"
+        )
+
+
 def choose_trained(model: Model, stage: Stage, settings: Train, fresh: bool) -> tuple[str, ...]:
     """Freeze all but the stage's part; frozen parameters get no gradients and no state in the optimizer.
 
