@@ -80,7 +80,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a "
-                    "quick look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
+                    "quick look, 50 for ObjectStitch, Paint-by-Example and ControlCom; beyond that little changes.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -91,7 +91,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                     round=0.01,
                     tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped "
                     "checkpoint has learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of "
-                    "your own takes 2, ObjectStitch and Paint-by-Example 5.",
+                    "your own takes 2, ObjectStitch, Paint-by-Example and ControlCom 5.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -106,8 +106,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
-                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; "
-                    "karras spends most steps on detail.",
+                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's, Paint-by-Example's and "
+                    "ControlCom's; karras spends most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
