@@ -58,6 +58,8 @@ _LOCAL_NAMES = {
 }
 _HEAD_WIDTH = 64  # of every CLIP that OpenAI released
 _MAPPER_HEADS = {"controlcom": 8}  # no tensor tells; the others have one
+# configs/controlcom.yaml: "resolutions: [1, 2]"; modules/local_module.py gives roi_align a box in shares of the map
+_LOCAL = {"controlcom": {"local_levels": 2, "local_region": "corner"}}
 _UNET_HEADS = 8  # at every level of SD 1's UNet
 
 
@@ -193,7 +195,7 @@ def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
     vision = PREFIXES["encoder"] + "vision_model."
     width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
     positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
-    unet = _unet_config(tensors)
+    unet = _unet_config(tensors, kind)
     layers = tensors.count(f"{vision}encoder.layers.")
     encoder = EncoderConfig(
         kind="clip",
@@ -246,17 +248,16 @@ def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
     )
 
 
-def _unet_config(tensors: _Tensors) -> UNetConfig:
+def _unet_config(tensors: _Tensors, kind: str) -> UNetConfig:
     """SD 1's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
     unet = PREFIXES["unet"]
     first, in_channels, _, _ = tensors.shape(f"{unet}input_blocks.0.0.weight", 4)
-    widths, depths, layers, local = [first], [0], [0], [False]
+    widths, depths, layers = [first], [0], [0]
     for index in range(1, tensors.count(f"{unet}input_blocks.")):
         block = f"{unet}input_blocks.{index}."
         if f"{block}0.op.weight" in tensors.named:
-            widths, depths, layers, local = [*widths, widths[-1]], [*depths, 0], [*layers, 0], [*local, False]
+            widths, depths, layers = [*widths, widths[-1]], [*depths, 0], [*layers, 0]
             continue
-        local[-1] |= f"{block}2.{_LOCAL_NAMES['query']}.weight" in tensors.named
         widths[-1] = tensors.shape(f"{block}0.out_layers.3.weight", 4)[0]
         depths[-1] = tensors.count(f"{block}1.transformer_blocks.")
         layers[-1] += 1
@@ -270,8 +271,7 @@ def _unet_config(tensors: _Tensors) -> UNetConfig:
         mid_transformer_layers=tensors.count(middle),
         heads=(_UNET_HEADS,) * len(widths),
         context_width=tensors.shape(f"{middle}0.attn2.to_k.weight", 2)[1],
-        local_levels=sum(local),
-        local_region="corner" if any(local) else "box",
+        **_LOCAL.get(kind, {}),
     )
 
 

@@ -23,7 +23,7 @@ from imprint.images import alpha_to_tensor
 from imprint.local import LocalScene, fill, input_blocks, roi_align
 from imprint.pipeline import ImprintPipeline
 from imprint.place import Place
-from imprint.third_party import from_tensors, with_diffusers_names
+from imprint.third_party import from_tensors, read_third_party, with_diffusers_names
 from imprint.unet import predict, with_background
 
 GOLDEN = load_file(third_party_weights.FOLDER / "controlcom.safetensors")
@@ -252,7 +252,7 @@ def test_composites_on_the_command_line(told_file, scene, tmp_path, capsys):
     assert Image.open(tmp_path / "b.png").tobytes() == Image.open(tmp_path / "keep.png").tobytes()
 
 
-def test_converting_with_the_region_that_was_meant(tmp_path, capsys):
+def test_converting_with_the_region_that_was_meant(tmp_path):
     released, out = tmp_path / "ControlCom.pth", tmp_path / "ours.safetensors"
     weights = third_party_weights.random_weights("small", "controlcom")
     torch.save({"state_dict": weights}, released)
@@ -268,29 +268,41 @@ def test_converting_with_the_region_that_was_meant(tmp_path, capsys):
         local = torch.randn(1, 256, 1024, generator=seeded(0))
         found[region] = predict(pipeline.unet, seen, 500, GOLDEN["context"], checkpoint.config, local)
     assert (found["box"] - found["corner"]).abs().max() > 0.01
-    other = {name: tensor for name, tensor in weights.items() if ".2.local_" not in name}
-    del released
-    torch.save({"state_dict": other}, tmp_path / "partial.pth")
-    assert cli.main(["convert", str(tmp_path / "partial.pth"), str(tmp_path / "b.safetensors")]) == 2
-    assert "partial.pth" in capsys.readouterr().err and not (tmp_path / "b.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    "name",
+    "missing",
     [
         "cond_stage_model.proj_out.bias",
         "model.diffusion_model.input_blocks.0.0.weight",
         "model.diffusion_model.input_blocks.1.2.SPADE.conv_beta.bias",
         "model.diffusion_model.input_blocks.3.2.local_proj_in.weight",
-        "model.diffusion_model.input_blocks.3.2.context_norm.weight",
+        "model.diffusion_model.input_blocks.3.2.",
+        "SPADE",
     ],
 )
-def test_a_partial_file_says_what_is_missing(name):
-    tensors = {
-        each: torch.zeros(1).expand(shape) for each, shape in third_party_weights.shapes("small", "controlcom").items()
-    }
-    del tensors[name]
+def test_a_partial_file_says_what_is_missing(missing):
+    """Also where nothing is left of a level's local blocks, or of any."""
+    shapes = third_party_weights.shapes("small", "controlcom")
+    tensors = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items() if missing not in name}
     with pytest.raises(ImprintError) as caught:
         with_diffusers_names(from_tensors(tensors))
-    assert "missing" in str(caught.value) or f"'{name}'" in str(caught.value) or "local" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert (f"'{missing}'" in message or "is missing" in message) and "\n" not in message, message
+
+
+def test_a_whole_lightning_file_is_read_for_its_weights(tmp_path):
+    """What a training run saves: an average and an optimizer's moments beside the weights, which are left alone."""
+    shapes = third_party_weights.shapes("small", "controlcom")
+    weights = {name: torch.tensor(0.5).expand(shape) for name, shape in shapes.items()}
+    average = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights.items() if "diffusion" in name}
+    moments = {index: {"exp_avg": tensor, "step": 7} for index, tensor in enumerate(weights.values())}
+    optimizer = {"state": moments, "param_groups": [{"lr": 1e-5, "params": list(moments)}]}
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 19, "state_dict": weights | average, "optimizer_states": [optimizer]}, path)
+    whole, expected = read_third_party(path), from_tensors(weights)
+    assert whole.config == expected.config
+    assert {part: tensors.keys() for part, tensors in whole.parts.items()} == {
+        part: tensors.keys() for part, tensors in expected.parts.items()
+    }
+    with_diffusers_names(whole)

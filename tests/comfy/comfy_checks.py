@@ -305,6 +305,29 @@ def check_third_party_files():
             assert ours.isfinite().all() and (ours - of.frame).abs().max() > 0.1
 
 
+def check_what_may_be_changed():
+    """ControlCom's keep and light with a placed object: its photo and its box; others cannot be told."""
+    of = Scene(write_third_party("controlcom"))
+    where = box(150, 120, 200, 160)
+    _, pasted, outline = run("PlaceObject", of.frame, of.object, where, object_mask=of.transparent)
+    identity = of.encoded(pasted, outline, "object")
+    made = {}
+    for change in ("keep", "light", "pose", "both"):
+        positive, negative = run("ContentAdapter", of.adapter, identity, 1.0, change)
+        given = {"positive": positive, "negative": negative, "resolution": 128, "steps": 1}
+        made[change], drawn_in, *_ = of.sample_all(mask=outline, **given)
+    rows, columns = (outline[0] > 0.5).nonzero().unbind(1)
+    inside = torch.zeros_like(outline, dtype=torch.bool)
+    inside[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    assert torch.equal(drawn_in > 0.5, inside) and (outline > 0.5).sum() < inside.sum()  # all of the object's box
+    for one, other in itertools.combinations(made, 2):
+        assert (made[one] - made[other]).abs().max() > 1e-3, f"{one} is {other}"
+    shipped = scene()
+    fails("cannot be told", call=lambda: run("ContentAdapter", shipped.adapter, shipped.identity, 1.0, "light"))
+    plain = [[context, {}] for context, _ in of.positive]
+    fails("does not say what to change", "Condition on Object", call=lambda: of.sample(positive=plain))
+
+
 def two_views() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(2, 40, 40, 3), torch.ones(1, 40, 40)
 
