@@ -13,9 +13,16 @@ import json
 import math
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ImprintError
+
+if TYPE_CHECKING:
+    import torch
+
+CHANGES = {"keep": (0, 0), "light": (1, 0), "pose": (0, 1), "both": (1, 1)}
+"""What a model may change of the object, light and pose: ControlCom's indicator (arXiv 2308.10040, section 3), for
+blending, harmonisation, view synthesis and composition."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -31,6 +38,17 @@ def require_choice(part: Any, *names: str) -> None:
         value, choices = getattr(part, name), typing.get_args(kinds[name])
         listed = " or ".join(repr(choice) for choice in choices)
         require(value in choices, f"{type(part).__name__}.{name} is {value!r}; it must be {listed}")
+
+
+def require_change(change: str | None, config: ImprintConfig) -> None:
+    """Raise `ImprintError` unless it is one of `CHANGES` and the model can be told so, or None."""
+    known = ", ".join(CHANGES)
+    require(change is None or change in tuple(CHANGES), f"change is {change!r}; it must be one of {known}")
+    require(
+        change is None or config.changes,
+        f"change is {change!r}, but this checkpoint cannot be told what to change of the object, as ControlCom's can; "
+        "take one of ControlCom's, or leave change out",
+    )
 
 
 def require_positive(part: Any, *may_be_zero: str) -> None:
@@ -71,17 +89,23 @@ class EncoderConfig:
     """How the object's box becomes the square input: with a free border beside its shorter sides, or stretched."""
     several_views: bool = True
     """Whether the model takes more than one picture of the object."""
+    local_layer: int = 0
+    """The layer after which the patch tokens, as they are, also go to the UNet's local blocks; 0: there are none."""
     resize: Literal["antialias", "opencv"] = "antialias"
     """How the object's box is brought to the input's size; `opencv` leaves pixels out, and is in whole 8-bit steps."""
     nothing: Literal["learned", "black"] = "learned"
     """What stands for no object: an embedding that the adapter learned, or what it makes of a black picture."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "register_tokens", "object_margin")
+        require_positive(self, "register_tokens", "object_margin", "local_layer")
         require_choice(self, "kind", "output", "surroundings", "fit", "resize", "nothing")
         require(
             self.resize == "antialias" or self.fit == "pad",
             f"the encoder's input is resized by '{self.resize}' and its fit is '{self.fit}'; 'opencv' needs 'pad'",
+        )
+        require(
+            self.local_layer <= self.layers and (self.kind == "clip" or not self.local_layer),
+            f"local_layer is {self.local_layer}; it must be one of a CLIP encoder's {self.layers} layers, or 0",
         )
         require(
             self.kind == "dinov2" or not (self.swiglu or self.register_tokens),
@@ -98,8 +122,17 @@ class EncoderConfig:
 
     @property
     def tokens(self) -> int:
-        """The output's tokens of one view."""
+        """The tokens of one view that the adapter takes."""
         return 1 if self.output == "cls" else 1 + (self.image_size // self.patch_size) ** 2
+
+    @property
+    def local_tokens(self) -> int:
+        """The tokens of one view that the UNet's local blocks take; the encoder's output has them after the others."""
+        return (self.image_size // self.patch_size) ** 2 if self.local_layer else 0
+
+    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The encoder's output (..., N, C) -> the adapter's tokens, and the local ones or None."""
+        return tokens[..., : self.tokens, :], tokens[..., self.tokens :, :] if self.local_layer else None
 
 
 @dataclass(frozen=True)
@@ -149,13 +182,22 @@ class UNetConfig:
     heads: tuple[int, ...]
     """Attention heads at each level; the middle has the last level's."""
     context_width: int
+    local_levels: int = 0
+    """How many of the first levels have a local block after each layer on the way down; see `imprint.local`."""
+    local_region: Literal["box", "corner"] = "box"
+    """Where a local block looks: the hole's box, or, as ControlCom's published code has it, the map's first cells."""
     family: Literal["sd1", "sd2"] = "sd1"
     """SD 2's has linear layers around its transformers, and attention scores in fp32 whatever its precision."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "transformer_layers", "mid_transformer_layers")
-        require_choice(self, "family")
+        require_positive(self, "transformer_layers", "mid_transformer_layers", "local_levels")
+        require_choice(self, "local_region", "family")
         levels = len(self.widths)
+        require(
+            all(self.transformer_layers[: self.local_levels]) and self.local_levels <= levels,
+            f"local_levels is {self.local_levels}, but local blocks follow attention, and the UNet's levels have "
+            f"{self.transformer_layers} transformer layers",
+        )
         for name in ("transformer_layers", "heads"):
             got = len(getattr(self, name))
             require(got == levels, f"the UNet's {name} has {got} entries for {levels} levels of widths {self.widths}")
@@ -251,12 +293,16 @@ class ImprintConfig:
     """Where the mask channel is 1."""
     hole_value: float = 0.5
     """The grey in [0, 1] of the hole in the picture that the autoencoder encodes."""
+    hole_shape: Literal["outline", "box"] = "outline"
+    """The hole in a mask: its outline, or the box around it."""
+    changes: bool = False
+    """Whether two constant channels after the others tell the UNet what to change of the object; see `CHANGES`."""
     matte: int = 0
     """Values of the predicted matte along a side of a latent cell; 0 = the UNet predicts none. See `imprint.matte`."""
 
     def __post_init__(self) -> None:
         require_positive(self, "hole_value", "matte")
-        require_choice(self, "background", "concat_order", "concat_mask")
+        require_choice(self, "background", "concat_order", "concat_mask", "hole_shape")
         require(0 <= self.hole_value <= 1, f"hole_value is {self.hole_value}; it is a grey from 0 to 1")
         encoder, adapter, unet, latent = self.encoder, self.adapter, self.unet, self.latent
         require(
@@ -279,13 +325,23 @@ class ImprintConfig:
             f"the adapter is '{adapter.kind}' and no object is '{encoder.nothing}'; a 'linear' adapter has learned no "
             "embedding for it, so that these two go together: 'linear' and 'black'",
         )
-        inputs = 2 * latent.channels + 1 if self.background == "concat" else latent.channels
+        require(
+            bool(unet.local_levels) == bool(encoder.local_layer) and (not unet.local_levels or self.changes),
+            f"local_levels is {unet.local_levels}, local_layer {encoder.local_layer} and changes {self.changes}; the "
+            "UNet's local blocks need an encoder's local tokens and what to change",
+        )
+        require(
+            not self.changes or (self.background == "concat" and self.matte == 0),
+            "what to change of the object is told beside a background of background 'concat', without a matte",
+        )
+        beside = latent.channels + 1 + 2 * self.changes if self.background == "concat" else 0
+        inputs = latent.channels + beside
         outputs = latent.channels + 2 * self.matte**2
         require(
             (unet.in_channels, unet.out_channels) == (inputs, outputs),
             f"the UNet has {unet.in_channels} input and {unet.out_channels} output channels; background "
-            f"'{self.background}' and matte {self.matte} on {latent.channels} latent channels need "
-            f"{inputs} and {outputs}",
+            f"'{self.background}', changes {self.changes} and matte {self.matte} on {latent.channels} latent channels "
+            f"need {inputs} and {outputs}",
         )
         require(
             self.resolution % self.multiple == 0,

@@ -102,13 +102,17 @@ class IDEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) from `preprocess.prepare_object` -> (B, `config.tokens`, width), after the last LayerNorm.
 
-        CLS comes first; register tokens, where the backbone has them, are left out.
+        CLS comes first; register tokens, where the backbone has them, are left out. After them come `local_tokens` of
+        the layer that the configuration names, without any LayerNorm; `config.split` takes them apart.
         """
-        tokens = self.backbone(pixel_values).last_hidden_state
+        layer = self.config.local_layer
+        seen = self.backbone(pixel_values, output_hidden_states=bool(layer))
+        tokens = seen.last_hidden_state
         if self.config.output == "cls":
             tokens = tokens[:, :1]
         if self.config.kind == "clip":  # whose model normalises the CLS token alone
-            return getattr(self.backbone, "vision_model", self.backbone).post_layernorm(tokens)
+            tokens = getattr(self.backbone, "vision_model", self.backbone).post_layernorm(tokens)
+            return torch.cat([tokens, seen.hidden_states[layer][:, 1:]], 1) if layer else tokens
         return torch.cat([tokens[:, :1], tokens[:, 1 + self.config.register_tokens :]], 1)
 
     def hub_state_dict(self) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ def build_modules(config: ImprintConfig, with_vae: bool = True) -> dict[str, tor
     modules = {
         "encoder": IDEncoder(config.encoder),
         "adapter": ContentAdapter(config.adapter),
-        "unet": build_unet(config.unet, config.resolution // config.latent.downscale),
+        "unet": build_unet(config.unet, config.resolution // config.latent.downscale, config.encoder.width),
     }
     if config.background == "control":
         modules["control"] = build_control(config.unet)

@@ -29,7 +29,7 @@ from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
 from .preprocess import black_picture
-from .unet import with_background
+from .unet import control_residuals, predict, with_background
 from .vae import decode, encode
 from .views import ObjectViews
 
@@ -104,6 +104,8 @@ class Prepared:
     """(1, 1, h, w) of 0 and 1: `crop.latent_mask` on the model's device."""
     blend_mask: torch.Tensor
     """Of `crop.frame`, (1, h, w): where the drawing is put."""
+    local: torch.Tensor | None = None
+    """(1, M, D) local tokens, of a model with local blocks."""
     hint: torch.Tensor | None = None
     """(1, 4, R, R) from `control_hint`, for a model with a ControlNet."""
 
@@ -115,7 +117,10 @@ class Phases(Parts):
     def encode_object(
         self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
     ) -> torch.Tensor:
-        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`."""
+        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`.
+
+        Local tokens, if the model has them, are among them: see `IDEncoder.forward`.
+        """
         return self._encode_views(ObjectViews.of(images, masks))
 
     def _encode_views(self, views: ObjectViews) -> torch.Tensor:
@@ -160,7 +165,9 @@ class Phases(Parts):
         latents = require_finite(latents, "the background's latents", _PRECISION)
         hole = crop.latent_mask.to(device)
         hint = control_hint(views, crop, config.encoder).to(device) if config.background == "control" else None
-        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, hint)
+        tokens, local = config.encoder.split(tokens)
+        local = None if local is None else local[:, 0]
+        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, local, hint)
 
     @torch.no_grad()
     def null_context(self, context: torch.Tensor) -> torch.Tensor:
@@ -183,22 +190,27 @@ class Phases(Parts):
         scheduler_arguments: dict | None = None,
         callback: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_inputs: Sequence[str] = ("latents",),
+        local: torch.Tensor | None = None,
+        change: str | None = None,
         hint: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and
         the matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
 
         context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h,
-        w) of 0 and 1; hint (1, 4, R, R) from `control_hint`, for a model with a ControlNet; the rest as in
-        `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance (arXiv 2207.12598,
-        equation 6) against `null_context`. Raises `ImprintError` for a hint that is missing.
+        w) of 0 and 1; local (B, M, D) local tokens, of a model with local blocks, which see the object also where the
+        context is null; hint (1, 4, R, R) from `control_hint`, of a model with a ControlNet; the rest as in `__call__`.
+        IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance (arXiv 2207.12598, equation 6)
+        against `null_context`. Raises `ImprintError` for a hint that is missing.
         """
-        config = self.model_config
+        config, change = self.model_config, change or "both"
         if config.background == "control" and hint is None:
             raise ImprintError("this model sees the background by a ControlNet; give the hint that `prepare` made")
         guidance = config.sampling.guidance_scale if guidance is None else guidance
         contexts = context if guidance == 1 else torch.cat([self.null_context(context), context])
         contexts = contexts.to(self.unet.dtype)
+        if local is not None:
+            local = local.repeat(len(contexts) // len(local), 1, 1)
         scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps, noise.device)
         if config.background == "blend":
             # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, the background's.
@@ -209,9 +221,11 @@ class Phases(Parts):
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
-                seen = with_background(scheduler.scale_model_input(latents, timestep), background, hole, config)
+                noisy = scheduler.scale_model_input(latents, timestep)
+                seen = with_background(noisy, background, hole, config, change)
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                prediction, logits = split_matte(self._predict(seen, timestep, contexts, hint).float(), config)
+                output = self._predict(seen, timestep, contexts, local, hint)
+                prediction, logits = split_matte(output.float(), config)
                 if guidance != 1:
                     without, with_object = prediction.chunk(2)
                     prediction = torch.lerp(without, with_object, guidance)
@@ -225,20 +239,18 @@ class Phases(Parts):
         return latents, require_finite(logits, "the matte that was predicted", _SAMPLED)
 
     def _predict(
-        self, seen: torch.Tensor, timestep: torch.Tensor, contexts: torch.Tensor, hint: torch.Tensor | None
+        self,
+        seen: torch.Tensor,
+        timestep: torch.Tensor,
+        contexts: torch.Tensor,
+        local: torch.Tensor | None = None,
+        hint: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The UNet's output for (B, C, h, w) and contexts (B, N, C'), with what a ControlNet sees of the hint."""
+        """The UNet's output, as `predict` gives it; hint (1, 4, R, R), of a model with a ControlNet."""
+        given = self.unet, seen, timestep, contexts, self.model_config, local
         if hint is None:
-            return self.unet(seen, timestep, contexts).sample
-        hint = hint.to(seen).expand(len(seen), -1, -1, -1)
-        down, middle = self.control(seen, timestep, contexts, hint, return_dict=False)
-        return self.unet(
-            seen,
-            timestep,
-            contexts,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
-        ).sample
+            return predict(*given)
+        return predict(*given, control_residuals(self.control, seen, timestep, contexts, hint))
 
     @torch.no_grad()
     def finish(

@@ -35,12 +35,17 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
             f"{what} is empty (size {masks.shape[-1]}x{masks.shape[-2]}, largest value {float(masks.max()):g}); "
             "draw the region in white, 1, on black"
         )
-    edges = []
-    for line in (rows, columns):
-        first = line.int().argmax(1)
-        last = line.shape[1] - line.flip(1).int().argmax(1)
-        edges.append((first, last))
-    (top, bottom), (left, right) = edges
+    return edges(rows, columns)
+
+
+def edges(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Which rows (B, H) and columns (B, W) are in the boxes, bool -> the boxes, as `bounding_boxes` gives them.
+
+    Where none is, the box is all.
+    """
+    (top, bottom), (left, right) = (
+        (line.int().argmax(1), line.shape[1] - line.flip(1).int().argmax(1)) for line in (rows, columns)
+    )
     return torch.stack([top, left, bottom, right], 1)
 
 

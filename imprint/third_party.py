@@ -1,9 +1,10 @@
-"""Third-party checkpoints as their authors released them: the open ObjectStitch, Paint-by-Example, and AnyDoor.
+"""Third-party checkpoints as their authors released them: ObjectStitch, Paint-by-Example, ControlCom and AnyDoor.
 
-All are latent diffusion's LDM code, in a torch dict of `state_dict`. The first two have the same modules: CLIP
-ViT-L/14, a mapper (our adapter), SD 1's UNet with nine input channels and SD's autoencoder; their tensors have the same
-names and shapes. `imprint.anydoor` says what is otherwise in AnyDoor. What differs in how they use the object's picture
-`KINDS` says in our configuration's words. Sizes are read from the tensors.
+All are latent diffusion's LDM code, in a torch dict of `state_dict`. The first three have the same modules: CLIP
+ViT-L/14, a mapper (our adapter), SD 1's UNet with nine input channels and SD's autoencoder. Of these the first two have
+tensors of the same names and shapes; ControlCom's UNet has two more channels and local blocks. `imprint.anydoor` says
+what is otherwise in AnyDoor. What else differs is how they use them, and `KINDS` says that in our configuration's
+words. Sizes are read from the tensors.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_chec
 from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
 from .files import require_no_lfs_pointer
+from .local import input_blocks
 
 KINDS: dict[str, dict[str, Any]] = {
     # scripts/inference.py: the object on black; all tokens; "the object should fully extend to the edges of the image"
     "objectstitch": {"output": "tokens", "surroundings": "black"},
     # scripts/inference.py: a reference picture as it is; pooler_output, which is the normalised CLS token
     "paint-by-example": {"output": "cls", "surroundings": "kept"},
+    # scripts/inference.py: as ObjectStitch; encoders/modules.py: the normalised CLS token
+    "controlcom": {"output": "cls", "surroundings": "black"},
     "anydoor": anydoor.CONVENTIONS,
 }
 """The encoder's conventions in which the models differ."""
@@ -51,7 +55,19 @@ _ADAPTER_NAMES = {
     "mlp.c_fc": "fc1",
     "mlp.c_proj": "fc2",
 }
+_LOCAL_NAMES = {
+    "norm": "local_norm",
+    "tokens_norm": "context_norm",
+    "query": "local_proj_in",
+    "key": "context_conv",
+    "value": "local_proj_out",
+    "gain": "SPADE.conv_gamma",
+    "shift": "SPADE.conv_beta",
+}
 _HEAD_WIDTH = 64  # of every CLIP that OpenAI released
+_MAPPER_HEADS = {"controlcom": 8}  # no tensor tells; the others have one
+# configs/controlcom.yaml: "resolutions: [1, 2]"; modules/local_module.py gives roi_align a box in shares of the map
+_LOCAL = {"controlcom": {"local_levels": 2, "local_region": "corner"}}
 _UNET_HEADS = 8  # at every level of SD 1's UNet; SD 2's heads are as wide as CLIP's
 
 
@@ -83,6 +99,7 @@ def from_tensors(
     if kind == "anydoor":
         parts |= anydoor.parts(tensors)
     else:
+        parts["unet"] = _with_local_names(parts["unet"], config.unet)
         parts["encoder"] = tensors.under(PREFIXES["encoder"])
         # An index that transformers kept in its files until 4.31.
         parts["encoder"].pop("vision_model.embeddings.position_ids", None)
@@ -115,7 +132,9 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
     converted = dict(checkpoint.parts)
     for part in converters.keys() & converted.keys():
         converter, sizes = converters[part]
-        converted[part] = converter({PREFIXES[part] + name: value for name, value in converted[part].items()}, sizes)
+        local = {name: value for name, value in converted[part].items() if name.startswith("local.")}
+        others = {PREFIXES[part] + name: value for name, value in converted[part].items() if name not in local}
+        converted[part] = converter(others, sizes) | local
     for part, named in converted.items():  # the library leaves None where a tensor's companion is missing
         converted[part] = {name: tensor for name, tensor in named.items() if tensor is not None}
     converted = replace(checkpoint, parts=converted, names="diffusers")
@@ -125,14 +144,26 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
 
 
 def convert(
-    path: str | os.PathLike, out: str | os.PathLike, kind: str | None = None, track: Callable[[list], Iterable] = iter
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    kind: str | None = None,
+    track: Callable[[list], Iterable] = iter,
+    local_region: str | None = None,
 ) -> ImprintConfig:
     """Write a third-party checkpoint as one of ours, in fp16 and with its autoencoder; returns its configuration.
 
-    kind: as in `read_third_party`. track: wraps the list of tensors as they are converted, for a progress bar. Raises
-    `ImprintError` as `read_third_party`, and then writes nothing.
+    kind: as in `read_third_party`. track: wraps the list of tensors as they are converted, for a progress bar.
+    local_region: `UNetConfig.local_region`, if not as the model's published code has it. Raises `ImprintError` as
+    `read_third_party`, and for a region without local blocks, and then writes nothing.
     """
-    checkpoint = with_diffusers_names(read_third_party(path, kind))
+    checkpoint = read_third_party(path, kind)
+    if local_region is not None:
+        unet = checkpoint.config.unet
+        if not unet.local_levels:
+            raise ImprintError(f"{path} has no local blocks that could look anywhere; leave the local region out")
+        config = replace(checkpoint.config, unet=replace(unet, local_region=local_region))
+        checkpoint = replace(checkpoint, config=config)
+    checkpoint = with_diffusers_names(checkpoint)
     save_checkpoint(out, checkpoint, dtype=torch.float16, track=track)
     return checkpoint.config
 
@@ -163,7 +194,7 @@ class Tensors:
 
     @property
     def _family(self) -> str:
-        """The kinds that have the same tensors as this file, as far as can be told."""
+        """The kinds that have such tensors as this file, as far as can be told."""
         others = [kind for kind in KINDS if kind != "anydoor"]
         return "anydoor" if anydoor.HINT in self.named else " and ".join(others)
 
@@ -179,25 +210,30 @@ class Tensors:
 
 def kind_of(config: ImprintConfig) -> str:
     """Which of `KINDS` a third-party configuration has been made for."""
+    if config.changes:
+        return "controlcom"
     return next(kind for kind, says in KINDS.items() if all(getattr(config.encoder, n) == v for n, v in says.items()))
 
 
 def _config(tensors: Tensors, kind: str) -> ImprintConfig:
     """What the tensors' sizes and their code say together."""
+    unet = _unet_config(tensors, kind)
     if kind == "anydoor":
         encoder = anydoor.encoder_config(tensors)
         adapter = anydoor.adapter_config(tensors, encoder)
     else:
-        encoder = _encoder_config(tensors, kind)
-        adapter = _adapter_config(tensors, encoder)
+        encoder = _encoder_config(tensors, kind, unet)
+        adapter = _adapter_config(tensors, kind, encoder)
     return ImprintConfig(
         resolution=512,
         background="control" if kind == "anydoor" else "concat",
         concat_order="background, mask",
         concat_mask="background",
+        hole_shape="box" if kind == "controlcom" else "outline",
+        changes=kind == "controlcom",
         encoder=encoder,
         adapter=adapter,
-        unet=_unet_config(tensors),
+        unet=unet,
         latent=LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215),
         noise=NoiseConfig(
             timesteps=1000,
@@ -211,14 +247,15 @@ def _config(tensors: Tensors, kind: str) -> ImprintConfig:
     )
 
 
-def _encoder_config(tensors: Tensors, kind: str) -> EncoderConfig:
+def _encoder_config(tensors: Tensors, kind: str, unet: UNetConfig) -> EncoderConfig:
     vision = PREFIXES["encoder"] + "vision_model."
     width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
     positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
+    layers = tensors.count(f"{vision}encoder.layers.")
     return EncoderConfig(
         kind="clip",
         width=width,
-        layers=tensors.count(f"{vision}encoder.layers."),
+        layers=layers,
         heads=max(1, width // _HEAD_WIDTH),
         mlp_ratio=tensors.shape(f"{vision}encoder.layers.0.mlp.fc1.weight", 2)[0] // width,
         swiglu=False,
@@ -228,17 +265,18 @@ def _encoder_config(tensors: Tensors, kind: str) -> EncoderConfig:
         object_margin=0.0,
         fit="stretch",
         several_views=False,
+        local_layer=layers // 2 if unet.local_levels else 0,
         **KINDS[kind],
     )
 
 
-def _adapter_config(tensors: Tensors, encoder: EncoderConfig) -> AdapterConfig:
-    context_width, input_width = tensors.shape("proj_out.weight", 2)
+def _adapter_config(tensors: Tensors, kind: str, encoder: EncoderConfig) -> AdapterConfig:
+    context_width, input_width = tensors.shape(f"{_project(tensors)}.weight", 2)
     tensors.shape("learnable_vector", 3)
     return AdapterConfig(
         kind="tokens",
         layers=tensors.count(_MAPPER),
-        heads=1,
+        heads=_MAPPER_HEADS.get(kind, 1),
         input_width=input_width,
         input_tokens=encoder.tokens,
         output_width=context_width,
@@ -246,7 +284,7 @@ def _adapter_config(tensors: Tensors, encoder: EncoderConfig) -> AdapterConfig:
     )
 
 
-def _unet_config(tensors: Tensors) -> UNetConfig:
+def _unet_config(tensors: Tensors, kind: str) -> UNetConfig:
     """SD's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
     unet = PREFIXES["unet"]
     first, in_channels, _, _ = tensors.shape(f"{unet}input_blocks.0.0.weight", 4)
@@ -271,7 +309,30 @@ def _unet_config(tensors: Tensors) -> UNetConfig:
         heads=tuple(max(1, width // _HEAD_WIDTH) if family == "sd2" else _UNET_HEADS for width in widths),
         context_width=tensors.shape(f"{middle}transformer_blocks.0.attn2.to_k.weight", 2)[1],
         family=family,
+        **_LOCAL.get(kind, {}),
     )
+
+
+def _with_local_names(unet: dict[str, torch.Tensor], config: UNetConfig) -> dict[str, torch.Tensor]:
+    """Latent diffusion's tensors of a UNet, those of its local blocks under our names."""
+    ours = {
+        f"input_blocks.{block}.2.{theirs}.{kind}": f"local.{index}.{name}.{kind}"
+        for index, block in enumerate(input_blocks(config))
+        for name, theirs in _LOCAL_NAMES.items()
+        for kind in ("weight", "bias")
+    }
+    return {ours.get(name, name): tensor for name, tensor in unet.items()}
+
+
+def _project(tensors: Tensors) -> str:
+    """The name of the adapter's last layer, which ControlCom's code has in the encoder's module."""
+    moved = "cond_stage_model.proj_out"
+    return moved if f"{moved}.weight" in tensors.named else "proj_out"
+
+
+def _by_part(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Query, key and value of an attention, which their code has side by side for each head, each for all heads."""
+    return tensor if heads == 1 else tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def _adapter_tensors(tensors: Tensors, config: AdapterConfig) -> dict[str, torch.Tensor]:
@@ -279,22 +340,26 @@ def _adapter_tensors(tensors: Tensors, config: AdapterConfig) -> dict[str, torch
     named = {"null_embedding": tensors["learnable_vector"]}
     for kind in ("weight", "bias"):
         named[f"norm.{kind}"] = tensors[f"cond_stage_model.final_ln.{kind}"]
-        named[f"project.{kind}"] = tensors[f"proj_out.{kind}"]
+        named[f"project.{kind}"] = tensors[f"{_project(tensors)}.{kind}"]
         for block in range(config.layers):
             for theirs, ours in _ADAPTER_NAMES.items():
                 named[f"blocks.{block}.{ours}.{kind}"] = tensors[f"{_MAPPER}{block}.{theirs}.{kind}"]
+            qkv = f"blocks.{block}.qkv.{kind}"
+            named[qkv] = _by_part(named[qkv], config.heads)
     return named
 
 
 def _kind(tensors: Tensors) -> str:
-    """Which model's weights these are.
+    """Which model's weights these are. AnyDoor's have a ControlNet; ControlCom's UNet has eleven input channels.
 
-    AnyDoor's have a ControlNet. Of the other two, Paint-by-Example's mapper has one token. A softmax over one score is
-    1 whatever the score, so that the weights of query and key never had a gradient: they lie where torch's Linear draws
-    them, within 1 / sqrt(width), if not nearer to 0 by weight decay. ObjectStitch's had 257 tokens and were trained.
+    Paint-by-Example's mapper has one token. A softmax over one score is 1 whatever the score, so that the weights of
+    query and key never had a gradient: they lie where torch's Linear draws them, within 1 / sqrt(width), if not nearer
+    to 0 by weight decay. ObjectStitch's had 257 tokens and were trained.
     """
     if anydoor.HINT in tensors.named:
         return "anydoor"
+    if tensors.shape(f"{PREFIXES['unet']}input_blocks.0.0.weight", 4)[1] == 11:
+        return "controlcom"
     for block in range(tensors.count(_MAPPER)):
         weight = tensors[f"{_MAPPER}{block}.attn.c_qkv.weight"]
         query_and_key = weight[: 2 * weight.shape[1]]

@@ -2,26 +2,71 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .blending import blend_latents
-from .config import ImprintConfig, UNetConfig
+from .config import CHANGES, ImprintConfig, UNetConfig
 from .hint import CHANNELS
+from .local import LocalBlocks, LocalScene
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
 
-def build_unet(config: UNetConfig, sample_size: int | None = None) -> UNet2DConditionModel:
-    """diffusers' UNet of these sizes, with fresh weights."""
+def build_unet(config: UNetConfig, sample_size: int | None = None, local_width: int = 0) -> UNet2DConditionModel:
+    """diffusers' UNet of these sizes, with fresh weights; its local blocks, if it has any, are its module `local`.
+
+    local_width: of the tokens that they take.
+    """
     from diffusers import UNet2DConditionModel
 
     up = tuple("CrossAttnUpBlock2D" if layers else "UpBlock2D" for layers in reversed(config.transformer_layers))
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=sample_size, out_channels=config.out_channels, up_block_types=up, **_encoder_options(config)
     )
+    if config.local_levels:
+        unet.local = LocalBlocks(config, local_width)
+        layers = [layer for level in unet.down_blocks[: config.local_levels] for layer in level.attentions]
+        for layer, block in zip(layers, unet.local):
+            layer.register_forward_hook(partial(_then, unet.local, block))
+    return unet
+
+
+def _then(blocks: LocalBlocks, block: torch.nn.Module, _layer: torch.nn.Module, _given: tuple, output: tuple) -> tuple:
+    """The forward hook of a layer that a local block follows."""
+    features, *others = output
+    return block(features, blocks.scene), *others
+
+
+def predict(
+    unet: UNet2DConditionModel,
+    seen: torch.Tensor,
+    timestep: torch.Tensor | int,
+    context: torch.Tensor,
+    config: ImprintConfig,
+    local: torch.Tensor | None = None,
+    residuals: dict[str, Any] | None = None,
+) -> torch.Tensor:
+    """The UNet's output (B, C', h, w): its prediction, and the matte's logits if it has one.
+
+    seen (B, C, h, w) as `with_background` makes it; context (B, N, C'') from the adapter; local (B, M, D): the object's
+    local tokens, of a model with local blocks; residuals: `control_residuals`, of one with a ControlNet.
+    """
+    if config.unet.local_levels:
+        unet.local.scene = LocalScene.of(seen, local, config)
+    return unet(seen, timestep, context, **(residuals or {})).sample
+
+
+def control_residuals(
+    control: ControlNetModel, seen: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, hint: torch.Tensor
+) -> dict[str, Any]:
+    """What a ControlNet adds to the UNet's features, for `predict`; hint (1, 4, R, R) from `hint.control_hint`."""
+    hint = hint.to(seen).expand(len(seen), -1, -1, -1)
+    down, middle = control(seen, timestep, context, hint, return_dict=False)
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 def build_control(config: UNetConfig) -> ControlNetModel:
@@ -54,13 +99,14 @@ def _encoder_options(config: UNetConfig) -> dict[str, Any]:
 
 
 def with_background(
-    noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, config: ImprintConfig
+    noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, config: ImprintConfig, change: str = "both"
 ) -> torch.Tensor:
     """What the UNet sees of the scene, in training and at every sampling step.
 
     noisy, background: (B, C, h, w) latents, the background's with its hole painted grey; hole (B, 1, h, w) of 0 and 1.
     `blend` is IMPRINT's (arXiv 2403.10701, figure 2); `concat` puts mask and background beside the noisy latent, in the
-    configuration's order; with `control` the UNet itself sees nothing of it.
+    configuration's order, and after them, where the model is told, what it may change of the object: one of `CHANGES`.
+    With `control` the UNet itself sees nothing of it.
     """
     if config.background == "blend":
         return blend_latents(noisy, background, hole)
@@ -68,4 +114,7 @@ def with_background(
         return noisy
     mask = hole if config.concat_mask == "hole" else 1 - hole
     beside = [mask, background] if config.concat_order == "mask, background" else [background, mask]
+    if config.changes:
+        told = noisy.new_tensor(CHANGES[change])[:, None, None]
+        beside.append(told.expand(len(noisy), -1, *noisy.shape[2:]))
     return torch.cat([noisy, *beside], 1)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..imprint.config import CHANGES
 from ..imprint.errors import ImprintError, require_finite
-from . import models, sockets
+from . import local, models, sockets
 from .clip_vision import encode_views, encoder_config
 from .messages import tell
 from .objects import marks_input, object_views
@@ -101,6 +102,16 @@ class ImprintContentAdapter(io.ComfyNode):
                     tooltip="How much of the object's identity is used, 0 to 2: 0 none, 1 as trained (default), above "
                     "1 exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too hard.",
                 ),
+                io.Combo.Input(
+                    "change",
+                    options=list(CHANGES),
+                    default="both",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What a checkpoint of ControlCom's may change of the object: both (default) its light and "
+                    "its pose, only one of them, or keep it as it is. For keep and light, give Encode Object and Draw "
+                    "Object the object as it lies in the background. Others cannot be told: leave it at both.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The object. For the sampler's positive."),
@@ -113,13 +124,25 @@ class ImprintContentAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter: models.Adapter, identity: sockets.Subject, strength: float) -> io.NodeOutput:
-        (tokens, width), config = identity.tokens.shape[2:], adapter.config
-        if (tokens, width) != (config.input_tokens, config.input_width):
+    def execute(
+        cls, adapter: models.Adapter, identity: sockets.Subject, strength: float, change: str = "both"
+    ) -> io.NodeOutput:
+        (tokens, width), encoder = identity.tokens.shape[2:], adapter.encoder
+        takes = encoder.tokens + encoder.local_tokens
+        if (tokens, width) != (takes, encoder.width):
             raise ImprintError(
                 f"Encode Object gives {tokens} tokens of width {width} for each view, but Condition on Object takes "
-                f"{config.input_tokens} of width {config.input_width}; use the CLIP_VISION and the adapter of the same "
-                "Imprint: Load Checkpoint"
+                f"{takes} of width {encoder.width}; use the CLIP_VISION and the adapter of the same Imprint: Load "
+                "Checkpoint"
             )
-        positive, negative = adapter.contexts(identity.tokens, strength)
-        return io.NodeOutput([[positive, {}]], [[negative, {}]])
+        if change != "both" and not adapter.changes:
+            raise ImprintError(
+                f"change is {change}, but this checkpoint cannot be told what to change of the object, as ControlCom's "
+                "can; set it to both, or load one of ControlCom's"
+            )
+        tokens, seen = encoder.split(identity.tokens)
+        told = {local.CHANGE_KEY: torch.tensor([CHANGES[change]])} if adapter.changes else {}
+        if seen is not None:
+            told[local.LOCAL_KEY] = seen[:, 0]
+        positive, negative = adapter.contexts(tokens, strength)
+        return io.NodeOutput([[positive, told]], [[negative, dict(told)]])

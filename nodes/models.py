@@ -63,7 +63,8 @@ class Adapter:
     """The content adapter under ComfyUI's memory management, like its CLIP_VISION objects."""
 
     def __init__(self, checkpoint: Checkpoint):
-        self.config = checkpoint.config.adapter
+        self.config, self.encoder = checkpoint.config.adapter, checkpoint.config.encoder
+        self.changes = checkpoint.config.changes
         tensors = checkpoint.check("adapter", shapes_of(ContentAdapter(self.config, device="meta")))
         manage = comfy.model_management
         self.load_device, offload_device = manage.text_encoder_device(), manage.text_encoder_offload_device()

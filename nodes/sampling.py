@@ -16,6 +16,7 @@ from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError, require_finite, require_number
 from ..imprint.hole import Hole
 from ..imprint.images import full_strength
+from .local import CHANGE_KEY, CURE
 from .matte import MatteReader
 from .messages import tell
 from .schedules import started_where_it_stands
@@ -79,7 +80,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a "
-                    "quick look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
+                    "quick look, 50 for ObjectStitch, Paint-by-Example and ControlCom; beyond that little changes.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -90,7 +91,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                     round=0.01,
                     tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped "
                     "checkpoint has learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of "
-                    "your own takes 2, ObjectStitch and Paint-by-Example 5.",
+                    "your own takes 2, ObjectStitch, Paint-by-Example and ControlCom 5.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -105,8 +106,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
-                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; "
-                    "karras spends most steps on detail.",
+                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's, Paint-by-Example's and "
+                    "ControlCom's; karras spends most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -225,7 +226,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         mattes = torch.cat([maps for _, maps in drawn]) if config.matte else None
         image, layers = _put_back(background, crops * variations, drawings, mattes)
         shown = ui.PreviewImage(torch.cat([painted, to_bhwc(drawings).to(painted)]), cls=cls) if show_crop else None
-        return io.NodeOutput(image, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
+        return io.NodeOutput(image, _generated_in(masks, crops, config), *layers.unbind(1), ui=shown)
 
 
 def _crops(
@@ -303,9 +304,9 @@ def _describe(hole: Hole) -> str:
     )
 
 
-def _generated_in(masks: torch.Tensor, crops: list[Crop]) -> torch.Tensor:
-    """The masks (B, H, W), enlarged where they were too small to generate in."""
-    if not any(crop.hole.enlarged for crop in crops):
+def _generated_in(masks: torch.Tensor, crops: list[Crop], config: ImprintConfig) -> torch.Tensor:
+    """The masks (B, H, W), enlarged where they were too small to generate in; boxes for a model that draws in them."""
+    if config.hole_shape == "outline" and not any(crop.hole.enlarged for crop in crops):
         return masks
     masks = masks.clone()
     for mask, crop in zip(masks, crops):
@@ -324,7 +325,9 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
             "connect the VAE of Imprint: Load Checkpoint"
         )
     for name, conditioning in (("positive", positive), ("negative", negative)):
-        for context, _ in conditioning:
+        for context, told in conditioning:
+            if config.changes and CHANGE_KEY not in told:
+                raise ImprintError(f"the {name} conditioning does not say what to change of the object; {CURE}")
             if context.shape[-1] != config.unet.context_width:
                 raise ImprintError(
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "

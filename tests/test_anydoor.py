@@ -74,9 +74,9 @@ def test_its_code_s_tokens_are_ours(contexts, golden):
 def test_its_code_s_prediction_is_ours(pipeline, contexts, golden):
     scene = weights.scene("small")
     given = scene["noise"], torch.tensor(500), contexts[0]
-    assert (pipeline._predict(*given, scene["hint"]) - golden["prediction"]).abs().max() < 1e-3
+    assert (pipeline._predict(*given, hint=scene["hint"]) - golden["prediction"]).abs().max() < 1e-3
     for other in (-scene["hint"], None):  # the hint is seen
-        assert (pipeline._predict(*given, other) - golden["prediction"]).abs().max() > 0.3
+        assert (pipeline._predict(*given, hint=other) - golden["prediction"]).abs().max() > 0.3
 
 
 def test_the_controlnet_never_sees_the_latent(pipeline, contexts):

@@ -2,13 +2,15 @@ import dataclasses
 import json
 
 import pytest
-from micro import concat_config, micro_config, third_party_config
+from micro import concat_config, micro_config, third_party_config, told_config
 
 from imprint.config import PRESETS, ImprintConfig, LatentConfig, dinov2
 from imprint.errors import ImprintError
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), micro_config(), concat_config(), third_party_config()])
+@pytest.mark.parametrize(
+    "config", [*PRESETS.values(), micro_config(), concat_config(), third_party_config(), told_config()]
+)
 def test_json_round_trip_is_exact(config):
     text = config.to_json()
     again = ImprintConfig.from_json(text)

@@ -2,9 +2,10 @@
 
 `third_party/full.txt` lists what their code holds at its own sizes, `third_party/small.txt` with two layers of CLIP at
 56 px and a UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change.
-ObjectStitch and Paint-by-Example have the same lists; `third_party/anydoor-*.txt` say in what AnyDoor's differ, whose
-code takes no other pictures than those of 224 px. `third_party/*.safetensors` hold what their code made of these
-weights; repository and commit are in the metadata.
+ObjectStitch and Paint-by-Example have the same lists; `third_party/controlcom-*.txt` and `anydoor-*.txt` say in what
+those of ControlCom and AnyDoor differ, whose code takes no other pictures than those of 224 px. ControlCom's small UNet
+has three levels, since its middle would have a local block at the second. `third_party/*.safetensors` hold what their
+code made of these weights; repository and commit are in the metadata.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent / "third_party"
-KINDS = ("objectstitch", "paint-by-example")
-"""Those of the same tensors; `anydoor` is the other."""
+KINDS = ("objectstitch", "paint-by-example", "controlcom")
+"""Those that one set of tests is for; AnyDoor has tests of its own."""
 SIDES = {"small": (56, 16), "full": (224, 16)}
 """Pixels of CLIP's input, and latent cells of the scene, along a side."""
 
@@ -31,7 +32,7 @@ def shapes(size: str, kind: str = "objectstitch") -> dict[str, tuple[int, ...]]:
     `START -` for names that it has not, or `START =OTHER` for names that stand there under another start.
     """
     sides: dict[str, str] = {}
-    for file in (f"{size}.txt", f"{kind}-{size}.txt") if kind == "anydoor" else (f"{size}.txt",):
+    for file in (f"{size}.txt", f"{kind}-{size}.txt") if kind in ("anydoor", "controlcom") else (f"{size}.txt",):
         for name, shape in map(str.split, (FOLDER / file).read_text().splitlines()):
             if shape == "-":
                 sides = {other: value for other, value in sides.items() if not other.startswith(name)}
@@ -95,11 +96,11 @@ def scene(size: str) -> dict[str, torch.Tensor]:
     return {
         "object": (torch.stack(waves)[None] * 100 + 128).round() / 255,  # (1, 3, 60, 80), whole 8-bit steps
         "mask": (((rows / 59 - 0.5) ** 2 + (columns / 79 - 0.5) ** 2) <= 0.26).float()[None],  # touches every side
+        "pixels": uniform("pixels", (1, 3, 224, 224)) * 1.5,  # in place of a prepared object of that size
         "picture": uniform("picture", (1, 3, 32, 32)) / 2 + 0.5,
         "background": uniform("background", (1, 4, side, side)) * 2,
         "hole": hole,
         "noise": uniform("noise", (1, 4, side, side)) * math.sqrt(3),
-        "pixels": uniform("pixels", (1, 3, 224, 224)) * 1.5,  # in place of a prepared object of that size
         "hint": uniform("hint", (1, 4, 8 * side, 8 * side)),
     }
 

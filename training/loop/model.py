@@ -69,10 +69,15 @@ class Model(torch.nn.Module):
 
 def require_trainable(checkpoint: Checkpoint) -> None:
     """Raise `ImprintError` for a model that training cannot run."""
-    if checkpoint.config.background == "control":
+    config = checkpoint.config
+    if config.changes or config.background == "control":
+        how = (
+            "is told what to change of the object, as ControlCom's"
+            if config.changes
+            else "has a ControlNet, as AnyDoor"
+        )
         raise ImprintError(
-            f"{checkpoint.path} is of a model that sees the background by a ControlNet, as AnyDoor, which "
-            "can be used, but not trained here; give another --init"
+            f"{checkpoint.path} is of a model that {how}, which can be used, but not trained here; give another --init"
         )
 
 
