@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .blending import BLENDS
+from .config import require_change
 from .crop import Crop, Layers, paste_all
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_number, require_same_size
@@ -201,11 +202,14 @@ class Phases(Parts):
         w) of 0 and 1; local (B, M, D) local tokens, of a model with local blocks, which see the object also where the
         context is null; hint (1, 4, R, R) from `control_hint`, of a model with a ControlNet; the rest as in `__call__`.
         IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance (arXiv 2207.12598, equation 6)
-        against `null_context`. Raises `ImprintError` for a hint that is missing.
+        against `null_context`. Raises `ImprintError` for a hint or local tokens that are missing.
         """
-        config, change = self.model_config, change or "both"
+        config = self.model_config
+        require_change(change, config)
         if config.background == "control" and hint is None:
             raise ImprintError("this model sees the background by a ControlNet; give the hint that `prepare` made")
+        if config.unet.local_levels and local is None:
+            raise ImprintError("this model also sees the object's local tokens; give those that `prepare` found")
         guidance = config.sampling.guidance_scale if guidance is None else guidance
         contexts = context if guidance == 1 else torch.cat([self.null_context(context), context])
         contexts = contexts.to(self.unet.dtype)
@@ -222,7 +226,7 @@ class Phases(Parts):
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
                 noisy = scheduler.scale_model_input(latents, timestep)
-                seen = with_background(noisy, background, hole, config, change)
+                seen = with_background(noisy, background, hole, config, change or "both")
                 seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
                 output = self._predict(seen, timestep, contexts, local, hint)
                 prediction, logits = split_matte(output.float(), config)
