@@ -9,8 +9,10 @@ from comfy_api.latest import io, ui
 
 from ..imprint.config import CHANGES
 from ..imprint.errors import ImprintError, require_finite
+from ..imprint.preprocess import black_picture
 from . import local, models, sockets
 from .clip_vision import encode_views, encoder_config
+from .control import VIEWS_KEY
 from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import PRECISION, to_bhwc
@@ -67,9 +69,13 @@ class ImprintIDEncoder(io.ComfyNode):
     def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
         views, white = object_views(image, mask, mask_marks)
         tell(cls, f"White in the object's mask: the {white}.")
-        pixels, cutouts = views.prepared(encoder_config(clip_vision))
+        config = encoder_config(clip_vision)
+        pixels, cutouts = views.prepared(config)
+        learned = config.nothing == "learned"
+        pixels = pixels if learned else torch.cat([pixels, black_picture(config)])
         tokens = require_finite(encode_views(clip_vision, pixels), "what the encoder sees of the object", PRECISION)
-        return io.NodeOutput(sockets.Subject(tokens, views), ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
+        tokens, nothing = (tokens, None) if learned else (tokens[:, :-1], tokens[:, -1:])
+        return io.NodeOutput(sockets.Subject(tokens, views, nothing), ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
 
 
 class ImprintContentAdapter(io.ComfyNode):
@@ -135,6 +141,11 @@ class ImprintContentAdapter(io.ComfyNode):
                 f"{takes} of width {encoder.width}; use the CLIP_VISION and the adapter of the same Imprint: Load "
                 "Checkpoint"
             )
+        if encoder.nothing == "black" and identity.nothing is None:
+            raise ImprintError(
+                "Encode Object does not give what stands for no object with this checkpoint; use the CLIP_VISION and "
+                "the adapter of the same Imprint: Load Checkpoint"
+            )
         if change != "both" and not adapter.changes:
             raise ImprintError(
                 f"change is {change}, but this checkpoint cannot be told what to change of the object, as ControlCom's "
@@ -144,5 +155,7 @@ class ImprintContentAdapter(io.ComfyNode):
         told = {local.CHANGE_KEY: torch.tensor([CHANGES[change]])} if adapter.changes else {}
         if seen is not None:
             told[local.LOCAL_KEY] = seen[:, 0]
-        positive, negative = adapter.contexts(tokens, strength)
+        if adapter.controlled:
+            told[VIEWS_KEY] = identity.views
+        positive, negative = adapter.contexts(tokens, strength, identity.nothing)
         return io.NodeOutput([[positive, told]], [[negative, dict(told)]])

@@ -16,6 +16,7 @@ from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError, require_finite, require_number
 from ..imprint.hole import Hole
 from ..imprint.images import full_strength
+from .control import apply_control, hints
 from .local import CHANGE_KEY, CURE
 from .matte import MatteReader
 from .messages import tell
@@ -217,6 +218,8 @@ class ImprintCompositeSampler(io.ComfyNode):
         clean = require_finite(vae.encode(painted), "the background's latents", PRECISION)
         hole = torch.cat([crop.latent_mask for crop in crops]).to(clean)
         positive, negative, latent = _inputs(config, positive, negative, clean, hole)
+        if config.background == "control":
+            positive, negative = apply_control(model, positive, negative, hints(config, positive, crops))
         if same_noise:
             latent["batch_index"] = [0] * len(crops)  # core's word for which noise of the seed each takes
         model = started_where_it_stands(model, sampler_name, scheduler, steps)
@@ -252,8 +255,10 @@ def _inputs(
     """
     if config.background == "blend":
         return positive, negative, {"samples": clean, "noise_mask": hole}
-    # This UNet was trained with noise everywhere, and has the background in channels of its own: no noise mask, and an
-    # empty latent to start from, so that the first step sees noise alone.
+    # This UNet was trained with noise everywhere, and has the background in channels of its own, or in a ControlNet: no
+    # noise mask, and an empty latent to start from, so that the first step sees noise alone.
+    if config.background == "control":
+        return positive, negative, {"samples": torch.zeros_like(clean)}
     channels = {"concat_latent_image": clean, "concat_mask": hole}
     positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
     return positive, negative, {"samples": torch.zeros_like(clean)}

@@ -71,7 +71,8 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> comfy.model_base.BaseModel:
         concat = self.background == "concat"
-        kind = ToldModel if self.changes else comfy.model_base.BaseModel if concat else CleanBackground
+        kind = CleanBackground if self.background == "blend" else comfy.model_base.BaseModel
+        kind = ToldModel if self.changes else kind
         model_type = self.model_type(state_dict, prefix)
         model = kind(self, model_type=model_type, device=device, unet_model=self.unet_model)
         if concat:
@@ -143,7 +144,8 @@ def _unet_options(unet: UNetConfig) -> dict[str, Any]:
         # The middle has the last level's heads, also where that level's own blocks have no attention.
         **_head_options((width, heads) for depth, width, heads in [*per_level[:-1], (1, *per_level[-1][1:])] if depth),
         "use_spatial_transformer": True,
-        "use_linear_in_transformer": False,
+        "use_linear_in_transformer": unet.family == "sd2",
+        **({"attn_precision": torch.float32} if unet.family == "sd2" else {}),
         "legacy": False,
         "use_checkpoint": False,
         "adm_in_channels": None,

@@ -305,6 +305,51 @@ def check_third_party_files():
             assert ours.isfinite().all() and (ours - of.frame).abs().max() > 0.1
 
 
+def check_anydoor():
+    """AnyDoor's file as it lies, against what its own code made of these weights; in fp32."""
+    from safetensors.torch import load_file
+
+    noise, control, encode_views = (
+        module("imprint.noise"),
+        module("nodes.control"),
+        module("nodes.clip_vision").encode_views,
+    )
+    subject, black = module("nodes.sockets").Subject, module("imprint.preprocess").black_picture
+    given, golden = third_party_weights.scene("small"), load_file(third_party_weights.FOLDER / "anydoor.safetensors")
+    of = Scene(write_third_party("anydoor"))
+    tokens = encode_views(of.clip, torch.cat([given["pixels"], black(of.config.encoder)]))
+    conditionings = run("ContentAdapter", of.adapter, subject(tokens[:, :1], of.identity.views, tokens[:, 1:]), 1.0)
+    for name, found in zip(("context", "null"), conditionings):
+        difference = (found[0][0][:, ::16] - golden[name]).abs().max()
+        assert difference < 1e-3, f"{name}: {difference:g}"
+
+    conditionings = control.apply_control(of.model, *conditionings, given["hint"])
+    alpha_bar = noise.alphas_cumprod(of.config.noise)
+    sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().float()
+    start = given["noise"] * (sigmas[901] ** 2 + 1).sqrt() / sigmas[901]
+    steps = sigmas[[*range(901, 0, -100), 0]]  # its ten timesteps; the end keeps the first timestep's noise
+    options = (5.0, comfy.samplers.sampler_object("euler"), steps, *conditionings, torch.zeros_like(start))
+    found = comfy.sample.sample_custom(of.model, start, *options, disable_pbar=True)
+    difference = (found * of.config.latent.scale_factor * alpha_bar[0].sqrt().float() - golden["latent"]).abs().max()
+    assert difference < 1e-3, f"latent: {difference:g}"
+
+    small = {"resolution": 64, "cfg": 5.0, "scheduler": "ddim_uniform"}
+    with torch.inference_mode():
+        ours = of.sample(**small)
+        assert ours.isfinite().all() and (ours - of.frame).abs().max() > 0.1
+        assert torch.equal(ours, of.sample(**small))
+        twice = of.sample(of.frame.repeat(2, 1, 1, 1), of.mask.repeat(2, 1, 1), **small)  # each crop has its hint
+        assert twice.shape[0] == 2 and (twice[:1] - ours).abs().max() < 1e-3
+        inside = of.mask[..., None] > 0.5
+        moved = of.sample(torch.flip(of.frame, (1,)), **small)  # the background is seen, by the ControlNet
+        assert ((ours - moved) * inside).abs().max() > 1e-3
+    plain = [[context, {}] for context, _ in of.positive]
+    fails("does not hold the object's pictures", "Condition on Object", call=lambda: of.sample(positive=plain, **small))
+    fails("2 views", "one picture", call=lambda: run("IDEncoder", of.clip, *two_views(), "object"))
+    lost = subject(of.identity.tokens, of.identity.views)
+    fails("stands for no object", "CLIP_VISION", call=lambda: run("ContentAdapter", of.adapter, lost, 1.0))
+
+
 def check_what_may_be_changed():
     """ControlCom's keep and light with a placed object: its photo and its box; others cannot be told."""
     of = Scene(write_third_party("controlcom"))
