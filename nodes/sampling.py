@@ -81,7 +81,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a "
-                    "quick look, 50 for ObjectStitch, Paint-by-Example and ControlCom; beyond that little changes.",
+                    "quick look, 50 for ObjectStitch, Paint-by-Example, ControlCom and AnyDoor; beyond that little "
+                    "changes.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -92,7 +93,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                     round=0.01,
                     tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped "
                     "checkpoint has learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of "
-                    "your own takes 2, ObjectStitch, Paint-by-Example and ControlCom 5.",
+                    "your own takes 2, ObjectStitch, Paint-by-Example, ControlCom and AnyDoor 5.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -107,8 +108,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
-                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's, Paint-by-Example's and "
-                    "ControlCom's; karras spends most steps on detail.",
+                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's, Paint-by-Example's, "
+                    "ControlCom's and AnyDoor's; karras spends most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -210,7 +211,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
         _check_variations(variations, len(frames))
-        crops = _crops(frames, masks, config, resolution or None, context)
+        crops = crops_of(frames, masks, config, resolution or None, context)
         tell(cls, "\n".join(_describe(crop.hole) for crop in crops))
 
         # From here on only the crops are touched: the frame may have 67 megapixels.
@@ -232,7 +233,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         return io.NodeOutput(image, _generated_in(masks, crops, config), *layers.unbind(1), ui=shown)
 
 
-def _crops(
+def crops_of(
     frames: torch.Tensor, masks: torch.Tensor, config: ImprintConfig, resolution: int | None, context: float
 ) -> list[Crop]:
     """One for each of the frames (B, 3, H, W) and masks (B, H, W)."""

@@ -343,6 +343,18 @@ def check_anydoor():
         inside = of.mask[..., None] > 0.5
         moved = of.sample(torch.flip(of.frame, (1,)), **small)  # the background is seen, by the ControlNet
         assert ((ours - moved) * inside).abs().max() > 1e-3
+        collage, where = run("ShowHint", of.model, of.positive, of.frame, of.mask, 8.0)
+        edges = (collage - of.frame).abs().amax(-1) > 0.01  # the whole frame is the crop
+        assert collage.shape == of.frame.shape and where.shape == of.mask.shape and where.unique().tolist() == [0, 1]
+        assert not edges[where == 0].any() and edges[where == 1].float().mean() > 0.9
+        assert (where - of.mask).min() == 0 and 1.1 < where.sum() / of.mask.sum() < 1.3
+        outline = of.mask.clone()
+        outline[:, :100, :100] = 0
+        assert torch.equal(run("ShowHint", of.model, of.positive, of.frame, outline, 8.0)[1], outline)
+        drawn = (where > 0) & (collage.amax(-1) > 0.1)  # the object's edges on black
+        assert 0.005 < drawn.sum() / where.sum() < 0.6
+    shipped = scene()
+    fails("no ControlNet", call=lambda: run("ShowHint", shipped.model, shipped.positive, shipped.frame, shipped.mask))
     plain = [[context, {}] for context, _ in of.positive]
     fails("does not hold the object's pictures", "Condition on Object", call=lambda: of.sample(positive=plain, **small))
     fails("2 views", "one picture", call=lambda: run("IDEncoder", of.clip, *two_views(), "object"))

@@ -189,7 +189,10 @@ def test_error_reaches_the_user(server: Server, prompt: dict):
     assert "64x64" in error["exception_message"]
 
 
-@pytest.mark.parametrize(("kind", "name"), [("objectstitch", OBJECTSTITCH["name"]), ("controlcom", "ControlCom.pth")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("objectstitch", OBJECTSTITCH["name"]), ("controlcom", "ControlCom.pth"), ("anydoor", "AnyDoor.ckpt")],
+)
 def test_a_relative_s_file_runs_its_workflow(server: Server, kind: str, name: str):
     """Random weights, as released and converted, in few steps and at 64 px; the object is seen, the background
     stays.
