@@ -8,14 +8,12 @@ name.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .errors import ImprintError
+from .fields import from_dict, require, require_choice, require_positive, to_dict
 
 if TYPE_CHECKING:
     import torch
@@ -23,21 +21,6 @@ if TYPE_CHECKING:
 CHANGES = {"keep": (0, 0), "light": (1, 0), "pose": (0, 1), "both": (1, 1)}
 """What a model may change of the object, light and pose: ControlCom's indicator (arXiv 2308.10040, section 3), for
 blending, harmonisation, view synthesis and composition."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `ImprintError(message)` unless the condition holds."""
-    if not condition:
-        raise ImprintError(message)
-
-
-def require_choice(part: Any, *names: str) -> None:
-    """Raise `ImprintError` unless the named fields of a dataclass each hold one of their type's literals."""
-    kinds = typing.get_type_hints(type(part))
-    for name in names:
-        value, choices = getattr(part, name), typing.get_args(kinds[name])
-        listed = " or ".join(repr(choice) for choice in choices)
-        require(value in choices, f"{type(part).__name__}.{name} is {value!r}; it must be {listed}")
 
 
 def require_change(change: str | None, config: ImprintConfig) -> None:
@@ -49,16 +32,6 @@ def require_change(change: str | None, config: ImprintConfig) -> None:
         f"change is {change!r}, but this checkpoint cannot be told what to change of the object, as ControlCom's can; "
         "take one of ControlCom's, or leave change out",
     )
-
-
-def require_positive(part: Any, *may_be_zero: str) -> None:
-    """Raise `ImprintError` unless all numbers in a dataclass are above 0, or are 0 and named here."""
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, (int, float)) and not isinstance(number, bool):
-                fits = number > 0 or (number == 0 and field.name in may_be_zero)
-                require(fits, f"{type(part).__name__}.{field.name} is {value}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -355,7 +328,7 @@ class ImprintConfig:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(_to_dict(self), sort_keys=True)
+        return json.dumps(to_dict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ImprintConfig:
@@ -364,50 +337,7 @@ class ImprintConfig:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ImprintError(f"the configuration is not JSON ({error}); it must be what `to_json` writes") from error
-        return _from_dict(cls, values, "configuration")
-
-
-def _to_dict(part: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values, without the fields that have their default."""
-    values = {}
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if value != field.default:
-            values[field.name] = _to_dict(value) if dataclasses.is_dataclass(value) else value
-    return values
-
-
-def _from_dict(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from plain JSON values, strictly: names and types must fit."""
-    require(isinstance(values, dict), f"{where} is {values!r}; it must be a JSON object")
-    types = typing.get_type_hints(cls)
-    names = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
-    missing = sorted(name for name, required in names.items() if required and name not in values)
-    unknown = sorted(values.keys() - names.keys())
-    require(
-        not (missing or unknown),
-        f"{where} lacks {missing or 'nothing'} and has unknown {unknown or 'nothing'}; "
-        "it was written by another version of this code, or by other code",
-    )
-    return cls(**{name: _from_value(types[name], values[name], f"{where}.{name}") for name in values})
-
-
-def _from_value(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _from_dict(kind, value, where)
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        require(isinstance(value, list) and value, f"{where} is {value!r}; it must be a list of whole numbers")
-        return tuple(_from_value(int, item, where) for item in value)
-    if origin is Literal:
-        return value  # the dataclass itself names the choices
-    if kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        require(fits, f"{where} is {value!r}; it must be a finite number")
-        return float(value)
-    require(type(value) is kind, f"{where} is {value!r}; it must be of type {kind.__name__}")
-    require(kind is not int or value >= 0, f"{where} is {value}; it must not be negative")
-    return value
+        return from_dict(cls, values, "configuration")
 
 
 def dinov2(

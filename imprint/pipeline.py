@@ -10,7 +10,7 @@ In an outline, or with `fit="fill"` or `change`, the model draws the object, in 
 
     prepare         the object -> encoder -> adapter -> context;  the background -> crop -> hole painted grey -> latents
     denoise         noise -> latents of the crop, and the matte
-    finish          latents -> drawing -> detail -> layers of object and shadow -> over the background
+    finish          latents -> drawing -> detail -> over the background, on which the light network casts its shadow
 
 All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves;
 they are in `imprint.phases`, and the model's loading and saving in `imprint.parts`.
@@ -94,8 +94,8 @@ class ImprintPipeline(Phases):
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
                 without one `align` is in the whole background.
-            light, shadow, softness, light_from: for a placed object; see `relight`. A drawn one has the model's light,
-                and `shadow` for its shadow.
+            light, shadow, softness, light_from: see `relight`; `light` is for a placed object, since a drawn one has
+                its light from the drawing.
             change: what the model may change of the object, if it can be told: "keep" (nothing), "light", "pose" or
                 "both", the default where it draws. With "keep" and "light" it draws the object where it was placed, in
                 place of `relight`; with the others in all of the mask's box.
@@ -114,11 +114,16 @@ class ImprintPipeline(Phases):
         """
         config = self.model_config
         require_change(change, config)
-        settings = Finish(feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow)
+        for name, value in (("light", light), ("shadow", shadow), ("softness", softness)):
+            require_number(name, value)
+        require_strengths(light, shadow, softness, light_from)
+        settings = Finish(
+            feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow, softness, light_from
+        )
         steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
         require_number("steps", steps, 1, config.noise.timesteps, whole=True)
         require_number("num_results", num_results, 1, whole=True)
-        for name, value in (("guidance", guidance_scale), ("eta", eta), ("light", light), ("softness", softness)):
+        for name, value in (("guidance", guidance_scale), ("eta", eta)):
             if value is not None:
                 require_number(name, value)
         check_crop(
@@ -141,7 +146,6 @@ class ImprintPipeline(Phases):
                 f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found "
                 f"{sorted(unknown)}"
             )
-        require_strengths(light, shadow, softness, light_from)
         views = ObjectViews.of(object_image, object_mask, colours_of(background))
         size = picture_size(background)
         hole = None if mask is None else as_mask(mask)

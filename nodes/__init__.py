@@ -16,9 +16,10 @@ from .conditioning import ImprintContentAdapter, ImprintIDEncoder
 from .hint import ImprintShowHint
 from .image import ImprintBackgroundBlend, ImprintRestoreDetail
 from .job import ImprintJob
+from .light import ImprintCastShadow, ImprintRelight
 from .loaders import FOLDER, ImprintLoadCheckpoint
 from .mask import ImprintMaskCoarsener
-from .place import ImprintPlaceObject, ImprintRelight
+from .place import ImprintPlaceObject
 from .sampling import ImprintCompositeSampler
 from .templates import list_templates_in_order
 
@@ -26,7 +27,9 @@ SAMPLES = SHIPPED.parent / "samples"
 
 
 class ImprintExtension(ComfyExtension):
-    """Eleven nodes: place, relight, and both by a job; load, encode, adapt, coarsen, sample, show, restore, blend."""
+    """Twelve nodes: place, relight, and both by a job; load, encode, adapt, coarsen, sample, show, restore, shade and
+    blend.
+    """
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
@@ -44,6 +47,7 @@ class ImprintExtension(ComfyExtension):
             ImprintCompositeSampler,
             ImprintShowHint,
             ImprintRestoreDetail,
+            ImprintCastShadow,
             ImprintBackgroundBlend,
         ]
 
