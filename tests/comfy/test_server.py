@@ -30,6 +30,7 @@ NODES = {
     "ImprintContentAdapter": "Imprint: Condition on Object",
     "ImprintMaskCoarsener": "Imprint: Coarsen Mask",
     "ImprintCompositeSampler": "Imprint: Draw Object",
+    "ImprintShowHint": "Imprint: Show Hint",
     "ImprintRestoreDetail": "Imprint: Restore Detail",
     "ImprintCastShadow": "Imprint: Cast Shadow",
     "ImprintBackgroundBlend": "Imprint: Blend into Background",
