@@ -20,6 +20,21 @@ _HUB_NAMES = (
     (".mlp.down_proj.", ".mlp.weights_out."),
 )
 
+_META_NAMES = {
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "register_tokens": "embeddings.register_tokens",
+    "blocks": "encoder.layer",
+    "attn.proj": "attention.output.dense",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "mlp.w12": "mlp.weights_in",
+    "mlp.w3": "mlp.weights_out",
+}
+"""Meta's names (github.com/facebookresearch/dinov2) and the hub's, where they differ; so does the last LayerNorm's."""
+
 
 def hub_name(name: str, kind: str = "dinov2") -> str:
     """A tensor's name as in the hub's files, from its name in any version of transformers.
@@ -33,6 +48,22 @@ def hub_name(name: str, kind: str = "dinov2") -> str:
     for new, old in _HUB_NAMES:
         name = name.replace(new, old)
     return name
+
+
+def from_meta_names(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Meta's tensors under the hub's names; query, key and value are one tensor there, and three here."""
+    tensors = {}
+    for name, tensor in named.items():
+        for theirs, ours in _META_NAMES.items():
+            name = name.replace(theirs, ours)
+        if name.startswith("norm."):
+            name = f"layernorm.{name.removeprefix('norm.')}"
+        if ".attn.qkv." in name:
+            for kind, part in zip(("query", "key", "value"), tensor.chunk(3)):
+                tensors[name.replace("attn.qkv", f"attention.attention.{kind}")] = part
+        else:
+            tensors[name] = tensor
+    return tensors
 
 
 def build_backbone(config: EncoderConfig) -> nn.Module:
@@ -84,13 +115,17 @@ class IDEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) from `preprocess.prepare_object` -> (B, `config.tokens`, width), after the last LayerNorm.
 
-        CLS comes first; register tokens, where the backbone has them, are left out.
+        CLS comes first; register tokens, where the backbone has them, are left out. After them come `local_tokens` of
+        the layer that the configuration names, without any LayerNorm; `config.split` takes them apart.
         """
-        tokens = self.backbone(pixel_values).last_hidden_state
+        layer = self.config.local_layer
+        seen = self.backbone(pixel_values, output_hidden_states=bool(layer))
+        tokens = seen.last_hidden_state
         if self.config.output == "cls":
             tokens = tokens[:, :1]
         if self.config.kind == "clip":  # whose model normalises the CLS token alone
-            return getattr(self.backbone, "vision_model", self.backbone).post_layernorm(tokens)
+            tokens = getattr(self.backbone, "vision_model", self.backbone).post_layernorm(tokens)
+            return torch.cat([tokens, seen.hidden_states[layer][:, 1:]], 1) if layer else tokens
         return torch.cat([tokens[:, :1], tokens[:, 1 + self.config.register_tokens :]], 1)
 
     def hub_state_dict(self) -> dict[str, torch.Tensor]:

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .blending import blend_latents
-from .config import ImprintConfig, UNetConfig
+from .config import CHANGES, ImprintConfig, UNetConfig
+from .hint import CHANNELS
+from .local import LocalBlocks, LocalScene
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import ControlNetModel, UNet2DConditionModel
 
 SIZE_WIDTH = 256
 """Of the sinusoids that stand for each of SDXL's six numbers."""
 
 
-def build_unet(config: UNetConfig, sample_size: int | None = None) -> UNet2DConditionModel:
-    """diffusers' UNet of these sizes, with fresh weights."""
+def build_unet(config: UNetConfig, sample_size: int | None = None, local_width: int = 0) -> UNet2DConditionModel:
+    """diffusers' UNet of these sizes, with fresh weights; its local blocks, if it has any, are its module `local`.
+
+    local_width: of the tokens that they take.
+    """
     from diffusers import UNet2DConditionModel
 
-    down = tuple("CrossAttnDownBlock2D" if layers else "DownBlock2D" for layers in config.transformer_layers)
     up = tuple("CrossAttnUpBlock2D" if layers else "UpBlock2D" for layers in reversed(config.transformer_layers))
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=sample_size,
-        in_channels=config.in_channels,
         out_channels=config.out_channels,
-        block_out_channels=config.widths,
-        layers_per_block=config.layers_per_block,
-        down_block_types=down,
         up_block_types=up,
-        # diffusers takes the middle's number from the last level, whose own blocks have no attention or the same
-        # number.
-        transformer_layers_per_block=(*config.transformer_layers[:-1], config.mid_transformer_layers),
-        attention_head_dim=config.heads,  # for old reasons diffusers' name for the *number* of heads
-        cross_attention_dim=config.context_width,
-        use_linear_projection=config.linear_projections,
+        **_encoder_options(config),
         **_told(config),
     )
+    if config.local_levels:
+        unet.local = LocalBlocks(config, local_width)
+        layers = [layer for level in unet.down_blocks[: config.local_levels] for layer in level.attentions]
+        for layer, block in zip(layers, unet.local):
+            layer.register_forward_hook(partial(_then, unet.local, block))
+    return unet
 
 
 def _told(config: UNetConfig) -> dict[str, Any]:
@@ -51,17 +53,29 @@ def _told(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def run_unet(
+def _then(blocks: LocalBlocks, block: torch.nn.Module, _layer: torch.nn.Module, _given: tuple, output: tuple) -> tuple:
+    """The forward hook of a layer that a local block follows."""
+    features, *others = output
+    return block(features, blocks.scene), *others
+
+
+def predict(
     unet: UNet2DConditionModel,
     seen: torch.Tensor,
-    timesteps: torch.Tensor,
+    timestep: torch.Tensor | int,
     context: torch.Tensor,
     config: ImprintConfig,
+    local: torch.Tensor | None = None,
+    residuals: dict[str, Any] | None = None,
 ) -> torch.Tensor:
-    """seen (B, C', h, w) from `with_background`, timesteps (B,) or one, context (B, N, C) -> the UNet's whole output
-    (B, `out_channels`, h, w), which `split_matte` takes apart.
+    """The UNet's output (B, `out_channels`, h, w): its prediction, and the matte's logits; see `split_matte`.
+
+    seen (B, C, h, w) as `with_background` makes it; context (B, N, C'') from the adapter; local (B, M, D): the object's
+    local tokens, of a model with local blocks; residuals: `control_residuals`, of one with a ControlNet.
     """
-    return unet(seen, timesteps, context, added_cond_kwargs=conditions(seen, config)).sample
+    if config.unet.local_levels:
+        unet.local.scene = LocalScene.of(seen, local, config)
+    return unet(seen, timestep, context, added_cond_kwargs=conditions(seen, config), **(residuals or {})).sample
 
 
 def conditions(seen: torch.Tensor, config: ImprintConfig) -> dict[str, torch.Tensor] | None:
@@ -80,17 +94,61 @@ def conditions(seen: torch.Tensor, config: ImprintConfig) -> dict[str, torch.Ten
     return {"text_embeds": nothing, "time_ids": sizes.expand(len(seen), -1)}
 
 
+def control_residuals(
+    control: ControlNetModel, seen: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, hint: torch.Tensor
+) -> dict[str, Any]:
+    """What a ControlNet adds to the UNet's features, for `predict`; hint (1, 4, R, R) from `hint.control_hint`."""
+    hint = hint.to(seen).expand(len(seen), -1, -1, -1)
+    down, middle = control(seen, timestep, context, hint, return_dict=False)
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+def build_control(config: UNetConfig) -> ControlNetModel:
+    """diffusers' ControlNet of the UNet's sizes for hints of `hint.CHANNELS`, with fresh weights."""
+    from diffusers import ControlNetModel
+
+    return ControlNetModel(
+        conditioning_channels=CHANNELS,
+        conditioning_embedding_out_channels=(16, 32, 96, 256),
+        **_encoder_options(config),
+    )
+
+
+def _encoder_options(config: UNetConfig) -> dict[str, Any]:
+    """The half that a ControlNet has too, in diffusers' words."""
+    down = tuple("CrossAttnDownBlock2D" if layers else "DownBlock2D" for layers in config.transformer_layers)
+    return {
+        "in_channels": config.in_channels,
+        "block_out_channels": config.widths,
+        "layers_per_block": config.layers_per_block,
+        "down_block_types": down,
+        # diffusers takes the middle's number from the last level, whose own blocks have no attention or the same
+        # number.
+        "transformer_layers_per_block": (*config.transformer_layers[:-1], config.mid_transformer_layers),
+        "attention_head_dim": config.heads,  # for old reasons diffusers' name for the *number* of heads
+        "cross_attention_dim": config.context_width,
+        "use_linear_projection": config.linear_projections,
+        "upcast_attention": config.upcast_attention,
+    }
+
+
 def with_background(
-    noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, config: ImprintConfig
+    noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor, config: ImprintConfig, change: str = "both"
 ) -> torch.Tensor:
     """What the UNet sees of the scene, in training and at every sampling step.
 
     noisy, background: (B, C, h, w) latents, the background's with its hole painted grey; hole (B, 1, h, w) of 0 and 1.
     `blend` is IMPRINT's (arXiv 2403.10701, figure 2); `concat` puts mask and background beside the noisy latent, in the
-    configuration's order.
+    configuration's order, and after them, where the model is told, what it may change of the object: one of `CHANGES`.
+    With `control` the UNet itself sees nothing of it.
     """
     if config.background == "blend":
         return blend_latents(noisy, background, hole)
+    if config.background == "control":
+        return noisy
     mask = hole if config.concat_mask == "hole" else 1 - hole
     beside = [mask, background] if config.concat_order == "mask, background" else [background, mask]
+    if config.changes:
+        told = noisy.new_tensor(CHANGES[change])[:, None, None]
+        beside.append(told.expand(len(noisy), -1, *noisy.shape[2:]))
     return torch.cat([noisy, *beside], 1)

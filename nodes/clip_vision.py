@@ -83,17 +83,20 @@ def encoder_config(clip_vision: Any) -> EncoderConfig:
 
 @torch.no_grad()
 def encode_views(clip_vision: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Prepared views (V, 3, S, S) -> their tokens after the last LayerNorm, CLS first or alone: (1, V, N, C).
+    """Prepared views (V, 3, S, S) -> their tokens as of `IDEncoder.forward`: (1, V, N, C).
 
     Not `encode_image`: that one crops, resizes and rounds to 8 bit what `prepare_object` has already made fit.
     """
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     config = encoder_config(clip_vision)
-    tokens = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device, torch.float32))[0]
+    options = {"intermediate_output": config.local_layer - 1} if config.local_layer else {}  # ComfyUI counts from 0
+    tokens, local, *_ = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device, torch.float32), **options)
     if config.output == "cls":
         tokens = tokens[:, :1]
     elif config.register_tokens:
         tokens = torch.cat([tokens[:, :1], tokens[:, 1 + config.register_tokens :]], 1)
     if config.kind == "clip":  # ComfyUI's model normalises the CLS token alone
         tokens = clip_vision.model.vision_model.post_layernorm(tokens)
+    if config.local_layer:
+        tokens = torch.cat([tokens, local[:, 1:]], 1)
     return tokens[None].to(comfy.model_management.intermediate_device())

@@ -19,6 +19,7 @@ from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import ImprintConfig, UNetConfig
 from ..imprint.errors import ImprintError
 from ..imprint.unet import SIZE_WIDTH
+from .local import LocalUNet, ToldModel
 from .matte import MatteUNet
 from .shapes import PLAIN_LAYERS, require_supported, shapes_of
 from .vae import latent_format
@@ -71,7 +72,10 @@ class ModelConfig(comfy.supported_models_base.BASE):
         mask = "mask" if config.concat_mask == "hole" else "mask_inverted"
         mask_first = config.concat_order == "mask, background"
         self.concat_keys = (mask, "masked_image") if mask_first else ("masked_image", mask)
-        self.unet_model = partial(MatteUNet, config) if config.matte else comfy.model_base.UNetModel
+        self.changes = config.changes
+        self.unet_model = comfy.model_base.UNetModel
+        if config.matte or config.unet.local_levels:  # never both
+            self.unet_model = partial(MatteUNet if config.matte else LocalUNet, config)
         self.prediction_type = config.noise.prediction_type
         self.sampling_settings = {
             "linear_start": config.noise.beta_start,
@@ -91,6 +95,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
             kind = SizedModel if concat else SizedCleanBackground
         else:
             kind = comfy.model_base.BaseModel if concat else CleanBackground
+        kind = ToldModel if self.changes else kind
         model_type = self.model_type(state_dict, prefix)
         model = kind(self, model_type=model_type, device=device, unet_model=self.unet_model)
         if concat:
@@ -107,7 +112,7 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
     )
     require_supported(config.unet.mid_transformer_layers > 0, checkpoint, "a UNet without attention in its middle")
     manage, core = comfy.model_management, ModelConfig(config)
-    shapes = shapes_of(comfy.model_base.UNetModel(**core.unet_config, device="meta", operations=PLAIN_LAYERS))
+    shapes = shapes_of(core.unet_model(**core.unet_config, device="meta", operations=PLAIN_LAYERS))
     names = {name: name for name in shapes}  # ComfyUI's own are latent diffusion's
     if checkpoint.names == "diffusers":
         names = comfy.utils.unet_to_diffusers(core.unet_config)
@@ -117,6 +122,7 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
             for diffusers, name in names.items()
             if name in shapes and not diffusers.startswith("class_embedding.")
         }
+        names |= {name: name for name in shapes if name.startswith("local.")}
     tensors = checkpoint.check("unet", {theirs: shapes[name] for theirs, name in names.items()})
 
     weight_dtype, load_device, supported = (
@@ -167,6 +173,7 @@ def _unet_options(unet: UNetConfig) -> dict[str, Any]:
         **_head_options((width, heads) for depth, width, heads in [*per_level[:-1], (1, *per_level[-1][1:])] if depth),
         "use_spatial_transformer": True,
         "use_linear_in_transformer": unet.linear_projections,
+        **({"attn_precision": torch.float32} if unet.upcast_attention else {}),
         "legacy": False,
         "use_checkpoint": False,
         "num_classes": "sequential" if unet.pooled_width else None,  # latent diffusion's word for more conditions

@@ -104,6 +104,20 @@ def third_party_config() -> ImprintConfig:
     )
 
 
+def told_config() -> ImprintConfig:
+    """As `third_party_config`, with what ControlCom has besides: it is told what to change, sees local tokens, and
+    draws in boxes.
+    """
+    config = third_party_config()
+    return dataclasses.replace(
+        config,
+        encoder=dataclasses.replace(config.encoder, surroundings="black", local_layer=1),
+        unet=dataclasses.replace(config.unet, in_channels=11, local_levels=1, local_region="corner"),
+        hole_shape="box",
+        changes=True,
+    )
+
+
 def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True) -> Checkpoint:
     """Random weights that react to the object as strongly as trained ones."""
     from imprint.model import build_modules, module_tensors

@@ -20,7 +20,7 @@ from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import PRESETS, dinov2, tokens_adapter
 from imprint.errors import ImprintError
 from imprint.model import build_modules
-from imprint.unet import build_unet, conditions, run_unet
+from imprint.unet import build_unet, conditions, predict
 from training import start, subject, train
 from training.loop import validation
 from training.loop.model import Model
@@ -107,7 +107,7 @@ def test_the_size_counts():
     unet = build_unet(config.unet).eval()
     seen, context = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 32)
     with torch.no_grad():
-        answer = run_unet(unet, seen, torch.tensor(7), context, config)
+        answer = predict(unet, seen, torch.tensor(7), context, config)
         told = conditions(seen, config)
         assert torch.equal(answer, unet(seen, 7, context, added_cond_kwargs=told).sample)
         told["time_ids"] = told["time_ids"] * 4

@@ -13,7 +13,7 @@ import torch
 from imprint.adapter import ContentAdapter
 from imprint.checkpoint import Checkpoint
 from imprint.config import PRESETS, EncoderConfig, ImprintConfig
-from imprint.encoder import IDEncoder
+from imprint.encoder import IDEncoder, from_meta_names
 from imprint.errors import ImprintError
 from imprint.model import build_modules, module_tensors
 from imprint.third_party import PREFIXES, read_tensors, with_diffusers_names
@@ -190,22 +190,6 @@ def _resampled(encoder: IDEncoder, config: EncoderConfig) -> dict[str, torch.Ten
     return tensors | {"embeddings.position_embeddings": embeddings}
 
 
-_META_NAMES = {
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "cls_token": "embeddings.cls_token",
-    "mask_token": "embeddings.mask_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "register_tokens": "embeddings.register_tokens",
-    "blocks": "encoder.layer",
-    "attn.proj": "attention.output.dense",
-    "ls1.gamma": "layer_scale1.lambda1",
-    "ls2.gamma": "layer_scale2.lambda1",
-    "mlp.w12": "mlp.weights_in",
-    "mlp.w3": "mlp.weights_out",
-}
-"""Meta's names (github.com/facebookresearch/dinov2) and the hub's, where they differ; so does the last LayerNorm's."""
-
-
 def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:
     named = read_tensors(path)
     if "storage_tokens" in named:
@@ -232,23 +216,7 @@ def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:
     )
     encoder = IDEncoder(config)
     expected = {name: tensor.shape for name, tensor in encoder.hub_state_dict().items()}
-    tensors = Checkpoint(PRESETS["sd15"], {"encoder": _hub_names(named)}, path).check("encoder", expected, _CURE)
+    tensors = Checkpoint(PRESETS["sd15"], {"encoder": from_meta_names(named)}, path).check("encoder", expected, _CURE)
     encoder.load_hub_state_dict(tensors)
     encoder.config = replace(config, image_size=like.image_size)
     return encoder
-
-
-def _hub_names(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Meta's tensors under the hub's names; query, key and value are one tensor there, and three here."""
-    tensors = {}
-    for name, tensor in named.items():
-        for theirs, ours in _META_NAMES.items():
-            name = name.replace(theirs, ours)
-        if name.startswith("norm."):
-            name = f"layernorm.{name.removeprefix('norm.')}"
-        if ".attn.qkv." in name:
-            for kind, part in zip(("query", "key", "value"), tensor.chunk(3)):
-                tensors[name.replace("attn.qkv", f"attention.attention.{kind}")] = part
-        else:
-            tensors[name] = tensor
-    return tensors

@@ -39,6 +39,7 @@ from .model import (
     export,
     load_autoencoder,
     make_optimizer,
+    require_trainable,
     sampling_config,
     with_matte,
 )
@@ -65,6 +66,8 @@ class Run:
         torch.set_float32_matmul_precision("high")
 
         source = start or (load_checkpoint(settings.init) if settings.init else None)
+        if source:
+            require_trainable(source)
         if source and settings.matte not in (None, source.config.matte):
             source = with_matte(source, settings.matte)
         self.config = sampling_config(source.config, settings) if source else read_sizes(settings.sizes)
