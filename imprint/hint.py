@@ -1,8 +1,8 @@
 """What a ControlNet is shown of the scene (AnyDoor, arXiv 2307.09481, section 3.2): a collage and a mask.
 
 The collage is the background with the object's high frequencies, its edges in their colours on black, stretched into a
-box around the hole. AnyDoor's ControlNet was trained on what OpenCV made, so that the arithmetic here is OpenCV's own,
-in whole steps of 8 bits, without it.
+box around the hole, or where the object lies already. AnyDoor's ControlNet was trained on what OpenCV made, so that the
+arithmetic here is OpenCV's own, in whole steps of 8 bits, without it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ def control_hint(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> torc
     """The hint for a crop, (1, `CHANNELS`, R, R): the collage in [-1, 1], and the mask.
 
     The mask is 1 where the object goes: in the collage's box if the hole is a box, else in the hole itself. It is 0
-    around it and, like the collage, -1 beyond the background's border. Of several views the first is used. Raises
-    `ImprintError` for an object's mask that is empty.
+    around it and, like the collage, -1 beyond the background's border. Of several views the first is used. An object
+    that was placed, so that its picture is the background's size and its mask has the hole's box, keeps its place and
+    its proportions. Raises `ImprintError` for an object's mask that is empty.
     """
     frame = _seen(crop)
-    top, left, bottom, right = box = _room(crop.mask, frame)
-    edges = resize_in_8_bits(high_frequencies(*_cutout(views, encoder)), bottom - top, right - left)
+    box = _room(crop.mask, frame)
+    edges = high_frequencies(*_cutout(views, encoder))
     collage = (crop.picture * 255).round().clamp(0, 255)
-    collage[:, :, top:bottom, left:right] = edges
+    _sketch(collage, edges, box, _lies(views, crop, encoder) or box)
     inside = _filled(box, crop.mask) if is_box(crop.mask[0]) else crop.mask[:, None]
     there = _filled(frame, crop.mask)
     return torch.cat([collage / 127.5 - 1, inside], 1) * there - (1 - there)
@@ -71,6 +72,32 @@ def _cutout(views: ObjectViews, encoder: EncoderConfig) -> tuple[torch.Tensor, t
     picture = cut_out(picture, mask, *how, encoder.surroundings, encoder.fit, encoder.resize)
     inside = cut_out(mask[:, None], mask, *how, "kept", encoder.fit, encoder.resize)[:, 0]
     return (picture * 255).round(), (inside * 255).round()
+
+
+def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, int, int, int] | None:
+    """The box of the square where the object's cut-out lies, for one that was placed."""
+    placement, picture = crop.placement, views.pictures[0]
+    if picture.shape[2:] != (placement.height, placement.width):
+        return None
+    rows, columns = placement.area
+    hole = bounding_boxes(crop.hole.mask[None])[0] + torch.tensor([rows.start, columns.start] * 2)
+    box = bounding_boxes(views.masks[0])[0].cpu()
+    if not torch.equal(box, hole):
+        return None
+    half = float((box[2:] - box[:2]).max()) * (0.5 + encoder.object_margin)
+    centre, scale = (box[:2] + box[2:]) / 2, crop.picture.shape[-1] / placement.side
+    corner = torch.tensor([placement.top, placement.left])
+    return tuple(((torch.cat([centre - half, centre + half]) - corner.repeat(2)) * scale).round().int().tolist())
+
+
+def _sketch(collage: torch.Tensor, edges: torch.Tensor, box: tuple, lies: tuple) -> None:
+    """Put edges that are to be stretched to where they lie into a box of the collage; it is black around them."""
+    edges = resize_in_8_bits(edges, lies[2] - lies[0], lies[3] - lies[1])
+    collage[:, :, box[0] : box[2], box[1] : box[3]] = 0
+    start = max(box[0], lies[0]), max(box[1], lies[1])
+    end = min(box[2], lies[2]), min(box[3], lies[3])
+    seen = edges[:, :, start[0] - lies[0] : end[0] - lies[0], start[1] - lies[1] : end[1] - lies[1]]
+    collage[:, :, start[0] : end[0], start[1] : end[1]] = seen
 
 
 def _seen(crop: Crop) -> tuple[int, int, int, int]:

@@ -127,6 +127,23 @@ def test_its_code_s_hint_is_ours_to_the_last_bit(pipeline, hole):
     assert weights.digest(cutout[0].movedim(0, -1) * 255) == said["reference"]
 
 
+def test_a_placed_object_is_sketched_where_it_lies(pipeline):
+    """Its picture of the background's size, its mask as the hole: neither squeezed to a margin nor stretched."""
+    picture, hole = torch.zeros(1, 3, 512, 512), torch.zeros(1, 512, 512)
+    picture[:, :, 200:300, 100:400] = (torch.arange(300) % 20 < 10).float()  # stripes, three times as wide as high
+    hole[:, 200:300, 100:400] = 1
+    config, found = pipeline.model_config, {}
+    crop = Crop.of(torch.ones(1, 3, 512, 512), hole, config, context=9.0)
+    for name, more in (("placed", 0), ("not", 8)):  # a picture of another size was not placed
+        views = ObjectViews.of(torch.nn.functional.pad(picture, (0, more)), torch.nn.functional.pad(hole, (0, more)))
+        sketch = control_hint(views, crop, config.encoder)[0, :3, 196:304, 87:413].amax(0) > -0.99
+        extents = [line.nonzero() for line in (sketch.any(1), sketch.any(0))]
+        found[name] = [int(extent.max() - extent.min() + 1) for extent in extents]
+    height, width = found["placed"]
+    assert 80 <= height <= 100 and 270 <= width <= 300  # less what is left out at the object's edge
+    assert found["not"][0] < 40  # in a square of its own width, squeezed to the box's height
+
+
 def test_the_golden_numbers_say_where_they_come_from():
     assert len(metadata()["commit"]) == 40 and "/" in metadata()["repository"]
 

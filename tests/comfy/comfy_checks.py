@@ -470,6 +470,14 @@ def check_anydoor():
         assert torch.equal(run("ShowHint", of.model, of.positive, of.frame, outline, 8.0)[1], outline)
         drawn = (where > 0) & (collage.amax(-1) > 0.1)  # the object's edges on black
         assert 0.005 < drawn.sum() / where.sum() < 0.6
+        _, pasted, outline = run(
+            "PlaceObject", of.frame, of.object, box(150, 120, 200, 160), object_mask=of.transparent
+        )
+        positive, _ = run("ContentAdapter", of.adapter, of.encoded(pasted, outline, "object"), 1.0)
+        collage, where = run("ShowHint", of.model, positive, of.frame, outline, 8.0)
+        assert torch.equal(where > 0, outline > 0.5)
+        drawn = (collage.amax(-1) > 0.1) & ((collage - of.frame).abs().amax(-1) > 0.01)
+        assert drawn.sum() > 50 and drawn[outline > 0.5].sum() > 0.95 * drawn.sum()  # where it was put
     shipped = scene()
     fails("no ControlNet", call=lambda: run("ShowHint", shipped.model, shipped.positive, shipped.frame, shipped.mask))
     plain = [[context, {}] for context, _ in of.positive]
