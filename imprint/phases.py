@@ -23,11 +23,11 @@ from .hole import Placement
 from .images import Picture, as_mask, colours_of
 from .light import Lit, relight, square_around
 from .lightnet import load_light
-from .matte import matte_pixels, split_matte
+from .matte import matte_pixels
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
-from .unet import with_background
+from .unet import evaluated
 from .vae import decode, encode
 from .views import ObjectViews
 
@@ -181,7 +181,7 @@ class Phases(Parts):
         guidance = config.sampling.guidance_scale if guidance is None else guidance
         contexts = context if guidance == 1 else torch.cat([self.adapter.null_context(context), context])
         contexts = contexts.to(self.unet.dtype)
-        scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps, noise.device)
+        scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps)
         if config.background == "blend":
             # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, the background's.
             latents = scheduler.add_noise(background, noise, scheduler.timesteps[:1])
@@ -189,15 +189,14 @@ class Phases(Parts):
             latents = noise / scheduler.scale_model_input(torch.ones_like(noise), scheduler.timesteps[0])
         accepted = inspect.signature(scheduler.step).parameters
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
+        # The schedule stays on the CPU: asking it there for a step's numbers waits for no device.
+        times = scheduler.timesteps.to(noise.device).unbind()
+        evaluate = self._compiled or evaluated
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
-                seen = with_background(scheduler.scale_model_input(latents, timestep), background, hole, config)
-                seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                prediction, logits = split_matte(self.unet(seen, timestep, contexts).sample.float(), config)
-                if guidance != 1:
-                    without, with_object = prediction.chunk(2)
-                    prediction = torch.lerp(without, with_object, guidance)
-                    _, logits = logits.chunk(2)
+                noisy = scheduler.scale_model_input(latents, timestep)
+                seen = background, hole, contexts, guidance
+                prediction, logits = evaluate(self.unet, noisy, times[index], *seen, config=config)
                 latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback is not None:
                     given = {"latents": latents} if "latents" in callback_inputs else {}

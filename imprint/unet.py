@@ -8,6 +8,7 @@ import torch
 
 from .blending import blend_latents
 from .config import ImprintConfig, UNetConfig
+from .matte import split_matte
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -49,3 +50,31 @@ def with_background(
     mask = hole if config.concat_mask == "hole" else 1 - hole
     beside = [mask, background] if config.concat_order == "mask, background" else [background, mask]
     return torch.cat([noisy, *beside], 1)
+
+
+def evaluated(
+    unet: torch.nn.Module,
+    noisy: torch.Tensor,
+    timestep: torch.Tensor,
+    background: torch.Tensor,
+    hole: torch.Tensor,
+    contexts: torch.Tensor,
+    guidance: float,
+    *,
+    config: ImprintConfig,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All of a sampling step that takes time: -> the prediction with guidance (B, C, h, w), and the matte's logits
+    without (B, 2 * matte**2, h, w), both float32.
+
+    noisy (B, C, h, w): scaled as the scheduler asks; timestep: of no dimension; contexts (B or, with guidance, 2 * B,
+    N, C'): those without an object first; the rest as in `imprint.phases.Phases.denoise`. A function of tensors that waits
+    for no device, so that it can be compiled as one.
+    """
+    seen = with_background(noisy, background, hole, config)
+    seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(contexts.dtype)
+    prediction, logits = split_matte(unet(seen, timestep, contexts).sample.float(), config)
+    if guidance != 1:
+        without, with_object = prediction.chunk(2)
+        prediction = torch.lerp(without, with_object, guidance)
+        _, logits = logits.chunk(2)
+    return prediction, logits
