@@ -67,8 +67,8 @@ def evaluated(
     without (B, 2 * matte**2, h, w), both float32.
 
     noisy (B, C, h, w): scaled as the scheduler asks; timestep: of no dimension; contexts (B or, with guidance, 2 * B,
-    N, C'): those without an object first; the rest as in `imprint.phases.Phases.denoise`. A function of tensors that waits
-    for no device, so that it can be compiled as one.
+    N, C'): those without an object first; the rest as in `imprint.phases.Phases.denoise`. It waits for no device, and
+    can be compiled as one.
     """
     seen = with_background(noisy, background, hole, config)
     seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(contexts.dtype)
