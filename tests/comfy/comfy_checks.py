@@ -1449,10 +1449,12 @@ def check_core_s_compiled_model_draws_the_same() -> None:
     torch._dynamo.reset()
     counters.clear()
     compiled = TorchCompileModel.execute(of.model, "eager").result[0]
-    made = of.sample_all(model=compiled, steps=1)
-    traced = counters["unique_graphs"]
-    assert traced > 0
-    of.sample_all(model=compiled, seed=6, steps=1)
+    # On a CPU core's attention asks for the free memory: a break in every graph, and another answer at each call.
+    with patch.object(comfy.model_management, "get_free_memory", lambda *_, **__: 2**33):
+        made = of.sample_all(model=compiled, steps=1)
+        traced = counters["unique_graphs"]
+        assert traced > 0
+        of.sample_all(model=compiled, seed=6, steps=1)
     assert counters["unique_graphs"] == traced, (counters["unique_graphs"], traced)
     for name, found, expected in zip(("image", "mask", "alpha", "shadow"), made, plain):
         assert (found - expected).abs().max() <= 2 / 255, (name, float((found - expected).abs().max()))
