@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ImprintError
 from .jobs import Job
-from .options import FAST_STEPS, placing_arguments
+from .options import FAST_STEPS, FEWER_STEPS, placing_arguments
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -32,16 +32,19 @@ class Making:
     """By default the shipped one."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    dtype: str = "fp32"
-    """fp32, fp16 or bf16."""
+    dtype: str = "auto"
+    """fp32, fp16, bf16 or auto: fp32, and when it is to be fast bf16 on a processor that computes with it."""
     fast: bool = False
     """`FAST_STEPS` steps of DPM++ 2M."""
     steps: int | None = None
+    """Of Euler, or of DPM++ 2M when it is to be fast; by default `FEWER_STEPS` of the checkpoint's own, of DPM++ 2M."""
+    compile: bool = False
+    """As `ImprintPipeline.compile`."""
     guidance: float | None = None
     context: float | None = None
     resolution: int | None = None
     feather: int | None = None
-    """These five, and those up to `detail`: as `ImprintPipeline.__call__` takes them."""
+    """These four, and those up to `detail`: as `ImprintPipeline.__call__` takes them."""
     feather_in: int = 0
     blend: str = "feather"
     colour_match: float = 0.0
@@ -84,16 +87,35 @@ def open_pipeline(making: Making) -> ImprintPipeline:
         raise ImprintError(
             f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
         )
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[making.dtype]
+    halved = making.fast and device == "cpu" and _computes_in_bf16()
+    name = making.dtype if making.dtype != "auto" else "bf16" if halved else "fp32"
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
     pipeline = ImprintPipeline.from_checkpoint(making.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
-    if making.fast:
+    if making.fast or making.steps is None:
         from diffusers import DPMSolverMultistepScheduler
 
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
         for module in (pipeline.unet, pipeline.vae):
             torch.nn.Module.to(module, memory_format=torch.channels_last)
+    if making.compile:
+        pipeline.compile()
     return pipeline
+
+
+def _computes_in_bf16() -> bool:
+    """Whether this processor has instructions for it; without them torch is slower in bf16 than in fp32."""
+    import torch
+
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch, and private
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+def _steps(making: Making, own: int) -> int:
+    """own: the checkpoint's."""
+    if making.steps is not None:
+        return making.steps
+    return FAST_STEPS if making.fast else min(own, max(FAST_STEPS, round(FEWER_STEPS * own)))
 
 
 @contextmanager
@@ -143,7 +165,7 @@ def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: Imprin
     for part, own in steps:  # each into the picture with the ones before it
         made = pipeline(
             **own | {"background": background},
-            num_inference_steps=FAST_STEPS if making.fast and making.steps is None else making.steps,
+            num_inference_steps=_steps(making, pipeline.model_config.sampling.steps),
             guidance_scale=making.guidance,
             context=making.context,
             resolution=making.resolution,

@@ -25,12 +25,12 @@ from .hole import Placement
 from .images import Picture, as_mask, as_mask_in_place, colours_of, picture_part, picture_size
 from .light import Lit, relight, require_strengths, square_around
 from .lightnet import LightNet, load_light
-from .matte import matte_pixels, split_matte
+from .matte import matte_pixels
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
 from .preprocess import black_picture
-from .unet import control_residuals, predict, with_background
+from .unet import evaluated
 from .vae import decode, encode
 from .views import ObjectViews
 
@@ -223,7 +223,7 @@ class Phases(Parts):
         contexts = contexts.to(self.unet.dtype)
         if local is not None:
             local = local.repeat(len(contexts) // len(local), 1, 1)
-        scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps, noise.device)
+        scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps)
         if config.background == "blend":
             # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, the background's.
             latents = scheduler.add_noise(background, noise, scheduler.timesteps[:1])
@@ -231,17 +231,15 @@ class Phases(Parts):
             latents = noise / scheduler.scale_model_input(torch.ones_like(noise), scheduler.timesteps[0])
         accepted = inspect.signature(scheduler.step).parameters
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
+        # The schedule stays on the CPU: asking it there for a step's numbers waits for no device.
+        times = scheduler.timesteps.to(noise.device).unbind()
+        evaluate = self._compiled or evaluated
+        more = {"change": change or "both", "local": local, "control": self.control, "hint": hint}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
                 noisy = scheduler.scale_model_input(latents, timestep)
-                seen = with_background(noisy, background, hole, config, change or "both")
-                seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(self.unet.dtype)
-                output = self._predict(seen, timestep, contexts, local, hint)
-                prediction, logits = split_matte(output.float(), config)
-                if guidance != 1:
-                    without, with_object = prediction.chunk(2)
-                    prediction = torch.lerp(without, with_object, guidance)
-                    _, logits = logits.chunk(2)
+                seen = background, hole, contexts, guidance
+                prediction, logits = evaluate(self.unet, noisy, times[index], *seen, config=config, **more)
                 latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback is not None:
                     given = {"latents": latents} if "latents" in callback_inputs else {}
@@ -249,20 +247,6 @@ class Phases(Parts):
                 progress.update()
         latents = require_finite(torch.where(hole > 0, latents, background), "what was sampled", _SAMPLED)
         return latents, require_finite(logits, "the matte that was predicted", _SAMPLED)
-
-    def _predict(
-        self,
-        seen: torch.Tensor,
-        timestep: torch.Tensor,
-        contexts: torch.Tensor,
-        local: torch.Tensor | None = None,
-        hint: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The UNet's output, as `predict` gives it; hint (1, 4, R, R), of a model with a ControlNet."""
-        given = self.unet, seen, timestep, contexts, self.model_config, local
-        if hint is None:
-            return predict(*given)
-        return predict(*given, control_residuals(self.control, seen, timestep, contexts, hint))
 
     @torch.no_grad()
     def finish(

@@ -11,6 +11,7 @@ from .blending import blend_latents
 from .config import CHANGES, ImprintConfig, UNetConfig
 from .hint import CHANNELS
 from .local import LocalBlocks, LocalScene
+from .matte import split_matte
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
@@ -152,3 +153,37 @@ def with_background(
         told = noisy.new_tensor(CHANGES[change])[:, None, None]
         beside.append(told.expand(len(noisy), -1, *noisy.shape[2:]))
     return torch.cat([noisy, *beside], 1)
+
+
+def evaluated(
+    unet: torch.nn.Module,
+    noisy: torch.Tensor,
+    timestep: torch.Tensor,
+    background: torch.Tensor,
+    hole: torch.Tensor,
+    contexts: torch.Tensor,
+    guidance: float,
+    *,
+    config: ImprintConfig,
+    change: str = "both",
+    local: torch.Tensor | None = None,
+    control: ControlNetModel | None = None,
+    hint: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All of a sampling step that takes time: -> the prediction with guidance (B, C, h, w), and the matte's logits
+    without (B, 2 * matte**2, h, w), both float32.
+
+    noisy (B, C, h, w): scaled as the scheduler asks; timestep: of no dimension; contexts (B or, with guidance, 2 * B,
+    N, C'): those without an object first; the rest as in `imprint.phases.Phases.denoise`. It waits for no device, and
+    can be compiled as one.
+    """
+    seen = with_background(noisy, background, hole, config, change)
+    seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(contexts.dtype)
+    residuals = None if hint is None else control_residuals(control, seen, timestep, contexts, hint)
+    output = predict(unet, seen, timestep, contexts, config, local, residuals)
+    prediction, logits = split_matte(output.float(), config)
+    if guidance != 1:
+        without, with_object = prediction.chunk(2)
+        prediction = torch.lerp(without, with_object, guidance)
+        _, logits = logits.chunk(2)
+    return prediction, logits

@@ -1712,6 +1712,29 @@ def check_strange_folders_do_no_harm():
 BROAD = 0.11  # of 1: garbage and other colours differ by 0.1 to 0.5, other noise by 0.03 to 0.09
 
 
+def check_core_s_compiled_model_draws_the_same() -> None:
+    """TorchCompileModel before Draw Object: the same picture and matte, traced by PyTorch without its code generator,
+    which is not ours to test; and nothing is traced anew for another seed, though each run has a reader of its own.
+    """
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    of, counters = scene(), torch._dynamo.utils.counters["stats"]
+    plain = of.sample_all(steps=1)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = TorchCompileModel.execute(of.model, "eager").result[0]
+    # On a CPU core's attention asks for the free memory: a break in every graph, and another answer at each call.
+    free = 2**33
+    with patch.object(comfy.model_management, "get_free_memory", lambda _, both=False: (free, free) if both else free):
+        made = of.sample_all(model=compiled, steps=1)
+        traced = counters["unique_graphs"]
+        assert traced > 0
+        of.sample_all(model=compiled, seed=6, steps=1)
+    assert counters["unique_graphs"] == traced, (counters["unique_graphs"], traced)
+    for name, found, expected in zip(("image", "mask", "alpha", "shadow"), made, plain):
+        assert (found - expected).abs().max() <= 2 / 255, (name, float((found - expected).abs().max()))
+
+
 def nightly_4_steps():
     compare_with_euler(every_sampler_and_scheduler(4))
 

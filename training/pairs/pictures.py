@@ -19,6 +19,7 @@ from imprint.preprocess import bounding_boxes
 
 from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Bad, Record, Sample, list_shards, read_shards
 from .draw import Draw
+from .handing import Handed, handed, taken
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,7 +53,7 @@ class _Pictures:
         for part, found in DataLoader(_Shards(cls, shards, side, bad.most), **loading):
             for message in found:
                 bad.take(message)
-            parts.append(cls(*map(torch.from_numpy, _raised(part))))
+            parts.append(cls(*(torch.from_numpy(taken(value)) for value in _raised(part))))
         return cls.join(parts).to(device)
 
     def to(self, device: torch.device) -> Self:
@@ -67,7 +68,8 @@ def own_cores() -> int:
 
 class _Shards(Dataset):
     """What `_Pictures.of` makes of each shard, as arrays: tensors would travel through the system's shared memory, of
-    which a container has little. An error is an item, too: the loader would wrap it in a traceback."""
+    which a container has little, and large arrays are `handed`. An error is an item, too: the loader would wrap it in a
+    traceback."""
 
     def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None, most_bad: int):
         self.kind, self.shards, self.side, self.most_bad = kind, shards, side, most_bad
@@ -75,20 +77,20 @@ class _Shards(Dataset):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> tuple[list[np.ndarray] | ImprintError, list[str]]:
+    def __getitem__(self, index: int) -> tuple[list[np.ndarray | Handed] | ImprintError, list[str]]:
         bad = Bad(self.most_bad)
         try:
             part = self.kind.of(read_shards([self.shards[index]], bad=bad), self.side)
         except ImprintError as error:
             return error, []
-        return [value.contiguous().numpy() for value in vars(part).values()], list(bad.found)
+        return [handed(value.contiguous().numpy()) for value in vars(part).values()], list(bad.found)
 
 
 def _unchanged(part: Any) -> Any:
     return part
 
 
-def _raised(part: list[np.ndarray] | ImprintError) -> list[np.ndarray]:
+def _raised(part: list[np.ndarray | Handed] | ImprintError) -> list[np.ndarray | Handed]:
     if isinstance(part, ImprintError):
         raise part
     return part
