@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import os
-import sys
 import time
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -41,7 +40,7 @@ from .model import (
     sampling_config,
     with_matte,
 )
-from .source import Source, make_maker
+from .source import Source, account_of, make_maker
 from .state import State
 from .stopping import stop_when_asked
 from .text import TextEncoder
@@ -175,7 +174,9 @@ class Run:
         if self.main:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(described)
-            self._say_usable({"train": source.maker, "held-out": validation.maker})
+            if isinstance(source.maker, StreamedPairs) and step < self.steps:
+                source.batch(step * settings.accumulate)  # the step's own, which is kept: its pictures are in memory
+            self.state.log_usable(account_of(source, validation.maker))
         log = Log(
             settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.step_size, described
         )
@@ -208,13 +209,6 @@ class Run:
         self.checkpoints.finish(step * self.step_size)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-    def _say_usable(self, makers: dict) -> None:
-        """Print and log what each split's pairs can be made of; data that stream are not counted."""
-        found = {split: maker.usable() for split, maker in makers.items() if isinstance(maker, PairMaker)}
-        for split, counts in found.items():
-            print(f"{split}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()), file=sys.stderr)
-        self.state.log_usable(found)
 
     def step(self, source: Source, step: int, meter: Meter) -> None:
         """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""
