@@ -96,7 +96,7 @@ class Prepare:
     source: str = option(positional=True)
     """the data set"""
     input: Path = option()
-    """the data set's own folder"""
+    """the data set's own folder, or its zips"""
     output: str = option()
     """folder, or a URL that fsspec knows, such as s3://bucket/folder"""
     licence: str | None = option(None)
