@@ -1,14 +1,18 @@
 """One's own objects, data sets in their zips, and captions from anywhere."""
 
+import base64
 import io
 import json
 import pickle
 import shutil
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from leaving import refused
 from micro import cutout, micro_config, photo
 from PIL import Image
 from preparing import (
@@ -28,9 +32,10 @@ from preparing import (
 )
 
 from imprint.errors import ImprintError
-from training.data import archives
+from training import prepare as prepare_command
+from training.data import archives, describing
 from training.data.archives import Zipped, open_folder
-from training.data.shards import read_shards
+from training.data.shards import list_shards, read_parts, read_shards
 from training.pairs.pictures import Photos, Views
 
 
@@ -178,8 +183,7 @@ def test_a_damaged_picture_in_a_zip_is_dropped_and_a_damaged_zip_is_said(tmp_pat
     packed = zipped(tmp_path / "vos", tmp_path / "train.zip", zipfile.ZIP_STORED)
     picture = (tmp_path / "vos/train/JPEGImages/003234408d/00000.jpg").read_bytes()
     data = packed.read_bytes()
-    assert data.count(picture[200:300]) == 1
-    packed.write_bytes(data.replace(picture[200:300], bytes(100)))
+    packed.write_bytes(data.replace(picture, picture[:-100] + bytes(100), 1))
     report = prepare("youtube-vos", packed, tmp_path / "out")
     assert report["dropped"] == {"broken picture": 1}
     assert "its check sum is another" in (tmp_path / "out/data.dropped.tsv").read_text()
@@ -254,3 +258,68 @@ def test_captions_are_drawn_from_anywhere_as_from_a_folder(captioned):
         for url in (captioned / "train", "memory://captions/train")
     ]
     assert torch.equal(drawn[0].target, drawn[1].target) and torch.equal(drawn[0].text, drawn[1].text)
+
+
+@pytest.fixture
+def server():
+    """A server of chat completions; `asked` holds the requests, `answers` what it says, in turn."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append((self.path, self.headers, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            status, content = answers.pop(0) if answers else (200, f"a thing\n number {len(asked)} ")
+            data = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    asked, answers = [], []
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{found.server_port}/v1/", asked, answers
+    found.shutdown()
+    found.server_close()
+
+
+def test_a_server_describes_pictures_that_have_no_caption(tmp_path, server, monkeypatch):
+    address, asked, answers = server
+    monkeypatch.setattr(describing.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv(describing.KEY, "secret")
+    answers += [(503, ""), (200, "")]  # busy, then nothing to say: asked again
+    for name in ("one", "two"):
+        save_photo(tmp_path / "pictures" / f"{name}.jpg", size=(900, 600))
+    (tmp_path / "pictures/two.txt").write_text("its own")
+    given = {"describe": address, "describe-model": "small"}
+    report = prepare("captions", tmp_path / "pictures", tmp_path / "out", **given)
+    assert report["counts"]["train"]["pictures"] == 2 and not report["dropped"]
+    texts = {parts["txt"].decode() for shard in list_shards(tmp_path / "out/train") for parts in read_parts(shard)}
+    assert texts == {"its own", "a thing number 3"}
+    path, headers, body = asked[-1]
+    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret" and body["model"] == "small"
+    url = body["messages"][0]["content"][1]["image_url"]["url"]
+    sent = Image.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2])))
+    assert sent.size == (512, 341) and sent.format == "JPEG"
+
+    answers.append((401, ""))
+    with pytest.raises(
+        ImprintError, match=r"gave no caption \(<HTTPError 401.*OPENAI_API_KEY; finished shards are kept"
+    ):
+        prepare("captions", tmp_path / "pictures", tmp_path / "no", **given)
+    assert len(asked) == 4  # a refusal is not asked again
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "message"),
+    [
+        ("captions", ["--describe", "http://x"], "go together"),
+        ("folder", ["--describe", "http://x", "--describe-model", "m"], "with the source 'captions' alone"),
+        ("captions", ["--describe", "file:///x", "--describe-model", "m"], "begins with http://"),
+    ],
+)
+def test_what_cannot_describe_is_said(source, given, message):
+    words = [source, "--input", ".", "--output", "x", "--licence", "own", *given]
+    assert message in refused(prepare_command.main, words)

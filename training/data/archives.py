@@ -47,8 +47,8 @@ def open_folder(path: Path) -> Path | Zipped:
     for entry in (*entries, *within):
         if entry.suffix.lower() in PICTURES or (entry.is_dir() and entry not in holding):
             print(
-                f"note: {len(zips)} zips in {path} are not read, since {entry} lies beside them; to read them, put them "
-                "into a folder of their own",
+                f"note: {len(zips)} zips in {path} are not read, since {entry} lies beside them; to read them, put "
+                "them into a folder of their own",
                 file=sys.stderr,
             )
             return path

@@ -1,4 +1,4 @@
-"""Pictures with captions, for the adapter's warm-up: COCO's captions, or text files beside pictures."""
+"""Pictures with captions, for the adapter's warm-up: COCO's captions, text files beside pictures, or a model's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from imprint.errors import ImprintError
+from imprint.images import to_srgb
+
 from .archives import Place
-from .items import PICTURES, Dropped, Group, Item, Source
+from .describing import describe
+from .items import PICTURES, Dropped, Group, Item, Source, open_picture
 from .settings import Prepare
 from .shards import Record
 from .stills import STILL, as_coco_s, coco_tables
@@ -50,6 +54,12 @@ def read_captions(group: Group, options: Prepare) -> Iterator[Item]:
         raise Dropped("odd file", picture, "no picture")
     if not isinstance(captions, list):
         captions = _lines(captions)
+    if not captions and options.describe:
+        try:
+            shown = to_srgb(open_picture(picture))
+        except ImprintError as error:
+            raise Dropped("broken picture", picture, error) from error
+        captions = [describe(shown, options.describe, options.describe_model)]
     if not captions:
         raise Dropped("no caption", picture)
     yield Item(Record(group.name, group.name, 0, source, options.licence, STILL), picture, text="\n".join(captions))

@@ -70,15 +70,20 @@ def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
     values = flattened(options)
     digest = shards.name_digest("\n".join(sorted(group.name for group in groups)))
     left_out = shards.name_digest("\n".join(sorted(options.excluded)))
-    return {name: values[name] for name in names} | {
-        "input": str(options.input),
-        "textures": [str(path) for path in options.render.textures],
-        "panoramas": [str(path) for path in options.render.panoramas],
-        "limits": asdict(options.limits),
-        "excluded": left_out[:16] if options.excluded else "",
-        "groups": len(groups),
-        "names": digest[:16],
-    }
+    described = {"describe_model": options.describe_model} if options.describe else {}
+    return (
+        described
+        | {name: values[name] for name in names}
+        | {
+            "input": str(options.input),
+            "textures": [str(path) for path in options.render.textures],
+            "panoramas": [str(path) for path in options.render.panoramas],
+            "limits": asdict(options.limits),
+            "excluded": left_out[:16] if options.excluded else "",
+            "groups": len(groups),
+            "names": digest[:16],
+        }
+    )
 
 
 def _read_report(job: Job, options: Prepare) -> dict | None:
