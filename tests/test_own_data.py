@@ -17,7 +17,6 @@ from micro import cutout, micro_config, photo
 from PIL import Image
 from preparing import (
     CPU,
-    DISC,
     HEIGHT,
     WIDTH,
     assert_both_stages_train_on,
@@ -26,9 +25,10 @@ from preparing import (
     prepare,
     read,
     save,
-    save_palette,
     save_photo,
-    write_broken,
+    write_mvimgnet,
+    write_youtube_vos,
+    zipped,
 )
 
 from imprint.errors import ImprintError
@@ -37,15 +37,6 @@ from training.data import archives, describing
 from training.data.archives import Zipped, open_folder
 from training.data.shards import list_shards, read_parts, read_shards
 from training.pairs.pictures import Photos, Views
-
-
-def zipped(root: Path, archive: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
-    """All files of a folder in a zip."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive, "w", method) as file:
-        for path in sorted(root.rglob("*")):
-            file.write(path, path.relative_to(root))
-    return archive
 
 
 def bytes_of(output: Path) -> dict[str, bytes]:
@@ -113,25 +104,6 @@ def test_tight_cut_outs_get_room_on_all_sides(objects, tmp_path):
 
 
 # --- zips ------------------------------------------------------------------------------------------------------------
-
-
-def write_mvimgnet(root: Path, masks: Path) -> None:
-    """CLASS/OBJECT/images and sparse, and masks as their own download has them."""
-    for category, thing in (("1", "0100012d"), ("7", "070005ca")):
-        for frame in range(1, 9):
-            save_photo(root / category / thing / "images" / f"{frame:03d}.jpg", frame)
-            save(disc(), masks / category / thing / f"{frame:03d}.jpg.png")
-        write_broken(root / category / thing / "sparse/0/cameras.bin")
-
-
-def write_youtube_vos(root: Path) -> None:
-    objects = {"1": {"category": "bear", "frames": ["00000"]}}
-    for video in ("003234408d", "0043f083b5"):
-        for frame in (0, 5, 10):
-            save_photo(root / "train/JPEGImages" / video / f"{frame:05d}.jpg", frame)
-            save_palette(root / "train/Annotations" / video / f"{frame:05d}.png", (DISC, 1))
-    meta = {"videos": {video: {"objects": objects} for video in ("003234408d", "0043f083b5")}}
-    (root / "train/meta.json").write_text(json.dumps(meta))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -218,7 +190,7 @@ def test_an_encrypted_zip_is_refused(tmp_path):
     member = zipfile.ZipInfo("one.jpg")
     member.flag_bits = archives.ENCRYPTED
     with pytest.raises(ImprintError, match="is encrypted; unpack it with its password"):
-        archives._add({}, tmp_path / "a.zip", member)
+        archives._add({}, "a.zip", member)
 
 
 def test_what_travels_is_the_folder_alone(tmp_path):

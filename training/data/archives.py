@@ -65,11 +65,11 @@ def _tree(place: Path, zips: Iterable[Path]) -> Zipped:
             raise ImprintError(f"{archive} cannot be read as a zip ({error}); download it again") from error
         for member in members:
             if not member.is_dir():
-                _add(root, archive, member)
+                _add(root, str(archive), member)
     return Zipped(str(place), root, "")
 
 
-def _add(root: Node, archive: Path, member: zipfile.ZipInfo) -> None:
+def _add(root: Node, archive: str, member: zipfile.ZipInfo) -> None:
     if member.flag_bits & ENCRYPTED:
         raise ImprintError(f"{archive} is encrypted; unpack it with its password, and give the folder")
     if member.compress_type not in (STORED, DEFLATED):
@@ -84,7 +84,7 @@ def _add(root: Node, archive: Path, member: zipfile.ZipInfo) -> None:
         node = node.setdefault(folder, {})
         if not isinstance(node, dict):
             raise ImprintError(f"{archive} has {member.filename} in what is a file elsewhere; give other zips apart")
-    node[name] = str(archive), member.header_offset, member.compress_size, member.compress_type, member.CRC
+    node[name] = archive, member.header_offset, member.compress_size, member.compress_type, member.CRC
 
 
 @dataclass(frozen=True)
