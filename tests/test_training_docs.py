@@ -166,7 +166,7 @@ def test_the_cost_table_is_what_its_arithmetic_says_and_its_rates_are_measured()
     for row in table:
         *_, arithmetic, result = (cell.strip() for cell in row.strip("|").split(" | "))
         assert set(arithmetic) <= set("0123456789.e+*/() "), row
-        value = eval(arithmetic)  # noqa: S307: figures and operators alone
+        value = eval(arithmetic)  # noqa: S307 (figures and operators alone)
         assert f"{value:.{len(result.partition('.')[2])}f}" == result, row
     measured = (ROOT / "docs/speed.md").read_text()
     assert "| `loop:sd15:16:default` | 90.3 |" in measured and "| `step:sd15:16:default` | 110.8" in measured

@@ -11,11 +11,10 @@ import numpy as np
 from .archives import Place
 from .items import PICTURES, Dropped, Group, Item, Source, object_of, open_mask, subfolders
 from .settings import Prepare
-from .shards import Record
+from .shards import ANY_GAP, Record
 from .stills import MASK_ENDINGS, MASK_FOLDERS, folder_mask
 
 VIEW_GAP = 8  # AnyDoor: the views of a pair are at least an eighth of the object's frames apart
-ANY_GAP = (0, 1 << 30)  # any two of the object's pictures make a pair
 ASIDE = ("_bbox.png", "_rmobj.jpg")
 """Endings of what MureCom has beside an object's photos: boxes, and photos without it."""
 RELIT = "_aug"

@@ -44,6 +44,7 @@ INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server
 ATTEMPTS = 3  # at reading a shard from elsewhere, before the run stops
 MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7 (arXiv 2403.10701, section 3.4)
 VIDEO_GAP = (1, MAX_FRAME_GAP)
+ANY_GAP = (0, 1 << 30)  # any two of an object's pictures make a pair
 MIN_OBJECT_SIDE = 0.15  # of the photo: smaller annotated objects show nothing to learn
 SCENE_SCALE = 0.75  # a scene's side, over that of the cut-out that has its light: panoramas are not that sharp
 
