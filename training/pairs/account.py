@@ -85,8 +85,8 @@ def sentences(split: str, found: dict[str, Any], resolution: int) -> list[str]:
     """Lines of an account as `PairMaker.usable` gives it."""
     counts = {name: value for name, value in found.items() if isinstance(value, int)}
     lines = [", ".join(f"{value:,} {name}" for name, value in counts.items())]
-    if found["not usable"]:
-        lines.append("not usable: " + ", ".join(f"{value:,} {why}" for why, value in found["not usable"].items()))
+    if found["why not"]:
+        lines.append("why not: " + ", ".join(f"{value:,} {why}" for why, value in found["why not"].items()))
     for name, value in found.get("mix", {}).items():
         lines.append(f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in value.items()))
     for kind, value in found["enlargement"].items():

@@ -67,7 +67,7 @@ class PairMaker:
             "usable objects": photos.about.objects[USABLE],
             "usable in squares (still)": len(photos.items),
             "with another frame (video)": len(self.moving),
-            "not usable": {reason: count for reason, count in why.items() if count and reason != USABLE},
+            "why not": {reason: count for reason, count in why.items() if count and reason != USABLE},
             "enlargement": self._enlargement(),
             "licences": {
                 kind: dict(pictures.about.licences) for kind, pictures in (("cut-outs", views), ("photos", photos))
