@@ -25,6 +25,7 @@ from ..pairs.captions import Captions
 from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
 from ..settings import STAGES, Train
+from .account import account_of
 from .checkpoints import Checkpoints
 from .ema import Average, whole
 from .log import Log
@@ -40,7 +41,7 @@ from .model import (
     sampling_config,
     with_matte,
 )
-from .source import Source, account_of, make_maker
+from .source import Source, make_maker
 from .state import State
 from .stopping import stop_when_asked
 from .text import TextEncoder
@@ -174,8 +175,8 @@ class Run:
         if self.main:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(described)
-            if isinstance(source.maker, StreamedPairs) and step < self.steps:
-                source.batch(step * settings.accumulate)  # the step's own, which is kept: its pictures are in memory
+            if step < self.steps:
+                source.batch(step * settings.accumulate)  # the next step's own, which is kept
             self.state.log_usable(account_of(source, validation.maker))
         log = Log(
             settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.step_size, described

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
 
 import torch
 
@@ -13,15 +11,12 @@ from imprint.config import ImprintConfig
 from imprint.vae import encode
 
 from ..data.shards import Bad, inside
-from ..pairs.account import sentences
 from ..pairs.batches import Batch
 from ..pairs.captions import Captions, Text
 from ..pairs.making import PairMaker
 from ..pairs.pictures import Photos, Views
 from ..pairs.streams import Pool, StreamedPairs
 from ..settings import STAGES, Train
-
-Maker: TypeAlias = PairMaker | StreamedPairs | Captions
 
 
 class Source:
@@ -33,7 +28,7 @@ class Source:
 
     def __init__(
         self,
-        maker: Maker,
+        maker: PairMaker | StreamedPairs | Captions,
         autoencoder: torch.nn.Module,
         settings: Train,
         rank: int,
@@ -81,16 +76,16 @@ class Source:
             if isinstance(self.maker, StreamedPairs):
                 self.maker.turn = number // self.settings.refresh
             generator = self.generator(1, number)
-            self.block = number, {side: self.make(count, generator, side) for side, count in self.counts().items()}
+            made = {
+                side: self.make(self.slots.count(side) * self._size(side), generator, side)
+                for side in dict.fromkeys(self.slots)
+            }
+            self.block = number, made
         turn, index = divmod(within, len(self.slots))
         side = self.slots[index]
         pairs, size, place = self.block[1][side], self._size(side), self.slots[:index].count(side)
         order = torch.randperm(len(pairs.target), generator=self.generator(2, number, turn), device=self.device)
         return pairs[order[place * size : (place + 1) * size]]
-
-    def counts(self) -> dict[int, int]:
-        """How many pairs of each side a block has."""
-        return {side: self.slots.count(side) * self._size(side) for side in dict.fromkeys(self.slots)}
 
     def _size(self, side: int) -> int:
         return self._as_many_pixels(self.settings.batch, side)
@@ -98,22 +93,6 @@ class Source:
     def _as_many_pixels(self, count: int, side: int) -> int:
         """How many pictures of a side have as many pixels as `count` at the model's."""
         return max(1, round(count * (self.side / side) ** 2))
-
-
-def account_of(source: Source, held_out: Maker) -> dict[str, dict[str, Any]]:
-    """What each split's pairs are made of, which is said on standard error as well; of data that stream, what is in
-    memory now. Nothing of captions.
-    """
-    found, counts = {}, source.counts()
-    for split, maker in {"train": source.maker, "held-out": held_out}.items():
-        if isinstance(maker, Captions):
-            continue
-        maker = maker.now() if isinstance(maker, StreamedPairs) else maker
-        found[split] = maker.at(max(counts)).usable()
-        if split == "train":
-            found[split]["mix"] = {f"pairs of {side} px as drawn": maker.shares(n) for side, n in counts.items()}
-        print("\n".join(sentences(split, found[split], max(counts))), file=sys.stderr)
-    return found
 
 
 def resolutions_and_shares(settings: Train, config: ImprintConfig) -> list[tuple[int, float]]:
@@ -136,7 +115,7 @@ def make_maker(
     device: torch.device,
     process: tuple[int, int],
     text: Text | None = None,
-) -> Maker:
+) -> PairMaker | StreamedPairs | Captions:
     """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for bad data."""
     stage = STAGES[settings.stage]
     largest = max(side for side, _ in resolutions_and_shares(settings, config))
