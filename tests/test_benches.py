@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from evaluation import pixels, results, words
+from evaluation import pixels, results, subject_tasks, words
 from leaving import failed, refused
 from micro import cutout, photo, rectangle
 from PIL import Image
@@ -12,6 +12,7 @@ from test_light_scores import write_task
 
 from imprint.errors import ImprintError
 from training import evaluate
+from training.measure import evaluation, networks, statistics
 from training.measure.benches import folder_tasks
 from training.measure.light import LightTask
 
@@ -208,3 +209,18 @@ def test_a_padded_crop_stands_beside_the_squeezed_one(bench, backbones, tmp_path
     assert scene.crop(scene.background).size == (35, 30) and part.size == (35, 35)
     assert part.crop((0, 2, 35, 32)).tobytes() == scene.crop(scene.background).tobytes()
     assert part.getpixel((5, 0)) == (255, 255, 255) and scene.padded().target.size == (60, 60)
+
+
+def test_the_distance_of_padded_crops_is_of_padded_targets(bench, tmp_path, monkeypatch):
+    def features(pictures):
+        return networks.stack(pictures, 4).flatten(1).double().numpy()
+
+    monkeypatch.setitem(evaluation.NETWORKS, "fid", lambda folder, device: features)
+    evaluate.main(words(bench, tmp_path, "--crop", "squeezed", "padded", metrics="fid", steps=1))
+    scenes = [task.load().padded() for task in subject_tasks(bench)]
+    pasted = [scene.crop(scene.paste(scene.cutout)) for scene in scenes]
+    expected = statistics.frechet_distance(*map(features, (pasted, [scene.target for scene in scenes])))
+    rows = results(tmp_path)["rows"]
+    assert rows["copy-paste"]["fid, padded"]["mean"] == pytest.approx(expected)
+    assert rows["copy-paste"]["fid"]["mean"] != pytest.approx(expected)
+    assert "| FID ↓ | FID, padded ↓ |" in (tmp_path / "results.md").read_text()
