@@ -209,8 +209,8 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
     made, pasted = pictures[1.0], background.clone()
     crop.write(pasted, made)
 
-    def finished(detail: float) -> torch.Tensor:
-        settings = Finish(feather_pixels=4, detail=detail)
+    def finished(detail: float = 1.0, shadow: float = 1.0, light_from: str = "left") -> torch.Tensor:
+        settings = Finish(feather_pixels=4, detail=detail, shadow=shadow, light_from=light_from)
         return pipeline.finish(scene, *strengths[1.0], settings, output_type="pt").images
 
     if config.matte:
@@ -218,7 +218,9 @@ def help_pictures(pipeline: ImprintPipeline) -> None:
             HELP_FOLDER / "ImprintRestoreDetail.jpg",
             [on_white, *(around(finished(detail), levels[-1]) for detail in (0.0, 1.0))],
         )
-    save(HELP_FOLDER / "ImprintLoadCheckpoint.jpg", [on_white, over(background, drawn), finished(1.0)])
+    shadows = finished(shadow=0.0), finished(light_from="auto"), finished()
+    save(HELP_FOLDER / "ImprintCastShadow.jpg", [around(each, levels[-1]) for each in shadows])
+    save(HELP_FOLDER / "ImprintLoadCheckpoint.jpg", [on_white, over(background, drawn), finished()])
     save(HELP_FOLDER / "ImprintContentAdapter.jpg", list(pictures.values()))
     save(HELP_FOLDER / "ImprintCompositeSampler.jpg", [over(background, drawn), crop.painted, made, pasted])
 

@@ -35,8 +35,6 @@ class Layers:
     """(B, 3, h, w) in [0, 1]: the drawn object and what is around it."""
     alpha: torch.Tensor | None = None
     """(B, h, w) in [0, 1]: the object's share of each pixel; None: the picture counts wherever the mask is."""
-    shadow: torch.Tensor | None = None
-    """(B, h, w) in [0, 1]: the share of light that the frame loses."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +141,21 @@ class Crop:
         area = (slice(None), slice(None), *self.area)
         whole[area] = self.put_back(square.to(whole), whole[area])
 
+    @staticmethod
     def composite(
-        self, layers: Layers, mask: torch.Tensor, inwards: int = 0, outwards: int = 0, method: str = "feather"
+        frames: torch.Tensor,
+        layers: Layers,
+        mask: torch.Tensor,
+        inwards: int = 0,
+        outwards: int = 0,
+        method: str = "feather",
     ) -> torch.Tensor:
-        """The frame with the layers over it, within a mask (1, h, w) and its soft edge: -> (B, 3, h, w).
+        """Frames (B, 3, h, w) with the layers over them, within a mask (1, h, w) and its soft edge.
 
-        inwards, outwards, method: as in `blend_pictures`. Beyond the edge the frame stays bit for bit.
+        inwards, outwards, method: as in `blend_pictures`. Beyond the edge the frames stay bit for bit.
         """
-        count = len(layers.picture)
-        matte = None if layers.alpha is None else (layers.alpha, layers.shadow)
-        frames, masks = self.frame.expand(count, -1, -1, -1), mask.expand(count, -1, -1)
+        matte = None if layers.alpha is None else (layers.alpha, torch.zeros_like(layers.alpha))
+        masks = mask.expand(len(frames), -1, -1)
         return blend_pictures(frames, layers.picture, masks, inwards, outwards, method, matte)
 
     def changed_area(self) -> torch.Tensor:
@@ -160,6 +163,16 @@ class Crop:
         whole = self.frame.new_zeros(1, self.placement.height, self.placement.width)
         whole[(0, *self.placement.area)] = self.hole.mask
         return feather(whole, outwards=self.feather)[0] > 0
+
+
+def around(*areas: tuple[slice, slice]) -> tuple[slice, slice]:
+    """The rows and columns that hold all these."""
+    return tuple(slice(min(each.start for each in lines), max(each.stop for each in lines)) for lines in zip(*areas))
+
+
+def inner(area: tuple[slice, slice], part: tuple[slice, slice]) -> tuple[slice, slice]:
+    """A part's rows and columns within those of an area that holds it."""
+    return tuple(slice(own.start - whole.start, own.stop - whole.start) for whole, own in zip(area, part))
 
 
 def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) -> Image.Image:

@@ -53,20 +53,21 @@ class Lit:
 
     def composite(self) -> torch.Tensor:
         """(1, 3, h, w): the background bit for bit wherever there is neither object nor shadow."""
-        return self._over(self._shaded(), self.relit)
+        return self._over(self.ground(), self.relit)
 
     def layers(self) -> dict[str, torch.Tensor]:
         """`shadow`, `object` and `light`, each (1, 4, h, w) with alpha: laid over the background in this order, as any
         editor does, they give `composite`."""
         black = torch.zeros_like(self.background)
-        plain = self._over(self._shaded(), self.colours)
+        plain = self._over(self.ground(), self.colours)
         return {
             "shadow": torch.cat([black, self.shadow], 1),
             "object": torch.cat([self.colours, self.alpha], 1),
             "light": _difference(plain, self.composite()),
         }
 
-    def _shaded(self) -> torch.Tensor:
+    def ground(self) -> torch.Tensor:
+        """(1, 3, h, w): the background with the shadow, without the object."""
         return torch.where(self.shadow > 0, self.background * (1 - self.shadow), self.background)
 
     def _over(self, below: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:

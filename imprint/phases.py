@@ -16,13 +16,13 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .blending import BLENDS
-from .crop import Crop, Layers, paste_all
+from .crop import Crop, Layers, around, inner, paste_all
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_number, require_same_size
 from .hole import Placement
-from .images import Picture, as_mask, colours_of
-from .light import Lit, relight, square_around
-from .lightnet import load_light
+from .images import Picture, as_mask, as_mask_in_place, colours_of, picture_part, picture_size
+from .light import Lit, relight, require_strengths, square_around
+from .lightnet import LightNet, load_light
 from .matte import matte_pixels, split_matte
 from .noise import with_timesteps
 from .parts import Parts
@@ -69,18 +69,23 @@ class Finish:
     colour_match: float = 0.0
     """From 0 to 1, how far the crop's colours are moved to the background's around the hole."""
     matte: bool = True
-    """Keep the background, bit for bit, wherever the model sees neither the object nor its shadow, also inside the mask
-    (see `imprint.matte`); without effect for checkpoints that predict no matte."""
+    """Keep the background, bit for bit, wherever there is neither the object nor its shadow, also inside the mask (see
+    `imprint.matte`); without effect for checkpoints that predict no matte."""
     detail: float = 1.0
     """From 0 to 1, how far the object's own photo, in the light of the drawing, takes its place where both show the
     same (see `imprint.detail`); without effect for checkpoints that predict no matte."""
     shadow: float = 1.0
-    """Strength of the shadow that the model predicts; 0 is none."""
+    softness: float = 0.0
+    light_from: str | float = "auto"
+    """Of the shadow that the object throws, within the mask and beyond it, as `imprint.light.relight` takes them; there
+    is none without a matte."""
 
     def __post_init__(self) -> None:
         require_number("colour match", self.colour_match, 0, 1)
         require_number("detail", self.detail, 0, 1)
-        require_number("shadow", self.shadow, 0)
+        require_number("shadow", self.shadow)
+        require_number("softness", self.softness)
+        require_strengths(0, self.shadow, self.softness, self.light_from)
         for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
             require_number(name, width, 0, MOST_FEATHER, whole=True)
         if self.blend_method not in BLENDS:
@@ -102,6 +107,8 @@ class Prepared:
     """(1, 1, h, w) of 0 and 1: `crop.latent_mask` on the model's device."""
     blend_mask: torch.Tensor
     """Of `crop.frame`, (1, h, w): where the drawing is put."""
+    seen: torch.Tensor | None = None
+    """(1, H, W) in [0, 1]: how much of the shadow shows, where a blend mask was given."""
 
 
 class Phases(Parts):
@@ -155,7 +162,8 @@ class Phases(Parts):
         tokens = require_finite(tokens, "what the encoder sees of the object", _PRECISION)
         latents = require_finite(latents, "the background's latents", _PRECISION)
         hole = crop.latent_mask.to(device)
-        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend)
+        seen = None if blend_mask is None else as_mask_in_place(blend_mask)
+        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, seen)
 
     @torch.no_grad()
     def denoise(
@@ -224,35 +232,69 @@ class Phases(Parts):
         if settings.colour_match:
             drawings = crop.matched(drawings, settings.colour_match)
         maps = [each.cpu() for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
-        layers = self._layers(scene, drawings, maps, settings)
+        layers = self._layers(scene, drawings, maps[0] if maps else None, settings)
+        frames, lost, area = self._shaded(scene, layers, settings)
         outwards = crop.feather if settings.feather_pixels is None else settings.feather_pixels
-        parts = crop.composite(layers, scene.blend_mask, settings.feather_inwards, outwards, settings.blend_method)
-        images = paste_all(scene.background, parts, crop.area, output_type)
-        if not (maps and settings.matte):
+        here = (..., *inner(area, crop.area))
+        edge = settings.feather_inwards, outwards, settings.blend_method
+        frames[here] = crop.composite(frames[here], layers, scene.blend_mask, *edge)
+        images = paste_all(scene.background, frames, area, output_type)
+        if layers.alpha is None:
             return ImprintPipelineOutput(images, crop.placement)
-        # Detail changes alpha, and a strength shadow: the ones that were used are given, if need be on the way back.
-        alpha, shadow = (
-            predicted if torch.equal(used, crop.put_back_maps(predicted)) else crop.taken(used)
-            for predicted, used in zip(maps, (layers.alpha, layers.shadow))
-        )
-        return ImprintPipelineOutput(images, crop.placement, alpha, shadow)
+        # Detail changes alpha: the one that was used is given, if need be on the way back.
+        kept = torch.equal(layers.alpha, crop.put_back_maps(maps[0]))
+        alpha = maps[0] if kept else crop.taken(layers.alpha)
+        return ImprintPipelineOutput(images, crop.placement, alpha, crop.taken(lost[here][:, 0]))
 
     @staticmethod
-    def _layers(scene: Prepared, drawings: torch.Tensor, maps: Sequence[torch.Tensor], settings: Finish) -> Layers:
-        """What is laid over the frame, from drawings of the square (B, 3, R, R) and alpha and shadow, if there are any.
-
-        What draws light and shadow in another way takes the place of this: it gets the drawing and its alpha.
-        """
+    def _layers(scene: Prepared, drawings: torch.Tensor, alpha: torch.Tensor | None, settings: Finish) -> Layers:
+        """What is laid over the frame, from drawings of the square (B, 3, R, R) and their alpha (B, R, R), if any."""
         crop, picture = scene.crop, scene.crop.put_back(drawings)
-        if not maps:
+        if alpha is None:
             return Layers(picture)
-        alpha, shadow = map(crop.put_back_maps, maps)
-        picture, alpha, _ = restore_detail(picture, alpha, scene.views, settings.detail)
+        picture, alpha, _ = restore_detail(picture, crop.put_back_maps(alpha), scene.views, settings.detail)
         for values in (picture, alpha):
             require_finite(values, "the picture with the object's own detail", "switch detail off (0) for this object")
-        if settings.shadow != 1:
-            shadow = 1 - (1 - shadow) ** settings.shadow
-        return Layers(picture, alpha, shadow) if settings.matte else Layers(picture)
+        return Layers(picture, alpha if settings.matte else None)
+
+    def _shaded(
+        self, scene: Prepared, layers: Layers, settings: Finish
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[slice, slice]]:
+        """The background's part (B, 3, h, w) that composites may change, with the shadows that the drawn objects throw,
+        the share of light that it lost (B, 1, h, w), and the part's rows and columns.
+        """
+        crop, lit = scene.crop, []
+        if layers.alpha is not None and settings.shadow:
+            lit = [self._thrown(scene, *each, settings) for each in zip(layers.picture, layers.alpha)]
+        area = around(crop.area, *(each.area for each in lit if each))
+        frames = picture_part(scene.background, area).repeat(len(layers.picture), 1, 1, 1)
+        lost = torch.zeros_like(frames[:, :1])
+        for frame, share, each in zip(frames, lost, lit):
+            if each:
+                here = (slice(None), *inner(area, each.area))
+                frame[here], share[here] = each.ground()[0], each.shadow[0]
+        return frames, lost, area
+
+    def _thrown(self, scene: Prepared, picture: torch.Tensor, alpha: torch.Tensor, settings: Finish) -> Lit | None:
+        """The shadow of an object that was drawn, (3, h, w) with alpha (h, w) in the crop's frame; None without one."""
+        if not bool(alpha.any()):
+            return None
+        rows, columns = scene.crop.area
+        placed = PlacedObject.from_layer(picture, alpha, (rows.start, columns.start), picture_size(scene.background))
+        lit = relight(
+            self._light_net(), scene.background, placed, 0.0, settings.shadow, settings.softness, settings.light_from
+        )
+        if scene.seen is not None:
+            lit.shadow = lit.shadow * scene.seen[(slice(None), *lit.area)][None].to(lit.shadow)
+        return lit
+
+    def _light_net(self) -> LightNet:
+        """The shipped one, unless there is another; loaded when it is first used."""
+        if self.light is None:
+            self.register_modules(light=load_light().to(self.device))
+        if self.device.type == "cpu":
+            self.light.float()  # half precision takes a hundred times as long there
+        return self.light
 
     @torch.no_grad()
     def finish_placed(
@@ -276,12 +318,9 @@ class Phases(Parts):
         """
         if output_type == "latent":
             raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
-        if self.light is None:
-            self.register_modules(light=load_light().to(self.device))
-        if self.device.type == "cpu":
-            self.light.float()  # half precision takes a hundred times as long there
-        square = square_around(self.light, placed)
-        lit = relight(self.light, background, placed, light, shadow, softness, light_from)
+        net = self._light_net()
+        square = square_around(net, placed)
+        lit = relight(net, background, placed, light, shadow, softness, light_from)
         if blend_mask is not None:
             blend = as_mask(blend_mask)
             require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])

@@ -9,7 +9,7 @@ In an outline, or with `fit="fill"`, the model draws the object, in the order of
 
     prepare         the object -> encoder -> adapter -> context;  the background -> crop -> hole painted grey -> latents
     denoise         noise -> latents of the crop, and the matte
-    finish          latents -> drawing -> detail -> layers of object and shadow -> over the background
+    finish          latents -> drawing -> detail -> over the background, on which the light network casts its shadow
 
 All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves;
 they are in `imprint.phases`, and the model's loading and saving in `imprint.parts`.
@@ -91,8 +91,8 @@ class ImprintPipeline(Phases):
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
                 without one `align` is in the whole background.
-            light, shadow, softness, light_from: for a placed object; see `relight`. A drawn one has the model's light,
-                and `shadow` for its shadow.
+            light, shadow, softness, light_from: see `relight`; `light` is for a placed object, for a drawn one
+                has its light from the drawing.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
             generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every
@@ -107,11 +107,16 @@ class ImprintPipeline(Phases):
             ImprintError: for input that cannot be used; the message says what to change.
         """
         config = self.model_config
-        settings = Finish(feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow)
+        for name, value in (("light", light), ("shadow", shadow), ("softness", softness)):
+            require_number(name, value)
+        require_strengths(light, shadow, softness, light_from)
+        settings = Finish(
+            feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow, softness, light_from
+        )
         steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
         require_number("steps", steps, 1, config.noise.timesteps, whole=True)
         require_number("num_results", num_results, 1, whole=True)
-        for name, value in (("guidance", guidance_scale), ("eta", eta), ("light", light), ("softness", softness)):
+        for name, value in (("guidance", guidance_scale), ("eta", eta)):
             if value is not None:
                 require_number(name, value)
         check_crop(
@@ -134,7 +139,6 @@ class ImprintPipeline(Phases):
                 f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found "
                 f"{sorted(unknown)}"
             )
-        require_strengths(light, shadow, softness, light_from)
         views = ObjectViews.of(object_image, object_mask, colours_of(background))
         size = picture_size(background)
         hole = None if mask is None else as_mask(mask)

@@ -104,8 +104,15 @@ class PlacedObject:
     alpha: torch.Tensor
 
     @classmethod
-    def from_layer(cls, colours: torch.Tensor, alpha: torch.Tensor) -> PlacedObject:
-        """colours (3, H, W) and alpha (H, W) of the frame's size, as a picture with transparency holds them.
+    def from_layer(
+        cls,
+        colours: torch.Tensor,
+        alpha: torch.Tensor,
+        corner: tuple[int, int] = (0, 0),
+        size: tuple[int, int] | None = None,
+    ) -> PlacedObject:
+        """colours (3, h, w) and alpha (h, w), as a picture with transparency holds them: of the frame's size, or of a
+        part of it whose upper left corner is at `corner`.
 
         Raises `ImprintError` where nothing is visible.
         """
@@ -115,7 +122,8 @@ class PlacedObject:
             )
         top, left, bottom, right = bounding_boxes(alpha[None], threshold=0)[0].tolist()
         part = slice(top, bottom), slice(left, right)
-        return cls(tuple(alpha.shape), (top, left), *clean_edge(colours[(slice(None), *part)], alpha[part]))
+        size, corner = size or tuple(alpha.shape), (corner[0] + top, corner[1] + left)
+        return cls(size, corner, *clean_edge(colours[(slice(None), *part)], alpha[part]))
 
     @classmethod
     def put(cls, picture: torch.Tensor, mask: torch.Tensor, place: Place, size: tuple[int, int]) -> PlacedObject:

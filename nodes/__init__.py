@@ -15,9 +15,10 @@ from ..imprint.files import replacing
 from .conditioning import ImprintContentAdapter, ImprintIDEncoder
 from .image import ImprintBackgroundBlend, ImprintRestoreDetail
 from .job import ImprintJob
+from .light import ImprintCastShadow, ImprintRelight
 from .loaders import FOLDER, ImprintLoadCheckpoint
 from .mask import ImprintMaskCoarsener
-from .place import ImprintPlaceObject, ImprintRelight
+from .place import ImprintPlaceObject
 from .sampling import ImprintCompositeSampler
 from .templates import list_templates_in_order
 
@@ -25,7 +26,7 @@ SAMPLES = SHIPPED.parent / "samples"
 
 
 class ImprintExtension(ComfyExtension):
-    """Ten nodes: place, relight, and both by a job; load, encode, adapt, coarsen, sample, restore, blend."""
+    """Eleven nodes: place, relight, and both by a job; load, encode, adapt, coarsen, sample, restore, shade, blend."""
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
@@ -42,6 +43,7 @@ class ImprintExtension(ComfyExtension):
             ImprintMaskCoarsener,
             ImprintCompositeSampler,
             ImprintRestoreDetail,
+            ImprintCastShadow,
             ImprintBackgroundBlend,
         ]
 

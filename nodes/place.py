@@ -1,24 +1,18 @@
-"""Place Object, and Light and Shadow: an object's own photo is put into a background, and then belongs there."""
+"""Place Object: an object's own photo is put into a background."""
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 from comfy_api.latest import io, ui
 
-from ..imprint.directions import DIRECTIONS
 from ..imprint.errors import ImprintError
-from ..imprint.light import relight, require_strengths
-from ..imprint.lightnet import SHIPPED_LIGHT
 from ..imprint.place import ACROSS, DOWN, Align, PlacedObject, place_object
 from ..imprint.preprocess import bounding_boxes
 from ..imprint.views import ObjectViews
-from . import models, sockets
-from .loaders import file_of, light_model_input, state_of
+from . import sockets
 from .messages import tell
 from .objects import marks_input, object_views
-from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw, to_bhwc
+from .tensors import broadcast, copy_image, fit_mask, is_placeholder, lazy_zeros, to_bchw
 
 _BOX, _AS_IT_LIES, *_ = _PLACES = ("box", "as it lies", "whole picture")
 
@@ -196,111 +190,6 @@ class ImprintPlaceObject(io.ComfyNode):
         tell(cls, "\n".join(map(_words, there)) + f"\nWhite in the object's mask: the {white}.")
         placed = sockets.PlacedBatch(frames, transparency, objects)
         return io.NodeOutput(placed, image, alpha, ui=ui.PreviewImage(image, cls=cls))
-
-
-class ImprintRelight(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ImprintRelight",
-            display_name="Imprint: Light and Shadow",
-            category="imprint/image",
-            description="Lights a placed object as the photo around it is lit, and lets it throw its shadow. Its "
-            "words, faces and edges stay those of its own photo; where there is neither object nor shadow, the "
-            "background stays as it is, bit for bit.",
-            search_aliases=["harmonize", "harmonise", "relight", "shadow", "light", "insert", "composite", "imprint"],
-            inputs=[
-                sockets.Placed.Input(
-                    "placed", tooltip="The background and the objects in their places, from Place Object."
-                ),
-                io.Float.Input(
-                    "light",
-                    default=1.0,
-                    min=0.0,
-                    max=1.5,
-                    step=0.05,
-                    tooltip="How far the object takes the scene's light, 0 to 1.5: 0 leaves its colours as they are, 1 "
-                    "(default) is what the model sees, more exaggerates it.",
-                ),
-                io.Float.Input(
-                    "shadow",
-                    default=1.0,
-                    min=0.0,
-                    max=1.5,
-                    step=0.05,
-                    tooltip="How dark its shadow is, 0 to 1.5: 0 is none, 1 (default) is what the model sees, more is "
-                    "darker.",
-                ),
-                io.Float.Input(
-                    "softness",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much softer the shadow is than the model sees it, 0 (default) to 1. Raise it for an "
-                    "overcast sky or a large window.",
-                ),
-                light_model_input(),
-                io.Combo.Input(
-                    "light_from",
-                    options=list(DIRECTIONS),
-                    default="auto",
-                    optional=True,
-                    tooltip="Where the scene's light comes from. auto (default): as the model sees it. Set it where "
-                    "the shadow falls to a side that the photo's other shadows do not: behind is behind the object, "
-                    "front the camera's side.",
-                ),
-            ],
-            outputs=[
-                io.Image.Output(
-                    display_name="image",
-                    tooltip="The finished picture. For Save Image; or the background of a next Place Object.",
-                ),
-                io.Image.Output(
-                    display_name="shadow_layer",
-                    tooltip="The shadow by itself, with transparency, for an image editor: the lowest of three layers "
-                    "over the background. Of several objects one each, from back to front; each object's three layers "
-                    "lie over those of the one before.",
-                ),
-                io.Image.Output(
-                    display_name="object_layer",
-                    tooltip="The object in its own colours, with transparency: the layer over the shadow.",
-                ),
-                io.Image.Output(
-                    display_name="light_layer",
-                    tooltip="What the scene's light changes, with transparency: the uppermost layer.",
-                ),
-            ],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, light_model: str, **_: object) -> tuple[str, int, int]:
-        return state_of(light_model)
-
-    @classmethod
-    def execute(
-        cls,
-        placed: sockets.PlacedBatch,
-        light: float,
-        shadow: float,
-        softness: float,
-        light_model: str = SHIPPED_LIGHT.name,
-        light_from: str = "auto",
-    ) -> io.NodeOutput:
-        require_strengths(light, shadow, softness, light_from)
-        model = models.Light(file_of(light_model))
-        net, frames = model.loaded(), placed.backgrounds
-        image = copy_image(to_bhwc(frames), len(frames))
-        total = len(frames) * len(placed.objects)
-        layers = {name: lazy_zeros(total, *frames.shape[2:], 4) for name in ("shadow", "object", "light")}
-        for index, each in enumerate(itertools.chain.from_iterable(placed.objects)):
-            frame = index % len(frames)
-            below = image[frame].movedim(-1, 0)[None]
-            lit = relight(net, below, each, light, shadow, softness, light_from)
-            for name, layer in lit.layers().items():
-                layers[name][(index, *lit.area)] = layer[0].movedim(0, -1).to(layers[name])
-            below[(..., *lit.area)] = lit.composite()  # last: the layers are worked out from what was there
-        return io.NodeOutput(to_bhwc(image.movedim(-1, 1), placed.transparency), *layers.values())
 
 
 def _boxes(box: dict, mask: torch.Tensor | None, place: str, frames: torch.Tensor) -> torch.Tensor:

@@ -190,7 +190,7 @@ def test_a_pipeline_without_a_light_network_takes_the_shipped_one(_placing, scen
         ({"mask": None, "placed": True}, "the placed object is 50x40, but the background is 120x90"),
         ({"fit": "cover"}, "fit is 'cover'"),
         ({"light": 1.6}, "light is 1.6, shadow 1 and softness 0"),
-        ({"shadow": -1}, "shadow is -1"),
+        ({"shadow": -1}, "shadow -1 and softness 0"),
         ({"softness": 2}, "softness 2"),
         ({"rotate": "left"}, "rotate is 'left'"),
         ({"output_type": "latent"}, "never in the model's latents"),

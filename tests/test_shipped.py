@@ -131,7 +131,7 @@ def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo
     config, made = shipped.model_config.encoder, []
     for (name, background), drawing in zip(PAIRS, drawn):
         scene, hole = read_place(background)
-        result = shipped.finish(*drawing, Finish(feather_pixels=0, detail=detail), "pt")
+        result = shipped.finish(*drawing, Finish(feather_pixels=0, detail=detail, shadow=0.0), "pt")
         place = result.placement
         made.append(features(place.extract(result.images), result.alpha, config))
 

@@ -1048,6 +1048,24 @@ def lit_scene(where=(150, 120, 90, 160), count: int = 1):
     return background, run("PlaceObject", background, photo, box(*where), object_mask=transparent)
 
 
+def check_a_cast_shadow_is_the_package_s():
+    background, (_, pasted, alpha) = lit_scene((150, 120, 90, 160), 2)
+    light, place = module("imprint.light"), module("imprint.place")
+    put = place.PlacedObject.from_layer(pasted[1].movedim(-1, 0), alpha[1])
+    net = module("imprint.lightnet").load_light()
+    lit = light.relight(net, background[1:].movedim(-1, 1), put, 0.0, 1.2, 0.3, "left")
+    transparent = torch.cat([background, background[..., :1]], 3)
+    given = (transparent, pasted, alpha * torch.tensor([0.0, 1.0])[:, None, None])
+    (image,) = run("CastShadow", *given, 1.2, 0.3, light_from="left")
+    assert torch.equal(image[0], transparent[0])  # nothing was drawn there
+    expected = transparent[1].clone()
+    expected[lit.area][..., :3] = lit.ground()[0].movedim(0, -1)
+    assert torch.equal(image[1], expected) and (background[1] - image[1, ..., :3]).max() > 0.1
+    assert torch.equal(run("CastShadow", *given, 0.0, 0.0)[0], transparent)
+    fails("79x", "generated", call=lambda: run("CastShadow", background, pasted[:, :, :79], alpha, 1.0, 0.0))
+    fails("shadow", "1.5", call=lambda: run("CastShadow", *given, 1.6, 0.0))
+
+
 def check_light_is_the_package_s():
     background, (placed, pasted, alpha) = lit_scene()
     light = module("imprint.light")
@@ -1509,10 +1527,13 @@ def write_graph_latents(folder: Path) -> None:
         (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")
         decode = of.vae.decode
         of.vae.decode = lambda latent, decode=decode, decoded=decoded: decoded.append(latent) or decode(latent)
-        picture, _, alpha, shadow = of.sample_all(background, hole, steps=10, context=1.6)
-        (picture,) = run("BackgroundBlend", background, picture, hole, 3, 0, 0.0, alpha=alpha, shadow=shadow)
+        picture, _, alpha, _ = of.sample_all(background, hole, steps=10, context=1.6)
+        shaded = background
+        if of.config.matte:
+            (shaded,) = run("CastShadow", background, picture, alpha, 1.0, 0.0, light_from="left")
+        (picture,) = run("BackgroundBlend", shaded, picture, hole, 3, 0, 0.0, alpha=alpha)
         kind = of.config.background
-        saved |= {f"{kind}.alpha": alpha, f"{kind}.shadow": shadow}
+        saved[f"{kind}.alpha"] = alpha
         saved |= {f"{kind}.latent": of.model.model.process_latent_in(decoded[0]), f"{kind}.picture": picture}
         saved |= {f"{kind}.identity": of.identity.tokens, f"{kind}.context": of.positive[0][0]}
         views, masks = (torch.cat([each, each.flip(-axis)]) for each, axis in ((of.object, 2), (of.transparent, 1)))

@@ -90,12 +90,13 @@ def insert(
     mask: Output,
     sampling: dict[str, Any] | None = None,
     matte: bool = True,
+    light_from: str = "auto",
     **blend,
 ) -> Output:
-    """The sampler, detail and the blend, one below the other.
+    """The sampler, detail, the shadow and the blend, one below the other.
 
     sampling: the sampler's values that are not its defaults. matte: whether the checkpoint predicts one, without which
-    there is nothing to lay detail on.
+    there is nothing to lay detail on, and nothing that throws a shadow.
     """
     sampler = g.add(
         "ImprintCompositeSampler",
@@ -119,6 +120,7 @@ def insert(
             alpha=sampler["alpha"],
             identity=object_.identity,
         )
+        background = cast_shadow(g, column, background, drawn, light_from)
     blended = g.add(
         "ImprintBackgroundBlend",
         column,
@@ -126,10 +128,15 @@ def insert(
         generated=drawn["image"],
         mask=sampler["mask"],
         alpha=drawn["alpha"],
-        shadow=sampler["shadow"],
         **blend,
     )
     return blended["image"]
+
+
+def cast_shadow(g: Graph, column: float, background: Output, drawn: Node, light_from: str) -> Output:
+    """The background with the shadow of what was drawn."""
+    made = {"generated": drawn["image"], "alpha": drawn["alpha"], "light_from": light_from}
+    return g.add("ImprintCastShadow", column, background=background, **made)["image"]
 
 
 def save(g: Graph, column: float, image: Output, title: str = "Save Image", **options) -> Node:
@@ -287,14 +294,16 @@ def draw_object(g: Graph) -> None:
         g,
         "Load your **object**, a cut-out, and your **background**.",
         f"**Paint** where it shall be: {PAINT}. The outline decides the pose; with *level* `box` the model does.",
-        "Press **Run**: two **variations**, with the seed and the next one.",
+        "Press **Run**: two **variations**, with the seed and the next one. Then say with **light_from** where your "
+        "photo's light comes from.",
     )
     object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
     background = picture(g, 0, PAINTED, "Background")
     parts = checkpoint(g, 1)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, background["MASK"], background["IMAGE"], "fine")
-    save(g, 4, insert(g, 3, parts, made_of, background["IMAGE"], mask, {"variations": 2}), columns=1.4)
+    made = insert(g, 3, parts, made_of, background["IMAGE"], mask, {"variations": 2}, light_from="left")
+    save(g, 4, made, columns=1.4)
 
 
 def split_path(g: Graph) -> None:
@@ -306,8 +315,7 @@ def split_path(g: Graph) -> None:
         "For your own samplers: what **Draw Object** does in one node. A square around the hole is cropped, scaled to "
         "the model's 256 px, painted grey and encoded.",
         "**KSampler** draws it: by *Set Latent Noise Mask*, the MODEL keeps the background clean at every step.",
-        "Decoded, scaled back, pasted, blended. *Draw Object* knows outline and shadow; here the mask stands in for "
-        "them.",
+        "Decoded, scaled back, pasted, blended. *Draw Object* knows the outline; here the mask stands in for it.",
     )
     object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
     photo = picture(g, 0, PAINTED, "Background")
@@ -368,7 +376,7 @@ def split_path(g: Graph) -> None:
     blended = g.add(
         "ImprintBackgroundBlend",
         6,
-        background=background,
+        background=cast_shadow(g, 6, background, detailed, "left"),
         generated=detailed["image"],
         mask=mask,
         alpha=detailed["alpha"],
@@ -471,6 +479,8 @@ def insert_blueprint(g: Graph) -> dict:
         ("ImprintCompositeSampler", "variations"),
         ("ImprintCompositeSampler", "steps"),
         ("ImprintCompositeSampler", "cfg"),
+        ("ImprintCastShadow", "shadow"),
+        ("ImprintCastShadow", "light_from"),
         ("ImprintBackgroundBlend", "feather_out"),
     ]
     return g.blueprint(

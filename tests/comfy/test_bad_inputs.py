@@ -27,7 +27,7 @@ pytestmark = pytest.mark.comfyui
 LOAD, ENCODE, ADAPT = "ImprintLoadCheckpoint", "ImprintIDEncoder", "ImprintContentAdapter"
 COARSEN, SAMPLE, BLEND = "ImprintMaskCoarsener", "ImprintCompositeSampler", "ImprintBackgroundBlend"
 RESTORE = "ImprintRestoreDetail"
-PLACE, RELIGHT, JOB = "ImprintPlaceObject", "ImprintRelight", "ImprintJob"
+PLACE, RELIGHT, JOB, CAST = "ImprintPlaceObject", "ImprintRelight", "ImprintJob", "ImprintCastShadow"
 NAN = float("nan")  # which ComfyUI's own check of a widget's range lets through
 SMALL = {"steps": 1, "resolution": 64}
 _number = count()
@@ -93,6 +93,8 @@ REFUSED = {
     "unknown-alignment": (PLACE, {"align_x": "middle"}, "not in"),
     "rotated-too-far": (PLACE, {"rotate": 500.0}, "rotate"),
     "inset-too-wide": (PLACE, {"inset": 0.5}, "inset"),
+    "cast-shadow-above-one-and-a-half": (CAST, {"shadow": 1.6}, "shadow"),
+    "no-alpha-to-cast-a-shadow": (CAST, {"alpha": None}, "alpha"),
     "light-above-one-and-a-half": (RELIGHT, {"light": 1.6}, "light"),
     "negative-shadow": (RELIGHT, {"shadow": -0.1}, "shadow"),
     "softness-above-one": (RELIGHT, {"softness": 1.1}, "softness"),
@@ -167,6 +169,7 @@ STOPPED = {
     "detail-nan": (RESTORE, {"strength": NAN}, "detail is nan"),
     "colour-match-nan": (BLEND, {"colour_match": NAN}, "colour match is nan"),
     "rotate-nan": (PLACE, {"rotate": NAN}, "rotate is nan"),
+    "cast-shadow-nan": (CAST, {"shadow": NAN}, "shadow nan"),
     "light-nan": (RELIGHT, {"light": NAN}, "light is nan"),
     "softness-nan": (RELIGHT, {"softness": NAN}, "softness nan"),
     # a job
@@ -292,7 +295,7 @@ def prompt(server: Server, object_info: dict) -> dict:
     node(prompt, RESTORE)["inputs"].update({name: inputs[name] for name in ("image", "mask")})
     for kind in (ENCODE, RESTORE):
         node(prompt, kind)["inputs"]["mask_marks"] = "background"
-    background = node(prompt, BLEND)["inputs"]["background"]
+    background = node(prompt, SAMPLE)["inputs"]["background"]
     prompt["101"] = {
         "class_type": PLACE,
         "inputs": {

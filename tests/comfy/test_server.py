@@ -31,16 +31,18 @@ NODES = {
     "ImprintMaskCoarsener": "Imprint: Coarsen Mask",
     "ImprintCompositeSampler": "Imprint: Draw Object",
     "ImprintRestoreDetail": "Imprint: Restore Detail",
+    "ImprintCastShadow": "Imprint: Cast Shadow",
     "ImprintBackgroundBlend": "Imprint: Blend into Background",
 }
 
 
 @pytest.fixture(scope="module")
 def prompt(object_info: dict) -> dict:
-    """The shipped workflow, in five steps."""
+    """The shipped workflow, in five steps, without the shadow, which may fall anywhere."""
     workflow = json.loads(file_of(DRAW).read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
     one(prompt, "ImprintCompositeSampler").update(steps=5, variations=1)
+    one(prompt, "ImprintCastShadow")["shadow"] = 0.0
     return prompt
 
 
@@ -129,6 +131,13 @@ def test_workflow_keeps_the_background(server: Server, picture: np.ndarray, blen
     assert np.array_equal(picture[blend == 0], background[blend == 0])
     # Within the hole, a checkpoint with a matte keeps what is beside the object.
     assert (picture[blend == 1] != background[blend == 1]).any(1).mean() > 0.5
+
+
+def test_a_shadow_darkens_the_ground_alone(server: Server, prompt: dict, picture: np.ndarray, blend: np.ndarray):
+    shaded = copy.deepcopy(prompt)
+    one(shaded, "ImprintCastShadow")["shadow"] = 1.0
+    change = server.picture(shaded).astype(int) - picture
+    assert change.max() <= 0 and change.min() < -20 and change[blend == 0].min() < -5
 
 
 def test_same_seed_same_picture(server: Server, prompt: dict, picture: np.ndarray):

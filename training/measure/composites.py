@@ -120,15 +120,17 @@ def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:
         keep_cls_only(pipeline, row.checkpoint)
 
     def sample(scene: Scene, seed: int) -> Image.Image:
+        hole = scene.hole(row.level)
         return pipeline(
             scene.cutout,
             scene.cutout.getchannel("A"),
             scene.background,
-            scene.hole(row.level),
+            hole,
             options.steps,
             options.guidance,
             torch.Generator().manual_seed(seed),
             fit="fill",  # the model's own drawing is what is measured
+            blend_mask=hole,  # beyond it all is compared with the background
             detail=options.detail,
         ).images[0]
 
