@@ -24,7 +24,9 @@ from training import train
 from training.loop import run as training_run
 from training.loop import state, validation
 from training.loop.log import Log
-from training.loop.run import Run, learning_rate
+from training.loop.run import Run
+from training.loop.schedule import learning_rate
+from training.loop.stopping import SIGNALS
 from training.pairs.pictures import Photos
 from training.pairs.streams import Pool
 from training.settings import Train, parse_train
@@ -168,7 +170,7 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
     assert stats(tmp_path / "stopped") == stats(tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(data, tmp_path, monkeypatch, capsys, number):
     steps, original, before = [], Run.step, signal.getsignal(number)
 

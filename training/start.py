@@ -17,6 +17,7 @@ from imprint.files import require_writable
 
 from . import arguments
 from .loop.pretrained import start
+from .loop.sizes import read_sizes
 from .settings import Start
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint = start(
             settings.unet,
             settings.encoder,
-            PRESETS[settings.sizes],
+            read_sizes(settings.sizes),
             settings.background,
             settings.vae,
             settings.adapter,

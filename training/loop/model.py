@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from imprint.checkpoint import Checkpoint, save_checkpoint
 from imprint.config import PRESETS, ImprintConfig
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, from_extra
 from imprint.files import replacing
 from imprint.matte import MAPS
 from imprint.model import module_tensors
@@ -149,10 +149,22 @@ def sampling_config(config: ImprintConfig, settings: Train) -> ImprintConfig:
     return replace(config, sampling=sampling)
 
 
-def make_optimizer(model: Model, rate: float) -> torch.optim.AdamW:
-    """AdamW of the trained parameters."""
+def make_optimizer(model: Model, settings: Train, split: bool) -> torch.optim.Optimizer:
+    """AdamW of the trained parameters, its state in 32 or in 8 bits (arXiv 2110.02861); split: by FSDP.
+
+    Raises `ImprintError` where 8 bits cannot be had.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=trained[0].is_cuda)
+    how = dict(lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(trained, fused=trained[0].is_cuda, **how)
+    flag = f"--optimizer {settings.optimizer}"
+    if not trained[0].is_cuda or split:
+        raise ImprintError(
+            f"{flag} needs a whole model on a GPU, and this one is {'split by FSDP' if split else 'on the CPU'}; "
+            "leave it out"
+        )
+    return from_extra("bitsandbytes", "bitsandbytes", flag).optim.AdamW8bit(trained, **how)
 
 
 def export(model: Model, autoencoder: torch.nn.Module, config: ImprintConfig, stage: Stage, path: Path) -> None:

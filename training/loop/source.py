@@ -13,6 +13,7 @@ from imprint.vae import encode
 from ..data.shards import Bad, inside
 from ..pairs.batches import Batch
 from ..pairs.captions import Captions, Text
+from ..pairs.draw import Draw
 from ..pairs.making import PairMaker
 from ..pairs.pictures import Photos, Views
 from ..pairs.streams import Pool, StreamedPairs
@@ -22,8 +23,8 @@ from ..settings import STAGES, Train
 class Source:
     """Endless batches: a block of pairs is made and encoded, then used `reuse` times with fresh noise.
 
-    Making pairs costs about as much as training on them once. Which pairs a step sees depends on the seed, the process
-    and the step alone, so that a continued run sees the same.
+    Making pairs costs about as much as training on them once. Which pairs a batch has depends on the seed, the process
+    and its number alone, so that a continued run sees the same.
     """
 
     def __init__(
@@ -68,9 +69,21 @@ class Source:
                 parts.append(Batch(reference, *latents, pairs.hole, pairs.matte.to(precision), pairs.text))
         return Batch.joined(parts)
 
-    def batch(self, step: int) -> Batch:
-        """The pairs of a step."""
-        number, within = divmod(step, len(self.slots) * self.settings.reuse)
+    def draw(self, index: int) -> Draw:
+        """The noise and all else that is drawn for a batch."""
+        return Draw(self.generator(3, index))
+
+    def weight(self, index: int) -> float:
+        """Of a batch's mean loss in its step's."""
+        return 1.0
+
+    def size(self, index: int) -> int:
+        """The pairs of a batch."""
+        return self._size(self.slots[index % len(self.slots)])
+
+    def batch(self, index: int) -> Batch:
+        """The pairs of a batch, counted from the run's beginning."""
+        number, within = divmod(index, len(self.slots) * self.settings.reuse)
         if self.block is None or self.block[0] != number:
             self.block = None  # frees the last one first
             if isinstance(self.maker, StreamedPairs):
@@ -81,9 +94,9 @@ class Source:
                 for side in dict.fromkeys(self.slots)
             }
             self.block = number, made
-        turn, index = divmod(within, len(self.slots))
-        side = self.slots[index]
-        pairs, size, place = self.block[1][side], self._size(side), self.slots[:index].count(side)
+        turn, slot = divmod(within, len(self.slots))
+        side = self.slots[slot]
+        pairs, size, place = self.block[1][side], self._size(side), self.slots[:slot].count(side)
         order = torch.randperm(len(pairs.target), generator=self.generator(2, number, turn), device=self.device)
         return pairs[order[place * size : (place + 1) * size]]
 
