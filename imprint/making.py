@@ -234,6 +234,11 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) ->
     from .saving import require_writable
 
     for part, masks in zip(job.each, areas):
+        if "change" in part.placing:
+            raise ImprintError(
+                f"change is {part.placing['change']!r}, with which the model draws {part.objects[0]} in one with its "
+                "light; layers are of an object that is placed and lit: leave change or --layers out"
+            )
         for hole in (as_mask(mask)[0] for mask in masks if part.mask):
             if hole.any() and is_drawn(hole, part.placing.get("fit", "contain")):
                 raise ImprintError(

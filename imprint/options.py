@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .config import CHANGES
 from .directions import DIRECTIONS, light_direction
 from .errors import LARGEST_NUMBER, ImprintError, require_number
 
@@ -18,7 +19,7 @@ FAST_STEPS = 3
 """Of `--fast`."""
 SHIPPED_STEPS = 8
 """Of the shipped checkpoint by default: of DPM++ 2M they draw what 20 of Euler do."""
-PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from".split())
+PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
 """The names, alike as options and as keys of a job."""
 _FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
@@ -76,6 +77,13 @@ def placing_settings() -> argparse.ArgumentParser:
         metavar="WHERE",
         help=f"where the scene's light comes from: {', '.join(DIRECTIONS)}, or degrees clockwise from behind the "
         "object and, if wished, above the horizon, such as 270,30; default: auto, as the model sees it",
+    )
+    group.add_argument(
+        "--change",
+        choices=tuple(CHANGES),
+        help="with a checkpoint of ControlCom's, what the model may change of the object: keep (nothing) and light "
+        "draw it where it was placed, pose and both in all of the mask's box; by default a placed object is lit, not "
+        "drawn",
     )
     return settings
 
@@ -232,13 +240,15 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     for name, most in _MOST.items():
         _number(name, values.get(name, 0), 0, most)
     light_direction(values.get("light_from", "auto"))
+    if values.get("change", "both") not in tuple(CHANGES):
+        raise ImprintError(f"change is {values['change']!r}; it must be one of {', '.join(CHANGES)}")
 
 
 def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:
     """The pipeline's arguments; pictures: its own, of which the object's height is the default."""
     from .place import Align, Place, object_height
 
-    made = {name: values[name] for name in ("placed", "fit", "light_from", *_MOST) if name in values}
+    made = {name: values[name] for name in ("placed", "fit", "light_from", "change", *_MOST) if name in values}
     made |= {name: float(made[name]) for name in _MOST if name in made}
     rotate, flip = values.get("rotate", 0.0), values.get("flip", False)
     rotate = rotate if rotate == "auto" else float(rotate)

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from .adapter import ContentAdapter
-from .checkpoint import SHIPPED, Checkpoint, save_checkpoint
+from .checkpoint import ALL_PARTS, SHIPPED, Checkpoint, save_checkpoint
 from .config import ImprintConfig
 from .encoder import IDEncoder
 from .errors import ImprintError
@@ -28,7 +28,7 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     """The model as diffusers knows it: its modules, loading, saving, LoRA and offloading."""
 
     model_cpu_offload_seq = "encoder->adapter->unet->vae->light"
-    _optional_components: ClassVar[list[str]] = ["light"]
+    _optional_components: ClassVar[list[str]] = ["light", "control"]
     text_encoder = None  # the LoRA loader asks for it
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
     _compiled: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -43,6 +43,7 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         scheduler: SchedulerMixin,
         model_config: ImprintConfig,
         light: LightNet | None = None,
+        control: torch.nn.Module | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -53,6 +54,7 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             scheduler=scheduler,
             model_config=model_config,
             light=light,
+            control=control,
         )
 
     @classmethod
@@ -69,7 +71,7 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
 
     def save_checkpoint(self, path: str | os.PathLike) -> None:
         """Write all parts in their present precision; see `imprint.checkpoint`."""
-        modules = {part: getattr(self, part) for part in ("encoder", "adapter", "unet", "vae")}
+        modules = {part: getattr(self, part) for part in ALL_PARTS if getattr(self, part) is not None}
         save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
 
     def compile(self, mode: str | None = None, backend: str = "inductor") -> None:

@@ -16,9 +16,11 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .blending import BLENDS
+from .config import require_change
 from .crop import Crop, Layers, around, inner, paste_all
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_number, require_same_size
+from .hint import control_hint
 from .hole import Placement
 from .images import Picture, as_mask, as_mask_in_place, colours_of, picture_part, picture_size
 from .light import Lit, relight, require_strengths, square_around
@@ -27,6 +29,7 @@ from .matte import matte_pixels
 from .noise import with_timesteps
 from .parts import Parts
 from .place import PlacedObject
+from .preprocess import black_picture
 from .unet import evaluated
 from .vae import decode, encode
 from .views import ObjectViews
@@ -109,6 +112,10 @@ class Prepared:
     """Of `crop.frame`, (1, h, w): where the drawing is put."""
     seen: torch.Tensor | None = None
     """(1, H, W) in [0, 1]: how much of the shadow shows, where a blend mask was given."""
+    local: torch.Tensor | None = None
+    """(1, M, D) local tokens, of a model with local blocks."""
+    hint: torch.Tensor | None = None
+    """(1, 4, R, R) from `control_hint`, for a model with a ControlNet."""
 
 
 class Phases(Parts):
@@ -118,7 +125,10 @@ class Phases(Parts):
     def encode_object(
         self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
     ) -> torch.Tensor:
-        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`."""
+        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`.
+
+        Local tokens, if the model has them, are among them: see `IDEncoder.forward`.
+        """
         return self._encode_views(ObjectViews.of(images, masks))
 
     def _encode_views(self, views: ObjectViews) -> torch.Tensor:
@@ -163,7 +173,19 @@ class Phases(Parts):
         latents = require_finite(latents, "the background's latents", _PRECISION)
         hole = crop.latent_mask.to(device)
         seen = None if blend_mask is None else as_mask_in_place(blend_mask)
-        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, seen)
+        hint = control_hint(views, crop, config.encoder).to(device) if config.background == "control" else None
+        tokens, local = config.encoder.split(tokens)
+        local = None if local is None else local[:, 0]
+        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, seen, local, hint)
+
+    @torch.no_grad()
+    def null_context(self, context: torch.Tensor) -> torch.Tensor:
+        """The context without an object, in the shape of one with it, (B, N, C)."""
+        encoder = self.model_config.encoder
+        if encoder.nothing == "learned":
+            return self.adapter.null_context(context)
+        pixels = black_picture(encoder).to(self._execution_device, self.encoder.dtype)
+        return self.adapter(self.encoder(pixels)[None]).to(context).expand_as(context)
 
     @torch.no_grad()
     def denoise(
@@ -177,18 +199,30 @@ class Phases(Parts):
         scheduler_arguments: dict | None = None,
         callback: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_inputs: Sequence[str] = ("latents",),
+        local: torch.Tensor | None = None,
+        change: str | None = None,
+        hint: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and
         the matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
 
         context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h,
-        w) of 0 and 1; the rest as in `__call__`. IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free
-        guidance (arXiv 2207.12598, equation 6) against the null embedding.
+        w) of 0 and 1; local (B, M, D) local tokens, of a model with local blocks, which see the object also where the
+        context is null; hint (1, 4, R, R) from `control_hint`, of a model with a ControlNet; the rest as in `__call__`.
+        IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance (arXiv 2207.12598, equation 6)
+        against `null_context`. Raises `ImprintError` for a hint or local tokens that are missing.
         """
         config = self.model_config
+        require_change(change, config)
+        if config.background == "control" and hint is None:
+            raise ImprintError("this model sees the background by a ControlNet; give the hint that `prepare` made")
+        if config.unet.local_levels and local is None:
+            raise ImprintError("this model also sees the object's local tokens; give those that `prepare` found")
         guidance = config.sampling.guidance_scale if guidance is None else guidance
-        contexts = context if guidance == 1 else torch.cat([self.adapter.null_context(context), context])
+        contexts = context if guidance == 1 else torch.cat([self.null_context(context), context])
         contexts = contexts.to(self.unet.dtype)
+        if local is not None:
+            local = local.repeat(len(contexts) // len(local), 1, 1)
         scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps)
         if config.background == "blend":
             # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, the background's.
@@ -200,11 +234,12 @@ class Phases(Parts):
         # The schedule stays on the CPU: asking it there for a step's numbers waits for no device.
         times = scheduler.timesteps.to(noise.device).unbind()
         evaluate = self._compiled or evaluated
+        more = {"change": change or "both", "local": local, "control": self.control, "hint": hint}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):
                 noisy = scheduler.scale_model_input(latents, timestep)
                 seen = background, hole, contexts, guidance
-                prediction, logits = evaluate(self.unet, noisy, times[index], *seen, config=config)
+                prediction, logits = evaluate(self.unet, noisy, times[index], *seen, config=config, **more)
                 latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback is not None:
                     given = {"latents": latents} if "latents" in callback_inputs else {}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -103,3 +106,48 @@ def stats(folder: Path) -> list[dict]:
 def weights(path: Path) -> dict[str, torch.Tensor]:
     parts = load_checkpoint(path).parts
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+WORKER = f"""
+import json, os, shutil, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import torch
+torch.set_num_threads(1)
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from micro import micro_config
+from imprint.config import PRESETS
+from training import train
+from training.loop import validation
+PRESETS["micro"], validation.SIZE = micro_config(), 24
+# Processes take longer to start than the runs, which so follow one another in them.
+on_cpu = all("cpu" in command for _, command, _ in json.loads(sys.argv[1]))
+group = PartialState(cpu=on_cpu)
+PartialState.destroy_process_group = lambda *_: None
+for environment, command, begun in json.loads(sys.argv[1]):
+    if begun and group.is_main_process:
+        shutil.copytree(*begun, ignore=shutil.ignore_patterns("state-000000004", "checkpoint.safetensors"))
+    os.environ.update(environment)
+    # accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
+    kind = "MULTI_CPU" if on_cpu and "ACCELERATE_USE_FSDP" not in environment else "MULTI_GPU"
+    group._shared_state["distributed_type"] = DistributedType[kind]
+    torch.distributed.barrier()
+    train.main(command)
+    AcceleratorState._reset_state()
+"""
+
+
+def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str], list[Path] | None]) -> None:
+    """Runs of two processes through the launcher that README.md names.
+
+    Each with its environment, its command line and, where it continues one that was broken off, that one's folder and
+    its own.
+    """
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command, settings = [*launcher, json.dumps(runs, default=str)], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -74,6 +74,11 @@ def test_the_composites_that_are_measured_are_those_of_the_words(tmp_path, monke
     assert {named["num_results"] for named in calls} == {3} and {named["fit"] for named in calls} == {"fill"}
 
 
+def test_the_baseline_is_for_sd_15_s_sizes(tmp_path):
+    row = run(tmp_path, "--baseline", str(tmp_path), "--rows", "diffusers:sdxl:1")["diffusers:sdxl:1"]
+    assert "does not train SDXL" in row["error"]
+
+
 def test_a_run_that_failed_is_not_tried_again(tmp_path, monkeypatch):
     tries = []
 

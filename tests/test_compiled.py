@@ -58,7 +58,7 @@ class Still(torch.nn.Module):
 
     dtype = torch.float32
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, contexts: torch.Tensor):
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, contexts: torch.Tensor, **_others):
         assert timestep.device == sample.device and not timestep.ndim
         return diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput(sample * 0.1)
 

@@ -13,6 +13,7 @@ from imprint.noise import alphas_cumprod
 from training.loop import losses
 from training.loop.model import Model
 from training.pairs.batches import Batch
+from training.pairs.draw import Draw
 from training.settings import TIMESTEPS
 
 EPSILON = NoiseConfig(1000, 0.00085, 0.012, prediction_type="epsilon", zero_terminal_snr=False)
@@ -44,7 +45,7 @@ def test_the_loss_is_the_equation_s_and_only_in_the_hole(prediction):
         return torch.where(batch.hole > 0, exact + offset, 1e3)
 
     def loss() -> torch.Tensor:
-        return losses.diffusion_loss(oracle, batch, config, alpha_bar, seeded(1))[0]
+        return losses.diffusion_loss(oracle, batch, config, alpha_bar, Draw(seeded(1)))[0]
 
     assert loss().shape == (4,) and loss().max() < 1e-6
     offset += 2.0
@@ -74,7 +75,7 @@ def test_conditions_are_dropped_at_the_given_rate():
         seen.append(dropped)
         return torch.zeros(len(dropped), 4, 8, 8)
 
-    config, random = micro_config(), seeded()
+    config, random = micro_config(), Draw(seeded())
     alpha_bar = alphas_cumprod(config.noise).float()
     for rate in (0.0, 0.3, 1.0):
         losses.diffusion_loss(model, batch_of(400), config, alpha_bar, random, dropout=rate)
@@ -85,7 +86,7 @@ def test_the_teacher_s_guided_prediction_is_the_target():
     """A student that says what the teacher says with guidance has no loss; without the object, without guidance."""
     modules = build_modules(micro_config(), with_vae=False)
     load_modules(modules, fresh_checkpoint(micro_config()))
-    model, alpha_bar = Model(modules).eval(), alphas_cumprod(micro_config().noise).float()
+    model, alpha_bar = Model(modules, micro_config()).eval(), alphas_cumprod(micro_config().noise).float()
     batch = batch_of(6)
     batch.reference.random_(0, 255, generator=seeded())
 
@@ -95,7 +96,7 @@ def test_the_teacher_s_guided_prediction_is_the_target():
             batch,
             micro_config(),
             alpha_bar,
-            seeded(1),
+            Draw(seeded(1)),
             dropout,
             teacher=losses.Guided(model, scale),
         )[0]
@@ -143,7 +144,7 @@ def test_min_snr_keeps_the_last_timesteps_of_a_schedule_that_ends_in_noise():
 
 
 def test_timesteps():
-    random = seeded()
+    random = Draw(seeded())
     uniform, normal = (losses.draw_timesteps(100_000, EPSILON, kind, random) for kind in TIMESTEPS)
     for drawn in (uniform, normal):
         assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() <= 999
@@ -170,13 +171,13 @@ def test_translation_compares_token_by_token(image_tokens, text_tokens):
         assert seen is None and timesteps is None and not dropped.any()
         return context
 
-    loss = losses.translation_loss(model, batch, nothing, seeded(), dropout=0.0)
+    loss = losses.translation_loss(model, batch, nothing, Draw(seeded()), dropout=0.0)
     assert loss.shape == (3,)
     if image_tokens == text_tokens:
         assert torch.allclose(loss, (context - text).abs().mean((1, 2)))
     batch.text = torch.nn.functional.adaptive_avg_pool1d(context.transpose(1, 2), text_tokens).transpose(1, 2)
     if image_tokens >= text_tokens:
-        exact = losses.translation_loss(model, batch, nothing, seeded(), dropout=0.0)
+        exact = losses.translation_loss(model, batch, nothing, Draw(seeded()), dropout=0.0)
         assert float(exact.max()) < 1e-6
 
 
@@ -188,5 +189,5 @@ def test_dropped_conditions_translate_to_the_empty_caption():
         assert dropped.all()
         return torch.full((2, 4, 8), 2.5)
 
-    loss = losses.translation_loss(model, batch, nothing, seeded(), dropout=1.0)
+    loss = losses.translation_loss(model, batch, nothing, Draw(seeded()), dropout=1.0)
     assert torch.allclose(loss, torch.full((2,), 0.5))

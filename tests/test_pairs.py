@@ -17,10 +17,10 @@ from training.loop.source import Source, interleave
 from training.loop.validation import Validation
 from training.pairs import holes, making
 from training.pairs.draw import Draw
-from training.pairs.making import KINDS, PairMaker
+from training.pairs.making import PairMaker
 from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
 from training.pairs.recolouring import contact_shadow, scene_light
-from training.settings import STAGES, Train, parse_train
+from training.settings import KINDS, STAGES, Train, parse_train
 
 pytestmark = pytest.mark.usefixtures("micro_preset")
 

@@ -6,23 +6,25 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from leaving import failed
-from runs import ROOT, stats, weights, words
+from runs import launch, stats, weights, words
 
+from imprint.errors import ImprintError
 from training import train
 from training.loop import run as training_run
 from training.loop import state
 from training.loop.meter import Meter
+from training.loop.model import make_optimizer
 from training.loop.run import Run
 from training.loop.source import Source
-from training.settings import parse_train
+from training.settings import STAGES, parse_train
 
 pytestmark = pytest.mark.usefixtures("micro_preset")
 
@@ -147,6 +149,68 @@ def test_choices_of_the_loss_reach_the_training(data, tmp_path):
     assert plain[0]["gradient"] != weighed[0]["gradient"]
 
 
+def test_numbers_of_the_recipe_reach_the_training(data, tmp_path):
+    from training.loop.losses import diffusion_loss
+
+    start, seen = data / "start.safetensors", {}
+    for name, changes in {
+        "plain": {},
+        "matte": {"matte-weight": 2.0},
+        "clip": {"clip": 1e-6},
+        "free": {"clip": 0},
+        "decay": {"weight-decay": 30},
+    }.items():
+        train.main(words(data, tmp_path / name, "compositing", init=start, matte=2, steps=1, ema=0, **changes))
+        (line, *_), made = stats(tmp_path / name), weights(tmp_path / name / "checkpoint.safetensors")
+        seen[name] = line | {"weights": torch.cat([tensor.flatten().float() for tensor in made.values()])}
+    plain = seen.pop("plain")
+    assert all(each["loss"] == plain["loss"] and each["matte_loss"] == plain["matte_loss"] for each in seen.values())
+    assert seen["matte"]["gradient"] > 1.001 * plain["gradient"]
+    assert all(seen[name]["gradient"] == plain["gradient"] for name in ("clip", "free", "decay"))  # before it is cut
+    change = {name: float((each["weights"] - plain["weights"]).abs().mean()) for name, each in seen.items()}
+    assert change["clip"] > 1e-4 and change["decay"] > 1e-4  # Adam's first step tells no gradient's length
+
+    run = Run(parse_train([*words(data, tmp_path / "run"), "--mix", "patch:2", "still:1", "--dropout", "0.7"]))
+    assert run.maker("train").mix == {"patch": 2.0, "still": 1.0} and run.describe()["mix"] == {"patch": 2, "still": 1}
+    assert run.maker("held-out").mix == STAGES["identity"].mix  # losses of a stage's runs can be compared
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "diffusion_loss", lambda *args: given.append(args[5]) or diffusion_loss(*args))
+        run.loss(run.source(), 0, Meter(1000, CPU), translate=False)
+    assert given == [0.7]
+
+
+def test_eight_bits_need_a_gpu_and_the_package(data, tmp_path, monkeypatch):
+    command = words(data, tmp_path / "run", optimizer="adamw8bit")
+    assert "--optimizer adamw8bit needs a whole model on a GPU, and this one is on the CPU" in failed(
+        train.main, command
+    )
+    settings, parameter = parse_train(command), types.SimpleNamespace(requires_grad=True, is_cuda=True)
+    model = types.SimpleNamespace(parameters=lambda: [parameter])
+    with pytest.raises(ImprintError, match="this one is split by FSDP"):
+        make_optimizer(model, settings, split=True)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        ImprintError, match=r'--optimizer adamw8bit needs the package bitsandbytes .*"\.\[bitsandbytes\]"'
+    ):
+        make_optimizer(model, settings, split=False)
+    optim = types.SimpleNamespace(AdamW8bit=lambda parameters, **how: (parameters, how))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(optim=optim))
+    how = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.01}
+    assert make_optimizer(model, settings, split=False) == ([parameter], how)
+
+
+def test_a_file_s_options_and_the_flags_over_them_are_in_the_run_s_options(data, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("batch: 4\nsizes: micro\n")
+    described = Run(parse_train([*words(data, tmp_path / "run"), "--config", str(file)])).describe()
+    assert described["config_file"] == str(file) and described["from_config"] == {"batch": 4, "sizes": "micro"}
+    assert described["from_flags"]["batch"] == 2 == described["batch"]
+    (tmp_path / "options.json").write_text(json.dumps(described))  # and they are read again
+    again = parse_train(["--config", str(tmp_path / "options.json"), "--device", "cpu"])
+    assert again == parse_train([*words(data, tmp_path / "run"), "--config", str(file)])
+
+
 # --- when something goes wrong ---------------------------------------------------------------------------------------
 
 
@@ -246,7 +310,7 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
     def broken(*args, **kwargs):
         seen.append(1)
         loss, matte = honest(*args, **kwargs)
-        trained = kwargs.get("dropout") is None
+        trained = len(args) > 5
         return (loss * float("nan"), matte) if trained and len(seen) > steps_before else (loss, matte)
 
     with monkeypatch.context() as patch:
@@ -261,47 +325,6 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
 
 # --- several processes -----------------------------------------------------------------------------------------------
 
-WORKER = f"""
-import json, os, shutil, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import torch
-torch.set_num_threads(1)
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
-from micro import micro_config
-from imprint.config import PRESETS
-from training import train
-from training.loop import validation
-PRESETS["micro"], validation.SIZE = micro_config(), 24
-# Processes take longer to start than the runs, which so follow one another in them.
-group = PartialState(cpu=True)
-PartialState.destroy_process_group = lambda *_: None
-for environment, command, begun in json.loads(sys.argv[1]):
-    if begun and group.is_main_process:
-        shutil.copytree(*begun, ignore=shutil.ignore_patterns("state-000000004", "checkpoint.safetensors"))
-    os.environ.update(environment)
-    # accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
-    kind = "MULTI_GPU" if "ACCELERATE_USE_FSDP" in environment else "MULTI_CPU"
-    group._shared_state["distributed_type"] = DistributedType[kind]
-    torch.distributed.barrier()
-    train.main(command)
-    AcceleratorState._reset_state()
-"""
-
-
-def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str], list[Path] | None]) -> None:
-    """Runs of two processes through the launcher that README.md names.
-
-    Each with its environment, its command line and, where it continues one that was broken off, that one's folder and
-    its own.
-    """
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    command, settings = [*launcher, json.dumps(runs, default=str)], os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
 
 def same_losses(one: list[dict], two: list[dict]) -> None:
     assert [line.keys() for line in one] == [line.keys() for line in two]
@@ -310,23 +333,28 @@ def same_losses(one: list[dict], two: list[dict]) -> None:
             assert first[name] == pytest.approx(second[name], rel=1e-3), name
 
 
-def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Dinov2Layer,Block,BasicTransformerBlock,ResnetBlock2D",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("auto", marks=TWO_GPUS, id="gpus")])
+def test_two_processes_train_one_model_whole_or_split(data, tmp_path, device):
     """DDP, and FSDP that splits weights, gradients, the optimizer's state and the average: the same training, and it
-    goes on.
+    goes on. On GPUs it takes less memory.
     """
-    settings = {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "Dinov2Layer,Block,BasicTransformerBlock,ResnetBlock2D",
-        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    }
     whole, split, again = (tmp_path / name for name in ("whole", "split", "again"))
-    commands = (words(data, folder, steps=4, images=32, accumulate=2) for folder in (whole, split, again))
-    launch(tmp_path, *zip(({}, settings, settings), commands, (None, None, [split, again])))
+    changes = {"images": 32, "accumulate": 2, "device": device} | ({} if device == "cpu" else {"sizes": "tiny"})
+    commands = (words(data, folder, steps=4, **changes) for folder in (whole, split, again))
+    launch(tmp_path, *zip(({}, FSDP, FSDP), commands, (None, None, [split, again])))
     described = json.loads((whole / "options.json").read_text())
-    assert described["processes"] == 2 and described["steps"] == 4
+    assert described["processes"] == 2 and described["steps"] == 4 and not described["split"]
     assert [line["pictures"] for line in stats(whole)] == [8, 16, 16, 24, 32, 32]
     assert len(list((whole / "state-000000004").glob("model*.safetensors"))) == 1  # the split one's lies in parts
     assert not list((split / "state-000000004").glob("model*.safetensors"))
@@ -334,3 +362,9 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path):
     one, two = (weights(folder / "checkpoint.safetensors") for folder in (split, whole))
     assert max(float((tensor.float() - two[name].float()).abs().mean()) for name, tensor in one.items()) < 0.01
     same_losses(stats(split), stats(again))
+    if device != "cpu":
+        most = [max(line.get("gpu_gib", 0) for line in stats(folder)) for folder in (whole, split)]
+        assert most[1] < 0.8 * most[0]
+    # A split state is not for a model that is not split.
+    message = failed(train.main, words(data, split, steps=4, **changes | {"accumulate": 4, "device": "cpu"}))
+    assert "was begun with split = True, not False" in message

@@ -37,9 +37,36 @@ def test_a_file_is_read_and_flags_win(tmp_path):
     assert settings.resolutions == ((64, 2.0), (96, 1)) and settings.compile == "default"
 
 
+def test_a_mix_is_a_table_or_words(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("mix: {still: 0.4, piece: 0.6}\n")  # its former name as well
+    assert parse_train([*GIVEN, "--config", str(file)]).mix == (("still", 0.4), ("patch", 0.6))
+    assert parse_train([*GIVEN, "--mix", "video", "patch:0.5"]).mix == (("video", 1.0), ("patch", 0.5))
+    assert parse_train(GIVEN).mix == tuple(STAGES["identity"].mix.items())
+    warmup = "warmup --output x --captions c --text-encoder t --init i".split()
+    assert parse_train(warmup).mix == () and "has no --mix" in refused(parse_train, [*warmup, "--mix", "still"])
+
+
+def test_what_was_given_in_a_file_and_by_flags_is_kept(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("batch: 7\nresolutions: ['64:2', 96]\n")
+    settings = parse_train([*GIVEN, "--config", str(file), "--batch", "9"])
+    assert settings.origin.config == str(file)
+    assert settings.origin.from_config == {"batch": 7, "resolutions": [[64, 2.0], [96, 1.0]]}
+    flags = {"stage": "identity", "output": "runs/x", "cutouts": "c", "photos": "p"}
+    assert settings.origin.from_flags == flags | {"batch": 9}
+    assert parse_train(GIVEN).origin == arguments.Origin(None, {}, flags)
+
+
 def test_a_run_s_own_options_are_read_again(tmp_path):
     settings = parse_train([*GIVEN, "--resolutions", "64:2", "96", "--images", "12", "--device", "cpu"])
-    described = flattened(settings) | {"processes": 2, "device": "NVIDIA H200", "steps": 3, "model": {}, "mix": {}}
+    described = flattened(settings) | {
+        "processes": 2,
+        "device": "NVIDIA H200",
+        "steps": 3,
+        "model": {},
+        "mix": dict(settings.mix),
+    }
     file = tmp_path / "options.json"
     file.write_text(json.dumps(described))
     assert parse_train(["--config", str(file), "--device", "cpu"]) == settings
@@ -69,6 +96,8 @@ def test_former_names_work_with_a_warning(tmp_path, capsys):
         ("batch: true", "int was expected"),
         ("compile: fast", "one of default"),
         ("train_all: 1", "true or false was expected"),
+        ("mix: [[mirror, 1]]", "--mix is (('mirror', 1),); it is shares of 0 or more of rendered, still, video, patch"),
+        ("mix: {mirror: 1}", "mirror:1 is no kind of pair with a share"),
         ("a: " + "[" * 5000, "cannot be read"),
         ("- batch", "'option: value' lines were expected"),
         ("batch: [", "cannot be read"),
@@ -101,6 +130,13 @@ def test_the_warm_up_ends_before_the_run(capsys):
         ("--matte -1", "--matte is -1; it must be a whole number of 0 or more"),
         ("--skip-bad -1", "--skip-bad is -1; it must be a whole number of 0 or more"),
         ("--lr-warmup -1", "--lr-warmup is -1; it must be a whole number of 0 or more"),
+        ("--dropout 1.5", "--dropout is 1.5; it must be a finite number from 0 to 1"),
+        ("--clip -1", "--clip is -1.0; it must be a finite number of 0 or more"),
+        ("--global-batch 0", "--global-batch is 0"),
+        ("--global-batch 8 --accumulate 2", "--accumulate follows from --global-batch: give one of them"),
+        ("--mix mirror:1", "mirror:1 is no kind of pair with a share; kinds are rendered, still, video, patch"),
+        ("--mix still:-1", "still:-1 is no kind of pair with a share"),
+        ("--mix still:0", "stage 'identity' needs a --mix with a share above 0"),
         ("--resolutions 384:0", "384:0 is no resolution with a share of more than 0"),
     ],
 )

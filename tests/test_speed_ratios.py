@@ -55,7 +55,7 @@ def drawing(how: Making, fit: str = "fill") -> Callable[[], object]:
 
 
 def test_the_command_s_steps():
-    """Of what 20 steps of Euler take: measured 0.51 by default, 0.36 for --fast in fp32, 0.17 for a placed object."""
+    """Against 20 steps of Euler."""
     standard = drawing(Making(steps=20))
     assert ratio(drawing(Making()), standard) < 0.6
     assert ratio(drawing(Making(fast=True, dtype="fp32")), standard) < 0.45
@@ -63,7 +63,7 @@ def test_the_command_s_steps():
 
 
 def test_the_sampling_loop_costs_what_the_model_costs(monkeypatch):
-    """Per step at `tiny`: measured 1.00."""
+    """Per step, at `tiny`."""
     from training.benchmark import parse
 
     def spent(work: Callable[[], object], repeats: int, warmup: int) -> float:
@@ -79,7 +79,7 @@ def test_the_sampling_loop_costs_what_the_model_costs(monkeypatch):
 
 
 def test_what_processes_read_does_not_keep_the_run_busy(tmp_path, monkeypatch):
-    """400 views in four shards, handed over in memory or through a pipe: measured 0.2."""
+    """400 views in four shards, handed over in memory or through a pipe."""
     if not hasattr(os, "memfd_create"):
         pytest.skip("there is no memfd_create here")
     from runs import webp

@@ -62,9 +62,24 @@ def option(
     )
 
 
-def found(default: Any) -> Any:
-    """A field that is no option: what the script finds where the options point."""
-    return dataclasses.field(default=default, metadata={"found": True})
+def found(default: Any, compare: bool = True) -> Any:
+    """A field that is no option: what the script finds where the options point, or `Origin`."""
+    return dataclasses.field(default=default, metadata={"found": True}, compare=compare)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What of settings was given; all else is the preset's or a default."""
+
+    config: str | None = None
+    """the file of --config"""
+    from_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    from_flags: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """they win over the file"""
+
+    def described(self) -> dict[str, Any]:
+        """As a run's options.json holds it."""
+        return {"config_file": self.config, "from_config": self.from_config, "from_flags": self.from_flags}
 
 
 def warn_renamed(old: str, new: str) -> None:
@@ -135,6 +150,8 @@ class Field:
             return None
         try:
             if self.several:
+                if isinstance(value, dict):  # `still: 0.4` for `still:0.4`
+                    value = [f"{name}:{each}" for name, each in value.items()]
                 return tuple(self._one(each) for each in value)
             return self._one(value)
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
@@ -145,7 +162,9 @@ class Field:
             if not isinstance(value, bool):
                 raise TypeError("true or false was expected")
         elif isinstance(value, list):
-            value = tuple(value)
+            value = tuple(tuple(each) if isinstance(each, list) else each for each in value)
+        elif isinstance(value, int | float) and not isinstance(self.parse, type):  # a word that YAML reads as a number
+            value = self.parse(str(value))
         elif self.parse is float and isinstance(value, int | float) and not isinstance(value, bool):
             value = float(value)
         elif isinstance(value, str):
@@ -225,13 +244,19 @@ def flattened(settings: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, found in fields_of(type(settings)).items():
         value = getattr(settings, name)
-        if not isinstance(found, Field):
-            values |= flattened(value)
-        elif found.several and value is not None:
-            values[name] = [str(each) if isinstance(each, Path) else each for each in value]
-        else:
-            values[name] = str(value) if isinstance(value, Path) else value
+        values |= {name: _plain(value)} if isinstance(found, Field) else flattened(value)
     return values
+
+
+def _plain(value: Any) -> Any:
+    """A field's value, fit for JSON."""
+    return (
+        [_plain(each) for each in value]
+        if isinstance(value, tuple)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+    )
 
 
 # --- command lines ---------------------------------------------------------------------------------------------------
@@ -285,24 +310,25 @@ def _add(parser: Any, field: Field, choices: Container[str] | None) -> None:
         parser.add_argument(old, dest=field.name, action=Renamed, new=flag(field.name), **how)
 
 
+def read_table(path: Path, expected: str) -> dict[str, Any]:
+    """What a YAML or JSON file holds by name. Raises `ImprintError`, with what was expected, for anything else."""
+    yaml = from_extra("yaml", "train", str(path))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        table = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ImprintError(f"{path} cannot be read ({error}); {expected}") from error
+    if not isinstance(table, dict):
+        raise ImprintError(f"{path} holds {type(table).__name__}, where 'option: value' lines were expected")
+    return table
+
+
 def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The values of a YAML or JSON file by field. Raises `ImprintError` for what is no field, or of another kind.
 
     renamed: former names of fields. ignored: what a run's options.json says beside its options.
     """
-    yaml = from_extra("yaml", "train", "--config")
-    try:
-        table = (
-            json.loads(path.read_text(encoding="utf-8-sig"))
-            if path.suffix == ".json"
-            else yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-        )
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ImprintError(
-            f"{path} cannot be read ({error}); --config is a YAML file of options, or an options.json"
-        ) from error
-    if not isinstance(table, dict):
-        raise ImprintError(f"{path} holds {type(table).__name__}, where 'option: value' lines were expected")
+    table = read_table(path, "--config is a YAML file of options, or an options.json")
     known = {field.name: field for field in flat(kind)}
     values = {}
     for key, value in table.items():
@@ -350,14 +376,18 @@ def parse(
         warn_renamed(f"--config {file}", f"--{old_config[0]} {file}")
         given, file = {old_config[0]: str(file)} | given, None
     try:
-        if file is not None:
-            given = read_file(file, kind, renamed or {}, ignored) | given
+        of_file = read_file(file, kind, renamed or {}, ignored) if file is not None else {}
+        parts = ({name: _plain(value) for name, value in part.items()} for part in (of_file, given))
+        origin = Origin(file and str(file), *parts)
+        given = of_file | given
         require_usable(given)
         values = defaults(kind) | preset(given) | given
         if absent := [field for field in flat(kind) if field.name not in values]:
             names = (field.name if field.metadata.get("positional") else flag(field.name) for field in absent)
             parser.error(f"the following arguments are required: {', '.join(names)}")
         settings = build(kind, values)
+        if hasattr(settings, "origin"):
+            settings = dataclasses.replace(settings, origin=origin)
         if hasattr(settings, "check"):
             settings.check()
     except ImprintError as error:

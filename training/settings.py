@@ -14,12 +14,16 @@ from typing import Any
 
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
+from imprint.files import read_json
 
 from . import arguments
-from .arguments import option, require
+from .arguments import found, option, require
 
 TIMESTEPS = ("uniform", "logit-normal")
 WEIGHTINGS = ("plain", "min-snr")
+OPTIMIZERS = ("adamw", "adamw8bit")
+SCHEDULES = ("cosine", "linear", "constant")
+KINDS = ("rendered", "still", "video", "patch")  # of pairs, see training.pairs.making
 PRECISIONS = ("no", "bf16", "fp16")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # torch.compile's own names
 DEVICES = ("auto", "cpu")
@@ -81,16 +85,32 @@ OLD_NAMES = {"warmup": "lr_warmup", "views": "cutouts", "sides": "resolutions", 
 """Former names of `Train`'s fields, and of the data in a run's data.json."""
 OLD_STAGES = {"views": "identity"}
 OLD_KINDS = {"piece": "patch"}
-DESCRIBED = frozenset({"processes", "steps", "trained", "lora", "trained_parameters", "mix", "model", "device"})
+DESCRIBED = frozenset(
+    "processes layout begun steps trained lora trained_parameters split model device config_file from_config "
+    "from_flags".split()
+)
 """What a run's options.json says beside its options, and of its device more than the option."""
 
 
-def resolution_and_share(text: str) -> tuple[int, float]:
-    """`384` or `384:0.4`."""
+Size = int | tuple[int, int]
+"""Of a picture: a square's side, or width and height."""
+
+
+def resolution_and_share(text: str) -> tuple[Size, float]:
+    """`384`, `384:0.4` or, for a rectangle, `1152x896:0.4`."""
     resolution, _, share = text.partition(":")
-    pair = int(resolution), float(share or 1)
-    if pair[0] < 1 or not 0 < pair[1] < math.inf:
+    sides, share = tuple(map(int, resolution.split("x"))), float(share or 1)
+    if len(sides) > 2 or min(sides) < 1 or not 0 < share < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no resolution with a share of more than 0")
+    return sides if len(set(sides)) == 2 else sides[0], share
+
+
+def kind_and_share(text: str) -> tuple[str, float]:
+    """`still:0.4`."""
+    kind, _, share = text.partition(":")
+    pair = OLD_KINDS.get(kind, kind), float(share or 1)
+    if pair[0] not in KINDS or not 0 <= pair[1] < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no kind of pair with a share; kinds are {', '.join(KINDS)}")
     return pair
 
 
@@ -132,14 +152,14 @@ class Train:
 
     init: Path | None = option(None, group="model")
     """checkpoint to start from: training.start's, stage 1's for stage 2, or one to fine-tune"""
-    sizes: str = option("tiny", choices=PRESETS, group="model")
-    """without --init: sizes of a model with random weights"""
+    sizes: str = option("tiny", group="model", metavar="NAME")
+    """without --init: sizes of a model with random weights: a preset's, or those of a YAML file"""
     matte: int | None = option(None, group="model")
     """give --init's UNet a fresh matte of so many values along a latent cell's side; 0 = none"""
     vae: Path | None = option(None, group="model")
     """autoencoder, .safetensors with diffusers' names"""
     text_encoder: Path | None = option(None, group="model")
-    """for warmup: folder of SD 1.5, or of its CLIP text model with the tokenizer"""
+    """for warmup: folder of SD 1.5 or SDXL, or of SD 1.5's CLIP text model with the tokenizer"""
     rank: int = option(16, group="model")
     """for finetune: of the LoRA"""
     train_all: bool = option(False, group="model")
@@ -149,15 +169,27 @@ class Train:
     """pictures to train on; by default the stage's"""
     batch: int = option(group="recipe")
     """pictures at once in each process; by default the stage's"""
-    resolutions: tuple[tuple[int, float], ...] | None = option(
-        None, group="recipe", parse=resolution_and_share, metavar="PIXELS[:SHARE]", old="--sides"
+    resolutions: tuple[tuple[Size, float], ...] | None = option(
+        None, group="recipe", parse=resolution_and_share, metavar="PIXELS[xHEIGHT][:SHARE]", old="--sides"
     )
-    """resolutions of the pictures, and their shares of the steps; by default the model's alone. Batches of all
-    resolutions have as many pixels as --batch pictures at the model's"""
+    """resolutions of the pictures, and their shares of the steps; by default the model's alone. With a height,
+    rectangles. Batches of all resolutions have as many pixels as --batch pictures at the model's"""
     distill_guidance: float | None = option(None, group="recipe", metavar="SCALE")
     """for compositing: learn what --init predicts with this guidance, instead of the pictures"""
     accumulate: int = option(1, group="recipe")
     """batches whose gradients make one step"""
+    global_batch: int | None = option(None, group="recipe")
+    """pictures of a step, of all processes together; --accumulate then follows from it and the processes"""
+    mix: tuple[tuple[str, float], ...] = option(group="recipe", parse=kind_and_share, metavar="KIND:SHARE")
+    """kinds of pair and their shares; by default the stage's"""
+    optimizer: str = option("adamw", choices=OPTIMIZERS, group="recipe")
+    """adamw8bit keeps a quarter of the state, on a GPU, with the extra bitsandbytes"""
+    weight_decay: float = option(0.01, group="recipe")
+    """the optimizer's"""
+    clip: float = option(1.0, group="recipe")
+    """longest gradient of a step; 0 = any"""
+    schedule: str = option("cosine", choices=SCHEDULES, group="recipe")
+    """how the learning rate goes from its peak to --final-lr; constant stays at the peak"""
     lr: float = option(group="recipe")
     """peak learning rate; by default the stage's"""
     final_lr: float = option(0.03, group="recipe")
@@ -170,6 +202,10 @@ class Train:
     """how timesteps are drawn"""
     weighting: str = option("plain", choices=WEIGHTINGS, group="recipe")
     """how they count in the loss"""
+    matte_weight: float = option(0.2, group="recipe")
+    """of the matte's loss beside that of the picture"""
+    dropout: float = option(0.1, group="recipe")
+    """how often the object is dropped, from 0 to 1, for guidance; IMPRINT and methods like it drop 10 to 20 %"""
     translation: float = option(0.5, group="recipe")
     """for warmup: first part of the run, from 0 to 1, on the translation loss"""
     reuse: int = option(8, group="recipe")
@@ -203,6 +239,9 @@ class Train:
     dry_run: bool = option(False, group="report")
     """print the resolved run and stop"""
 
+    origin: arguments.Origin = found(arguments.Origin(), compare=False)
+    """what was given in a file and by flags"""
+
     @classmethod
     def of(cls, stage: str, **changes: Any) -> Train:
         """The preset of a stage, changed."""
@@ -214,10 +253,10 @@ class Train:
         require(
             self,
             "images batch accumulate rank reuse block chunk log_every save_every keep pool refresh cutout_resolution "
-            "limit",
+            "limit global_batch",
         )
-        require(self, "matte skip_bad lr_warmup lr time_limit", 0)
-        require(self, "ema final_lr translation", 0, 1)
+        require(self, "matte skip_bad lr_warmup lr time_limit weight_decay clip matte_weight", 0)
+        require(self, "ema final_lr translation dropout", 0, 1)
         names = f"{stage.product}.safetensors", "best.safetensors"
         for written in (*(self.output / name for name in names), *self.output.glob(f"{stage.product}-*.safetensors")):
             arguments.require_other(written, self.init)
@@ -232,11 +271,24 @@ class Train:
             )
         if self.resolutions and not stage.mix:
             raise ImprintError(f"stage '{self.stage}' has no --resolutions: its pictures have the model's")
+        if self.stage == "identity" and any(isinstance(size, tuple) for size, _ in self.resolutions or ()):
+            raise ImprintError("stage 'identity' shows an object alone, in squares; give its --resolutions no heights")
+        if any(kind not in KINDS or not share >= 0 for kind, share in self.mix):
+            raise ImprintError(f"--mix is {self.mix}; it is shares of 0 or more of {', '.join(KINDS)}")
+        if bool(stage.mix) != any(share for _, share in self.mix):
+            raise ImprintError(
+                f"stage '{self.stage}' needs a --mix with a share above 0"
+                if stage.mix
+                else f"stage '{self.stage}' has no --mix: its pairs are pictures with captions"
+            )
+        if self.global_batch is not None and self.accumulate != 1:
+            raise ImprintError("--accumulate follows from --global-batch: give one of them")
         if self.pool is not None and self.limit is not None:
             raise ImprintError("--limit reads the first samples, --pool all shards in turn: give one of them")
-        if self.accumulate > 1 and self.compile == "reduce-overhead":
+        if (self.accumulate > 1 or self.global_batch) and self.compile == "reduce-overhead":
             raise ImprintError(
-                "--compile reduce-overhead keeps no gradients between batches; leave it or --accumulate out"
+                "--compile reduce-overhead keeps no gradients between batches; leave it out, or --accumulate and "
+                "--global-batch"
             )
         for name in stage.data:
             if getattr(self, name) is None:
@@ -249,10 +301,10 @@ class Train:
 
 
 FREE_OPTIONS = (
-    "time_limit log_every save_every keep dry_run skip_bad device chunk compile checkpointing wandb output cutouts "
-    "photos captions text_encoder"
+    "time_limit log_every save_every keep dry_run skip_bad device chunk compile checkpointing wandb output sizes "
+    "cutouts photos captions text_encoder"
 ).split()
-"""What may differ when a run goes on: it does not change what is learned."""
+"""What may differ when a run goes on: it does not change what is learned. Of --sizes the model itself is compared."""
 
 
 def stage_defaults(given: dict[str, Any]) -> dict[str, Any]:
@@ -261,7 +313,18 @@ def stage_defaults(given: dict[str, Any]) -> dict[str, Any]:
     if stage is None:
         return {}
     warmup = min(stage.lr_warmup, given.get("images", stage.images) // 2)  # of a short run: its first half
-    return dict(images=stage.images, batch=stage.batch, lr_warmup=warmup, lr=stage.learning_rate)
+    if given.get("output"):
+        warmup = begun_with(Path(given["output"])).get("lr_warmup", warmup)  # a run that becomes longer keeps its own
+    mix = tuple(stage.mix.items())
+    return dict(images=stage.images, batch=stage.batch, lr_warmup=warmup, lr=stage.learning_rate, mix=mix)
+
+
+def begun_with(folder: Path) -> dict[str, Any]:
+    """The options of a run that has states to go on from; none where there are none, or cannot be read."""
+    try:
+        return renamed_options(read_json(folder / "options.json", "")) if any(folder.glob("state-*")) else {}
+    except ImprintError:  # told by whoever continues the run
+        return {}
 
 
 def parse_train(argv: list[str] | None, description: str | None = None) -> Train:
@@ -302,11 +365,11 @@ class Start:
     output: Path = option(positional=True)
     """checkpoint to write, .safetensors"""
     unet: Path = option()
-    """SD 1.5: a diffusers folder, or a .safetensors or .ckpt file"""
+    """SD 1.5, or SDXL with --sizes sdxl: a diffusers folder, or a .safetensors or .ckpt file"""
     encoder: Path = option()
-    """DINOv2: a folder of the hub, or Meta's .pth"""
-    sizes: str = option("sd15", choices=PRESETS)
-    """all that the two files do not say"""
+    """DINOv2 or DINOv3: a folder of the hub; for DINOv2 also Meta's .pth"""
+    sizes: str = option("sd15", metavar="NAME")
+    """all that the two files do not say: a preset's sizes, or those of a YAML file"""
     background: str | None = option(None, choices=("blend", "concat"))
     """by default the configuration's, blend"""
     adapter: str | None = option(None, choices=("tokens", "conv"))

@@ -17,6 +17,7 @@ from imprint.files import require_writable
 
 from . import arguments
 from .loop.pretrained import start
+from .loop.sizes import read_sizes
 from .settings import Start
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint = start(
             settings.unet,
             settings.encoder,
-            PRESETS[settings.sizes],
+            read_sizes(settings.sizes),
             settings.background,
             settings.vae,
             settings.adapter,
@@ -40,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     encoder = checkpoint.config.encoder
     print(
-        f"{settings.output}: {settings.sizes}, {checkpoint.config.background}; DINOv2 of width {encoder.width} with "
-        f"{encoder.layers} layers and {encoder.register_tokens} registers at {encoder.image_size} px; fresh adapter"
+        f"{settings.output}: {settings.sizes}, {checkpoint.config.background}; {encoder.kind} of width {encoder.width} "
+        f"with {encoder.layers} layers, {encoder.register_tokens} registers, at {encoder.image_size} px; fresh adapter"
     )
 
 

@@ -28,7 +28,7 @@ def export_state(state: Path, output: Path) -> None:
         raise ImprintError(f"{state} is no state: there is no {averages.name} in it; give a run's folder state-NUMBER")
     settings = replace(
         read_train(options), output=state.parent, device="cpu", precision="no", compile=None, wandb=False,
-        text_encoder=None,
+        text_encoder=None, optimizer="adamw",
     )  # fmt: skip
     require_other(output, settings.init, settings.vae)
     require_writable(output)

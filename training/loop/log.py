@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 
+import torch
 from tqdm import tqdm
 
 from imprint.errors import ImprintError
 
 from ..settings import Train
+from .layout import Layout
 from .meter import Meter
 from .state import State
 
@@ -17,18 +20,18 @@ from .state import State
 class Log:
     """Losses and speed of the steps since the last line, and whatever else is written."""
 
-    def __init__(self, settings: Train, state: State, meter: Meter, step: int, step_size: int, described: dict):
-        """step: those done already, of step_size pictures each; described: the run as options.json holds it."""
+    def __init__(self, settings: Train, state: State, meter: Meter, step: int, layout: Layout, described: dict):
+        """step: those done already; described: the run as options.json holds it."""
         self.state, self.accelerator, self.meter = state, state.accelerator, meter
-        self.accumulate, self.step_size = settings.accumulate, step_size
+        self.accumulate, self.step_size = layout.accumulate, layout.step_size
         init = {
-            "tensorboard": {"purge_step": step * step_size + 1},  # what came after the last state is done again
+            "tensorboard": {"purge_step": step * self.step_size + 1},  # what came after the last state is done again
             "wandb": {"name": settings.output.name, "config": described},
         }
         self.accelerator.init_trackers("imprint", init_kwargs=init)
         main = self.accelerator.is_main_process
         self.bar = tqdm(
-            total=settings.images, initial=step * step_size, unit="picture", disable=not main, mininterval=2
+            total=settings.images, initial=step * self.step_size, unit="picture", disable=not main, mininterval=2
         )
         self.mark = step
         self.restart_clock()
@@ -37,13 +40,20 @@ class Log:
         """What was done since the last line, such as saving, does not count in the speed."""
         self.marked_at = time.monotonic()
 
+    def changes(self, step: int, found: list[str]) -> None:
+        """Say how a run goes on otherwise than before, if it does."""
+        if found and self.accelerator.is_main_process:
+            self.state.log({"pictures": step * self.step_size, "step": step, "goes_on": found})
+            for text in found:
+                print(f"{self.state.folder} goes on after {step * self.step_size} pictures: {text}", file=sys.stderr)
+
     def advance(self) -> None:
         """One step is done."""
         self.bar.update(min(self.step_size, self.bar.total - self.bar.n))
 
     def steps(self, step: int, rate: float) -> None:
         """Log the means since last time; every process must call it. Raises `ImprintError` unless all are finite."""
-        steps = step - self.mark
+        steps, device = step - self.mark, self.accelerator.device
         values = self.meter.read(self.accelerator, steps, self.accumulate)
         if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
             raise ImprintError(
@@ -51,7 +61,8 @@ class Log:
                 "same command again"
             )
         speed = steps * self.step_size / (time.monotonic() - self.marked_at)
-        self.write(step, **values, lr=rate, pictures_per_second=speed)
+        memory = {"gpu_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+        self.write(step, **values, lr=rate, pictures_per_second=speed, **memory)
         self.mark = step
         self.restart_clock()
 

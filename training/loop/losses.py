@@ -12,24 +12,22 @@ from imprint.matte import split_matte
 from imprint.unet import with_background
 
 from ..pairs.batches import Batch
+from ..pairs.draw import Draw
 
-CONDITION_DROPOUT = 0.1  # IMPRINT and methods like it drop 10 to 20 % for classifier-free guidance
-MATTE_WEIGHT = 0.2  # of the matte's loss beside the diffusion loss
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
 PYRAMID_LEVELS = 4  # the last shows an eighth of the size, as a latent
 
 
-def draw_timesteps(count: int, config: NoiseConfig, kind: str, generator: torch.Generator) -> torch.Tensor:
+def draw_timesteps(count: int, config: NoiseConfig, kind: str, draw: Draw) -> torch.Tensor:
     """(count,) int64 timesteps in [0, T).
 
     `uniform` is DDPM's (arXiv 2006.11239, algorithm 1). `logit-normal` is T times the sigmoid of a standard normal
     (Esser et al., arXiv 2403.03206, section 3.1, with its m = 0 and s = 1): more of the middle, where a prediction is
     neither easy nor hopeless, and hardly any of both ends.
     """
-    device = generator.device
     if kind == "uniform":
-        return torch.randint(config.timesteps, (count,), generator=generator, device=device)
-    place = torch.randn(count, generator=generator, device=device).sigmoid()
+        return draw.integers(config.timesteps, count)
+    place = draw.normal(count).sigmoid()
     return (place * config.timesteps).long().clamp(max=config.timesteps - 1)
 
 
@@ -74,8 +72,8 @@ def diffusion_loss(
     batch: Batch,
     config: ImprintConfig,
     alpha_bar: torch.Tensor,
-    generator: torch.Generator,
-    dropout: float = CONDITION_DROPOUT,
+    draw: Draw,
+    dropout: float = 0.0,
     timesteps: torch.Tensor | None = None,
     teacher: Guided | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,13 +82,14 @@ def diffusion_loss(
     z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or v =
     sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's `|| eps -
     G(z_t, t, E(I)) ||^2` (section 3.1), restricted to the hole (section 3.2). timesteps (B,): by default drawn
-    uniformly. With a teacher its prediction is the target.
+    uniformly. dropout: how often the object is dropped, for classifier-free guidance. With a teacher its prediction is
+    the target.
     """
-    count, device = len(batch.target), batch.target.device
+    count = len(batch.target)
     if timesteps is None:
-        timesteps = draw_timesteps(count, config.noise, "uniform", generator)
-    noise = torch.randn(batch.target.shape, generator=generator, device=device)
-    dropped = torch.rand(count, generator=generator, device=device) < dropout
+        timesteps = draw_timesteps(count, config.noise, "uniform", draw)
+    noise = draw.normal(tuple(batch.target.shape))
+    dropped = draw.chance(dropout, count)
     signal, spread = (share.sqrt()[:, None, None, None] for share in (alpha_bar[timesteps], 1 - alpha_bar[timesteps]))
     clean = batch.target.float()
     noisy = signal * clean + spread * noise
@@ -120,8 +119,8 @@ def translation_loss(
     model: torch.nn.Module,
     batch: Batch,
     nothing: torch.Tensor,
-    generator: torch.Generator,
-    dropout: float = CONDITION_DROPOUT,
+    draw: Draw,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """ObjectStitch's translation loss `|| T(E(I)) - C(text) ||_1` (arXiv 2212.00932, section 3.2): (B,).
 
@@ -132,8 +131,7 @@ def translation_loss(
     conditions are pulled to the empty caption's tokens, `nothing` (1, M, W): guidance then starts from Stable
     Diffusion's own.
     """
-    count, device = len(batch.reference), batch.reference.device
-    dropped = torch.rand(count, generator=generator, device=device) < dropout
+    dropped = draw.chance(dropout, len(batch.reference))
     context = model(batch.reference, None, None, dropped).float()
     text = torch.where(dropped[:, None, None], nothing.to(batch.text), batch.text).float()
     tokens = min(context.shape[1], text.shape[1])

@@ -23,13 +23,17 @@ class Meter:
         self.buckets = torch.zeros(2, len(self.names), device=device)  # sums and counts
 
     def add(
-        self, error: torch.Tensor, matte: torch.Tensor | None = None, timesteps: torch.Tensor | None = None
+        self,
+        error: torch.Tensor,
+        matte: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        weight: float = 1.0,
     ) -> None:
-        """A batch's losses, all (B,)."""
+        """A batch's losses, all (B,); weight: of its mean in the step's."""
         error = error.detach()
-        self.totals[0] += error.mean()
+        self.totals[0] += weight * error.mean()
         if matte is not None:
-            self.totals[1] += matte.detach().mean()
+            self.totals[1] += weight * matte.detach().mean()
         if timesteps is not None:
             member = F.one_hot(timesteps // self.width, len(self.names)).to(error)
             self.buckets += torch.stack([error @ member, member.sum(0)])

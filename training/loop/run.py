@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -16,7 +17,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration
 
 from imprint.checkpoint import Checkpoint, load_checkpoint
-from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
@@ -28,8 +28,9 @@ from ..pairs.streams import StreamedPairs
 from ..settings import STAGES, Train
 from .checkpoints import Checkpoints
 from .ema import Average, whole
+from .layout import Rearranged, make_layout
 from .log import Log
-from .losses import MATTE_WEIGHT, Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
+from .losses import Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
 from .meter import Meter
 from .model import (
     LORA_TARGETS,
@@ -38,22 +39,18 @@ from .model import (
     export,
     load_autoencoder,
     make_optimizer,
+    require_trainable,
     sampling_config,
     with_matte,
 )
+from .resuming import Begun, said
+from .schedule import learning_rate
+from .sizes import read_sizes
 from .source import Source, make_maker
 from .state import State
 from .stopping import stop_when_asked
 from .text import TextEncoder
 from .validation import Validation
-
-
-def learning_rate(done: int, settings: Train) -> float:
-    """Linear warm-up, then a cosine to `final_lr` of the peak; `done` counts pictures."""
-    warm = (done + 1) / max(1, settings.lr_warmup)
-    progress = min(1.0, done / settings.images)
-    cosine = settings.final_lr + (1 - settings.final_lr) * (0.5 + 0.5 * math.cos(math.pi * progress))
-    return settings.lr * min(1.0, warm) * cosine
 
 
 class Run:
@@ -69,9 +66,11 @@ class Run:
         torch.set_float32_matmul_precision("high")
 
         source = start or (load_checkpoint(settings.init) if settings.init else None)
+        if source:
+            require_trainable(source)
         if source and settings.matte not in (None, source.config.matte):
             source = with_matte(source, settings.matte)
-        self.config = sampling_config(source.config, settings) if source else PRESETS[settings.sizes]
+        self.config = sampling_config(source.config, settings) if source else read_sizes(settings.sizes)
         with self.device:
             modules = build_modules(self.config, with_vae=False)
         if source:
@@ -81,9 +80,11 @@ class Run:
         )
         self._build(modules, fresh=source is None)
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
-        self.step_size = settings.batch * settings.accumulate * self.accelerator.num_processes
+        processes = self.accelerator.num_processes
+        self.layout = make_layout(processes, settings.batch, settings.accumulate, settings.global_batch)
+        self.begun = Begun(self.layout, settings.images)
+        self.step_size = self.layout.step_size
         self.steps = math.ceil(settings.images / self.step_size)
-        self.translated = 0 if self.stage.mix else round(self.steps * settings.translation)
         self.text = None
         if settings.text_encoder and not self.stage.mix:
             self.text = TextEncoder(settings.text_encoder, self.config.unet.context_width, self.device)
@@ -95,7 +96,7 @@ class Run:
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
         """The model, its average, the teacher and the optimizer, spread over the processes."""
         settings, split = self.settings, self.split
-        model = Model(modules).to(self.device, memory_format=None if split else torch.channels_last)
+        model = Model(modules, self.config).to(self.device, memory_format=None if split else torch.channels_last)
         self.trained_names = choose_trained(model, self.stage, settings, fresh)
         self.teacher = None
         if settings.distill_guidance is not None:
@@ -106,7 +107,7 @@ class Run:
         if settings.checkpointing:
             model.unet.enable_gradient_checkpointing()
             model.encoder.backbone.gradient_checkpointing_enable()
-        optimizer = make_optimizer(model, settings.lr)
+        optimizer = make_optimizer(model, settings, split)
         if settings.compile:
             model.compile_parts(settings.compile)
             self.autoencoder.encoder.compile(dynamic=False)
@@ -124,27 +125,41 @@ class Run:
 
     def describe(self) -> dict:
         """The resolved run, as options.json holds it."""
-        return flattened(self.settings) | {
-            "processes": self.accelerator.num_processes,
-            "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
-            "steps": self.steps,
-            "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
-            "lora": LORA_TARGETS if self.stage.lora else None,
-            "trained_parameters": sum(parameter.numel() for parameter in self.trained),
-            "mix": self.stage.mix,
-            "model": json.loads(self.config.to_json()),
-        }
+        return (
+            flattened(self.settings)
+            | self.settings.origin.described()
+            | {
+                "processes": self.accelerator.num_processes,
+                "layout": dataclasses.asdict(self.layout),
+                "begun": self.begun.to_dict(),
+                "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
+                "steps": self.steps,
+                "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
+                "lora": LORA_TARGETS if self.stage.lora else None,
+                "trained_parameters": sum(parameter.numel() for parameter in self.trained),
+                "split": self.split,
+                "mix": dict(self.settings.mix),
+                "model": json.loads(self.config.to_json()),
+            }
+        )
 
-    def maker(self, split: str) -> PairMaker | StreamedPairs | Captions:
-        """What makes the pairs of a split, as this process sees it."""
-        process = self.accelerator.process_index, self.accelerator.num_processes
+    def maker(self, split: str, rank: int = 0) -> PairMaker | StreamedPairs | Captions:
+        """What makes the pairs of a split, as the process of this rank sees it when the run begins."""
+        process = rank, self.begun.layout.processes
         return make_maker(self.settings, self.config, split, self.device, process, self.text)
 
-    def source(self) -> Source:
+    def source(self) -> Source | Rearranged:
         """The training data of this process."""
         tokens = self.raw.tokens if self.raw.encoder_is_frozen and not self.split else None
+        settings = dataclasses.replace(self.settings, batch=self.begun.layout.batch)
+        shared = self.maker("train") if settings.pool is None else None  # all processes have all pictures
+
+        def of(rank: int) -> Source:
+            maker = shared or self.maker("train", rank)
+            return Source(maker, self.autoencoder, settings, rank, self.device, tokens)
+
         rank = self.accelerator.process_index
-        return Source(self.maker("train"), self.autoencoder, self.settings, rank, self.device, tokens)
+        return of(rank) if self.layout == self.begun.layout else Rearranged(of, self.begun.layout, self.layout, rank)
 
     def try_data_and_folder(self) -> None:
         """Raise `ImprintError` where a data set has no shard or its first sample cannot be read, or the run's folder
@@ -167,7 +182,9 @@ class Run:
 
     def _train(self) -> None:
         settings, described = self.settings, self.describe()
-        step = self.state.resume(described)
+        step, before = self.state.resume(described)
+        self.begun = Begun.of(before)
+        described["begun"] = self.begun.to_dict()
         self.average.gather()
         self.checkpoints.resume(step * self.step_size)
         source = self.source()
@@ -176,9 +193,8 @@ class Run:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(described)
             self._say_usable({"train": source.maker, "held-out": validation.maker})
-        log = Log(
-            settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.step_size, described
-        )
+        log = Log(settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.layout, described)
+        log.changes(step, said(before, settings, self.layout, step * self.step_size))
         self.model.train()
         with stop_when_asked() as self.asked:
             while step < self.steps:
@@ -216,38 +232,39 @@ class Run:
             print(f"{split}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()), file=sys.stderr)
         self.state.log_usable(found)
 
-    def step(self, source: Source, step: int, meter: Meter) -> None:
+    def step(self, source: Source | Rearranged, step: int, meter: Meter) -> None:
         """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""
-        accumulate = self.settings.accumulate
+        accumulate, clip = self.layout.accumulate, self.settings.clip or math.inf
+        translated = 0 if self.stage.mix else self.begun.translated(self.settings.translation)
         if self.settings.compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave out is no longer needed
         for index in range(step * accumulate, (step + 1) * accumulate):
             complete = (index + 1) % accumulate == 0  # only then do processes exchange gradients
             with nullcontext() if complete else self.accelerator.no_sync(self.model):
-                loss = self.loss(source, index, meter, translate=step < self.translated)
+                loss = self.loss(source, index, meter, translate=step < translated)
                 self.accelerator.backward(loss / accumulate)
-        norm = whole(self.accelerator.clip_grad_norm_(self.trained, 1.0))
+        norm = whole(self.accelerator.clip_grad_norm_(self.trained, clip))
         self.average.wait()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(step, self.settings.ema)
         meter.add_gradient(norm, skipped=self.accelerator.optimizer_step_was_skipped)
 
-    def loss(self, source: Source, index: int, meter: Meter, translate: bool) -> torch.Tensor:
+    def loss(self, source: Source | Rearranged, index: int, meter: Meter, translate: bool) -> torch.Tensor:
         """The mean loss of a batch; the meter gets each sample's own, before any weight."""
-        batch, generator = source.batch(index), source.generator(3, index)
+        settings, noise = self.settings, self.config.noise
+        batch, draw, share = source.batch(index), source.draw(index), source.weight(index)
         if translate:
-            error = translation_loss(self.model, batch, source.maker.nothing, generator)
-            meter.add(error)
-            return error.mean()
-        noise = self.config.noise
-        timesteps = draw_timesteps(len(batch.target), noise, self.settings.timesteps, generator)
+            error = translation_loss(self.model, batch, self.text.nothing, draw, settings.dropout)
+            meter.add(error, weight=share)
+            return share * error.mean()
+        timesteps = draw_timesteps(len(batch.target), noise, settings.timesteps, draw)
         error, matte = diffusion_loss(
-            self.model, batch, self.config, self.alpha_bar, generator, timesteps=timesteps, teacher=self.teacher
+            self.model, batch, self.config, self.alpha_bar, draw, settings.dropout, timesteps, self.teacher
         )
-        meter.add(error, matte, timesteps)
-        weights = loss_weights(self.alpha_bar[timesteps], noise, self.settings.weighting)
-        return (weights * error).mean() + MATTE_WEIGHT * matte.mean()
+        meter.add(error, matte, timesteps, share)
+        weights = loss_weights(self.alpha_bar[timesteps], noise, settings.weighting)
+        return share * ((weights * error).mean() + settings.matte_weight * matte.mean())
 
     def _to_stop(self, step: int) -> bool:
         """Whether time is up, or a signal came, in any process; asked seldom, since it makes processes wait."""

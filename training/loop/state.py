@@ -17,12 +17,14 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from imprint.errors import ImprintError
 from imprint.files import read_json, write_text
 
 from ..data.shards import SPLITS, decode_sample, inside, list_shards, read_parts
-from ..settings import FREE_OPTIONS, OLD_NAMES, STAGES, Train, renamed_options
+from ..settings import OLD_NAMES, STAGES, Train, renamed_options
+from .resuming import require_same
 
 KEPT_STATES = 2
 
@@ -35,6 +37,7 @@ class State:
 
     def __init__(self, settings: Train, accelerator: Accelerator):
         self.settings, self.accelerator, self.folder = settings, accelerator, settings.output
+        accelerator.register_load_state_pre_hook(self._load_weights)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -60,8 +63,8 @@ class State:
         finally:
             lock.release()
 
-    def resume(self, described: dict) -> int:
-        """Continue from the newest state, if there is one; returns the steps done.
+    def resume(self, described: dict) -> tuple[int, dict]:
+        """Continue from the newest state, if there is one; returns the steps done, and what options.json held then.
 
         described: the run as options.json is to hold it. Raises `ImprintError` where the run was begun otherwise.
         """
@@ -71,15 +74,17 @@ class State:
             shutil.rmtree(self.folder / "state.tmp", ignore_errors=True)
         self.accelerator.wait_for_everyone()
         states = self.states()
-        step = 0
+        step, before = 0, described
         if states:
-            self._same_options(described)
+            before = renamed_options(read_json(self.folder / "options.json", BROKEN))
+            require_same(before, described, self.folder)
             self._same_data()
             self._load(states[-1])
             step = int(states[-1].name.removeprefix("state-"))
         if main:
             self.forget_after(step)
-        return step
+        self.accelerator.wait_for_everyone()  # nobody writes options.json before all have read it
+        return step, before
 
     def _load(self, state: Path) -> None:
         """Raises `ImprintError` for a state that is not whole any more."""
@@ -95,6 +100,14 @@ class State:
                 f"{state} cannot be read ({reason}); delete it: the same command then goes on from the state before "
                 "it, or anew"
             ) from error
+
+    def _load_weights(self, models: list[torch.nn.Module], folder: str) -> None:
+        """In accelerate's place, whose names of a state are those of DDP where several processes trained."""
+        for model in models:
+            tensors = load_file(Path(folder) / "model.safetensors")
+            plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+            self.accelerator.unwrap_model(model).load_state_dict(plain)
+        models.clear()
 
     def describe(self, described: dict) -> None:
         """Write options.json and data.json."""
@@ -196,17 +209,6 @@ class State:
                         f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it "
                         "as it was to continue, or give another --output"
                     )
-
-    def _same_options(self, described: dict) -> None:
-        """A run goes on with the options that it began with, save those that do not change what it learns."""
-        before = renamed_options(read_json(self.folder / "options.json", BROKEN))
-        now = json.loads(json.dumps(described))
-        changed = [name for name in now if name not in FREE_OPTIONS and before.get(name, now[name]) != now[name]]
-        if changed:
-            raise ImprintError(
-                f"{self.folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {now[changed[0]]!r}; "
-                "give the same options to continue it, or another --output"
-            )
 
 
 def _step_of(line: str) -> float:

@@ -18,6 +18,7 @@ from imprint.saving import save_image
 from imprint.vae import decode
 
 from ..pairs.captions import Captions
+from ..pairs.draw import Draw
 from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
 from ..settings import Train
@@ -52,14 +53,14 @@ class Validation:
 
         nothing: the empty caption's tokens, where the pairs have captions.
         """
-        generator = torch.Generator(self.accelerator.device).manual_seed(0)
+        draw = Draw(torch.Generator(self.accelerator.device).manual_seed(0))
         losses, translated = [], []
         with self.accelerator.autocast():
             for start in range(0, len(self.pairs.target), PART):
                 part = self.pairs[slice(start, start + PART)]
-                losses.append(diffusion_loss(model, part, self.config, alpha_bar, generator, dropout=0.0))
+                losses.append(diffusion_loss(model, part, self.config, alpha_bar, draw))
                 if nothing is not None:
-                    translated.append(translation_loss(model, part, nothing, generator, dropout=0.0))
+                    translated.append(translation_loss(model, part, nothing, draw))
         loss, matte = (torch.cat(part).mean().item() for part in zip(*losses))
         values = {"held_out_loss": loss, "held_out_matte_loss": matte}
         if translated:

@@ -156,6 +156,8 @@ class Bench(Trial):
     def row_diffusers(self, config: str, batch: str) -> dict:
         if not self.options.baseline:
             raise ImprintError("give --baseline, the path of diffusers' train_text_to_image.py")
+        if PRESETS[config].unet.pooled_width:
+            raise ImprintError(f"diffusers' train_text_to_image.py does not train SDXL, and {config} has its sizes")
         self.free_cache()
         model, pictures = self.scratch / f"{config}-diffusers", self.scratch / "pictures"
         if not model.exists():

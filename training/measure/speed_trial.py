@@ -41,9 +41,9 @@ class Again:
     """A source that gives one batch at every step."""
 
     def __init__(self, source: Source, batch: Batch):
-        self.generator, self.given = source.generator, batch
+        self.draw, self.weight, self.given = source.draw, source.weight, batch
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, index: int) -> Batch:
         return self.given
 
 

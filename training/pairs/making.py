@@ -32,8 +32,6 @@ from .pictures import Photos, Views
 from .recolouring import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, recolour
 from .warping import blobs, warp
 
-KINDS = ("rendered", "still", "video", "patch")
-
 
 class PairMaker:
     """Draws pairs of one stage; `mix` gives the kinds' shares."""

@@ -1,0 +1,150 @@
+"""How a step's pictures are shared out among processes and batches, and how a run goes on where that changes.
+
+Which pictures a step sees, with what noise, was settled when the run began: batch number `index` of the process `rank`
+is a function of the seed and those two numbers. Where the processes or the batches are others by now, each one takes
+its part of those: the same pictures make the same step, only rounded in another order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from imprint.errors import ImprintError
+
+from ..pairs.batches import Batch
+from ..pairs.draw import Draw
+from .source import Source
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the pictures of a step are shared out: each process has `accumulate` batches of `batch` pictures."""
+
+    processes: int
+    accumulate: int
+    batch: int
+
+    @property
+    def step_size(self) -> int:
+        """Pictures of a step."""
+        return self.processes * self.accumulate * self.batch
+
+    def __str__(self) -> str:
+        return f"{self.processes} x {self.accumulate} x {self.batch}"
+
+
+def make_layout(processes: int, batch: int, accumulate: int, global_batch: int | None) -> Layout:
+    """Raises `ImprintError` where `global_batch`, if there is one, cannot be had of whole batches."""
+    if global_batch is None:
+        return Layout(processes, accumulate, batch)
+    accumulate, rest = divmod(global_batch, processes * batch)
+    if rest or not accumulate:
+        raise ImprintError(
+            f"--global-batch {global_batch} is no multiple of {processes * batch}, which {processes} process(es) with "
+            f"--batch {batch} have at once; give another --batch"
+        )
+    return Layout(processes, accumulate, batch)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Pictures from `start` to `stop` of the `whole` that a process once had in a batch."""
+
+    rank: int
+    index: int
+    start: int
+    stop: int
+    whole: int
+
+
+class Rearranged:
+    """A `Source` of a process in a run that began with another layout."""
+
+    def __init__(self, source: Callable[[int], Source], begun: Layout, now: Layout, process: int):
+        """source: what a process had when the run began, by its rank. Raises `ImprintError` where there are too few
+        pictures to share out, or batches of several resolutions would become one.
+        """
+        self.find, self.begun, self.now, self.process = source, begun, now, process
+        self.sources: dict[int, Source] = {}
+        first = self.source(next(iter(self._ranks())))
+        self.maker = first.maker
+        if len(set(first.slots)) > 1 and begun.batch % now.batch:
+            raise ImprintError(
+                f"with --resolutions, batches of {begun.batch} can only be divided; give a --batch that divides it, "
+                f"not {now.batch}"
+            )
+        for index in range(len(first.slots) * now.accumulate):
+            if not all(piece.stop > piece.start for piece in self.pieces(index)):
+                raise ImprintError(
+                    f"batches of {begun.batch} pictures have too few of the largest of --resolutions to be shared out "
+                    f"as {now.batch} at once; give a larger --batch"
+                )
+
+    def source(self, rank: int) -> Source:
+        """What the process of this rank had when the run began."""
+        if rank not in self.sources:
+            self.sources[rank] = self.find(rank)
+        return self.sources[rank]
+
+    def pieces(self, index: int) -> list[Piece]:
+        """What makes up a batch of this process."""
+        step, number = divmod(index, self.now.accumulate)
+        size = self.begun.batch
+        low = (self.process * self.now.accumulate + number) * self.now.batch
+        high, pieces = low + self.now.batch, []
+        for place in range(low // size, math.ceil(high / size)):
+            rank, within = divmod(place, self.begun.accumulate)
+            own = step * self.begun.accumulate + within
+            whole = self.source(rank).size(own)  # more or fewer than `size` where the resolution is another
+            start, stop = (round(min(max(end - place * size, 0), size) * whole / size) for end in (low, high))
+            pieces.append(Piece(rank, own, start, stop, whole))
+        return pieces
+
+    def batch(self, index: int) -> Batch:
+        """As `Source.batch`."""
+        pieces = self.pieces(index)
+        return Batch.joined([self.source(one.rank).batch(one.index)[slice(one.start, one.stop)] for one in pieces])
+
+    def draw(self, index: int) -> Draw:
+        """As `Source.draw`: what was drawn for each picture once, is drawn for it again."""
+        pieces = self.pieces(index)
+        return Joined([(self.source(one.rank).draw(one.index), one) for one in pieces])
+
+    def weight(self, index: int) -> float:
+        """Of a batch's mean loss in its step's, where others have more pictures or fewer."""
+        pieces = self.pieces(index)
+        count, before, now = sum(one.stop - one.start for one in pieces), self.begun, self.now
+        return now.processes * now.accumulate * count / (before.processes * before.accumulate * pieces[0].whole)
+
+    def _ranks(self) -> range:
+        """The processes of once whose pictures this one has."""
+        share, size = self.now.accumulate * self.now.batch, self.begun.accumulate * self.begun.batch
+        return range(self.process * share // size, math.ceil((self.process + 1) * share / size))
+
+
+class Joined(Draw):
+    """Random numbers for pieces of batches: drawn for each whole batch, then cut and joined."""
+
+    def __init__(self, parts: list[tuple[Draw, Piece]]):
+        super().__init__(parts[0][0].generator)
+        self.parts = parts
+
+    def _joined(self, draw: Callable[[Draw, int], torch.Tensor]) -> torch.Tensor:
+        return torch.cat([draw(one, piece.whole)[piece.start : piece.stop] for one, piece in self.parts])
+
+    def uniform(self, shape: int | tuple[int, ...], low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+        return self._joined(lambda draw, whole: draw.uniform(_of(shape, whole), low, high))
+
+    def normal(self, shape: int | tuple[int, ...]) -> torch.Tensor:
+        return self._joined(lambda draw, whole: draw.normal(_of(shape, whole)))
+
+    def integers(self, high: int, count: int) -> torch.Tensor:
+        return self._joined(lambda draw, whole: draw.integers(high, whole))
+
+
+def _of(shape: int | tuple[int, ...], whole: int) -> tuple[int, ...]:
+    return (whole, *(shape[1:] if isinstance(shape, tuple) else ()))

@@ -1,0 +1,44 @@
+"""A model's sizes by name, or from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from imprint.config import PRESETS, ImprintConfig
+from imprint.errors import ImprintError
+
+from ..arguments import read_table
+
+
+def read_sizes(name: str) -> ImprintConfig:
+    """The configuration of a preset, or of a YAML or JSON file.
+
+    The file holds a whole one, or `preset: NAME` and what differs from it. Raises `ImprintError` where it is neither,
+    or its parts do not fit together.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ImprintError(
+            f"--sizes {name} is no file and no preset; presets are {', '.join(PRESETS)}, and a file says "
+            "'preset: NAME' and what differs from it"
+        )
+    table = read_table(path, "--sizes is a preset's name, or a YAML file of a model's sizes")
+    preset = table.pop("preset", None)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ImprintError(f"{path} has the preset {preset!r}; presets are {', '.join(PRESETS)}")
+        table = _changed(json.loads(PRESETS[preset].to_json()), table)
+    try:
+        return ImprintConfig.from_json(json.dumps(table))
+    except (ImprintError, TypeError) as error:  # YAML has values that JSON lacks
+        raise ImprintError(f"{path}: {error}") from error
+
+
+def _changed(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A table with changes, and so the tables in it."""
+    both = {name for name, value in changes.items() if isinstance(value, dict) and isinstance(table.get(name), dict)}
+    return table | changes | {name: _changed(table[name], changes[name]) for name in both}
