@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .config import CHANGES
+from .changes import CHANGES
 from .directions import DIRECTIONS, light_direction
 from .errors import LARGEST_NUMBER, ImprintError, require_number
 

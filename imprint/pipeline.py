@@ -13,7 +13,8 @@ In an outline, or with `fit="fill"` or `change`, the model draws the object, in 
     finish          latents -> drawing -> detail -> over the background, on which the light network casts its shadow
 
 All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves;
-they are in `imprint.phases`, and the model's loading and saving in `imprint.parts`.
+the first two of the drawing's are in `imprint.phases`, the others in `imprint.finishing`, and the model's loading and
+saving in `imprint.parts`.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
-from .config import require_change
+from .changes import require_change
 from .crop import FEATHER as FEATHER
 from .errors import ImprintError, require_number, require_same_size
+from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
 from .images import Picture, as_mask, colours_of, picture_size
 from .light import require_strengths
-from .phases import Finish, ImprintPipelineOutput, Phases
 from .place import Align, Place, place_object
 from .views import ObjectViews
 
 _OUTPUT_TYPES = ("pil", "pt", "latent")
 
 
-class ImprintPipeline(Phases):
+class ImprintPipeline(Finishing):
     """Put an object into a background (IMPRINT, arXiv 2403.10701).
 
     Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16, and

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .blending import blend_latents
-from .config import CHANGES, ImprintConfig, UNetConfig
+from .changes import CHANGES
+from .config import ImprintConfig, UNetConfig
 from .hint import CHANNELS
 from .local import LocalBlocks, LocalScene
 from .matte import split_matte

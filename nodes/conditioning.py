@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..imprint.config import CHANGES
+from ..imprint.changes import CHANGES
 from ..imprint.errors import ImprintError, require_finite
 from ..imprint.preprocess import black_picture
 from . import local, models, sockets

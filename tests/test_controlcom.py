@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from imprint import cli
+from imprint.changes import CHANGES
 from imprint.checkpoint import load_checkpoint, save_checkpoint
-from imprint.config import CHANGES, ImprintConfig
+from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor
 from imprint.local import LocalScene, fill, input_blocks, roi_align
