@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ImprintError
+from .files import same_file
 from .jobs import Job
-from .options import FAST_STEPS, FEWER_STEPS, placing_arguments
+from .options import FAST_STEPS, SHIPPED_STEPS, placing_arguments
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -37,7 +38,8 @@ class Making:
     fast: bool = False
     """`FAST_STEPS` steps of DPM++ 2M."""
     steps: int | None = None
-    """Of Euler, or of DPM++ 2M when it is to be fast; by default `FEWER_STEPS` of the checkpoint's own, of DPM++ 2M."""
+    """Of Euler, or of DPM++ 2M when it is to be fast; by default `SHIPPED_STEPS` of DPM++ 2M with the shipped
+    checkpoint, and another's own."""
     compile: bool = False
     """As `ImprintPipeline.compile`."""
     guidance: float | None = None
@@ -91,7 +93,7 @@ def open_pipeline(making: Making) -> ImprintPipeline:
     name = making.dtype if making.dtype != "auto" else "bf16" if halved else "fp32"
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
     pipeline = ImprintPipeline.from_checkpoint(making.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
-    if making.fast or making.steps is None:
+    if making.fast or (making.steps is None and _is_shipped(making.checkpoint)):
         from diffusers import DPMSolverMultistepScheduler
 
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
@@ -111,11 +113,17 @@ def _computes_in_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
-def _steps(making: Making, own: int) -> int:
-    """own: the checkpoint's."""
+def _steps(making: Making) -> int | None:
+    """None: as many as the checkpoint says."""
     if making.steps is not None:
         return making.steps
-    return FAST_STEPS if making.fast else min(own, max(FAST_STEPS, round(FEWER_STEPS * own)))
+    return FAST_STEPS if making.fast else SHIPPED_STEPS if _is_shipped(making.checkpoint) else None
+
+
+def _is_shipped(checkpoint: Path | None) -> bool:
+    from .checkpoint import SHIPPED
+
+    return checkpoint is None or same_file(checkpoint, SHIPPED)
 
 
 @contextmanager
@@ -165,7 +173,7 @@ def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: Imprin
     for part, own in steps:  # each into the picture with the ones before it
         made = pipeline(
             **own | {"background": background},
-            num_inference_steps=_steps(making, pipeline.model_config.sampling.steps),
+            num_inference_steps=_steps(making),
             guidance_scale=making.guidance,
             context=making.context,
             resolution=making.resolution,

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
 
 from imprint import __version__, cli, making
+from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
@@ -101,11 +101,11 @@ def test_the_seed_decides(files):
 
 
 def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monkeypatch):
-    """With --steps they are Euler's, as the checkpoint was measured with; otherwise DPM++ 2M's."""
-    checkpoint = load_checkpoint(files / "model.safetensors")
-    many = dataclasses.replace(checkpoint.config.sampling, steps=20)
-    config = dataclasses.replace(checkpoint.config, sampling=many)
-    save_checkpoint(files / "twenty.safetensors", dataclasses.replace(checkpoint, config=config))
+    """With --steps, or another checkpoint than the shipped one, they are Euler's; otherwise DPM++ 2M's."""
+    own = load_checkpoint(files / "model.safetensors").config.sampling.steps
+    shipped = files / "shipped.safetensors"
+    shipped.write_bytes((files / "model.safetensors").read_bytes())
+    monkeypatch.setattr(imprint_checkpoint, "SHIPPED", shipped)
     seen, schedulers = [], []
     monkeypatch.setattr(ImprintPipeline, "progress_bar", spy(ImprintPipeline.progress_bar, seen))
     finish = ImprintPipeline.finish
@@ -119,12 +119,14 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
         ("eight", ["--steps", "8"]),
         ("fast", ["--fast"]),
         ("fast-eight", ["--fast", "--steps", "8"]),
+        ("named", ["--checkpoint", str(shipped)]),
+        ("other", ["--checkpoint", str(files / "model.safetensors")]),
     ):
-        words = command(files, checkpoint=files / "twenty.safetensors", out=files / f"{name}.png", dtype="fp32")
+        words = command(files, checkpoint=None, out=files / f"{name}.png", dtype="fp32")
         assert cli.main([*words, *changes]) == 0
-    assert [call["total"] for call in seen] == [8, 8, 3, 8]
-    solver = "DPMSolverMultistepScheduler"
-    assert schedulers == [solver, "EulerDiscreteScheduler", solver, solver]
+    assert [call["total"] for call in seen] == [8, 8, 3, 8, 8, own] and own != 8
+    solver, euler = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"
+    assert schedulers == [solver, euler, solver, solver, solver, euler]
     assert np.array_equal(pixels(files / "plain.png"), pixels(files / "fast-eight.png"))
     assert not np.array_equal(pixels(files / "plain.png"), pixels(files / "eight.png"))
 

@@ -138,7 +138,7 @@ class Train:
     photos: str | None = option(None, group=DATA)
     """photos"""
     captions: str | None = option(None, group=DATA)
-    """for warmup: pictures with captions, in a folder"""
+    """for warmup: pictures with captions"""
     pool: int | None = option(None, group=DATA)
     """shards of each data set in memory at once; by default all"""
     refresh: int = option(1, group=DATA)
