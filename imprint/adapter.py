@@ -37,7 +37,9 @@ class Block(nn.Module):
 
 
 class ContentAdapter(nn.Module):
-    """Kind `tokens` keeps all tokens; `conv` first mixes them into fewer. Every view is adapted on its own."""
+    """Kind `tokens` keeps all tokens; `conv` first mixes them into fewer; `linear` is the projection alone. Every view
+    is adapted on its own.
+    """
 
     def __init__(self, config: AdapterConfig, operations: Any = nn, **factory: Any):
         super().__init__()
@@ -46,17 +48,18 @@ class ContentAdapter(nn.Module):
         if config.kind == "conv":
             self.reduce = operations.Conv1d(config.input_tokens, config.output_tokens, 1, **factory)
         self.blocks = nn.ModuleList(Block(width, config.heads, operations, **factory) for _ in range(config.layers))
-        self.norm = operations.LayerNorm(width, **factory)
+        self.norm = nn.Identity() if config.kind == "linear" else operations.LayerNorm(width, **factory)
         self.project = operations.Linear(width, config.output_width, **factory)
-        self.null_embedding = nn.Parameter(torch.zeros(1, 1, config.output_width, **factory))
+        if config.kind != "linear":
+            self.null_embedding = nn.Parameter(torch.zeros(1, 1, config.output_width, **factory))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.null_embedding.dtype
+        return self.project.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.null_embedding.device
+        return self.project.weight.device
 
     def forward(self, tokens_BVNC: torch.Tensor, null: bool = False) -> torch.Tensor:
         """(B, V, N, C) -> (B, V * N', context width): the views' tokens side by side.
@@ -75,15 +78,18 @@ class ContentAdapter(nn.Module):
     def null_context(self, context: torch.Tensor) -> torch.Tensor:
         """The context without an object, in the given one's shape: the learned null embedding at every token.
 
+        A `linear` adapter has none: with it, the context of `preprocess.black_picture` is that.
+
         By a call of the module, so that the hooks that bring its weights to where they are used see it: accelerate's
         offloading, and FSDP.
         """
         return self(context, null=True)
 
-    def scale(self, context: torch.Tensor, strength: float) -> torch.Tensor:
+    def scale(self, context: torch.Tensor, strength: float, null: torch.Tensor | None = None) -> torch.Tensor:
         """From no object (0) to the object (1); above 1 it is exaggerated.
 
-        Raises `ImprintError` unless it is a number.
+        null: the context without an object, by default `null_context`. Raises `ImprintError` unless strength is a
+        number.
         """
         require_number("strength", strength)
-        return torch.lerp(self.null_context(context), context, strength)
+        return torch.lerp(self.null_context(context) if null is None else null, context, strength)

@@ -1,8 +1,9 @@
 """The checkpoint: one `.safetensors` file with everything that a composite needs.
 
-Tensors are named `encoder.*` (the hub's names of DINOv2 and CLIP), `adapter.*`, `null_embedding`, `unet.*` and `vae.*`
-(diffusers' names; the autoencoder may be absent). The metadata holds the format's version, the configuration as JSON,
-and a SHA-256 of both, so that a damaged file fails with a clear error. Nothing in a file is ever executed.
+Tensors are named `encoder.*` (the hub's names of DINOv2, DINOv3 and CLIP), `adapter.*`, `null_embedding`, `unet.*`,
+`vae.*` and `control.*` (diffusers' names; the autoencoder may be absent, and few models have a ControlNet). The
+metadata holds the format's version, the configuration as JSON, and a SHA-256 of both, so that a damaged file fails with
+a clear error. Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 PARTS = ("encoder", "adapter", "unet", "vae")
 REQUIRED_PARTS = PARTS[:3]
+ALL_PARTS = (*PARTS, "control")
+"""With the one that `ImprintConfig.background` may ask for."""
 SHIPPED = Path(__file__).parent / "assets" / "imprint-tiny.safetensors"
 """The checkpoint that comes with the package."""
 
@@ -34,13 +37,13 @@ _NULL = "null_embedding"  # stands alone in the file, and belongs to the adapter
 
 @dataclass
 class Checkpoint:
-    """A configuration and the tensors of each part, by the names of `PARTS`."""
+    """A configuration and the tensors of each part, by the names of `ALL_PARTS`."""
 
     config: ImprintConfig
     parts: dict[str, dict[str, torch.Tensor]]
     path: Path = field(default=Path("checkpoint"))
     names: Literal["diffusers", "ldm"] = "diffusers"
-    """Whose names `unet` and `vae` have: our files have diffusers', third-party files latent diffusion's."""
+    """Whose names `unet`, `vae` and `control` have: our files have diffusers', third-party files latent diffusion's."""
 
     def check(
         self,
@@ -141,9 +144,9 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         part, _, name = ("adapter", "", _NULL) if key == _NULL else key.partition(".")
-        if part not in PARTS:
+        if part not in ALL_PARTS:
             raise ImprintError(
-                f"{path}: tensor '{key}' is of no known part ({', '.join(PARTS)}); it was made by other code"
+                f"{path}: tensor '{key}' is of no known part ({', '.join(ALL_PARTS)}); it was made by other code"
             )
         parts.setdefault(part, {})[name] = tensor
     for part in REQUIRED_PARTS:

@@ -173,7 +173,9 @@ def convert(options: argparse.Namespace) -> int:
     require_writable(options.out)
     began = time.monotonic()
     with making.needs_diffusers():
-        config = write_converted(options.file, options.out, options.kind, partial(tqdm, unit="tensor"))
+        config = write_converted(
+            options.file, options.out, options.kind, partial(tqdm, unit="tensor"), options.local_region
+        )
     _say(f"{options.out.resolve()} ({kind_of(config)}, fp16, {time.monotonic() - began:.1f} s)")
     return 0
 
@@ -245,9 +247,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="JOBS.jsonl",
         help="one JSON object per line: object, background, out, mask (or placed, at, or align), and if wished "
-        "object_mask, blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness, light_from; "
-        "or objects, a list from back to front, each with an object of its own and those keys; paths are relative to "
-        "this file's folder",
+        "object_mask, blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness, light_from, "
+        "change; or objects, a list from back to front, each with an object of its own and those keys; paths are "
+        "relative to this file's folder",
     )
     added.add_argument(
         "--overwrite",
@@ -269,7 +271,14 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")
     added.add_argument("out", type=Path, help="the checkpoint to write, .safetensors")
     added.add_argument(
-        "--kind", metavar="NAME", help="objectstitch or paint-by-example; by default it is told from the weights"
+        "--kind",
+        metavar="NAME",
+        help="objectstitch, paint-by-example, controlcom or anydoor; by default it is told from the weights",
+    )
+    added.add_argument(
+        "--local-region",
+        choices=("corner", "box"),
+        help="where ControlCom's local blocks look: corner (default) as its published code, box as its paper means it",
     )
 
     added = command(info, "info", "show what is in a checkpoint, and check it", parents=())

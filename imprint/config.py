@@ -8,46 +8,23 @@ name.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import typing
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from .errors import ImprintError
+from .fields import from_dict, require, require_choice, require_positive, to_dict
 
-
-def require(condition: bool, message: str) -> None:
-    """Raise `ImprintError(message)` unless the condition holds."""
-    if not condition:
-        raise ImprintError(message)
-
-
-def require_choice(part: Any, *names: str) -> None:
-    """Raise `ImprintError` unless the named fields of a dataclass each hold one of their type's literals."""
-    kinds = typing.get_type_hints(type(part))
-    for name in names:
-        value, choices = getattr(part, name), typing.get_args(kinds[name])
-        listed = " or ".join(repr(choice) for choice in choices)
-        require(value in choices, f"{type(part).__name__}.{name} is {value!r}; it must be {listed}")
-
-
-def require_positive(part: Any, *may_be_zero: str) -> None:
-    """Raise `ImprintError` unless all numbers in a dataclass are above 0, or are 0 and named here."""
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, (int, float)) and not isinstance(number, bool):
-                fits = number > 0 or (number == 0 and field.name in may_be_zero)
-                require(fits, f"{type(part).__name__}.{field.name} is {value}; it must be above 0")
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoder, DINOv2 (arXiv 2304.07193) or CLIP's (arXiv 2103.00020), and what it is shown.
+    """The image encoder, DINOv2 (arXiv 2304.07193), DINOv3 (arXiv 2508.10104) or CLIP's (arXiv 2103.00020), and what it
+    is shown.
 
-    Sizes as in transformers' `Dinov2Config` and `CLIPVisionConfig`.
+    Sizes as in transformers' `Dinov2Config`, `DINOv3ViTConfig` and `CLIPVisionConfig`.
     """
 
     width: int
@@ -55,6 +32,7 @@ class EncoderConfig:
     heads: int
     mlp_ratio: int
     swiglu: bool
+    """Whether the MLP is gated."""
     patch_size: int
     image_size: int
     """Side of the square input in pixels."""
@@ -62,21 +40,35 @@ class EncoderConfig:
     """Register tokens (arXiv 2309.16588) of the backbone; they are dropped from its output."""
     object_margin: float
     """Free border around the object in the input, as a part of the object's longer side (if stretched, of each)."""
-    kind: Literal["dinov2", "clip"] = "dinov2"
+    kind: Literal["dinov2", "dinov3", "clip"] = "dinov2"
     output: Literal["tokens", "cls"] = "tokens"
     """CLS and patch tokens, or the CLS token alone; both after the last LayerNorm."""
-    surroundings: Literal["black", "kept"] = "black"
-    """What lies around the object in the input: black, or what lay there in its picture."""
+    surroundings: Literal["black", "kept", "white"] = "black"
+    """What lies around the object in the input: black, white, or what lay there in its picture."""
     fit: Literal["pad", "stretch"] = "pad"
     """How the object's box becomes the square input: with a free border beside its shorter sides, or stretched."""
     several_views: bool = True
     """Whether the model takes more than one picture of the object."""
+    local_layer: int = 0
+    """The layer after which the patch tokens, as they are, also go to the UNet's local blocks; 0: there are none."""
+    resize: Literal["antialias", "opencv"] = "antialias"
+    """How the object's box is brought to the input's size; `opencv` leaves pixels out, and is in whole 8-bit steps."""
+    nothing: Literal["learned", "black"] = "learned"
+    """What stands for no object: an embedding that the adapter learned, or what it makes of a black picture."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "register_tokens", "object_margin")
-        require_choice(self, "kind", "output", "surroundings", "fit")
+        require_positive(self, "register_tokens", "object_margin", "local_layer")
+        require_choice(self, "kind", "output", "surroundings", "fit", "resize", "nothing")
         require(
-            self.kind == "dinov2" or not (self.swiglu or self.register_tokens),
+            self.resize == "antialias" or self.fit == "pad",
+            f"the encoder's input is resized by '{self.resize}' and its fit is '{self.fit}'; 'opencv' needs 'pad'",
+        )
+        require(
+            self.local_layer <= self.layers and (self.kind == "clip" or not self.local_layer),
+            f"local_layer is {self.local_layer}; it must be one of a CLIP encoder's {self.layers} layers, or 0",
+        )
+        require(
+            self.kind != "clip" or not (self.swiglu or self.register_tokens),
             "a CLIP encoder has neither SwiGLU nor register tokens",
         )
         require(
@@ -90,16 +82,26 @@ class EncoderConfig:
 
     @property
     def tokens(self) -> int:
-        """The output's tokens of one view."""
+        """The tokens of one view that the adapter takes."""
         return 1 if self.output == "cls" else 1 + (self.image_size // self.patch_size) ** 2
+
+    @property
+    def local_tokens(self) -> int:
+        """The tokens of one view that the UNet's local blocks take; the encoder's output has them after the others."""
+        return (self.image_size // self.patch_size) ** 2 if self.local_layer else 0
+
+    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The encoder's output (..., N, C) -> the adapter's tokens, and the local ones or None."""
+        return tokens[..., : self.tokens, :], tokens[..., self.tokens :, :] if self.local_layer else None
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """The content adapter (ObjectStitch, arXiv 2212.00932, section 3.2) from encoder tokens to UNet context."""
 
-    kind: Literal["tokens", "conv"]
-    """`tokens` keeps every token; `conv` first reduces their number by a 1x1 convolution over the token axis."""
+    kind: Literal["tokens", "conv", "linear"]
+    """`tokens` keeps every token; `conv` first reduces their number by a 1x1 convolution over the token axis; `linear`
+    is the last layer of `tokens` alone, without its LayerNorm and its learned embedding."""
     layers: int
     heads: int
     input_width: int
@@ -112,8 +114,12 @@ class AdapterConfig:
         require_choice(self, "kind")
         require(
             self.kind == "conv" or self.input_tokens == self.output_tokens,
-            f"a 'tokens' adapter keeps its tokens, but takes {self.input_tokens} and gives {self.output_tokens}; "
+            f"a '{self.kind}' adapter keeps its tokens, but takes {self.input_tokens} and gives {self.output_tokens}; "
             "use 'conv'",
+        )
+        require(
+            self.kind != "linear" or self.layers == 0,
+            f"a 'linear' adapter has no transformer layers, and not {self.layers}",
         )
         require(
             self.input_width % self.heads == 0,
@@ -136,10 +142,26 @@ class UNetConfig:
     heads: tuple[int, ...]
     """Attention heads at each level; the middle has the last level's."""
     context_width: int
+    linear_projections: bool = False
+    """Whether linear layers lead into and out of the transformers, as in SD 2 and SDXL, and not 1x1 convolutions."""
+    upcast_attention: bool = False
+    """Whether attention scores are in fp32 whatever the precision, as in SD 2."""
+    pooled_width: int = 0
+    """Of SDXL's pooled text, beside which it is told the picture's size; 0 = it is told neither, as SD 1.5."""
+    local_levels: int = 0
+    """How many of the first levels have a local block after each layer on the way down; see `imprint.local`."""
+    local_region: Literal["box", "corner"] = "box"
+    """Where a local block looks: the hole's box, or, as ControlCom's published code has it, the map's first cells."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "transformer_layers", "mid_transformer_layers")
+        require_positive(self, "transformer_layers", "mid_transformer_layers", "pooled_width", "local_levels")
+        require_choice(self, "local_region")
         levels = len(self.widths)
+        require(
+            all(self.transformer_layers[: self.local_levels]) and self.local_levels <= levels,
+            f"local_levels is {self.local_levels}, but local blocks follow attention, and the UNet's levels have "
+            f"{self.transformer_layers} transformer layers",
+        )
         for name in ("transformer_layers", "heads"):
             got = len(getattr(self, name))
             require(got == levels, f"the UNet's {name} has {got} entries for {levels} levels of widths {self.widths}")
@@ -220,8 +242,9 @@ class ImprintConfig:
 
     resolution: int
     """Side in pixels of the square crop that the model was trained at."""
-    background: Literal["blend", "concat"]
-    """How the UNet sees the background: `blend` is IMPRINT's, `concat` is nine channels as in SD-inpainting."""
+    background: Literal["blend", "concat", "control"]
+    """How the UNet sees the background: `blend` is IMPRINT's, `concat` is nine channels as in SD-inpainting, `control`
+    is AnyDoor's: a ControlNet (arXiv 2302.05543) of the UNet's sizes sees it, as `imprint.hint` shows it."""
     encoder: EncoderConfig
     adapter: AdapterConfig
     unet: UNetConfig
@@ -234,12 +257,16 @@ class ImprintConfig:
     """Where the mask channel is 1."""
     hole_value: float = 0.5
     """The grey in [0, 1] of the hole in the picture that the autoencoder encodes."""
+    hole_shape: Literal["outline", "box"] = "outline"
+    """The hole in a mask: its outline, or the box around it."""
+    changes: bool = False
+    """Whether two constant channels after the others tell the UNet what to change of the object; see `CHANGES`."""
     matte: int = 0
     """Values of the predicted matte along a side of a latent cell; 0 = the UNet predicts none. See `imprint.matte`."""
 
     def __post_init__(self) -> None:
         require_positive(self, "hole_value", "matte")
-        require_choice(self, "background", "concat_order", "concat_mask")
+        require_choice(self, "background", "concat_order", "concat_mask", "hole_shape")
         require(0 <= self.hole_value <= 1, f"hole_value is {self.hole_value}; it is a grey from 0 to 1")
         encoder, adapter, unet, latent = self.encoder, self.adapter, self.unet, self.latent
         require(
@@ -257,13 +284,28 @@ class ImprintConfig:
             self.matte == 0 or latent.downscale % self.matte == 0,
             f"matte is {self.matte}; it must divide a latent cell's {latent.downscale} pixels, or be 0 for none",
         )
-        inputs = latent.channels if self.background == "blend" else 2 * latent.channels + 1
+        require(
+            (adapter.kind == "linear") == (encoder.nothing == "black"),
+            f"the adapter is '{adapter.kind}' and no object is '{encoder.nothing}'; a 'linear' adapter has learned no "
+            "embedding for it, so that these two go together: 'linear' and 'black'",
+        )
+        require(
+            bool(unet.local_levels) == bool(encoder.local_layer) and (not unet.local_levels or self.changes),
+            f"local_levels is {unet.local_levels}, local_layer {encoder.local_layer} and changes {self.changes}; the "
+            "UNet's local blocks need an encoder's local tokens and what to change",
+        )
+        require(
+            not self.changes or (self.background == "concat" and self.matte == 0),
+            "what to change of the object is told beside a background of background 'concat', without a matte",
+        )
+        beside = latent.channels + 1 + 2 * self.changes if self.background == "concat" else 0
+        inputs = latent.channels + beside
         outputs = latent.channels + 2 * self.matte**2
         require(
             (unet.in_channels, unet.out_channels) == (inputs, outputs),
             f"the UNet has {unet.in_channels} input and {unet.out_channels} output channels; background "
-            f"'{self.background}' and matte {self.matte} on {latent.channels} latent channels need "
-            f"{inputs} and {outputs}",
+            f"'{self.background}', changes {self.changes} and matte {self.matte} on {latent.channels} latent channels "
+            f"need {inputs} and {outputs}",
         )
         require(
             self.resolution % self.multiple == 0,
@@ -277,7 +319,7 @@ class ImprintConfig:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(_to_dict(self), sort_keys=True)
+        return json.dumps(to_dict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ImprintConfig:
@@ -286,50 +328,7 @@ class ImprintConfig:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ImprintError(f"the configuration is not JSON ({error}); it must be what `to_json` writes") from error
-        return _from_dict(cls, values, "configuration")
-
-
-def _to_dict(part: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values, without the fields that have their default."""
-    values = {}
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if value != field.default:
-            values[field.name] = _to_dict(value) if dataclasses.is_dataclass(value) else value
-    return values
-
-
-def _from_dict(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from plain JSON values, strictly: names and types must fit."""
-    require(isinstance(values, dict), f"{where} is {values!r}; it must be a JSON object")
-    types = typing.get_type_hints(cls)
-    names = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
-    missing = sorted(name for name, required in names.items() if required and name not in values)
-    unknown = sorted(values.keys() - names.keys())
-    require(
-        not (missing or unknown),
-        f"{where} lacks {missing or 'nothing'} and has unknown {unknown or 'nothing'}; "
-        "it was written by another version of this code, or by other code",
-    )
-    return cls(**{name: _from_value(types[name], values[name], f"{where}.{name}") for name in values})
-
-
-def _from_value(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _from_dict(kind, value, where)
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        require(isinstance(value, list) and value, f"{where} is {value!r}; it must be a list of whole numbers")
-        return tuple(_from_value(int, item, where) for item in value)
-    if origin is Literal:
-        return value  # the dataclass itself names the choices
-    if kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        require(fits, f"{where} is {value!r}; it must be a finite number")
-        return float(value)
-    require(type(value) is kind, f"{where} is {value!r}; it must be of type {kind.__name__}")
-    require(kind is not int or value >= 0, f"{where} is {value}; it must not be negative")
-    return value
+        return from_dict(cls, values, "configuration")
 
 
 def dinov2(
@@ -347,6 +346,12 @@ def dinov2(
         register_tokens=register_tokens,
         object_margin=0.05,
     )
+
+
+def dinov3(width: int, layers: int, heads: int, swiglu: bool = False, image_size: int = 224) -> EncoderConfig:
+    """A DINOv3 with the published conventions: patch size 16, four registers, MLP ratio 4 (gated in ViT-H+)."""
+    plain = dinov2(width, layers, heads, swiglu, register_tokens=4)
+    return replace(plain, kind="dinov3", patch_size=16, image_size=image_size)
 
 
 def tokens_adapter(encoder: EncoderConfig, layers: int, heads: int, output_width: int) -> AdapterConfig:
@@ -409,9 +414,34 @@ def _sd15(encoder: EncoderConfig) -> ImprintConfig:
     )
 
 
+def _sdxl(encoder: EncoderConfig) -> ImprintConfig:
+    """SDXL's base (arXiv 2307.01952); its noise is SD 1.5's."""
+    sd15 = _sd15(encoder)
+    return replace(
+        sd15,
+        resolution=1024,
+        adapter=tokens_adapter(encoder, layers=5, heads=16, output_width=2048),
+        unet=UNetConfig(
+            in_channels=4,
+            out_channels=36,
+            widths=(320, 640, 1280),
+            layers_per_block=2,
+            transformer_layers=(0, 2, 10),
+            mid_transformer_layers=10,
+            heads=(5, 10, 20),
+            context_width=2048,
+            linear_projections=True,
+            pooled_width=1280,
+        ),
+        latent=replace(sd15.latent, scale_factor=0.13025),
+    )
+
+
 PRESETS: dict[str, ImprintConfig] = {
     "tiny": _tiny(),
     "sd15": _sd15(dinov2(width=1024, layers=24, heads=16)),
     "sd15-g": _sd15(dinov2(width=1536, layers=40, heads=24, swiglu=True)),
+    "sdxl": _sdxl(dinov2(width=1024, layers=24, heads=16)),
 }
-"""`tiny` is the shipped checkpoint's; `sd15` and `sd15-g` are SD 1.5 with DINOv2 ViT-L/14 and ViT-g/14."""
+"""`tiny` is the shipped checkpoint's; `sd15` and `sd15-g` are SD 1.5 with DINOv2 ViT-L/14 and ViT-g/14, `sdxl` is SDXL
+with ViT-L/14."""

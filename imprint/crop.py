@@ -80,6 +80,7 @@ class Crop:
             config.sampling.context if context is None else context,
             config.multiple,
             config.latent.downscale,
+            config.hole_shape == "box",
         )
         hole = replace(hole, mask=hole.mask.cpu())
         # One pixel more than the square: there a hole that fills the square has its edge.

@@ -152,13 +152,21 @@ class Hole:
     """Of the mask, that do not touch; one object spans them all."""
 
     @classmethod
-    def find(cls, mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8, cell: int = 8) -> Hole:
+    def find(
+        cls,
+        mask: torch.Tensor,
+        resolution: int,
+        context: float = 2.0,
+        multiple: int = 8,
+        cell: int = 8,
+        box: bool = False,
+    ) -> Hole:
         """The hole of a mask (H, W), above 0.5, with the square around it; see `Placement.around`.
 
         A hole that measures fewer than `LEAST_CELLS` cells of the latent along a side, in the frame or in the model's
         crop, is enlarged around its centre to that size. cell: pixels of the crop that one cell of the latent covers.
-        Raises `ImprintError` for a mask without a hole, a context below 1, and a resolution that is not a multiple of
-        `multiple`, or above `MOST_RESOLUTION`.
+        box: the hole is all of its box. Raises `ImprintError` for a mask without a hole, a context below 1, and a
+        resolution that is not a multiple of `multiple`, or above `MOST_RESOLUTION`.
         """
         check_crop(resolution, context, multiple)
         highest = float(mask.max())
@@ -173,7 +181,7 @@ class Hole:
         wide = enlarge_boxes(wide, math.ceil(LEAST_CELLS * cell * placement.side / resolution), *mask.shape)
         rows, columns = placement.area
         hole = (mask[placement.area] > 0.5).float()
-        if not torch.equal(wide, drawn):
+        if box or not torch.equal(wide, drawn):
             corner = torch.tensor([rows.start, columns.start] * 2, device=mask.device)
             hole = torch.maximum(hole, fill_boxes(wide - corner, *hole.shape)[0].to(hole))
         _, areas = _labelled(mask[placement.area])

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import warnings
+from io import BytesIO
 from typing import TypeAlias
 
 import numpy as np
@@ -44,18 +45,20 @@ MAX_PIXELS = 1 << 27
 """Larger pictures (134 megapixels) are refused before they are decoded; Pillow's own limit is a little higher."""
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def open_image(path: str | os.PathLike, data: bytes | None = None) -> Image.Image:
     """A picture file, turned as its EXIF says.
 
-    Raises `ImprintError` if it is absent, no picture, broken, or too large.
+    data: its bytes, where it is no file of its own; path is then its name. Raises `ImprintError` if it is absent, no
+    picture, broken, or too large.
     """
-    if not os.path.isfile(path):
-        raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
-    files.require_no_lfs_pointer(path)
+    if data is None:
+        if not os.path.isfile(path):
+            raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
+        files.require_no_lfs_pointer(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path if data is None else BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImprintError(
                         f"{path} is {image.width}x{image.height}; at most {MAX_PIXELS / 1e6:.0f} megapixels are "

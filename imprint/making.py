@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ImprintError
+from .files import same_file
 from .jobs import Job
-from .options import FAST_STEPS, placing_arguments
+from .options import FAST_STEPS, SHIPPED_STEPS, placing_arguments
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -32,16 +33,20 @@ class Making:
     """By default the shipped one."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    dtype: str = "fp32"
-    """fp32, fp16 or bf16."""
+    dtype: str = "auto"
+    """fp32, fp16, bf16 or auto: fp32, and when it is to be fast bf16 on a processor that computes with it."""
     fast: bool = False
     """`FAST_STEPS` steps of DPM++ 2M."""
     steps: int | None = None
+    """Of Euler, or of DPM++ 2M when it is to be fast; by default `SHIPPED_STEPS` of DPM++ 2M with the shipped
+    checkpoint, and another's own."""
+    compile: bool = False
+    """As `ImprintPipeline.compile`."""
     guidance: float | None = None
     context: float | None = None
     resolution: int | None = None
     feather: int | None = None
-    """These five, and those up to `detail`: as `ImprintPipeline.__call__` takes them."""
+    """These four, and those up to `detail`: as `ImprintPipeline.__call__` takes them."""
     feather_in: int = 0
     blend: str = "feather"
     colour_match: float = 0.0
@@ -84,16 +89,41 @@ def open_pipeline(making: Making) -> ImprintPipeline:
         raise ImprintError(
             f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
         )
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[making.dtype]
+    halved = making.fast and device == "cpu" and _computes_in_bf16()
+    name = making.dtype if making.dtype != "auto" else "bf16" if halved else "fp32"
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
     pipeline = ImprintPipeline.from_checkpoint(making.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
-    if making.fast:
+    if making.fast or (making.steps is None and _is_shipped(making.checkpoint)):
         from diffusers import DPMSolverMultistepScheduler
 
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
         for module in (pipeline.unet, pipeline.vae):
             torch.nn.Module.to(module, memory_format=torch.channels_last)
+    if making.compile:
+        pipeline.compile()
     return pipeline
+
+
+def _computes_in_bf16() -> bool:
+    """Whether this processor has instructions for it; without them torch is slower in bf16 than in fp32."""
+    import torch
+
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch, and private
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+def _steps(making: Making) -> int | None:
+    """None: as many as the checkpoint says."""
+    if making.steps is not None:
+        return making.steps
+    return FAST_STEPS if making.fast else SHIPPED_STEPS if _is_shipped(making.checkpoint) else None
+
+
+def _is_shipped(checkpoint: Path | None) -> bool:
+    from .checkpoint import SHIPPED
+
+    return checkpoint is None or same_file(checkpoint, SHIPPED)
 
 
 @contextmanager
@@ -143,7 +173,7 @@ def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: Imprin
     for part, own in steps:  # each into the picture with the ones before it
         made = pipeline(
             **own | {"background": background},
-            num_inference_steps=FAST_STEPS if making.fast and making.steps is None else making.steps,
+            num_inference_steps=_steps(making),
             guidance_scale=making.guidance,
             context=making.context,
             resolution=making.resolution,
@@ -204,6 +234,11 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) ->
     from .saving import require_writable
 
     for part, masks in zip(job.each, areas):
+        if "change" in part.placing:
+            raise ImprintError(
+                f"change is {part.placing['change']!r}, with which the model draws {part.objects[0]} in one with its "
+                "light; layers are of an object that is placed and lit: leave change or --layers out"
+            )
         for hole in (as_mask(mask)[0] for mask in masks if part.mask):
             if hole.any() and is_drawn(hole, part.placing.get("fit", "contain")):
                 raise ImprintError(

@@ -11,7 +11,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .config import ImprintConfig
 from .encoder import IDEncoder
 from .errors import ImprintError
-from .unet import build_unet
+from .unet import build_control, build_unet
 from .vae import build_autoencoder
 
 
@@ -40,12 +40,14 @@ def load_model(
 
 
 def build_modules(config: ImprintConfig, with_vae: bool = True) -> dict[str, torch.nn.Module]:
-    """The parts of a model with fresh weights, by the names of `checkpoint.PARTS`."""
+    """The parts of a model with fresh weights, by the names of `checkpoint.ALL_PARTS`."""
     modules = {
         "encoder": IDEncoder(config.encoder),
         "adapter": ContentAdapter(config.adapter),
-        "unet": build_unet(config.unet, config.resolution // config.latent.downscale),
+        "unet": build_unet(config.unet, config.resolution // config.latent.downscale, config.encoder.width),
     }
+    if config.background == "control":
+        modules["control"] = build_control(config.unet)
     if with_vae:
         modules["vae"] = build_autoencoder(config.latent)
     return modules

@@ -59,8 +59,9 @@ def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
     return scheduler
 
 
-def with_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> SchedulerMixin:
-    """The scheduler ready for so many steps; of second order, a copy of it that starts at `FINITE_SIGMA` at most.
+def with_timesteps(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
+    """The scheduler ready for so many steps, its schedule on the CPU; of second order, a copy of it that starts at
+    `FINITE_SIGMA` at most.
 
     Raises `ImprintError` for a scheduler of another process than `alphas_cumprod`'s, and for too few steps.
     """
@@ -83,10 +84,10 @@ def with_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) 
             betas = scheduler.betas[:count].tolist()
             scheduler = type(scheduler).from_config(scheduler.config, trained_betas=betas, num_train_timesteps=count)
     try:
-        scheduler.set_timesteps(max(steps, 2), device=device)  # a single timestep has no direction
+        scheduler.set_timesteps(max(steps, 2), device="cpu")  # a single timestep has no direction
         to_noise = bool(scheduler.timesteps[0] < scheduler.timesteps[-1])
         if steps == 1:
-            scheduler.set_timesteps(1, device=device)
+            scheduler.set_timesteps(1, device="cpu")
     except ValueError as error:
         raise ImprintError(f"{name} cannot take {steps} step(s) ({error}); give more, or another scheduler") from error
     if to_noise:

@@ -11,12 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .changes import CHANGES
 from .directions import DIRECTIONS, light_direction
 from .errors import LARGEST_NUMBER, ImprintError, require_number
 
-FAST_STEPS = 4
+FAST_STEPS = 3
 """Of `--fast`."""
-PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from".split())
+SHIPPED_STEPS = 8
+"""Of the shipped checkpoint by default: of DPM++ 2M they draw what 20 of Euler do."""
+PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
 """The names, alike as options and as keys of a job."""
 _FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
@@ -75,6 +78,13 @@ def placing_settings() -> argparse.ArgumentParser:
         help=f"where the scene's light comes from: {', '.join(DIRECTIONS)}, or degrees clockwise from behind the "
         "object and, if wished, above the horizon, such as 270,30; default: auto, as the model sees it",
     )
+    group.add_argument(
+        "--change",
+        choices=tuple(CHANGES),
+        help="with a checkpoint of ControlCom's, what the model may change of the object: keep (nothing) and light "
+        "draw it where it was placed, pose and both in all of the mask's box; by default a placed object is lit, not "
+        "drawn",
+    )
     return settings
 
 
@@ -84,13 +94,29 @@ def model_settings() -> argparse.ArgumentParser:
     group = settings.add_argument_group("model and sampling")
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="by default the one that comes with the package")
     group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
-    group.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default="auto",
+        help="auto: fp32, and with --fast bf16 on a processor that computes with it; default: %(default)s",
+    )
     group.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default: %(default)s")
-    group.add_argument("--steps", type=int, help="sampling steps; by default the checkpoint's")
+    group.add_argument(
+        "--steps",
+        type=int,
+        help=f"sampling steps, of Euler; by default {SHIPPED_STEPS} of DPM++ 2M with the shipped checkpoint, and what "
+        "another says itself",
+    )
     group.add_argument(
         "--fast",
         action="store_true",
-        help=f"{FAST_STEPS} steps of DPM++ 2M: a third of the time, light and shadow a little rougher",
+        help=f"{FAST_STEPS} steps of DPM++ 2M, or --steps so many: sooner, and a little rougher",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model first: a minute, or seconds where PyTorch has done it before; then steps are several "
+        "times as fast on a GPU. For drawn objects, in many jobs of one --resolution",
     )
     group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
     group.add_argument(
@@ -214,13 +240,15 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     for name, most in _MOST.items():
         _number(name, values.get(name, 0), 0, most)
     light_direction(values.get("light_from", "auto"))
+    if values.get("change", "both") not in tuple(CHANGES):
+        raise ImprintError(f"change is {values['change']!r}; it must be one of {', '.join(CHANGES)}")
 
 
 def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:
     """The pipeline's arguments; pictures: its own, of which the object's height is the default."""
     from .place import Align, Place, object_height
 
-    made = {name: values[name] for name in ("placed", "fit", "light_from", *_MOST) if name in values}
+    made = {name: values[name] for name in ("placed", "fit", "light_from", "change", *_MOST) if name in values}
     made |= {name: float(made[name]) for name in _MOST if name in made}
     rotate, flip = values.get("rotate", 0.0), values.get("flip", False)
     rotate = rotate if rotate == "auto" else float(rotate)

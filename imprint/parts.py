@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -10,13 +11,14 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from .adapter import ContentAdapter
-from .checkpoint import SHIPPED, Checkpoint, save_checkpoint
+from .checkpoint import ALL_PARTS, SHIPPED, Checkpoint, save_checkpoint
 from .config import ImprintConfig
 from .encoder import IDEncoder
 from .errors import ImprintError
 from .lightnet import LightNet, load_light
 from .model import load_model, module_tensors
 from .noise import make_scheduler
+from .unet import evaluated
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,9 +28,11 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     """The model as diffusers knows it: its modules, loading, saving, LoRA and offloading."""
 
     model_cpu_offload_seq = "encoder->adapter->unet->vae->light"
-    _optional_components: ClassVar[list[str]] = ["light"]
+    _optional_components: ClassVar[list[str]] = ["light", "control"]
     text_encoder = None  # the LoRA loader asks for it
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+    _compiled: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+    """`evaluated`, compiled."""
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         scheduler: SchedulerMixin,
         model_config: ImprintConfig,
         light: LightNet | None = None,
+        control: torch.nn.Module | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -49,6 +54,7 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             scheduler=scheduler,
             model_config=model_config,
             light=light,
+            control=control,
         )
 
     @classmethod
@@ -65,8 +71,26 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
 
     def save_checkpoint(self, path: str | os.PathLike) -> None:
         """Write all parts in their present precision; see `imprint.checkpoint`."""
-        modules = {part: getattr(self, part) for part in ("encoder", "adapter", "unet", "vae")}
+        modules = {part: getattr(self, part) for part in ALL_PARTS if getattr(self, part) is not None}
         save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
+
+    def compile(self, mode: str | None = None, backend: str = "inductor") -> None:
+        """Compile a sampling step as one, at its next use: a minute, or seconds where PyTorch's cache on the disk knows
+        it. Worth it for many pictures of one resolution, number of results and of views; others compile anew.
+
+        mode, backend: of torch.compile; by default mode "reduce-overhead" on a GPU, which replays CUDA graphs, and
+        "default" elsewhere. Pictures differ by rounding.
+        """
+        if mode is None and backend == "inductor" and self.device.type == "cuda":
+            mode = "reduce-overhead"
+        step = torch.compile(evaluated, mode=mode, backend=backend, dynamic=False)
+
+        def compiled(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            torch.compiler.cudagraph_mark_step_begin()
+            # Copies, since the next replay of a graph writes over what this one gives, and some schedulers keep it.
+            return tuple(each.clone() for each in step(*arguments, **named))
+
+        self._compiled = compiled
 
     @classmethod
     def load_lora_into_text_encoder(cls, *_args: Any, **_kwargs: Any) -> None:

@@ -5,14 +5,16 @@ A box, an alignment, a place or a placed picture keeps the object's own photo:
     place_object    the photo -> where it was put in the frame, its edge clean
     finish_placed   -> relit by a small network, with its shadow -> over the background
 
-In an outline, or with `fit="fill"`, the model draws the object, in the order of IMPRINT's figure 2 (arXiv 2403.10701):
+In an outline, or with `fit="fill"` or `change`, the model draws the object, in the order of IMPRINT's figure 2 (arXiv
+2403.10701):
 
     prepare         the object -> encoder -> adapter -> context;  the background -> crop -> hole painted grey -> latents
     denoise         noise -> latents of the crop, and the matte
     finish          latents -> drawing -> detail -> over the background, on which the light network casts its shadow
 
 All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves;
-they are in `imprint.phases`, and the model's loading and saving in `imprint.parts`.
+the first two of the drawing's are in `imprint.phases`, the others in `imprint.finishing`, and the model's loading and
+saving in `imprint.parts`.
 """
 
 from __future__ import annotations
@@ -24,19 +26,20 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
+from .changes import require_change
 from .crop import FEATHER as FEATHER
 from .errors import ImprintError, require_number, require_same_size
+from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
 from .images import Picture, as_mask, colours_of, picture_size
 from .light import require_strengths
-from .phases import Finish, ImprintPipelineOutput, Phases
 from .place import Align, Place, place_object
 from .views import ObjectViews
 
 _OUTPUT_TYPES = ("pil", "pt", "latent")
 
 
-class ImprintPipeline(Phases):
+class ImprintPipeline(Finishing):
     """Put an object into a background (IMPRINT, arXiv 2403.10701).
 
     Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16, and
@@ -64,6 +67,7 @@ class ImprintPipeline(Phases):
         shadow: float = 1.0,
         softness: float = 0.0,
         light_from: str | float = "auto",
+        change: str | None = None,
         num_results: int = 1,
         context: float | None = None,
         resolution: int | None = None,
@@ -84,15 +88,18 @@ class ImprintPipeline(Phases):
         """Put the object into the background.
 
         A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light,
-        shadow and edge change; so too with `placed`, `place` or `align`. Only an outline, or `fit="fill"`, makes the
-        model draw it.
+        shadow and edge change; so too with `placed`, `place` or `align`. Only an outline, `fit="fill"` or `change`
+        makes the model draw it.
 
         Args:
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
                 without one `align` is in the whole background.
-            light, shadow, softness, light_from: see `relight`; `light` is for a placed object, for a drawn one
-                has its light from the drawing.
+            light, shadow, softness, light_from: see `relight`; `light` is for a placed object, since a drawn one has
+                its light from the drawing.
+            change: what the model may change of the object, if it can be told: "keep" (nothing), "light", "pose" or
+                "both", the default where it draws. With "keep" and "light" it draws the object where it was placed, in
+                place of `relight`; with the others in all of the mask's box.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
             num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
             generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every
@@ -107,6 +114,7 @@ class ImprintPipeline(Phases):
             ImprintError: for input that cannot be used; the message says what to change.
         """
         config = self.model_config
+        require_change(change, config)
         for name, value in (("light", light), ("shadow", shadow), ("softness", softness)):
             require_number(name, value)
         require_strengths(light, shadow, softness, light_from)
@@ -144,6 +152,7 @@ class ImprintPipeline(Phases):
         hole = None if mask is None else as_mask(mask)
         if hole is not None:
             require_same_size("the background", size, "its mask", hole.shape[1:])
+        turns = hole is not None and change in ("pose", "both")
         there = place_object(
             views,
             size,
@@ -151,17 +160,19 @@ class ImprintPipeline(Phases):
             placed=placed,
             place=place,
             align=align,
-            fit=fit,
+            fit="fill" if turns else fit,
             rotate=rotate,
             flip=flip,
         )
-        if there is not None:
+        if there is not None and change is None:
             output = self.finish_placed(
                 background, there, light, shadow, softness, light_from, blend_mask, num_results, output_type
             )
             self.maybe_free_model_hooks()
             return output if return_dict else output.to_tuple()
 
+        if there is not None:
+            views, mask = there.view, there.hole
         scene = self.prepare(views, None, background, mask, blend_mask, context, resolution)
         # The latents stay in fp32 whatever the models' precision: with zero terminal SNR the first sigma is 4,518.
         shape = (num_results, *scene.latents.shape[1:])
@@ -180,6 +191,9 @@ class ImprintPipeline(Phases):
             {"eta": eta, "generator": generator},
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            local=None if scene.local is None else scene.local.expand(num_results, -1, -1),
+            change=change,
+            hint=scene.hint,
         )
         output = self.finish(scene, latents, logits, settings, output_type)
         self.maybe_free_model_hooks()

@@ -191,6 +191,18 @@ class PlacedObject:
         rows, columns = self.area
         return rows.start, columns.start, rows.stop, columns.stop
 
+    @property
+    def view(self) -> ObjectViews:
+        """The object as a photo of its own, as it lies in the frame."""
+        return ObjectViews((self.colours[None],), (self.alpha[None],))
+
+    @property
+    def hole(self) -> torch.Tensor:
+        """(1, H, W) of 0 and 1: the frame, 1 in the object's box."""
+        hole = self.alpha.new_zeros(1, *self.size)
+        hole[(0, *self.area)] = 1
+        return hole
+
     def within(self, area: tuple[slice, slice]) -> tuple[torch.Tensor, torch.Tensor]:
         """Colours (1, 3, h, w) and alpha (1, 1, h, w) in a part of the frame that holds the object; 0 around it."""
         rows, columns = area

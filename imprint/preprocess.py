@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 
 from .config import EncoderConfig
 from .errors import ImprintError
 
 MEAN_AND_STD = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "dinov3": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 """Of the colours in [0, 1] that each kind of encoder was trained with: ImageNet's, and those of CLIP's own data."""
@@ -34,12 +36,17 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
             f"{what} is empty (size {masks.shape[-1]}x{masks.shape[-2]}, largest value {float(masks.max()):g}); "
             "draw the region in white, 1, on black"
         )
-    edges = []
-    for line in (rows, columns):
-        first = line.int().argmax(1)
-        last = line.shape[1] - line.flip(1).int().argmax(1)
-        edges.append((first, last))
-    (top, bottom), (left, right) = edges
+    return edges(rows, columns)
+
+
+def edges(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Which rows (B, H) and columns (B, W) are in the boxes, bool -> the boxes, as `bounding_boxes` gives them.
+
+    Where none is, the box is all.
+    """
+    (top, bottom), (left, right) = (
+        (line.int().argmax(1), line.shape[1] - line.flip(1).int().argmax(1)) for line in (rows, columns)
+    )
     return torch.stack([top, left, bottom, right], 1)
 
 
@@ -80,13 +87,24 @@ def _filter(start: torch.Tensor, end: torch.Tensor, span: range, size: int, crop
 
 
 def cut_out(
-    images: torch.Tensor, masks: torch.Tensor, size: int, margin: float, surroundings: str = "black", fit: str = "pad"
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    size: int,
+    margin: float,
+    surroundings: str = "black",
+    fit: str = "pad",
+    resize: str = "antialias",
 ) -> torch.Tensor:
-    """The object, centred in a square with a margin: (B, 3, H, W) in [0, 1], (B, H, W) -> (B, 3, size, size).
+    """The object, centred in a square with a margin: (B, C, H, W) in [0, 1], (B, H, W) -> (B, C, size, size).
 
-    margin, surroundings, fit: see `EncoderConfig`. Beyond the picture there is black; a stretched box ends there.
+    margin, surroundings, fit, resize: see `EncoderConfig`. Beyond the picture there is black; a stretched box ends
+    there.
     """
-    boxes = bounding_boxes(masks, what="the object's mask").to(images)
+    boxes = bounding_boxes(masks, what="the object's mask")
+    if resize == "opencv":
+        views = zip(images.split(1), masks.split(1), boxes.tolist())
+        return torch.cat([_cut_out_in_8_bits(*view, size, margin, surroundings) for view in views])
+    boxes = boxes.to(images)
     centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     half = (sides.amax(1, keepdim=True) if fit == "pad" else sides) * (0.5 + margin)
     reach = torch.cat([centre - half, centre + half], 1)
@@ -95,10 +113,53 @@ def cut_out(
         reach = reach.clamp(min=0).minimum(reach.new_tensor([height, width, height, width]))
     rows, columns = _seen(reach, size, images.shape[2:])
     seen = images[:, :, rows, columns]
-    if surroundings == "black":
+    if surroundings == "white":
+        seen = 1 - seen  # and back, so that 0 is what surrounds the object
+    if surroundings != "kept":
         seen = seen * masks[:, None, rows, columns].to(images)
     corner = rows.start, columns.start
-    return resample(seen, reach, size, cropped=fit == "stretch", corner=corner).clamp(0, 1)
+    cutout = resample(seen, reach, size, cropped=fit == "stretch", corner=corner).clamp(0, 1)
+    return 1 - cutout if surroundings == "white" else cutout
+
+
+def _cut_out_in_8_bits(
+    image: torch.Tensor, mask: torch.Tensor, box: list[int], size: int, margin: float, surroundings: str
+) -> torch.Tensor:
+    """As `cut_out`, of one picture and in whole pixels, with nothing of it around the box."""
+    top, left, bottom, right = box
+    seen, mask = image[:, :, top:bottom, left:right], mask[:, None, top:bottom, left:right].to(image)
+    if surroundings != "kept":
+        seen = seen * mask + (1 - mask) * (surroundings == "white")
+    sides = bottom - top, right - left
+    wider = [int(side * (1 + 2 * margin)) for side in sides]
+    square, pads = max(wider), []
+    for side, wide in reversed(list(zip(sides, wider))):
+        before = (wide - side) // 2 + (square - wide) // 2
+        pads += [before, square - side - before]
+    seen = F.pad(seen, pads, value=float(surroundings == "white"))
+    return resize_in_8_bits((seen * 255).round(), size, size) / 255
+
+
+_ONE = 2048  # OpenCV's, in fixed point
+
+
+def resize_in_8_bits(pictures: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Whole numbers to 255, (B, C, H, W) -> (B, C, height, width): OpenCV's INTER_LINEAR, to the last bit."""
+    values = pictures.long()
+    (left, right), shares = _taps(pictures.shape[3], width, pictures.device)
+    values = (values[..., left] * shares[0] + values[..., right] * shares[1]) >> 4
+    rows, shares = _taps(pictures.shape[2], height, pictures.device)
+    upper, lower = ((values[:, :, row] * share[:, None]) >> 16 for row, share in zip(rows, shares))
+    return ((upper + lower + 2) >> 2).to(pictures)
+
+
+def _taps(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each of `size` pixels the two of `length` that it lies between, and their shares in `_ONE`: (2, size) each."""
+    places = ((torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5).float()
+    first = places.floor()
+    shares = torch.stack([1 - (places - first), places - first])
+    pixels = torch.stack([first, first + 1]).long().clamp(0, length - 1)
+    return pixels.to(device), (shares * _ONE).round().long().to(device)
 
 
 def _seen(boxes: torch.Tensor, size: int, frame: torch.Size) -> tuple[slice, slice]:
@@ -115,6 +176,11 @@ def normalise(cutouts: torch.Tensor, config: EncoderConfig) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> of mean 0 and variance 1 over the encoder's training data."""
     mean, std = (cutouts.new_tensor(values)[:, None, None] for values in MEAN_AND_STD[config.kind])
     return (cutouts - mean) / std
+
+
+def black_picture(config: EncoderConfig) -> torch.Tensor:
+    """(1, 3, S, S): the encoder's input for no object, where that is a black picture."""
+    return normalise(torch.zeros(1, 3, config.image_size, config.image_size), config)
 
 
 def prepare_object(
@@ -137,7 +203,9 @@ def prepare_object(
             f"{masks.shape[0]} mask(s) of {masks.shape[2]}x{masks.shape[1]} differ; give one mask of the same size "
             "for every picture"
         )
-    cutout = cut_out(images, masks, config.image_size, config.object_margin, config.surroundings, config.fit)
+    cutout = cut_out(
+        images, masks, config.image_size, config.object_margin, config.surroundings, config.fit, config.resize
+    )
     if not bool(cutout.isfinite().all()):
         raise ImprintError("the object's picture holds values that are not finite; give numbers in [0, 1]")
     return normalise(cutout, config), cutout

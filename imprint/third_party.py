@@ -1,8 +1,10 @@
-"""Third-party checkpoints as their authors released them: the open ObjectStitch and Paint-by-Example.
+"""Third-party checkpoints as their authors released them: ObjectStitch, Paint-by-Example, ControlCom and AnyDoor.
 
-Both are latent diffusion's LDM code with the same modules: CLIP ViT-L/14, a mapper (our adapter), SD 1's UNet with nine
-input channels and SD's autoencoder, in a torch dict of `state_dict`. Their tensors have the same names and shapes. What
-differs is how they use them, and `KINDS` says that in our configuration's words. Sizes are read from the tensors.
+All are latent diffusion's LDM code, in a torch dict of `state_dict`. The first three have the same modules: CLIP
+ViT-L/14, a mapper (our adapter), SD 1's UNet with nine input channels and SD's autoencoder. Of these the first two have
+tensors of the same names and shapes; ControlCom's UNet has two more channels and local blocks. `imprint.anydoor` says
+what is otherwise in AnyDoor. What else differs is how they use them, and `KINDS` says that in our configuration's
+words. Sizes are read from the tensors.
 """
 
 from __future__ import annotations
@@ -20,20 +22,30 @@ from typing import Any
 
 import torch
 
+from . import anydoor
 from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
 from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
 from .files import require_no_lfs_pointer
+from .local import input_blocks
 
 KINDS: dict[str, dict[str, Any]] = {
     # scripts/inference.py: the object on black; all tokens; "the object should fully extend to the edges of the image"
     "objectstitch": {"output": "tokens", "surroundings": "black"},
     # scripts/inference.py: a reference picture as it is; pooler_output, which is the normalised CLS token
     "paint-by-example": {"output": "cls", "surroundings": "kept"},
+    # scripts/inference.py: as ObjectStitch; encoders/modules.py: the normalised CLS token
+    "controlcom": {"output": "cls", "surroundings": "black"},
+    "anydoor": anydoor.CONVENTIONS,
 }
-"""The encoder's conventions in which the two models differ."""
+"""The encoder's conventions in which the models differ."""
 
-PREFIXES = {"encoder": "cond_stage_model.transformer.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
+PREFIXES = {
+    "encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "control": "control_model.",
+}
 _MAPPER = "cond_stage_model.mapper.resblocks."
 _ADAPTER_NAMES = {
     "attn.c_qkv": "qkv",
@@ -43,8 +55,20 @@ _ADAPTER_NAMES = {
     "mlp.c_fc": "fc1",
     "mlp.c_proj": "fc2",
 }
+_LOCAL_NAMES = {
+    "norm": "local_norm",
+    "tokens_norm": "context_norm",
+    "query": "local_proj_in",
+    "key": "context_conv",
+    "value": "local_proj_out",
+    "gain": "SPADE.conv_gamma",
+    "shift": "SPADE.conv_beta",
+}
 _HEAD_WIDTH = 64  # of every CLIP that OpenAI released
-_UNET_HEADS = 8  # at every level of SD 1's UNet
+_MAPPER_HEADS = {"controlcom": 8}  # no tensor tells; the others have one
+# configs/controlcom.yaml: "resolutions: [1, 2]"; modules/local_module.py gives roi_align a box in shares of the map
+_LOCAL = {"controlcom": {"local_levels": 2, "local_region": "corner"}}
+_UNET_HEADS = 8  # at every level of SD 1's UNet; SD 2's heads are as wide as CLIP's
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -53,7 +77,7 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def read_third_party(path: str | os.PathLike, kind: str | None = None) -> Checkpoint:
-    """A third-party file's tensors as the parts of a checkpoint; `unet` and `vae` keep their LDM names.
+    """A third-party file's tensors as the parts of a checkpoint; `unet`, `vae` and `control` keep their LDM names.
 
     path: `.pth`, `.ckpt` (through torch's `weights_only` reader) or `.safetensors`. Tensors stay on disk until they are
     used. kind: one of `KINDS`; without it, it is told from the weights. Raises `ImprintError` for a file that holds
@@ -68,12 +92,18 @@ def from_tensors(
     """As `read_third_party`, from tensors by name; path: what they are called in an error."""
     if kind is not None and kind not in KINDS:
         raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-    tensors = _Tensors(path, named)
-    config = _config(tensors, kind or _kind(tensors))
-    parts = {part: tensors.under(prefix) for part, prefix in PREFIXES.items()}
-    # An index that transformers kept in its files until 4.31.
-    parts["encoder"].pop("vision_model.embeddings.position_ids", None)
-    parts["adapter"] = _adapter_tensors(tensors, config.adapter)
+    tensors = Tensors(path, named)
+    kind = kind or _kind(tensors)
+    config = _config(tensors, kind)
+    parts = {part: tensors.under(PREFIXES[part]) for part in ("unet", "vae")}
+    if kind == "anydoor":
+        parts |= anydoor.parts(tensors)
+    else:
+        parts["unet"] = _with_local_names(parts["unet"], config.unet)
+        parts["encoder"] = tensors.under(PREFIXES["encoder"])
+        # An index that transformers kept in its files until 4.31.
+        parts["encoder"].pop("vision_model.embeddings.position_ids", None)
+        parts["adapter"] = _adapter_tensors(tensors, config.adapter)
     return Checkpoint(config, parts, path, names="ldm")
 
 
@@ -82,21 +112,29 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
 
     check: that all parts' names and shapes are right.
     """
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+    from diffusers.loaders.single_file_utils import (
+        convert_controlnet_checkpoint,
+        convert_ldm_unet_checkpoint,
+        convert_ldm_vae_checkpoint,
+    )
 
     from .model import build_modules, module_tensors
 
     config = checkpoint.config
     with torch.device("meta"):
         modules = build_modules(config)
+    blocks = {"layers_per_block": config.unet.layers_per_block}
     converters = {
-        "unet": (convert_ldm_unet_checkpoint, {"layers_per_block": config.unet.layers_per_block}),
+        "unet": (convert_ldm_unet_checkpoint, modules["unet"].config),
+        "control": (convert_controlnet_checkpoint, blocks),
         "vae": (convert_ldm_vae_checkpoint, modules["vae"].config),
     }
     converted = dict(checkpoint.parts)
     for part in converters.keys() & converted.keys():
         converter, sizes = converters[part]
-        converted[part] = converter({PREFIXES[part] + name: value for name, value in converted[part].items()}, sizes)
+        local = {name: value for name, value in converted[part].items() if name.startswith("local.")}
+        others = {PREFIXES[part] + name: value for name, value in converted[part].items() if name not in local}
+        converted[part] = converter(others, sizes) | local
     for part, named in converted.items():  # the library leaves None where a tensor's companion is missing
         converted[part] = {name: tensor for name, tensor in named.items() if tensor is not None}
     converted = replace(checkpoint, parts=converted, names="diffusers")
@@ -106,19 +144,31 @@ def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoi
 
 
 def convert(
-    path: str | os.PathLike, out: str | os.PathLike, kind: str | None = None, track: Callable[[list], Iterable] = iter
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    kind: str | None = None,
+    track: Callable[[list], Iterable] = iter,
+    local_region: str | None = None,
 ) -> ImprintConfig:
     """Write a third-party checkpoint as one of ours, in fp16 and with its autoencoder; returns its configuration.
 
-    kind: as in `read_third_party`. track: wraps the list of tensors as they are converted, for a progress bar. Raises
-    `ImprintError` as `read_third_party`, and then writes nothing.
+    kind: as in `read_third_party`. track: wraps the list of tensors as they are converted, for a progress bar.
+    local_region: `UNetConfig.local_region`, if not as the model's published code has it. Raises `ImprintError` as
+    `read_third_party`, and for a region without local blocks, and then writes nothing.
     """
-    checkpoint = with_diffusers_names(read_third_party(path, kind))
+    checkpoint = read_third_party(path, kind)
+    if local_region is not None:
+        unet = checkpoint.config.unet
+        if not unet.local_levels:
+            raise ImprintError(f"{path} has no local blocks that could look anywhere; leave the local region out")
+        config = replace(checkpoint.config, unet=replace(unet, local_region=local_region))
+        checkpoint = replace(checkpoint, config=config)
+    checkpoint = with_diffusers_names(checkpoint)
     save_checkpoint(out, checkpoint, dtype=torch.float16, track=track)
     return checkpoint.config
 
 
-class _Tensors:
+class Tensors:
     """A third-party file's tensors by name, with errors that say what is missing."""
 
     def __init__(self, path: Path, named: Mapping[str, torch.Tensor]):
@@ -127,7 +177,7 @@ class _Tensors:
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.named:
             raise ImprintError(
-                f"{self.path} lacks the tensor '{name}', which every file of {' and '.join(KINDS)} has; it is another "
+                f"{self.path} lacks the tensor '{name}', which every file of {self._family} has; it is another "
                 "model's file, or not whole: download it again, or give the file that the model's README names"
             )
         return self.named[name]
@@ -137,10 +187,16 @@ class _Tensors:
         shape = tuple(self[name].shape)
         if len(shape) != dimensions:
             raise ImprintError(
-                f"{self.path}: '{name}' has shape {shape} where {' and '.join(KINDS)} have {dimensions} dimensions; it "
-                "is another model's file"
+                f"{self.path}: '{name}' has shape {shape} where it has {dimensions} dimensions in every file of "
+                f"{self._family}; it is another model's file"
             )
         return shape
+
+    @property
+    def _family(self) -> str:
+        """The kinds that have such tensors as this file, as far as can be told."""
+        others = [kind for kind in KINDS if kind != "anydoor"]
+        return "anydoor" if anydoor.HINT in self.named else " and ".join(others)
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
         """Those whose names start so, without it."""
@@ -154,49 +210,30 @@ class _Tensors:
 
 def kind_of(config: ImprintConfig) -> str:
     """Which of `KINDS` a third-party configuration has been made for."""
+    if config.changes:
+        return "controlcom"
     return next(kind for kind, says in KINDS.items() if all(getattr(config.encoder, n) == v for n, v in says.items()))
 
 
-def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
+def _config(tensors: Tensors, kind: str) -> ImprintConfig:
     """What the tensors' sizes and their code say together."""
-    vision = PREFIXES["encoder"] + "vision_model."
-    width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
-    positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
-    encoder = EncoderConfig(
-        kind="clip",
-        width=width,
-        layers=tensors.count(f"{vision}encoder.layers."),
-        heads=max(1, width // _HEAD_WIDTH),
-        mlp_ratio=tensors.shape(f"{vision}encoder.layers.0.mlp.fc1.weight", 2)[0] // width,
-        swiglu=False,
-        patch_size=patch,
-        image_size=math.isqrt(max(0, positions - 1)) * patch,
-        register_tokens=0,
-        object_margin=0.0,
-        fit="stretch",
-        several_views=False,
-        **KINDS[kind],
-    )
-    context_width, input_width = tensors.shape("proj_out.weight", 2)
-    tensors.shape("learnable_vector", 3)
-    adapter = AdapterConfig(
-        kind="tokens",
-        layers=tensors.count(_MAPPER),
-        heads=1,
-        input_width=input_width,
-        input_tokens=encoder.tokens,
-        output_width=context_width,
-        output_tokens=encoder.tokens,
-    )
+    unet = _unet_config(tensors, kind)
+    if kind == "anydoor":
+        encoder = anydoor.encoder_config(tensors)
+        adapter = anydoor.adapter_config(tensors, encoder)
+    else:
+        encoder = _encoder_config(tensors, kind, unet)
+        adapter = _adapter_config(tensors, kind, encoder)
     return ImprintConfig(
         resolution=512,
-        background="concat",
+        background="control" if kind == "anydoor" else "concat",
         concat_order="background, mask",
         concat_mask="background",
-        hole_value=0.5,
+        hole_shape="box" if kind == "controlcom" else "outline",
+        changes=kind == "controlcom",
         encoder=encoder,
         adapter=adapter,
-        unet=_unet_config(tensors),
+        unet=unet,
         latent=LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215),
         noise=NoiseConfig(
             timesteps=1000,
@@ -210,8 +247,45 @@ def _config(tensors: _Tensors, kind: str) -> ImprintConfig:
     )
 
 
-def _unet_config(tensors: _Tensors) -> UNetConfig:
-    """SD 1's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
+def _encoder_config(tensors: Tensors, kind: str, unet: UNetConfig) -> EncoderConfig:
+    vision = PREFIXES["encoder"] + "vision_model."
+    width, _, patch, _ = tensors.shape(f"{vision}embeddings.patch_embedding.weight", 4)
+    positions, _ = tensors.shape(f"{vision}embeddings.position_embedding.weight", 2)
+    layers = tensors.count(f"{vision}encoder.layers.")
+    return EncoderConfig(
+        kind="clip",
+        width=width,
+        layers=layers,
+        heads=max(1, width // _HEAD_WIDTH),
+        mlp_ratio=tensors.shape(f"{vision}encoder.layers.0.mlp.fc1.weight", 2)[0] // width,
+        swiglu=False,
+        patch_size=patch,
+        image_size=math.isqrt(max(0, positions - 1)) * patch,
+        register_tokens=0,
+        object_margin=0.0,
+        fit="stretch",
+        several_views=False,
+        local_layer=layers // 2 if unet.local_levels else 0,
+        **KINDS[kind],
+    )
+
+
+def _adapter_config(tensors: Tensors, kind: str, encoder: EncoderConfig) -> AdapterConfig:
+    context_width, input_width = tensors.shape(f"{_project(tensors)}.weight", 2)
+    tensors.shape("learnable_vector", 3)
+    return AdapterConfig(
+        kind="tokens",
+        layers=tensors.count(_MAPPER),
+        heads=_MAPPER_HEADS.get(kind, 1),
+        input_width=input_width,
+        input_tokens=encoder.tokens,
+        output_width=context_width,
+        output_tokens=encoder.tokens,
+    )
+
+
+def _unet_config(tensors: Tensors, kind: str) -> UNetConfig:
+    """SD's UNet by its input blocks: the first convolution, then each level's layers, closed by a downsampler."""
     unet = PREFIXES["unet"]
     first, in_channels, _, _ = tensors.shape(f"{unet}input_blocks.0.0.weight", 4)
     widths, depths, layers = [first], [0], [0]
@@ -223,38 +297,70 @@ def _unet_config(tensors: _Tensors) -> UNetConfig:
         widths[-1] = tensors.shape(f"{block}0.out_layers.3.weight", 4)[0]
         depths[-1] = tensors.count(f"{block}1.transformer_blocks.")
         layers[-1] += 1
-    middle = f"{unet}middle_block.1.transformer_blocks."
+    middle = f"{unet}middle_block.1."
+    linear = tensors[f"{middle}proj_in.weight"].ndim == 2  # SD 2's
     return UNetConfig(
         in_channels=in_channels,
         out_channels=tensors.shape(f"{unet}out.2.weight", 4)[0],
         widths=tuple(widths),
         layers_per_block=max(layers),
         transformer_layers=tuple(depths),
-        mid_transformer_layers=tensors.count(middle),
-        heads=(_UNET_HEADS,) * len(widths),
-        context_width=tensors.shape(f"{middle}0.attn2.to_k.weight", 2)[1],
+        mid_transformer_layers=tensors.count(f"{middle}transformer_blocks."),
+        heads=tuple(max(1, width // _HEAD_WIDTH) if linear else _UNET_HEADS for width in widths),
+        context_width=tensors.shape(f"{middle}transformer_blocks.0.attn2.to_k.weight", 2)[1],
+        linear_projections=linear,
+        upcast_attention=linear,
+        **_LOCAL.get(kind, {}),
     )
 
 
-def _adapter_tensors(tensors: _Tensors, config: AdapterConfig) -> dict[str, torch.Tensor]:
+def _with_local_names(unet: dict[str, torch.Tensor], config: UNetConfig) -> dict[str, torch.Tensor]:
+    """Latent diffusion's tensors of a UNet, those of its local blocks under our names."""
+    ours = {
+        f"input_blocks.{block}.2.{theirs}.{kind}": f"local.{index}.{name}.{kind}"
+        for index, block in enumerate(input_blocks(config))
+        for name, theirs in _LOCAL_NAMES.items()
+        for kind in ("weight", "bias")
+    }
+    return {ours.get(name, name): tensor for name, tensor in unet.items()}
+
+
+def _project(tensors: Tensors) -> str:
+    """The name of the adapter's last layer, which ControlCom's code has in the encoder's module."""
+    moved = "cond_stage_model.proj_out"
+    return moved if f"{moved}.weight" in tensors.named else "proj_out"
+
+
+def _by_part(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Query, key and value of an attention, which their code has side by side for each head, each for all heads."""
+    return tensor if heads == 1 else tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _adapter_tensors(tensors: Tensors, config: AdapterConfig) -> dict[str, torch.Tensor]:
     """The mapper, its LayerNorm, the projection and the learned vector, under our adapter's names."""
     named = {"null_embedding": tensors["learnable_vector"]}
     for kind in ("weight", "bias"):
         named[f"norm.{kind}"] = tensors[f"cond_stage_model.final_ln.{kind}"]
-        named[f"project.{kind}"] = tensors[f"proj_out.{kind}"]
+        named[f"project.{kind}"] = tensors[f"{_project(tensors)}.{kind}"]
         for block in range(config.layers):
             for theirs, ours in _ADAPTER_NAMES.items():
                 named[f"blocks.{block}.{ours}.{kind}"] = tensors[f"{_MAPPER}{block}.{theirs}.{kind}"]
+            qkv = f"blocks.{block}.qkv.{kind}"
+            named[qkv] = _by_part(named[qkv], config.heads)
     return named
 
 
-def _kind(tensors: _Tensors) -> str:
-    """Which of the two models' weights these are.
+def _kind(tensors: Tensors) -> str:
+    """Which model's weights these are. AnyDoor's have a ControlNet; ControlCom's UNet has eleven input channels.
 
     Paint-by-Example's mapper has one token. A softmax over one score is 1 whatever the score, so that the weights of
     query and key never had a gradient: they lie where torch's Linear draws them, within 1 / sqrt(width), if not nearer
     to 0 by weight decay. ObjectStitch's had 257 tokens and were trained.
     """
+    if anydoor.HINT in tensors.named:
+        return "anydoor"
+    if tensors.shape(f"{PREFIXES['unet']}input_blocks.0.0.weight", 4)[1] == 11:
+        return "controlcom"
     for block in range(tensors.count(_MAPPER)):
         weight = tensors[f"{_MAPPER}{block}.attn.c_qkv.weight"]
         query_and_key = weight[: 2 * weight.shape[1]]
@@ -265,12 +371,12 @@ def _kind(tensors: _Tensors) -> str:
 
 
 def _is_third_party(path: Path) -> bool:
-    """Any torch file, as our own never are, or a safetensors file with their learned vector."""
+    """Any torch file, as our own never are, or a safetensors file with a UNet under latent diffusion's names."""
     if not os.path.isfile(path):
         return False
     if _says_safetensors(path):
         with open_safetensors(path) as file:
-            return "learnable_vector" in file.keys()
+            return any(name.startswith(PREFIXES["unet"]) for name in file.keys())
     with path.open("rb") as file:
         start = file.read(4)
     return start == b"PK\x03\x04" or start[:1] == b"\x80"

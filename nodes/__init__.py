@@ -13,6 +13,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..imprint.checkpoint import SHIPPED
 from ..imprint.files import replacing
 from .conditioning import ImprintContentAdapter, ImprintIDEncoder
+from .hint import ImprintShowHint
 from .image import ImprintBackgroundBlend, ImprintRestoreDetail
 from .job import ImprintJob
 from .light import ImprintCastShadow, ImprintRelight
@@ -26,7 +27,9 @@ SAMPLES = SHIPPED.parent / "samples"
 
 
 class ImprintExtension(ComfyExtension):
-    """Eleven nodes: place, relight, and both by a job; load, encode, adapt, coarsen, sample, restore, shade, blend."""
+    """Twelve nodes: place, relight, and both by a job; load, encode, adapt, coarsen, sample, show, restore, shade and
+    blend.
+    """
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
@@ -42,6 +45,7 @@ class ImprintExtension(ComfyExtension):
             ImprintContentAdapter,
             ImprintMaskCoarsener,
             ImprintCompositeSampler,
+            ImprintShowHint,
             ImprintRestoreDetail,
             ImprintCastShadow,
             ImprintBackgroundBlend,

@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 
 from ..imprint.checkpoint import Checkpoint
-from ..imprint.config import EncoderConfig, dinov2
+from ..imprint.config import EncoderConfig, dinov2, dinov3
 from ..imprint.errors import ImprintError
 from ..imprint.preprocess import MEAN_AND_STD
 from .shapes import PLAIN_LAYERS, require_supported, shapes_of
@@ -18,9 +18,9 @@ from .shapes import PLAIN_LAYERS, require_supported, shapes_of
 def build_clip_vision(checkpoint: Checkpoint) -> Any:
     """Part `encoder` as a CLIP_VISION."""
     encoder = checkpoint.config.encoder
-    require_supported(encoder.register_tokens == 0, checkpoint, "a DINOv2 with register tokens")
-    dinov2_ratio = encoder.kind == "clip" or encoder.mlp_ratio == 4
-    require_supported(dinov2_ratio, checkpoint, f"a DINOv2 with an MLP ratio of {encoder.mlp_ratio}")
+    if encoder.kind == "dinov2":
+        require_supported(encoder.register_tokens == 0, checkpoint, "a DINOv2 with register tokens")
+        require_supported(encoder.mlp_ratio == 4, checkpoint, f"a DINOv2 with an MLP ratio of {encoder.mlp_ratio}")
     mean, std = MEAN_AND_STD[encoder.kind]
     options = {
         "hidden_size": encoder.width,
@@ -38,6 +38,16 @@ def build_clip_vision(checkpoint: Checkpoint) -> Any:
             "hidden_act": "quick_gelu",
             "num_channels": 3,
         }
+    elif encoder.kind == "dinov3":
+        options |= {
+            "model_type": "dinov3",
+            "intermediate_size": encoder.width * encoder.mlp_ratio,
+            "use_gated_mlp": encoder.swiglu,
+            "num_register_tokens": encoder.register_tokens,
+            "num_channels": 3,
+            "layer_norm_eps": 1e-5,
+            "rope_theta": 100.0,
+        }
     else:
         options |= {
             "model_type": "dinov2",
@@ -45,6 +55,8 @@ def build_clip_vision(checkpoint: Checkpoint) -> Any:
             "layer_norm_eps": 1e-6,
             "use_mask_token": True,
         }
+    known = options["model_type"] in comfy.clip_vision.IMAGE_ENCODERS
+    require_supported(known, checkpoint, "a DINOv3, newer than this ComfyUI")
     plain = comfy.clip_vision.IMAGE_ENCODERS[options["model_type"]](options, torch.float32, "meta", PLAIN_LAYERS)
     tensors = checkpoint.check("encoder", shapes_of(plain))
     clip_vision = comfy.clip_vision.ClipVisionModel(options)
@@ -54,34 +66,37 @@ def build_clip_vision(checkpoint: Checkpoint) -> Any:
 
 
 def encoder_config(clip_vision: Any) -> EncoderConfig:
-    """How to prepare a CLIP_VISION's input: from our checkpoint, or by DINOv2's sizes at 224 px for ComfyUI's own."""
+    """How to prepare a CLIP_VISION's input: from our checkpoint, or by its sizes at 224 px for ComfyUI's own DINO."""
     if hasattr(clip_vision, "imprint_encoder"):
         return clip_vision.imprint_encoder
-    if clip_vision.model_type != "dinov2":
-        raise ImprintError(
-            f"the CLIP_VISION is a '{clip_vision.model_type}' of another loader, and only DINOv2 can come from there; "
-            "connect the CLIP_VISION of Imprint: Load Checkpoint"
-        )
     sizes = clip_vision.config
-    return dinov2(
-        width=sizes["hidden_size"],
-        layers=sizes["num_hidden_layers"],
-        heads=sizes["num_attention_heads"],
-        swiglu=sizes["use_swiglu_ffn"],
+    width, layers, heads = (sizes[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    if clip_vision.model_type == "dinov2":
+        return dinov2(width, layers, heads, sizes["use_swiglu_ffn"])
+    if clip_vision.model_type == "dinov3":
+        return dinov3(width, layers, heads, sizes.get("use_gated_mlp", False))
+    raise ImprintError(
+        f"the CLIP_VISION is a '{clip_vision.model_type}' of another loader, and only DINOv2 and DINOv3 can come from "
+        "there; connect the CLIP_VISION of Imprint: Load Checkpoint"
     )
 
 
 @torch.no_grad()
 def encode_views(clip_vision: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Prepared views (V, 3, S, S) -> their tokens after the last LayerNorm, CLS first or alone: (1, V, N, C).
+    """Prepared views (V, 3, S, S) -> their tokens as of `IDEncoder.forward`: (1, V, N, C).
 
     Not `encode_image`: that one crops, resizes and rounds to 8 bit what `prepare_object` has already made fit.
     """
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     config = encoder_config(clip_vision)
-    tokens = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device, torch.float32))[0]
+    options = {"intermediate_output": config.local_layer - 1} if config.local_layer else {}  # ComfyUI counts from 0
+    tokens, local, *_ = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device, torch.float32), **options)
     if config.output == "cls":
         tokens = tokens[:, :1]
+    elif config.register_tokens:
+        tokens = torch.cat([tokens[:, :1], tokens[:, 1 + config.register_tokens :]], 1)
     if config.kind == "clip":  # ComfyUI's model normalises the CLS token alone
         tokens = clip_vision.model.vision_model.post_layernorm(tokens)
+    if config.local_layer:
+        tokens = torch.cat([tokens, local[:, 1:]], 1)
     return tokens[None].to(comfy.model_management.intermediate_device())

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..imprint.changes import CHANGES
 from ..imprint.errors import ImprintError, require_finite
-from . import models, sockets
+from ..imprint.preprocess import black_picture
+from . import local, models, sockets
 from .clip_vision import encode_views, encoder_config
+from .control import VIEWS_KEY
 from .messages import tell
 from .objects import marks_input, object_views
 from .tensors import PRECISION, to_bhwc
@@ -66,9 +69,13 @@ class ImprintIDEncoder(io.ComfyNode):
     def execute(cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> io.NodeOutput:
         views, white = object_views(image, mask, mask_marks)
         tell(cls, f"White in the object's mask: the {white}.")
-        pixels, cutouts = views.prepared(encoder_config(clip_vision))
+        config = encoder_config(clip_vision)
+        pixels, cutouts = views.prepared(config)
+        learned = config.nothing == "learned"
+        pixels = pixels if learned else torch.cat([pixels, black_picture(config)])
         tokens = require_finite(encode_views(clip_vision, pixels), "what the encoder sees of the object", PRECISION)
-        return io.NodeOutput(sockets.Subject(tokens, views), ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
+        tokens, nothing = (tokens, None) if learned else (tokens[:, :-1], tokens[:, -1:])
+        return io.NodeOutput(sockets.Subject(tokens, views, nothing), ui=ui.PreviewImage(to_bhwc(cutouts), cls=cls))
 
 
 class ImprintContentAdapter(io.ComfyNode):
@@ -101,6 +108,16 @@ class ImprintContentAdapter(io.ComfyNode):
                     tooltip="How much of the object's identity is used, 0 to 2: 0 none, 1 as trained (default), above "
                     "1 exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too hard.",
                 ),
+                io.Combo.Input(
+                    "change",
+                    options=list(CHANGES),
+                    default="both",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What a checkpoint of ControlCom's may change of the object: both (default) its light and "
+                    "its pose, only one of them, or keep it as it is. For keep and light, give Encode Object and Draw "
+                    "Object the object as it lies in the background. Others cannot be told: leave it at both.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The object. For the sampler's positive."),
@@ -113,13 +130,32 @@ class ImprintContentAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter: models.Adapter, identity: sockets.Subject, strength: float) -> io.NodeOutput:
-        (tokens, width), config = identity.tokens.shape[2:], adapter.config
-        if (tokens, width) != (config.input_tokens, config.input_width):
+    def execute(
+        cls, adapter: models.Adapter, identity: sockets.Subject, strength: float, change: str = "both"
+    ) -> io.NodeOutput:
+        (tokens, width), encoder = identity.tokens.shape[2:], adapter.encoder
+        takes = encoder.tokens + encoder.local_tokens
+        if (tokens, width) != (takes, encoder.width):
             raise ImprintError(
                 f"Encode Object gives {tokens} tokens of width {width} for each view, but Condition on Object takes "
-                f"{config.input_tokens} of width {config.input_width}; use the CLIP_VISION and the adapter of the same "
-                "Imprint: Load Checkpoint"
+                f"{takes} of width {encoder.width}; use the CLIP_VISION and the adapter of the same Imprint: Load "
+                "Checkpoint"
             )
-        positive, negative = adapter.contexts(identity.tokens, strength)
-        return io.NodeOutput([[positive, {}]], [[negative, {}]])
+        if encoder.nothing == "black" and identity.nothing is None:
+            raise ImprintError(
+                "Encode Object does not give what stands for no object with this checkpoint; use the CLIP_VISION and "
+                "the adapter of the same Imprint: Load Checkpoint"
+            )
+        if change != "both" and not adapter.changes:
+            raise ImprintError(
+                f"change is {change}, but this checkpoint cannot be told what to change of the object, as ControlCom's "
+                "can; set it to both, or load one of ControlCom's"
+            )
+        tokens, seen = encoder.split(identity.tokens)
+        told = {local.CHANGE_KEY: torch.tensor([CHANGES[change]])} if adapter.changes else {}
+        if seen is not None:
+            told[local.LOCAL_KEY] = seen[:, 0]
+        if adapter.controlled:
+            told[VIEWS_KEY] = identity.views
+        positive, negative = adapter.contexts(tokens, strength, identity.nothing)
+        return io.NodeOutput([[positive, told]], [[negative, dict(told)]])

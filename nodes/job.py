@@ -84,11 +84,12 @@ def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -
     strengths = {name: where.pop(name) for name in ("light", "shadow", "softness", "light_from") if name in where}
     views = ObjectViews.of(pictures["object_image"], pictures["object_mask"], colours_of(pictures["background"]))
     hole = as_mask(pictures["mask"])[0] if "mask" in pictures else None
+    change = where.pop("change", None)
     put = place_object(views, tuple(frame.shape[2:]), hole, **where)
-    if put is None or part.blend_mask:
+    if put is None or part.blend_mask or change:
         raise ImprintError(
-            "it is to be drawn by the model (an outline, fill or a blend mask); this node places objects: give a box, "
-            "at, align or placed, or use Draw Object or the command imprint batch"
+            "it is to be drawn by the model (an outline, fill, change or a blend mask); this node places objects: give "
+            "a box, at, align or placed, or use Draw Object or the command imprint batch"
         )
     lit = relight(net, frame, put, **strengths)
     frame[(..., *lit.area)] = lit.composite()

@@ -54,7 +54,7 @@ class ImprintLoadCheckpoint(io.ComfyNode):
             display_name="Imprint: Load Checkpoint",
             category="imprint/loaders",
             description="Loads all parts of an Imprint model from one file of models/imprint: a checkpoint of ours, "
-            "or ObjectStitch's or Paint-by-Example's as its authors released it.",
+            "or ObjectStitch's, Paint-by-Example's, ControlCom's or AnyDoor's as its authors released it.",
             search_aliases=[
                 "load imprint checkpoint",
                 "imprint",
@@ -67,8 +67,9 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                     "checkpoint",
                     options=listed_files(SHIPPED_LIGHT),
                     tooltip="The model's file, in ComfyUI's folder models/imprint. imprint-tiny.safetensors comes with "
-                    "this pack: 256 px, for any computer. ObjectStitch and Paint-by-Example (512 px) are downloads: "
-                    "see this node's help page. A file that was just added appears when you press R.",
+                    "this pack: 256 px, for any computer. ObjectStitch, Paint-by-Example, ControlCom and AnyDoor "
+                    "(512 px) are downloads: see this node's help page. A file that was just added appears when you "
+                    "press R.",
                 )
             ],
             outputs=[
@@ -77,7 +78,8 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 ),
                 io.ClipVision.Output(
                     display_name="clip_vision",
-                    tooltip="The image encoder, DINOv2 or (in ObjectStitch and Paint-by-Example) CLIP. For "
+                    tooltip="The image encoder, DINOv2, DINOv3 or (in ObjectStitch, Paint-by-Example and ControlCom) "
+                    "CLIP. For "
                     "Encode Object.",
                 ),
                 sockets.Adapter.Output(
@@ -87,7 +89,7 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 io.Vae.Output(
                     display_name="vae",
                     tooltip="The autoencoder, for Draw Object. Empty if the file holds none: then "
-                    "connect Load VAE with a VAE of SD 1.5.",
+                    "connect Load VAE with a VAE of SD 1.5, or of SDXL for a model of its sizes.",
                 ),
             ],
         )

@@ -22,6 +22,7 @@ from ..imprint.errors import ImprintError
 from ..imprint.lightnet import LightNet, load_light
 from ..imprint.third_party import kind_of, open_checkpoint
 from .clip_vision import build_clip_vision
+from .control import attach_control
 from .shapes import shapes_of
 from .unet import build_model
 from .vae import build_vae
@@ -43,6 +44,8 @@ def load(path: str) -> tuple[Any, Any, Adapter, Any]:
     if checkpoint.names == "ldm":
         logging.info("Imprint: %s is read as third-party weights of kind %s", path, kind_of(checkpoint.config))
     built = {part: build(checkpoint) for part, build in _BUILDERS.items() if part in checkpoint.parts}
+    if checkpoint.config.background == "control":
+        attach_control(built["unet"], checkpoint)
     for part, thing in built.items():
         # ComfyUI reads the part again by this for hooks under dynamic VRAM, and for a second GPU.
         _patcher(thing).cached_patcher_init = (reload_patcher, (path, part))
@@ -63,7 +66,9 @@ class Adapter:
     """The content adapter under ComfyUI's memory management, like its CLIP_VISION objects."""
 
     def __init__(self, checkpoint: Checkpoint):
-        self.config = checkpoint.config.adapter
+        self.config, self.encoder = checkpoint.config.adapter, checkpoint.config.encoder
+        self.changes = checkpoint.config.changes
+        self.controlled = checkpoint.config.background == "control"
         tensors = checkpoint.check("adapter", shapes_of(ContentAdapter(self.config, device="meta")))
         manage = comfy.model_management
         self.load_device, offload_device = manage.text_encoder_device(), manage.text_encoder_offload_device()
@@ -75,12 +80,21 @@ class Adapter:
         self.model.load_state_dict(tensors, strict=False, assign=self.patcher.is_dynamic())
 
     @torch.no_grad()
-    def contexts(self, tokens: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(1, V, N, C) tokens -> the context with the object and the one without, both (1, V * N', C')."""
+    def contexts(
+        self, tokens: torch.Tensor, strength: float, nothing: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1, V, N, C) tokens -> the context with the object and the one without, both (1, V * N', C').
+
+        nothing: the tokens of no object, where the adapter has not learned what stands for it.
+        """
         comfy.model_management.load_model_gpu(self.patcher)
         context = self.model(tokens.to(self.load_device, torch.float32))
+        if nothing is None:
+            null = self.model.null_context(context)
+        else:
+            null = self.model(nothing.to(self.load_device, torch.float32))
         device = comfy.model_management.intermediate_device()
-        return self.model.scale(context, strength).to(device), self.model.null_context(context).to(device)
+        return self.model.scale(context, strength, null).to(device), null.to(device)
 
 
 class _LightModule(LightNet):

@@ -16,6 +16,8 @@ from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError, require_finite, require_number
 from ..imprint.hole import Hole
 from ..imprint.images import full_strength
+from .control import apply_control, hints
+from .local import CHANGE_KEY, CURE
 from .matte import MatteReader
 from .messages import tell
 from .schedules import started_where_it_stands
@@ -79,7 +81,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     tooltip="Sampling steps; time grows with them. 20 (default) is enough with most samplers, 8 for a "
-                    "quick look, 50 for ObjectStitch and Paint-by-Example; beyond that little changes.",
+                    "quick look, 50 for ObjectStitch, Paint-by-Example, ControlCom and AnyDoor; beyond that little "
+                    "changes.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -90,7 +93,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                     round=0.01,
                     tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped "
                     "checkpoint has learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of "
-                    "your own takes 2, ObjectStitch and Paint-by-Example 5.",
+                    "your own takes 2, ObjectStitch, Paint-by-Example, ControlCom and AnyDoor 5.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -105,8 +108,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="simple",
                     tooltip="How the noise levels are spread over the steps. simple (default) and sgm_uniform fit this "
-                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's and Paint-by-Example's; "
-                    "karras spends most steps on detail.",
+                    "model, which starts from pure noise; ddim_uniform is ObjectStitch's, Paint-by-Example's, "
+                    "ControlCom's and AnyDoor's; karras spends most steps on detail.",
                 ),
                 io.Float.Input(
                     "context",
@@ -208,7 +211,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))
         _check_variations(variations, len(frames))
-        crops = _crops(frames, masks, config, resolution or None, context)
+        crops = crops_of(frames, masks, config, resolution or None, context)
         tell(cls, "\n".join(_describe(crop.hole) for crop in crops))
 
         # From here on only the crops are touched: the frame may have 67 megapixels.
@@ -216,6 +219,8 @@ class ImprintCompositeSampler(io.ComfyNode):
         clean = require_finite(vae.encode(painted), "the background's latents", PRECISION)
         hole = torch.cat([crop.latent_mask for crop in crops]).to(clean)
         positive, negative, latent = _inputs(config, positive, negative, clean, hole)
+        if config.background == "control":
+            positive, negative = apply_control(model, positive, negative, hints(config, positive, crops))
         if same_noise:
             latent["batch_index"] = [0] * len(crops)  # core's word for which noise of the seed each takes
         model = started_where_it_stands(model, sampler_name, scheduler, steps)
@@ -225,10 +230,10 @@ class ImprintCompositeSampler(io.ComfyNode):
         mattes = torch.cat([maps for _, maps in drawn]) if config.matte else None
         image, layers = _put_back(background, crops * variations, drawings, mattes)
         shown = ui.PreviewImage(torch.cat([painted, to_bhwc(drawings).to(painted)]), cls=cls) if show_crop else None
-        return io.NodeOutput(image, _generated_in(masks, crops), *layers.unbind(1), ui=shown)
+        return io.NodeOutput(image, _generated_in(masks, crops, config), *layers.unbind(1), ui=shown)
 
 
-def _crops(
+def crops_of(
     frames: torch.Tensor, masks: torch.Tensor, config: ImprintConfig, resolution: int | None, context: float
 ) -> list[Crop]:
     """One for each of the frames (B, 3, H, W) and masks (B, H, W)."""
@@ -251,8 +256,10 @@ def _inputs(
     """
     if config.background == "blend":
         return positive, negative, {"samples": clean, "noise_mask": hole}
-    # This UNet was trained with noise everywhere, and has the background in channels of its own: no noise mask, and an
-    # empty latent to start from, so that the first step sees noise alone.
+    # This UNet was trained with noise everywhere, and has the background in channels of its own, or in a ControlNet: no
+    # noise mask, and an empty latent to start from, so that the first step sees noise alone.
+    if config.background == "control":
+        return positive, negative, {"samples": torch.zeros_like(clean)}
     channels = {"concat_latent_image": clean, "concat_mask": hole}
     positive, negative = (node_helpers.conditioning_set_values(each, channels) for each in (positive, negative))
     return positive, negative, {"samples": torch.zeros_like(clean)}
@@ -303,9 +310,9 @@ def _describe(hole: Hole) -> str:
     )
 
 
-def _generated_in(masks: torch.Tensor, crops: list[Crop]) -> torch.Tensor:
-    """The masks (B, H, W), enlarged where they were too small to generate in."""
-    if not any(crop.hole.enlarged for crop in crops):
+def _generated_in(masks: torch.Tensor, crops: list[Crop], config: ImprintConfig) -> torch.Tensor:
+    """The masks (B, H, W), enlarged where they were too small to generate in; boxes for a model that draws in them."""
+    if config.hole_shape == "outline" and not any(crop.hole.enlarged for crop in crops):
         return masks
     masks = masks.clone()
     for mask, crop in zip(masks, crops):
@@ -315,8 +322,9 @@ def _generated_in(masks: torch.Tensor, crops: list[Crop]) -> torch.Tensor:
 
 def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list) -> None:
     if vae is None:
+        base = "SDXL" if config.unet.pooled_width else "SD 1.5"
         raise ImprintError(
-            "the VAE is empty: this checkpoint holds no autoencoder; connect Load VAE with a VAE of SD 1.5"
+            f"the VAE is empty: this checkpoint holds no autoencoder; connect Load VAE with a VAE of {base}"
         )
     if vae.latent_channels != config.latent.channels:
         raise ImprintError(
@@ -324,7 +332,9 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
             "connect the VAE of Imprint: Load Checkpoint"
         )
     for name, conditioning in (("positive", positive), ("negative", negative)):
-        for context, _ in conditioning:
+        for context, told in conditioning:
+            if config.changes and CHANGE_KEY not in told:
+                raise ImprintError(f"the {name} conditioning does not say what to change of the object; {CURE}")
             if context.shape[-1] != config.unet.context_width:
                 raise ImprintError(
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "

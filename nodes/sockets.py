@@ -27,6 +27,8 @@ class Subject:
     tokens: torch.Tensor
     """float32 (1, views, tokens, width)."""
     views: ObjectViews
+    nothing: torch.Tensor | None = None
+    """What it sees of no object, (1, 1, tokens, width); None where the adapter has learned that."""
 
 
 @dataclass(frozen=True)

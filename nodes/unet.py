@@ -6,20 +6,23 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
 
 from ..imprint.checkpoint import Checkpoint
 from ..imprint.config import ImprintConfig, UNetConfig
 from ..imprint.errors import ImprintError
+from ..imprint.unet import SIZE_WIDTH
+from .local import LocalUNet, ToldModel
 from .matte import MatteUNet
 from .shapes import PLAIN_LAYERS, require_supported, shapes_of
-from .vae import SD_SCALE
+from .vae import latent_format
 
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
 
@@ -38,19 +41,41 @@ class CleanBackground(comfy.model_base.BaseModel):
         return latent_image * (sigma**2 + self.model_sampling.sigma_data**2) ** 0.5
 
 
+class SizedModel(comfy.model_base.SDXL):
+    """SDXL, which is told the picture's size, and no text: `imprint.unet.conditions`."""
+
+    def __init__(self, model_config: ModelConfig, model_type: Any, device: Any, unet_model: Any):
+        # SDXL's own takes no other UNet, and makes what unCLIP alone needs.
+        comfy.model_base.BaseModel.__init__(self, model_config, model_type, device, unet_model)
+        self.embedder, self.noise_augmentor = Timestep(SIZE_WIDTH), None
+        self.nothing = torch.zeros(1, self.adm_channels - 6 * SIZE_WIDTH)
+
+    def encode_adm(self, **kwargs: Any) -> torch.Tensor:
+        return super().encode_adm(**kwargs | {"pooled_output": self.nothing})
+
+
+class SizedCleanBackground(CleanBackground, SizedModel):
+    """SDXL with IMPRINT's blend."""
+
+
 class ModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI needs to know of the UNet."""
 
     unet_extra_config: dict = {}  # the base class would overwrite the attention heads
-    memory_usage_factor = 1.0
 
     def __init__(self, config: ImprintConfig):
         super().__init__(_unet_options(config.unet))
+        self.is_sdxl = config.unet.pooled_width > 0
+        known = comfy.supported_models.SDXL if self.is_sdxl else comfy.supported_models.SD15
+        self.memory_usage_factor = known.memory_usage_factor
         self.background = config.background
         mask = "mask" if config.concat_mask == "hole" else "mask_inverted"
         mask_first = config.concat_order == "mask, background"
         self.concat_keys = (mask, "masked_image") if mask_first else ("masked_image", mask)
-        self.unet_model = partial(MatteUNet, config) if config.matte else comfy.model_base.UNetModel
+        self.changes = config.changes
+        self.unet_model = comfy.model_base.UNetModel
+        if config.matte or config.unet.local_levels:  # never both
+            self.unet_model = partial(MatteUNet if config.matte else LocalUNet, config)
         self.prediction_type = config.noise.prediction_type
         self.sampling_settings = {
             "linear_start": config.noise.beta_start,
@@ -58,8 +83,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
             "timesteps": config.noise.timesteps,
             "zsnr": config.noise.zero_terminal_snr,
         }
-        scale = config.latent.scale_factor * (SD_SCALE if config.latent.autoencoder == "tiny" else 1)
-        self.latent_format = comfy.latent_formats.SD15(scale)
+        self.latent_format = latent_format(config)
 
     def model_type(self, state_dict: dict, prefix: str = "") -> comfy.model_base.ModelType:
         types = comfy.model_base.ModelType
@@ -67,7 +91,11 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> comfy.model_base.BaseModel:
         concat = self.background == "concat"
-        kind = comfy.model_base.BaseModel if concat else CleanBackground
+        if self.is_sdxl:
+            kind = SizedModel if concat else SizedCleanBackground
+        else:
+            kind = comfy.model_base.BaseModel if concat else CleanBackground
+        kind = ToldModel if self.changes else kind
         model_type = self.model_type(state_dict, prefix)
         model = kind(self, model_type=model_type, device=device, unet_model=self.unet_model)
         if concat:
@@ -80,15 +108,21 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
     """Part `unet` as a MODEL (a ModelPatcher), with the dtype and devices that ComfyUI chooses."""
     config = checkpoint.config
     require_supported(
-        (config.latent.channels, config.latent.downscale) == (4, 8), checkpoint, "another latent space than SD 1.5"
+        (config.latent.channels, config.latent.downscale) == (4, 8), checkpoint, "another latent space than SD's"
     )
     require_supported(config.unet.mid_transformer_layers > 0, checkpoint, "a UNet without attention in its middle")
     manage, core = comfy.model_management, ModelConfig(config)
-    shapes = shapes_of(comfy.model_base.UNetModel(**core.unet_config, device="meta", operations=PLAIN_LAYERS))
+    shapes = shapes_of(core.unet_model(**core.unet_config, device="meta", operations=PLAIN_LAYERS))
     names = {name: name for name in shapes}  # ComfyUI's own are latent diffusion's
     if checkpoint.names == "diffusers":
         names = comfy.utils.unet_to_diffusers(core.unet_config)
-        names = {diffusers: name for diffusers, name in names.items() if name in shapes}  # it also lists absent layers
+        # It also lists absent layers, and SDXL's conditions a second time, as those of a class.
+        names = {
+            diffusers: name
+            for diffusers, name in names.items()
+            if name in shapes and not diffusers.startswith("class_embedding.")
+        }
+        names |= {name: name for name in shapes if name.startswith("local.")}
     tensors = checkpoint.check("unet", {theirs: shapes[name] for theirs, name in names.items()})
 
     weight_dtype, load_device, supported = (
@@ -138,10 +172,12 @@ def _unet_options(unet: UNetConfig) -> dict[str, Any]:
         # The middle has the last level's heads, also where that level's own blocks have no attention.
         **_head_options((width, heads) for depth, width, heads in [*per_level[:-1], (1, *per_level[-1][1:])] if depth),
         "use_spatial_transformer": True,
-        "use_linear_in_transformer": False,
+        "use_linear_in_transformer": unet.linear_projections,
+        **({"attn_precision": torch.float32} if unet.upcast_attention else {}),
         "legacy": False,
         "use_checkpoint": False,
-        "adm_in_channels": None,
+        "num_classes": "sequential" if unet.pooled_width else None,  # latent diffusion's word for more conditions
+        "adm_in_channels": unet.pooled_width + 6 * SIZE_WIDTH if unet.pooled_width else None,
         "use_temporal_attention": False,
         "use_temporal_resblock": False,
     }

@@ -6,16 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.diffusers_convert
+import comfy.latent_formats
 import comfy.ldm.models.autoencoder
 import comfy.sd
 import comfy.taesd.taesd
 import torch
 
 from ..imprint.checkpoint import Checkpoint
+from ..imprint.config import ImprintConfig
 from .shapes import shapes_of
-
-SD_SCALE = 0.18215
-"""SD 1.5's factor. With it TAESD's LATENTs are, like in all of ComfyUI, interchangeable with SD's."""
 
 _KL = {
     "double_z": True,
@@ -31,12 +30,21 @@ _KL = {
 }
 
 
+def latent_format(config: ImprintConfig) -> Any:
+    """SD 1.5's or SDXL's, with the factor between the UNet's latents and the LATENTs."""
+    kind = comfy.latent_formats.SDXL() if config.unet.pooled_width else comfy.latent_formats.SD15()
+    # With SD's own factor TAESD's LATENTs are, like in all of ComfyUI, interchangeable with SD's.
+    kind.scale_factor = config.latent.scale_factor * (kind.scale_factor if config.latent.autoencoder == "tiny" else 1)
+    return kind
+
+
 def build_vae(checkpoint: Checkpoint) -> Any:
     """Part `vae` as a VAE: TAESD or SD's own."""
     tensors = checkpoint.parts["vae"]
     with torch.device("meta"):
         if checkpoint.config.latent.autoencoder == "tiny":
-            tensors = _taesd_names(tensors)
+            factor = latent_format(checkpoint.config).scale_factor / checkpoint.config.latent.scale_factor
+            tensors = _taesd_names(tensors, factor)
             plain = comfy.taesd.taesd.TAESD(latent_channels=checkpoint.config.latent.channels)
         else:
             if checkpoint.names == "diffusers":
@@ -49,9 +57,9 @@ def build_vae(checkpoint: Checkpoint) -> Any:
     return vae
 
 
-def _taesd_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """diffusers' names of TAESD -> ComfyUI's, with the scale of its latents; unknown names stay and are found later."""
-    named = {"vae_scale": torch.tensor(SD_SCALE, device="cpu"), "vae_shift": torch.tensor(0.0, device="cpu")}
+def _taesd_names(tensors: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
+    """diffusers' names of TAESD -> ComfyUI's, with SD's factor; unknown names stay and are found later."""
+    named = {"vae_scale": torch.tensor(factor, device="cpu"), "vae_shift": torch.tensor(0.0, device="cpu")}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".layers.")
         index, _, rest = rest.partition(".")

@@ -57,6 +57,25 @@ def matte_config() -> ImprintConfig:
     return micro_config(matte=2, unet=dataclasses.replace(config.unet, out_channels=12))
 
 
+def sdxl_config(**changes) -> ImprintConfig:
+    """As `matte_config`, with all that SDXL's UNet has: two of its levels, the deepest with more layers, linear
+    projections, and conditions.
+    """
+    unet = UNetConfig(
+        in_channels=4,
+        out_channels=12,
+        widths=(32, 64, 128),
+        layers_per_block=2,
+        transformer_layers=(0, 1, 2),
+        mid_transformer_layers=2,
+        heads=(1, 2, 4),
+        context_width=32,
+        linear_projections=True,
+        pooled_width=16,
+    )
+    return dataclasses.replace(matte_config(), unet=unet, **changes)
+
+
 def third_party_config() -> ImprintConfig:
     """As `concat_config`, with all that third-party models do otherwise: CLIP, a stretched object, channels,
     timesteps.
@@ -82,6 +101,20 @@ def third_party_config() -> ImprintConfig:
         concat_order="background, mask",
         concat_mask="background",
         hole_value=0.25,
+    )
+
+
+def told_config() -> ImprintConfig:
+    """As `third_party_config`, with what ControlCom has besides: it is told what to change, sees local tokens, and
+    draws in boxes.
+    """
+    config = third_party_config()
+    return dataclasses.replace(
+        config,
+        encoder=dataclasses.replace(config.encoder, surroundings="black", local_layer=1),
+        unet=dataclasses.replace(config.unet, in_channels=11, local_levels=1, local_region="corner"),
+        hole_shape="box",
+        changes=True,
     )
 
 
@@ -120,7 +153,23 @@ def random_dinov2(swiglu: bool = False, registers: int = 0):
         model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**sizes))
     else:
         model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
-    for parameter in model.parameters():  # fresh LayerNorms and LayerScales are all alike and would hide a mistake
+    return varied(model)
+
+
+def random_dinov3(**changes):
+    """transformers' own random DINOv3, of a size that no configuration of ours has."""
+    import transformers
+
+    sizes = dict(
+        hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=3
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return varied(transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes | changes)))
+
+
+def varied(model):
+    """With random weights everywhere: fresh LayerNorms and LayerScales are all alike and would hide a mistake."""
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
 

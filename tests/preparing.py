@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,34 @@ def save_palette(path: Path, *objects: tuple[tuple[int, int, int, int], int]) ->
 def write_broken(path: Path, text: str = "broken") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def write_mvimgnet(root: Path, masks: Path) -> None:
+    """CLASS/OBJECT/images and sparse, and masks as their own download has them."""
+    for category, thing in (("1", "0100012d"), ("7", "070005ca")):
+        for frame in range(1, 9):
+            save_photo(root / category / thing / "images" / f"{frame:03d}.jpg", frame)
+            save(disc(), masks / category / thing / f"{frame:03d}.jpg.png")
+        write_broken(root / category / thing / "sparse/0/cameras.bin")
+
+
+def write_youtube_vos(root: Path) -> None:
+    objects = {"1": {"category": "bear", "frames": ["00000"]}}
+    for video in ("003234408d", "0043f083b5"):
+        for frame in (0, 5, 10):
+            save_photo(root / "train/JPEGImages" / video / f"{frame:05d}.jpg", frame)
+            save_palette(root / "train/Annotations" / video / f"{frame:05d}.png", (DISC, 1))
+    meta = {"videos": {video: {"objects": objects} for video in ("003234408d", "0043f083b5")}}
+    (root / "train/meta.json").write_text(json.dumps(meta))
+
+
+def zipped(root: Path, archive: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """All files of a folder in a zip."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive, "w", method) as file:
+        for path in sorted(root.rglob("*")):
+            file.write(path, path.relative_to(root))
+    return archive
 
 
 def prepare(source: str, root: Path, output: Path | str, **changes) -> dict:

@@ -1,21 +1,25 @@
 """The benchmark's own arithmetic and its rows at micro size on a CPU; what it measures on a GPU is in docs/speed.md."""
 
 import json
+import os
 import re
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from leaving import refused
 from micro import micro_config
 
 from imprint.config import PRESETS
+from imprint.pipeline import ImprintPipeline
 from training import benchmark
 from training.loop import run as train
-from training.measure import speed, speed_inputs, speed_trial
+from training.measure import speed, speed_inference, speed_inputs, speed_trial
 from training.measure.speed import Bench, busy
-from training.measure.speed_report import cost
+from training.measure.speed_report import COLUMNS, cost
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,16 +44,39 @@ def run(folder: Path, *words: str) -> dict[str, dict]:
 
 def test_rows_are_measured_and_an_error_stands_in_its_place(tmp_path, capsys):
     names = ["peak", "step:micro:2:eager", "kernels:micro:2:eager", "diffusers:micro:2", "loop:micro:2:eager"]
+    names.append("composite:micro:2:eager")
     rows = run(tmp_path, "--rows", *names)
     assert list(rows) == names
-    peak, step, kernels, diffusers, loop = rows.values()
+    peak, step, kernels, diffusers, loop, composite = rows.values()
     assert peak["tflops"] > 0 and peak["copy_tb_per_second"] > 0
     assert step["tflops"] == pytest.approx(step["pictures_per_second"] * step["tflop_per_picture"])
     assert "needs a CUDA device" in kernels["error"] and "--baseline" in diffusers["error"]
     assert loop["pictures_per_second"] > 0 and loop["pairs_made_per_second"] > 0 and loop["reuse"] == 8
+    assert all(row["spread"] >= 0 for row in (step, loop, composite)) and "buckets" not in step
+    steps = speed_inference.STEPS * composite["ms_per_step"] / 1e3
+    assert 0 < composite["model_ms_per_step"] and steps < 2.5 / composite["pictures_per_second"]
     text = (tmp_path / "benchmark.md").read_text()
     assert text in capsys.readouterr().out and "needs a CUDA device" in text
-    assert f"| `step:micro:2:eager` | {step['pictures_per_second']:,.1f} |" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| `step:micro:2:eager`"))
+    assert len(line.split(" | ")) == len(COLUMNS.split(" | ")) and f"| {step['spread']:.1%} |" in line
+    assert f"{os.cpu_count()} cores, PyTorch {torch.__version__}" in text
+
+
+def test_the_composites_that_are_measured_are_those_of_the_words(tmp_path, monkeypatch):
+    """So many results, in one call, compiled in this mode: the picture's own call, and nothing less."""
+    calls, call, modes = [], ImprintPipeline.__call__, []
+    monkeypatch.setattr(
+        ImprintPipeline, "__call__", lambda *given, **named: calls.append(named) or call(*given, **named)
+    )
+    monkeypatch.setattr(ImprintPipeline, "compile", lambda pipeline, mode: modes.append(mode))
+    run(tmp_path, "--rows", "composite:micro:3:reduce-overhead")
+    assert modes == ["reduce-overhead"] and len(calls) == 1 + speed_inference.WINDOWS
+    assert {named["num_results"] for named in calls} == {3} and {named["fit"] for named in calls} == {"fill"}
+
+
+def test_the_baseline_is_for_sd_15_s_sizes(tmp_path):
+    row = run(tmp_path, "--baseline", str(tmp_path), "--rows", "diffusers:sdxl:1")["diffusers:sdxl:1"]
+    assert "does not train SDXL" in row["error"]
 
 
 def test_a_run_that_failed_is_not_tried_again(tmp_path, monkeypatch):
@@ -207,31 +234,83 @@ def test_cost_and_ratio_come_from_the_rows(bench):
     assert hours == [pytest.approx(4_800_000 / 100 / 3600), pytest.approx(72_000_000 / 100 / 3600)]
     bench.write()
     text = (bench.options.output / "benchmark.md").read_text()
-    assert "| `step:sd15:16:default` | 125.0 | 2.50 | 2.40 | 37.5% |" in text
+    assert "| `step:sd15:16:default` | 125.0 |  |  |  |  | 2.50 |  | 2.40 | 37.5% |" in text
     assert (
-        "| `loop:sd15:16:default` | 100.0 | 2.00 |" in text
+        "| `loop:sd15:16:default` | 100.0 |  |  |  |  | 2.00 |" in text
         and "| 1.8 M pairs x 40 epochs | 72.0 M | 200 | 48 |" in text
     )
 
 
-def test_several_processes_through_torchrun(tmp_path, monkeypatch):
-    script = tmp_path / "worker.py"
-    script.write_text(
-        f"""
-import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+SLEEP = 0.2
+
+WORKER = """
+import sys, time
+sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
 from micro import micro_config
 from imprint.config import PRESETS
 from training import benchmark
+from training.loop.run import Run
 from training.measure import speed, speed_trial
-PRESETS["micro"], speed.BLOCK, speed_trial.BLOCK = micro_config(), 1, 1
+PRESETS["micro"], speed.BLOCK, speed_trial.BLOCK, speed.CYCLES = micro_config(), 1, 1, 1
+real, said = Run.step, []
+def step(run, source, index, meter):
+    # A step of the length that the test says, on which the second process takes half as long again.
+    if isinstance(source, speed_trial.Again) or not {sleeps}:
+        assert len(said) >= 3 or not {sleeps}, "counted before the steps that are timed"
+        return real(run, source, index, meter)
+    said.append(index)
+    time.sleep({sleep} * (1 + 0.5 * run.accelerator.process_index))
+Run.step = step
 benchmark.main(sys.argv[1:])
 """
-    )
-    monkeypatch.setattr(speed, "SELF", (str(script),))
+
+
+def worker(folder: Path, sleeps: bool) -> tuple[str]:
+    """What a process of several runs: the benchmark with the micro model, and with steps that only sleep."""
+    script, paths = folder / "worker.py", [str(ROOT), str(ROOT / "tests")]
+    script.write_text(WORKER.format(paths=paths, sleeps=sleeps, sleep=SLEEP))
+    return (str(script),)
+
+
+def test_several_processes_through_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "SELF", worker(tmp_path, sleeps=False))
     rows = run(tmp_path, "--rows", "step:micro:2:eager", "gpus:2:micro:2:eager")
     one, two = rows.values()
     assert two["step_times_one"] == pytest.approx(two["step_pictures_per_second"] / one["pictures_per_second"])
     assert two["loop_pictures_per_second"] > 0 and "loop_times_one" not in two  # nothing to compare with
+    assert two["step_buckets"] >= 1 and two["step_exchange_ms"] > 0
+    table = (tmp_path / "benchmark.md").read_text().splitlines()
+    (line,) = (line for line in table if line.startswith("| `gpus:2:micro:2:eager step` | "))
+    assert line.split(" | ")[2] == f"{two['step_spread']:.1%}" and f" | {two['step_times_one']:.2f} | " in line
+
+
+def test_the_pictures_of_all_processes_count_by_the_slowest_of_them(tmp_path, monkeypatch):
+    """Two pictures a step in each of two processes, the slower of which takes 1.5 times the first one's."""
+    monkeypatch.setattr(speed, "SELF", worker(tmp_path, sleeps=True))
+    (two,) = run(tmp_path, "--rows", "gpus:2:micro:2:eager").values()
+    assert two["step_pictures_per_second"] == pytest.approx(2 * 2 / (1.5 * SLEEP), rel=0.2)
+
+
+def test_operations_are_counted_without_a_word_to_the_other_processes(bench, monkeypatch):
+    """DDP sorts its buckets by the first step that exchanges gradients: that must be one of those that are timed."""
+    order, run_step, no_sync = [], train.Run.step, Accelerator.no_sync
+
+    @contextmanager
+    def alone(accelerator, model):
+        order.append("alone")
+        with no_sync(accelerator, model):
+            yield
+
+    monkeypatch.setattr(Accelerator, "no_sync", alone)
+    monkeypatch.setattr(
+        train.Run,
+        "step",
+        lambda run, source, index, meter: (
+            order.append("count" if isinstance(source, speed_trial.Again) else "step"),
+            run_step(run, source, index, meter),
+        ),
+    )
+    bench.row_step("micro", "2", "eager")
+    assert order == ["step"] * (3 + bench.options.steps) + ["alone", "count"]

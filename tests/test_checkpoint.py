@@ -288,7 +288,7 @@ def test_a_missing_null_embedding(resaved):
 
 
 def test_an_unknown_part(resaved):
-    assert "'lora.a' is of no known part (encoder, adapter, unet, vae)" in resaved(
+    assert "'lora.a' is of no known part (encoder, adapter, unet, vae, control)" in resaved(
         lambda parts: parts.update(lora={"a": torch.zeros(2)})
     )
 

@@ -15,6 +15,7 @@ from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
 
 from imprint import __version__, cli, making
+from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
@@ -99,23 +100,57 @@ def test_the_seed_decides(files):
     assert np.array_equal(pictures[0], pictures[3])  # by default 0
 
 
-def test_fast_takes_fewer_steps_of_another_scheduler(files, monkeypatch):
-    seen = []
+def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monkeypatch):
+    """With --steps, or another checkpoint than the shipped one, they are Euler's; otherwise DPM++ 2M's."""
+    own = load_checkpoint(files / "model.safetensors").config.sampling.steps
+    shipped = files / "shipped.safetensors"
+    shipped.write_bytes((files / "model.safetensors").read_bytes())
+    monkeypatch.setattr(imprint_checkpoint, "SHIPPED", shipped)
+    seen, schedulers = [], []
     monkeypatch.setattr(ImprintPipeline, "progress_bar", spy(ImprintPipeline.progress_bar, seen))
+    finish = ImprintPipeline.finish
+    monkeypatch.setattr(
+        ImprintPipeline,
+        "finish",
+        lambda pipeline, *given: schedulers.append(type(pipeline.scheduler).__name__) or finish(pipeline, *given),
+    )
     for name, changes in (
         ("plain", []),
-        ("plain-four", ["--steps", "4"]),
+        ("eight", ["--steps", "8"]),
         ("fast", ["--fast"]),
-        ("eight", ["--fast", "--steps", "8"]),
+        ("fast-eight", ["--fast", "--steps", "8"]),
+        ("named", ["--checkpoint", str(shipped)]),
+        ("other", ["--checkpoint", str(files / "model.safetensors")]),
     ):
-        assert cli.main([*command(files, out=files / f"{name}-fast.png"), *changes]) == 0
-    assert [call["total"] for call in seen] == [
-        load_checkpoint(files / "model.safetensors").config.sampling.steps,
-        4,
-        4,
-        8,
-    ]
-    assert not np.array_equal(pixels(files / "plain-four-fast.png"), pixels(files / "fast-fast.png"))
+        words = command(files, checkpoint=None, out=files / f"{name}.png", dtype="fp32")
+        assert cli.main([*words, *changes]) == 0
+    assert [call["total"] for call in seen] == [8, 8, 3, 8, 8, own] and own != 8
+    solver, euler = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"
+    assert schedulers == [solver, euler, solver, solver, solver, euler]
+    assert np.array_equal(pixels(files / "plain.png"), pixels(files / "fast-eight.png"))
+    assert not np.array_equal(pixels(files / "plain.png"), pixels(files / "eight.png"))
+
+
+@pytest.mark.parametrize(
+    ("words", "able", "expected"),
+    [
+        ([], True, torch.float32),
+        (["--fast"], True, torch.bfloat16),
+        (["--fast"], False, torch.float32),
+        (["--fast", "--dtype", "fp32"], True, torch.float32),
+        (["--dtype", "bf16"], False, torch.bfloat16),
+    ],
+)
+def test_fast_is_in_half_precision_where_the_processor_computes_so(files, monkeypatch, words, able, expected):
+    seen, call = [], ImprintPipeline.__call__
+    monkeypatch.setattr(making, "_computes_in_bf16", lambda: able)
+    monkeypatch.setattr(
+        ImprintPipeline,
+        "__call__",
+        lambda pipeline, **given: seen.append(pipeline.unet.dtype) or call(pipeline, **given),
+    )
+    assert cli.main([*command(files, device="cpu"), *words]) == 0
+    assert seen == [expected]
 
 
 def spy(method, calls: list[dict]):

@@ -2,13 +2,15 @@ import dataclasses
 import json
 
 import pytest
-from micro import concat_config, micro_config, third_party_config
+from micro import concat_config, micro_config, third_party_config, told_config
 
 from imprint.config import PRESETS, ImprintConfig, LatentConfig, dinov2
 from imprint.errors import ImprintError
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), micro_config(), concat_config(), third_party_config()])
+@pytest.mark.parametrize(
+    "config", [*PRESETS.values(), micro_config(), concat_config(), third_party_config(), told_config()]
+)
 def test_json_round_trip_is_exact(config):
     text = config.to_json()
     again = ImprintConfig.from_json(text)
@@ -95,10 +97,13 @@ def change(path: str, value) -> str:
         ("noise.prediction_type", "epsilon", "zero terminal SNR"),
         ("noise.timesteps", 0, "timesteps"),
         ("noise.timestep_spacing", "linspace", "'trailing' or 'leading'"),
-        ("encoder.kind", "siglip", "'dinov2' or 'clip'"),
-        ("encoder.kind", ["clip"], "'dinov2' or 'clip'"),
+        ("encoder.kind", "siglip", "'dinov2' or 'dinov3' or 'clip'"),
+        ("encoder.kind", ["clip"], "'dinov2' or 'dinov3' or 'clip'"),
         ("encoder.output", "cls", "gives 1 tokens.*257"),
-        ("encoder.surroundings", "white", "'black' or 'kept'"),
+        ("encoder.surroundings", "grey", "'black' or 'kept' or 'white'"),
+        ("encoder.resize", "pillow", "'antialias' or 'opencv'"),
+        ("encoder.nothing", "black", "adapter is 'tokens' and no object is 'black'"),
+        ("adapter.kind", "linear", "no transformer layers"),
         ("encoder.fit", "crop", "'pad' or 'stretch'"),
         ("encoder.several_views", 1, "several_views"),
         ("concat_order", "mask", "'mask, background' or 'background, mask'"),

@@ -86,7 +86,7 @@ def test_the_teacher_s_guided_prediction_is_the_target():
     """A student that says what the teacher says with guidance has no loss; without the object, without guidance."""
     modules = build_modules(micro_config(), with_vae=False)
     load_modules(modules, fresh_checkpoint(micro_config()))
-    model, alpha_bar = Model(modules).eval(), alphas_cumprod(micro_config().noise).float()
+    model, alpha_bar = Model(modules, micro_config()).eval(), alphas_cumprod(micro_config().noise).float()
     batch = batch_of(6)
     batch.reference.random_(0, 255, generator=seeded())
 

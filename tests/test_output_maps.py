@@ -5,7 +5,7 @@ import torch
 from micro import seeded
 from PIL import Image
 
-from imprint import phases as module
+from imprint import finishing as module
 from imprint.checkpoint import SHIPPED
 from imprint.images import image_to_tensor
 from imprint.pipeline import ImprintPipeline

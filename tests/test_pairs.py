@@ -16,6 +16,7 @@ from training.loop.run import Run
 from training.loop.source import Source, interleave
 from training.loop.validation import Validation
 from training.pairs import holes, making
+from training.pairs.account import About
 from training.pairs.draw import Draw
 from training.pairs.making import PairMaker
 from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
@@ -120,6 +121,7 @@ def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, l
     views[0, :3, :, 24:], views[1, :3, 24:] = 40, 40
     box, one = torch.tensor([[0, 0, 48, 48]] * 2), torch.tensor([1])
     nothing = dict(relit=views[:0], scenes=views[:0, :3], shadows=torch.zeros(0, 3), twin=torch.tensor([-1, -1]))
+    nothing |= dict(scale=torch.ones(2), about=About())
     views = Views(views, box, one * 0, one * 2, torch.tensor([0, 1]), torch.tensor([[0, 1]]), **nothing)
     maker = PairMaker(micro_config(), "compositing", views, loaded[1], {"rendered": 1.0})
     seen = []

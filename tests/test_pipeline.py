@@ -481,7 +481,8 @@ def test_what_is_no_number_is_refused_whoever_makes_the_picture(pipeline, scene,
 
 def test_a_pipeline_of_diffusers_own(pipeline):
     assert isinstance(pipeline, diffusers.DiffusionPipeline)
-    assert set(pipeline.components) == {"vae", "encoder", "adapter", "unet", "scheduler", "model_config", "light"}
+    parts = {"vae", "encoder", "adapter", "unet", "control", "scheduler", "model_config", "light"}
+    assert set(pipeline.components) == parts
     assert pipeline.to("cpu") is pipeline
 
 

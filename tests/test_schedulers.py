@@ -97,7 +97,7 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.clean, self.alpha_bar = clean, alpha_bar.float()
 
-    def forward(self, sample, timestep, context):
+    def forward(self, sample, timestep, context, **_others):
         share = self.alpha_bar[timestep.long()]
         noise = (sample - share.sqrt() * self.clean) / (1 - share).sqrt()
         value = share.sqrt() * noise - (1 - share).sqrt() * self.clean

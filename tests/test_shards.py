@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import math
+import os
 import re
 import shutil
 import tarfile
@@ -21,7 +22,8 @@ from runs import webp
 
 from imprint.errors import ImprintError
 from training.data.shards import Bad, Record, decode_sample, read_shards, sample, shard_writer
-from training.pairs.pictures import Photos
+from training.pairs import handing, pictures
+from training.pairs.pictures import Photos, Views
 
 CPU = torch.device("cpu")
 
@@ -143,3 +145,26 @@ def test_bad_samples_are_sentences_and_may_be_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImprintError, match="sample '0' is not as .*DecompressionBomb"):
         list(read_shards(folder))
+
+
+@pytest.mark.parametrize("system", ["linux", "any"])
+def test_what_processes_read_is_what_one_reads(tmp_path, monkeypatch, system):
+    """Of two shards: handed over in memory where the system can, through a pipe elsewhere."""
+    for shard in range(2):
+        with shard_writer(tmp_path / f"{shard}.tar") as writer:
+            for view in range(3):
+                record = Record(f"thing-{shard}", "", view, "test", "CC0")
+                writer.write(sample(f"{view}", webp(cutout(24, 24, seed=3 * shard + view)), "webp", record))
+    if system == "any":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    elif not hasattr(os, "memfd_create"):
+        pytest.skip("there is no memfd_create here")
+    monkeypatch.setattr(handing, "SMALL", 500)
+    seen, take = [], pictures.taken
+    monkeypatch.setattr(pictures, "taken", lambda value: seen.append(type(value)) or take(value))
+    views, expected = Views.load(tmp_path, CPU), Views.of(read_shards(tmp_path))
+    assert len(views.rgba) == 6 and len(expected.rgba.unique()) > 20
+    for name, value in vars(expected).items():
+        read = getattr(views, name)
+        assert torch.equal(read, value) if isinstance(value, torch.Tensor) else read == value, name
+    assert seen.count(handing.Handed) == (2 if system == "linux" else 0)  # the pictures of each shard

@@ -11,7 +11,7 @@ import pytest
 import torch
 from drawing import DrawingPipeline
 from leaving import failed
-from micro import matte_config, micro_config, random_dinov2
+from micro import matte_config, micro_config, random_dinov2, random_dinov3
 from safetensors.torch import load_file, save_file
 from third_party_weights import random_weights
 
@@ -94,7 +94,7 @@ def made(tmp_path: Path, *words) -> Path:
 
 def test_a_diffusers_folder_and_a_hub_folder(files, tmp_path, scene, capsys):
     path = made(tmp_path, "--unet", files / "sd", "--encoder", files / "dinov2", "--config", "micro")
-    assert "DINOv2 of width 128 with 2 layers" in capsys.readouterr().out
+    assert "dinov2 of width 128 with 2 layers" in capsys.readouterr().out
     checkpoint = load_checkpoint(path)
     assert checkpoint.config.encoder.width == 128 and checkpoint.config.encoder.image_size == 28
     for part, folder in (("unet", "unet"), ("vae", "vae")):
@@ -154,6 +154,35 @@ def test_dinov2_answers_as_in_transformers(files, tmp_path, swiglu, registers, l
         ours = encoder(pixels)
     assert torch.allclose(ours, torch.cat([theirs[:, :1], theirs[:, 1 + registers :]], 1), atol=1e-4)
     assert float(ours.std()) > 0.01
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_gated_mlp": True, "hidden_act": "silu"}])
+def test_dinov3_answers_as_in_transformers(files, tmp_path, monkeypatch, changes):
+    """At the configuration's 32 px: its positions are computed for any size."""
+    config = micro_config()
+    encoder = dataclasses.replace(config.encoder, image_size=32, patch_size=16)
+    monkeypatch.setitem(PRESETS, "micro", dataclasses.replace(config, encoder=encoder))
+    model = random_dinov3(**changes)
+    model.save_pretrained(tmp_path / "encoder")
+    path = made(tmp_path, "--unet", files / "sd", "--encoder", tmp_path / "encoder", "--sizes", "micro")
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config.encoder
+    assert (config.kind, config.swiglu, config.register_tokens, config.tokens) == ("dinov3", bool(changes), 3, 5)
+    encoder = IDEncoder(config).eval()
+    encoder.load_hub_state_dict(checkpoint.parts["encoder"])
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        theirs = model(pixels).last_hidden_state
+        ours = encoder(pixels)
+    assert torch.equal(ours, torch.cat([theirs[:, :1], theirs[:, 4:]], 1)) and float(ours.std()) > 0.01
+
+
+def test_a_dinov3_that_cannot_be_taken_is_a_sentence(files, tmp_path):
+    random_dinov3(query_bias=False, value_bias=False).save_pretrained(tmp_path / "7b")
+    words = "--unet", files / "sd", "--sizes", "micro", "--encoder"
+    assert "has query_bias False, where an encoder's is True" in failed(made, tmp_path, *words, tmp_path / "7b")
+    torch.save({"storage_tokens": torch.zeros(1)}, tmp_path / "dinov3.pth")
+    assert "as Meta released it; give its folder" in failed(made, tmp_path, *words, tmp_path / "dinov3.pth")
 
 
 def test_a_single_file_with_latent_diffusion_s_names(files, tmp_path):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import third_party_weights
 import torch
 from drawing import DrawingPipeline
 from filelock import FileLock
@@ -20,10 +21,13 @@ from PIL import Image
 from runs import ROOT, stats, weights, words
 
 from imprint.checkpoint import load_checkpoint, read_config, save_checkpoint
+from imprint.errors import ImprintError
+from imprint.third_party import from_tensors
 from training import train
 from training.loop import run as training_run
 from training.loop import state, validation
 from training.loop.log import Log
+from training.loop.model import require_trainable
 from training.loop.run import Run
 from training.loop.schedule import learning_rate
 from training.loop.stopping import SIGNALS
@@ -117,6 +121,7 @@ from imprint.config import PRESETS
 from training import train
 from training.loop import validation
 from training.loop.log import Log
+from training.loop.model import require_trainable
 validation.SIZE = {validation.SIZE}
 PRESETS["micro"] = micro_config()
 log = Log.write
@@ -384,3 +389,11 @@ def test_a_run_says_what_is_usable(data, first_run):
     counts = json.loads((first_run / "usable.json").read_text(encoding="utf-8"))
     assert counts.keys() == {"train", "held-out"} and counts["train"]["views"] == 12
     assert counts["train"]["annotated objects"] > 0 and counts["train"]["with another frame (video)"] > 0
+
+
+@pytest.mark.parametrize("kind", ["anydoor", "controlcom"])
+def test_what_training_cannot_run_is_refused(kind):
+    shapes = third_party_weights.shapes("small", kind)
+    checkpoint = from_tensors({name: torch.tensor(0.0).expand(shape) for name, shape in shapes.items()})
+    with pytest.raises(ImprintError, match="not trained here; give another --init"):
+        require_trainable(checkpoint)

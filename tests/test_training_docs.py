@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from micro import fresh_checkpoint, matte_config, micro_config
+from preparing import write_mvimgnet, write_youtube_vos, zipped
 from runs import ROOT, stats
 from safetensors.torch import load_file
 
@@ -47,6 +48,11 @@ def test_every_stage_runs_from_the_pages_commands(
         shutil.copytree(data / folder, Path("data") / folder)
     shutil.copytree(captioned, "data/captions")
     shutil.copytree(few_photos, "photos/mug")
+    write_mvimgnet(Path("parts/mvimgnet"), Path("parts/masks/mask"))
+    write_youtube_vos(Path("parts/vos"))
+    zipped(Path("parts/mvimgnet"), Path("MVIMGNET/MVImgNet_origin/mvi_00.zip"))
+    zipped(Path("parts/masks"), Path("MVIMGNET/MVImgNet_mask/masks.zip"))
+    zipped(Path("parts/vos"), Path("YOUTUBE-VOS/train.zip"))
     shutil.copyfile(data / "vae.safetensors", "taesd.safetensors")
     shutil.copytree(pretrained / "dinov2", "dinov2-large")
     shutil.copytree(pretrained / "sd", "stable-diffusion-v1-5")
@@ -77,6 +83,9 @@ def test_every_stage_runs_from_the_pages_commands(
         else:
             load_checkpoint(run / "checkpoint.safetensors")
     assert set(stages) == set(settings.STAGES)
+    usable = json.loads(Path("runs/512-compositing/usable.json").read_text(encoding="utf-8"))
+    assert usable["train"]["licences"]["photos"].keys() == {"MVImgNet Terms of Use", "YouTube-VOS, research only"}
+    assert usable["train"]["mix"]["pairs of 64 px as drawn"].keys() == {"rendered", "still", "video", "patch"}
     load_checkpoint("imprint.safetensors")  # the decoder's
     # The shipped checkpoint itself is large; that it fits is seen before the first step.
     data_of = ["--cutouts", "data/sloth/cutouts", "--photos", "data/sloth/photos"]
@@ -147,3 +156,20 @@ def test_links_lead_somewhere_and_pages_are_short(page):
 def test_contents_name_the_sections(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     assert re.findall(r"^- \[(.+)\]\(#[^)]*\)$", text, re.MULTILINE) == re.findall(r"^## (.+)$", text, re.MULTILINE)
+
+
+def test_the_cost_table_is_what_its_arithmetic_says_and_its_rates_are_measured():
+    """Every row's arithmetic comes to its result, as it is rounded; the rates are those of the pages that measured."""
+    page = (ROOT / "docs/512px.md").read_text()
+    table = page[page.index("| what | arithmetic | comes to |") :].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) > 10
+    for row in table:
+        *_, arithmetic, result = (cell.strip() for cell in row.strip("|").split(" | "))
+        assert set(arithmetic) <= set("0123456789.e+*/() "), row
+        value = eval(arithmetic)  # noqa: S307 (figures and operators alone)
+        assert f"{value:.{len(result.partition('.')[2])}f}" == result, row
+    measured = (ROOT / "docs/speed.md").read_text()
+    assert "| `loop:sd15:16:default` | 90.3 |" in measured and "| `step:sd15:16:default` | 110.8" in measured
+    assert "| 30.3 |" in measured and "72.0 M | 222 | 45 |" in measured
+    diary = (ROOT / "docs/log.md").read_text()
+    assert "5,500" in diary and "3,030" in diary and "2,030" in diary and round(5500 / (2 * 3030), 2) == 0.91

@@ -162,7 +162,7 @@ class Field:
             if not isinstance(value, bool):
                 raise TypeError("true or false was expected")
         elif isinstance(value, list):
-            value = tuple(value)
+            value = tuple(tuple(each) if isinstance(each, list) else each for each in value)
         elif isinstance(value, int | float) and not isinstance(self.parse, type):  # a word that YAML reads as a number
             value = self.parse(str(value))
         elif self.parse is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,5 +1,4 @@
-"""Measure training on this machine: python -m training.benchmark --output FOLDER [--baseline train_text_to_image.py]
-...
+"""Measure this machine: python -m training.benchmark --output FOLDER [--baseline train_text_to_image.py] ...
 
 Every row is written to FOLDER/benchmark.json and FOLDER/benchmark.md as soon as it is measured. A row is one of
 
@@ -10,6 +9,7 @@ Every row is written to FOLDER/benchmark.json and FOLDER/benchmark.md as soon as
     search:SIZES:BATCH:MODE          `step` with cuDNN trying its convolutions out
     memory:SIZES:eager|checkpointing peak memory by batch size, and the largest batch under a set limit
     diffusers:SIZES:BATCH            diffusers' own example on the same UNet: --baseline, run as a process of its own
+    composite:SIZES:RESULTS:MODE     composites that the model draws, RESULTS in one call, with 20 steps and guidance
     gpus:N:SIZES:BATCH:MODE          `step` and `loop` in N processes through torchrun
 
 Weights are random and pictures noise: neither changes the speed. Steps are `training.loop.run.Run.step`.

@@ -1,8 +1,9 @@
 """Measure checkpoints side by side: python -m training.evaluate --checkpoint NAME=FILE ... --output FOLDER ...
 
-Tasks are subjects in boxes on photos (--subjects, --backgrounds, --boxes) or real pairs of video frames (--pairs); the
-object copied and pasted is always one of the rows. The folder gets composites/ROW/TASK.png, results.json, results.md
-and grid.png. Composites that are there already are kept: the same command again continues.
+Tasks are subjects in boxes on photos (--subjects, --backgrounds, --boxes), real pairs of video frames (--pairs), or a
+folder of tasks such as MureCom (--tasks). The object copied and pasted is always one of the rows; composites that
+others made (--results NAME=FOLDER) are more. The folder gets composites/ROW/TASK.png, results.json, results.md and
+grid.png. Composites that are there already are kept: the same command again continues.
 
 Light and shadow, on tasks whose truth is known: python -m training.evaluate light TASKS ... (its own --help says more).
 """
@@ -16,7 +17,7 @@ from imprint.errors import ImprintError, print_anything
 
 from . import arguments
 from .measure.composites import table_rows
-from .measure.evaluation import evaluate
+from .measure.evaluation import evaluate, read_tasks, write_inputs
 from .measure.light import __doc__ as LIGHT
 from .measure.light import evaluate_light, light_report
 from .measure.report import report
@@ -42,6 +43,10 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(settings, EvaluateLight):
             print(light_report(evaluate_light(settings)))
             return
+        if settings.inputs:
+            tasks, *_ = read_tasks(settings)
+            print(f"{write_inputs(tasks, settings)}: what {len(tasks)} tasks are made from")
+            return
         results = evaluate(settings)
     except ImprintError as error:
         sys.exit(f"error: {error}")
@@ -51,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"error: {error}; check that --output can be written to and has room")
     print(report(results))
-    failed = [name for name, row in results["rows"].items() if not row.get("background", {"exact": True})["exact"]]
+    own = {name: row for name, row in results["rows"].items() if name not in dict(settings.results)}
+    failed = [name for name, row in own.items() if not row.get("background", {"exact": True})["exact"]]
     if failed:
         sys.exit(f"error: the background was changed outside the hole and its soft edge: {', '.join(failed)}")
 

@@ -1,5 +1,7 @@
 """A data set in its own layout into shards for training: python -m training.prepare SOURCE --input FOLDER --output URL
 
+FOLDER may hold the data set's zips instead, or be one of them: nothing is unpacked.
+
 The same command again goes on: finished shards are kept. OUTPUT gets train/ and held-out/ with the shards and, for
 the run's name, NAME.json (options, counts, what was dropped and how often), NAME.dropped.tsv (each thing dropped, and
 why) and NAME.png (a contact sheet to look at).
@@ -52,8 +54,6 @@ def run(settings: Prepare | PrepareLight) -> dict:
     """`prepare` with what the options name read in, or `prepare_light`."""
     if isinstance(settings, PrepareLight):
         return prepare_light(settings)
-    if not settings.input.is_dir():
-        raise ImprintError(f"{settings.input}: no such folder; --input is the data set's own folder")
     local = "://" not in str(settings.output)
     if local and Path(settings.output).resolve().is_relative_to(settings.input.resolve()):
         raise ImprintError(

@@ -92,13 +92,17 @@ DESCRIBED = frozenset(
 """What a run's options.json says beside its options, and of its device more than the option."""
 
 
-def resolution_and_share(text: str) -> tuple[int, float]:
-    """`384` or `384:0.4`."""
+Size = int | tuple[int, int]
+"""Of a picture: a square's side, or width and height."""
+
+
+def resolution_and_share(text: str) -> tuple[Size, float]:
+    """`384`, `384:0.4` or, for a rectangle, `1152x896:0.4`."""
     resolution, _, share = text.partition(":")
-    pair = int(resolution), float(share or 1)
-    if pair[0] < 1 or not 0 < pair[1] < math.inf:
+    sides, share = tuple(map(int, resolution.split("x"))), float(share or 1)
+    if len(sides) > 2 or min(sides) < 1 or not 0 < share < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no resolution with a share of more than 0")
-    return pair
+    return sides if len(set(sides)) == 2 else sides[0], share
 
 
 def kind_and_share(text: str) -> tuple[str, float]:
@@ -134,7 +138,7 @@ class Train:
     photos: str | None = option(None, group=DATA)
     """photos"""
     captions: str | None = option(None, group=DATA)
-    """for warmup: pictures with captions, in a folder"""
+    """for warmup: pictures with captions"""
     pool: int | None = option(None, group=DATA)
     """shards of each data set in memory at once; by default all"""
     refresh: int = option(1, group=DATA)
@@ -155,7 +159,7 @@ class Train:
     vae: Path | None = option(None, group="model")
     """autoencoder, .safetensors with diffusers' names"""
     text_encoder: Path | None = option(None, group="model")
-    """for warmup: folder of SD 1.5, or of its CLIP text model with the tokenizer"""
+    """for warmup: folder of SD 1.5 or SDXL, or of SD 1.5's CLIP text model with the tokenizer"""
     rank: int = option(16, group="model")
     """for finetune: of the LoRA"""
     train_all: bool = option(False, group="model")
@@ -165,11 +169,11 @@ class Train:
     """pictures to train on; by default the stage's"""
     batch: int = option(group="recipe")
     """pictures at once in each process; by default the stage's"""
-    resolutions: tuple[tuple[int, float], ...] | None = option(
-        None, group="recipe", parse=resolution_and_share, metavar="PIXELS[:SHARE]", old="--sides"
+    resolutions: tuple[tuple[Size, float], ...] | None = option(
+        None, group="recipe", parse=resolution_and_share, metavar="PIXELS[xHEIGHT][:SHARE]", old="--sides"
     )
-    """resolutions of the pictures, and their shares of the steps; by default the model's alone. Batches of all
-    resolutions have as many pixels as --batch pictures at the model's"""
+    """resolutions of the pictures, and their shares of the steps; by default the model's alone. With a height,
+    rectangles. Batches of all resolutions have as many pixels as --batch pictures at the model's"""
     distill_guidance: float | None = option(None, group="recipe", metavar="SCALE")
     """for compositing: learn what --init predicts with this guidance, instead of the pictures"""
     accumulate: int = option(1, group="recipe")
@@ -267,6 +271,8 @@ class Train:
             )
         if self.resolutions and not stage.mix:
             raise ImprintError(f"stage '{self.stage}' has no --resolutions: its pictures have the model's")
+        if self.stage == "identity" and any(isinstance(size, tuple) for size, _ in self.resolutions or ()):
+            raise ImprintError("stage 'identity' shows an object alone, in squares; give its --resolutions no heights")
         if any(kind not in KINDS or not share >= 0 for kind, share in self.mix):
             raise ImprintError(f"--mix is {self.mix}; it is shares of 0 or more of {', '.join(KINDS)}")
         if bool(stage.mix) != any(share for _, share in self.mix):
@@ -359,9 +365,9 @@ class Start:
     output: Path = option(positional=True)
     """checkpoint to write, .safetensors"""
     unet: Path = option()
-    """SD 1.5: a diffusers folder, or a .safetensors or .ckpt file"""
+    """SD 1.5, or SDXL with --sizes sdxl: a diffusers folder, or a .safetensors or .ckpt file"""
     encoder: Path = option()
-    """DINOv2: a folder of the hub, or Meta's .pth"""
+    """DINOv2 or DINOv3: a folder of the hub; for DINOv2 also Meta's .pth"""
     sizes: str = option("sd15", metavar="NAME")
     """all that the two files do not say: a preset's sizes, or those of a YAML file"""
     background: str | None = option(None, choices=("blend", "concat"))

@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     encoder = checkpoint.config.encoder
     print(
-        f"{settings.output}: {settings.sizes}, {checkpoint.config.background}; DINOv2 of width {encoder.width} with "
-        f"{encoder.layers} layers and {encoder.register_tokens} registers at {encoder.image_size} px; fresh adapter"
+        f"{settings.output}: {settings.sizes}, {checkpoint.config.background}; {encoder.kind} of width {encoder.width} "
+        f"with {encoder.layers} layers, {encoder.register_tokens} registers, at {encoder.image_size} px; fresh adapter"
     )
 
 

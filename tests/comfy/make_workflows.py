@@ -384,13 +384,14 @@ def split_path(g: Graph) -> None:
     save(g, 7, blended, columns=1.4)
 
 
-def objectstitch_512px(g: Graph) -> None:
+def other_models_512px(g: Graph) -> None:
     note(
         g,
         f"Fetch [{OBJECTSTITCH['name']}]({OBJECTSTITCH['url']}) (5.2 GB, by BCMI) into "
-        f"`models/{OBJECTSTITCH['directory']}`; the front end offers it.",
+        f"`models/{OBJECTSTITCH['directory']}`; the front end offers it. Or **Paint-by-Example**, **ControlCom** or "
+        "**AnyDoor**: choose its file in *Load Checkpoint*; where from, says its help page.",
         f"Load **object** and **background**; paint where it shall be: {PAINT}.",
-        "Press **Run**. The settings are its authors'; licences are on the help page of *Imprint: Load Checkpoint*.",
+        "Press **Run**. The settings are the authors'; licences are on that page too.",
     )
     object_ = picture(g, 0, "sloth.webp", "Object (cut-out)")
     background = picture(g, 0, PAINTED, "Background")
@@ -403,7 +404,7 @@ def objectstitch_512px(g: Graph) -> None:
 
 FIRST, FORM = "1 Place an object", "2 Place an object as a form.app"
 PLAIN_PHOTO, DRAW = "4 Place an object from a plain photo", "6 Draw an object in a painted shape"
-RELATIVE = "8 Draw at 512 px with ObjectStitch"
+RELATIVE = "8 Draw at 512 px with other models"
 WORKFLOWS: dict[str, Callable[[Graph], Any]] = {
     FIRST: place_object,
     FORM: place_object_app,
@@ -412,7 +413,7 @@ WORKFLOWS: dict[str, Callable[[Graph], Any]] = {
     "5 Place many objects one by one": many_objects,
     DRAW: draw_object,
     "7 Draw with your own KSampler": split_path,
-    RELATIVE: objectstitch_512px,
+    RELATIVE: other_models_512px,
 }
 """In the order in which the template browser shows them, which is that of their names; see nodes/templates.py."""
 

@@ -78,8 +78,8 @@ def test_inside_comfyui_at_night(comfyui: Path, python: str, base: Path, tmp_pat
     assert failure is None, failure
 
 
-@pytest.mark.parametrize("background", ["blend", "concat"])
-def test_pipeline_and_graph_agree(checked: Path, background: str):
+@pytest.mark.parametrize("kind", ["blend", "concat", "sdxl"])
+def test_pipeline_and_graph_agree(checked: Path, kind: str):
     """The same weights, noise, steps and Euler schedule, both in fp32: the final latents and the mattes agree to
     1e-3.
     """
@@ -94,8 +94,8 @@ def test_pipeline_and_graph_agree(checked: Path, background: str):
     failure = json.loads((checked / "result.json").read_text())["results"]["write_graph_latents"]
     assert failure is None, failure
     graph = load_file(checked / "graph.safetensors")
-    graph = {key.partition(".")[2]: value for key, value in graph.items() if key.startswith(background)}
-    file = {"blend": "matte.safetensors", "concat": "concat.safetensors"}[background]
+    graph = {key.partition(".")[2]: value for key, value in graph.items() if key.startswith(kind)}
+    file = {"blend": "matte.safetensors", "concat": "concat.safetensors", "sdxl": "sdxl.safetensors"}[kind]
     pipeline = ImprintPipeline.from_checkpoint(checked / "models" / "imprint" / file)
     pipeline.set_progress_bar_config(disable=True)
     views = [Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background", "hole")]

@@ -30,6 +30,7 @@ NODES = {
     "ImprintContentAdapter": "Imprint: Condition on Object",
     "ImprintMaskCoarsener": "Imprint: Coarsen Mask",
     "ImprintCompositeSampler": "Imprint: Draw Object",
+    "ImprintShowHint": "Imprint: Show Hint",
     "ImprintRestoreDetail": "Imprint: Restore Detail",
     "ImprintCastShadow": "Imprint: Cast Shadow",
     "ImprintBackgroundBlend": "Imprint: Blend into Background",
@@ -198,7 +199,11 @@ def test_error_reaches_the_user(server: Server, prompt: dict):
     assert "64x64" in error["exception_message"]
 
 
-def test_a_relative_s_file_runs_its_workflow(server: Server):
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("objectstitch", OBJECTSTITCH["name"]), ("controlcom", "ControlCom.pth"), ("anydoor", "AnyDoor.ckpt")],
+)
+def test_a_relative_s_file_runs_its_workflow(server: Server, kind: str, name: str):
     """Random weights, as released and converted, in few steps and at 64 px; the object is seen, the background
     stays.
     """
@@ -207,10 +212,10 @@ def test_a_relative_s_file_runs_its_workflow(server: Server):
 
     workflow = json.loads(file_of(RELATIVE).read_text(encoding="utf-8"))
     folder = server.base / "models" / OBJECTSTITCH["directory"]
-    released = folder / OBJECTSTITCH["name"]
-    torch.save({"state_dict": third_party_weights.random_weights("small", "objectstitch")}, released)
-    convert(released, folder / "converted.safetensors")
+    torch.save({"state_dict": third_party_weights.random_weights("small", kind)}, folder / name)
+    convert(folder / name, folder / "converted.safetensors")
     prompt = to_prompt(workflow, server.get("/object_info"))
+    one(prompt, "ImprintLoadCheckpoint")["checkpoint"] = name
     one(prompt, "ImprintCompositeSampler").update(steps=2, resolution=64)
     released = server.picture(prompt)
     one(prompt, "ImprintLoadCheckpoint")["checkpoint"] = "converted.safetensors"
@@ -222,3 +227,6 @@ def test_a_relative_s_file_runs_its_workflow(server: Server):
     assert np.abs(released.astype(int) - converted).mean() < 2  # one is fp16
     one(prompt, "ImprintContentAdapter")["strength"] = 0.0
     assert (server.picture(prompt) != converted).any()
+    if kind == "controlcom":
+        one(prompt, "ImprintContentAdapter").update(strength=1.0, change="light")
+        assert (server.picture(prompt) != converted).any()

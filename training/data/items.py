@@ -14,10 +14,9 @@ from PIL import Image
 from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, mask_to_tensor, open_image
 
+from .archives import PICTURES, Place
 from .settings import Prepare
 from .shards import Record
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 class Dropped(Exception):
@@ -47,12 +46,14 @@ class Item:
     """One picture, not opened yet."""
 
     record: Record
-    picture: Path | Image.Image
+    picture: Place | Image.Image
     """A file, or a rendered RGBA cut-out."""
     mask: Callable[[], np.ndarray] | None = None
     """Gives (H, W) uint8, 0 = background, n = the n-th object; or float32, the one object's alpha in [0, 1]."""
     own_alpha: bool = False
     """Whether the picture's own transparency, where it has any, is its mask."""
+    cutout: bool = False
+    """Whether it is kept as a cut-out, with room around it; else one gets a ground, as a photo has."""
     text: str = ""
     """Captions, one a line."""
     scene: Image.Image | None = None
@@ -60,14 +61,15 @@ class Item:
 
     @property
     def name(self) -> str:
-        return str(self.picture) if isinstance(self.picture, Path) else f"{self.record.object} view {self.record.frame}"
+        is_made = isinstance(self.picture, Image.Image)
+        return f"{self.record.object} view {self.record.frame}" if is_made else str(self.picture)
 
 
 @dataclass(frozen=True)
 class Source:
     """A kind of data set."""
 
-    groups: Callable[[Path, Prepare], Iterator[Group]]
+    groups: Callable[[Place, Prepare], Iterator[Group]]
     """Lists a folder; cheap. Raises `ImprintError` where the folder is not of that layout."""
     read: Callable[[Group, Prepare], Iterator[Item | Dropped]]
     """The pictures of a group, in a worker; raises `Dropped` where the group as a whole cannot be read."""
@@ -77,14 +79,26 @@ class Source:
     """Whether the data set gives each picture's licence."""
     least: int = 1
     """Pictures that a group needs to be of use."""
+    zipped: bool = True
+    """Whether it is read from zips as well."""
 
 
-def open_mask(path: Path | None, what: object) -> Image.Image:
+def open_picture(path: Place) -> Image.Image:
+    """A picture file, wherever it lies. Raises `ImprintError`."""
+    if isinstance(path, Path):
+        return open_image(path)
+    try:
+        return open_image(str(path), path.read_bytes())
+    except OSError as error:
+        raise ImprintError(f"{error}; download its zip again") from error
+
+
+def open_mask(path: Place | None, what: object) -> Image.Image:
     """A mask file. Raises `Dropped`."""
     if path is None or not path.is_file():
         raise Dropped("no mask", what, path or "")
     try:
-        return open_image(path)
+        return open_picture(path)
     except ImprintError as error:
         raise Dropped("broken mask", what, error) from error
 
@@ -103,7 +117,7 @@ def object_of(image: Image.Image, what: object) -> np.ndarray:
     return mask_of(image, what) if alpha is None else alpha[0].numpy()
 
 
-def frame_number(path: Path) -> int:
+def frame_number(path: Place) -> int:
     """The number that a frame is named by. Raises `Dropped` for an odd file."""
     number = re.fullmatch(r"\d+", path.stem)
     if path.suffix.lower() not in PICTURES or not number:
@@ -111,12 +125,12 @@ def frame_number(path: Path) -> int:
     return int(number[0])
 
 
-def subfolders(path: Path) -> list[Path]:
+def subfolders(path: Place) -> list[Place]:
     """The folders in a folder, in order."""
     return sorted(entry for entry in path.iterdir() if entry.is_dir())
 
 
-def first_folder(*paths: Path) -> Path | None:
+def first_folder(*paths: Place) -> Place | None:
     """The first of them that exists."""
     return next((path for path in paths if path.is_dir()), None)
 

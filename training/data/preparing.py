@@ -16,6 +16,7 @@ from imprint.errors import ImprintError
 
 from ..arguments import flattened, require_folder
 from . import shards
+from .archives import open_folder
 from .contact_sheet import contact_sheet
 from .engines import ENGINES
 from .items import Group, Source
@@ -28,7 +29,10 @@ def prepare(source: Source, options: Prepare) -> dict[str, Any]:
 
     Raises `ImprintError` for a folder of another layout, and where OUTPUT holds the same name with other options.
     """
-    groups = list(source.groups(options.input, options))
+    place = open_folder(options.input)
+    if not (isinstance(place, Path) or source.zipped):
+        raise ImprintError(f"'{options.source}' is read from folders alone; unpack the zips of {options.input}")
+    groups = list(source.groups(place, options))
     if not groups:
         raise ImprintError(f"{options.input} holds nothing that {options.source} reads; see its layout with --help")
     jobs = plan(groups, options)
@@ -66,15 +70,20 @@ def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
     values = flattened(options)
     digest = shards.name_digest("\n".join(sorted(group.name for group in groups)))
     left_out = shards.name_digest("\n".join(sorted(options.excluded)))
-    return {name: values[name] for name in names} | {
-        "input": str(options.input),
-        "textures": [str(path) for path in options.render.textures],
-        "panoramas": [str(path) for path in options.render.panoramas],
-        "limits": asdict(options.limits),
-        "excluded": left_out[:16] if options.excluded else "",
-        "groups": len(groups),
-        "names": digest[:16],
-    }
+    described = {"describe_model": options.describe_model} if options.describe else {}
+    return (
+        described
+        | {name: values[name] for name in names}
+        | {
+            "input": str(options.input),
+            "textures": [str(path) for path in options.render.textures],
+            "panoramas": [str(path) for path in options.render.panoramas],
+            "limits": asdict(options.limits),
+            "excluded": left_out[:16] if options.excluded else "",
+            "groups": len(groups),
+            "names": digest[:16],
+        }
+    )
 
 
 def _read_report(job: Job, options: Prepare) -> dict | None:

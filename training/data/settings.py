@@ -96,7 +96,7 @@ class Prepare:
     source: str = option(positional=True)
     """the data set"""
     input: Path = option()
-    """the data set's own folder"""
+    """the data set's own folder, or its zips"""
     output: str = option()
     """folder, or a URL that fsspec knows, such as s3://bucket/folder"""
     licence: str | None = option(None)
@@ -115,6 +115,11 @@ class Prepare:
     """pictures in a shard, about"""
     workers: int = option(2)
     """processes"""
+    describe: str | None = option(None, metavar="ADDRESS")
+    """for captions: a server that answers as OpenAI's chat completions do, such as http://localhost:8000/v1, which
+    captions pictures that have none"""
+    describe_model: str | None = option(None, metavar="NAME")
+    """the server's name of the model that describes"""
     engine: str = option("processes", choices=ENGINES)
     """ray spreads the work over a cluster"""
     dry_run: bool = option(False)
@@ -136,6 +141,11 @@ class Prepare:
             raise ImprintError(
                 f"--name is {self.name!r}; files and samples are called so: letters, digits, _ and - were expected"
             )
+        if self.describe is not None or self.describe_model is not None:
+            if self.source != "captions" or None in (self.describe, self.describe_model):
+                raise ImprintError("--describe and --describe-model go together, and with the source 'captions' alone")
+            if not self.describe.startswith(("http://", "https://")):
+                raise ImprintError(f"--describe is {self.describe!r}; an address that begins with http:// was expected")
         if self.render.relit and not self.render.panoramas:
             raise ImprintError("--relit needs the light of --panoramas")
         require(self.render, "relit", 0, self.render.views)

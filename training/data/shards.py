@@ -44,6 +44,7 @@ INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server
 ATTEMPTS = 3  # at reading a shard from elsewhere, before the run stops
 MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7 (arXiv 2403.10701, section 3.4)
 VIDEO_GAP = (1, MAX_FRAME_GAP)
+ANY_GAP = (0, 1 << 30)  # any two of an object's pictures make a pair
 MIN_OBJECT_SIDE = 0.15  # of the photo: smaller annotated objects show nothing to learn
 SCENE_SCALE = 0.75  # a scene's side, over that of the cut-out that has its light: panoramas are not that sharp
 
@@ -110,17 +111,20 @@ def write_file(url: str | os.PathLike, data: bytes) -> None:
         raise ImprintError(f"{url} cannot be written ({error!r}); check the URL and your rights there") from error
 
 
-def read_file(url: str | os.PathLike) -> bytes:
-    """A whole file. From elsewhere it is tried three times: a shard is read whole, so none of it is seen twice.
+def read_file(url: str | os.PathLike, span: tuple[int, int] | None = None) -> bytes:
+    """A whole file, or the bytes of it from span[0] to before span[1]; fewer where it ends before.
 
-    Raises `FileNotFoundError` or `ImprintError`.
+    From elsewhere it is tried three times: what is read is read whole, so none of it is seen twice. Raises
+    `FileNotFoundError` or another OSError for a local one, or `ImprintError`.
     """
     if _is_local(url):
-        return Path(url).read_bytes()
+        with open(url, "rb") as file:
+            file.seek(span[0] if span else 0)
+            return file.read(span[1] - span[0] if span else -1)
     system, path = _system(url)
     for attempt in range(ATTEMPTS):
         try:
-            return system.cat_file(path)
+            return system.cat_file(path, *(span or ()))
         except FileNotFoundError:
             raise
         except Exception as error:  # each kind of storage has errors of its own
@@ -279,13 +283,17 @@ def _good(future: Future[Sample], bad: Bad) -> Iterator[Sample]:
     yield decoded
 
 
+def open_shard(shard: str) -> BinaryIO:
+    """A shard's bytes, of one elsewhere in memory. Raises OSError or `ImprintError`."""
+    return open(shard, "rb") if _is_local(shard) else io.BytesIO(read_file(shard))
+
+
 def read_parts(shard: str) -> Iterator[dict]:
     """The samples of a shard as they lie in it: bytes by ending, with `__key__` and `__url__`."""
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
     try:
-        stream = open(shard, "rb") if _is_local(shard) else io.BytesIO(read_file(shard))
-        with stream:
+        with open_shard(shard) as stream:
             _require_end(stream)
             files: Iterable[dict] = (file | {"__url__": shard} for file in tar_file_iterator(stream))
             yield from group_by_keys(files)

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from imprint.errors import ImprintError
-from imprint.images import open_image
 
-from .items import PICTURES, Dropped, Group, Item, Source, first_folder, mask_of, object_of, open_mask
+from .archives import Place
+from .items import PICTURES, Dropped, Group, Item, Source, first_folder, mask_of, object_of, open_mask, open_picture
 from .settings import Prepare
 from .shards import Record
 
@@ -28,7 +28,7 @@ MASK_FOLDERS = ("masks", "mask")
 # --- COCO ------------------------------------------------------------------------------------------------------------
 
 
-def coco_tables(path: Path, kind: str) -> Iterator[tuple[dict, Path]]:
+def coco_tables(path: Place, kind: str) -> Iterator[tuple[dict, Place]]:
     """The annotation files of a COCO folder and their pictures' folders.
 
     annotations/KIND_train2017.json with train2017/ (the data set's own layout), or KIND.json with images/. `kind` is
@@ -51,7 +51,7 @@ def coco_tables(path: Path, kind: str) -> Iterator[tuple[dict, Path]]:
 
 
 @contextmanager
-def as_coco_s(folder: Path) -> Iterator[None]:
+def as_coco_s(folder: Place) -> Iterator[None]:
     """Raises `ImprintError` where a file of annotations turns out to be of another form while it is read."""
     try:
         yield
@@ -61,7 +61,7 @@ def as_coco_s(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def coco_groups(path: Path, _options: Prepare) -> Iterator[Group]:
+def coco_groups(path: Place, _options: Prepare) -> Iterator[Group]:
     """COCO: `coco_tables`, with polygons or run lengths, compressed or not. Crowds are no objects.
 
     A picture's own licence is taken where the file has a table of them.
@@ -71,7 +71,7 @@ def coco_groups(path: Path, _options: Prepare) -> Iterator[Group]:
             yield from _coco_pictures(table, folder)
 
 
-def _coco_pictures(table: dict, folder: Path) -> Iterator[Group]:
+def _coco_pictures(table: dict, folder: Place) -> Iterator[Group]:
     licences = {entry["id"]: entry["name"] for entry in table.get("licenses", ())}
     objects = defaultdict(list)
     for entry in table["annotations"]:
@@ -96,7 +96,7 @@ def read_coco(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
     yield Item(record, picture, functools.partial(_coco_labels, picture, size, objects) if objects else None)
 
 
-def _coco_labels(picture: Path, size: tuple[int, int], shapes: list) -> np.ndarray:
+def _coco_labels(picture: Place, size: tuple[int, int], shapes: list) -> np.ndarray:
     try:
         labels = np.zeros(size, np.uint8)
         for number, shape in enumerate(shapes[:255], start=1):
@@ -147,7 +147,7 @@ def _unpacked(text: str) -> list[int]:
 # --- PPR10K ----------------------------------------------------------------------------------------------------------
 
 
-def ppr10k_groups(path: Path, _options: Prepare) -> Iterator[Group]:
+def ppr10k_groups(path: Place, _options: Prepare) -> Iterator[Group]:
     """PPR10K at 360p: target_a/GROUP_PHOTO.tif (retouched by expert a; 8-bit) and masks/ or masks_360p/GROUP_PHOTO.png.
 
     target_a may lie at any depth (train/, val/, train_val_images_tif_360p/); masks beside it, in a folder above it or
@@ -162,30 +162,29 @@ def ppr10k_groups(path: Path, _options: Prepare) -> Iterator[Group]:
         names = [name for mask in ("masks", "masks_360p") for name in (f"{mask}/{folder.parent.name}", mask)]
         masks = first_folder(*(parent / name for parent in above for name in names))
         for picture in sorted(folder.iterdir()):
-            sessions[picture.stem.partition("_")[0]].append((picture, masks))
+            sessions[picture.stem.partition("_")[0]].append((picture, masks and masks / f"{picture.stem}.png"))
     for name, pictures in sorted(sessions.items()):
         yield Group(name, size=len(pictures), data=pictures)
 
 
 def read_ppr10k(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
-    for picture, masks in group.data:
+    for picture, mask in group.data:
         if picture.suffix.lower() not in PICTURES:
             yield Dropped("odd file", picture)
             continue
         record = Record(picture.stem, picture.stem, 0, "PPR10K", options.licence, STILL)
-        mask = masks and masks / f"{picture.stem}.png"
         yield Item(record, picture, lambda mask=mask, picture=picture: mask_of(open_mask(mask, picture), picture))
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------
 
 
-def reports(masks: Path) -> tuple[Path, Path]:
+def reports(masks: Place) -> tuple[Place, Place]:
     """Where `training.cutout` says what it wrote into a folder of masks: a list, and a contact sheet."""
     return masks / "cutout.json", masks / "cutout.png"
 
 
-def folder_groups(path: Path, _options: Prepare | None = None) -> Iterator[Group]:
+def folder_groups(path: Place, _options: Prepare | None = None) -> Iterator[Group]:
     """Pictures in a folder, at any depth, with or without objects.
 
     The object of NAME.jpg is NAME.mask.png, NAME_mask.png or NAME-mask.png beside it, a grey or transparent NAME.png
@@ -224,20 +223,21 @@ def read_folder(group: Group, options: Prepare) -> Iterator[Item]:
         raise Dropped("odd file", picture, "no picture")
     name = group.name.removesuffix(picture.suffix)
     record = Record(name, name, 0, options.input.resolve().name, options.licence, STILL)
-    yield Item(record, picture, mask and functools.partial(_folder_mask, picture, mask), own_alpha=mask is None)
+    yield Item(record, picture, mask and functools.partial(folder_mask, picture, mask), own_alpha=mask is None)
 
 
-def _folder_mask(picture: Path, mask: Path) -> np.ndarray:
+def folder_mask(picture: Place, mask: Place) -> np.ndarray:
+    """(H, W): the mask file of a picture: its palette's numbers, or one object's alpha. Raises `Dropped`."""
     image = open_mask(mask, picture)
     if image.mode == "P" and not image.has_transparency_data:
         return np.asarray(image)
     return object_of(image, mask) if mask.stem == picture.stem else mask_of(image, mask)
 
 
-def _is_mask(png: Path) -> bool:
+def _is_mask(png: Place) -> bool:
     """Whether the PNG beside a photo of its name shows where the object is: it is grey, or transparent somewhere."""
     try:
-        image = open_image(png)
+        image = open_picture(png)
     except ImprintError:
         return False
     grey = image.mode in ("1", "L", "P") or image.mode.startswith("I")

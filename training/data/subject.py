@@ -12,12 +12,11 @@ from imprint.errors import ImprintError
 from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image, to_srgb
 from imprint.preprocess import bounding_boxes, resample
 
-from .shards import Record, encoded, read_shards, sample, shard_writer
+from .shards import ANY_GAP, Record, encoded, read_shards, sample, shard_writer
 
 VIEW_SIDE = 512  # pixels of a cut-out
 PHOTO_SIDE = 768  # pixels of a photo's longer side
 LICENCE = "own"
-ANY_GAP = (0, 1 << 30)  # any two of the object's pictures make a pair
 
 
 def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: int = 200) -> Counter:

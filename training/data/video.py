@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imprint.errors import ImprintError
 
+from .archives import Place
 from .items import PICTURES, Dropped, Group, Item, Source, first_folder, frame_number, open_mask, subfolders
 from .settings import Prepare
 from .shards import Record
@@ -19,20 +19,20 @@ from .shards import Record
 MOST_OBJECTS = 255
 
 
-def davis_groups(path: Path, _options: Prepare) -> Iterator[Group]:
-    """DAVIS 2016 and 2017: JPEGImages/RESOLUTION/SEQUENCE/NNNNN.jpg and Annotations/... .png.
+def davis_groups(path: Place, _options: Prepare) -> Iterator[Group]:
+    """DAVIS 2016 and 2017: [DAVIS/]JPEGImages/RESOLUTION/SEQUENCE/NNNNN.jpg and Annotations/... .png.
 
     Values are objects, or 0 and 255 (2016). Of several resolutions the first by name is read, which is 480p.
     """
-    images = path / "JPEGImages"
-    if not images.is_dir() or not subfolders(images):
+    images = first_folder(path / "JPEGImages", path / "DAVIS" / "JPEGImages")
+    if images is None or not subfolders(images):
         raise ImprintError(f"{path} has no JPEGImages/RESOLUTION; --input is DAVIS's own folder")
     resolution = subfolders(images)[0]
     for sequence in subfolders(resolution):
-        yield _clip(sequence, path / "Annotations" / resolution.name / sequence.name, None)
+        yield _clip(sequence, images.parent / "Annotations" / resolution.name / sequence.name, None)
 
 
-def youtube_vos_groups(path: Path, _options: Prepare) -> Iterator[Group]:
+def youtube_vos_groups(path: Place, _options: Prepare) -> Iterator[Group]:
     """YouTube-VOS: [train/]JPEGImages/VIDEO/NNNNN.jpg, Annotations/VIDEO/NNNNN.png (palette) and meta.json.
 
     meta.json is {"videos": {VIDEO: {"objects": {"1": {"category": ..., "frames": [...]}}}}}; values that it does not
@@ -55,7 +55,7 @@ def _numbers(clip: dict) -> tuple[int, ...]:
     return tuple(int(number) for number in clip["objects"])
 
 
-def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
+def vipseg_groups(path: Place, _options: Prepare) -> Iterator[Group]:
     """VIPSeg, as it comes or at 720p: imgs/ or images/VIDEO/N.jpg, panomasks/VIDEO/N.png, panoVIPSeg_categories.json.
 
     A mask's value is a category (up to 124: no single thing) or category x 100 + instance; the JSON's ids are one
@@ -74,7 +74,7 @@ def vipseg_groups(path: Path, _options: Prepare) -> Iterator[Group]:
         yield _clip(video, root / "panomasks" / video.name, things)
 
 
-def _read_json(path: Path, use: Callable[[Any], Any]) -> Any:
+def _read_json(path: Place, use: Callable[[Any], Any]) -> Any:
     """What `use` makes of a JSON file. Raises `ImprintError` where the file is absent or of another form."""
     try:
         return use(json.loads(path.read_text(encoding="utf-8-sig")))
@@ -84,7 +84,7 @@ def _read_json(path: Path, use: Callable[[Any], Any]) -> Any:
         ) from error
 
 
-def _clip(images: Path, masks: Path, known: tuple[int, ...] | None) -> Group:
+def _clip(images: Place, masks: Place, known: tuple[int, ...] | None) -> Group:
     count = len(list(images.iterdir())) if images.is_dir() else 1
     return Group(images.name, size=count, data=(images, masks, known))
 
@@ -111,7 +111,7 @@ def _read_clip(
             yield Dropped("mask without a picture", mask)
 
 
-def _labels(path: Path, labels: Callable, known: tuple[int, ...] | None, seen: dict[int, int]) -> np.ndarray:
+def _labels(path: Place, labels: Callable, known: tuple[int, ...] | None, seen: dict[int, int]) -> np.ndarray:
     values = np.asarray(open_mask(path, path))
     if values.ndim != 2:
         raise Dropped("broken mask", path, f"{values.shape} values; one a pixel was expected")

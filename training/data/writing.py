@@ -6,18 +6,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, open_image, to_srgb
+from imprint.images import alpha_to_tensor, to_srgb
 
 from . import shards
 from .filters import ALPHA_THRESHOLD, Limits, edge_width, objects_at_the_edge, unusable_objects
-from .items import Dropped, Group, Item, Source
+from .items import Dropped, Group, Item, Source, open_picture
 from .settings import Prepare
 
 CUTOUT_SIDE = 0.8  # of the picture, at most, is a cut-out's longer side
@@ -121,10 +121,15 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
     if not item.picture.is_file():
         raise Dropped("no picture", item.name)
     try:
-        opened = open_image(item.picture)
-        picture, alpha = to_srgb(opened), alpha_to_tensor(opened) if item.own_alpha else None
+        opened = open_picture(item.picture)
+        picture = to_srgb(opened)
+        alpha = alpha_to_tensor(opened) if item.own_alpha or item.cutout else None
     except ImprintError as error:
         raise Dropped("broken picture", item.name, error) from error
+    if item.cutout:
+        if alpha is None:
+            raise Dropped("no mask", item.name, "opaque, and no mask beside it")
+        return _cutout_sample(replace(item, picture=_in_square(picture, alpha[0].numpy(), options)), options)
     values = None
     bare = source.bare and alpha is None  # without its object a cut-out shows nothing
     lost: list[Dropped] = []
@@ -166,6 +171,18 @@ def _on_ground(picture: Image.Image, alpha: np.ndarray) -> tuple[Image.Image, np
     ground.paste(picture, (x, y), mask)
     where.paste(mask, (x, y))
     return ground, np.asarray(where, np.float32) / 255
+
+
+def _in_square(picture: Image.Image, alpha: np.ndarray, options: Prepare) -> Image.Image:
+    """A cut-out, RGB and (H, W) in [0, 1], as RGBA in the middle of a square of which it fills `CUTOUT_SIDE`."""
+    mask = Image.fromarray((alpha * 255).round().astype(np.uint8))
+    left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
+    side = math.ceil(max(right - left, bottom - top) / CUTOUT_SIDE)
+    x, y = (left + right - side) // 2, (top + bottom - side) // 2
+    picture.putalpha(mask)
+    square = picture.crop((x, y, x + side, y + side))
+    square.thumbnail((options.longest_side, options.longest_side), Image.LANCZOS)
+    return square
 
 
 def usable_labels(

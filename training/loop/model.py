@@ -16,6 +16,7 @@ from imprint.files import replacing
 from imprint.matte import MAPS
 from imprint.model import module_tensors
 from imprint.preprocess import normalise
+from imprint.unet import predict
 from imprint.vae import build_autoencoder
 
 from ..settings import STAGES, Stage, Train
@@ -26,8 +27,9 @@ LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as 
 class Model(torch.nn.Module):
     """The trained parts as one module, so that one compile, one DDP and one average cover them."""
 
-    def __init__(self, modules: dict[str, torch.nn.Module]):
+    def __init__(self, modules: dict[str, torch.nn.Module], config: ImprintConfig):
         super().__init__()
+        self.imprint_config = config
         self.encoder, self.adapter, self.unet = (modules[part] for part in ("encoder", "adapter", "unet"))
 
     def forward(
@@ -39,7 +41,7 @@ class Model(torch.nn.Module):
         """
         context = self.context(reference)
         context = torch.where(dropped[:, None, None], self.adapter.null_context(context), context)
-        return context if seen is None else self.unet(seen, timesteps, context).sample
+        return context if seen is None else predict(self.unet, seen, timesteps, context, self.imprint_config)
 
     def context(self, reference: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) uint8 cut-outs, or their `tokens` -> (B, tokens, width) what the UNet attends to."""
@@ -65,6 +67,20 @@ class Model(torch.nn.Module):
         parts = [self.adapter, *self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
         for part in parts if self.encoder_is_frozen else [self.encoder, *parts]:
             part.compile(mode=mode, dynamic=False)
+
+
+def require_trainable(checkpoint: Checkpoint) -> None:
+    """Raise `ImprintError` for a model that training cannot run."""
+    config = checkpoint.config
+    if config.changes or config.background == "control":
+        how = (
+            "is told what to change of the object, as ControlCom's"
+            if config.changes
+            else "has a ControlNet, as AnyDoor"
+        )
+        raise ImprintError(
+            f"{checkpoint.path} is of a model that {how}, which can be used, but not trained here; give another --init"
+        )
 
 
 def choose_trained(model: Model, stage: Stage, settings: Train, fresh: bool) -> tuple[str, ...]:

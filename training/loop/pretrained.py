@@ -6,22 +6,25 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from imprint.adapter import ContentAdapter
 from imprint.checkpoint import Checkpoint
 from imprint.config import PRESETS, EncoderConfig, ImprintConfig
-from imprint.encoder import IDEncoder
+from imprint.encoder import IDEncoder, from_meta_names
 from imprint.errors import ImprintError
 from imprint.model import build_modules, module_tensors
 from imprint.third_party import PREFIXES, read_tensors, with_diffusers_names
 
 from .model import with_matte
 
+_KINDS = {"dinov2": "dinov2", "dinov2_with_registers": "dinov2", "dinov3_vit": "dinov3"}
+"""transformers' types and ours."""
 _DINOV2_HEAD_WIDTH = 64  # of every DINOv2 that Meta released
 _TEXT_TOKENS = 77  # of CLIP's text encoder
-_CURE = "give SD 1.5 or a model of its sizes, or the --sizes that the files were made for"
+_CURE = "give the model that --sizes names or one of its sizes, or the --sizes that the files were made for"
 
 
 def start(
@@ -34,11 +37,11 @@ def start(
 ) -> Checkpoint:
     """A checkpoint of pretrained UNet, autoencoder and encoder, and a fresh adapter and matte that fit them.
 
-    unet: a diffusers folder of Stable Diffusion, or one file with latent diffusion's names. encoder: a DINOv2 folder
-    in the hub's layout, or Meta's `.pth`; its sizes replace the configuration's. background: `blend` or `concat`, by
-    default the configuration's. vae: another autoencoder, a folder in diffusers' layout. adapter: `tokens`, or `conv`
-    with as many tokens as CLIP's text; by default the configuration's. Raises `ImprintError` for files that are
-    absent, unsafe, or have not the tensors that the configuration asks for.
+    unet: a diffusers folder of Stable Diffusion or SDXL, or one file with latent diffusion's names. encoder: a folder
+    of DINOv2 or DINOv3 in the hub's layout, or DINOv2's `.pth` of Meta; its sizes replace the configuration's.
+    background: `blend` or `concat`, by default the configuration's. vae: another autoencoder, a folder in diffusers'
+    layout. adapter: `tokens`, or `conv` with as many tokens as CLIP's text; by default the configuration's. Raises
+    `ImprintError` for files that are absent, unsafe, or have not the tensors that the configuration asks for.
     """
     backbone, matte = _read_encoder(encoder, config.encoder), config.matte
     config = _fitted(config, backbone.config, background, adapter)
@@ -137,58 +140,60 @@ def _ldm_parts(path: Path, wanted: tuple[str, ...], config: ImprintConfig) -> di
 
 
 def _read_encoder(path: Path, like: EncoderConfig) -> IDEncoder:
-    """A pretrained DINOv2 with the position embeddings of its own grid."""
+    """A pretrained DINOv2, with the position embeddings of its own grid, or DINOv3."""
     if not path.is_dir():
         return _from_meta(path, like)
     from transformers import AutoModel
 
     backbone = pretrained(AutoModel, path)
-    sizes = backbone.config
-    if sizes.model_type not in ("dinov2", "dinov2_with_registers"):
-        raise ImprintError(f"{path} is a model of type '{sizes.model_type}'; the encoder must be a DINOv2")
+    sizes, found = backbone.config, _KINDS.get(backbone.config.model_type)
+    if found is None:
+        raise ImprintError(f"{path} is a model of type '{sizes.model_type}'; the encoder must be a DINOv2 or a DINOv3")
+    if found == "dinov3":
+        _require_published(path, sizes)
     config = replace(
         like,
+        kind=found,
         width=sizes.hidden_size,
         layers=sizes.num_hidden_layers,
         heads=sizes.num_attention_heads,
-        mlp_ratio=sizes.mlp_ratio,
-        swiglu=sizes.use_swiglu_ffn,
+        mlp_ratio=sizes.intermediate_size // sizes.hidden_size if found == "dinov3" else sizes.mlp_ratio,
+        swiglu=sizes.use_gated_mlp if found == "dinov3" else sizes.use_swiglu_ffn,
         patch_size=sizes.patch_size,
-        image_size=sizes.image_size,
         register_tokens=getattr(sizes, "num_register_tokens", 0),
     )
     with torch.device("meta"):
-        encoder = IDEncoder(replace(config, image_size=like.image_size))
+        encoder = IDEncoder(config)
     encoder.backbone = backbone
     return encoder
 
 
+def _require_published(path: Path, sizes: Any) -> None:
+    """Raise `ImprintError` for a DINOv3 that our configuration cannot describe: ViT-7B's has no biases there."""
+    act = "silu" if sizes.use_gated_mlp else "gelu"
+    expected = {"query_bias": True, "key_bias": False, "value_bias": True, "hidden_act": act, "rope_theta": 100.0}
+    for name, value in (expected | {"layer_norm_eps": 1e-5}).items():
+        if getattr(sizes, name) != value:
+            raise ImprintError(
+                f"{path} has {name} {getattr(sizes, name)}, where an encoder's is {value}; give a DINOv3 from ViT-S to "
+                "ViT-H+"
+            )
+
+
 def _resampled(encoder: IDEncoder, config: EncoderConfig) -> dict[str, torch.Tensor]:
-    """The encoder's tensors under the hub's names, its position embeddings resampled once and for all."""
+    """The encoder's tensors under the hub's names, a DINOv2's position embeddings resampled once and for all."""
     side, tensors = config.image_size, encoder.hub_state_dict()
+    if config.kind == "dinov3":  # its positions are computed
+        return tensors
     patches = torch.zeros(1, 1 + (side // config.patch_size) ** 2, config.width)
     embeddings = encoder.backbone.embeddings.interpolate_pos_encoding(patches, side, side)
     return tensors | {"embeddings.position_embeddings": embeddings}
 
 
-_META_NAMES = {
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "cls_token": "embeddings.cls_token",
-    "mask_token": "embeddings.mask_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "register_tokens": "embeddings.register_tokens",
-    "blocks": "encoder.layer",
-    "attn.proj": "attention.output.dense",
-    "ls1.gamma": "layer_scale1.lambda1",
-    "ls2.gamma": "layer_scale2.lambda1",
-    "mlp.w12": "mlp.weights_in",
-    "mlp.w3": "mlp.weights_out",
-}
-"""Meta's names (github.com/facebookresearch/dinov2) and the hub's, where they differ; so does the last LayerNorm's."""
-
-
 def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:
     named = read_tensors(path)
+    if "storage_tokens" in named:
+        raise ImprintError(f"{path} is a DINOv3 as Meta released it; give its folder in the hub's layout")
     needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.norm1.weight": 1}
     for name, dimensions in needed.items():
         if name not in named or named[name].ndim != dimensions:
@@ -211,23 +216,7 @@ def _from_meta(path: Path, like: EncoderConfig) -> IDEncoder:
     )
     encoder = IDEncoder(config)
     expected = {name: tensor.shape for name, tensor in encoder.hub_state_dict().items()}
-    tensors = Checkpoint(PRESETS["sd15"], {"encoder": _hub_names(named)}, path).check("encoder", expected, _CURE)
+    tensors = Checkpoint(PRESETS["sd15"], {"encoder": from_meta_names(named)}, path).check("encoder", expected, _CURE)
     encoder.load_hub_state_dict(tensors)
     encoder.config = replace(config, image_size=like.image_size)
     return encoder
-
-
-def _hub_names(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Meta's tensors under the hub's names; query, key and value are one tensor there, and three here."""
-    tensors = {}
-    for name, tensor in named.items():
-        for theirs, ours in _META_NAMES.items():
-            name = name.replace(theirs, ours)
-        if name.startswith("norm."):
-            name = f"layernorm.{name.removeprefix('norm.')}"
-        if ".attn.qkv." in name:
-            for kind, part in zip(("query", "key", "value"), tensor.chunk(3)):
-                tensors[name.replace("attn.qkv", f"attention.attention.{kind}")] = part
-        else:
-            tensors[name] = tensor
-    return tensors

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import time
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from ..pairs.captions import Captions
 from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
 from ..settings import STAGES, Train
+from .account import account_of
 from .checkpoints import Checkpoints
 from .ema import Average, whole
 from .layout import Rearranged, make_layout
@@ -39,6 +39,7 @@ from .model import (
     export,
     load_autoencoder,
     make_optimizer,
+    require_trainable,
     sampling_config,
     with_matte,
 )
@@ -65,6 +66,8 @@ class Run:
         torch.set_float32_matmul_precision("high")
 
         source = start or (load_checkpoint(settings.init) if settings.init else None)
+        if source:
+            require_trainable(source)
         if source and settings.matte not in (None, source.config.matte):
             source = with_matte(source, settings.matte)
         self.config = sampling_config(source.config, settings) if source else read_sizes(settings.sizes)
@@ -93,7 +96,7 @@ class Run:
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
         """The model, its average, the teacher and the optimizer, spread over the processes."""
         settings, split = self.settings, self.split
-        model = Model(modules).to(self.device, memory_format=None if split else torch.channels_last)
+        model = Model(modules, self.config).to(self.device, memory_format=None if split else torch.channels_last)
         self.trained_names = choose_trained(model, self.stage, settings, fresh)
         self.teacher = None
         if settings.distill_guidance is not None:
@@ -189,7 +192,9 @@ class Run:
         if self.main:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(described)
-            self._say_usable({"train": source.maker, "held-out": validation.maker})
+            if step < self.steps:
+                source.batch(step * self.layout.accumulate)  # the next step's own, which is kept
+            self.state.log_usable(account_of(source, validation.maker))
         log = Log(settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.layout, described)
         log.changes(step, said(before, settings, self.layout, step * self.step_size))
         self.model.train()
@@ -221,13 +226,6 @@ class Run:
         self.checkpoints.finish(step * self.step_size)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-    def _say_usable(self, makers: dict) -> None:
-        """Print and log what each split's pairs can be made of; data that stream are not counted."""
-        found = {split: maker.usable() for split, maker in makers.items() if isinstance(maker, PairMaker)}
-        for split, counts in found.items():
-            print(f"{split}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()), file=sys.stderr)
-        self.state.log_usable(found)
 
     def step(self, source: Source | Rearranged, step: int, meter: Meter) -> None:
         """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""

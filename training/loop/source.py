@@ -12,12 +12,13 @@ from imprint.vae import encode
 
 from ..data.shards import Bad, inside
 from ..pairs.batches import Batch
+from ..pairs.buckets import cut, require_bucket
 from ..pairs.captions import Captions, Text
 from ..pairs.draw import Draw
 from ..pairs.making import PairMaker
 from ..pairs.pictures import Photos, Views
 from ..pairs.streams import Pool, StreamedPairs
-from ..settings import STAGES, Train
+from ..settings import STAGES, Size, Train
 
 
 class Source:
@@ -40,8 +41,12 @@ class Source:
         self.maker, self.autoencoder, self.settings, self.rank, self.device = maker, autoencoder, settings, rank, device
         self.tokens = tokens
         self.side = maker.config.resolution
-        self.slots = interleave(resolutions_and_shares(settings, maker.config), settings.block)
-        self.block: tuple[int, dict[int, Batch]] | None = None
+        shares = resolutions_and_shares(settings, maker.config)
+        for size, _ in shares:
+            if isinstance(size, tuple):
+                require_bucket(size, maker.config)
+        self.slots = interleave(shares, settings.block)
+        self.block: tuple[int, dict[Size, Batch]] | None = None
 
     def generator(self, *numbers: int) -> torch.Generator:
         """A generator for this process that depends on nothing but the seed and the numbers."""
@@ -50,16 +55,20 @@ class Source:
             seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
         return torch.Generator(self.device).manual_seed(seed)
 
-    def make(self, count: int, generator: torch.Generator, side: int | None = None) -> Batch:
-        """`count` encoded pairs, made in parts that fit the memory; side: by default the model's."""
-        maker = self.maker.at(side) if side and side != self.side else self.maker
-        parts, number = [], math.ceil(count / self._as_many_pixels(self.settings.chunk, side or self.side))
+    def make(self, count: int, generator: torch.Generator, size: Size | None = None) -> Batch:
+        """`count` encoded pairs, made in parts that fit the memory; size: by default the model's."""
+        size = size or self.side
+        side = longer_side(size)
+        maker = self.maker if side == self.side else self.maker.at(side)
+        parts, number = [], math.ceil(count / self._as_many_pixels(self.settings.chunk, side))
         half = self.settings.precision == "bf16"  # fp16's range is too small for some autoencoders
         precision = torch.bfloat16 if half else torch.float32
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             for index in range(number):
                 with torch.autocast(self.device.type, enabled=False):
                     pairs = maker(count, generator, (index, number))
+                    if isinstance(size, tuple):
+                        pairs = cut(pairs, size, maker.config)
                 images = torch.cat([pairs.target, pairs.background]).contiguous(memory_format=torch.channels_last)
                 target, background = encode(self.autoencoder, images, maker.config.latent).to(precision).chunk(2)
                 reference = (pairs.reference * 255).round().to(torch.uint8)
@@ -90,31 +99,36 @@ class Source:
                 self.maker.turn = number // self.settings.refresh
             generator = self.generator(1, number)
             made = {
-                side: self.make(self.slots.count(side) * self._size(side), generator, side)
-                for side in dict.fromkeys(self.slots)
+                size: self.make(self.slots.count(size) * self._count(size), generator, size)
+                for size in dict.fromkeys(self.slots)
             }
             self.block = number, made
         turn, slot = divmod(within, len(self.slots))
-        side = self.slots[slot]
-        pairs, size, place = self.block[1][side], self._size(side), self.slots[:slot].count(side)
+        size = self.slots[slot]
+        pairs, count, place = self.block[1][size], self._count(size), self.slots[:slot].count(size)
         order = torch.randperm(len(pairs.target), generator=self.generator(2, number, turn), device=self.device)
-        return pairs[order[place * size : (place + 1) * size]]
+        return pairs[order[place * count : (place + 1) * count]]
 
-    def _size(self, side: int) -> int:
-        return self._as_many_pixels(self.settings.batch, side)
+    def _count(self, size: Size) -> int:
+        return self._as_many_pixels(self.settings.batch, size)
 
-    def _as_many_pixels(self, count: int, side: int) -> int:
-        """How many pictures of a side have as many pixels as `count` at the model's."""
-        return max(1, round(count * (self.side / side) ** 2))
+    def _as_many_pixels(self, count: int, size: Size) -> int:
+        """How many pictures of a size have as many pixels as `count` at the model's."""
+        width, height = size if isinstance(size, tuple) else (size, size)
+        return max(1, round(count * ((self.side / width) * (self.side / height))))
 
 
-def resolutions_and_shares(settings: Train, config: ImprintConfig) -> list[tuple[int, float]]:
-    """Sides of the training pictures and their shares of the steps."""
+def longer_side(size: Size) -> int:
+    return max(size) if isinstance(size, tuple) else size
+
+
+def resolutions_and_shares(settings: Train, config: ImprintConfig) -> Sequence[tuple[Size, float]]:
+    """Sizes of the training pictures and their shares of the steps."""
     return settings.resolutions or [(config.resolution, 1.0)]
 
 
-def interleave(shares: Sequence[tuple[int, float]], count: int) -> list[int]:
-    """`count` sides, each as often as its share asks, spread evenly: the one furthest behind comes next."""
+def interleave(shares: Sequence[tuple[Size, float]], count: int) -> list[Size]:
+    """`count` sizes, each as often as its share asks, spread evenly: the one furthest behind comes next."""
     total, slots = sum(share for _, share in shares), []
     for number in range(1, count + 1):
         slots.append(max(shares, key=lambda pair: number * pair[1] / total - slots.count(pair[0]))[0])
@@ -131,7 +145,7 @@ def make_maker(
 ) -> PairMaker | StreamedPairs | Captions:
     """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for bad data."""
     stage = STAGES[settings.stage]
-    largest = max(side for side, _ in resolutions_and_shares(settings, config))
+    largest = max(longer_side(size) for size, _ in resolutions_and_shares(settings, config))
     side = settings.cutout_resolution or largest
     bad = Bad(settings.skip_bad, split)
     if not stage.mix:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -137,8 +138,8 @@ class State:
             for old in self.states()[:-KEPT_STATES]:
                 shutil.rmtree(old)
 
-    def log_usable(self, counts: dict[str, dict[str, int]]) -> None:
-        """usable.json: how much of what there is to make pairs of."""
+    def log_usable(self, counts: dict[str, dict[str, Any]]) -> None:
+        """usable.json: how much of what there is to make pairs of, and what became of the rest."""
         write_text(self.folder / "usable.json", json.dumps(counts, indent=1))
 
     def log(self, line: dict) -> None:

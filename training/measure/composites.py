@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from imprint.pipeline import ImprintPipeline
 from imprint.saving import save_computed
 
 from .settings import ABLATIONS, Evaluate
-from .tasks import Scene, Task
+from .tasks import PICTURES, Scene, Task
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BASELINES = {
@@ -40,27 +41,30 @@ class Row:
 
     name: str
     checkpoint: Path | None
-    """None: the cut-out is pasted into the box."""
+    """None: the cut-out is pasted into the box, or the pictures are there already."""
     level: str
     """Of the holes, one of `imprint.masks.LEVELS`."""
     cls_only: bool = False
     """Whether the adapter gets the encoder's CLS token alone."""
+    given: Path | None = None
+    """Folder of composites that others made."""
 
     def folder(self, output: Path) -> Path:
         return output / "composites" / re.sub(r"[^\w.-]+", "-", self.name)
 
     def file(self, task: Task, output: Path) -> Path:
-        return self.folder(output) / f"{task.name}.png"
+        if self.given is None:
+            return self.folder(output) / f"{task.name}.png"
+        files = [self.given / f"{task.name}{ending}" for ending in PICTURES]
+        return next((file for file in files if file.is_file()), self.given / f"{task.name}.png")
 
     def read(self, task: Task, scene: Scene, output: Path) -> Image.Image:
         """The composite, RGB. Raises `ImprintError` for one that does not belong to the scene."""
         path = self.file(task, output)
         picture, (width, height) = open_image(path).convert("RGB"), scene.background.size
         if picture.size != (width, height):
-            raise ImprintError(
-                f"{path} is {picture.width}x{picture.height}, its background {width}x{height}; delete it, and it is "
-                "made anew"
-            )
+            cure = "delete it, and it is made anew" if self.given is None else "give results of the background's size"
+            raise ImprintError(f"{path} is {picture.width}x{picture.height}, its background {width}x{height}; {cure}")
         return picture
 
     def blend_area(self, scene: Scene) -> np.ndarray:
@@ -81,13 +85,24 @@ def table_rows(options: Evaluate) -> list[Row]:
         if "box-mask" in options.ablation:
             rows.append(Row(f"{name}, {ABLATIONS['box-mask']}", path, "box"))
     baselines = BASELINES if options.pairs else ["copy-paste"]
-    return [*rows, *(Row(name, None, "box") for name in baselines)]
+    others = [Row(name, None, options.mask_level, given=folder) for name, folder in options.results]
+    return [*rows, *others, *(Row(name, None, "box") for name in baselines)]
 
 
 def compose(row: Row, tasks: list[Task], options: Evaluate) -> None:
-    """Write the row's composites that are not there yet. Raises `ImprintError` where some have other settings."""
-    same_settings(row, options)
+    """Write the row's composites that are not there yet.
+
+    Raises `ImprintError` where some have other settings, and where a picture that others were to make is absent.
+    """
     waiting = [task for task in tasks if not row.file(task, options.output).exists()]
+    if row.given is not None:
+        if waiting:
+            raise ImprintError(
+                f"{row.given} lacks {len(waiting)} of {len(tasks)} tasks' pictures, such as {waiting[0].name}.png; a "
+                "row needs all of them (--inputs writes what they are made from, --limit takes fewer tasks)"
+            )
+        return
+    same_settings(row, options)
     if not waiting:
         return
     make = BASELINES[row.name] if row.checkpoint is None else sampler(row, options)
@@ -134,13 +149,14 @@ def keep_cls_only(pipeline: ImprintPipeline, path: Path) -> None:
 
 def same_settings(row: Row, options: Evaluate) -> None:
     """Note what the row's composites are made with; raise `ImprintError` if some were made with something else."""
-    digest = None
-    if row.checkpoint is not None:
+    now: dict[str, Any] = {"holes": row.level}
+    if row.checkpoint is not None:  # pasting has no steps
         with open_safetensors(row.checkpoint) as file:
-            digest = (file.metadata() or {}).get("sha256")
-    now = {"checkpoint": digest, "holes": row.level, "cls-only": row.cls_only}
-    now |= {name: getattr(options, name) for name in ("steps", "guidance", "detail", "seed", "dtype")}
+            now |= {"checkpoint": (file.metadata() or {}).get("sha256"), "cls-only": row.cls_only}
+        now |= {name: getattr(options, name) for name in ("steps", "guidance", "detail", "seed", "dtype")}
     now |= {name: str(getattr(options, name)) for name in ("subjects", "backgrounds", "boxes", "pairs")}
+    if options.tasks:
+        now["tasks"] = str(options.tasks)
     path = row.folder(options.output) / "made-with.json"
     before = read_json(path, "delete the composites beside it, or give another --output") if path.exists() else now
     for name, value in now.items():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,17 +15,21 @@ from tqdm import tqdm
 
 from imprint.errors import ImprintError
 from imprint.files import require_writable, write_text
-from imprint.saving import save_computed
+from imprint.saving import save_computed, save_image
 
 from ..arguments import require_other
 from . import networks as metrics
+from .benches import folder_tasks
 from .composites import Row, compose, table_rows
-from .networks import COLUMNS
+from .light import LightErrors, LightTask
+from .networks import COLUMNS, PADDED
 from .report import grid, report
 from .settings import Evaluate
 from .statistics import CONFIDENCE, RESAMPLES, bootstrap, frechet_distance, jackknife
 from .tasks import Photo, Task, pair_tasks, read_boxes, read_subjects, subject_tasks
 
+CROP_SUFFIXES = {"squeezed": "", "padded": PADDED}
+PASTED = " pasted"
 NETWORKS = {"dreamsim": metrics.DreamSim, "lpips": metrics.LPIPS, "fid": metrics.Inception}
 
 
@@ -41,34 +47,51 @@ def load_metrics(options: Evaluate, subjects: dict[str, list[Photo]]) -> dict[st
             loaded[name] = metrics.Similarity(name, backbone(metrics.SIMILARITIES[name]))
         elif name == "retrieval":
             loaded[name] = metrics.Retrieval(backbone(options.retrieval_backbone), subjects)
-        elif name != "background":
+        elif name not in ("background", "light"):
             loaded[name] = NETWORKS[name](folder, device)
     return loaded
 
 
+Features = dict[str, dict[str, np.ndarray]]
+"""Of each column of the Frechet distance: Inception's (T, 2048) of every row and, under "", of the targets."""
+
+
 def measure(
     tasks: list[Task], rows: list[Row], loaded: dict[str, Callable], options: Evaluate
-) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """A record of every row and task; and Inception's features (T, 2048) of every row and, under "", of the targets."""
-    records, features = [], {name: [] for name in ("", *(row.name for row in rows))}
+) -> tuple[list[dict], Features]:
+    """A record of every row and task, and what the Frechet distance is computed from."""
+    records, features = [], defaultdict(lambda: {name: [] for name in ("", *(row.name for row in rows))})
     for task in tqdm(tasks, desc="measuring", unit="task"):
         scene = task.load()
         pictures = [row.read(task, scene, options.output) for row in rows]
-        crops = [scene.crop(picture) for picture in pictures]
         new = [{"row": row.name, "task": task.name, "subject": task.subject} for row in rows]
-        for name, metric in loaded.items():
-            if name == "fid":
-                for key, vector in zip(features, metric([scene.target, *crops])):
-                    features[key].append(vector)
-                continue
-            for column, values in metric(scene, crops).items():
-                for record, value in zip(new, values):
-                    record[column] = value
-        if "background" in options.measured:
-            for record, row, picture in zip(new, rows, pictures):
+        for suffix in (CROP_SUFFIXES[crop] for crop in options.crop):
+            seen = scene.padded() if suffix else scene
+            crops = [seen.crop(picture) for picture in pictures]
+            for name, metric in loaded.items():
+                if name == "fid":
+                    found = features[name + suffix]
+                    for key, vector in zip(found, metric([seen.target, *crops])):
+                        found[key].append(vector)
+                    continue
+                for column, values in metric(seen, crops).items():
+                    for record, value in zip(new, values):
+                        record[column + suffix] = value
+        for record, row, picture in zip(new, rows, pictures):
+            if "background" in options.measured:
                 record |= background_change(scene.background, picture, row.blend_area(scene))
+            if "light" in options.measured:
+                record |= light_errors(scene.truth, picture)
         records += new
-    return records, {name: np.stack(found) for name, found in features.items() if found}
+    return records, {column: {key: np.stack(rows) for key, rows in found.items()} for column, found in features.items()}
+
+
+def light_errors(task: LightTask, composite: Image.Image) -> dict[str, float | None]:
+    """Errors of a composite of a known truth and, as `NAME pasted`, of pasting; None where there is no such place."""
+    made = np.asarray(composite.convert("RGB"), float) / 255
+    errors = LightErrors.of(task, made, made), LightErrors.of(task, task.pasted(), task.background)
+    found = {name + suffix: getattr(each, name) for name in metrics.GAINS for each, suffix in zip(errors, ("", PASTED))}
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
 def background_change(background: Image.Image, composite: Image.Image, blend: np.ndarray) -> dict[str, int]:
@@ -78,23 +101,20 @@ def background_change(background: Image.Image, composite: Image.Image, blend: np
     return {"changed_pixels": int((change > 0).sum()), "largest_change": int(change.max(initial=0))}
 
 
-def summarise(rows: list[Row], records: list[dict], features: dict[str, np.ndarray]) -> tuple[dict, dict]:
+def summarise(rows: list[Row], records: list[dict], features: Features) -> tuple[dict, dict]:
     """Of each row the columns' means with intervals; and of each row but the first, its difference from the first."""
     summary, differences = {}, {}
     of = {row.name: [record for record in records if record["row"] == row.name] for row in rows}
     first = of[rows[0].name]
     subjects = [record["subject"] for record in first]
     for name, own in of.items():
-        columns = [column for column in COLUMNS if column in own[0]]
-        summary[name] = {column: bootstrap([record[column] for record in own], subjects) for column in columns}
+        columns = [column for column in COLUMNS if any(record.get(column) is not None for record in own)]
+        summary[name] = {column: _mean(column, own) for column in columns}
         if own is not first:
-            pairs = list(zip(own, first))
-            differences[name] = {
-                column: bootstrap([a[column] - b[column] for a, b in pairs], subjects) for column in columns
-            }
-        if features:
-            made, real = features[name], features[""]
-            summary[name]["fid"] = jackknife(lambda i, a=made, b=real: frechet_distance(a[i], b[i]), subjects)
+            differences[name] = {column: _mean(column, own, first) for column in columns}
+        for column, found in features.items():
+            made, real = found[name], found[""]
+            summary[name][column] = jackknife(lambda i, a=made, b=real: frechet_distance(a[i], b[i]), subjects)
         if "changed_pixels" in own[0]:
             changed = [record for record in own if record["changed_pixels"]]
             largest = max((record["largest_change"] for record in changed), default=0)
@@ -106,16 +126,57 @@ def summarise(rows: list[Row], records: list[dict], features: dict[str, np.ndarr
     return summary, differences
 
 
-def evaluate(options: Evaluate) -> dict:
-    """Make what is missing, measure all of it, write the results; returns them as results.json holds them."""
-    options = dataclasses.replace(options, device=usable_device(options.device))
+def _mean(column: str, own: list[dict], first: list[dict] | None = None) -> dict[str, float | None]:
+    """A column's mean with its interval, or that of its difference from the first row's.
+
+    A gain is 1 - error / error of pasting, both summed over all tasks that have such a place.
+    """
+    pairs = [pair for pair in zip(own, first or own) if pair[0][column] is not None]
+    subjects, pasted = [record["subject"] for record, _ in pairs], None
+    if column in metrics.GAINS:
+        pasted = [record[column + PASTED] for record, _ in pairs]
+        values = [(b[column] if first else b[column + PASTED]) - a[column] for a, b in pairs]
+    else:
+        values = [a[column] - b[column] if first else a[column] for a, b in pairs]
+    return bootstrap(values, subjects, pasted)
+
+
+def write_inputs(tasks: list[Task], options: Evaluate) -> Path:
+    """Write what other methods need for each task, TASK.object.png, .background.png and .hole.png; returns where."""
+    folder = options.output / "inputs"
+    for task in tqdm(tasks, desc="inputs", unit="task"):
+        scene = task.load()
+        parts = {"object": scene.cutout, "background": scene.background, "hole": scene.hole(options.mask_level)}
+        for part, picture in parts.items():
+            save_image(picture, folder / f"{task.name}.{part}.png")
+    return folder
+
+
+def read_tasks(options: Evaluate) -> tuple[list[Task], dict[str, list[Photo]], Evaluate]:
+    """The tasks, their subjects' photos, and the options less the metrics that neither allows.
+
+    Raises `ImprintError` for tasks that cannot be read, and for a metric asked for that needs others.
+    """
     subjects = {}
     if options.pairs:
         tasks = pair_tasks(options.pairs)
+    elif options.tasks:
+        tasks, subjects = folder_tasks(options.tasks, options.subjects)
     else:
         subjects = read_subjects(options.subjects)
         tasks = subject_tasks(subjects, read_boxes(options.boxes, options.backgrounds))
-    tasks, rows = tasks[: options.limit], table_rows(options)
+    known = bool(options.tasks) and not subjects
+    without = (*(() if subjects else ("retrieval",)), *(() if known else ("light",)))
+    for name in set(options.metrics or ()) & set(without):
+        raise ImprintError(f"'{name}' is not for the tasks of {options.tasks}; leave it out of --metrics")
+    return tasks[: options.limit], subjects, dataclasses.replace(options, without=without)
+
+
+def evaluate(options: Evaluate) -> dict:
+    """Make what is missing, measure all of it, write the results; returns them as results.json holds them."""
+    options = dataclasses.replace(options, device=usable_device(options.device))
+    tasks, subjects, options = read_tasks(options)
+    rows = table_rows(options)
     if "fid" in options.measured and len(tasks) < 2:
         raise ImprintError(
             f"'fid' compares sets of pictures, and there is {len(tasks)} task; give more, or leave it out"

@@ -53,6 +53,8 @@ class Column:
 
 SIMILARITIES = {"clip-i": "clip", "dino": "dino", "dinov2": "dinov2", "mobilenet": "mobilenet"}
 """Columns of cosine similarity, and their backbones."""
+GAINS = ("light", "shadow", "contact")
+"""Columns of `light.LightErrors` as gains over pasting."""
 COLUMNS = {
     "clip-i": Column("CLIP-I", "higher"),
     "dino": Column("DINO", "higher"),
@@ -63,6 +65,13 @@ COLUMNS = {
     "top-1": Column("top-1", "higher"),
     "margin": Column("margin", "higher"),
     "fid": Column("FID", "lower"),
+    "light": Column("light gain", "higher"),
+    "shadow": Column("shadow gain", "higher"),
+    "contact": Column("contact gain", "higher"),
+}
+PADDED = ", padded"
+COLUMNS |= {
+    name + PADDED: Column(column.title + PADDED, column.better) for name, column in COLUMNS.items() if name not in GAINS
 }
 
 

@@ -26,10 +26,10 @@ def report(results: dict) -> str:
     for name, row in summary.items():
         cells = [_cell(column, row[column]) for column in columns]
         lines.append(f"| {' | '.join([name, *cells, *(_verdict(row[key], results['tasks']) for key in exact)])} |")
-    shared = [column for column in columns if column != "fid"]
+    shared = [column for column in columns if not column.startswith("fid")]
     if shared:
         lines += ["", f"Difference from {next(iter(summary))}; bold where the interval leaves out 0:", ""]
-        lines += _table(["", *(title for title, column in zip(titles, columns) if column != "fid")])
+        lines += _table(["", *(title for title, column in zip(titles, columns) if column in shared)])
         for name, row in differences.items():
             lines.append(f"| {' | '.join([name, *(_cell(column, row[column], '+') for column in shared)])} |")
     return "\n".join([*lines, "", results["method"], ""])
@@ -40,7 +40,7 @@ def _table(titles: list[str]) -> list[str]:
 
 
 def _cell(column: str, found: dict, sign: str = "") -> str:
-    digits = f"{sign}.{1 if column == 'fid' else 4}f"
+    digits = f"{sign}.{1 if column.startswith('fid') else 4}f"
     if found["low"] is None:
         return f"{found['mean']:{digits}}"
     clear = sign and (found["low"] > 0 or found["high"] < 0)

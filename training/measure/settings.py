@@ -11,20 +11,22 @@ from imprint.light import require_strengths
 from imprint.lightnet import SHIPPED_LIGHT
 from imprint.masks import LEVELS
 
-from ..arguments import option, require
+from ..arguments import found, option, require
 
-METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval")
-"""Those of the field; `mobilenet`, a small network for machines without a hub, is measured only when asked for."""
+METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval", "light")
+"""Those of the field, and light and shadow beside a known truth; `mobilenet`, a small network for machines without a
+hub, is measured only when asked for."""
+CROPS = ("squeezed", "padded")
 BACKBONES = ("clip", "dino", "dinov2", "mobilenet")
 ABLATIONS = {"cls-only": "CLS only", "box-mask": "box mask only"}
 DTYPES = ("fp32", "fp16", "bf16")
 TASKS = "tasks: every subject in every box, or pairs of frames"
 
 
-def named_checkpoint(text: str) -> tuple[str, Path]:
-    """`NAME=FILE`, or `FILE` with its stem as the name."""
+def named(text: str) -> tuple[str, Path]:
+    """`NAME=PATH`, or `PATH` with its stem as the name."""
     name, equals, path = text.partition("=")
-    if not equals or Path(text).is_file():
+    if not equals or Path(text).exists():
         return Path(text).stem, Path(text)
     return name, Path(path)
 
@@ -33,10 +35,10 @@ def named_checkpoint(text: str) -> tuple[str, Path]:
 class Evaluate:
     """An evaluation of checkpoints side by side."""
 
-    checkpoint: tuple[tuple[str, Path], ...] = option(
-        (("imprint-tiny", SHIPPED),), parse=named_checkpoint, metavar="NAME=FILE"
-    )
+    checkpoint: tuple[tuple[str, Path], ...] = option((("imprint-tiny", SHIPPED),), parse=named, metavar="NAME=FILE")
     """checkpoints to compare, the first being what the others' difference is from; by default the shipped one"""
+    results: tuple[tuple[str, Path], ...] = option((), parse=named, metavar="NAME=FOLDER")
+    """composites that others made, as more rows: TASK.png (.jpg, .webp) for each task"""
     output: Path = option()
     """folder of the results; made, or continued"""
 
@@ -48,11 +50,17 @@ class Evaluate:
     """COCO's instances .json, or JSON lines of background, box, subject"""
     pairs: Path | None = option(None, group=TASKS)
     """folder of held-out shards of video frames with masks"""
+    tasks: Path | None = option(None, group=TASKS)
+    """folder of tasks: path-traced ones, MureCom, DreamEditBench (see training/measure/benches.py)"""
+    inputs: bool = option(False, group=TASKS)
+    """write each task's object, background and hole for other methods to output/inputs, and stop"""
     limit: int | None = option(None, group=TASKS)
     """only so many tasks, the first of which cover all subjects"""
 
     metrics: tuple[str, ...] | None = option(None, choices=(*METRICS, "mobilenet"), group="metrics")
     """by default all that the tasks allow but mobilenet"""
+    crop: tuple[str, ...] = option(("squeezed",), choices=CROPS, group="metrics")
+    """how a box becomes a network's square: squeezed, or padded with white; both are columns of their own"""
     backbones: Path | None = option(None, group="metrics")
     """folder of networks (see training/measure/networks.py) instead of the hub"""
     retrieval_backbone: str = option("dinov2", choices=BACKBONES, group="metrics")
@@ -74,14 +82,21 @@ class Evaluate:
     """auto, cpu, cuda, cuda:1, mps"""
     dtype: str = option("fp32", choices=DTYPES, group="sampling")
     """precision of the weights"""
+    without: tuple[str, ...] = found(())
+    """metrics that the tasks do not allow"""
 
     def check(self) -> None:
         """Raises `ImprintError` for options that do not go together."""
-        given = [name for name in ("subjects", "backgrounds", "boxes") if getattr(self, name)]
-        if len(given) != (0 if self.pairs else 3):
-            raise ImprintError("give --subjects, --backgrounds and --boxes, or --pairs alone")
+        given = {name for name in ("subjects", "backgrounds", "boxes", "pairs", "tasks") if getattr(self, name)}
+        if given not in ({"subjects", "backgrounds", "boxes"}, {"pairs"}, {"tasks"}, {"tasks", "subjects"}):
+            raise ImprintError(
+                "give --subjects, --backgrounds and --boxes, or --pairs alone, or --tasks (DreamEditBench's own with "
+                "--subjects)"
+            )
         if self.pairs and "retrieval" in (self.metrics or ()):
             raise ImprintError("'retrieval' chooses among --subjects; leave it out with --pairs")
+        if "light" in (self.metrics or ()) and not self.tasks:
+            raise ImprintError("'light' needs a known truth: give --tasks a folder of path-traced tasks")
         if "box-mask" in self.ablation and self.mask_level == "box":
             raise ImprintError(
                 "holes are boxes already: --ablation box-mask compares with --mask-level precise, fine or coarse"
@@ -91,11 +106,14 @@ class Evaluate:
         for name, path in self.checkpoint:
             if name in ("", ".", ".."):
                 raise ImprintError(f"--checkpoint {name}={path}: its results get a folder of its name; give NAME=FILE")
+        for name, path in self.results:
+            if not (name and path.is_dir()):
+                raise ImprintError(f"--results {name}={path}: no such folder; give NAME=FOLDER, of pictures TASK.png")
 
     @property
     def measured(self) -> tuple[str, ...]:
         """The metrics: those asked for, or all that the tasks allow."""
-        return self.metrics or tuple(name for name in METRICS if not (self.pairs and name == "retrieval"))
+        return self.metrics or tuple(name for name in METRICS if name not in self.without)
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,9 @@ class ContactSheets:
 
 ROWS = tuple(
     (
-        "peak step:sd15:16:eager step:sd15:16:default diffusers:sd15:16 kernels:sd15:16:default loop:sd15:16:default "
+        "peak composite:sd15:1:eager composite:sd15:1:reduce-overhead composite:sd15:8:reduce-overhead "
+        "composite:tiny:1:eager composite:tiny:1:reduce-overhead "
+        "step:sd15:16:eager step:sd15:16:default diffusers:sd15:16 kernels:sd15:16:default loop:sd15:16:default "
         "memory:sd15:eager step:tiny:512:default loop:tiny:512:default step:tiny:512:reduce-overhead "
         "loop:tiny:512:reduce-overhead search:sd15:16:default step:sd15:48:default memory:sd15:checkpointing"
     ).split()

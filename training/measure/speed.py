@@ -18,12 +18,16 @@ from imprint.files import write_text
 from ..loop.run import Run
 from .settings import Benchmark
 from .speed_baseline import started, time_script
+from .speed_inference import time_composites
 from .speed_inputs import write_captioned_pictures, write_diffusers_model
 from .speed_report import cost, found, machine, markdown
-from .speed_trial import BLOCK, Trial
+from .speed_trial import BLOCK, Trial, median
 
 CARDS = (24, 48, 80)  # GiB, less 4 %: a card has a little less than its name says, and keeps some for itself
+CYCLES = 3  # of a loop: each makes its pairs
 SELF = ("-m", "training.benchmark")
+SEVERAL = ("pictures_per_second", "spread", "buckets", "exchange_ms", "exchange_beside_backward_ms")
+"""What a row of several processes takes from theirs."""
 KERNELS = {
     "attention": r"sdpa|flash|fmha|attention",
     "convolution": r"conv|fprop|dgrad|wgrad|implicit",
@@ -76,11 +80,11 @@ class Bench(Trial):
 
     def row_step(self, config: str, batch: str, mode: str) -> dict:
         run = self.prepare(config, int(batch), mode)
-        operations = self.count_operations()
-        per_step = self.time_steps()
-        values = {"pictures_per_second": run.step_size / per_step, "tflop_per_picture": operations / 1e12}
-        values["tflops"] = values["pictures_per_second"] * operations / run.accelerator.num_processes / 1e12
-        return values | self.peak_memory()
+        timed = self.time_steps()
+        values = self.peak_memory() | self.exchange()
+        rate, operations = run.step_size / timed["seconds"], self.count_operations()
+        values |= {"pictures_per_second": rate, "spread": timed["spread"], "tflop_per_picture": operations / 1e12}
+        return values | {"tflops": rate * operations / run.accelerator.num_processes / 1e12}
 
     def row_search(self, *words: str) -> dict:
         before = torch.backends.cudnn.benchmark
@@ -93,12 +97,16 @@ class Bench(Trial):
     def row_loop(self, config: str, batch: str, mode: str) -> dict:
         run = self.prepare(config, int(batch), mode)
         cycle = BLOCK * run.settings.reuse
-        self.time_steps(1)
+        self.warm_up()
         making = self.timed(lambda: self.source.make(BLOCK * run.settings.batch, self.source.generator(9)), 1)
-        self.source.block = None
-        total = self.timed(lambda: [self.step(index) for index in range(cycle)], 1, warmup=0)
+        totals = []
+        for _ in range(CYCLES):
+            self.source.block = None
+            totals.append(self.timed(lambda: [self.step(index) for index in range(cycle)], 1, warmup=0))
+        timed = median(totals)
         values = {
-            "pictures_per_second": cycle * run.step_size / total,
+            "pictures_per_second": cycle * run.step_size / timed["seconds"],
+            "spread": timed["spread"],
             "pairs_made_per_second": BLOCK * run.step_size / making,
         }
         values |= {"reuse": run.settings.reuse, "state_gib": state_bytes(run) / 2**30}
@@ -110,7 +118,7 @@ class Bench(Trial):
     def row_kernels(self, config: str, batch: str, mode: str) -> dict:
         self.require_cuda()
         self.prepare(config, int(batch), mode)
-        self.time_steps(1)
+        self.warm_up()
         steps = 3
         events = self.profile(lambda: [self.step(index) for index in range(steps)])
         times: dict[str, float] = {}
@@ -148,6 +156,8 @@ class Bench(Trial):
     def row_diffusers(self, config: str, batch: str) -> dict:
         if not self.options.baseline:
             raise ImprintError("give --baseline, the path of diffusers' train_text_to_image.py")
+        if PRESETS[config].unet.pooled_width:
+            raise ImprintError(f"diffusers' train_text_to_image.py does not train SDXL, and {config} has its sizes")
         self.free_cache()
         model, pictures = self.scratch / f"{config}-diffusers", self.scratch / "pictures"
         if not model.exists():
@@ -159,6 +169,10 @@ class Bench(Trial):
             self.options, self.scratch, self.cuda, model, pictures, PRESETS[config].resolution, int(batch)
         )
 
+    def row_composite(self, config: str, results: str, mode: str) -> dict:
+        self.release()
+        return time_composites(self, config, int(results), mode)
+
     def row_gpus(self, processes: str, *words: str) -> dict:
         """One-process rows of the same words must come before, to be compared with."""
         self.release()
@@ -167,7 +181,9 @@ class Bench(Trial):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
         command += [*SELF, "--output", str(folder), "--steps", str(self.options.steps)]
         command += ["--cpu"] if self.options.cpu else []
-        with started([*command, "--rows", *rows]) as process:
+        threads = max(1, (os.cpu_count() or 1) // int(processes))  # torchrun would give each process one
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        with started([*command, "--rows", *rows], environment) as process:
             log = process.stdout.read().decode(errors="replace")
             process.wait()
         if process.returncode or not (folder / "benchmark.json").exists():
@@ -177,7 +193,7 @@ class Bench(Trial):
             kind = row["row"].partition(":")[0]
             if "error" in row:
                 raise ImprintError(f"{row['row']}: {row['error']}")
-            values[f"{kind}_pictures_per_second"] = row["pictures_per_second"]
+            values |= {f"{kind}_{name}": row[name] for name in SEVERAL if name in row}
             alone = found(self.rows, row["row"])
             if alone:
                 values[f"{kind}_times_one"] = row["pictures_per_second"] / alone["pictures_per_second"]

@@ -23,19 +23,23 @@ def noise_picture(side: int, random: np.random.Generator) -> Image.Image:
     return Image.fromarray((np.asarray(blots) * 0.9 + random.integers(0, 25, (side, side, 3))).astype(np.uint8))
 
 
+def disc(side: int) -> Image.Image:
+    """White on black."""
+    line = np.linspace(-1, 1, side)
+    return Image.fromarray(np.uint8(255 * (line[:, None] ** 2 + line[None] ** 2 < 0.8)))
+
+
 def write_pictures(folder: Path, seed: int = 0) -> None:
     """Shards of a few views and of one clip of photos, enough for all kinds of pair."""
-    random = np.random.default_rng(seed)
-    line = np.linspace(-1, 1, 256)
-    disc = Image.fromarray(np.uint8(255 * (line[:, None] ** 2 + line[None] ** 2 < 0.8)))
+    random, round_mask = np.random.default_rng(seed), disc(256)
     with shard_writer(folder / "cutouts" / "train" / "0.tar") as writer:
         for index in range(32):
             picture = noise_picture(256, random)
-            picture.putalpha(disc)
+            picture.putalpha(round_mask)
             record = Record(f"object-{index // 2}", "", index % 2, "noise", "none")
             writer.write(sample(f"{index:02d}", encoded(picture, "PNG", compress_level=1), "png", record))
     mask = Image.new("L", (384, 384))
-    mask.paste(1, (90, 120), disc.resize((200, 160)))
+    mask.paste(1, (90, 120), round_mask.resize((200, 160)))
     with shard_writer(folder / "photos" / "train" / "0.tar") as writer:
         for index in range(8):
             picture = encoded(noise_picture(384, random), "PNG", compress_level=1)

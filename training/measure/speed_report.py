@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -10,6 +13,11 @@ from ..loop.state import KEPT_STATES
 
 SCALES = (("300 k steps at batch 16", 300_000 * 16), ("1.8 M pairs x 40 epochs", 1_800_000 * 40))
 STATES_ON_DISK = KEPT_STATES + 1  # the kept ones, and one that is being written
+
+COLUMNS = (
+    "row | pictures/s | spread | ms per step | of it the model | first, s | x diffusers | x one process | "
+    "TFLOP per picture | of the peak | memory, GiB"
+)
 
 
 def found(rows: list[dict], row: str) -> dict | None:
@@ -22,12 +30,23 @@ def machine(cuda: bool) -> dict:
     import diffusers
 
     return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "cores": os.cpu_count(),
         "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30 if cuda else None,
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "diffusers": diffusers.__version__,
     }
+
+
+def _processor() -> str:
+    """Its name; Linux keeps it where `platform` does not look."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "CPU"
 
 
 def cost(rows: list[dict]) -> list[dict]:
@@ -47,27 +66,14 @@ def markdown(report: dict) -> str:
     """The report as a page."""
     rows = report["rows"]
     where = report["machine"]
-    lines = [f"{where['device']}, PyTorch {where['torch']}, cuDNN {where['cudnn']}, diffusers {where['diffusers']}."]
+    lines = [
+        f"{where['device']}, {where['cores']} cores, PyTorch {where['torch']}, CUDA {where['cuda'] or 'none'}, "
+        f"cuDNN {where['cudnn'] or 'none'}, diffusers {where['diffusers']}."
+    ]
     peak = found(rows, "peak")
     if peak:
-        lines[0] += (
-            f" bf16 8192^3 matrix product {peak['tflops']:.0f} TFLOP/s, copy {peak['copy_tb_per_second']:.2f} TB/s."
-        )
-    speeds = [row for row in rows if "pictures_per_second" in row]
-    lines += table(
-        "row | pictures/s | x diffusers | TFLOP per picture | of the peak | memory, GiB",
-        [
-            [
-                f"`{row['row']}`",
-                f"{row['pictures_per_second']:,.1f}",
-                ratio(row["pictures_per_second"], baseline_of(rows, row)),
-                number(row.get("tflop_per_picture"), ".2f"),
-                f"{row['tflops'] / peak['tflops']:.1%}" if peak and "tflops" in row else "",
-                number(row.get("allocated_gib", row.get("device_memory_gib")), ".1f"),
-            ]
-            for row in speeds
-        ],
-    )
+        lines[0] += f" bf16 matrix product {peak['tflops']:.3g} TFLOP/s, copy {peak['copy_tb_per_second']:.2f} TB/s."
+    lines += table(COLUMNS, [cells(row, rows, peak) for row in with_speeds(rows)])
     for row in rows:
         if row["row"].startswith("loop:") and "busy" in row:
             lines.append(
@@ -90,10 +96,6 @@ def markdown(report: dict) -> str:
                 "card | largest batch that fits | fails at",
                 [[card, found["fits"] or "none", found["fails"] or ""] for card, found in row["largest_batch"].items()],
             )
-        elif row["row"].startswith("gpus:") and "error" not in row:
-            lines.append(
-                f"`{row['row']}`: " + ", ".join(f"{n} {v:,.2f}" for n, v in row.items() if n not in ("row", "seconds"))
-            )
         elif "error" in row:
             lines.append(f"`{row['row']}`: {row['error'][:300]}")
     if report["cost"]:
@@ -105,6 +107,39 @@ def markdown(report: dict) -> str:
             ],
         )
     return "\n".join(lines) + "\n"
+
+
+def with_speeds(rows: list[dict]) -> list[dict]:
+    """Those of the one table: of several processes one for `step` and one for `loop`."""
+    listed = []
+    for row in rows:
+        if row["row"].startswith("gpus:"):
+            for kind in ("step", "loop"):
+                own = {
+                    name.removeprefix(f"{kind}_"): value for name, value in row.items() if name.startswith(f"{kind}_")
+                }
+                listed.append(own | {"row": f"{row['row']} {kind}"})
+        else:
+            listed.append(row)
+    return [row for row in listed if "pictures_per_second" in row]
+
+
+def cells(row: dict, rows: list[dict], peak: dict | None) -> list[str]:
+    """Under `COLUMNS`."""
+    rate = row["pictures_per_second"]
+    return [
+        f"`{row['row']}`",
+        f"{rate:,.1f}" if rate >= 10 else f"{rate:.3g}",
+        number(row.get("spread"), ".1%"),
+        number(row.get("ms_per_step"), ".1f"),
+        number(row.get("model_ms_per_step"), ".1f"),
+        number(row.get("first_seconds"), ".1f"),
+        ratio(rate, baseline_of(rows, row)),
+        number(row.get("times_one"), ".2f"),
+        number(row.get("tflop_per_picture"), ".2f"),
+        f"{row['tflops'] / peak['tflops']:.1%}" if peak and "tflops" in row else "",
+        number(row.get("allocated_gib", row.get("device_memory_gib")), ".1f"),
+    ]
 
 
 def baseline_of(rows: list[dict], row: dict) -> float | None:

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,12 @@ class Again:
 
     def batch(self, index: int) -> Batch:
         return self.given
+
+
+def median(seconds: Sequence[float]) -> dict:
+    """-> seconds, and spread: from the shortest to the longest, as a share of the median."""
+    middle = float(np.median(seconds))
+    return {"seconds": middle, "spread": (max(seconds) - min(seconds)) / middle}
 
 
 class Trial:
@@ -121,33 +127,64 @@ class Trial:
         for _ in range(repeats):
             work()
         self.synchronize()
-        return (time.perf_counter() - began) / repeats
+        return self.slowest(time.perf_counter() - began) / repeats
+
+    def slowest(self, seconds: float) -> float:
+        """The longest time that any of the run's processes took; they then go on together."""
+        if self.run is None or self.run.accelerator.num_processes == 1:
+            return seconds
+        return float(self.run.accelerator.gather(torch.tensor([seconds], device=self.device)).max())
 
     def synchronize(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def time_steps(self, steps: int | None = None) -> float:
-        """Seconds per step, with pairs ready: the median of four windows."""
-        cycle = BLOCK * self.run.settings.reuse
+    def warm_up(self) -> None:
+        """Steps until all is compiled and, among several processes, DDP has sorted gradients into buckets.
+
+        It does so after its first step, by the order in which that one's gradients came. A step of another kind must
+        not come first: what is sent would then wait for gradients that come late.
+        """
         for index in range(3):
             self.step(index)
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
-        windows, index = [], 3
-        for _ in range(4):
-            count = max(1, (steps or self.options.steps) // 4)
-            rows = [(index + offset) % cycle for offset in range(count)]
-            index += count
+
+    def time_steps(self) -> dict:
+        """Seconds per step, with pairs ready: the median of four windows, and how far these differ from each other."""
+        self.warm_up()
+        cycle, count = BLOCK * self.run.settings.reuse, max(1, self.options.steps // 4)
+        windows = []
+        for first in range(3, 3 + 4 * count, count):
+            rows = [index % cycle for index in range(first, first + count)]
             windows.append(self.timed(lambda rows=rows: [self.step(row) for row in rows], 1, warmup=0) / count)
-        return float(np.median(windows))
+        return median(windows)
 
     def count_operations(self) -> float:
-        """Floating-point operations per picture of a step, by PyTorch's own counter."""
-        batch = self.source.batch(0)[slice(0, 2)]
-        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-            self.run.step(Again(self.source, batch), 0, self.meter)
+        """Floating-point operations per picture of a step, by PyTorch's own counter.
+
+        Of an eager step of this process alone, and after those that are timed: see `warm_up`.
+        """
+        run, batch = self.run, self.source.batch(0)[slice(0, 2)]
+        with (
+            run.accelerator.no_sync(run.model),
+            torch.compiler.set_stance("force_eager"),
+            FlopCounterMode(display=False) as counter,
+        ):
+            run.step(Again(self.source, batch), 0, self.meter)
         return counter.get_total_flops() / len(batch.target)
+
+    def exchange(self) -> dict:
+        """What DDP itself says of its exchange of gradients: its buckets, and milliseconds of a step."""
+        if not isinstance(self.run.model, torch.nn.parallel.DistributedDataParallel):
+            return {}
+        said = self.run.model._get_ddp_logging_data()
+        sizes = str(said.get("rebuilt_bucket_sizes") or said.get("bucket_sizes", ""))
+        times = {
+            "exchange_ms": "avg_backward_comm_time",
+            "exchange_beside_backward_ms": "avg_backward_compute_comm_overlap_time",
+        }
+        return {"buckets": sizes.count(",") + 1} | {name: said.get(key, 0) / 1e6 for name, key in times.items()}
 
     def peak_memory(self) -> dict:
         if not self.cuda:

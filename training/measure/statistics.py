@@ -24,13 +24,16 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(((first.mean(0) - second.mean(0)) ** 2).sum() + spread - 2 * cross)
 
 
-def bootstrap(values: Sequence[float], subjects: Sequence[str]) -> dict[str, float | None]:
+def bootstrap(
+    values: Sequence[float], subjects: Sequence[str], weights: Sequence[float] | None = None
+) -> dict[str, float | None]:
     """The mean over tasks, and its percentile interval over resampled subjects: tasks of one subject go together.
 
-    Without a second subject there is no interval.
+    weights: what the sum of the values is divided by the sum of, instead of their number. Without a second subject
+    there is no interval.
     """
     names, place = np.unique(np.asarray(subjects), return_inverse=True)
-    sums, counts = np.bincount(place, values), np.bincount(place)
+    sums, counts = np.bincount(place, values), np.bincount(place, weights)
     interval: tuple = (None, None)
     if len(names) > 1:
         drawn = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))

@@ -2,6 +2,7 @@
 
 Two protocols. The field's (AnyDoor, arXiv 2307.09481, section 4.1; PICS; Bifrost): subjects of DreamBooth x boxes on
 photos, compared with the reference photo. And real video: object from frame n1, box of frame n2, compared with n2.
+Folders of tasks, benchmarks among them, are read in `benches`.
 Boxes are (left, top, right, bottom) in pixels, the last two exclusive, as Pillow takes them.
 """
 
@@ -10,15 +11,15 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.ndimage import distance_transform_edt
 
 from imprint.errors import ImprintError, require_same_size
@@ -27,12 +28,18 @@ from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
 from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, name_digest, name_hash, read_shards
+from .light import LightTask
 
 Box: TypeAlias = "tuple[int, int, int, int]"
+Place: TypeAlias = "tuple[Path, Box | Callable[[tuple[int, int]], Box], str | None]"
+"""A background, the box in it, or what says it of the background's (width, height), and the subject that it is for;
+None: every one."""
 
 MOST_OF_THE_PICTURE = 0.5  # boxes of a larger area leave no scene to fit into
 LONGEST_NAME = 100  # letters of a clip's name in a file's
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+NO_PHOTOS = (".mask.png", "_bbox.png", "_rmobj.jpg")
+"""Endings of what lies beside a subject's photos: masks, and MureCom's boxes and photos without the object."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,21 @@ class Scene:
     """Where the object goes, and the part of the composite that is measured."""
     target: Image.Image
     """RGB: what that part is compared with."""
+    area: Image.Image | None = None
+    """L: the hole that comes with the task, in place of the filled box."""
+    truth: LightTask | None = None
+    """The whole composite as it should be, where that is known."""
+    square: bool = False
+    """Whether the measured part is padded with white to a square, instead of being squeezed into one."""
 
     def crop(self, picture: Image.Image) -> Image.Image:
         """The measured part of a picture of the background's size."""
-        return picture.crop(self.box)
+        part = picture.crop(self.box)
+        return _padded(part) if self.square else part
+
+    def padded(self) -> Scene:
+        """The same, its measured part and its target padded to squares."""
+        return replace(self, square=True, target=_padded(self.target))
 
     def around(self, picture: Image.Image) -> Image.Image:
         """A picture of the background's size without what is farther from the box than half its longer side."""
@@ -77,6 +95,8 @@ class Scene:
         """The mask to generate in, L: the filled box, or the fitted cut-out's outline at a level of `imprint.masks`."""
         mask = Image.new("L", self.background.size)
         if level == "box":
+            if self.area is not None:
+                return self.area
             mask.paste(255, self.box)
             return mask
         fitted, corner = self._fit(self.cutout)
@@ -132,23 +152,15 @@ class Photo:
 
 
 def read_subjects(folder: Path) -> dict[str, list[Photo]]:
-    """The photos with a mask of each subject.
+    """The photos with a mask of each subject, a folder, as `photos_of` finds them.
 
-    SUBJECT/NN.jpg beside SUBJECT/NN.mask.png, or SUBJECT/NN.png with transparency around the object. Photos without a
-    mask are left out, and so are subjects without any other. Raises `ImprintError` when none is left.
+    Subjects without any are left out. Raises `ImprintError` when none is left.
     """
     if not folder.is_dir():
         raise ImprintError(f"{folder}: no such folder; --subjects is a folder with one folder of photos a subject")
     subjects = {}
     for home in sorted(path for path in folder.iterdir() if path.is_dir()):
-        photos = []
-        for path in sorted(home.iterdir()):
-            if path.suffix.lower() not in PICTURES or path.name.endswith(".mask.png"):
-                continue
-            mask = path.with_suffix(".mask.png")
-            if mask.exists() or alpha_to_tensor(open_image(path)) is not None:
-                photos.append(Photo(path, mask if mask.exists() else None))
-        if photos:
+        if photos := photos_of(home):
             subjects[home.name] = photos
     if not subjects:
         raise ImprintError(
@@ -158,8 +170,27 @@ def read_subjects(folder: Path) -> dict[str, list[Photo]]:
     return subjects
 
 
-def read_boxes(path: Path, backgrounds: Path) -> list[tuple[Path, Box, str | None]]:
-    """Backgrounds, boxes, and the subjects that they are for (None: every one).
+def photos_of(home: Path) -> list[Photo]:
+    """The photos with a mask in a folder, by name; those without one are left out.
+
+    NN.jpg beside NN.mask.png or NN.png, or NN.png alone with transparency around the object.
+    """
+    photos = []
+    files = sorted(path for path in home.iterdir() if path.suffix.lower() in PICTURES)
+    others = {path.stem for path in files if path.suffix.lower() != ".png"}
+    for path in files:
+        png = path.suffix.lower() == ".png"
+        if path.name.endswith(NO_PHOTOS) or (png and path.stem in others):
+            continue
+        masks = [path.with_suffix(".mask.png"), *([] if png else [path.with_suffix(".png")])]
+        mask = next((mask for mask in masks if mask.exists()), None)
+        if mask or alpha_to_tensor(open_image(path)) is not None:
+            photos.append(Photo(path, mask))
+    return photos
+
+
+def read_boxes(path: Path, backgrounds: Path) -> list[Place]:
+    """Boxes on backgrounds.
 
     Either COCO's instances JSON, of which each picture in the folder lends its largest box of fit size; or JSON lines
     `{"background": name, "box": [left, top, right, bottom]}`, with `"subject"` if wished.
@@ -214,7 +245,7 @@ def _coco_boxes(tables: dict) -> list[tuple[str, list, str | None]]:
     return [(entry["file_name"], largest[key][1], None) for key, entry in sorted(pictures.items()) if key in largest]
 
 
-def subject_tasks(subjects: dict[str, list[Photo]], boxes: list[tuple[Path, Box, str | None]]) -> list[Task]:
+def subject_tasks(subjects: dict[str, list[Photo]], boxes: Sequence[Place]) -> list[Task]:
     """Every subject in every box, or in those that are for it; ordered so that the first tasks cover all subjects.
 
     The reference is a subject's first photo. Raises `ImprintError` for a box that is for an unknown subject.
@@ -235,8 +266,10 @@ def subject_tasks(subjects: dict[str, list[Photo]], boxes: list[tuple[Path, Box,
     return tasks
 
 
-def _placed(subject: str, photo: Photo, path: Path, box: Box) -> Scene:
+def _placed(subject: str, photo: Photo, path: Path, box: Box | Callable[[tuple[int, int]], Box]) -> Scene:
     background = to_srgb(open_image(path))
+    if callable(box):
+        box = box(background.size)
     if box[2] > background.width or box[3] > background.height:
         raise ImprintError(
             f"{path} is {background.width}x{background.height}, but its box {list(box)} ends beyond; give boxes in the "
@@ -318,3 +351,8 @@ def tight_box(mask: np.ndarray, what: str = "the mask") -> Box:
     values = torch.from_numpy(mask.astype(np.float32) / (1 if mask.dtype == bool else 255))
     top, left, bottom, right = bounding_boxes(values[None], what=what)[0].tolist()
     return left, top, right, bottom
+
+
+def _padded(picture: Image.Image) -> Image.Image:
+    """In the middle of a white square."""
+    return ImageOps.pad(picture, (max(picture.size),) * 2, color="white")

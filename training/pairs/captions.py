@@ -1,8 +1,9 @@
 """Captioned pictures for the adapter's warm-up, drawn from their shards while training.
 
 A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with a caption on each line; what else it has is left alone. The
-shards are too large for the memory: only where each sample lies is kept there. What is drawn depends on the generator
-alone.
+shards are too large for the memory: only where each sample lies is kept there. They may lie wherever `data.shards`
+reads from; of those elsewhere each is read once at the start, and then only what is drawn. What is drawn depends on the
+generator alone.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image, ImageOps
@@ -22,7 +22,7 @@ from imprint.errors import ImprintError
 from imprint.images import image_to_tensor, to_rgb
 from imprint.masks import paint_hole
 
-from ..data.shards import Bad, list_shards, open_picture
+from ..data.shards import Bad, list_shards, open_picture, open_shard, read_file
 from .batches import Pairs
 
 
@@ -39,7 +39,7 @@ class Text(Protocol):
 class Span:
     """Where a sample's picture and caption lie: bytes of a shard, as (offset, size)."""
 
-    shard: Path
+    shard: str
     key: str
     picture: tuple[int, int]
     caption: tuple[int, int]
@@ -63,7 +63,7 @@ class Captions:
         """
         self.config, self.text, self.nothing, self.device = config, text, text.nothing, device
         self.bad = bad or Bad()
-        self.spans = [span for shard in list_shards(folder) for span in _spans(Path(shard), self.bad)][:limit]
+        self.spans = [span for shard in list_shards(folder) for span in _spans(shard, self.bad)][:limit]
         if not self.spans:
             raise ImprintError(
                 f"{folder} holds no picture with captions; make its shards with training.prepare captions"
@@ -105,8 +105,7 @@ class Captions:
         Raises any error for a bad one, `ImprintError` where its shard is lost or cut off.
         """
         try:
-            with span.shard.open("rb") as file:
-                picture, caption = (_bytes(file, *part) for part in (span.picture, span.caption))
+            picture, caption = (_bytes(span.shard, *part) for part in (span.picture, span.caption))
         except OSError as error:
             raise ImprintError(f"{span.shard} ends before sample '{span.key}', or is lost ({error})") from error
         image = to_rgb(open_picture(picture))
@@ -116,11 +115,11 @@ class Captions:
         return *squares, captions[line % len(captions)]
 
 
-def _spans(shard: Path, bad: Bad) -> list[Span]:
+def _spans(shard: str, bad: Bad) -> list[Span]:
     """Where a shard's samples lie, in order; bad: takes those that lack a part."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with tarfile.open(shard) as archive:
+        with open_shard(shard) as stream, tarfile.open(fileobj=stream) as archive:
             for member in archive:
                 folder, name = os.path.split(member.name)
                 key, _, kind = name.partition(".")
@@ -137,9 +136,8 @@ def _spans(shard: Path, bad: Bad) -> list[Span]:
     return spans
 
 
-def _bytes(file: BinaryIO, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    data = file.read(size)
+def _bytes(shard: str, offset: int, size: int) -> bytes:
+    data = read_file(shard, (offset, offset + size))
     if len(data) < size:
         raise OSError("the file ends before it")
     return data

@@ -10,6 +10,7 @@ from .draw import Draw
 from .warping import centres, matrix, shift, warp
 
 BOX = LEVELS.index("box")
+SIZES, CENTRAL_SIZES = (0.35, 0.8), (0.8, 0.9)  # of the frame's side, that objects are drawn at
 
 
 def object_to_frame(
@@ -26,9 +27,9 @@ def object_to_frame(
     """
     count = len(boxes)
     centre, extent = centres(boxes, side)
-    size, reach = draw.uniform(count, 0.35, 0.8), 0.5
+    size, reach = draw.uniform(count, *SIZES), 0.5
     if central:  # large and central; the target is cut out of it
-        size, reach = draw.uniform(count, 0.8, 0.9), 0.0
+        size, reach = draw.uniform(count, *CENTRAL_SIZES), 0.0
     angle = draw.normal(count) * (0.03 if tilted is None else torch.where(tilted, 0.5, 0.12))
     stretch = torch.exp(draw.normal(count) * torch.where(draw.chance(0.2, count), 0.25, 0.06))
     free = (1 - size).clamp(min=0)

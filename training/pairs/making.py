@@ -18,12 +18,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from typing import Any
 
 import torch
 
 from imprint.config import ImprintConfig
 from imprint.preprocess import bounding_boxes, prepare_object
 
+from .account import PATCH_ZOOM, USABLE, enlargement, object_size
 from .batches import Pairs
 from .draw import Draw
 from .framing import BOX, crop_matrix, object_to_frame, photo_crop, scene_view, zoom_on
@@ -47,17 +49,50 @@ class PairMaker:
         self.mix = {kind: share for kind, share in mix.items() if share > 0 and has[kind]}
         self.moving = photos.partner_count.nonzero()[:, 0]
 
-    def usable(self) -> dict[str, int]:
-        """What there is to make pairs of, by kind."""
-        photos = self.photos
+    def usable(self) -> dict[str, Any]:
+        """What there is to make pairs of by kind, why the rest is not, how much targets enlarge it, and licences."""
+        views, photos = self.views, self.photos
+        why = photos.about.objects + photos.about.left_out
+        if one := int((views.count == 1).sum()):
+            why["objects of one view, which pairs with itself"] = one
+        if alone := len(photos.items) - len(self.moving):
+            why["objects without another frame, for video"] = alone
         return {
-            "views": len(self.views.rgba),
-            "objects of views": len(self.views.first),
+            "views": len(views.rgba),
+            "objects of views": len(views.first),
             "squares of photos": len(photos.rgb),
-            "annotated objects": int(photos.annotated),
+            "annotated objects": photos.annotated,
+            "usable objects": photos.about.objects[USABLE],
             "usable in squares (still)": len(photos.items),
             "with another frame (video)": len(self.moving),
+            "why not": {reason: count for reason, count in why.items() if count and reason != USABLE},
+            "enlargement": self._enlargement(),
+            "licences": {
+                kind: dict(pictures.about.licences) for kind, pictures in (("cut-outs", views), ("photos", photos))
+            },
         }
+
+    def _enlargement(self) -> dict[str, dict[str, float]]:
+        """By kind of picture, at the middle of the sizes that are drawn; a picture held at fewer pixels than it is
+        stored at counts as it is held.
+        """
+        views, photos, side = self.views, self.photos, self.config.resolution
+        size = object_size(self.stage) * side
+        found = {"cut-outs": enlargement(_extent(views.boxes) * views.scale.clamp(max=1), size)}
+        squares = photos.rgb.shape[-1] * photos.scale.clamp(max=1)
+        if len(photos.items):
+            rows = photos.items[:, 0]
+            extent = _extent(photos.boxes) * photos.scale[rows].clamp(max=1)
+            # A photo has an edge: at most all of it is shown.
+            found["objects of photos"] = enlargement(
+                extent, torch.maximum(extent * side / squares[rows], extent * 0 + size)
+            )
+        found["photos"] = enlargement(squares, side / PATCH_ZOOM)
+        return found
+
+    def shares(self, count: int) -> dict[str, float]:
+        """The kinds' shares of `count` pairs as they are drawn."""
+        return {kind: number / count for kind, number in self.kinds(count).items()}
 
     def at(self, side: int) -> PairMaker:
         """The same, of pairs of another side. Raises `ImprintError` for one that the model cannot have."""
@@ -186,6 +221,11 @@ class PairMaker:
         if self.stage == "identity":
             return on_black(cutout, scene, outline, self.config)
         return in_scene(cutout, scene, scene, outline, None, level, draw, self.config)
+
+
+def _extent(boxes: torch.Tensor) -> torch.Tensor:
+    """(K,) the longer sides of boxes (K, 4)."""
+    return (boxes[:, 2:] - boxes[:, :2]).amax(1).float()
 
 
 def _float(images: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,15 @@ from imprint.errors import ImprintError
 from imprint.preprocess import bounding_boxes
 
 from ..data.shards import MIN_OBJECT_SIDE, SCENE_SCALE, Bad, Record, Sample, list_shards, read_shards
+from .account import MOST_OF_SIDE, SMALL, About, fates
 from .draw import Draw
+from .handing import Handed, handed, taken
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 PHOTO_SIDE = 384  # pixels of the square photos in memory
-MOST_OF_SIDE = 0.9  # of a square, at most, is a usable object's longer side
 ROOM = 0.01  # of a square's side, between its border and a whole object
 
 
@@ -52,11 +54,12 @@ class _Pictures:
         for part, found in DataLoader(_Shards(cls, shards, side, bad.most), **loading):
             for message in found:
                 bad.take(message)
-            parts.append(cls(*map(torch.from_numpy, _raised(part))))
+            parts.append(cls(*map(_as_tensor, _raised(part))))
         return cls.join(parts).to(device)
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return type(self)(*(value if isinstance(value, About) else value.to(device) for value in values))
 
 
 def own_cores() -> int:
@@ -67,7 +70,8 @@ def own_cores() -> int:
 
 class _Shards(Dataset):
     """What `_Pictures.of` makes of each shard, as arrays: tensors would travel through the system's shared memory, of
-    which a container has little. An error is an item, too: the loader would wrap it in a traceback."""
+    which a container has little, and large arrays are `handed`. An error is an item, too: the loader would wrap it in a
+    traceback."""
 
     def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None, most_bad: int):
         self.kind, self.shards, self.side, self.most_bad = kind, shards, side, most_bad
@@ -75,20 +79,26 @@ class _Shards(Dataset):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> tuple[list[np.ndarray] | ImprintError, list[str]]:
+    def __getitem__(self, index: int) -> tuple[list[np.ndarray | Handed | About] | ImprintError, list[str]]:
         bad = Bad(self.most_bad)
         try:
             part = self.kind.of(read_shards([self.shards[index]], bad=bad), self.side)
         except ImprintError as error:
             return error, []
-        return [value.contiguous().numpy() for value in vars(part).values()], list(bad.found)
+        values = vars(part).values()
+        arrays = [value if isinstance(value, About) else handed(value.contiguous().numpy()) for value in values]
+        return arrays, list(bad.found)
 
 
 def _unchanged(part: Any) -> Any:
     return part
 
 
-def _raised(part: list[np.ndarray] | ImprintError) -> list[np.ndarray]:
+def _as_tensor(value: np.ndarray | Handed | About) -> torch.Tensor | About:
+    return value if isinstance(value, About) else torch.from_numpy(taken(value))
+
+
+def _raised(part: list[np.ndarray | Handed | About] | ImprintError) -> list[np.ndarray | Handed | About]:
     if isinstance(part, ImprintError):
         raise part
     return part
@@ -118,6 +128,9 @@ class Views(_Pictures):
     """(L, 3) float32, as `Record.shadow` has them."""
     twin: torch.Tensor
     """(N,) row of a view's second, -1 where there is none."""
+    scale: torch.Tensor
+    """(N,) float32: pixels of a view as it is stored, along one of its S."""
+    about: About
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Views:
@@ -126,32 +139,37 @@ class Views(_Pictures):
 
         Raises `ImprintError` for a sample that is neither, and where there is none.
         """
-        views: dict[tuple[str, int], list[tuple[torch.Tensor, int, tuple[int, int]]]] = {}
+        about = About()
+        views: dict[tuple[str, int], list[tuple[torch.Tensor, int, tuple[int, int], float]]] = {}
         scenes: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
-        for record, picture, mask, scene in samples:
+        for record, picture, mask, scene in about.counted(samples):
             for number, cutout in _cutouts(record, picture, mask):
                 side = side or cutout.width
                 pixels = _to_uint8(_resized(cutout, side))
                 if scene is None:
-                    views.setdefault((record.object, number), []).append((pixels, record.frame, record.gap))
+                    view = pixels, record.frame, record.gap, cutout.width / side
+                    views.setdefault((record.object, number), []).append(view)
                 else:
                     surroundings = _to_uint8(_resized(scene, round(side * SCENE_SCALE)))
                     scenes[record.object, record.frame] = pixels, surroundings, record.shadow
         if not views:
             raise ImprintError("the shards of views hold no object; look at what training.prepare dropped")
         rows = [row for rows in views.values() for row in rows]
-        rgba = torch.stack([cutout for cutout, _, _ in rows]).permute(0, 3, 1, 2)
+        rgba = torch.stack([cutout for cutout, *_ in rows]).permute(0, 3, 1, 2)
         boxes = torch.cat([bounding_boxes(part[:, 3].float(), threshold=127) for part in rgba.split(1024)])
         count = torch.tensor([len(rows) for rows in views.values()])
-        frames = torch.tensor([frame for _, frame, _ in rows])
+        frames, scale = torch.tensor([row[1] for row in rows]), torch.tensor([row[3] for row in rows])
         gap = torch.tensor([rows[0][2] for rows in views.values()])
-        names = [(name, frame) for (name, _), own in views.items() for _, frame, _ in own]
-        return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap, *_twins(names, scenes, side))
+        names = [(name, frame) for (name, _), own in views.items() for _, frame, *_ in own]
+        second = _twins(names, scenes, side)
+        return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap, *second, scale, about)
 
     @classmethod
     def join(cls, parts: Sequence[Views]) -> Views:
         """The views of several parts, as one."""
-        joined = cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls)))
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "about"]
+        tensors = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        joined = cls(*tensors, About.joined([part.about for part in parts]))
         before = torch.tensor([len(part.relit) for part in parts]).cumsum(0).roll(1)
         before[0] = 0
         added = before.repeat_interleave(torch.tensor([len(part.twin) for part in parts]))
@@ -193,8 +211,14 @@ class Photos(_Pictures):
     partners: torch.Tensor
     """(K, P) items that show the same object in a neighbouring frame, padded with the item itself."""
     partner_count: torch.Tensor
-    annotated: torch.Tensor
-    """(1,) how many objects the pictures have, usable or not."""
+    scale: torch.Tensor
+    """(M,) float32: pixels of a photo as it is stored, along one of its square's S."""
+    about: About
+
+    @property
+    def annotated(self) -> int:
+        """How many objects the pictures have, usable or not."""
+        return self.about.objects.total()
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Photos:
@@ -204,22 +228,29 @@ class Photos(_Pictures):
         Raises `ImprintError` where there is none.
         """
         size = (side or PHOTO_SIDE,) * 2
-        rgb, objects, sources, items, annotated = [], [], [], [], 0
-        for record, picture, mask, _ in samples:
+        rgb, objects, sources, items, owners, scale, about = [], [], [], [], [], [], About()
+        numbered = 0
+        for place, (record, picture, mask, _) in enumerate(about.counted(samples)):
+            if picture.mode == "RGBA" and mask is None:
+                about.left_out["cut-outs, which are no photos"] += 1
+                continue
             picture = picture.convert("RGB")
             shorter = min(picture.size)
             spare = max(picture.size) - shorter
             offsets = [0, spare] if spare > shorter // 4 else [round(spare / 2)]
             if mask is not None:
                 spans = _spans(np.asarray(mask), along=int(picture.width > picture.height))
-                annotated += len(spans)
+                numbered += len(spans)
                 offsets += offsets_for(spans, offsets, shorter, spare)
             for offset in offsets:
                 left, top = (offset, 0) if picture.width > picture.height else (0, offset)
                 crop = (left, top, left + shorter, top + shorter)
                 rgb.append(_to_uint8(picture.resize(size, Image.BILINEAR, box=crop)))
                 square = Image.new("L", size) if mask is None else mask.resize(size, Image.NEAREST, box=crop)
-                items += [(len(objects), number) for _, number in square.getcolors() if number]
+                numbers = [number for _, number in square.getcolors() if number]
+                items += [(len(objects), number) for number in numbers]
+                owners += [(place, number) for number in numbers]
+                scale.append(shorter / size[0])
                 objects.append(_to_uint8(square)[..., 0])
                 sources.append((record.clip, record.frame, record.gap))
         if not rgb:
@@ -228,6 +259,8 @@ class Photos(_Pictures):
         table = torch.tensor(items, dtype=torch.long).reshape(-1, 2)
         boxes = _object_boxes(objects, table)
         usable = _usable(boxes, size[0])
+        about.objects = fates(owners, boxes, usable, size[0])
+        about.objects += Counter({SMALL: numbered - about.objects.total()})  # those that vanish in their squares
         table, boxes = table[usable], boxes[usable]
         partners = _neighbours(table, sources)
         counts = torch.tensor([len(row) for row in partners], dtype=torch.long)
@@ -235,7 +268,7 @@ class Photos(_Pictures):
         width = len(padded[0]) if padded else 1
         rgb = torch.stack(rgb).permute(0, 3, 1, 2)
         padded = torch.tensor(padded).long().reshape(-1, width)
-        return cls(rgb, objects, table, boxes, padded, counts, torch.tensor([annotated]))
+        return cls(rgb, objects, table, boxes, padded, counts, torch.tensor(scale), about)
 
     @classmethod
     def join(cls, parts: Sequence[Photos]) -> Photos:
@@ -249,9 +282,10 @@ class Photos(_Pictures):
             padding = own.expand(-1, width - part.partners.shape[1])
             partners.append(torch.cat([part.partners, padding], 1) + items)
             photos, items = photos + len(part.rgb), items + len(part.items)
-        names = ("rgb", "objects", "boxes", "partner_count", "annotated")
-        rgb, objects, boxes, counts, annotated = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-        return cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts, annotated.sum(0, keepdim=True))
+        names = ("rgb", "objects", "boxes", "partner_count", "scale")
+        rgb, objects, boxes, counts, scale = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        about = About.joined([part.about for part in parts])
+        return cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts, scale, about)
 
 
 def _resized(picture: Image.Image, side: int) -> Image.Image:

@@ -87,8 +87,12 @@ class StreamedPairs:
 
     def __call__(self, count: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Pairs:
         """`count` pairs, as `PairMaker` makes them."""
+        return self.now()(count, generator, part)
+
+    def now(self) -> PairMaker:
+        """What makes the pairs of this turn."""
         if self.made is None or self.made[0] != self.turn:
             self.made = None  # lets go of the pictures first
             views, photos = self.views.at(self.turn), self.photos.at(self.turn)
             self.made = self.turn, PairMaker(self.config, self.stage, views, photos, self.mix)
-        return self.made[1](count, generator, part)
+        return self.made[1]

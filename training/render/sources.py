@@ -84,6 +84,6 @@ def read_identity(group: Group, options: Prepare) -> Iterator[Item]:
 
 
 SOURCES = {
-    "objaverse": Source(objaverse_groups, read_identity, licensed=True, least=2),
-    "meshes": Source(mesh_groups, read_identity, licensed=True, least=2),
+    "objaverse": Source(objaverse_groups, read_identity, licensed=True, least=2, zipped=False),
+    "meshes": Source(mesh_groups, read_identity, licensed=True, least=2, zipped=False),
 }

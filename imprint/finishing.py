@@ -1,0 +1,204 @@
+"""The phases after the drawing: detail, shadow, and the way into the background; also of an object that was placed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from .blending import BLENDS
+from .crop import Layers, around, inner, paste_all
+from .detail import restore_detail
+from .errors import ImprintError, require_finite, require_number, require_same_size
+from .hole import Placement
+from .images import Picture, as_mask, picture_part, picture_size
+from .light import Lit, relight, require_strengths, square_around
+from .lightnet import LightNet, load_light
+from .matte import matte_pixels
+from .phases import PRECISION, Phases, Prepared
+from .place import PlacedObject
+from .vae import decode
+
+MOST_FEATHER = 2**16
+"""Pixels of a soft edge."""
+
+
+@dataclass
+class ImprintPipelineOutput(BaseOutput):
+    """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
+    (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha,
+    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with
+    the outline that detail gave it; None without a matte. lit: for an object that was placed, its layers of shadow,
+    object and light, in `lit.area` of the background; None where the model drew it.
+    """
+
+    images: list[Image.Image] | torch.Tensor
+    placement: Placement
+    alpha: torch.Tensor | None = None
+    shadow: torch.Tensor | None = None
+    lit: Lit | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How the drawing is put into the background. Raises `ImprintError` for a value that cannot be used."""
+
+    feather_pixels: int | None = None
+    """Width of the soft edge outside the mask, in pixels of the background; by default `crop.FEATHER` pixels of the
+    crop. Beyond it the background stays bit for bit."""
+    feather_inwards: int = 0
+    """Width of the soft edge inside the mask, in pixels of the background."""
+    blend_method: str = "feather"
+    """How the soft edge mixes, one of `blending.BLENDS`."""
+    colour_match: float = 0.0
+    """From 0 to 1, how far the crop's colours are moved to the background's around the hole."""
+    matte: bool = True
+    """Keep the background, bit for bit, wherever there is neither the object nor its shadow, also inside the mask (see
+    `imprint.matte`); without effect for checkpoints that predict no matte."""
+    detail: float = 1.0
+    """From 0 to 1, how far the object's own photo, in the light of the drawing, takes its place where both show the
+    same (see `imprint.detail`); without effect for checkpoints that predict no matte."""
+    shadow: float = 1.0
+    softness: float = 0.0
+    light_from: str | float = "auto"
+    """Of the shadow that the object throws, within the mask and beyond it, as `imprint.light.relight` takes them; there
+    is none without a matte."""
+
+    def __post_init__(self) -> None:
+        require_number("colour match", self.colour_match, 0, 1)
+        require_number("detail", self.detail, 0, 1)
+        require_number("shadow", self.shadow)
+        require_number("softness", self.softness)
+        require_strengths(0, self.shadow, self.softness, self.light_from)
+        for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
+            require_number(name, width, 0, MOST_FEATHER, whole=True)
+        if self.blend_method not in BLENDS:
+            raise ImprintError(f"the blend method is {self.blend_method!r}; it must be one of {', '.join(BLENDS)}")
+
+
+class Finishing(Phases):
+    """A model whose drawings become composites."""
+
+    @torch.no_grad()
+    def finish(
+        self,
+        scene: Prepared,
+        latents: torch.Tensor,
+        logits: torch.Tensor,
+        settings: Finish = Finish(),
+        output_type: str = "pil",
+    ) -> ImprintPipelineOutput:
+        """From what `denoise` gives to the composites; output_type: as in `__call__`."""
+        config, crop = self.model_config, scene.crop
+        if output_type == "latent":
+            return ImprintPipelineOutput(latents, crop.placement)
+        drawings = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
+        require_finite(drawings, "the decoded picture", PRECISION)
+        if settings.colour_match:
+            drawings = crop.matched(drawings, settings.colour_match)
+        maps = [each.cpu() for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
+        layers = self._layers(scene, drawings, maps[0] if maps else None, settings)
+        frames, lost, area = self._shaded(scene, layers, settings)
+        outwards = crop.feather if settings.feather_pixels is None else settings.feather_pixels
+        here = (..., *inner(area, crop.area))
+        edge = settings.feather_inwards, outwards, settings.blend_method
+        frames[here] = crop.composite(frames[here], layers, scene.blend_mask, *edge)
+        images = paste_all(scene.background, frames, area, output_type)
+        if layers.alpha is None:
+            return ImprintPipelineOutput(images, crop.placement)
+        # Detail changes alpha: the one that was used is given, if need be on the way back.
+        kept = torch.equal(layers.alpha, crop.put_back_maps(maps[0]))
+        alpha = maps[0] if kept else crop.taken(layers.alpha)
+        return ImprintPipelineOutput(images, crop.placement, alpha, crop.taken(lost[here][:, 0]))
+
+    @staticmethod
+    def _layers(scene: Prepared, drawings: torch.Tensor, alpha: torch.Tensor | None, settings: Finish) -> Layers:
+        """What is laid over the frame, from drawings of the square (B, 3, R, R) and their alpha (B, R, R), if any."""
+        crop, picture = scene.crop, scene.crop.put_back(drawings)
+        if alpha is None:
+            return Layers(picture)
+        picture, alpha, _ = restore_detail(picture, crop.put_back_maps(alpha), scene.views, settings.detail)
+        for values in (picture, alpha):
+            require_finite(values, "the picture with the object's own detail", "switch detail off (0) for this object")
+        return Layers(picture, alpha if settings.matte else None)
+
+    def _shaded(
+        self, scene: Prepared, layers: Layers, settings: Finish
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[slice, slice]]:
+        """The background's part (B, 3, h, w) that composites may change, with the shadows that the drawn objects throw,
+        the share of light that it lost (B, 1, h, w), and the part's rows and columns.
+        """
+        crop, lit = scene.crop, []
+        if layers.alpha is not None and settings.shadow:
+            lit = [self._thrown(scene, *each, settings) for each in zip(layers.picture, layers.alpha)]
+        area = around(crop.area, *(each.area for each in lit if each))
+        frames = picture_part(scene.background, area).repeat(len(layers.picture), 1, 1, 1)
+        lost = torch.zeros_like(frames[:, :1])
+        for frame, share, each in zip(frames, lost, lit):
+            if each:
+                here = (slice(None), *inner(area, each.area))
+                frame[here], share[here] = each.ground()[0], each.shadow[0]
+        return frames, lost, area
+
+    def _thrown(self, scene: Prepared, picture: torch.Tensor, alpha: torch.Tensor, settings: Finish) -> Lit | None:
+        """The shadow of an object that was drawn, (3, h, w) with alpha (h, w) in the crop's frame; None without one."""
+        if not bool(alpha.any()):
+            return None
+        rows, columns = scene.crop.area
+        placed = PlacedObject.from_layer(picture, alpha, (rows.start, columns.start), picture_size(scene.background))
+        lit = relight(
+            self._light_net(), scene.background, placed, 0.0, settings.shadow, settings.softness, settings.light_from
+        )
+        if scene.seen is not None:
+            lit.shadow = lit.shadow * scene.seen[(slice(None), *lit.area)][None].to(lit.shadow)
+        return lit
+
+    def _light_net(self) -> LightNet:
+        """The shipped one, unless there is another; loaded when it is first used."""
+        if self.light is None:
+            self.register_modules(light=load_light().to(self.device))
+        if self.device.type == "cpu":
+            self.light.float()  # half precision takes a hundred times as long there
+        return self.light
+
+    @torch.no_grad()
+    def finish_placed(
+        self,
+        background: Picture,
+        placed: PlacedObject,
+        light: float = 1.0,
+        shadow: float = 1.0,
+        softness: float = 0.0,
+        light_from: str | float = "auto",
+        blend_mask: Picture | None = None,
+        num_results: int = 1,
+        output_type: str = "pil",
+    ) -> ImprintPipelineOutput:
+        """An object whose place is known, lit and with its shadow.
+
+        placed: as `place_object` gives it, of the background's size. light, shadow, softness, light_from: see
+        `relight`. blend_mask: Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The
+        results are alike, for nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for
+        sizes that differ.
+        """
+        if output_type == "latent":
+            raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
+        net = self._light_net()
+        square = square_around(net, placed)
+        lit = relight(net, background, placed, light, shadow, softness, light_from)
+        if blend_mask is not None:
+            blend = as_mask(blend_mask)
+            require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])
+            share = blend[(slice(None), *square.area)][None]
+            if not bool((lit.alpha * share).any()):
+                raise ImprintError(
+                    "the blend mask is empty where the object lies, so that nothing of it would be seen; paint it "
+                    "white there, or leave it out"
+                )
+            lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
+        part = require_finite(lit.composite(), "the object in the scene's light", PRECISION)
+        images = paste_all(background, part.expand(num_results, -1, -1, -1), square.area, output_type)
+        alpha, lost = (square.within(square.area).extract(each)[:, 0] for each in (lit.alpha, lit.shadow))
+        return ImprintPipelineOutput(images, square, alpha, lost, lit)

@@ -1,0 +1,128 @@
+"""What a ControlNet is shown of the scene (AnyDoor, arXiv 2307.09481, section 3.2): a collage and a mask.
+
+The collage is the background with the object's high frequencies, its edges in their colours on black, stretched into a
+box around the hole, or where the object lies already. AnyDoor's ControlNet was trained on what OpenCV made, so that the
+arithmetic here is OpenCV's own, in whole steps of 8 bits, without it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .config import EncoderConfig
+from .crop import Crop
+from .place import is_box
+from .preprocess import bounding_boxes, cut_out, resize_in_8_bits
+from .views import ObjectViews
+
+CHANNELS = 4
+"""Of a hint: red, green, blue, and where the object goes."""
+
+_SIDE = 256  # at which edges are found
+_EDGE = 50  # of 255: fainter ones are none
+_WITHIN = 9  # a pixel counts if the square of so many pixels around it is all object
+_ROOM = 1.1  # side of the collage's box over the hole's
+
+
+def control_hint(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> torch.Tensor:
+    """The hint for a crop, (1, `CHANNELS`, R, R): the collage in [-1, 1], and the mask.
+
+    The mask is 1 where the object goes: in the collage's box if the hole is a box, else in the hole itself. It is 0
+    around it and, like the collage, -1 beyond the background's border. Of several views the first is used. An object
+    that was placed, so that its picture is the background's size and its mask has the hole's box, keeps its place and
+    its proportions. Raises `ImprintError` for an object's mask that is empty.
+    """
+    frame = _seen(crop)
+    box = _room(crop.mask, frame)
+    edges = high_frequencies(*_cutout(views, encoder))
+    collage = (crop.picture * 255).round().clamp(0, 255)
+    _sketch(collage, edges, box, _lies(views, crop, encoder) or box)
+    inside = _filled(box, crop.mask) if is_box(crop.mask[0]) else crop.mask[:, None]
+    there = _filled(frame, crop.mask)
+    return torch.cat([collage / 127.5 - 1, inside], 1) * there - (1 - there)
+
+
+def high_frequencies(pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """An object's edges in its own colours, black elsewhere: whole numbers to 255.
+
+    pictures (B, 3, S, S) and masks (B, S, S): whole numbers to 255, 255 = object -> (B, 3, S, S).
+    """
+    small = resize_in_8_bits(pictures, _SIDE, _SIDE)
+    inside = F.interpolate(masks[:, None].double() / 255, (_SIDE, _SIDE), mode="bilinear", align_corners=False) > 0.5
+    inside = -F.max_pool2d(-inside.float(), _WITHIN, 1, _WITHIN // 2)  # the border is no edge of the object
+    padded = F.pad(small, (1, 1, 1, 1), mode="reflect")
+    difference, mean = small.new_tensor([-1.0, 0.0, 1.0]), small.new_tensor([1.0, 2.0, 1.0])
+    slopes = [_filter(padded, *pair).abs().clamp(max=255) for pair in ((mean, difference), (difference, mean))]
+    strength = ((slopes[0] + slopes[1]) / 2).round().amax(1, keepdim=True) * inside
+    strength = torch.where(strength < _EDGE, 0, strength)
+    return resize_in_8_bits((strength / 255 * small).floor(), *pictures.shape[2:])
+
+
+def _filter(pictures: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(B, C, H + 2, W + 2) -> (B, C, H, W), each channel by the product of two lines of weights."""
+    kernel = (rows[:, None] * columns).expand(pictures.shape[1], 1, 3, 3)
+    return F.conv2d(pictures, kernel, groups=pictures.shape[1])
+
+
+def _cutout(views: ObjectViews, encoder: EncoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """The object as the encoder is shown it and its mask, (1, 3, S, S) and (1, S, S) of whole numbers to 255."""
+    picture, mask = views.pictures[0], views.masks[0]
+    how = encoder.image_size, encoder.object_margin
+    picture = cut_out(picture, mask, *how, encoder.surroundings, encoder.fit, encoder.resize)
+    inside = cut_out(mask[:, None], mask, *how, "kept", encoder.fit, encoder.resize)[:, 0]
+    return (picture * 255).round(), (inside * 255).round()
+
+
+def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, int, int, int] | None:
+    """The box of the square where the object's cut-out lies, for one that was placed."""
+    placement, picture = crop.placement, views.pictures[0]
+    if picture.shape[2:] != (placement.height, placement.width):
+        return None
+    rows, columns = placement.area
+    hole = bounding_boxes(crop.hole.mask[None])[0] + torch.tensor([rows.start, columns.start] * 2)
+    box = bounding_boxes(views.masks[0])[0].cpu()
+    if not torch.equal(box, hole):
+        return None
+    half = float((box[2:] - box[:2]).max()) * (0.5 + encoder.object_margin)
+    centre, scale = (box[:2] + box[2:]) / 2, crop.picture.shape[-1] / placement.side
+    corner = torch.tensor([placement.top, placement.left])
+    return tuple(((torch.cat([centre - half, centre + half]) - corner.repeat(2)) * scale).round().int().tolist())
+
+
+def _sketch(collage: torch.Tensor, edges: torch.Tensor, box: tuple, lies: tuple) -> None:
+    """Put edges that are to be stretched to where they lie into a box of the collage; it is black around them."""
+    edges = resize_in_8_bits(edges, lies[2] - lies[0], lies[3] - lies[1])
+    collage[:, :, box[0] : box[2], box[1] : box[3]] = 0
+    start = max(box[0], lies[0]), max(box[1], lies[1])
+    end = min(box[2], lies[2]), min(box[3], lies[3])
+    seen = edges[:, :, start[0] - lies[0] : end[0] - lies[0], start[1] - lies[1] : end[1] - lies[1]]
+    collage[:, :, start[0] : end[0], start[1] : end[1]] = seen
+
+
+def _seen(crop: Crop) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of what the square shows of the background."""
+    placement, resolution = crop.placement, crop.picture.shape[-1]
+    scale = resolution / placement.side
+    rows, columns = placement.area
+    edges = (rows.start - placement.top, columns.start - placement.left, rows.stop - placement.top)
+    return tuple(round(edge * scale) for edge in (*edges, columns.stop - placement.left))
+
+
+def _room(hole: torch.Tensor, frame: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """The box that the object's edges are stretched into: a little more than the box of a hole (1, R, R)."""
+    box = bounding_boxes(hole)[0].tolist()
+    starts, ends = [], []
+    for axis in (0, 1):
+        centre, half = (box[axis] + box[axis + 2] - 1) / 2, _ROOM * (box[axis + 2] - box[axis]) / 2
+        starts.append(max(frame[axis], int(centre - half)))
+        ends.append(min(frame[axis + 2], int(centre + half)))
+    return (*starts, *ends)
+
+
+def _filled(box: tuple[int, int, int, int], like: torch.Tensor) -> torch.Tensor:
+    """(1, 1, R, R) of 0 and 1, 1 in the box."""
+    filled = torch.zeros_like(like)[:, None]
+    top, left, bottom, right = box
+    filled[:, :, top:bottom, left:right] = 1
+    return filled

@@ -1,0 +1,91 @@
+"""ComfyUI's CONTROL_NET from an Imprint checkpoint, for a model that sees the background by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
+import comfy.ops
+import comfy.utils
+import torch
+
+import nodes  # ComfyUI's own, not this package
+
+from ..imprint.checkpoint import Checkpoint
+from ..imprint.config import ImprintConfig
+from ..imprint.crop import Crop
+from ..imprint.errors import ImprintError
+from ..imprint.hint import CHANNELS, control_hint
+from ..imprint.views import ObjectViews
+from .shapes import PLAIN_LAYERS, shapes_of
+from .unet import ModelConfig
+
+VIEWS_KEY = "imprint_views"
+"""In a conditioning: the object's `ObjectViews`, of which hints are made."""
+
+_CONTROL = "imprint_control"  # the MODEL's attachment
+_HINT_LAYERS = 8
+
+
+def attach_control(model: Any, checkpoint: Checkpoint) -> None:
+    """Part `control` as a CONTROL_NET that the MODEL carries, with the dtype and devices that ComfyUI chooses."""
+    core, manage = ModelConfig(checkpoint.config), comfy.model_management
+    options = {name: value for name, value in core.unet_config.items() if name != "out_channels"}
+    options["hint_channels"] = CHANNELS
+    shapes = shapes_of(comfy.cldm.cldm.ControlNet(**options, device="meta", operations=PLAIN_LAYERS))
+    names = {name: name for name in shapes}  # ComfyUI's own are latent diffusion's
+    if checkpoint.names == "diffusers":
+        names = {theirs: name for theirs, name in _diffusers_names(core.unet_config).items() if name in shapes}
+    tensors = checkpoint.check("control", {theirs: shapes[name] for theirs, name in names.items()})
+
+    load_device, supported = manage.get_torch_device(), core.supported_inference_dtypes
+    dtype = manage.unet_dtype(
+        model_params=-1, supported_dtypes=supported, weight_dtype=comfy.utils.weight_dtype(tensors)
+    )
+    cast = manage.unet_manual_cast(dtype, load_device, supported)
+    net = comfy.cldm.cldm.ControlNet(
+        **options,
+        dtype=dtype,
+        device=manage.unet_offload_device(),
+        operations=comfy.ops.pick_operations(dtype, cast),
+    )
+    net.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
+    control = comfy.controlnet.ControlNet(net, load_device=load_device, manual_cast_dtype=cast)
+    model.set_attachments(_CONTROL, control)
+
+
+def _diffusers_names(unet_config: dict[str, Any]) -> dict[str, str]:
+    """diffusers' names of a ControlNet's tensors -> ComfyUI's; some of a UNet are among them."""
+    names = comfy.utils.unet_to_diffusers(unet_config)
+    blocks = sum(blocks + 1 for blocks in unet_config["num_res_blocks"])
+    renamed = {f"controlnet_down_blocks.{index}": f"zero_convs.{index}.0" for index in range(blocks)}
+    renamed["controlnet_mid_block"] = "middle_block_out.0"
+    embedding = "controlnet_cond_embedding."
+    for index in range(_HINT_LAYERS):
+        layer = {0: "conv_in", _HINT_LAYERS - 1: "conv_out"}.get(index, f"blocks.{index - 1}")
+        renamed[embedding + layer] = f"input_hint_block.{2 * index}"
+    return names | {
+        f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in renamed.items() for kind in ("weight", "bias")
+    }
+
+
+def hints(config: ImprintConfig, positive: list, crops: list[Crop]) -> torch.Tensor:
+    """The hint for each crop, (B, `CHANNELS`, R, R), of the object that the conditioning is of.
+
+    Raises `ImprintError` for a conditioning without the object's pictures.
+    """
+    views = next((told[VIEWS_KEY] for _, told in positive if VIEWS_KEY in told), None)
+    if not isinstance(views, ObjectViews):
+        raise ImprintError(
+            "the positive conditioning does not hold the object's pictures, of which this checkpoint's ControlNet is "
+            "shown a sketch; connect the Condition on Object of the same checkpoint"
+        )
+    return torch.cat([control_hint(views, crop, config.encoder) for crop in crops])
+
+
+def apply_control(model: Any, positive: list, negative: list, hints: torch.Tensor) -> tuple[list, list]:
+    """Both conditionings with the MODEL's ControlNet, which sees the hints; those that are applied already stay."""
+    apply = nodes.ControlNetApplyAdvanced().apply_controlnet
+    return apply(positive, negative, model.get_attachment(_CONTROL), hints.movedim(1, -1), 1.0, 0.0, 1.0)

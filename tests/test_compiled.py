@@ -1,0 +1,100 @@
+"""A sampling step that is compiled draws what the plain one does, and the loop waits for no device."""
+
+import diffusers
+import elsewhere as device
+import pytest
+import torch
+from drawing import run
+from elsewhere import DEVICE, elsewhere, put
+
+from imprint import cli, making
+from imprint.pipeline import ImprintPipeline
+
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
+"""What a value has to come back from the device for."""
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_the_picture_is_the_same(pipeline, scene, guidance, scheduler, monkeypatch):
+    """Within 2 of 255, traced and taken apart by PyTorch, without the code generator, which is PyTorch's to test."""
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    settings = {"guidance_scale": guidance, "num_inference_steps": 3, "num_results": 2}
+    plain = run(pipeline, scene, **settings).images
+    pipeline.compile(backend="aot_eager")
+    calls, step = [], pipeline._compiled
+    monkeypatch.setattr(pipeline, "_compiled", lambda *given, **named: calls.append(1) or step(*given, **named))
+    made = run(pipeline, scene, **settings).images
+    assert len(calls) == 3 and torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
+    assert (made - plain).abs().max() <= 2 / 255 and (plain[0] != plain[1]).any()
+
+
+def test_a_step_is_one_graph_and_is_compiled_once(pipeline, scene):
+    """Nothing in it makes PyTorch go back to Python, and no step is compiled anew for its noise level."""
+    torch._dynamo.utils.counters.clear()
+    pipeline.compile(backend="eager")
+    run(pipeline, scene, num_inference_steps=4, guidance_scale=2.0)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def test_the_command_compiles(monkeypatch, tmp_path, micro_file):
+    words = ["--checkpoint", str(micro_file), "--device", "cpu", "--out", str(tmp_path / "out.png"), "--fit", "fill"]
+    seen = []
+    monkeypatch.setattr(ImprintPipeline, "compile", lambda pipeline: seen.append(pipeline))
+    monkeypatch.setattr(making, "make", lambda job, steps, pipeline, how: seen.append(pipeline))
+    assert cli.main(["demo", *words]) == 0 and len(seen) == 1
+    assert cli.main(["demo", "--compile", *words]) == 0 and seen[1] is seen[2]
+
+
+class Still(torch.nn.Module):
+    """Stands in for the UNet: it sees no noise."""
+
+    dtype = torch.float32
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, contexts: torch.Tensor, **_others):
+        assert timestep.device == sample.device and not timestep.ndim
+        return diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput(sample * 0.1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["EulerDiscrete", "DPMSolverMultistep", "DDIM", "UniPCMultistep", "EulerAncestralDiscrete", "HeunDiscrete"],
+)
+def test_no_step_waits_for_the_device(pipeline, monkeypatch, name):
+    """Its values are only asked for before the first step and after the last."""
+    scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipeline.scheduler.config)
+    pipeline.register_modules(unet=Still(), scheduler=scheduler)
+    call, waits, steps = device._call, [], []
+
+    def watch(function, arguments, options):
+        result = call(function, arguments, options)
+        given = any(isinstance(each, device._Elsewhere) for each in arguments)
+        leaves = isinstance(result, torch.Tensor) and result.device != DEVICE
+        if steps and given and (leaves or function.name().split(".")[0] in WAITS):
+            waits.append(function.name())
+        return result
+
+    def callback(pipeline, index, timestep, given):
+        steps.append(index)
+        if index == last:
+            steps.clear()
+        return {}
+
+    monkeypatch.setattr(device, "_call", watch)
+    scheduler.set_timesteps(4)
+    last = len(scheduler.timesteps) - 1
+    latents = torch.zeros(1, 4, 8, 8)
+    with elsewhere():
+        inputs = map(put, (torch.zeros(1, 5, 32), latents, torch.ones(1, 1, 8, 8), latents + 1))
+        drawn, _ = pipeline.denoise(*inputs, steps=4, guidance=1.0, callback=callback)
+        assert drawn.device == DEVICE and not waits
+        steps.append(0)
+        drawn.sum().item()
+        assert waits  # what is watched for would be seen

@@ -1,0 +1,108 @@
+"""The speed of composites that the model draws, at random weights."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imprint.config import PRESETS
+from imprint.model import build_modules
+from imprint.noise import make_scheduler
+from imprint.pipeline import ImprintPipeline
+from imprint.unet import evaluated
+
+from .speed_inputs import disc, noise_picture
+from .speed_trial import median
+
+if TYPE_CHECKING:
+    from .speed_trial import Trial
+
+STEPS = 20
+WINDOWS = 4
+
+
+def random_pipeline(config: str, device: torch.device) -> ImprintPipeline:
+    """Of a preset's sizes: fp16 on a GPU; in fp32 and channels_last on a CPU, as the command has it."""
+    torch.manual_seed(0)
+    settings = PRESETS[config]
+    with device:
+        modules = build_modules(settings)
+    half = device.type == "cuda"
+    for module in modules.values():
+        torch.nn.Module.to(module, torch.float16 if half else torch.float32).eval().requires_grad_(False)
+    if not half:
+        for name in ("unet", "vae"):
+            torch.nn.Module.to(modules[name], memory_format=torch.channels_last)
+    pipeline = ImprintPipeline(**modules, scheduler=make_scheduler(settings.noise), model_config=settings)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pictures(side: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Object, background and hole: a box of half the background's side."""
+    random = np.random.default_rng(0)
+    subject, background = noise_picture(side, random), noise_picture(2 * side, random)
+    subject.putalpha(disc(side))
+    hole = Image.new("L", background.size)
+    hole.paste(255, (side // 2, side // 2, 3 * side // 2, 3 * side // 2))
+    return subject, background, hole
+
+
+@torch.no_grad()
+def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
+    """Times of `results` composites of one call, `STEPS` steps with the preset's guidance.
+
+    mode: eager, or one of torch.compile's. Per step of the sampling loop, the same evaluations without the loop, the
+    first call (with the compilation) and a whole later one.
+    """
+    pipeline = random_pipeline(config, trial.device)
+    if mode != "eager":
+        pipeline.compile(mode)
+    subject, background, hole = pictures(pipeline.model_config.resolution)
+
+    def whole() -> None:
+        generator = torch.Generator().manual_seed(0)
+        pipeline(subject, None, background, hole, STEPS, generator=generator, fit="fill", num_results=results)
+
+    trial.synchronize()
+    began = time.perf_counter()
+    whole()
+    trial.synchronize()
+    first = time.perf_counter() - began
+    if trial.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    composites = median([trial.timed(whole, 1, warmup=0) for _ in range(WINDOWS)])
+    memory = trial.peak_memory()
+
+    scene = pipeline.prepare(subject, None, background, hole)
+    context, latents, latent_hole = (
+        each.expand(results, *each.shape[1:]) for each in (scene.context, scene.latents, scene.hole)
+    )
+    noise = torch.randn(latents.shape, device=latents.device)
+    guidance = pipeline.model_config.sampling.guidance_scale
+    contexts = context if guidance == 1 else torch.cat([context, context])
+    timestep = torch.tensor(500.0, device=noise.device)
+    evaluate = pipeline._compiled or evaluated
+    seen = timestep, latents, latent_hole, contexts.to(pipeline.unet.dtype), guidance
+
+    def loop() -> None:
+        pipeline.denoise(context, latents, latent_hole, noise, STEPS)
+
+    def model() -> None:
+        for _ in range(STEPS):
+            evaluate(pipeline.unet, noise, *seen, config=pipeline.model_config)
+
+    # One after the other, so that what else the machine does meets both.
+    loops, models = zip(*((trial.timed(loop, 1, warmup=0), trial.timed(model, 1, warmup=0)) for _ in range(WINDOWS)))
+    return {
+        "pictures_per_second": results / composites["seconds"],
+        "spread": composites["spread"],
+        "ms_per_step": median(loops)["seconds"] / STEPS * 1e3,
+        "model_ms_per_step": median(models)["seconds"] / STEPS * 1e3,
+        "composite_seconds": composites["seconds"],
+        "first_seconds": first,
+    } | memory
