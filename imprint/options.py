@@ -69,7 +69,10 @@ def placing_settings() -> argparse.ArgumentParser:
         help="how it meets a box: contain (default) keeps its photo and proportions, fill lets the model draw it into "
         "all of the box",
     )
-    for name, what in (("light", "how far it takes the scene's light"), ("shadow", "how dark its shadow is")):
+    for name, what in (
+        ("light", "how far a placed object takes the scene's light"),
+        ("shadow", "how dark its shadow is"),
+    ):
         group.add_argument(f"--{name}", type=float, metavar="0..1.5", help=f"{what}; 0 = not at all, default: 1")
     group.add_argument("--softness", type=float, metavar="0..1", help="of the shadow, beyond its own; default: 0")
     group.add_argument(
