@@ -192,11 +192,11 @@ class Run:
                     log.steps(step, rate)
                 if saving:
                     self.average.gather()
+                    self.state.save(step)  # first: who asked the run to stop may not wait for held-out pairs
                     if validation:
                         nothing = self.text.nothing if self.text else None
                         log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
                         validation.sample(self.ema, step * self.step_size)
-                    self.state.save(step)
                     self.checkpoints.keep(step * self.step_size)
                     log.restart_clock()
                 if last:
