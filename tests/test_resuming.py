@@ -245,8 +245,12 @@ def test_a_longer_warm_up_does_not_translate_again(data, tmp_path, captioned, te
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("begun", 5), ("begun", {"x": 1}), ("begun", {"processes": 0, "accumulate": 1, "batch": 2, "images": 8})]
-    + [("processes", None), ("images", "8")],
+    [
+        ("begun", 5),
+        ("begun", {"processes": 0, "accumulate": 1, "batch": 2, "images": 8}),
+        ("processes", None),
+        ("images", "8"),
+    ],
     ids=str,
 )
 def test_options_that_no_run_writes_are_said(data, tmp_path, name, value):
