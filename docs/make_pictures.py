@@ -257,7 +257,7 @@ def save(path: Path, *rows: list[torch.Tensor], height: int = HEIGHT) -> None:
     """Rows of pictures of one height, from left to right."""
     made = sheet([[tensor_to_image(picture[0]) for picture in row] for row in rows], height, GAP)
     with replacing(path) as temporary:
-        made.save(temporary, "JPEG", quality=88)
+        made.save(temporary, "JPEG", quality=80)
 
 
 if __name__ == "__main__":

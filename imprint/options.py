@@ -15,8 +15,8 @@ from .changes import CHANGES
 from .directions import DIRECTIONS, light_direction
 from .errors import LARGEST_NUMBER, ImprintError, require_number
 
-FAST_STEPS = 3
-"""Of `--fast`."""
+FAST_STEPS = 4
+"""Of `--fast`: with 3 the model's own drawing is recognised in 38 of 50 tasks instead of 46."""
 SHIPPED_STEPS = 8
 """Of the shipped checkpoint by default: of DPM++ 2M they draw what 20 of Euler do."""
 PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())

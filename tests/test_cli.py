@@ -124,7 +124,7 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
     ):
         words = command(files, checkpoint=None, out=files / f"{name}.png", dtype="fp32")
         assert cli.main([*words, *changes]) == 0
-    assert [call["total"] for call in seen] == [8, 8, 3, 8, 8, own] and own != 8
+    assert [call["total"] for call in seen] == [8, 8, 4, 8, 8, own] and own != 8
     solver, euler = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"
     assert schedulers == [solver, euler, solver, solver, solver, euler]
     assert np.array_equal(pixels(files / "plain.png"), pixels(files / "fast-eight.png"))

@@ -13,7 +13,7 @@ from micro import cutout, seeded
 from PIL import Image
 
 from imprint.cli import SAMPLES
-from imprint.making import FAST_STEPS, Making, _steps, open_pipeline
+from imprint.making import Making, _steps, open_pipeline
 from training.data.shards import Record, sample, shard_writer
 from training.measure import speed_inference
 from training.measure.speed_trial import Trial
@@ -55,11 +55,11 @@ def drawing(how: Making, fit: str = "fill") -> Callable[[], object]:
 
 
 def test_the_command_s_steps():
-    """Against 20 steps of Euler."""
+    """Against 20 steps of Euler: measured 0.57 by default, 0.38 with 3 steps, 0.11 for a placed object."""
     standard = drawing(Making(steps=20))
-    assert ratio(drawing(Making()), standard) < 0.6
-    assert ratio(drawing(Making(fast=True, dtype="fp32")), standard) < 0.45
-    assert FAST_STEPS == 3 and ratio(drawing(Making(), "contain"), standard) < 0.3
+    assert ratio(drawing(Making()), standard) < 0.65
+    assert ratio(drawing(Making(fast=True, dtype="fp32")), standard) < 0.5
+    assert ratio(drawing(Making(), "contain"), standard) < 0.2
 
 
 def test_the_sampling_loop_costs_what_the_model_costs(monkeypatch):

@@ -300,7 +300,7 @@ def test_bad_input_leaves_with_a_sentence(data, tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"pool": 0}, {"pool": 1, "limit": 1}],
+    [{"batch": 0}, {"images": -1}, {"precision": "int8"}, {"schedule": "step"}, {"pool": 0}, {"pool": 1, "limit": 1}],
 )
 def test_wrong_options_leave_with_two(data, tmp_path, changes):
     refused(train.main, words(data, tmp_path / "run", **changes))

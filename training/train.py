@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from imprint.errors import ImprintError, print_anything
 
+from .loop.described import described
 from .loop.run import Run
 from .settings import parse_train
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         run = Run(settings)
         if settings.dry_run:
             run.try_data_and_folder()
-            print(json.dumps(run.describe(), indent=1))
+            print(json.dumps(described(run), indent=1))
         else:
             run.train()
             if run.asked:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import os
 import time
@@ -20,20 +19,20 @@ from imprint.errors import ImprintError
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
-from ..arguments import flattened, require_folder
+from ..arguments import require_folder
 from ..pairs.captions import Captions
 from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
 from ..settings import STAGES, Train
 from .account import account_of
 from .checkpoints import Checkpoints
+from .described import described
 from .ema import Average, whole
 from .layout import Rearranged, make_layout
 from .log import Log
 from .losses import Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
 from .meter import Meter
 from .model import (
-    LORA_TARGETS,
     Model,
     choose_trained,
     export,
@@ -123,26 +122,6 @@ class Run:
         """Whether FSDP splits the model: it needs plainly laid out parameters, and its parts only run as one."""
         return self.accelerator.distributed_type == DistributedType.FSDP
 
-    def describe(self) -> dict:
-        """The resolved run, as options.json holds it."""
-        return (
-            flattened(self.settings)
-            | self.settings.origin.described()
-            | {
-                "processes": self.accelerator.num_processes,
-                "layout": dataclasses.asdict(self.layout),
-                "begun": self.begun.to_dict(),
-                "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
-                "steps": self.steps,
-                "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
-                "lora": LORA_TARGETS if self.stage.lora else None,
-                "trained_parameters": sum(parameter.numel() for parameter in self.trained),
-                "split": self.split,
-                "mix": dict(self.settings.mix),
-                "model": json.loads(self.config.to_json()),
-            }
-        )
-
     def maker(self, split: str, rank: int = 0) -> PairMaker | StreamedPairs | Captions:
         """What makes the pairs of a split, as the process of this rank sees it when the run begins."""
         process = rank, self.begun.layout.processes
@@ -181,21 +160,21 @@ class Run:
             self._train()
 
     def _train(self) -> None:
-        settings, described = self.settings, self.describe()
-        step, before = self.state.resume(described)
+        settings, now = self.settings, described(self)
+        step, before = self.state.resume(now)
         self.begun = Begun.of(before)
-        described["begun"] = self.begun.to_dict()
+        now["begun"] = self.begun.to_dict()
         self.average.gather()
         self.checkpoints.resume(step * self.step_size)
         source = self.source()
         validation = None
         if self.main:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
-            self.state.describe(described)
+            self.state.describe(now)
             if step < self.steps:
                 source.batch(step * self.layout.accumulate)  # the next step's own, which is kept
             self.state.log_usable(account_of(source, validation.maker))
-        log = Log(settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.layout, described)
+        log = Log(settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.layout, now)
         log.changes(step, said(before, settings, self.layout, step * self.step_size))
         self.model.train()
         with stop_when_asked() as self.asked:

@@ -88,7 +88,7 @@ class Source:
 
     def size(self, index: int) -> int:
         """The pairs of a batch."""
-        return self._size(self.slots[index % len(self.slots)])
+        return self._count(self.slots[index % len(self.slots)])
 
     def batch(self, index: int) -> Batch:
         """The pairs of a batch, counted from the run's beginning."""
