@@ -92,6 +92,8 @@ def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, 
 
 def _sketch(collage: torch.Tensor, edges: torch.Tensor, box: tuple, lies: tuple) -> None:
     """Put edges that are to be stretched to where they lie into a box of the collage; it is black around them."""
+    if lies[2] <= lies[0] or lies[3] <= lies[1]:  # of a background so narrow that the square shows no row of it
+        return
     edges = resize_in_8_bits(edges, lies[2] - lies[0], lies[3] - lies[1])
     collage[:, :, box[0] : box[2], box[1] : box[3]] = 0
     start = max(box[0], lies[0]), max(box[1], lies[1])

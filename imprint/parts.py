@@ -79,8 +79,11 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         it. Worth it for many pictures of one resolution, number of results and of views; others compile anew.
 
         mode, backend: of torch.compile; by default mode "reduce-overhead" on a GPU, which replays CUDA graphs, and
-        "default" elsewhere. Pictures differ by rounding.
+        "default" elsewhere. Pictures differ by rounding. Where PyTorch lacks what it compiles with, the next drawing
+        raises `ImprintError`.
         """
+        from torch._dynamo.exc import BackendCompilerFailed  # half a second, which only compiling needs
+
         if mode is None and backend == "inductor" and self.device.type == "cuda":
             mode = "reduce-overhead"
         step = torch.compile(evaluated, mode=mode, backend=backend, dynamic=False)
@@ -88,7 +91,13 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         def compiled(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
             torch.compiler.cudagraph_mark_step_begin()
             # Copies, since the next replay of a graph writes over what this one gives, and some schedulers keep it.
-            return tuple(each.clone() for each in step(*arguments, **named))
+            try:
+                return tuple(each.clone() for each in step(*arguments, **named))
+            except BackendCompilerFailed as error:
+                reason = str(error.inner_exception).partition("\n")[0] or type(error.inner_exception).__name__
+                raise ImprintError(
+                    f"PyTorch cannot compile the model here ({reason}); install what it asks for, or do without compile"
+                ) from error
 
         self._compiled = compiled
 

@@ -11,7 +11,7 @@ from test_third_party import write
 
 from imprint import cli
 from imprint.checkpoint import load_checkpoint
-from imprint.config import ImprintConfig
+from imprint.config import PRESETS, ImprintConfig
 from imprint.crop import Crop
 from imprint.errors import ImprintError
 from imprint.hint import control_hint, high_frequencies
@@ -273,3 +273,10 @@ def test_another_controlnet_is_refused(tmp_path):
         open_checkpoint(file)
     with pytest.raises(ImprintError, match="lacks the tensor"):
         read_third_party(write(tmp_path / "released.ckpt", synthetic("small")), "objectstitch")
+
+
+def test_a_background_of_one_line_has_a_hint():
+    tiny, mask = PRESETS["tiny"], torch.ones(1, 1, 300)
+    views = ObjectViews.of(torch.rand(1, 3, 8, 8), torch.ones(1, 8, 8))
+    hint = control_hint(views, Crop.of(torch.rand(1, 3, 1, 300), mask, tiny), tiny.encoder)
+    assert hint.shape == (1, 4, tiny.resolution, tiny.resolution) and hint.isfinite().all()

@@ -71,6 +71,50 @@ def test_a_background_without_a_box_and_a_line_that_is_none_are_said(murecom):
         folder_tasks(murecom)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"Sports Car 0.jpg 10 20 10 80", r"has the box \[10, 20, 10, 80\] for 0\.jpg, which is empty"),
+        (b"Sports Car 0.jpg 60 80 10 20", r"has the box \[60, 80, 10, 20\] for 0\.jpg, which is empty"),
+        ("Sports Car 0.jpg 10 20 60 80".encode("utf-16"), r"bbox\.txt is no text .*; save it as UTF-8"),
+    ],
+)
+def test_lines_of_empty_boxes_and_files_that_are_no_text_are_said(murecom, text, message):
+    (murecom / "Sports Car/bg/bbox.txt").write_bytes(text)
+    with pytest.raises(ImprintError, match=message):
+        folder_tasks(murecom)
+
+
+@pytest.mark.parametrize(
+    ("name", "box", "message"),
+    [
+        ("a.jpg", [768, 0, 800, 100], "is not left, top, right, bottom in 768 x 768 pixels"),
+        ("a.jpg", [0, 0, 0.0, 100], "is not left, top, right, bottom"),
+        ("../a.jpg", [0, 0, 100, 100], "is no name of a picture beside it"),
+        ("", [0, 0, 100, 100], "is no name of a picture beside it"),
+    ],
+)
+def test_boxes_beyond_the_picture_and_names_elsewhere_are_refused(tmp_path, name, box, message):
+    save(photo(120, 90), tmp_path / "cat/bg/a.jpg")
+    (tmp_path / "cat/bg/content.json").write_text(json.dumps([{"image": name, "bbox": box}]))
+    with pytest.raises(ImprintError, match=message):
+        folder_tasks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [([0, 0, 1, 1], (0, 0, 1, 1)), ([767, 767, 1e9, float("inf")], (119, 89, 120, 90))],
+    ids=["small", "beyond"],
+)
+def test_a_box_of_a_squeezed_picture_lies_in_it_and_is_never_empty(tmp_path, box, expected):
+    save(photo(120, 90), tmp_path / "cat/bg/a.jpg")
+    save(photo(80, 80), tmp_path / "cat/fg/0.jpg")
+    save(rectangle(80, 80, (20, 10, 60, 70)), tmp_path / "cat/fg/0.png")
+    (tmp_path / "cat/bg/content.json").write_text(json.dumps([{"image": "a.jpg", "bbox": box}]))
+    (task,), _ = folder_tasks(tmp_path)
+    assert task.load().box == expected
+
+
 def test_dreameditbench_s_boxes_are_of_squeezed_pictures(tmp_path):
     root = tmp_path / "shine"
     save(photo(120, 90), root / "cat/bg/found0.jpg")

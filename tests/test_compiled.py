@@ -8,6 +8,7 @@ from drawing import run
 from elsewhere import DEVICE, elsewhere, put
 
 from imprint import cli, making
+from imprint.errors import ImprintError
 from imprint.pipeline import ImprintPipeline
 
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
@@ -42,6 +43,15 @@ def test_a_step_is_one_graph_and_is_compiled_once(pipeline, scene):
     run(pipeline, scene, num_inference_steps=4, guidance_scale=2.0)
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def test_a_machine_that_cannot_compile_says_so(pipeline, scene):
+    def backend(*_):
+        raise RuntimeError("no compiler was found\nby anyone")
+
+    pipeline.compile(backend=backend)
+    with pytest.raises(ImprintError, match=r"cannot compile the model here \(no compiler was found\); install what"):
+        run(pipeline, scene)
 
 
 def test_the_command_compiles(monkeypatch, tmp_path, micro_file):

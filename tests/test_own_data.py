@@ -295,3 +295,20 @@ def test_a_server_describes_pictures_that_have_no_caption(tmp_path, server, monk
 def test_what_cannot_describe_is_said(source, given, message):
     words = [source, "--input", ".", "--output", "x", "--licence", "own", *given]
     assert message in refused(prepare_command.main, words)
+
+
+def test_a_picture_that_another_zip_has_otherwise_is_not_lost(tmp_path):
+    def put(archive: str, files: dict[str, str]) -> None:
+        with zipfile.ZipFile(tmp_path / archive, "w") as file:
+            for name, text in files.items():
+                file.writestr(name, text)
+
+    put("a.zip", {"mug/0.jpg": "one", "readme.txt": "one"})
+    put("b.zip", {"mug/0.jpg": "one", "readme.txt": "two"})  # texts may differ
+    assert (open_folder(tmp_path) / "mug/0.jpg").read_bytes() == b"one"
+    put("b.zip", {"mug/0.jpg": "two"})
+    with pytest.raises(ImprintError, match=r"b\.zip and .*a\.zip each have another mug/0\.jpg"):
+        open_folder(tmp_path)
+    put("b.zip", {"mug": "a file"})
+    with pytest.raises(ImprintError, match=r"b\.zip has as a file mug, a folder elsewhere"):
+        open_folder(tmp_path)

@@ -243,6 +243,26 @@ def test_a_longer_warm_up_does_not_translate_again(data, tmp_path, captioned, te
     assert denoised == [3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("begun", 5),
+        ("begun", {"processes": 0, "accumulate": 1, "batch": 2, "images": 8}),
+        ("processes", None),
+        ("images", "8"),
+    ],
+    ids=str,
+)
+def test_options_that_no_run_writes_are_said(data, tmp_path, name, value):
+    folder, command = tmp_path / "run", words(data, tmp_path / "run")
+    train.main(command)
+    path = folder / "options.json"
+    described = json.loads(path.read_text()) | ({} if name == "begun" else {"begun": None})
+    path.write_text(json.dumps(described | {name: value}))
+    message = failed(train.main, command)
+    assert "options.json" in message and "of 1 or more" in message and "mend it" in message
+
+
 def test_schedules():
     given = dict(output=Path("x"), lr=1.0, lr_warmup=0, images=1000, final_lr=0.1)
     for schedule, halfway, end in (("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1.0, 1.0)):

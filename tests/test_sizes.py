@@ -44,6 +44,7 @@ def test_a_preset_with_changes_or_a_whole_configuration(tmp_path):
     [
         ("preset: huge", "has the preset 'huge'; presets are tiny"),
         ("unet: {widths: [32, 64]}", "lacks"),
+        ("preset: [micro]", r"has the preset \['micro'\]; presets are tiny"),
         ("preset: micro\nunet: {width: 3}", "unknown"),
         ("preset: micro\nunet: {widths: [33, 64]}", "UNet width 33 must be a multiple of 32"),
         ("preset: micro\nadapter: {output_width: 64}", "the adapter gives context of width 64, but the UNet takes 32"),

@@ -84,6 +84,14 @@ def _add(root: Node, archive: str, member: zipfile.ZipInfo) -> None:
         node = node.setdefault(folder, {})
         if not isinstance(node, dict):
             raise ImprintError(f"{archive} has {member.filename} in what is a file elsewhere; give other zips apart")
+    before = node.get(name)
+    if isinstance(before, dict):
+        raise ImprintError(f"{archive} has as a file {member.filename}, a folder elsewhere; give other zips apart")
+    differs = before is not None and before[0] != archive and before[-1] != member.CRC
+    if differs and PurePosixPath(name).suffix.lower() in PICTURES:
+        raise ImprintError(
+            f"{archive} and {before[0]} each have another {member.filename}, and one would be lost; give them apart"
+        )
     node[name] = archive, member.header_offset, member.compress_size, member.compress_type, member.CRC
 
 

@@ -37,13 +37,18 @@ class Begun:
 
     @classmethod
     def of(cls, described: dict[str, Any]) -> Begun:
-        """described: what options.json holds; that of older runs does not say it apart."""
-        values = described.get("begun") or {
-            name: described[name] for name in ("processes", "accumulate", "batch", "images")
-        }
-        values = dict(values)
-        images = values.pop("images")
-        return cls(Layout(**values), images)
+        """described: what options.json holds; that of older runs does not say it apart.
+
+        Raises `ImprintError` where these are no numbers of 1 or more.
+        """
+        names = "processes", "accumulate", "batch", "images"
+        values = described.get("begun") or {name: described.get(name) for name in names}
+        if not isinstance(values, dict) or any(type(values.get(name)) is not int or values[name] < 1 for name in names):
+            raise ImprintError(
+                f"options.json says that the run was begun with {values!r}; processes, accumulate, batch and images, "
+                "each of 1 or more, were expected: mend it, or give another --output"
+            )
+        return cls(Layout(*(values[name] for name in names[:3])), values["images"])
 
 
 def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path) -> None:
@@ -63,6 +68,11 @@ def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path
                 "continue it, or another --output"
             )
     begun, layout = Begun.of(before).layout, Layout(**now["layout"])
+    if type(before["images"]) is not int or before["images"] < 1:
+        raise ImprintError(
+            f"{folder}/options.json holds images = {before['images']!r}; a number of 1 or more was expected: mend it, "
+            "or give another --output"
+        )
     if begun.step_size != layout.step_size:
         raise ImprintError(
             f"{folder} was begun with {begun.step_size} pictures per step (processes x accumulate x batch = {begun}), "

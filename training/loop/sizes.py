@@ -29,7 +29,7 @@ def read_sizes(name: str) -> ImprintConfig:
     table = read_table(path, "--sizes is a preset's name, or a YAML file of a model's sizes")
     preset = table.pop("preset", None)
     if preset is not None:
-        if preset not in PRESETS:
+        if preset not in list(PRESETS):  # YAML may have anything here
             raise ImprintError(f"{path} has the preset {preset!r}; presets are {', '.join(PRESETS)}")
         table = _changed(json.loads(PRESETS[preset].to_json()), table)
     try:

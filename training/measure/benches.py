@@ -124,20 +124,27 @@ def _bbox_txt(path: Path) -> dict[str, Box]:
     """Boxes by the picture's name; none without a file. Names of categories may have spaces."""
     if not path.is_file():
         return {}
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except ValueError as error:
+        raise ImprintError(f"{path} is no text ({error}); save it as UTF-8") from error
     found = [re.search(r"(\S+\.jpg)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s*$", line) for line in lines]
     if None in found:
         raise ImprintError(
             f"{path} has the line {lines[found.index(None)]!r}; 'CATEGORY N.jpg left top right bottom' was expected"
         )
-    return {match[1]: tuple(map(int, match.groups()[1:])) for match in found}
+    boxes = {match[1]: tuple(map(int, match.groups()[1:])) for match in found}
+    for name, box in boxes.items():
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise ImprintError(f"{path} has the box {list(box)} for {name}, which is empty; left top right bottom")
+    return boxes
 
 
 def _shine(folder: Path) -> Iterator[tuple[str, list[Photo], list[Place]]]:
     for home in _folders(folder):
         path = home / "bg/content.json"
         if path.is_file():
-            boxes = _boxes(path, lambda table: [(entry["image"], entry["bbox"]) for entry in table])
+            boxes = _boxes(path, lambda table: [(entry["image"], entry["bbox"]) for entry in table], SHINE_FRAME)
             places = [(path.with_name(name), partial(_scaled, box, SHINE_FRAME), home.name) for name, box in boxes]
             yield home.name, photos_of(home / "fg") if (home / "fg").is_dir() else [], places
 
@@ -150,18 +157,21 @@ def _dreamedit(folder: Path, photos: dict[str, list[Photo]]) -> list[list[Place]
             (folder / each for each in (name, DREAMEDIT_CLASSES.get(name, name)) if (folder / each).is_dir()), None
         )
         if home is not None and (home / "bbox.json").is_file():
-            boxes = _boxes(home / "bbox.json", lambda table: sorted(table.items()))
+            boxes = _boxes(home / "bbox.json", lambda table: sorted(table.items()), DREAMEDIT_FRAME)
             found.append([(home / path, partial(_scaled, box, DREAMEDIT_FRAME), name) for path, box in boxes])
     return found
 
 
-def _boxes(path: Path, read: Callable[[Any], list[tuple[str, Any]]]) -> list[tuple[str, tuple[float, ...]]]:
-    """Names and boxes of a JSON file. Raises `ImprintError` for another form."""
+def _boxes(path: Path, read: Callable[[Any], list[tuple[str, Any]]], frame: int) -> list[tuple[str, tuple[float, ...]]]:
+    """Names and boxes of a JSON file, which begin within frame x frame. Raises `ImprintError` for another form."""
     try:
         table = json.loads(path.read_text(encoding="utf-8-sig"))
         found = [(str(name), tuple(map(float, box))) for name, box in read(table)]
-        if not all(len(box) == 4 and 0 <= box[0] < box[2] and 0 <= box[1] < box[3] for _, box in found):
-            raise ValueError("a box is not left, top, right, bottom")
+        for name, box in found:
+            if not (len(box) == 4 and all(0 <= low < min(high, frame) for low, high in zip(box, box[2:]))):
+                raise ValueError(f"{box} is not left, top, right, bottom in {frame} x {frame} pixels")
+            if not name or Path(name).name != name:
+                raise ValueError(f"{name!r} is no name of a picture beside it")
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ImprintError(
@@ -171,8 +181,8 @@ def _boxes(path: Path, read: Callable[[Any], list[tuple[str, Any]]]) -> list[tup
 
 def _scaled(box: tuple[float, ...], frame: int, size: tuple[int, int]) -> Box:
     """A box of a picture that was squeezed to frame x frame, in the picture's own pixels; never empty."""
-    left, top, right, bottom = (round(value * side / frame) for value, side in zip(box, size * 2))
-    right, bottom = min(right, size[0]), min(bottom, size[1])
+    left, top, right, bottom = (round(min(value, frame) * side / frame) for value, side in zip(box, size * 2))
+    right, bottom = max(1, right), max(1, bottom)
     return min(left, right - 1), min(top, bottom - 1), right, bottom
 
 
