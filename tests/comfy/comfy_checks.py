@@ -1545,7 +1545,7 @@ def check_what_a_model_breaks_is_refused_where_it_breaks():
 
     for number in (float("nan"), float("inf")):
         encoder = of.clip.model
-        with patch.object(of.clip, "model", lambda e=encoder, n=number, **given: (broken(e(**given)[0], n),)):
+        with patch.object(of.clip, "model", lambda e=encoder, n=number, **given: (broken(e(**given)[0], n), None)):
             encode = (of.clip, of.object, of.transparent, "background")
             fails("encoder", "not finite", "fp32", call=lambda e=encode: run("IDEncoder", *e))
         for name, what in (("encode", "latents"), ("decode", "decoded")):

@@ -250,7 +250,7 @@ STOPPED = {
     "blend-mask-nan": (BLEND, {"mask": mask("1x400x400", "nan")}, "NaN"),
     "alpha-nan": (BLEND, {"alpha": mask("1x400x400", "nan")}, "NaN"),
     "alpha-of-load-image": (BLEND, {"alpha": mask("1x64x64")}, "64x64"),
-    "shadow-without-alpha": (BLEND, {"alpha": None}, "without alpha"),
+    "shadow-without-alpha": (BLEND, {"alpha": None, "shadow": mask("1x400x400", "1")}, "without alpha"),
     "three-shadows-two-generated": (
         BLEND,
         {"generated": tensor("2x400x400x3"), "shadow": mask("3x400x400", "1")},

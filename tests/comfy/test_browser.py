@@ -298,7 +298,7 @@ def test_help_pages(page, object_info: dict):
             open_help(page)
         title = object_info[kind]["display_name"]
         page.locator("h1", has_text=title).filter(visible=True).first.wait_for()
-    assert len(ours) == 11
+    assert len(ours) == 12
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_pipeline_and_graph_agree(checked: Path, kind: str):
         light_from="left",
     )
     denoise, results = pipeline.denoise, []
-    pipeline.denoise = lambda *args: results.append(denoise(*args)) or results[0]
+    pipeline.denoise = lambda *args, **named: results.append(denoise(*args, **named)) or results[0]
     made = pipeline(views[0], None, *views[1:], **options, output_type="pt")
     assert (results[0][0] - graph["latent"]).abs().max() < 1e-3
     assert (made.images - graph["picture"].movedim(-1, 1)).abs().max() < 4e-3  # one step of 8 bits

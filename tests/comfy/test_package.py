@@ -131,7 +131,7 @@ def test_archive_works(archive: Path, comfyui: Path, python: str, tmp_path: Path
     with running(comfyui, python, base) as server:
         object_info = server.get("/object_info")
         ours = [name for name, info in object_info.items() if info["python_module"] == f"custom_nodes.{NAME}"]
-        assert len(ours) == 11
+        assert len(ours) == 12
         assert server.get("/workflow_templates")[NAME] == list(WORKFLOWS)
         assert any(
             each["info"]["node_pack"] == f"custom_nodes.{NAME}" for each in server.get("/global_subgraphs").values()
