@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from leaving import refused
 from micro import micro_config
+from nightly import at_night
 
 from imprint.config import PRESETS
 from imprint.pipeline import ImprintPipeline
@@ -286,6 +287,7 @@ def test_several_processes_through_torchrun(tmp_path, monkeypatch):
     assert line.split(" | ")[2] == f"{two['step_spread']:.1%}" and f" | {two['step_times_one']:.2f} | " in line
 
 
+@at_night
 def test_the_pictures_of_all_processes_count_by_the_slowest_of_them(tmp_path, monkeypatch):
     """Two pictures a step in each of two processes, the slower of which takes 1.5 times the first one's."""
     monkeypatch.setattr(speed, "SELF", worker(tmp_path, sleeps=True))

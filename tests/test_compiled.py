@@ -6,6 +6,7 @@ import pytest
 import torch
 from drawing import run
 from elsewhere import DEVICE, elsewhere, put
+from nightly import at_night
 
 from imprint import cli, making
 from imprint.errors import ImprintError
@@ -73,6 +74,7 @@ class Still(torch.nn.Module):
         return diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput(sample * 0.1)
 
 
+@at_night
 @pytest.mark.parametrize(
     "name",
     ["EulerDiscrete", "DPMSolverMultistep", "DDIM", "UniPCMultistep", "EulerAncestralDiscrete", "HeunDiscrete"],

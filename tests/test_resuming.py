@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from leaving import failed
+from nightly import at_night
 from runs import launch, stats, weights, words
 from test_warmup import warmup_words
 
@@ -152,6 +153,7 @@ def test_a_run_goes_on_with_other_batches(data, tmp_path, capsys, begun, now):
     assert len(said(folder)) == 1  # of the second step, which is the last one's beginning again
 
 
+@at_night
 def test_streamed_shards_are_those_that_the_processes_would_have_had(data, tmp_path):
     """One process holds the pools of two."""
     steps = {"steps": 4, "images": 16, "pool": 1, "block": 1, "reuse": 1}

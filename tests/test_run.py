@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from leaving import failed
+from nightly import at_night
 from runs import launch, stats, weights, words
 
 from imprint.errors import ImprintError
@@ -345,6 +346,7 @@ FSDP = {
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
+@at_night
 @pytest.mark.parametrize("device", ["cpu", pytest.param("auto", marks=TWO_GPUS, id="gpus")])
 def test_two_processes_train_one_model_whole_or_split(data, tmp_path, device):
     """DDP, and FSDP that splits weights, gradients, the optimizer's state and the average: the same training, and it

@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 from micro import micro_config
+from nightly import at_night
 from runs import ROOT, stats, weights, words
 
 from training import train
 
 SCRIPTS = ROOT / "training" / "slurm"
 pytestmark = [
+    at_night,
     pytest.mark.usefixtures("micro_preset"),
     pytest.mark.skipif(sys.platform == "win32" or not shutil.which("bash"), reason="Slurm's scripts are bash's"),
 ]
@@ -174,7 +176,6 @@ def test_a_job_that_fails_is_not_queued_again(data, tmp_path, slurm):
     assert not slurm.asked.exists()
 
 
-@pytest.mark.skipif(not os.environ.get("IMPRINT_NIGHTLY"), reason="minutes on busy cores; set IMPRINT_NIGHTLY=1")
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_a_run_outlives_a_node(data, tmp_path, slurm, monkeypatch):
     """Two nodes of a process each; one is lost, and the other goes on alone with as many pictures per step."""

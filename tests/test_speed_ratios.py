@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from micro import cutout, seeded
+from nightly import at_night
 from PIL import Image
 
 from imprint.cli import SAMPLES
@@ -20,7 +21,7 @@ from training.measure.speed_trial import Trial
 from training.pairs import handing
 from training.pairs.pictures import Views
 
-pytestmark = pytest.mark.skipif(not os.environ.get("IMPRINT_NIGHTLY"), reason="takes minutes; set IMPRINT_NIGHTLY=1")
+pytestmark = at_night
 
 
 @pytest.fixture(autouse=True)
