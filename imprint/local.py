@@ -29,7 +29,7 @@ class LocalScene:
     tokens: torch.Tensor
     """(B, N, D), the object's patch tokens."""
     changes: torch.Tensor
-    """(B, 2) of 0 and 1, as in `config.CHANGES`."""
+    """(B, 2) of 0 and 1, as in `changes.CHANGES`."""
     boxes: torch.Tensor
     """(B, 4) int64: top, left, bottom, right of the hole, in cells of the UNet's input; the last two exclusive."""
     size: tuple[int, int]

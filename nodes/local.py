@@ -13,7 +13,7 @@ from ..imprint.errors import ImprintError
 from ..imprint.local import LocalBlocks, LocalScene, input_blocks
 
 CHANGE_KEY = "imprint_change"
-"""In a conditioning: (1, 2), as in `config.CHANGES`."""
+"""In a conditioning: (1, 2), as in `imprint.changes.CHANGES`."""
 LOCAL_KEY = "imprint_local"
 """In a conditioning: (1, N, D), the object's local tokens."""
 CURE = "connect the Condition on Object of the same checkpoint"
