@@ -202,6 +202,30 @@ def test_eight_bits_need_a_gpu_and_the_package(data, tmp_path, monkeypatch):
     assert make_optimizer(model, settings, split=False) == ([parameter], how)
 
 
+class LaysOut(torch.optim.AdamW):
+    """Lays parameters out plainly before it updates them, as bitsandbytes does."""
+
+    def step(self, closure=None):
+        for parameter in (each for group in self.param_groups for each in group["params"] if each.grad is not None):
+            parameter.data, parameter.grad = parameter.data.contiguous(), parameter.grad.contiguous()
+        return super().step(closure)
+
+
+def test_a_run_in_eight_bits_goes_on_exactly(data, tmp_path, monkeypatch):
+    """Weights are laid out before the first step as after it; rounding depends on it."""
+
+    def optimizer(model, settings, split):
+        assert model.unet.conv_in.weight.is_contiguous() and settings.optimizer == "adamw8bit"
+        return LaysOut([each for each in model.parameters() if each.requires_grad], lr=settings.lr)
+
+    monkeypatch.setattr(training_run, "make_optimizer", optimizer)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train.main(words(data, whole, steps=4, optimizer="adamw8bit"))
+    train.main(words(data, back_to_step_two(whole, again), steps=4, optimizer="adamw8bit"))
+    one, two = (weights(folder / "checkpoint.safetensors") for folder in (whole, again))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
 def test_a_file_s_options_and_the_flags_over_them_are_in_the_run_s_options(data, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("batch: 4\nsizes: micro\n")

@@ -95,7 +95,10 @@ class Run:
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
         """The model, its average, the teacher and the optimizer, spread over the processes."""
         settings, split = self.settings, self.split
-        model = Model(modules, self.config).to(self.device, memory_format=None if split else torch.channels_last)
+        # FSDP wants parameters laid out plainly; bitsandbytes lays them out so at its first step, and with it from the
+        # beginning a run that goes on takes the same road to the last bit.
+        plain = split or settings.optimizer != "adamw"
+        model = Model(modules, self.config).to(self.device, memory_format=None if plain else torch.channels_last)
         self.trained_names = choose_trained(model, self.stage, settings, fresh)
         self.teacher = None
         if settings.distill_guidance is not None:
