@@ -111,7 +111,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 # --- several processes -----------------------------------------------------------------------------------------------
 
 WORKER = f"""
-import json, os, shutil, sys
+import gc, json, os, shutil, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 torch.set_num_threads(1)
@@ -133,6 +133,10 @@ for environment, command, begun in json.loads(sys.argv[1]):
     # accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
     kind = "MULTI_CPU" if on_cpu and "ACCELERATE_USE_FSDP" not in environment else "MULTI_GPU"
     group._shared_state["distributed_type"] = DistributedType[kind]
+    if not on_cpu:  # what the run before it took does not count
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     torch.distributed.barrier()
     train.main(command)
     AcceleratorState._reset_state()

@@ -64,13 +64,15 @@ class Average:
         """Bring `module` up to date; every process must call it."""
         self.wait()
         if self.values is not self.own:
-            for name, tensor in self.state_dict().items():
-                self.own[name].copy_(tensor)
+            for name, tensor in self.values.items():  # one after the other: a GPU need not hold two whole averages
+                self.own[name].copy_(whole(tensor))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The averaged weights by name, whole; every process must call it."""
+        """The averaged weights by name, whole; in main memory where FSDP has split them. Every process must call it."""
         self.wait()
-        return {name: whole(tensor) for name, tensor in self.values.items()}
+        if self.values is self.own:
+            return dict(self.own)
+        return {name: whole(tensor).cpu() for name, tensor in self.values.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
