@@ -18,6 +18,9 @@ from .fields import from_dict, require, require_choice, require_positive, to_dic
 if TYPE_CHECKING:
     import torch
 
+LARGEST_RESOLUTION = 8192
+"""Pixels of the side of a model's pictures, at most."""
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -306,6 +309,10 @@ class ImprintConfig:
             f"the UNet has {unet.in_channels} input and {unet.out_channels} output channels; background "
             f"'{self.background}', changes {self.changes} and matte {self.matte} on {latent.channels} latent channels "
             f"need {inputs} and {outputs}",
+        )
+        require(
+            self.resolution <= LARGEST_RESOLUTION,
+            f"resolution is {self.resolution}; it is {LARGEST_RESOLUTION} pixels at most",
         )
         require(
             self.resolution % self.multiple == 0,

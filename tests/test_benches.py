@@ -1,6 +1,7 @@
 """Folders of tasks: MureCom's and DreamEditBench's layouts and known truths; others' results; padded crops."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -60,6 +61,20 @@ def test_murecom_s_objects_go_into_their_category_s_backgrounds(murecom):
         (f"Sports Car-{home}", (10, 20 + at, 60, 80)) for home in ("fg1", "fg2") for at in (0, 1, 10)
     }
     assert tasks[0].load().cutout.size == (40, 60)
+
+
+def test_objects_without_a_mask_or_a_background_are_said(murecom, capsys):
+    for number in range(2):
+        (murecom / f"Box/fg1/{number}.png").unlink()
+    tasks, subjects = folder_tasks(murecom)
+    assert "Box-fg1" not in subjects and len(tasks) == 9
+    said = "1 of 4 objects without a photo that has its mask beside it (N.jpg and N.png), such as Box-fg1"
+    assert capsys.readouterr().err == f"{murecom}: left out are {said}\n"
+    shutil.rmtree(murecom / "Sports Car/bg")
+    shutil.rmtree(murecom / "Box/fg2")
+    message = "holds no task, but 1 of 3 objects without a photo .*Box-fg1 and 2 of 3 objects without a background"
+    with pytest.raises(ImprintError, match=message):
+        folder_tasks(murecom)
 
 
 def test_a_background_without_a_box_and_a_line_that_is_none_are_said(murecom):

@@ -20,7 +20,7 @@ from training import benchmark
 from training.loop import run as train
 from training.measure import speed, speed_inference, speed_inputs, speed_trial
 from training.measure.speed import Bench, busy
-from training.measure.speed_report import COLUMNS, cost
+from training.measure.speed_report import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 
@@ -224,22 +224,17 @@ def test_kernels_are_grouped(kernel, group):
     assert next(name for name, pattern in speed.KERNELS.items() if re.search(pattern, kernel, re.IGNORECASE)) == group
 
 
-def test_cost_and_ratio_come_from_the_rows(bench):
+def test_ratio_comes_from_the_rows(bench):
     bench.rows = [
         {"row": "peak", "tflops": 800.0, "copy_tb_per_second": 4.0},
         {"row": "diffusers:sd15:16", "pictures_per_second": 50.0},
         {"row": "step:sd15:16:default", "pictures_per_second": 125.0, "tflop_per_picture": 2.4, "tflops": 300.0},
         {"row": "loop:sd15:16:default", "pictures_per_second": 100.0, "state_gib": 16.0},
     ]
-    hours = [scale["gpu_hours"] for scale in cost(bench.rows)]
-    assert hours == [pytest.approx(4_800_000 / 100 / 3600), pytest.approx(72_000_000 / 100 / 3600)]
     bench.write()
     text = (bench.options.output / "benchmark.md").read_text()
     assert "| `step:sd15:16:default` | 125.0 |  |  |  |  | 2.50 |  | 2.40 | 37.5% |" in text
-    assert (
-        "| `loop:sd15:16:default` | 100.0 |  |  |  |  | 2.00 |" in text
-        and "| 1.8 M pairs x 40 epochs | 72.0 M | 200 | 48 |" in text
-    )
+    assert "| `loop:sd15:16:default` | 100.0 |  |  |  |  | 2.00 |" in text
 
 
 SLEEP = 0.2

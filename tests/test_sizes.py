@@ -50,6 +50,8 @@ def test_a_preset_with_changes_or_a_whole_configuration(tmp_path):
         ("preset: micro\nadapter: {output_width: 64}", "the adapter gives context of width 64, but the UNet takes 32"),
         ("preset: micro\nresolution: many", "it must be of type int"),
         ("preset: micro\nresolution: 2026-11-29", "date is not JSON serializable"),
+        (f"preset: micro\nresolution: {64 * 10**20}", "resolution is 64.*; it is 8192 pixels at most"),
+        (f"preset: micro\nunet: {{widths: [{32 * 10**20}, {64 * 10**20}]}}", "no model of these sizes can be built"),
         ("[", "cannot be read"),
         ("- tiny", "holds list, where"),
     ],

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
+from imprint.model import build_modules
 
 from ..arguments import read_table
 
@@ -33,9 +36,16 @@ def read_sizes(name: str) -> ImprintConfig:
             raise ImprintError(f"{path} has the preset {preset!r}; presets are {', '.join(PRESETS)}")
         table = _changed(json.loads(PRESETS[preset].to_json()), table)
     try:
-        return ImprintConfig.from_json(json.dumps(table))
+        config = ImprintConfig.from_json(json.dumps(table))
     except (ImprintError, TypeError) as error:  # YAML has values that JSON lacks
         raise ImprintError(f"{path}: {error}") from error
+    try:
+        with torch.device("meta"):
+            build_modules(config, with_vae=False)
+    except (RuntimeError, OverflowError, MemoryError) as error:  # numbers that are no sizes
+        reason = str(error).partition("\n")[0]
+        raise ImprintError(f"{path}: no model of these sizes can be built ({reason}); give smaller ones") from error
+    return config
 
 
 def _changed(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import zip_longest
@@ -51,7 +52,7 @@ def folder_tasks(folder: Path, subjects: Path | None = None) -> tuple[list[Task]
     if any(folder.glob(f"*_{PARTS[2]}.png")):
         _require(subjects is None, "tasks whose truth is known have their own objects; leave out --subjects")
         return [Task(name, name, partial(_known, folder, name)) for name in tasks_of(folder)], {}
-    own_subjects = subjects is None
+    own_subjects, left_out = subjects is None, ""
     if any(folder.glob("*/bbox.json")):
         _require(not own_subjects, f"{folder} holds backgrounds alone: give their objects as --subjects")
         photos = read_subjects(subjects)
@@ -63,14 +64,30 @@ def folder_tasks(folder: Path, subjects: Path | None = None) -> tuple[list[Task]
         found = list(_murecom(folder)) + list(_shine(folder))
         photos = {name: own for name, own, _ in found if own}
         places = [places for name, own, places in found if own]
+        left_out = _left_out(found)
     # One of each subject first, so that the first tasks cover all.
     boxes = [place for turn in zip_longest(*places) for place in turn if place is not None]
+    if left_out and boxes:
+        print(f"{folder}: left out are {left_out}", file=sys.stderr)
     if not boxes:
         raise ImprintError(
-            f"{folder} holds no task; known layouts are NN_target.png with NN_obj, NN_bg, NN_alpha and NN_hole, "
+            f"{folder} holds no task, but {left_out}"
+            if left_out
+            else f"{folder} holds no task; known layouts are NN_target.png with NN_obj, NN_bg, NN_alpha and NN_hole, "
             "MureCom's CATEGORY/bg and fg1, and DreamEditBench's SUBJECT/bg/content.json with fg, or CLASS/bbox.json"
         )
     return subject_tasks(photos, boxes), photos
+
+
+def _left_out(found: list[tuple[str, list[Photo], list[Place]]]) -> str:
+    """Which subjects make no task, and why."""
+    why = {
+        "without a photo that has its mask beside it (N.jpg and N.png)": [name for name, own, _ in found if not own],
+        "without a background": [name for name, own, places in found if own and not places],
+    }
+    return " and ".join(
+        f"{len(names)} of {len(found)} objects {reason}, such as {names[0]}" for reason, names in why.items() if names
+    )
 
 
 def _require(fits: bool, message: str) -> None:

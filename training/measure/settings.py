@@ -194,3 +194,18 @@ class Benchmark:
         require(self, "steps time_limit")
         if min(self.memory_batches) < 1:
             raise ImprintError(f"--memory-batches are {self.memory_batches}; all must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the pages' runs and data cost."""
+
+    benchmark: Path | None = option(None)
+    """benchmark.json of your own machine (training.benchmark); by default the rates that the pages name, of an H200"""
+    gpus: tuple[int, ...] = option((1, 8, 32))
+    """numbers of GPUs that share a run out"""
+
+    def check(self) -> None:
+        """Raises `ImprintError` for numbers that cannot be."""
+        if min(self.gpus) < 1:
+            raise ImprintError(f"--gpus are {self.gpus}; all must be 1 or more")

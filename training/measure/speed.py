@@ -20,7 +20,7 @@ from .settings import Benchmark
 from .speed_baseline import started, time_script
 from .speed_inference import time_composites
 from .speed_inputs import write_captioned_pictures, write_diffusers_model
-from .speed_report import cost, found, machine, markdown
+from .speed_report import found, machine, markdown
 from .speed_trial import BLOCK, Trial, median
 
 CARDS = (24, 48, 80)  # GiB, less 4 %: a card has a little less than its name says, and keeps some for itself
@@ -203,7 +203,7 @@ class Bench(Trial):
         """The JSON and the Markdown of all rows so far."""
         folder = self.options.output
         folder.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine(self.cuda), "rows": self.rows, "cost": cost(self.rows)}
+        report = {"machine": machine(self.cuda), "rows": self.rows}
         write_text(folder / "benchmark.json", json.dumps(report, indent=1))
         write_text(folder / "benchmark.md", markdown(report))
 

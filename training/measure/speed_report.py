@@ -9,11 +9,6 @@ from pathlib import Path
 
 import torch
 
-from ..loop.state import KEPT_STATES
-
-SCALES = (("300 k steps at batch 16", 300_000 * 16), ("1.8 M pairs x 40 epochs", 1_800_000 * 40))
-STATES_ON_DISK = KEPT_STATES + 1  # the kept ones, and one that is being written
-
 COLUMNS = (
     "row | pictures/s | spread | ms per step | of it the model | first, s | x diffusers | x one process | "
     "TFLOP per picture | of the peak | memory, GiB"
@@ -47,19 +42,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "CPU"
-
-
-def cost(rows: list[dict]) -> list[dict]:
-    """GPU hours and disk of whole runs of stage 2 at `SCALES`, from the fastest `loop` row of sd15."""
-    loops = [row for row in rows if row["row"].startswith("loop:sd15:") and "error" not in row]
-    if not loops:
-        return []
-    fastest = max(loops, key=lambda row: row["pictures_per_second"])
-    rate, states = fastest["pictures_per_second"], STATES_ON_DISK * fastest["state_gib"]
-    return [
-        {"scale": scale, "pictures": pictures, "gpu_hours": pictures / rate / 3600, "states_gib": states}
-        for scale, pictures in SCALES
-    ]
 
 
 def markdown(report: dict) -> str:
@@ -98,14 +80,6 @@ def markdown(report: dict) -> str:
             )
         elif "error" in row:
             lines.append(f"`{row['row']}`: {row['error'][:300]}")
-    if report["cost"]:
-        lines += table(
-            "scale | pictures | GPU hours | states on disk, GiB",
-            [
-                [c["scale"], f"{c['pictures'] / 1e6:.1f} M", f"{c['gpu_hours']:,.0f}", f"{c['states_gib']:.0f}"]
-                for c in report["cost"]
-            ],
-        )
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,29 @@
+"""What the pages' runs and data cost, from measured rates: python -m training.costs [--benchmark FILE] [--gpus N ...]
+
+Prints tables: GPU hours, memory and states of every stage; disk and memory of data; what preparing takes. Rates are
+those of one H200 (docs/speed.md), or the `loop` rows of your own benchmark.json; a cell is empty where there is none, and in
+brackets what was measured in stage compositing and is taken for another.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from imprint.errors import ImprintError, print_anything
+
+from . import arguments
+from .measure.costs import page
+from .measure.settings import Costs
+
+
+def main(argv: list[str] | None = None) -> None:
+    print_anything()
+    settings = arguments.parse(Costs, argv, __doc__)
+    try:
+        print(page(settings.benchmark, settings.gpus))
+    except ImprintError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What runs and data cost, computed from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imprint.config import PRESETS
+from imprint.errors import ImprintError
+from imprint.files import read_json
+from imprint.model import build_modules
+
+from ..loop.model import Model
+from ..loop.state import KEPT_STATES
+from ..settings import STAGES
+from .speed_report import table
+
+GIB = 2**30
+STATES_ON_DISK = KEPT_STATES + 1  # the kept ones, and one that is being written
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A measurement of training on one GPU."""
+
+    pictures_per_second: float
+    gib: float | None = None
+    """the most memory that PyTorch had allocated"""
+    stage: str = "compositing"
+
+
+RATES = {
+    # docs/speed.md: one H200, `loop:` with `--compile`
+    "tiny:512": Rate(3247),
+    "sd15:16": Rate(90.3, 30.3),
+    # docs/log.md, run 9: 256, 384 and 512 px by turns
+    "tiny:512, three resolutions": Rate(2030),
+}
+SCALING = 5500 / (2 * 3030)
+"""Of twice the speed of one GPU, what two of one machine reached (docs/log.md)."""
+BYTES_PER_PIXEL = 0.28
+"""Of JPEGs in shards, of quality 85: 110 DAVIS frames and COCO pictures."""
+SHARD = 500
+"""Pictures of a shard."""
+HELD = 4
+"""Bytes a pixel of a picture in memory: 8-bit colours, and alpha or mask."""
+MVIMGNET = 219_188
+"""Its objects; they come in 43 zips."""
+
+
+@dataclass(frozen=True)
+class Costed:
+    """A run of the pages."""
+
+    name: str
+    sizes: str
+    stage: str
+    images: int
+    rate: str
+    fresh: bool = False
+    """whether it starts from random weights, and so trains everything"""
+
+
+RUNS = (  # as the pages have them
+    Costed("tiny, identity, from nothing", "tiny", "identity", 4_000_000, "tiny:512", fresh=True),
+    Costed("tiny, compositing", "tiny", "compositing", 4_000_000, "tiny:512"),
+    Costed("tiny, compositing, 256 to 512 px", "tiny", "compositing", 4_000_000, "tiny:512, three resolutions"),
+    Costed("SD 1.5, warm-up", "sd15", "warmup", 1_000_000, "sd15:64, warm-up"),
+    Costed("SD 1.5, identity", "sd15", "identity", 4_800_000, "sd15:16"),
+    Costed("SD 1.5, compositing", "sd15", "compositing", 4_800_000, "sd15:16"),
+    Costed("SD 1.5, compositing, 40 epochs of 1.8 M pairs", "sd15", "compositing", 72_000_000, "sd15:16"),
+    Costed("SDXL, warm-up", "sdxl", "warmup", 1_000_000, "sdxl:64, warm-up"),
+    Costed("SDXL, identity", "sdxl", "identity", 4_000_000, "sdxl:4"),
+    Costed("SDXL, compositing", "sdxl", "compositing", 4_000_000, "sdxl:4"),
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A measurement of `training.prepare` with one worker."""
+
+    source: str
+    what: str
+    pictures: int
+    megabytes: float
+    """of all shards"""
+    core_seconds: float
+    """of processor time, with the 3 s that it takes to start"""
+    gib: float
+    """the most memory of the process"""
+
+
+PREPARED = (  # on a server CPU of 2026, beside other work
+    Prepared("coco", "355 pictures of COCO, `--longest-side 512`", 355, 18.4, 7.9, 0.30),
+    Prepared("davis", "20 sequences of DAVIS, 640 x 360", 536, 35.2, 15.0, 0.66),
+    Prepared("mvimgnet", "DAVIS's frames at 1280 x 720 in MVImgNet's zips, `--views 8`", 123, 20.7, 10.1, 0.72),
+    Prepared("youtube-vos", "the same in YouTube-VOS's `train.zip`", 272, 47.5, 17.5, 1.03),
+    Prepared("objects", "59 photos with masks, 640 px", 59, 6.2, 6.0, 0.56),
+    Prepared("captions", "100 pictures of COCO", 100, 7.5, 3.9, 0.26),
+    Prepared("meshes", "views of 320 px, half of them relit, by Mesa on the CPU", 240, 2.4, 30.2, 0.80),
+)
+
+
+def parameters(sizes: str, stage: str, fresh: bool = False) -> tuple[int, int]:
+    """A model's parameters without its autoencoder's: all, and those that the stage trains."""
+    with torch.device("meta"):
+        model = Model(build_modules(PRESETS[sizes], with_vae=False), PRESETS[sizes])
+    prefixes = ("",) if fresh else STAGES[stage].trained
+    counts = [(name.startswith(prefixes), parameter.numel()) for name, parameter in model.named_parameters()]
+    return sum(count for _, count in counts), sum(count for trained, count in counts if trained)
+
+
+def bytes_of(total: int, trained: int) -> tuple[int, int]:
+    """In fp32: what lies in a GPU's memory before any activation, and a state on disk.
+
+    Weights, of what is trained AdamW's two moments and the average, and in memory its gradients.
+    """
+    state = 4 * total + 12 * trained
+    return state + 4 * trained, state
+
+
+def rates_of(benchmark: Path | None) -> dict[str, Rate]:
+    """The measured ones; those of one's own `loop` rows (training.benchmark) in their place, the fastest of each.
+
+    Raises `ImprintError` for a file that is no benchmark.json.
+    """
+    if benchmark is None:
+        return RATES
+    expected = "give the benchmark.json of python -m training.benchmark"
+    report = read_json(benchmark, expected)
+    found: dict[str, Rate] = {}
+    for row in report.get("rows", ()) if isinstance(report, dict) else ():
+        kind, _, rest = row.get("row", "").partition(":")
+        if kind == "loop" and "error" not in row:
+            key, rate = rest.rpartition(":")[0], Rate(row["pictures_per_second"], row.get("allocated_gib"))
+            if key not in found or found[key].pictures_per_second < rate.pictures_per_second:
+                found[key] = rate
+    if not found:
+        raise ImprintError(f"{benchmark} has no row 'loop' that was measured; {expected}")
+    return found
+
+
+def runs(rates: dict[str, Rate], gpus: Sequence[int]) -> list[str]:
+    """A table of `RUNS`; a cell is empty where nothing was measured, and in brackets what was in another stage."""
+    rows = []
+    for run in RUNS:
+        rate = rates.get(run.rate)
+        hours = run.images / rate.pictures_per_second / 3600 if rate else None
+        shared = [f"{hours / (count * (SCALING if count > 1 else 1)):.2f}" if hours else "" for count in gpus]
+        measured = [f"{rate.pictures_per_second:,.0f}", f"{rate.gib:.1f}" if rate.gib else ""] if rate else ["", ""]
+        if rate and rate.stage != run.stage:
+            measured = [f"({text})" if text else "" for text in measured]
+        held, state = bytes_of(*parameters(run.sizes, run.stage, run.fresh))
+        sizes = f"{held / GIB:.1f}", measured[1], f"{STATES_ON_DISK * state / GIB:.1f}"
+        rows.append([run.name, f"{run.images / 1e6:g} M", measured[0], *shared, *sizes])
+    hours = " | ".join(f"hours on {count} GPU{'s' * (count > 1)}" for count in gpus)
+    titles = f"run | pictures | pictures/s | {hours} | weights and AdamW, GiB | GPU memory, GiB | states, GiB"
+    return table(titles, rows)
+
+
+def storage(side: int = 512, longest: int = 1280, views: int = 8, pool: int = 4, processes: int = 8) -> list[str]:
+    """A table of what the data of docs/512px.md take: on disk in GB, and in memory with `--pool`."""
+    picture = longest * (longest * 9 // 16) * BYTES_PER_PIXEL / 1e9
+    cutouts = pool * SHARD * HELD * side**2 / 1e9
+    photos = pool * SHARD * 2.5 * HELD * (1.5 * side) ** 2 / 1e9
+    rows = {
+        f"1,000 pictures of {longest} x {longest * 9 // 16} in shards": 1000 * picture,
+        f"one of MVImgNet's 43 zips, {views} views of each object": MVIMGNET / 43 * views * picture,
+        f"all 43 zips (3.4 TB, read once), {views} views of each object": MVIMGNET * views * picture,
+        f"memory, `--pool {pool}`: cut-outs of {side} px": cutouts,
+        f"memory, `--pool {pool}`: photos, 2 to 3 squares of {side * 3 // 2} px each": photos,
+        f"main memory for both, {processes} processes a node": processes * (cutouts + photos),
+        "36,000 cut-outs of 320 px, held in memory": 36_000 * HELD * 320**2 / 1e9,
+    }
+    return table("data | GB", [[name, f"{value:.3g}"] for name, value in rows.items()])
+
+
+def preparing() -> list[str]:
+    """A table of `PREPARED`, for 1,000 pictures."""
+    rows = []
+    for each in PREPARED:
+        disk, time = (f"{1e3 * value / each.pictures:.0f}" for value in (each.megabytes, each.core_seconds))
+        rows.append([f"`{each.source}`", each.what, disk, time, f"{each.gib:.1f}"])
+    return table("source | of | MB per 1,000 pictures | core seconds per 1,000 | memory, GiB", rows)
+
+
+def page(benchmark: Path | None, gpus: Sequence[int]) -> str:
+    """All tables. Raises `ImprintError` as `rates_of` does."""
+    parts = runs(rates_of(benchmark), gpus), storage(), preparing()
+    return "\n".join("\n".join(part[1:]) for part in parts)
