@@ -52,6 +52,7 @@ def test_a_preset_with_changes_or_a_whole_configuration(tmp_path):
         ("preset: micro\nresolution: 2026-11-29", "date is not JSON serializable"),
         (f"preset: micro\nresolution: {64 * 10**20}", "resolution is 64.*; it is 8192 pixels at most"),
         (f"preset: micro\nunet: {{widths: [{32 * 10**20}, {64 * 10**20}]}}", "no model of these sizes can be built"),
+        (f"preset: micro\nunet: {{widths: [{32 * 10**15}, {64 * 10**15}]}}", "no model of these sizes can be built"),
         ("[", "cannot be read"),
         ("- tiny", "holds list, where"),
     ],

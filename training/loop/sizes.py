@@ -42,7 +42,7 @@ def read_sizes(name: str) -> ImprintConfig:
     try:
         with torch.device("meta"):
             build_modules(config, with_vae=False)
-    except (RuntimeError, OverflowError, MemoryError) as error:  # numbers that are no sizes
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # numbers that are no sizes
         reason = str(error).partition("\n")[0]
         raise ImprintError(f"{path}: no model of these sizes can be built ({reason}); give smaller ones") from error
     return config
