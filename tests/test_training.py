@@ -281,6 +281,10 @@ def test_dry_run_prints_the_run_and_makes_nothing(data, tmp_path, capsys):
     train.main([*words(data, tmp_path / "run"), "--dry-run"])
     printed = json.loads(capsys.readouterr().out)
     assert printed["steps"] == 2 and printed["batch"] == 2 and printed["model"]["encoder"]["width"] == 32
+    with pytest.MonkeyPatch.context() as patch:  # of several processes one prints
+        patch.setattr("accelerate.Accelerator.is_main_process", False)
+        train.main([*words(data, tmp_path / "run"), "--dry-run"])
+    assert capsys.readouterr().out == ""
     assert not (tmp_path / "run").exists()
 
 

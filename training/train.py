@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> None:
         run = Run(settings)
         if settings.dry_run:
             run.try_data_and_folder()
-            print(json.dumps(described(run), indent=1))
+            if run.main:
+                print(json.dumps(described(run), indent=1))
+            run.accelerator.end_training()
         else:
             run.train()
             if run.asked:
