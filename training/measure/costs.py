@@ -30,6 +30,7 @@ class Rate:
     gib: float | None = None
     """the most memory that PyTorch had allocated"""
     stage: str = "compositing"
+    """what was measured; another stage's own rate has its name behind the key"""
 
 
 RATES = {
@@ -68,11 +69,11 @@ RUNS = (  # as the pages have them
     Costed("tiny, identity, from nothing", "tiny", "identity", 4_000_000, "tiny:512", fresh=True),
     Costed("tiny, compositing", "tiny", "compositing", 4_000_000, "tiny:512"),
     Costed("tiny, compositing, 256 to 512 px", "tiny", "compositing", 4_000_000, "tiny:512, three resolutions"),
-    Costed("SD 1.5, warm-up", "sd15", "warmup", 1_000_000, "sd15:64, warm-up"),
+    Costed("SD 1.5, warm-up", "sd15", "warmup", 1_000_000, "sd15:64, warmup"),
     Costed("SD 1.5, identity", "sd15", "identity", 4_800_000, "sd15:16"),
     Costed("SD 1.5, compositing", "sd15", "compositing", 4_800_000, "sd15:16"),
     Costed("SD 1.5, compositing, 40 epochs of 1.8 M pairs", "sd15", "compositing", 72_000_000, "sd15:16"),
-    Costed("SDXL, warm-up", "sdxl", "warmup", 1_000_000, "sdxl:64, warm-up"),
+    Costed("SDXL, warm-up", "sdxl", "warmup", 1_000_000, "sdxl:64, warmup"),
     Costed("SDXL, identity", "sdxl", "identity", 4_000_000, "sdxl:4"),
     Costed("SDXL, compositing", "sdxl", "compositing", 4_000_000, "sdxl:4"),
 )
@@ -151,7 +152,7 @@ def runs(rates: dict[str, Rate], gpus: Sequence[int]) -> list[str]:
     for run in RUNS:
         held, state = bytes_of(*parameters(run.sizes, run.stage, run.fresh))
         speed, shared, peak = "", [""] * len(gpus), ""
-        if rate := rates.get(run.rate):
+        if rate := rates.get(f"{run.rate}, {run.stage}") or rates.get(run.rate):
             form = "{}" if rate.stage == run.stage else "({})"
             speed = form.format(_number(rate.pictures_per_second))
             hours = run.images / rate.pictures_per_second / 3600
