@@ -70,8 +70,9 @@ def test_the_composites_that_are_measured_are_those_of_the_words(tmp_path, monke
         ImprintPipeline, "__call__", lambda *given, **named: calls.append(named) or call(*given, **named)
     )
     monkeypatch.setattr(ImprintPipeline, "compile", lambda pipeline, mode: modes.append(mode))
-    run(tmp_path, "--rows", "composite:micro:3:reduce-overhead")
-    assert modes == ["reduce-overhead"] and len(calls) == 1 + speed_inference.WINDOWS
+    row = run(tmp_path, "--rows", "composite:micro:3:reduce-overhead")["composite:micro:3:reduce-overhead"]
+    assert modes == ["reduce-overhead"] and len(calls) == 1 + speed_inference.WINDOWS + 2
+    assert row["difference_of_255"] == 0 and row["prepare_ms"] > 0 and row["finish_ms"] > 0
     assert {named["num_results"] for named in calls} == {3} and {named["fit"] for named in calls} == {"fill"}
 
 

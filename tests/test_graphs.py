@@ -1,5 +1,8 @@
-"""A step recorded as a CUDA graph draws what the plain one does. A tape of operators stands in for the graph: as one, it
-is replayed in the memory in which it was recorded, whatever Python has changed since."""
+"""A step recorded as a CUDA graph draws what the plain one does.
+
+A tape of operators stands in for the graph: as one, it is replayed in the memory in which it was recorded, whatever
+Python has changed since.
+"""
 
 import contextlib
 import types
@@ -143,7 +146,9 @@ def test_what_cannot_be_recorded_says_so(pipeline, scene, tapes):
         return made
 
     pipeline._compiled = Graphs(waits)
-    with pytest.raises(ImprintError, match=r"cannot be recorded .*\(operation not permitted when stream is capturing\)"):
+    with pytest.raises(
+        ImprintError, match=r"cannot be recorded .*\(operation not permitted when stream is capturing\)"
+    ):
         run(pipeline, scene)
 
 
