@@ -55,12 +55,14 @@ class Graphs:
             self.kept.clear()
         if not self.kept:  # memory that no graph uses any more is given back with its pool
             self.pool = torch.cuda.graph_pool_handle()
-        inputs = [each.clone() for each in tensors]
+        with torch.inference_mode(False):  # or they could only be written to in it
+            inputs = [each.clone() for each in tensors]
         own = iter(inputs)
         arguments = tuple(next(own) if isinstance(each, torch.Tensor) else each for each in arguments)
         named = {name: next(own) if isinstance(each, torch.Tensor) else each for name, each in named.items()}
         try:
-            made = _Graph(lambda: tuple(self.function(*arguments, **named)), inputs, self.pool)
+            with torch.cuda.device_of(inputs[0]):
+                made = _Graph(lambda: tuple(self.function(*arguments, **named)), inputs, self.pool)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
