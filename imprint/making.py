@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _LAYERS = ("shadow", "object", "light")
 """The names of `Lit.layers`, from below."""
+_UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
+"""A quarter of the time until the command draws went into importing these, of which it uses SciPy alone, and later."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Making:
     many: bool = False
     """Each picture's layers lie in a folder of its own."""
     overwrite: bool = False
+    alone: bool = False
+    """The process does nothing else: it need not import what diffusers and transformers do wherever it is installed."""
 
 
 @contextmanager
@@ -72,8 +77,25 @@ def needs_diffusers() -> Iterator[None]:
         raise ImprintError(f"the package '{error.name}' is missing; pip install 'imprint[pipeline]'") from error
 
 
+@contextmanager
+def _left_out(names: Sequence[str]) -> Iterator[None]:
+    """As if these packages were not installed, for what is imported meanwhile."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # None: Python's own way to say that there is none
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def open_pipeline(making: Making) -> ImprintPipeline:
     """The checkpoint's, on its device. Raises `ImprintError` where it cannot be had."""
+    with _left_out(_UNUSED if making.alone else ()):
+        return _opened(making)
+
+
+def _opened(making: Making) -> ImprintPipeline:
     import torch
 
     from .checkpoint import SHIPPED
@@ -98,7 +120,7 @@ def open_pipeline(making: Making) -> ImprintPipeline:
 
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
-        for module in (pipeline.unet, pipeline.vae):
+        for module in (pipeline.unet, pipeline.vae, pipeline.light):
             torch.nn.Module.to(module, memory_format=torch.channels_last)
     if making.compile:
         pipeline.compile()

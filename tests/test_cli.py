@@ -560,6 +560,24 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_process_of_its_own_imports_only_what_it_uses(tmp_path, alone):
+    """And others can still import the rest after it; where the command is called, they find all that is installed."""
+    words = ["demo", "--fit", "fill", "--steps", "1", "--out", str(tmp_path / "out.png")]
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from imprint.cli import main
+sys.argv = ["imprint", *{words!r}]
+assert main({None if alone else words!r}) == 0
+print(sorted({{"scipy.ndimage", "scipy.stats", "torch"}} & set(sys.modules)))
+import scipy.stats
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = ["scipy.ndimage", "torch"] if alone else ["scipy.ndimage", "scipy.stats", "torch"]
+    assert done.stdout.splitlines()[-1] == str(found)
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["--version"])
