@@ -17,6 +17,7 @@ from .images import Picture, as_mask, picture_part, picture_size
 from .light import Lit, relight, require_strengths, square_around
 from .lightnet import LightNet, load_light
 from .matte import matte_pixels
+from .model import computes_in_bf16
 from .phases import PRECISION, Phases, Prepared
 from .place import PlacedObject
 from .vae import decode
@@ -159,7 +160,7 @@ class Finishing(Phases):
         """The shipped one, unless there is another; loaded when it is first used."""
         if self.light is None:
             self.register_modules(light=load_light().to(self.device))
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and not (self.light.dtype == torch.bfloat16 and computes_in_bf16()):
             self.light.float()  # half precision takes a hundred times as long there
         return self.light
 
