@@ -116,8 +116,6 @@ class ImprintPipeline(Finishing):
         """
         config = self.model_config
         require_change(change, config)
-        for name, value in (("light", light), ("shadow", shadow), ("softness", softness)):
-            require_number(name, value)
         require_strengths(light, shadow, softness, light_from)
         settings = Finish(
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow, softness, light_from
