@@ -75,14 +75,20 @@ def _cutout(views: ObjectViews, encoder: EncoderConfig) -> tuple[torch.Tensor, t
 
 
 def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, int, int, int] | None:
-    """The box of the square where the object's cut-out lies, for one that was placed."""
+    """The box of the square where the object's cut-out lies, for one that was placed.
+
+    The hole's box is the object's, or that with more around it where that was too small to draw in.
+    """
     placement, box = crop.placement, bounding_boxes(views.masks[0])[0].cpu()
     if views.corner is not None:
         box = box + torch.tensor(views.corner * 2)
     else:
         rows, columns = placement.area
         hole = bounding_boxes(crop.hole.mask[None])[0] + torch.tensor([rows.start, columns.start] * 2)
-        if views.pictures[0].shape[2:] != (placement.height, placement.width) or not torch.equal(box, hole):
+        is_hole = tuple((box[2:] - box[:2]).tolist()) == crop.hole.drawn and bool(
+            (box[:2] >= hole[:2]).all() and (box[2:] <= hole[2:]).all()
+        )
+        if views.pictures[0].shape[2:] != (placement.height, placement.width) or not is_hole:
             return None
     half = float((box[2:] - box[:2]).max()) * (0.5 + encoder.object_margin)
     centre, scale = (box[:2] + box[2:]) / 2, crop.picture.shape[-1] / placement.side

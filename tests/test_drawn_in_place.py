@@ -49,12 +49,17 @@ def background():
     return photo(WIDTH, HEIGHT, seed=2)
 
 
+def layer_of(width: int, height: int) -> Image.Image:
+    """As large as the background, with an ellipse in it."""
+    whole = Image.new("RGBA", (WIDTH, HEIGHT))
+    whole.paste(cutout(width, height, seed=1), (5, 25))
+    return whole
+
+
 @pytest.fixture
 def layer():
-    """As large as the background: an ellipse, wider than high."""
-    whole = Image.new("RGBA", (WIDTH, HEIGHT))
-    whole.paste(cutout(100, 60, seed=1), (5, 25))
-    return whole
+    """Wider than high."""
+    return layer_of(100, 60)
 
 
 def test_in_its_outline_and_nowhere_else(model, background, layer):
@@ -98,14 +103,19 @@ def test_every_way_to_place_it(sketched, background, layer, where, monkeypatch):
     assert drawn[0].hint is not None
 
 
-def test_the_sketch_is_that_of_a_picture_of_the_background_s_size(sketched, background, layer):
-    """As the nodes show it, whose object has no corner: to the last bit, and another than that of a photo."""
-    config, outline = sketched.model_config, alpha_to_tensor(layer)
+@pytest.mark.parametrize("height", [60, 20])
+def test_the_sketch_is_that_of_a_picture_of_the_background_s_size(sketched, background, height):
+    """As the nodes show it, whose object has no corner: to the last bit, and another than that of a photo; also where
+    the hole is enlarged, since the object is too small to draw in.
+    """
+    config, layer = sketched.model_config, layer_of(100, height)
+    outline = alpha_to_tensor(layer)
     there = place_object(ObjectViews.of(layer), (HEIGHT, WIDTH), placed=True)
     colours, alpha = there.within((slice(0, HEIGHT), slice(0, WIDTH)))
     whole = ObjectViews((colours,), (alpha[0],))
     prepared = sketched.prepare(there.view, None, background, there.outline)
-    assert torch.equal(prepared.crop.hole.mask, (outline[0] > 0.5).float()[prepared.crop.placement.area])
+    same = torch.equal(prepared.crop.hole.mask, (outline[0] > 0.5).float()[prepared.crop.placement.area])
+    assert same == (height == 60)
     hint = control_hint(whole, prepared.crop, config.encoder)
     assert torch.equal(prepared.hint, hint)
     photo_of_it = ObjectViews(there.view.pictures, there.view.masks)
