@@ -297,7 +297,7 @@ def place_object(
     if fit == "fill" and (placed or place):
         raise ImprintError(
             f"fit is fill, by which the model draws into a mask, but {given[0]} says where the object goes; leave fit "
-            "out, or give a mask"
+            "out, take outline, by which it draws what was placed, or give a mask"
         )
     if (placed or place) and (rotate or flip):
         raise ImprintError(
