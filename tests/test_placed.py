@@ -191,7 +191,7 @@ def test_a_pipeline_without_a_light_network_takes_the_shipped_one(_placing, scen
         ({"fit": "cover"}, "fit is 'cover'"),
         ({"light": 1.6}, "light is 1.6; it must be a finite number from 0 to 1.5"),
         ({"shadow": -1}, "shadow is -1; it must be a finite number from 0 to 1.5"),
-        ({"softness": 2}, "softness 2"),
+        ({"softness": 2}, "softness is 2"),
         ({"rotate": "left"}, "rotate is 'left'"),
         ({"output_type": "latent"}, "never in the model's latents"),
         ({"mask": Image.new("L", (120, 90))}, "mask of the hole is empty"),
