@@ -95,9 +95,8 @@ def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
     evaluate = pipeline._compiled or evaluated
     local = None if scene.local is None else scene.local.expand(results, -1, -1)
     more = {"hint": scene.hint, "local": local}
-    told = {"config": pipeline.model_config, "control": pipeline.control, "hint": scene.hint}
-    if local is not None:
-        told["local"] = local.repeat(len(contexts) // results, 1, 1)
+    both = None if local is None else local.repeat(len(contexts) // results, 1, 1)
+    told = {"change": "both", "local": both, "control": pipeline.control, "hint": scene.hint}
     seen = timestep, latents, latent_hole, contexts.to(pipeline.unet.dtype), guidance
 
     def loop() -> None:
@@ -105,7 +104,7 @@ def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
 
     def model() -> None:
         for _ in range(STEPS):
-            evaluate(pipeline.unet, noise, *seen, **told)
+            evaluate(pipeline.unet, noise, *seen, config=pipeline.model_config, **told)
 
     # One after the other, so that what else the machine does meets both.
     loops, models = zip(*((trial.timed(loop, 1, warmup=0), trial.timed(model, 1, warmup=0)) for _ in range(WINDOWS)))
