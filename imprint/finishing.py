@@ -70,8 +70,6 @@ class Finish:
     def __post_init__(self) -> None:
         require_number("colour match", self.colour_match, 0, 1)
         require_number("detail", self.detail, 0, 1)
-        require_number("shadow", self.shadow)
-        require_number("softness", self.softness)
         require_strengths(0, self.shadow, self.softness, self.light_from)
         for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
             require_number(name, width, 0, MOST_FEATHER, whole=True)

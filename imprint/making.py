@@ -257,12 +257,13 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) ->
                 f"change is {part.placing['change']!r}, with which the model draws {part.objects[0]} in one with its "
                 "light; layers are of an object that is placed and lit: leave change or --layers out"
             )
-        for hole in (as_mask(mask)[0] for mask in masks if part.mask):
-            if hole.any() and is_drawn(hole, part.placing.get("fit", "contain")):
-                raise ImprintError(
-                    f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object "
-                    "that is placed: draw a box without fit fill, or give placed, at or align, or leave --layers out"
-                )
+        fit = part.placing.get("fit", "contain")
+        holes = (as_mask(mask)[0] for mask in masks if part.mask)
+        if fit != "contain" or any(hole.any() and is_drawn(hole, fit) for hole in holes):
+            raise ImprintError(
+                f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object that "
+                "is placed: draw a box, or give placed, at or align, without fit, or leave --layers out"
+            )
     for path in _layer_files(job, sum(map(len, areas)), making):
         require_writable(path)
         if os.path.realpath(path) == os.path.realpath(job.out):

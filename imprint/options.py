@@ -21,7 +21,7 @@ SHIPPED_STEPS = 8
 """Of the shipped checkpoint by default: of DPM++ 2M they draw what 20 of Euler do."""
 PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
 """The names, alike as options and as keys of a job."""
-_FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
+_FITS = ("contain", "fill", "outline")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
 """The words of `place.Align`, and of which axis each is."""
 _MOST = {"light": 1.5, "shadow": 1.5, "softness": 1.0}
@@ -66,8 +66,8 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--fit",
         choices=_FITS,
-        help="how it meets a box: contain (default) keeps its photo and proportions, fill lets the model draw it into "
-        "all of the box",
+        help="contain (default) keeps its photo and, in a box, its proportions; outline lets the model draw it where "
+        "the photo would lie, also with --placed, --at and --align; fill lets it draw into all of a box",
     )
     for name, what in (
         ("light", "how far a placed object takes the scene's light"),
@@ -240,7 +240,7 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     elif not has_mask and "align" not in values:
         raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
     if values.get("fit", "contain") not in _FITS:
-        raise ImprintError(f"fit is {values['fit']!r}; it must be {' or '.join(_FITS)}")
+        raise ImprintError(f"fit is {values['fit']!r}; it must be one of {', '.join(_FITS)}")
     for name, most in _MOST.items():
         _number(name, values.get(name, 0), 0, most)
     light_direction(values.get("light_from", "auto"))

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imprint.config import PRESETS
+from imprint.checkpoint import read_config
+from imprint.config import PRESETS, ImprintConfig
 from imprint.model import build_modules
 from imprint.noise import make_scheduler
 from imprint.pipeline import ImprintPipeline
@@ -25,10 +26,15 @@ STEPS = 20
 WINDOWS = 4
 
 
+def sizes_of(config: str) -> ImprintConfig:
+    """A preset's, or those of a checkpoint's file. Raises `ImprintError` for what is neither."""
+    return PRESETS[config] if config in PRESETS else read_config(config)
+
+
 def random_pipeline(config: str, device: torch.device) -> ImprintPipeline:
-    """Of a preset's sizes: fp16 on a GPU; in fp32 and channels_last on a CPU, as the command has it."""
+    """Of these sizes: fp16 on a GPU; in fp32 and channels_last on a CPU, as the command has it."""
     torch.manual_seed(0)
-    settings = PRESETS[config]
+    settings = sizes_of(config)
     with device:
         modules = build_modules(settings)
     half = device.type == "cuda"
@@ -54,7 +60,7 @@ def pictures(side: int) -> tuple[Image.Image, Image.Image, Image.Image]:
 
 @torch.no_grad()
 def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
-    """Times of `results` composites of one call, `STEPS` steps with the preset's guidance.
+    """Times of `results` composites of one call, `STEPS` steps with the guidance that the sizes say.
 
     mode: eager, offload (the same, with only what computes on the card), graph, or one of torch.compile's. Per step of
     the sampling loop, the same evaluations without the loop, what comes before and after it, the first call (with the
@@ -108,14 +114,18 @@ def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
     contexts = context if guidance == 1 else torch.cat([context, context])
     timestep = torch.tensor(500.0, device=noise.device)
     evaluate = pipeline._compiled or evaluated
+    local = None if scene.local is None else scene.local.expand(results, -1, -1)
+    more = {"hint": scene.hint, "local": local}
+    both = None if local is None else local.repeat(len(contexts) // results, 1, 1)
+    told = {"change": "both", "local": both, "control": pipeline.control, "hint": scene.hint}
     seen = timestep, latents, latent_hole, contexts.to(pipeline.unet.dtype), guidance
 
     def loop() -> tuple[torch.Tensor, torch.Tensor]:
-        return pipeline.denoise(context, latents, latent_hole, noise, STEPS)
+        return pipeline.denoise(context, latents, latent_hole, noise, STEPS, **more)
 
     def model() -> None:
         for _ in range(STEPS):
-            evaluate(pipeline.unet, noise, *seen, config=pipeline.model_config)
+            evaluate(pipeline.unet, noise, *seen, config=pipeline.model_config, **told)
 
     drawn = loop()
     parts = {
