@@ -119,8 +119,8 @@ def model_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the model first: a minute, or seconds where PyTorch has done it before; then steps are several "
-        "times as fast on a GPU. For drawn objects, in many jobs of one --resolution",
+        help="on a GPU, record a step as a CUDA graph, which takes a second and makes steps several times as fast; "
+        "elsewhere, compile it, in a minute. For drawn objects, in many jobs of one --resolution",
     )
     group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
     group.add_argument(
