@@ -119,7 +119,7 @@ def model_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="on a GPU, record a step as a CUDA graph, which takes a second and makes steps several times as fast; "
+        help="on a GPU, record a step as a CUDA graph, in the time of a few steps, so that no other waits for Python; "
         "elsewhere, compile it, in a minute. For drawn objects, in many jobs of one --resolution",
     )
     group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")

@@ -78,8 +78,8 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     def compile(self, mode: str | None = None, backend: str = "inductor") -> None:
         """Make a sampling step one, at its next use; again for another resolution, number of results or of views.
 
-        mode: "graph", the default on a GPU, records its kernels as a CUDA graph, which takes a second and draws the
-        same; the modes of torch.compile, of which "reduce-overhead" is made for a GPU and "default" is the default
+        mode: "graph", the default on a GPU, records its kernels as a CUDA graph, in the time of a few steps, and draws
+        the same; the modes of torch.compile, of which "reduce-overhead" is made for a GPU and "default" is the default
         elsewhere, make fewer kernels of them, which takes a minute, or seconds where PyTorch's cache on the disk knows
         them, and pictures then differ by rounding. backend: of torch.compile. To be called again once the UNet computes
         otherwise (attention processors, FreeU); LoRA files are noticed. Raises `ImprintError` for a graph without a
