@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code (argparse leaves with 2 on its own)."""
     print_anything()
     options = _parser().parse_args(with_negative_points(argv))
+    options.alone = argv is None
     # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
     # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -17,6 +17,7 @@ from .images import Picture, as_mask, picture_part, picture_size
 from .light import Lit, relight, require_strengths, square_around
 from .lightnet import LightNet, load_light
 from .matte import matte_pixels
+from .model import computes_in_bf16
 from .phases import PRECISION, Phases, Prepared
 from .place import PlacedObject
 from .vae import decode
@@ -69,8 +70,6 @@ class Finish:
     def __post_init__(self) -> None:
         require_number("colour match", self.colour_match, 0, 1)
         require_number("detail", self.detail, 0, 1)
-        require_number("shadow", self.shadow)
-        require_number("softness", self.softness)
         require_strengths(0, self.shadow, self.softness, self.light_from)
         for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
             require_number(name, width, 0, MOST_FEATHER, whole=True)
@@ -159,7 +158,7 @@ class Finishing(Phases):
         """The shipped one, unless there is another; loaded when it is first used."""
         if self.light is None:
             self.register_modules(light=load_light().to(self.device))
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and not (self.light.dtype == torch.bfloat16 and computes_in_bf16()):
             self.light.float()  # half precision takes a hundred times as long there
         return self.light
 

@@ -30,8 +30,8 @@ def control_hint(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> torc
 
     The mask is 1 where the object goes: in the collage's box if the hole is a box, else in the hole itself. It is 0
     around it and, like the collage, -1 beyond the background's border. Of several views the first is used. An object
-    that was placed, so that its picture is the background's size and its mask has the hole's box, keeps its place and
-    its proportions. Raises `ImprintError` for an object's mask that is empty.
+    that was placed keeps its place and its proportions: one whose corner is known, or whose picture is the background's
+    size and its mask has the hole's box. Raises `ImprintError` for an object's mask that is empty.
     """
     frame = _seen(crop)
     box = _room(crop.mask, frame)
@@ -75,15 +75,21 @@ def _cutout(views: ObjectViews, encoder: EncoderConfig) -> tuple[torch.Tensor, t
 
 
 def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, int, int, int] | None:
-    """The box of the square where the object's cut-out lies, for one that was placed."""
-    placement, picture = crop.placement, views.pictures[0]
-    if picture.shape[2:] != (placement.height, placement.width):
-        return None
-    rows, columns = placement.area
-    hole = bounding_boxes(crop.hole.mask[None])[0] + torch.tensor([rows.start, columns.start] * 2)
-    box = bounding_boxes(views.masks[0])[0].cpu()
-    if not torch.equal(box, hole):
-        return None
+    """The box of the square where the object's cut-out lies, for one that was placed.
+
+    The hole's box is the object's, or that with more around it where that was too small to draw in.
+    """
+    placement, box = crop.placement, bounding_boxes(views.masks[0])[0].cpu()
+    if views.corner is not None:
+        box = box + torch.tensor(views.corner * 2)
+    else:
+        rows, columns = placement.area
+        hole = bounding_boxes(crop.hole.mask[None])[0] + torch.tensor([rows.start, columns.start] * 2)
+        is_hole = tuple((box[2:] - box[:2]).tolist()) == crop.hole.drawn and bool(
+            (box[:2] >= hole[:2]).all() and (box[2:] <= hole[2:]).all()
+        )
+        if views.pictures[0].shape[2:] != (placement.height, placement.width) or not is_hole:
+            return None
     half = float((box[2:] - box[:2]).max()) * (0.5 + encoder.object_margin)
     centre, scale = (box[:2] + box[2:]) / 2, crop.picture.shape[-1] / placement.side
     corner = torch.tensor([placement.top, placement.left])

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .directions import light_direction
-from .errors import ImprintError, require_finite, require_same_size
+from .errors import require_finite, require_number, require_same_size
 from .hole import Placement
 from .images import Picture, picture_part, picture_size
 from .lightnet import LightMaps, LightNet
@@ -136,14 +136,11 @@ def relight(
 
 
 def require_strengths(light: float, shadow: float, softness: float, light_from: str | float = "auto") -> None:
-    """Raise `ImprintError` unless the first three are within their ranges and the last is a direction."""
+    """Raise `ImprintError` unless the first three are numbers within their ranges and the last is a direction."""
+    require_number("light", light, *STRENGTHS)
+    require_number("shadow", shadow, *STRENGTHS)
+    require_number("softness", softness, 0, 1)
     light_direction(light_from)
-    low, high = STRENGTHS
-    if not (low <= light <= high and low <= shadow <= high and 0 <= softness <= 1):
-        raise ImprintError(
-            f"light is {light:g}, shadow {shadow:g} and softness {softness:g}; the first two must be from {low:g} to "
-            f"{high:g}, softness from 0 to 1"
-        )
 
 
 def _seen(

@@ -9,7 +9,9 @@ adds what these say to the features in the hole's box. Layers come from an `oper
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import floordiv, mul, truediv
 from typing import Any
 
 import torch
@@ -45,7 +47,7 @@ class LocalScene:
 
     def cells(self, height: int, width: int) -> torch.Tensor:
         """The boxes (B, 4) in cells of a level, rounded down, and at least one cell high and wide."""
-        boxes = self.boxes * self.boxes.new_tensor([height, width] * 2) // self.boxes.new_tensor(self.size * 2)
+        boxes = _by_axis(floordiv, _by_axis(mul, self.boxes, (height, width)), self.size)
         return torch.cat([boxes[:, :2], boxes[:, 2:].maximum(boxes[:, :2] + 1)], 1)
 
 
@@ -70,9 +72,9 @@ class LocalBlock(nn.Module):
         side = math.isqrt(tokens.shape[2])
         square = tokens.unflatten(2, (side, side))
 
-        boxes = scene.boxes / scene.boxes.new_tensor(scene.size * 2)
+        boxes = _by_axis(truediv, scene.boxes, scene.size)
         if self.region == "box":
-            boxes = boxes * boxes.new_tensor(size * 2)
+            boxes = _by_axis(mul, boxes, size)
         seen = roi_align(features, boxes, side)
         changes = scene.changes.to(features)[:, :, None, None].expand(-1, -1, side, side)
         query = self.query(torch.cat([self.norm(seen), changes], 1))
@@ -94,6 +96,13 @@ class LocalBlocks(nn.ModuleList):
     def __init__(self, config: UNetConfig, width: int, operations: Any = nn, **factory: Any):
         channels = [each for each in config.widths[: config.local_levels] for _ in range(config.layers_per_block)]
         super().__init__(LocalBlock(each, width, config.local_region, operations, **factory) for each in channels)
+
+
+def _by_axis(
+    operation: Callable[[torch.Tensor, int], torch.Tensor], boxes: torch.Tensor, size: tuple[int, int]
+) -> torch.Tensor:
+    """Boxes (B, 4) and the size along each axis -> boxes; by Python's numbers, for which no device is waited."""
+    return torch.stack([operation(boxes[:, axis::2], length) for axis, length in enumerate(size)], 2).flatten(1)
 
 
 def input_blocks(config: UNetConfig) -> list[int]:

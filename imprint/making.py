@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _LAYERS = ("shadow", "object", "light")
 """The names of `Lit.layers`, from below."""
+_UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
+"""A quarter of the time until the command draws went into importing these, of which it uses SciPy alone, and later."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Making:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
-    """fp32, fp16, bf16 or auto: fp32, and when it is to be fast bf16 on a processor that computes with it."""
+    """fp32, fp16, bf16 or auto: fp32, and on a processor that computes with it bf16 for the light network and, when it
+    is to be fast, for all."""
     fast: bool = False
     """`FAST_STEPS` steps of DPM++ 2M."""
     steps: int | None = None
@@ -61,6 +65,8 @@ class Making:
     many: bool = False
     """Each picture's layers lie in a folder of its own."""
     overwrite: bool = False
+    alone: bool = False
+    """The process does nothing else: it need not import what diffusers and transformers do wherever it is installed."""
 
 
 @contextmanager
@@ -72,13 +78,31 @@ def needs_diffusers() -> Iterator[None]:
         raise ImprintError(f"the package '{error.name}' is missing; pip install 'imprint[pipeline]'") from error
 
 
+@contextmanager
+def _left_out(names: Sequence[str]) -> Iterator[None]:
+    """As if these packages were not installed, for what is imported meanwhile."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # None: Python's own way to say that there is none
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def open_pipeline(making: Making) -> ImprintPipeline:
     """The checkpoint's, on its device. Raises `ImprintError` where it cannot be had."""
+    with _left_out(_UNUSED if making.alone else ()):
+        return _opened(making)
+
+
+def _opened(making: Making) -> ImprintPipeline:
     import torch
 
     from .checkpoint import SHIPPED
 
     with needs_diffusers():
+        from .model import computes_in_bf16
         from .pipeline import ImprintPipeline
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -89,28 +113,22 @@ def open_pipeline(making: Making) -> ImprintPipeline:
         raise ImprintError(
             f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
         )
-    halved = making.fast and device == "cpu" and _computes_in_bf16()
-    name = making.dtype if making.dtype != "auto" else "bf16" if halved else "fp32"
+    half = making.dtype == "auto" and device == "cpu" and computes_in_bf16()
+    name = making.dtype if making.dtype != "auto" else "bf16" if making.fast and half else "fp32"
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
     pipeline = ImprintPipeline.from_checkpoint(making.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
     if making.fast or (making.steps is None and _is_shipped(making.checkpoint)):
         from diffusers import DPMSolverMultistepScheduler
 
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    if half:  # of a picture, light and shadow come out as true, in half the time
+        torch.nn.Module.to(pipeline.light, torch.bfloat16, memory_format=torch.channels_last)
     if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
         for module in (pipeline.unet, pipeline.vae):
             torch.nn.Module.to(module, memory_format=torch.channels_last)
     if making.compile:
         pipeline.compile()
     return pipeline
-
-
-def _computes_in_bf16() -> bool:
-    """Whether this processor has instructions for it; without them torch is slower in bf16 than in fp32."""
-    import torch
-
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch, and private
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def _steps(making: Making) -> int | None:
@@ -239,12 +257,13 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) ->
                 f"change is {part.placing['change']!r}, with which the model draws {part.objects[0]} in one with its "
                 "light; layers are of an object that is placed and lit: leave change or --layers out"
             )
-        for hole in (as_mask(mask)[0] for mask in masks if part.mask):
-            if hole.any() and is_drawn(hole, part.placing.get("fit", "contain")):
-                raise ImprintError(
-                    f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object "
-                    "that is placed: draw a box without fit fill, or give placed, at or align, or leave --layers out"
-                )
+        fit = part.placing.get("fit", "contain")
+        holes = (as_mask(mask)[0] for mask in masks if part.mask)
+        if fit != "contain" or any(hole.any() and is_drawn(hole, fit) for hole in holes):
+            raise ImprintError(
+                f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object that "
+                "is placed: draw a box, or give placed, at or align, without fit, or leave --layers out"
+            )
     for path in _layer_files(job, sum(map(len, areas)), making):
         require_writable(path)
         if os.path.realpath(path) == os.path.realpath(job.out):

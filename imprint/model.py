@@ -71,3 +71,9 @@ def load_modules(modules: dict[str, torch.nn.Module], checkpoint: Checkpoint) ->
         module = modules[part]
         load = module.load_hub_state_dict if isinstance(module, IDEncoder) else module.load_state_dict
         load(tensors)
+
+
+def computes_in_bf16() -> bool:
+    """Whether this processor has instructions for it; without them torch is slower in bf16 than in fp32."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch, and private
+    return any(getattr(torch.cpu, name, bool)() for name in asked)

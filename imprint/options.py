@@ -21,7 +21,7 @@ SHIPPED_STEPS = 8
 """Of the shipped checkpoint by default: of DPM++ 2M they draw what 20 of Euler do."""
 PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
 """The names, alike as options and as keys of a job."""
-_FITS = ("contain", "fill")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
+_FITS = ("contain", "fill", "outline")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
 """The words of `place.Align`, and of which axis each is."""
 _MOST = {"light": 1.5, "shadow": 1.5, "softness": 1.0}
@@ -66,8 +66,8 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--fit",
         choices=_FITS,
-        help="how it meets a box: contain (default) keeps its photo and proportions, fill lets the model draw it into "
-        "all of the box",
+        help="contain (default) keeps its photo and, in a box, its proportions; outline lets the model draw it where "
+        "the photo would lie, also with --placed, --at and --align; fill lets it draw into all of a box",
     )
     for name, what in (
         ("light", "how far a placed object takes the scene's light"),
@@ -101,7 +101,8 @@ def model_settings() -> argparse.ArgumentParser:
         "--dtype",
         choices=("auto", "fp32", "fp16", "bf16"),
         default="auto",
-        help="auto: fp32, and with --fast bf16 on a processor that computes with it; default: %(default)s",
+        help="auto: fp32, and on a processor that computes with it bf16 for light and shadow, with --fast for all; "
+        "default: %(default)s",
     )
     group.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default: %(default)s")
     group.add_argument(
@@ -118,8 +119,8 @@ def model_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the model first: a minute, or seconds where PyTorch has done it before; then steps are several "
-        "times as fast on a GPU. For drawn objects, in many jobs of one --resolution",
+        help="on a GPU, record a step as a CUDA graph, in the time of a few steps, so that no other waits for Python; "
+        "elsewhere, compile it, in a minute. For drawn objects, in many jobs of one --resolution",
     )
     group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
     group.add_argument(
@@ -239,7 +240,7 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     elif not has_mask and "align" not in values:
         raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
     if values.get("fit", "contain") not in _FITS:
-        raise ImprintError(f"fit is {values['fit']!r}; it must be {' or '.join(_FITS)}")
+        raise ImprintError(f"fit is {values['fit']!r}; it must be one of {', '.join(_FITS)}")
     for name, most in _MOST.items():
         _number(name, values.get(name, 0), 0, most)
     light_direction(values.get("light_from", "auto"))

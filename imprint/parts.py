@@ -15,6 +15,7 @@ from .checkpoint import ALL_PARTS, SHIPPED, Checkpoint, save_checkpoint
 from .config import ImprintConfig
 from .encoder import IDEncoder
 from .errors import ImprintError
+from .graphs import Graphs
 from .lightnet import LightNet, load_light
 from .model import load_model, module_tensors
 from .noise import make_scheduler
@@ -31,8 +32,8 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     _optional_components: ClassVar[list[str]] = ["light", "control"]
     text_encoder = None  # the LoRA loader asks for it
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
-    _compiled: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
-    """`evaluated`, compiled."""
+    _compiled: Callable[..., tuple[torch.Tensor, ...]] | None = None
+    """`evaluated`, recorded or compiled."""
 
     def __init__(
         self,
@@ -75,17 +76,25 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
 
     def compile(self, mode: str | None = None, backend: str = "inductor") -> None:
-        """Compile a sampling step as one, at its next use: a minute, or seconds where PyTorch's cache on the disk knows
-        it. Worth it for many pictures of one resolution, number of results and of views; others compile anew.
+        """Make a sampling step one, at its next use; again for another resolution, number of results or of views.
 
-        mode, backend: of torch.compile; by default mode "reduce-overhead" on a GPU, which replays CUDA graphs, and
-        "default" elsewhere. Pictures differ by rounding. Where PyTorch lacks what it compiles with, the next drawing
-        raises `ImprintError`.
+        mode: "graph", the default on a GPU, records its kernels as a CUDA graph, in the time of a few steps, and draws
+        the same; the modes of torch.compile, of which "reduce-overhead" is made for a GPU and "default" is the default
+        elsewhere, make fewer kernels of them, which takes a minute, or seconds where PyTorch's cache on the disk knows
+        them, and pictures then differ by rounding. backend: of torch.compile. To be called again once the UNet computes
+        otherwise (attention processors, FreeU); LoRA files are noticed. Raises `ImprintError` for a graph without a
+        GPU; so does the next drawing where PyTorch lacks what it compiles with.
         """
+        device = self._execution_device.type
+        if mode is None and backend == "inductor" and device == "cuda":
+            mode = "graph"
+        if mode == "graph":
+            if device != "cuda":
+                raise ImprintError(f"CUDA graphs need a CUDA device, and this pipeline is on {device}; leave mode out")
+            self._compiled = Graphs(evaluated)
+            return
         from torch._dynamo.exc import BackendCompilerFailed  # half a second, which only compiling needs
 
-        if mode is None and backend == "inductor" and self.device.type == "cuda":
-            mode = "reduce-overhead"
         step = torch.compile(evaluated, mode=mode, backend=backend, dynamic=False)
 
         def compiled(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,6 +109,12 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
                 ) from error
 
         self._compiled = compiled
+
+    def _step(self) -> Callable[..., tuple[torch.Tensor, ...]]:
+        """`evaluated` for the steps of one drawing, as `compile` has made it."""
+        if isinstance(self._compiled, Graphs):
+            self._compiled.renew()
+        return self._compiled or evaluated
 
     @classmethod
     def load_lora_into_text_encoder(cls, *_args: Any, **_kwargs: Any) -> None:

@@ -22,7 +22,6 @@ from .images import Picture, as_mask_in_place, colours_of
 from .noise import with_timesteps
 from .parts import Parts
 from .preprocess import black_picture
-from .unet import evaluated
 from .vae import encode
 from .views import ObjectViews
 
@@ -170,7 +169,7 @@ class Phases(Parts):
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
         # The schedule stays on the CPU: asking it there for a step's numbers waits for no device.
         times = scheduler.timesteps.to(noise.device).unbind()
-        evaluate = self._compiled or evaluated
+        evaluate = self._step()
         more = {"change": change or "both", "local": local, "control": self.control, "hint": hint}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
             for index, timestep in enumerate(scheduler.timesteps):

@@ -5,8 +5,8 @@ A box, an alignment, a place or a placed picture keeps the object's own photo:
     place_object    the photo -> where it was put in the frame, its edge clean
     finish_placed   -> relit by a small network, with its shadow -> over the background
 
-In an outline, or with `fit="fill"` or `change`, the model draws the object, in the order of IMPRINT's figure 2 (arXiv
-2403.10701):
+In an outline, or with `fit="fill"`, `fit="outline"` or `change`, the model draws the object, in the order of IMPRINT's
+figure 2 (arXiv 2403.10701):
 
     prepare         the object -> encoder -> adapter -> context;  the background -> crop -> hole painted grey -> latents
     denoise         noise -> latents of the crop, and the matte
@@ -88,13 +88,14 @@ class ImprintPipeline(Finishing):
         """Put the object into the background.
 
         A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light,
-        shadow and edge change; so too with `placed`, `place` or `align`. Only an outline, `fit="fill"` or `change`
-        makes the model draw it.
+        shadow and edge change; so too with `placed`, `place` or `align`. Only an outline, `fit="fill"`,
+        `fit="outline"` or `change` makes the model draw it.
 
         Args:
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
             placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
-                without one `align` is in the whole background.
+                without one `align` is in the whole background. With "outline" the model draws what was placed, in its
+                outline; a sketch of it that a model is shown lies there too.
             light, shadow, softness, light_from: see `relight`; `light` is for a placed object, since a drawn one has
                 its light from the drawing.
             change: what the model may change of the object, if it can be told: "keep" (nothing), "light", "pose" or
@@ -115,8 +116,6 @@ class ImprintPipeline(Finishing):
         """
         config = self.model_config
         require_change(change, config)
-        for name, value in (("light", light), ("shadow", shadow), ("softness", softness)):
-            require_number(name, value)
         require_strengths(light, shadow, softness, light_from)
         settings = Finish(
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow, softness, light_from
@@ -164,7 +163,7 @@ class ImprintPipeline(Finishing):
             rotate=rotate,
             flip=flip,
         )
-        if there is not None and change is None:
+        if there is not None and change is None and fit == "contain":
             output = self.finish_placed(
                 background, there, light, shadow, softness, light_from, blend_mask, num_results, output_type
             )
@@ -172,7 +171,7 @@ class ImprintPipeline(Finishing):
             return output if return_dict else output.to_tuple()
 
         if there is not None:
-            views, mask = there.view, there.hole
+            views, mask = there.view, there.outline if fit == "outline" else there.hole
         scene = self.prepare(views, None, background, mask, blend_mask, context, resolution)
         # The latents stay in fp32 whatever the models' precision: with zero terminal SNR the first sigma is 4,518.
         shape = (num_results, *scene.latents.shape[1:])

@@ -15,13 +15,15 @@ from typing import Any, Literal
 import torch
 
 from .errors import ImprintError, require_number, require_same_size
+from .images import full_strength
 from .masks import what_is_white
 from .preprocess import bounding_boxes
 from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe
 from .views import ObjectViews
 
-FITS = ("contain", "fill")
-"""How an object meets a box: with its own proportions, or stretched to it by the model, as it sees fit."""
+FITS = ("contain", "fill", "outline")
+"""How an object meets a box: its photo, with its own proportions; drawn by the model, into all of the box as it sees
+fit; or drawn where its photo would lie, in its outline."""
 ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
 DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
 """How an object may be aligned, the default first: shares of the room that it leaves in its box, from the left, the
@@ -194,7 +196,7 @@ class PlacedObject:
     @property
     def view(self) -> ObjectViews:
         """The object as a photo of its own, as it lies in the frame."""
-        return ObjectViews((self.colours[None],), (self.alpha[None],))
+        return ObjectViews((self.colours[None],), (self.alpha[None],), self.corner)
 
     @property
     def hole(self) -> torch.Tensor:
@@ -202,6 +204,13 @@ class PlacedObject:
         hole = self.alpha.new_zeros(1, *self.size)
         hole[(0, *self.area)] = 1
         return hole
+
+    @property
+    def outline(self) -> torch.Tensor:
+        """(1, H, W) in [0, 1]: the frame, the object's alpha in its box, at its `full_strength`."""
+        outline = self.alpha.new_zeros(1, *self.size)
+        outline[(slice(None), *self.area)] = full_strength(self.alpha[None])
+        return outline
 
     def within(self, area: tuple[slice, slice]) -> tuple[torch.Tensor, torch.Tensor]:
         """Colours (1, 3, h, w) and alpha (1, 1, h, w) in a part of the frame that holds the object; 0 around it."""
@@ -264,7 +273,7 @@ def place_object(
     it.
 
     One of four says where: placed: the first view is a picture of the frame's size, and the object lies in it where it
-    shall lie; place: a `Place`; mask (H, W), above 0.5: where it is a box, and `fit` is "contain", the object is fitted
+    shall lie; place: a `Place`; mask (H, W), above 0.5: where it is a box, and `fit` not "fill", the object is fitted
     into it (`fit_into`), with `align` as that says; align: without a mask, the whole frame is the box. With another
     mask, or "fill", the model draws. rotate, flip: for a box, as in `fit_into`, "auto" for the turn that fills it best.
     Raises `ImprintError` for none or several of the four, and as they do.
@@ -288,7 +297,7 @@ def place_object(
     if fit == "fill" and (placed or place):
         raise ImprintError(
             f"fit is fill, by which the model draws into a mask, but {given[0]} says where the object goes; leave fit "
-            "out, or give a mask"
+            "out, take outline, by which it draws what was placed, or give a mask"
         )
     if (placed or place) and (rotate or flip):
         raise ImprintError(

@@ -145,7 +145,7 @@ _ONE = 2048  # OpenCV's, in fixed point
 
 def resize_in_8_bits(pictures: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Whole numbers to 255, (B, C, H, W) -> (B, C, height, width): OpenCV's INTER_LINEAR, to the last bit."""
-    values = pictures.long()
+    values = pictures.int()
     (left, right), shares = _taps(pictures.shape[3], width, pictures.device)
     values = (values[..., left] * shares[0] + values[..., right] * shares[1]) >> 4
     rows, shares = _taps(pictures.shape[2], height, pictures.device)
@@ -159,7 +159,7 @@ def _taps(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, t
     first = places.floor()
     shares = torch.stack([1 - (places - first), places - first])
     pixels = torch.stack([first, first + 1]).long().clamp(0, length - 1)
-    return pixels.to(device), (shares * _ONE).round().long().to(device)
+    return pixels.to(device), (shares * _ONE).round().int().to(device)
 
 
 def _seen(boxes: torch.Tensor, size: int, frame: torch.Size) -> tuple[slice, slice]:

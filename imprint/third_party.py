@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,8 @@ from . import anydoor
 from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
 from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
-from .files import require_no_lfs_pointer
 from .local import input_blocks
+from .released import read_tensors, says_safetensors
 
 KINDS: dict[str, dict[str, Any]] = {
     # scripts/inference.py: the object on black; all tokens; "the object should fully extend to the edges of the image"
@@ -374,74 +371,9 @@ def _is_third_party(path: Path) -> bool:
     """Any torch file, as our own never are, or a safetensors file with a UNet under latent diffusion's names."""
     if not os.path.isfile(path):
         return False
-    if _says_safetensors(path):
+    if says_safetensors(path):
         with open_safetensors(path) as file:
             return any(name.startswith(PREFIXES["unet"]) for name in file.keys())
     with path.open("rb") as file:
         start = file.read(4)
     return start == b"PK\x03\x04" or start[:1] == b"\x80"
-
-
-def _says_safetensors(path: Path) -> bool:
-    """By its first bytes or its name; torch's reader goes by the name too."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
-
-
-def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Every tensor of a torch or safetensors file by name, left on disk where the format allows it.
-
-    Raises `ImprintError` for a file that is absent, not whole, or holds anything but weights; nothing in it is
-    executed. A pickle is refused where this torch cannot read it safely: see `require_safe_pickles`.
-    """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise ImprintError(f"{path}: no such file; give the path of a released checkpoint (.pth, .ckpt, .safetensors)")
-    require_no_lfs_pointer(path)
-    if _says_safetensors(path):
-        with open_safetensors(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    require_safe_pickles(path)
-    try:
-        with _inert_classes():
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
-        what = f"'{reason[1]}'" if reason else "something"
-        raise ImprintError(
-            f"{path} holds {what} that is not a weight, and could run any code when opened; it was not opened: "
-            "download it again from its authors, or give a .safetensors file"
-        ) from error
-    except Exception as error:  # torch's reader fails in many ways on files that are cut off or of another kind
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ImprintError(f"{path} is truncated, or no torch file ({reason}); download it again") from error
-    found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
-    items = found.items() if isinstance(found, Mapping) else ()
-    named = {name: value for name, value in items if isinstance(value, torch.Tensor) and isinstance(name, str)}
-    if not named:
-        raise ImprintError(f"{path} holds no tensors by name; give the file that the model's README names")
-    return named
-
-
-def require_safe_pickles(path: str | os.PathLike) -> None:
-    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code
-    (CVE-2025-32434).
-    """
-    if torch.__version__ < (2, 6):
-        raise ImprintError(
-            f"{path} is a pickle, and torch {torch.__version__} can be made to run code that is hidden in one; update "
-            "torch to 2.6 or newer, or give a .safetensors file"
-        )
-
-
-def _inert_classes() -> AbstractContextManager:
-    """Lets torch's safe reader pass over what Lightning writes beside the weights: stand-ins that do nothing."""
-    names = (
-        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy", "dtype"),
-    )
-    nothing = {"__init__": lambda self, *_: None, "__setstate__": lambda self, _: None}
-    stand_ins = [type(name, (), nothing | {"__module__": home, "__qualname__": name}) for home, name in names]
-    return torch.serialization.safe_globals(stand_ins)

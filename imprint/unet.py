@@ -91,9 +91,9 @@ def conditions(seen: torch.Tensor, config: ImprintConfig) -> dict[str, torch.Ten
     if not config.unet.pooled_width:
         return None
     height, width = (side * config.latent.downscale for side in seen.shape[2:])
-    sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=seen.device)
-    nothing = sizes.new_zeros(len(seen), config.unet.pooled_width)
-    return {"text_embeds": nothing, "time_ids": sizes.expand(len(seen), -1)}
+    sizes = torch.zeros(len(seen), 6, device=seen.device)
+    sizes[:, 0::4], sizes[:, 1::4] = height, width  # numbers, for which no device is waited
+    return {"text_embeds": sizes.new_zeros(len(seen), config.unet.pooled_width), "time_ids": sizes}
 
 
 def control_residuals(
@@ -151,8 +151,7 @@ def with_background(
     mask = hole if config.concat_mask == "hole" else 1 - hole
     beside = [mask, background] if config.concat_order == "mask, background" else [background, mask]
     if config.changes:
-        told = noisy.new_tensor(CHANGES[change])[:, None, None]
-        beside.append(told.expand(len(noisy), -1, *noisy.shape[2:]))
+        beside += [torch.full_like(noisy[:, :1], value) for value in CHANGES[change]]
     return torch.cat([noisy, *beside], 1)
 
 

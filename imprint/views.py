@@ -22,6 +22,8 @@ class ObjectViews:
     """Each (1, 3, H, W) in [0, 1]."""
     masks: tuple[torch.Tensor, ...]
     """One for each picture, (1, H, W) in [0, 1] with 1 = object; soft edges count."""
+    corner: tuple[int, int] | None = None
+    """Row and column of the first picture's upper left pixel in the background, for an object that was placed there."""
 
     def __post_init__(self) -> None:
         require_masks(len(self.pictures), len(self.masks))

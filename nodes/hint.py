@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..imprint.errors import ImprintError
 from ..imprint.images import full_strength
 from .control import hints
-from .sampling import crops_of
+from .sampling import context_input, crops_of, resolution_input
 from .tensors import broadcast, fit_mask, to_bchw, to_bhwc
 from .unet import imprint_config
 
@@ -31,23 +31,12 @@ class ImprintShowHint(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The object, from Condition on Object."),
                 io.Image.Input("background", tooltip="As on Draw Object."),
                 io.Mask.Input("mask", tooltip="As on Draw Object: a box, or an outline that the object shall fill."),
-                io.Float.Input(
-                    "context",
-                    default=2.0,
-                    min=1.0,
-                    max=8.0,
-                    step=0.1,
-                    tooltip="As on Draw Object: side of the square crop over the longer side of the mask's box; "
-                    "default 2.",
+                context_input(
+                    2.0,
+                    "As on Draw Object: side of the square crop over the longer side of the mask's box; default 2.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    advanced=True,
-                    tooltip="As on Draw Object: side in pixels at which the model sees the crop. 0 (default): the "
+                resolution_input(
+                    "As on Draw Object: side in pixels at which the model sees the crop. 0 (default): the "
                     "checkpoint's own.",
                 ),
             ],

@@ -86,9 +86,9 @@ def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -
     hole = as_mask(pictures["mask"])[0] if "mask" in pictures else None
     change = where.pop("change", None)
     put = place_object(views, tuple(frame.shape[2:]), hole, **where)
-    if put is None or part.blend_mask or change:
+    if put is None or part.blend_mask or change or where.get("fit", "contain") != "contain":
         raise ImprintError(
-            "it is to be drawn by the model (an outline, fill, change or a blend mask); this node places objects: give "
+            "it is to be drawn by the model (an outline, fit, change or a blend mask); this node places objects: give "
             "a box, at, align or placed, or use Draw Object or the command imprint batch"
         )
     lit = relight(net, frame, put, **strengths)

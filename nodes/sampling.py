@@ -28,6 +28,16 @@ _SEEDS = 2**64
 _SAMPLED = "take another sampler, scheduler or cfg, or start ComfyUI with --force-fp32"
 
 
+def context_input(default: float, tooltip: str) -> io.Input:
+    """The side of the crop over the longer side of the mask's box."""
+    return io.Float.Input("context", default=default, min=1.0, max=8.0, step=0.1, tooltip=tooltip)
+
+
+def resolution_input(tooltip: str) -> io.Input:
+    """At which the model sees the crop; 0: the checkpoint's."""
+    return io.Int.Input("resolution", default=0, min=0, max=4096, step=8, advanced=True, tooltip=tooltip)
+
+
 class ImprintCompositeSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -111,24 +121,14 @@ class ImprintCompositeSampler(io.ComfyNode):
                     "model, which starts from pure noise; ddim_uniform is ObjectStitch's, Paint-by-Example's, "
                     "ControlCom's and AnyDoor's; karras spends most steps on detail.",
                 ),
-                io.Float.Input(
-                    "context",
-                    default=1.3,
-                    min=1.0,
-                    max=8.0,
-                    step=0.1,
-                    tooltip="Side of the square crop over the longer side of the mask's box, 1 to 8; default 1.3. "
+                context_input(
+                    1.3,
+                    "Side of the square crop over the longer side of the mask's box, 1 to 8; default 1.3. "
                     "Raise it (2 to 3) when light or perspective do not fit the scene: the model sees more of it, with "
                     "fewer pixels for the object.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    advanced=True,
-                    tooltip="Side in pixels at which the model sees the crop. 0 (default): the checkpoint's own, 256 "
+                resolution_input(
+                    "Side in pixels at which the model sees the crop. 0 (default): the checkpoint's own, 256 "
                     "for the shipped one, which also knows 384 and 512: sharper in holes that are larger than 256 "
                     "pixels, in two to four times the time.",
                 ),

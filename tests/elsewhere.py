@@ -42,10 +42,12 @@ class _Operators(TorchDispatchMode):
 
 
 class _Numbers(TorchFunctionMode):
-    """Tensors of Python's numbers, which torch makes without calling an operator."""
+    """Tensors of Python's numbers, which torch makes without calling an operator: on `DEVICE` without a value."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], _Elsewhere):
+            args = args[0], tree_map_only(list, torch.tensor, args[1], is_leaf=_is_list), *args[2:]
         if function is torch.Tensor.new_tensor and isinstance(args[0], _Elsewhere):
             return _Elsewhere(args[0].inner.new_tensor(*args[1:], **kwargs))
         if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == DEVICE.type:
@@ -83,6 +85,10 @@ def _call(function: Any, args: tuple, kwargs: dict) -> Any:
     if "out" in kwargs or function.name().split("::")[1].split(".")[0].endswith("_"):
         return args[0]
     return tree_map_only(torch.Tensor, _Elsewhere, result) if result_there else result
+
+
+def _is_list(values: Any) -> bool:
+    return isinstance(values, list)
 
 
 def _inner(values: Any) -> Any:

@@ -118,13 +118,42 @@ def told_config() -> ImprintConfig:
     )
 
 
+def sketched_config() -> ImprintConfig:
+    """As `micro_config`, with all that AnyDoor does otherwise: a ControlNet that sees a sketch, a linear adapter."""
+    config = micro_config()
+    encoder = dataclasses.replace(
+        config.encoder,
+        object_margin=0.1,
+        several_views=False,
+        surroundings="white",
+        resize="opencv",
+        nothing="black",
+    )
+    return dataclasses.replace(
+        config,
+        background="control",
+        encoder=encoder,
+        adapter=dataclasses.replace(config.adapter, kind="linear", layers=0, heads=1),
+        noise=third_party_config().noise,
+    )
+
+
 def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True) -> Checkpoint:
     """Random weights that react to the object as strongly as trained ones."""
     from imprint.model import build_modules, module_tensors
 
     torch.manual_seed(seed)
     modules = build_modules(config, with_vae)
-    torch.nn.init.normal_(modules["adapter"].null_embedding)
+    if config.encoder.nothing == "learned":
+        torch.nn.init.normal_(modules["adapter"].null_embedding)
+    if config.background == "control":  # whose last layers are zero until they are trained
+        control = modules["control"]
+        for layer in (
+            *control.controlnet_down_blocks,
+            control.controlnet_mid_block,
+            control.controlnet_cond_embedding.conv_out,
+        ):
+            torch.nn.init.normal_(layer.weight, std=0.1)
     return Checkpoint(config, module_tensors(modules))
 
 

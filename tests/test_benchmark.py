@@ -11,9 +11,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from leaving import refused
-from micro import micro_config
+from micro import fresh_checkpoint, micro_config, sketched_config, told_config
 from nightly import at_night
 
+from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS
 from imprint.pipeline import ImprintPipeline
 from training import benchmark
@@ -70,9 +71,22 @@ def test_the_composites_that_are_measured_are_those_of_the_words(tmp_path, monke
         ImprintPipeline, "__call__", lambda *given, **named: calls.append(named) or call(*given, **named)
     )
     monkeypatch.setattr(ImprintPipeline, "compile", lambda pipeline, mode: modes.append(mode))
-    run(tmp_path, "--rows", "composite:micro:3:reduce-overhead")
-    assert modes == ["reduce-overhead"] and len(calls) == 1 + speed_inference.WINDOWS
+    row = run(tmp_path, "--rows", "composite:micro:3:reduce-overhead")["composite:micro:3:reduce-overhead"]
+    assert modes == ["reduce-overhead"] and len(calls) == 1 + speed_inference.WINDOWS + 2
+    assert row["difference_of_255"] == 0 and row["prepare_ms"] > 0 and row["finish_ms"] > 0
     assert {named["num_results"] for named in calls} == {3} and {named["fit"] for named in calls} == {"fill"}
+
+
+@pytest.mark.parametrize("config", [sketched_config, told_config])
+def test_composites_of_the_sizes_that_a_file_says(tmp_path, config):
+    """With all that these models see in a step, in a batch of two as in one."""
+    save_checkpoint(tmp_path / "other.safetensors", fresh_checkpoint(config()))
+    names = [f"composite:{tmp_path / 'other.safetensors'}:{results}:eager" for results in (1, 2)]
+    for name, row in run(tmp_path, "--rows", *names, "composite:tyni:1:eager").items():
+        if name in names:
+            assert row["ms_per_step"] > 0 and row["model_ms_per_step"] > 0, row
+        else:
+            assert "tyni: no such file" in row["error"]
 
 
 def test_the_baseline_is_for_sd_15_s_sizes(tmp_path):

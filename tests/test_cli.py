@@ -14,7 +14,7 @@ from leaving import refused
 from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
 
-from imprint import __version__, cli, making
+from imprint import __version__, cli, finishing, making, model
 from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
@@ -132,25 +132,30 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
 
 
 @pytest.mark.parametrize(
-    ("words", "able", "expected"),
+    ("words", "able", "whole", "light"),
     [
-        ([], True, torch.float32),
-        (["--fast"], True, torch.bfloat16),
-        (["--fast"], False, torch.float32),
-        (["--fast", "--dtype", "fp32"], True, torch.float32),
-        (["--dtype", "bf16"], False, torch.bfloat16),
+        ([], True, torch.float32, torch.bfloat16),
+        ([], False, torch.float32, torch.float32),
+        (["--fast"], True, torch.bfloat16, torch.bfloat16),
+        (["--fast"], False, torch.float32, torch.float32),
+        (["--fast", "--dtype", "fp32"], True, torch.float32, torch.float32),
+        (["--dtype", "bf16"], True, torch.bfloat16, torch.bfloat16),
+        (["--dtype", "bf16"], False, torch.bfloat16, torch.float32),
+        (["--dtype", "fp16"], True, torch.float16, torch.float32),
     ],
 )
-def test_fast_is_in_half_precision_where_the_processor_computes_so(files, monkeypatch, words, able, expected):
-    seen, call = [], ImprintPipeline.__call__
-    monkeypatch.setattr(making, "_computes_in_bf16", lambda: able)
+def test_half_precision_is_used_where_the_processor_computes_so(files, monkeypatch, words, able, whole, light):
+    seen, call, relight = [], ImprintPipeline.__call__, finishing.relight
+    for module in (finishing, model):
+        monkeypatch.setattr(module, "computes_in_bf16", lambda: able)
     monkeypatch.setattr(
         ImprintPipeline,
         "__call__",
         lambda pipeline, **given: seen.append(pipeline.unet.dtype) or call(pipeline, **given),
     )
-    assert cli.main([*command(files, device="cpu"), *words]) == 0
-    assert seen == [expected]
+    monkeypatch.setattr(finishing, "relight", lambda net, *given: seen.append(net.dtype) or relight(net, *given))
+    assert cli.main([*command(files, device="cpu"), *words, "--fit", "contain"]) == 0
+    assert seen == [whole, light]
 
 
 def spy(method, calls: list[dict]):
@@ -558,6 +563,24 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
 def test_importing_the_package_imports_nothing_heavy():
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import imprint; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_process_of_its_own_imports_only_what_it_uses(tmp_path, alone):
+    """And others can still import the rest after it; where the command is called, they find all that is installed."""
+    words = ["demo", "--fit", "fill", "--steps", "1", "--out", str(tmp_path / "out.png")]
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from imprint.cli import main
+sys.argv = ["imprint", *{words!r}]
+assert main({None if alone else words!r}) == 0
+print(sorted({{"scipy.ndimage", "scipy.stats", "torch"}} & set(sys.modules)))
+import scipy.stats
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = ["scipy.ndimage", "torch"] if alone else ["scipy.ndimage", "scipy.stats", "torch"]
+    assert done.stdout.splitlines()[-1] == str(found)
 
 
 def test_version(capsys):

@@ -55,6 +55,17 @@ INPUTS = {
 }
 
 
+def test_the_device_takes_lists_for_indices():
+    """torch makes them tensors of the device, and would leave them without a value there."""
+    values = torch.arange(12.0).view(3, 4)
+    with elsewhere():
+        there = put(values)
+        for index in ([2], [0, 2], (slice(None), [3, 1]), ([1], 2)):
+            assert torch.equal(there[index].cpu(), values[index]), index
+        there[[1]] = 7.0
+        assert there.cpu()[1].tolist() == [7.0] * 4 and there.cpu()[0].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_works_where_its_tensors_lie(name: str):
     step, inputs = STEPS[name], INPUTS.get(name.split()[0], (MASK,))

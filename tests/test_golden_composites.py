@@ -102,12 +102,12 @@ def test_pipeline(shipped):
 
 
 def test_command_line(tmp_path):
-    """From files to a file, with detail."""
+    """From files to a file, with detail; on every processor in fp32."""
     for name, picture in zip(("background", "mask"), street()):
         picture.save(tmp_path / f"{name}.png")
     words = ["composite", "--object", str(SAMPLES / "duck.webp"), "--out", str(tmp_path / "out.png"), "--device", "cpu"]
     words += ["--background", str(tmp_path / "background.png"), "--mask", str(tmp_path / "mask.png")]
-    assert cli.main([*words, "--steps", str(STEPS), "--seed", "0", "--colour-match", "0.5"]) == 0
+    assert cli.main([*words, "--steps", str(STEPS), "--seed", "0", "--colour-match", "0.5", "--dtype", "fp32"]) == 0
     compare("command-line", Image.open(tmp_path / "out.png"))
 
 

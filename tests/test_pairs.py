@@ -1,6 +1,7 @@
 """Pairs: their kinds, holes, light and shadow, and which of them a step sees."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from runs import words
 from imprint.masks import LEVELS, hole_pixels
 from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample
 from training.loop import validation
+from training.loop.ahead import Ahead
 from training.loop.run import Run
 from training.loop.source import Source, interleave
 from training.loop.validation import Validation
@@ -57,6 +59,36 @@ def test_what_a_step_sees_does_not_depend_on_the_steps_before(data, tmp_path, lo
             torch.cat([getattr(seen[step], name).float() for step in pair]).flatten(1) for pair in ((0, 1), (2, 3))
         )
         assert sorted(row.sum().item() for row in one) == pytest.approx(sorted(row.sum().item() for row in two))
+
+
+def test_pairs_made_beside_the_steps_are_the_same(data, tmp_path, loaded):
+    """In a thread of their own, a block ahead; also after a step elsewhere."""
+    run = Run(parse_train(words(data, tmp_path / "run")))
+    maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
+    plain, ahead = (Source(maker, run.autoencoder, run.settings, 0, CPU) for _ in range(2))
+    assert plain.ahead is None
+    ahead.ahead, threads, made = Ahead(CPU), [], ahead._made
+    ahead._made = lambda number: threads.append((number, threading.current_thread().name)) or made(number)
+    for step in (0, 3, 4, 5, 13, 2):
+        for name, value in vars(plain.batch(step)).items():
+            assert name == "text" or torch.equal(value, getattr(ahead.batch(step), name)), step
+    ahead.wait()
+    here = threading.current_thread().name
+    assert threads == [(n, here if n in (0, 3) else "ahead_0") for n in (0, 1, 2, 3, 4)] + [(0, here), (1, "ahead_0")]
+
+
+def test_what_fails_beside_the_steps_fails_in_the_step_that_needs_it():
+    def make(number: int) -> int:
+        if number == 2:
+            raise ValueError("a broken picture")
+        return number
+
+    ahead = Ahead(CPU)
+    assert [ahead.take(number, make) for number in (0, 1)] == [0, 1]
+    ahead.wait()
+    with pytest.raises(ValueError, match="a broken picture"):
+        ahead.take(2, make)
+    assert ahead.take(1, make) == 1
 
 
 def test_sides_take_turns_by_their_shares_with_as_many_pixels_each(data, tmp_path, loaded):

@@ -192,7 +192,7 @@ BAD_KEYS = {
     "rotate (in degrees, or auto) is inf; it must be a finite number": {"mask": "box.png", "rotate": "inf"},
     "rotate is auto, which fills a box": {"at": [1, 2], "rotate": "auto"},
     "rotate and flip turn what is fitted into a box": {"placed": True, "object": "layer.png", "flip": True},
-    "fit is 'cover'; it must be contain or fill": {"mask": "box.png", "fit": "cover"},
+    "fit is 'cover'; it must be one of contain, fill, outline": {"mask": "box.png", "fit": "cover"},
     "light is 2; it must be a finite number from 0 to 1.5": {"mask": "box.png", "light": 2},
     "shadow is -1; it must be a finite number from 0 to 1.5": {"mask": "box.png", "shadow": -1},
     "softness is 1.2; it must be a finite number from 0 to 1": {"mask": "box.png", "softness": 1.2},

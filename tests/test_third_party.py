@@ -25,13 +25,13 @@ from imprint.errors import ImprintError
 from imprint.model import build_modules, load_modules, module_tensors
 from imprint.noise import make_scheduler
 from imprint.preprocess import prepare_object
+from imprint.released import read_tensors
 from imprint.third_party import (
     KINDS,
     convert,
     from_tensors,
     kind_of,
     open_checkpoint,
-    read_tensors,
     read_third_party,
     with_diffusers_names,
 )

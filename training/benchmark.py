@@ -9,7 +9,8 @@ Every row is written to FOLDER/benchmark.json and FOLDER/benchmark.md as soon as
     search:SIZES:BATCH:MODE          `step` with cuDNN trying its convolutions out
     memory:SIZES:eager|checkpointing peak memory by batch size, and the largest batch under a set limit
     diffusers:SIZES:BATCH            diffusers' own example on the same UNet: --baseline, run as a process of its own
-    composite:SIZES:RESULTS:MODE     composites that the model draws, RESULTS in one call, with 20 steps and guidance
+    composite:SIZES:RESULTS:MODE     composites that the model draws, RESULTS in one call, with 20 steps and guidance;
+                                     MODE may also be graph, or offload; SIZES may also be a checkpoint's file
     gpus:N:SIZES:BATCH:MODE          `step` and `loop` in N processes through torchrun
 
 Weights are random and pictures noise: neither changes the speed. Steps are `training.loop.run.Run.step`.

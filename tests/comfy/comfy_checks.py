@@ -1434,6 +1434,7 @@ def check_a_job_refuses_what_it_cannot_do():
         ("", "not JSON"),
         ("}", "nothing to say where"),
         (', "mask": "imprint_hole.png"}', "object 1 of 1", "Draw Object"),
+        (', "at": [200, 390], "fit": "outline"}', "object 1 of 1", "Draw Object"),
         (', "at": [9, 9], "object_mask": "../secret.png"}', "outside ComfyUI's input folder"),
         (', "at": [9, 9], "object_mask": "/etc/hostname"}', "outside ComfyUI's input folder"),
         (', "align": "left", "height": 400, "inset": 0.2}', "object 1 of 1", "height is 400, but in the 240x240"),

@@ -16,7 +16,8 @@ from imprint.config import PRESETS, EncoderConfig, ImprintConfig
 from imprint.encoder import IDEncoder, from_meta_names
 from imprint.errors import ImprintError
 from imprint.model import build_modules, module_tensors
-from imprint.third_party import PREFIXES, read_tensors, with_diffusers_names
+from imprint.released import read_tensors
+from imprint.third_party import PREFIXES, with_diffusers_names
 
 from .model import with_matte
 

@@ -19,13 +19,15 @@ from ..pairs.making import PairMaker
 from ..pairs.pictures import Photos, Views
 from ..pairs.streams import Pool, StreamedPairs
 from ..settings import STAGES, Size, Train
+from .ahead import Ahead
 
 
 class Source:
     """Endless batches: a block of pairs is made and encoded, then used `reuse` times with fresh noise.
 
-    Making pairs costs about as much as training on them once. Which pairs a batch has depends on the seed, the process
-    and its number alone, so that a continued run sees the same.
+    Making pairs costs about as much as training on them once; on a GPU the next block's are made beside the steps.
+    Which pairs a batch has depends on the seed, the process and its number alone, so that a continued run sees the
+    same.
     """
 
     def __init__(
@@ -47,6 +49,9 @@ class Source:
                 require_bucket(size, maker.config)
         self.slots = interleave(shares, settings.block)
         self.block: tuple[int, dict[Size, Batch]] | None = None
+        # Not of streams, whose pictures change from turn to turn, nor while the steps' own graphs may be recorded.
+        beside = device.type == "cuda" and settings.compile != "reduce-overhead"
+        self.ahead = Ahead(device) if beside and not isinstance(maker, StreamedPairs) else None
 
     def generator(self, *numbers: int) -> torch.Generator:
         """A generator for this process that depends on nothing but the seed and the numbers."""
@@ -95,19 +100,27 @@ class Source:
         number, within = divmod(index, len(self.slots) * self.settings.reuse)
         if self.block is None or self.block[0] != number:
             self.block = None  # frees the last one first
-            if isinstance(self.maker, StreamedPairs):
-                self.maker.turn = number // self.settings.refresh
-            generator = self.generator(1, number)
-            made = {
-                size: self.make(self.slots.count(size) * self._count(size), generator, size)
-                for size in dict.fromkeys(self.slots)
-            }
-            self.block = number, made
+            self.block = number, self.ahead.take(number, self._made) if self.ahead else self._made(number)
         turn, slot = divmod(within, len(self.slots))
         size = self.slots[slot]
         pairs, count, place = self.block[1][size], self._count(size), self.slots[:slot].count(size)
         order = torch.randperm(len(pairs.target), generator=self.generator(2, number, turn), device=self.device)
         return pairs[order[place * count : (place + 1) * count]]
+
+    def wait(self) -> None:
+        """Until no pairs are being made beside the steps."""
+        if self.ahead:
+            self.ahead.wait()
+
+    def _made(self, number: int) -> dict[Size, Batch]:
+        """The pairs of a block."""
+        if isinstance(self.maker, StreamedPairs):
+            self.maker.turn = number // self.settings.refresh
+        generator = self.generator(1, number)
+        return {
+            size: self.make(self.slots.count(size) * self._count(size), generator, size)
+            for size in dict.fromkeys(self.slots)
+        }
 
     def _count(self, size: Size) -> int:
         return self._as_many_pixels(self.settings.batch, size)

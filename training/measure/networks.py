@@ -32,7 +32,7 @@ from imprint.checkpoint import open_safetensors
 from imprint.errors import ImprintError
 from imprint.images import image_to_tensor
 from imprint.preprocess import MEAN_AND_STD
-from imprint.third_party import require_safe_pickles
+from imprint.released import require_safe_pickles
 
 from .tasks import Photo, Scene
 

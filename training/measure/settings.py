@@ -161,8 +161,8 @@ class ContactSheets:
 
 ROWS = tuple(
     (
-        "peak composite:sd15:1:eager composite:sd15:1:reduce-overhead composite:sd15:8:reduce-overhead "
-        "composite:tiny:1:eager composite:tiny:1:reduce-overhead "
+        "peak composite:sd15:1:eager composite:sd15:1:graph composite:sd15:8:graph composite:sd15:1:offload "
+        "composite:sd15:1:reduce-overhead composite:tiny:1:eager composite:tiny:1:graph "
         "step:sd15:16:eager step:sd15:16:default diffusers:sd15:16 kernels:sd15:16:default loop:sd15:16:default "
         "memory:sd15:eager step:tiny:512:default loop:tiny:512:default step:tiny:512:reduce-overhead "
         "loop:tiny:512:reduce-overhead search:sd15:16:default step:sd15:48:default memory:sd15:checkpointing"

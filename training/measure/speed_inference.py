@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imprint.config import PRESETS
+from imprint.checkpoint import read_config
+from imprint.config import PRESETS, ImprintConfig
 from imprint.model import build_modules
 from imprint.noise import make_scheduler
 from imprint.pipeline import ImprintPipeline
@@ -25,10 +26,15 @@ STEPS = 20
 WINDOWS = 4
 
 
+def sizes_of(config: str) -> ImprintConfig:
+    """A preset's, or those of a checkpoint's file. Raises `ImprintError` for what is neither."""
+    return PRESETS[config] if config in PRESETS else read_config(config)
+
+
 def random_pipeline(config: str, device: torch.device) -> ImprintPipeline:
-    """Of a preset's sizes: fp16 on a GPU; in fp32 and channels_last on a CPU, as the command has it."""
+    """Of these sizes: fp16 on a GPU; in fp32 and channels_last on a CPU, as the command has it."""
     torch.manual_seed(0)
-    settings = PRESETS[config]
+    settings = sizes_of(config)
     with device:
         modules = build_modules(settings)
     half = device.type == "cuda"
@@ -54,19 +60,32 @@ def pictures(side: int) -> tuple[Image.Image, Image.Image, Image.Image]:
 
 @torch.no_grad()
 def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
-    """Times of `results` composites of one call, `STEPS` steps with the preset's guidance.
+    """Times of `results` composites of one call, `STEPS` steps with the guidance that the sizes say.
 
-    mode: eager, or one of torch.compile's. Per step of the sampling loop, the same evaluations without the loop, the
-    first call (with the compilation) and a whole later one.
+    mode: eager, offload (the same, with only what computes on the card), graph, or one of torch.compile's. Per step of
+    the sampling loop, the same evaluations without the loop, what comes before and after it, the first call (with the
+    compilation) and a whole later one; and how far the pictures are from those of plain steps, of 255.
     """
     pipeline = random_pipeline(config, trial.device)
-    if mode != "eager":
+    if mode == "offload":
+        trial.require_cuda()
+        pipeline.enable_model_cpu_offload()
+    elif mode != "eager":
         pipeline.compile(mode)
     subject, background, hole = pictures(pipeline.model_config.resolution)
 
-    def whole() -> None:
-        generator = torch.Generator().manual_seed(0)
-        pipeline(subject, None, background, hole, STEPS, generator=generator, fit="fill", num_results=results)
+    def whole(output_type: str = "pil") -> list[Image.Image] | torch.Tensor:
+        return pipeline(
+            subject,
+            None,
+            background,
+            hole,
+            STEPS,
+            generator=torch.Generator().manual_seed(0),
+            fit="fill",
+            num_results=results,
+            output_type=output_type,
+        ).images
 
     trial.synchronize()
     began = time.perf_counter()
@@ -78,6 +97,14 @@ def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
     composites = median([trial.timed(whole, 1, warmup=0) for _ in range(WINDOWS)])
     memory = trial.peak_memory()
 
+    values = {
+        "pictures_per_second": results / composites["seconds"],
+        "spread": composites["spread"],
+        "composite_seconds": composites["seconds"],
+        "first_seconds": first,
+    } | memory
+    if mode == "offload":
+        return values
     scene = pipeline.prepare(subject, None, background, hole)
     context, latents, latent_hole = (
         each.expand(results, *each.shape[1:]) for each in (scene.context, scene.latents, scene.hole)
@@ -87,22 +114,31 @@ def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
     contexts = context if guidance == 1 else torch.cat([context, context])
     timestep = torch.tensor(500.0, device=noise.device)
     evaluate = pipeline._compiled or evaluated
+    local = None if scene.local is None else scene.local.expand(results, -1, -1)
+    more = {"hint": scene.hint, "local": local}
+    both = None if local is None else local.repeat(len(contexts) // results, 1, 1)
+    told = {"change": "both", "local": both, "control": pipeline.control, "hint": scene.hint}
     seen = timestep, latents, latent_hole, contexts.to(pipeline.unet.dtype), guidance
 
-    def loop() -> None:
-        pipeline.denoise(context, latents, latent_hole, noise, STEPS)
+    def loop() -> tuple[torch.Tensor, torch.Tensor]:
+        return pipeline.denoise(context, latents, latent_hole, noise, STEPS, **more)
 
     def model() -> None:
         for _ in range(STEPS):
-            evaluate(pipeline.unet, noise, *seen, config=pipeline.model_config)
+            evaluate(pipeline.unet, noise, *seen, config=pipeline.model_config, **told)
 
-    # One after the other, so that what else the machine does meets both.
-    loops, models = zip(*((trial.timed(loop, 1, warmup=0), trial.timed(model, 1, warmup=0)) for _ in range(WINDOWS)))
-    return {
-        "pictures_per_second": results / composites["seconds"],
-        "spread": composites["spread"],
-        "ms_per_step": median(loops)["seconds"] / STEPS * 1e3,
-        "model_ms_per_step": median(models)["seconds"] / STEPS * 1e3,
-        "composite_seconds": composites["seconds"],
-        "first_seconds": first,
-    } | memory
+    drawn = loop()
+    parts = {
+        "ms_per_step": loop,
+        "model_ms_per_step": model,
+        "prepare_ms": lambda: pipeline.prepare(subject, None, background, hole),
+        "finish_ms": lambda: pipeline.finish(scene, *drawn),
+    }
+    # One after the other, so that what else the machine does meets all.
+    rounds = [[trial.timed(part, 1, warmup=0) for part in parts.values()] for _ in range(WINDOWS)]
+    for name, seconds in zip(parts, zip(*rounds)):
+        values[name] = median(seconds)["seconds"] / (STEPS if name.endswith("step") else 1) * 1e3
+    if mode != "eager":
+        made, pipeline._compiled = whole("pt"), None
+        values["difference_of_255"] = float((made - whole("pt")).abs().max() * 255)
+    return values

@@ -62,6 +62,12 @@ def markdown(report: dict) -> str:
                 f"`{row['row']}`: pairs are made at {row['pairs_made_per_second']:,.0f}/s, each used {row['reuse']} "
                 f"times; kernels run {row['busy']:.1%} of the time, the longest gap is {row['longest_gap_ms']:.2f} ms."
             )
+        elif "prepare_ms" in row:
+            other = row.get("difference_of_255")
+            lines.append(
+                f"`{row['row']}`: {row['prepare_ms']:.0f} ms before the drawing, {row['finish_ms']:.0f} after it."
+                + ("" if other is None else f" At most {other:.2g} of 255 from plain steps.")
+            )
         elif "groups_ms" in row:
             lines.append(f"`{row['row']}`: {row['kernels_per_step']} kernels per step, {row['busy']:.1%} of the time.")
             lines += table("kernels | ms per step", [[name, f"{ms:.2f}"] for name, ms in row["groups_ms"].items()])

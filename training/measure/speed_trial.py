@@ -118,6 +118,11 @@ class Trial:
     def step(self, index: int) -> None:
         self.run.step(self.source, index, self.meter)
 
+    def steps_from(self, first: int, count: int) -> None:
+        """So many steps, one after another."""
+        for index in range(first, first + count):
+            self.step(index)
+
     def timed(self, work: Callable[[], object], repeats: int, warmup: int = 3) -> float:
         """Seconds that `work` takes, on average."""
         for _ in range(warmup if repeats > 1 else min(warmup, 1)):
@@ -147,6 +152,7 @@ class Trial:
         """
         for index in range(3):
             self.step(index)
+        self.source.wait()  # for the pairs of the next block, which are made beside the steps
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
 
