@@ -189,6 +189,10 @@ def test_rendered_pairs_show_the_object_in_two_lights_over_one_background(folder
     assert torch.equal(batch.picture * free, batch.background * free)
     assert batch.shadow.amax((1, 2, 3)).tolist() == pytest.approx([0.5] * 8, abs=0.03)
     assert (batch.rendered == 1).all() and batch.shading.shape == (8, 6, SIDE, SIDE)
+    # The object in the light of its own photo, exposed, and not what the scene shows in its place.
+    shown, alone = radiance.to_linear(batch.picture), groups.radiance[:8, scenes.channels("alone")].float()
+    exposed = torch.where((solid > 0) & (shown < radiance.SHOULDER), shown / alone, torch.nan)
+    assert (exposed / exposed.nanmean((1, 2, 3), keepdim=True) - 1).abs().nan_to_num().max() < 0.02
     # Uniform discs: the difference of light is one factor per colour, before the tone.
     assert ((batch.picture - batch.target).abs() * solid).amax() > 0.02
 
