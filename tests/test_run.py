@@ -211,12 +211,14 @@ class LaysOut(torch.optim.AdamW):
         return super().step(closure)
 
 
-def test_a_run_in_eight_bits_goes_on_exactly(data, tmp_path, monkeypatch):
-    """Weights are laid out before the first step as after it; rounding depends on it."""
+@pytest.mark.parametrize("package", [None, "bitsandbytes"])
+def test_a_run_in_eight_bits_goes_on_exactly(data, tmp_path, monkeypatch, package):
+    """Weights are laid out before the first step as after it; rounding depends on it. Moments are in the state."""
+    kind = pytest.importorskip(package, minversion="0.50").optim.AdamW8bit if package else LaysOut  # 0.50 knows CPUs
 
     def optimizer(model, settings, split):
         assert model.unet.conv_in.weight.is_contiguous() and settings.optimizer == "adamw8bit"
-        return LaysOut([each for each in model.parameters() if each.requires_grad], lr=settings.lr)
+        return kind([each for each in model.parameters() if each.requires_grad], lr=settings.lr)
 
     monkeypatch.setattr(training_run, "make_optimizer", optimizer)
     whole, again = tmp_path / "whole", tmp_path / "again"

@@ -21,7 +21,7 @@ from imprint.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from imprint.config import PRESETS
 from training import costs, prepare, settings, train
 from training.loop import validation
-from training.measure.costs import RATES
+from training.measure.costs import RATES, Rate
 
 SMOKE = "--images 4 --batch 2 --block 2 --reuse 2 --log-every 1 --save-every 2 --lr-warmup 1 --device cpu".split()
 SMALL = {"training.train": SMOKE, "training.decoder": "--images 4 --batch 2 --held-out 2 --device cpu".split()}
@@ -171,3 +171,5 @@ def test_the_cost_tables_are_the_command_s_and_its_rates_are_measured(capsys):
         assert words in measured
     assert "5,500" in diary and "3,030" in diary and "2,030" in diary
     assert (RATES["sd15:16"].pictures_per_second, RATES["tiny:512"].pictures_per_second) == (90.3, 3247)
+    sdxl = (ROOT / "docs/bases.md").read_text()
+    assert "| 0.80: 5.0 pictures/s | 52.4 |" in sdxl and RATES["sdxl:4"] == Rate(5.0, 52.4)

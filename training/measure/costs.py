@@ -39,6 +39,8 @@ RATES = {
     "sd15:16": Rate(90.3, 30.3),
     # docs/log.md, run 9: 256, 384 and 512 px by turns
     "tiny:512, three resolutions": Rate(2030),
+    # docs/bases.md: one H200, not compiled, with --checkpointing; pairs ready: their making is not counted
+    "sdxl:4": Rate(5.0, 52.4),
 }
 SCALING = 5500 / (2 * 3030)
 """Of twice the speed of one GPU, what two of one machine reached (docs/log.md)."""
