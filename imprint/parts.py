@@ -79,11 +79,12 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         """Make a sampling step one, at its next use; again for another resolution, number of results or of views.
 
         mode: "graph", the default on a GPU, records its kernels as a CUDA graph, in the time of a few steps, and draws
-        the same; the modes of torch.compile, of which "reduce-overhead" is made for a GPU and "default" is the default
-        elsewhere, make fewer kernels of them, which takes a minute, or seconds where PyTorch's cache on the disk knows
-        them, and pictures then differ by rounding. backend: of torch.compile. To be called again once the UNet computes
-        otherwise (attention processors, FreeU); LoRA files are noticed. Raises `ImprintError` for a graph without a
-        GPU; so does the next drawing where PyTorch lacks what it compiles with.
+        the same, but in half precision for rounding: the UNet is then brought to channels_last. The modes of
+        torch.compile, of which "reduce-overhead" is made for a GPU and "default" is the default elsewhere, make fewer
+        kernels of them, which takes a minute, or seconds where PyTorch's cache on the disk knows them, and pictures
+        then differ by rounding. backend: of torch.compile. To be called again once the UNet computes otherwise
+        (attention processors, FreeU); LoRA files are noticed. Raises `ImprintError` for a graph without a GPU; so does
+        the next drawing where PyTorch lacks what it compiles with.
         """
         device = self._execution_device.type
         if mode is None and backend == "inductor" and device == "cuda":
@@ -91,6 +92,8 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         if mode == "graph":
             if device != "cuda":
                 raise ImprintError(f"CUDA graphs need a CUDA device, and this pipeline is on {device}; leave mode out")
+            if self.unet.dtype != torch.float32:  # cuDNN computes half precision in this order, or reorders twice
+                torch.nn.Module.to(self.unet, memory_format=torch.channels_last)
             self._compiled = Graphs(evaluated)
             return
         from torch._dynamo.exc import BackendCompilerFailed  # half a second, which only compiling needs

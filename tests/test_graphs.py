@@ -160,6 +160,25 @@ def test_what_cannot_be_recorded_says_so(pipeline, scene, tapes):
         run(pipeline, scene)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_is_recorded_in_channels_last(tmp_path, scene, tapes, monkeypatch, dtype):
+    """No layer between the first and the last reorders the picture; in fp32 nothing changes."""
+    save_checkpoint(tmp_path / "micro.safetensors", fresh_checkpoint(micro_config()))
+    pipeline = DrawingPipeline.from_checkpoint(tmp_path / "micro.safetensors", torch_dtype=dtype)
+    plain = run(pipeline, scene, num_inference_steps=2).images
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(DrawingPipeline, "_execution_device", torch.device("cuda"))
+        pipeline.compile()
+    made = run(pipeline, scene, num_inference_steps=2).images
+    layers = [args for function, args, *_ in tapes[0].calls if function is torch.ops.aten.convolution.default]
+    wide = [args for args in layers if args[1].shape[-1] > 1]
+    lasts = [all(each.is_contiguous(memory_format=torch.channels_last) for each in args[:2]) for args in wide]
+    if dtype == torch.float32:
+        assert torch.equal(plain, made) and not any(lasts)
+    else:
+        assert (plain - made).abs().max() < 0.02 and len(lasts) > 5 and all(lasts[1:])
+
+
 def test_there_are_none_without_a_gpu(pipeline):
     with pytest.raises(ImprintError, match="CUDA graphs need a CUDA device, and this pipeline is on cpu"):
         pipeline.compile("graph")
