@@ -163,3 +163,8 @@ def test_what_cannot_be_recorded_says_so(pipeline, scene, tapes):
 def test_there_are_none_without_a_gpu(pipeline):
     with pytest.raises(ImprintError, match="CUDA graphs need a CUDA device, and this pipeline is on cpu"):
         pipeline.compile("graph")
+
+
+def test_a_mode_that_pytorch_lacks_is_a_sentence(pipeline):
+    with pytest.raises(ImprintError, match="in the mode 'fast'"):
+        pipeline.compile("fast")
