@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .fields import require, require_choice, require_positive
+from .fields import require, require_at_most, require_choice, require_positive
 
 if TYPE_CHECKING:
     import torch
+
+MOST_LAYERS = 1000
+"""Far more than any model has: with more, building it would take minutes before it fails."""
+MOST_TIMESTEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "register_tokens", "object_margin", "local_layer")
+        require_at_most(self, MOST_LAYERS, "layers")
         require_choice(self, "kind", "output", "surroundings", "fit", "resize", "nothing")
         require(
             self.resize == "antialias" or self.fit == "pad",
@@ -103,6 +108,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "layers")
+        require_at_most(self, MOST_LAYERS, "layers")
         require_choice(self, "kind")
         require(
             self.kind == "conv" or self.input_tokens == self.output_tokens,
@@ -147,6 +153,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "transformer_layers", "mid_transformer_layers", "pooled_width", "local_levels")
+        require_at_most(self, MOST_LAYERS, "layers_per_block", "transformer_layers", "mid_transformer_layers")
         require_choice(self, "local_region")
         levels = len(self.widths)
         require(
@@ -202,6 +209,7 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         require_positive(self)
+        require_at_most(self, MOST_TIMESTEPS, "timesteps")
         require_choice(self, "prediction_type", "timestep_spacing")
         require(
             self.beta_start <= self.beta_end < 1,

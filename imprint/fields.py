@@ -35,6 +35,14 @@ def require_positive(part: Any, *may_be_zero: str) -> None:
                 require(fits, f"{type(part).__name__}.{field.name} is {value}; it must be above 0")
 
 
+def require_at_most(part: Any, most: int, *names: str) -> None:
+    """Raise `ImprintError` unless the fields of these names, and the numbers in them, are no more than `most`."""
+    for name in names:
+        value = getattr(part, name)
+        largest = max(value, default=0) if isinstance(value, tuple) else value
+        require(largest <= most, f"{type(part).__name__}.{name} is {value}; it must be {most} at most")
+
+
 def to_dict(part: Any) -> dict[str, Any]:
     """A dataclass as plain JSON values, without the fields that have their default."""
     values = {}

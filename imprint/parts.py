@@ -98,7 +98,12 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
             return
         from torch._dynamo.exc import BackendCompilerFailed  # half a second, which only compiling needs
 
-        step = torch.compile(evaluated, mode=mode, backend=backend, dynamic=False)
+        try:
+            step = torch.compile(evaluated, mode=mode, backend=backend, dynamic=False)
+        except RuntimeError as error:
+            raise ImprintError(
+                f"PyTorch cannot compile the model in the mode {mode!r} ({error}); give one of its modes, or none"
+            ) from error
 
         def compiled(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
             torch.compiler.cudagraph_mark_step_begin()

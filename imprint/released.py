@@ -35,6 +35,11 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         with _inert_classes():
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        if not _begins_as_torch(path):
+            raise ImprintError(
+                f"{path} is no torch file, but perhaps the page that it is downloaded from; download it again, or give "
+                "the file that the model's README names"
+            ) from error
         reason = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
         what = f"'{reason[1]}'" if reason else "something"
         raise ImprintError(
@@ -61,6 +66,12 @@ def require_safe_pickles(path: str | os.PathLike) -> None:
             f"{path} is a pickle, and torch {torch.__version__} can be made to run code that is hidden in one; update "
             "torch to 2.6 or newer, or give a .safetensors file"
         )
+
+
+def _begins_as_torch(path: Path) -> bool:
+    """Whether its first byte is a zip's, as torch writes them now, or a binary pickle's, as it did before."""
+    with path.open("rb") as file:
+        return file.read(1) in (b"P", b"\x80")
 
 
 def _inert_classes() -> AbstractContextManager:

@@ -86,7 +86,7 @@ def test_composites_of_the_sizes_that_a_file_says(tmp_path, config):
         if name in names:
             assert row["ms_per_step"] > 0 and row["model_ms_per_step"] > 0, row
         else:
-            assert "tyni: no such file" in row["error"]
+            assert "tyni is no preset" in row["error"]
 
 
 def test_the_baseline_is_for_sd_15_s_sizes(tmp_path):

@@ -62,6 +62,16 @@ def test_a_file_without_rates_is_a_sentence(tmp_path, text):
     assert "give the benchmark.json of python -m training.benchmark" in failed(costs.main, ["--benchmark", str(file)])
 
 
+@pytest.mark.parametrize(
+    "values",
+    ['"pictures_per_second": 0', '"pictures_per_second": "fast"', '"pictures_per_second": 3, "allocated_gib": NaN'],
+)
+def test_a_rate_that_is_none_is_a_sentence(tmp_path, values):
+    file = tmp_path / "benchmark.json"
+    file.write_text(f'{{"rows": [{{"row": "loop:tiny:512:default", {values}}}]}}')
+    assert "it must be a finite number of 1e-06 or more" in failed(costs.main, ["--benchmark", str(file)])
+
+
 def test_runs_are_of_presets_and_sdxl_is_as_its_page_says():
     assert {run.sizes for run in RUNS} <= PRESETS.keys()
     held, _ = bytes_of(*parameters("sdxl", "compositing"))

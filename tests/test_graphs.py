@@ -182,3 +182,8 @@ def test_half_precision_is_recorded_in_channels_last(tmp_path, scene, tapes, mon
 def test_there_are_none_without_a_gpu(pipeline):
     with pytest.raises(ImprintError, match="CUDA graphs need a CUDA device, and this pipeline is on cpu"):
         pipeline.compile("graph")
+
+
+def test_a_mode_that_pytorch_lacks_is_a_sentence(pipeline):
+    with pytest.raises(ImprintError, match="in the mode 'fast'"):
+        pipeline.compile("fast")

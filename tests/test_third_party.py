@@ -316,6 +316,13 @@ def test_nothing_but_weights_is_opened(tmp_path, new_format):
     assert target.exists()  # it would have worked
 
 
+def test_a_page_that_was_saved_as_weights_is_none(tmp_path):
+    file = tmp_path / "ObjectStitch.pth"
+    file.write_text("<!DOCTYPE html>")
+    with pytest.raises(ImprintError, match="no torch file, but perhaps the page"):
+        read_tensors(file)
+
+
 def test_an_old_torch_opens_no_pickle(tmp_path, monkeypatch):
     """Below 2.6 its safe reader is not safe; files of tensors alone are read as ever."""
     pickled, plain = tmp_path / "weights.pth", tmp_path / "weights.safetensors"

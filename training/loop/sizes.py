@@ -37,7 +37,7 @@ def read_sizes(name: str) -> ImprintConfig:
         table = _changed(json.loads(PRESETS[preset].to_json()), table)
     try:
         config = ImprintConfig.from_json(json.dumps(table))
-    except (ImprintError, TypeError) as error:  # YAML has values that JSON lacks
+    except (TypeError, ValueError) as error:  # YAML has values that JSON lacks, and circles
         raise ImprintError(f"{path}: {error}") from error
     try:
         with torch.device("meta"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from imprint.config import PRESETS
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, require_number
 from imprint.files import read_json
 from imprint.model import build_modules
 
@@ -48,6 +48,8 @@ BYTES_PER_PIXEL = 0.28
 """Of JPEGs in shards, of quality 85: 110 DAVIS frames and COCO pictures."""
 SHARD = 500
 """Pictures of a shard."""
+LEAST = 1e-6
+"""Of a rate or of memory in GiB; less is no measurement."""
 HELD = 4
 """Bytes a pixel of a picture in memory: 8-bit colours, and alpha or mask."""
 MVIMGNET = 219_188
@@ -129,7 +131,7 @@ def bytes_of(total: int, trained: int) -> tuple[int, int]:
 def rates_of(benchmark: Path | None) -> dict[str, Rate]:
     """The measured ones; those of one's own `loop` rows (training.benchmark) in their place, the fastest of each.
 
-    Raises `ImprintError` for a file that is no benchmark.json.
+    Raises `ImprintError` for a file that is no benchmark.json, and for rates that are none.
     """
     if benchmark is None:
         return RATES
@@ -138,6 +140,10 @@ def rates_of(benchmark: Path | None) -> dict[str, Rate]:
     found: dict[str, Rate] = {}
     try:
         loops = [row for row in report["rows"] if row["row"].startswith("loop:") and "error" not in row]
+        for row in loops:
+            for name in ("pictures_per_second", "allocated_gib"):
+                if name in row:
+                    require_number(f"{benchmark}: {name} of {row['row']}", row[name], LEAST)
         for row in sorted(loops, key=lambda row: row["pictures_per_second"]):
             sizes_and_batch = row["row"].removeprefix("loop:").rpartition(":")[0]
             found[sizes_and_batch] = Rate(row["pictures_per_second"], row.get("allocated_gib"))

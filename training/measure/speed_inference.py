@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from imprint.checkpoint import read_config
 from imprint.config import PRESETS, ImprintConfig
+from imprint.errors import ImprintError
 from imprint.model import build_modules
 from imprint.noise import make_scheduler
 from imprint.pipeline import ImprintPipeline
@@ -28,7 +30,11 @@ WINDOWS = 4
 
 def sizes_of(config: str) -> ImprintConfig:
     """A preset's, or those of a checkpoint's file. Raises `ImprintError` for what is neither."""
-    return PRESETS[config] if config in PRESETS else read_config(config)
+    if config in PRESETS:
+        return PRESETS[config]
+    if not Path(config).is_file():
+        raise ImprintError(f"{config} is no preset ({', '.join(PRESETS)}), and no checkpoint's file; give one of them")
+    return read_config(config)
 
 
 def random_pipeline(config: str, device: torch.device) -> ImprintPipeline:
