@@ -171,7 +171,7 @@ STOPPED = {
     "rotate-nan": (PLACE, {"rotate": NAN}, "rotate is nan"),
     "cast-shadow-nan": (CAST, {"shadow": NAN}, "shadow nan"),
     "light-nan": (RELIGHT, {"light": NAN}, "light is nan"),
-    "softness-nan": (RELIGHT, {"softness": NAN}, "softness nan"),
+    "softness-nan": (RELIGHT, {"softness": NAN}, "softness is nan"),
     # a job
     "job-no-json": (JOB, {"job": "no JSON"}, "not JSON"),
     "job-of-nothing": (JOB, {"job": "[]"}, "not an object"),
