@@ -101,8 +101,7 @@ def model_settings() -> argparse.ArgumentParser:
         "--dtype",
         choices=("auto", "fp32", "fp16", "bf16"),
         default="auto",
-        help="auto: fp32, and on a processor that computes with it bf16 for light and shadow, with --fast for all; "
-        "default: %(default)s",
+        help="auto: fp32, with --fast bf16 on a processor that computes with it; default: %(default)s",
     )
     group.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default: %(default)s")
     group.add_argument(

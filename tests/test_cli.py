@@ -134,7 +134,7 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
 @pytest.mark.parametrize(
     ("words", "able", "whole", "light"),
     [
-        ([], True, torch.float32, torch.bfloat16),
+        ([], True, torch.float32, torch.float32),
         ([], False, torch.float32, torch.float32),
         (["--fast"], True, torch.bfloat16, torch.bfloat16),
         (["--fast"], False, torch.float32, torch.float32),
