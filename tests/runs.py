@@ -154,4 +154,4 @@ def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str], list[Path] | 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     command, settings = [*launcher, json.dumps(runs, default=str)], os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-12000:]

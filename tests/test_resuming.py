@@ -105,6 +105,7 @@ def test_too_few_pictures_to_share_out_are_a_sentence(data, tmp_path):
         )
 
 
+@at_night
 def test_a_run_goes_on_with_other_processes(data, tmp_path):
     """Two processes' run goes on in one, and one's in two: with the same batches to the last bit, since a sum of two
     has no order; with others to rounding.
