@@ -169,7 +169,7 @@ STOPPED = {
     "detail-nan": (RESTORE, {"strength": NAN}, "detail is nan"),
     "colour-match-nan": (BLEND, {"colour_match": NAN}, "colour match is nan"),
     "rotate-nan": (PLACE, {"rotate": NAN}, "rotate is nan"),
-    "cast-shadow-nan": (CAST, {"shadow": NAN}, "shadow nan"),
+    "cast-shadow-nan": (CAST, {"shadow": NAN}, "shadow is nan"),
     "light-nan": (RELIGHT, {"light": NAN}, "light is nan"),
     "softness-nan": (RELIGHT, {"softness": NAN}, "softness is nan"),
     # a job
