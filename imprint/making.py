@@ -37,8 +37,7 @@ class Making:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
-    """fp32, fp16, bf16 or auto: fp32, and on a processor that computes with it bf16 for the light network and, when it
-    is to be fast, for all."""
+    """fp32, fp16, bf16 or auto: fp32, and when it is to be fast bf16 on a processor that computes with it."""
     fast: bool = False
     """`FAST_STEPS` steps of DPM++ 2M."""
     steps: int | None = None
@@ -121,8 +120,8 @@ def _opened(making: Making) -> ImprintPipeline:
         from diffusers import DPMSolverMultistepScheduler
 
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    if half:  # light and shadow too, in half the time
-        torch.nn.Module.to(pipeline.light, torch.bfloat16, memory_format=torch.channels_last)
+    if half:  # in fp32 its maps would not stay bit for bit
+        torch.nn.Module.to(pipeline.light, memory_format=torch.channels_last)
     if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
         for module in (pipeline.unet, pipeline.vae):
             torch.nn.Module.to(module, memory_format=torch.channels_last)

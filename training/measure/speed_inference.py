@@ -16,7 +16,6 @@ from imprint.errors import ImprintError
 from imprint.model import build_modules
 from imprint.noise import make_scheduler
 from imprint.pipeline import ImprintPipeline
-from imprint.unet import evaluated
 
 from .speed_inputs import disc, noise_picture
 from .speed_trial import median
@@ -119,7 +118,7 @@ def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
     guidance = pipeline.model_config.sampling.guidance_scale
     contexts = context if guidance == 1 else torch.cat([context, context])
     timestep = torch.tensor(500.0, device=noise.device)
-    evaluate = pipeline._compiled or evaluated
+    evaluate = pipeline._step()
     local = None if scene.local is None else scene.local.expand(results, -1, -1)
     more = {"hint": scene.hint, "local": local}
     both = None if local is None else local.repeat(len(contexts) // results, 1, 1)
