@@ -71,17 +71,18 @@ def require_no_lfs_pointer(path: str | os.PathLike) -> None:
 
 
 def require_writable(path: str | os.PathLike) -> None:
-    """Make the folder if need be; raise `ImprintError` unless a file of this name can be written there."""
+    """Raise `ImprintError` unless a file of this name can be written; its folder may be missing, and is not made."""
     try:
         target = Path(os.path.realpath(path))
         if target.is_dir():
             raise ImprintError(f"{path} is a folder; give the name of a file in it")
         if os.path.lexists(target) and not target.is_file():
             raise ImprintError(f"{path} leads to what is no file; give another name")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            target.lstat()  # fails for a name that is too long
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=_PREFIX, suffix=target.suffix):
+        there = next(filter(os.path.lexists, target.parents), target.parent)
+        for name in target.relative_to(there).parts:
+            with suppress(FileNotFoundError):
+                (there / name).lstat()  # fails for a name that is too long
+        with tempfile.NamedTemporaryFile(dir=there, prefix=_PREFIX, suffix=target.suffix):
             pass
     except ImprintError:
         raise

@@ -21,7 +21,7 @@ _NO_PROFILE = ("BMP",)
 
 
 def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -> None:
-    """Make the folder if need be; raise `ImprintError` unless a picture of this name can be written there.
+    """Raise `ImprintError` unless a picture of this name can be written; its folder may be missing, and is not made.
 
     like: one of the picture's size and transparency, where they are known: not every format holds all.
     """

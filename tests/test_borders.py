@@ -367,9 +367,20 @@ def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, m
     path = tmp_path / ("n" * 240 + ".png")
     save_image(photo(8, 8), path)
     assert open_image(path).size == (8, 8)
-    with pytest.raises(ImprintError, match="cannot be written"):
-        saving.require_writable(tmp_path / ("n" * 252 + ".png"))
+    for long in (Path("n" * 252 + ".png"), Path("new", "n" * 252 + ".png"), Path("new", "n" * 300, "a.png")):
+        with pytest.raises(ImprintError, match="cannot be written"):
+            saving.require_writable(tmp_path / long)
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_whether_a_file_can_be_written_is_found_without_making_its_folder(tmp_path, monkeypatch):
+    """Where two processes ask at once, a folder that one made and removed would be missed by the other."""
+    monkeypatch.delattr(os, "rmdir")
+    saving.require_writable(tmp_path / "new/folder/a.png")
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ImprintError, match="cannot be written"):
+        saving.require_writable(tmp_path / "file/new/a.png")
 
 
 @pytest.mark.parametrize(

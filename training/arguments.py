@@ -17,12 +17,11 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Container, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from imprint.errors import LARGEST_NUMBER, ImprintError, from_extra, require_number
-from imprint.files import require_writable, same_file
+from imprint.files import same_file
 from imprint.options import with_negative_points
 
 T = TypeVar("T")
@@ -117,17 +116,6 @@ def require_usable(values: dict[str, Any]) -> None:
             whole = isinstance(value, int)
             least, most = 0 if name == "seed" else -LARGEST_NUMBER, LARGEST if whole else LARGEST_NUMBER
             require_number(flag(name), value, least, most, whole)
-
-
-def require_folder(folder: Path) -> None:
-    """Raise `ImprintError` unless files can be written into a folder, which is not made."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        require_writable(folder / "state")
-    finally:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
 
 
 # --- what a dataclass asks for ---------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from typing import Any
 from tqdm import tqdm
 
 from imprint.errors import ImprintError
+from imprint.files import require_writable
 
-from ..arguments import flattened, require_folder
+from ..arguments import flattened
 from . import shards
 from .archives import open_folder
 from .contact_sheet import contact_sheet
@@ -48,7 +49,7 @@ def prepare(source: Source, options: Prepare) -> dict[str, Any]:
         )
     if options.dry_run:
         if "://" not in str(options.output):
-            require_folder(Path(options.output))
+            require_writable(summary)
         return {"options": resolved, "shards": len(jobs)}
     shards.write_file(summary, json.dumps({"options": resolved}, indent=1).encode())
 

@@ -16,10 +16,10 @@ from accelerate.utils import DistributedType, ProjectConfiguration
 
 from imprint.checkpoint import Checkpoint, load_checkpoint
 from imprint.errors import ImprintError
+from imprint.files import require_writable
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
-from ..arguments import require_folder
 from ..pairs.captions import Captions
 from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
@@ -148,7 +148,7 @@ class Run:
         cannot be written to; nothing is made.
         """
         self.state.try_data()
-        require_folder(self.settings.output)
+        require_writable(self.settings.output / "state")
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class Run:
         Leaves states to continue from, and checkpoints. Raises `ImprintError` where another run writes into the
         folder.
         """
-        require_folder(self.settings.output)
+        require_writable(self.settings.output / "state")
         with self.state.locked():
             self._train()
 
