@@ -89,7 +89,7 @@ def from_tensors(
     """As `read_third_party`, from tensors by name; path: what they are called in an error."""
     if kind is not None and kind not in KINDS:
         raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-    tensors = Tensors(path, named)
+    tensors = Tensors(path, named, kind)
     kind = kind or _kind(tensors)
     config = _config(tensors, kind)
     parts = {part: tensors.under(PREFIXES[part]) for part in ("unet", "vae")}
@@ -168,8 +168,9 @@ def convert(
 class Tensors:
     """A third-party file's tensors by name, with errors that say what is missing."""
 
-    def __init__(self, path: Path, named: Mapping[str, torch.Tensor]):
-        self.path, self.named = path, named
+    def __init__(self, path: Path, named: Mapping[str, torch.Tensor], kind: str | None = None):
+        """kind: whose file it is said to be."""
+        self.path, self.named, self.kind = path, named, kind
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.named:
@@ -191,9 +192,9 @@ class Tensors:
 
     @property
     def _family(self) -> str:
-        """The kinds that have such tensors as this file, as far as can be told."""
-        others = [kind for kind in KINDS if kind != "anydoor"]
-        return "anydoor" if anydoor.HINT in self.named else " and ".join(others)
+        """The kind that was asked for, or those that have such tensors as this file, as far as can be told."""
+        told = ["anydoor"] if anydoor.HINT in self.named else [kind for kind in KINDS if kind != "anydoor"]
+        return self.kind or " and ".join(told)
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
         """Those whose names start so, without it."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 import sys
 import types
@@ -227,6 +228,16 @@ def test_the_kind_can_be_said(tmp_path):
     assert kind_of(read_third_party(file, "paint-by-example").config) == "paint-by-example"
     with pytest.raises(ImprintError, match="'mimicbrush'.*objectstitch, paint-by-example, controlcom, anydoor"):
         read_third_party(file, "mimicbrush")
+
+
+@pytest.mark.parametrize("kind", ["anydoor", "controlcom"])
+def test_what_is_not_of_the_kind_that_was_asked_for_is_refused_and_leaves_nothing(tmp_path, capsys, kind):
+    tensors = synthetic("small")
+    tensors["proj_out.other"] = tensors.pop("proj_out.weight")
+    file, out = write(tmp_path / "released.pth", tensors), tmp_path / "new/folder/a.safetensors"
+    assert cli.main(["convert", str(file), str(out), "--kind", kind]) == 2
+    assert f"which every file of {kind} has" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == [file.name]
 
 
 def test_only_a_checkpoint_is_written(tmp_path, capsys):
