@@ -247,23 +247,22 @@ def test_a_longer_warm_up_does_not_translate_again(data, tmp_path, captioned, te
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("changes", "found"),
     [
-        ("begun", 5),
-        ("begun", {"processes": 0, "accumulate": 1, "batch": 2, "images": 8}),
-        ("processes", None),
-        ("images", "8"),
+        ({"begun": 5}, "None as the run's processes"),
+        ({"begun": {"processes": 0, "accumulate": 1, "batch": 2, "images": 8}}, "0 as the run's processes"),
+        ({"begun": None, "processes": None}, "None as the run's processes"),
+        ({"begun": None, "images": "8"}, "'8' as the run's images"),
+        ({"images": True}, "True as the run's images"),
     ],
     ids=str,
 )
-def test_options_that_no_run_writes_are_said(data, tmp_path, name, value):
+def test_options_that_no_run_writes_are_said(data, tmp_path, changes, found):
     folder, command = tmp_path / "run", words(data, tmp_path / "run")
     train.main(command)
     path = folder / "options.json"
-    described = json.loads(path.read_text()) | ({} if name == "begun" else {"begun": None})
-    path.write_text(json.dumps(described | {name: value}))
-    message = failed(train.main, command)
-    assert "options.json" in message and "of 1 or more" in message and "mend it" in message
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert f"options.json holds {found}; a number of 1 or more was expected: mend it" in failed(train.main, command)
 
 
 def test_schedules():

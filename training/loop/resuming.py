@@ -41,14 +41,20 @@ class Begun:
 
         Raises `ImprintError` where these are no numbers of 1 or more.
         """
-        names = "processes", "accumulate", "batch", "images"
-        values = described.get("begun") or {name: described.get(name) for name in names}
-        if not isinstance(values, dict) or any(type(values.get(name)) is not int or values[name] < 1 for name in names):
+        *shared, images = _counts(described.get("begun") or described, "processes", "accumulate", "batch", "images")
+        return cls(Layout(*shared), images)
+
+
+def _counts(values: Any, *names: str) -> list[int]:
+    """Those numbers of a table in options.json. Raises `ImprintError` unless each is 1 or more."""
+    found = [values.get(name) if isinstance(values, dict) else None for name in names]
+    for name, value in zip(names, found):
+        if type(value) is not int or value < 1:
             raise ImprintError(
-                f"options.json says that the run was begun with {values!r}; processes, accumulate, batch and images, "
-                "each of 1 or more, were expected: mend it, or give another --output"
+                f"options.json holds {value!r} as the run's {name}; a number of 1 or more was expected: mend it, or "
+                "give another --output"
             )
-        return cls(Layout(*(values[name] for name in names[:3])), values["images"])
+    return found
 
 
 def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path) -> None:
@@ -68,11 +74,7 @@ def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path
                 "continue it, or another --output"
             )
     begun, layout = Begun.of(before).layout, Layout(**now["layout"])
-    if type(before["images"]) is not int or before["images"] < 1:
-        raise ImprintError(
-            f"{folder}/options.json holds images = {before['images']!r}; a number of 1 or more was expected: mend it, "
-            "or give another --output"
-        )
+    _counts(before, "images")
     if begun.step_size != layout.step_size:
         raise ImprintError(
             f"{folder} was begun with {begun.step_size} pictures per step (processes x accumulate x batch = {begun}), "
