@@ -18,8 +18,10 @@ from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS
 from imprint.pipeline import ImprintPipeline
 from training import benchmark
+from training.arguments import parse
 from training.loop import run as train
 from training.measure import speed, speed_inference, speed_inputs, speed_trial
+from training.measure.settings import ROW_FORMS, Benchmark
 from training.measure.speed import Bench, busy
 from training.measure.speed_report import COLUMNS
 
@@ -35,7 +37,7 @@ def micro_preset(monkeypatch):
 
 @pytest.fixture
 def bench(tmp_path):
-    return Bench(benchmark.parse(["--output", str(tmp_path), "--cpu", "--steps", "4"]))
+    return Bench(parse(Benchmark, ["--output", str(tmp_path), "--cpu", "--steps", "4"], None))
 
 
 def run(folder: Path, *words: str) -> dict[str, dict]:
@@ -82,11 +84,8 @@ def test_composites_of_the_sizes_that_a_file_says(tmp_path, config):
     """With all that these models see in a step, in a batch of two as in one."""
     save_checkpoint(tmp_path / "other.safetensors", fresh_checkpoint(config()))
     names = [f"composite:{tmp_path / 'other.safetensors'}:{results}:eager" for results in (1, 2)]
-    for name, row in run(tmp_path, "--rows", *names, "composite:tyni:1:eager").items():
-        if name in names:
-            assert row["ms_per_step"] > 0 and row["model_ms_per_step"] > 0, row
-        else:
-            assert "tyni is no preset" in row["error"]
+    for row in run(tmp_path, "--rows", *names).values():
+        assert row["ms_per_step"] > 0 and row["model_ms_per_step"] > 0, row
 
 
 def test_the_baseline_is_for_sd_15_s_sizes(tmp_path):
@@ -130,6 +129,26 @@ def test_the_time_limit_keeps_what_there_is(tmp_path, monkeypatch, capsys):
 
 def test_an_unknown_row_is_refused(tmp_path):
     assert "rows are peak, step" in refused(run, tmp_path, "--rows", "nonsense:1")
+
+
+def test_rows_are_of_the_forms_that_the_help_shows():
+    for form in ROW_FORMS:
+        assert hasattr(Bench, f"row_{form.partition(':')[0]}") and f"\n    {form}" in benchmark.__doc__
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *("peak:1", "step", "step:micro:2", "step:micro:2:eager:1", "step:tyni:2:eager", "step:micro:0:eager"),
+        *("kernels:micro:two:eager", "loop:micro:-1:eager", "search:micro:2:graph", "memory:micro:all"),
+        *("diffusers:micro:", "composite:tyni:1:eager", "composite:micro:1.5:eager", "composite:micro:1:fast"),
+        *("gpus:micro:2:eager", "gpus:x:micro:2:eager"),
+    ],
+)
+def test_a_malformed_row_is_a_sentence_before_any_is_measured(tmp_path, row):
+    said = refused(run, tmp_path / "out", "--rows", "peak", row)
+    (form,) = (form for form in ROW_FORMS if form.partition(":")[0] == row.partition(":")[0])
+    assert f"'{row}' is not of the form {form};" in said and not (tmp_path / "out").exists()
 
 
 EXAMPLE = """

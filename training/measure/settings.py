@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imprint.checkpoint import SHIPPED
+from imprint.config import PRESETS
 from imprint.errors import ImprintError
 from imprint.light import require_strengths
 from imprint.lightnet import SHIPPED_LIGHT
 from imprint.masks import LEVELS
 
 from ..arguments import found, option, require
+from ..settings import COMPILE_MODES
 
 METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval", "light")
 """Those of the field, and light and shadow beside a known truth; `mobilenet`, a small network for machines without a
@@ -168,6 +170,34 @@ ROWS = tuple(
         "loop:tiny:512:reduce-overhead search:sd15:16:default step:sd15:48:default memory:sd15:checkpointing"
     ).split()
 )
+ROW_FORMS = (
+    *("peak", "step:SIZES:BATCH:MODE", "kernels:SIZES:BATCH:MODE", "loop:SIZES:BATCH:MODE", "search:SIZES:BATCH:MODE"),
+    *("memory:SIZES:eager|checkpointing", "diffusers:SIZES:BATCH", "composite:SIZES|FILE:RESULTS:MODE|graph|offload"),
+    "gpus:N:SIZES:BATCH:MODE",
+)
+MODES = ("eager", *COMPILE_MODES)
+
+
+def require_row(row: str) -> None:
+    """Raise `ImprintError` unless a row of the benchmark is of one of `ROW_FORMS`."""
+    kind, *words = row.split(":")
+    forms = {form.partition(":")[0]: form for form in ROW_FORMS}
+    if kind not in forms:
+        raise ImprintError(f"there is no row '{row}'; rows are {', '.join(forms)}")
+    names = forms[kind].split(":")[1:]
+    if len(words) != len(names) or not all(map(_fits, words, names)):
+        raise ImprintError(
+            f"the row '{row}' is not of the form {forms[kind]}; SIZES is one of {', '.join(PRESETS)}, MODE one of "
+            f"{', '.join(MODES)}, FILE a checkpoint, and N, BATCH and RESULTS are whole numbers of 1 or more"
+        )
+
+
+def _fits(word: str, name: str) -> bool:
+    """Whether a word of a row is one of those that its form has there."""
+    number = word.isdecimal() and int(word) >= 1
+    named = {"SIZES": word in PRESETS, "FILE": Path(word).is_file(), "MODE": word in MODES}
+    named |= dict.fromkeys(("N", "BATCH", "RESULTS"), number)
+    return any(named.get(each, word == each) for each in name.split("|"))
 
 
 @dataclass(frozen=True)
@@ -190,8 +220,10 @@ class Benchmark:
     """leave the GPU alone: to try the command"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for numbers that cannot be."""
+        """Raises `ImprintError` for numbers and rows that cannot be."""
         require(self, "steps time_limit")
+        for row in self.rows:
+            require_row(row)
         if min(self.memory_batches) < 1:
             raise ImprintError(f"--memory-batches are {self.memory_batches}; all must be 1 or more")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch
 from PIL import Image
 
 from imprint.checkpoint import read_config
-from imprint.config import PRESETS, ImprintConfig
-from imprint.errors import ImprintError
+from imprint.config import PRESETS
 from imprint.model import build_modules
 from imprint.noise import make_scheduler
 from imprint.pipeline import ImprintPipeline
@@ -27,19 +25,10 @@ STEPS = 20
 WINDOWS = 4
 
 
-def sizes_of(config: str) -> ImprintConfig:
-    """A preset's, or those of a checkpoint's file. Raises `ImprintError` for what is neither."""
-    if config in PRESETS:
-        return PRESETS[config]
-    if not Path(config).is_file():
-        raise ImprintError(f"{config} is no preset ({', '.join(PRESETS)}), and no checkpoint's file; give one of them")
-    return read_config(config)
-
-
 def random_pipeline(config: str, device: torch.device) -> ImprintPipeline:
-    """Of these sizes: fp16 on a GPU; in fp32 and channels_last on a CPU, as the command has it."""
+    """Of a preset's sizes, or a file's: fp16 on a GPU; in fp32 and channels_last on a CPU, as the command has it."""
     torch.manual_seed(0)
-    settings = sizes_of(config)
+    settings = PRESETS[config] if config in PRESETS else read_config(config)
     with device:
         modules = build_modules(settings)
     half = device.type == "cuda"
