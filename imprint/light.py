@@ -34,7 +34,7 @@ UNSEEN = 0.006
 FADE = 0.12
 """Share of the square over which a shadow fades where the square ends within the frame."""
 SOFTEST = 0.08
-"""Standard deviation of a shadow's blur at softness 1, as a share of the square's side."""
+"""Standard deviation of a shadow's blur at softness 1, away from the object, as a share of the square's side."""
 
 
 @dataclass
@@ -128,8 +128,10 @@ def relight(
     outside = (F.max_pool2d(coverage, 3, 1, 1) < 0.1).float()
     if shadow and bool(outside.any()):
         lost = spread(maps.shadow.to(frame), outside)
-        if softness:
-            lost = _softened(lost, softness * SOFTEST * net.config.resolution)
+        if softness:  # as in a larger light: sharp where the object stands, softer the farther from it
+            reach = SOFTEST * net.config.resolution
+            away = (1 - 2 * _softened(coverage, reach)).clamp(min=0)
+            lost = lost.lerp(_softened(lost, softness * reach), away)
         kept = 1 - local.insert_map(lost * _fading(square, lost)).clamp(0, 1)
         plain.shadow = ((1 - kept ** (shadow * net.config.shadow_power) - UNSEEN) / (1 - UNSEEN)).clamp(min=0)
     return plain

@@ -131,6 +131,16 @@ def test_a_softer_shadow_is_smoother_and_as_dark_in_all():
     assert means[-1] == pytest.approx(means[0], rel=0.25)
 
 
+@pytest.mark.parametrize("light_from", ["auto", "left"])
+def test_a_softer_shadow_still_grounds_the_object(light_from):
+    """A thin one, beside the object alone, keeps its darkness there."""
+    photo, room = (open_image(SAMPLES / name) for name in ("sloth.webp", "hall.jpg"))
+    placed = place_object(ObjectViews.of([photo]), room.size[::-1], None, place=Place(200, 368, 120))
+    hard, soft = (relight(SHIPPED, room, placed, 0, 1, softness, light_from) for softness in (0, 1))
+    hard, soft = (each.shadow * (1 - each.alpha) for each in (hard, soft))
+    assert soft.sum() == pytest.approx(float(hard.sum()), rel=0.1) and soft.max() > 0.8 * hard.max()
+
+
 @pytest.mark.parametrize(
     "values", [(-0.1, 1, 0), (1.6, 1, 0), (1, 1.6, 0), (1, 1, 1.1), (1, 1, -1), (float("nan"), 1, 0)]
 )
