@@ -150,9 +150,7 @@ class Finishing(Phases):
         lit = relight(
             self._light_net(), scene.background, placed, 0.0, settings.shadow, settings.softness, settings.light_from
         )
-        if scene.seen is not None:
-            lit.shadow = lit.shadow * scene.seen[(slice(None), *lit.area)][None].to(lit.shadow)
-        return lit
+        return lit if scene.seen is None else lit.through(scene.seen[(slice(None), *lit.area)][None].to(lit.shadow))
 
     def _light_net(self) -> LightNet:
         """The shipped one, unless there is another; loaded when it is first used."""
@@ -196,7 +194,7 @@ class Finishing(Phases):
                     "the blend mask is empty where the object lies, so that nothing of it would be seen; paint it "
                     "white there, or leave it out"
                 )
-            lit.alpha, lit.shadow = lit.alpha * share, lit.shadow * share
+            lit = lit.through(share)
         part = require_finite(lit.composite(), "the object in the scene's light", PRECISION)
         images = paste_all(background, part.expand(num_results, -1, -1, -1), square.area, output_type)
         alpha, lost = (square.within(square.area).extract(each)[:, 0] for each in (lit.alpha, lit.shadow))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ UNSEEN = 0.006
 """A shadow that takes less than this share of the light is none: there the background stays bit for bit."""
 FADE = 0.12
 """Share of the square over which a shadow fades where the square ends within the frame."""
+ENDING = 0.03
+"""Standard deviation of the blur by which a shadow fades before a mask's edge, as a share of the square's sides."""
 SOFTEST = 0.08
 """Standard deviation of a shadow's blur at softness 1, away from the object, as a share of the square's side."""
 
@@ -69,6 +71,14 @@ class Lit:
     def ground(self) -> torch.Tensor:
         """(1, 3, h, w): the background with the shadow, without the object."""
         return torch.where(self.shadow > 0, self.background * (1 - self.shadow), self.background)
+
+    def through(self, mask: torch.Tensor) -> Lit:
+        """What shows of object and shadow, by a mask (1, 1, h, w) in [0, 1]: the shadow fades before the mask's edge,
+        where a straight cut would show it.
+        """
+        seen = F.interpolate((mask > 0).to(mask), (128, 128), mode="area")
+        fade = F.interpolate((2 * _softened(seen, 128 * ENDING) - 1).clamp(min=0), mask.shape[2:], mode="bilinear")
+        return replace(self, alpha=self.alpha * mask, shadow=self.shadow * mask * fade)
 
     def _over(self, below: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
         return torch.where(self.alpha > 0, torch.lerp(below, colours, self.alpha), below)

@@ -48,6 +48,19 @@ SIZE, PLACED = (90, 120), placed_at((90, 120), (40, 50, 70, 75))
 FRAME = frame_of(SIZE)
 
 
+def test_a_mask_s_edge_is_not_seen_in_the_shadow():
+    """It fades there to nothing; and half of a mask is half of object and shadow."""
+    lit = relight(SHIPPED, FRAME, PLACED, 0, 1, light_from="left")
+    mask = torch.zeros_like(lit.alpha)
+    mask[..., : mask.shape[3] // 2] = 1
+    through = lit.through(mask)
+    edge = (..., mask.shape[3] // 2 - 1)
+    assert through.shadow[edge].max() < 0.25 * lit.shadow[edge].max() and not through.shadow[mask == 0].any()
+    assert torch.equal(through.shadow[..., :10], lit.shadow[..., :10]) and torch.equal(through.alpha, lit.alpha * mask)
+    half = lit.through(torch.full_like(mask, 0.5))
+    assert torch.allclose(half.shadow, lit.shadow / 2) and torch.equal(half.alpha, lit.alpha / 2)
+
+
 # --- strengths -------------------------------------------------------------------------------------------------------
 
 

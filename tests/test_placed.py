@@ -124,10 +124,14 @@ def test_a_blend_mask_limits_what_changes(placing, scene):
     subject, background, box = scene
     blend = torch.zeros(1, 90, 120)
     blend[:, :45] = 1
-    made = placing(subject, None, background, box, blend_mask=blend, output_type="pt").images
-    whole = placing(subject, None, background, box, output_type="pt").images
-    assert torch.equal(made[:, :, 45:], image_to_tensor(background)[:, :, 45:])
-    assert torch.equal(made[:, :, :45], whole[:, :, :45]) and not torch.equal(made, whole)
+    made = placing(subject, None, background, box, blend_mask=blend, output_type="pt")
+    whole = placing(subject, None, background, box, output_type="pt")
+    assert torch.equal(made.images[:, :, 45:], image_to_tensor(background)[:, :, 45:])
+    assert torch.equal(made.images[:, :, :35], whole.images[:, :, :35])
+    seen, rows = whole.lit.alpha.clone(), 45 - whole.lit.area[0].start
+    seen[:, :, rows:] = 0
+    assert torch.equal(made.lit.alpha, seen) and seen[:, :, rows - 1].any()
+    assert (made.lit.shadow <= whole.lit.shadow).all()  # it fades before the edge
     with pytest.raises(ImprintError, match="120x90, but its blend mask is 12x9"):
         placing(subject, None, background, box, blend_mask=torch.ones(1, 9, 12))
 
