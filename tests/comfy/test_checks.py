@@ -14,6 +14,8 @@ from comfy_server import PACK
 pytestmark = pytest.mark.comfyui
 
 SCRIPT = Path(__file__).with_name("comfy_checks.py")
+SECONDS = 1800
+"""For all checks: four minutes of processor time, that is seven where five others share its two cores."""
 CHECKS = re.findall(r"^def (check_\w+)", SCRIPT.read_text(), re.MULTILINE)
 
 
@@ -25,7 +27,7 @@ def checked(comfyui: Path, python: str, base: Path, tmp_path_factory: pytest.Tem
     return folder
 
 
-def run_checks(comfyui: Path, python: str, base: Path, folder: Path, *names: str, seconds: int = 900) -> None:
+def run_checks(comfyui: Path, python: str, base: Path, folder: Path, *names: str, seconds: int = SECONDS) -> None:
     command = [python, str(SCRIPT), str(comfyui), str(base / "custom_nodes" / PACK), str(folder), *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     if not (folder / "result.json").is_file():
