@@ -248,10 +248,10 @@ def _fitted(
     photo = torch.cat([photo, *torch.gradient(photo * (photo.shape[1] / 2), dim=(2, 1))])
 
     def look(theta: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor]:
-        found, across, down = _sampled(photo, (base + _field(theta, lines)).movedim(0, 2)).split(4)
-        rest = found - drawing
+        found = _sampled(photo, (base + _field(theta, lines)).movedim(0, 2))
+        rest, slope = found[:4] - drawing, found[4:].unflatten(0, (2, 4))
         cost = (rest.square() * _WEIGHTS).sum(0).mean() + stiffness * theta.square().sum()
-        return float(cost), rest, torch.stack([across, down])
+        return float(cost), rest, slope
 
     cost, rest, slope = look(theta)
     damping = 1e-3
