@@ -33,7 +33,7 @@ class EfficientNetLite(nn.Module):
         """pictures (B, 3, S, S) in [0, 1], S a multiple of 32 -> features (B, C, S / 16, S / 16) and (B, C, S / 32, S /
         32), with `WIDTHS` channels.
         """
-        x = self.stem(pictures * 2 - 1).clamp(0, 6)
+        x = self.stem(pictures * 2 - 1).clamp_(0, 6)
         for number, block in enumerate(self.blocks):
             if number == self.halved_last:
                 fine = x
@@ -53,8 +53,8 @@ class InvertedResidual(nn.Module):
         self.around = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x if self.expand is None else self.expand(x).clamp(0, 6)
-        narrow = self.narrow(self.each(wide).clamp(0, 6))
+        wide = x if self.expand is None else self.expand(x).clamp_(0, 6)
+        narrow = self.narrow(self.each(wide).clamp_(0, 6))
         return x + narrow if self.around else narrow
 
 

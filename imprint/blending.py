@@ -34,7 +34,7 @@ def feather(masks: torch.Tensor, inwards: int = 0, outwards: int = 0) -> torch.T
     blend = torch.zeros_like(masks)
     for index, mask in enumerate(masks):
         if area := surroundings(mask, outwards):
-            blend[(index, *area)] = _ramp(_depth(mask[area]), inwards, outwards).to(masks)
+            blend[(index, *area)] = _ramp(_depth(mask[area], inwards), inwards, outwards).to(masks)
     return blend
 
 
@@ -77,7 +77,7 @@ def blend_pictures(
         base, made = background[here], generated[here]
         if matte is not None:
             made = apply_matte(base, made, *(each[(slice(index, index + 1), *area)] for each in matte))
-        result[here] = blend(base, made, _depth(mask[area]), inwards, outwards)
+        result[here] = blend(base, made, _depth(mask[area], inwards), inwards, outwards)
     return result
 
 
@@ -131,7 +131,7 @@ def match_colour(
     matched = []
     for picture, reference, mask in zip(generated, background, masks):
         if area := surroundings(mask, ring):
-            distance = -_depth(mask[area])
+            distance = -_depth(mask[area], 0)
             band = ((distance > gap) & (distance < ring)).to(picture.device)
             here = (slice(None), *area)
             source, target = picture[here][:, band], reference[here].to(picture)[:, band]
@@ -160,17 +160,18 @@ def surroundings(mask: torch.Tensor, reach: int) -> tuple[slice, slice] | None:
     return rows, columns
 
 
-def _depth(mask: torch.Tensor) -> torch.Tensor:
+def _depth(mask: torch.Tensor, inwards: int) -> torch.Tensor:
     """(H, W) -> float64 Euclidean distance in pixels from the hole's edge, positive within; infinite without an edge.
 
-    The edge lies half way between a pixel of the hole and its neighbour outside.
+    The edge lies half way between a pixel of the hole and its neighbour outside. Where nothing happens `inwards` of it,
+    all within counts as beside it.
     """
     from scipy.ndimage import distance_transform_edt
 
     hole = (mask > 0.5).cpu().numpy()
     if hole.all():
         return torch.full(mask.shape, math.inf, dtype=torch.float64, device=mask.device)
-    depth = distance_transform_edt(hole) - distance_transform_edt(~hole)
+    depth = (distance_transform_edt(hole) if inwards else hole) - distance_transform_edt(~hole)
     return torch.from_numpy(depth - np.sign(depth) * 0.5).to(mask.device)
 
 

@@ -98,7 +98,8 @@ class Finishing(Phases):
         if settings.colour_match:
             drawings = crop.matched(drawings, settings.colour_match)
         maps = [each.cpu() for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
-        layers = self._layers(scene, drawings, maps[0] if maps else None, settings)
+        alpha = crop.put_back_maps(maps[0]) if maps else None
+        layers = self._layers(scene, drawings, alpha, settings)
         frames, lost, area = self._shaded(scene, layers, settings)
         outwards = crop.feather if settings.feather_pixels is None else settings.feather_pixels
         here = (..., *inner(area, crop.area))
@@ -108,17 +109,18 @@ class Finishing(Phases):
         if layers.alpha is None:
             return ImprintPipelineOutput(images, crop.placement)
         # Detail changes alpha: the one that was used is given, if need be on the way back.
-        kept = torch.equal(layers.alpha, crop.put_back_maps(maps[0]))
-        alpha = maps[0] if kept else crop.taken(layers.alpha)
+        alpha = maps[0] if torch.equal(layers.alpha, alpha) else crop.taken(layers.alpha)
         return ImprintPipelineOutput(images, crop.placement, alpha, crop.taken(lost[here][:, 0]))
 
     @staticmethod
     def _layers(scene: Prepared, drawings: torch.Tensor, alpha: torch.Tensor | None, settings: Finish) -> Layers:
-        """What is laid over the frame, from drawings of the square (B, 3, R, R) and their alpha (B, R, R), if any."""
-        crop, picture = scene.crop, scene.crop.put_back(drawings)
+        """What is laid over the frame, from drawings of the square (B, 3, R, R) and their alpha in the frame (B, h, w),
+        if any.
+        """
+        picture = scene.crop.put_back(drawings)
         if alpha is None:
             return Layers(picture)
-        picture, alpha, _ = restore_detail(picture, crop.put_back_maps(alpha), scene.views, settings.detail)
+        picture, alpha, _ = restore_detail(picture, alpha, scene.views, settings.detail)
         for values in (picture, alpha):
             require_finite(values, "the picture with the object's own detail", "switch detail off (0) for this object")
         return Layers(picture, alpha if settings.matte else None)

@@ -127,7 +127,8 @@ class Placement:
             rows.start - self.top,
             self.top + self.side - rows.stop,
         )
-        return F.pad(frames[:, :, rows, columns], pads, mode=beyond)
+        part = frames[:, :, rows, columns]
+        return F.pad(part, pads, mode=beyond) if any(pads) else part  # which would be a copy
 
     def _check(self, tensor: torch.Tensor) -> None:
         if tuple(tensor.shape[-2:]) != (self.height, self.width):

@@ -19,7 +19,7 @@ from .directions import light_direction
 from .errors import require_finite, require_number, require_same_size
 from .hole import Placement
 from .images import Picture, picture_part, picture_size
-from .lightnet import LightMaps, LightNet
+from .lightnet import LightMaps, LightNet, folded_guesses, likeliest
 from .place import PlacedObject
 from .sprites import spread
 
@@ -125,7 +125,7 @@ def relight(
         scene = spread(scene, free)
     picture = own + scene * (1 - coverage)
     seen = [each.to(net.stem.weight) for each in (picture, coverage, scene)]
-    maps = _seen(net, seen, light_direction(light_from), with_shadow=shadow > 0)
+    maps = _seen(net, seen, light_direction(light_from), light > 0, shadow > 0)
     for values in (maps.gain, maps.offset, maps.shadow):
         require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
@@ -156,7 +156,7 @@ def require_strengths(light: float, shadow: float, softness: float, light_from: 
 
 
 def _seen(
-    net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...] | None, with_shadow: bool
+    net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...] | None, with_light: bool, with_shadow: bool
 ) -> LightMaps:
     """The mean of what the network sees in the pictures (1, C, S, S) and in their mirror images.
 
@@ -169,11 +169,13 @@ def _seen(
         x, y, z = towards
         return net.decode(features, features[0].new_tensor([[x, y, z, 1.0], [-x, y, z, 1.0]])).folded()
 
+    if towards is None and not with_light:
+        towards = likeliest(*folded_guesses(*net.guesses(features)))[0].tolist()
     if towards is not None:
         return told(towards)
     maps = net.decode(features).folded()
     if with_shadow:
-        maps.shadow = told(maps.likeliest()[0].tolist()).shadow
+        maps.shadow = told(likeliest(maps.directions, maps.chances)[0].tolist()).shadow
     return maps
 
 

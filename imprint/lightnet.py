@@ -71,22 +71,24 @@ class LightMaps:
 
     def folded(self) -> LightMaps:
         """Of pictures, and after them of their mirror images: the means of both, and the guesses of both."""
-        there, back = (LightMaps(*halves) for halves in zip(*(each.chunk(2) for each in vars(self).values())))
-        mirror = there.directions.new_tensor([-1.0, 1.0, 1.0])
+        pairs = (each.chunk(2) for each in (self.gain, self.offset, self.shadow, self.shading))
         return LightMaps(
-            *(
-                (getattr(there, name) + getattr(back, name).flip(3)) / 2
-                for name in ("gain", "offset", "shadow", "shading")
-            ),
-            torch.cat([there.directions, back.directions * mirror], 1),
-            torch.cat([there.chances, back.chances], 1) - math.log(2),
+            *((there + back.flip(3)) / 2 for there, back in pairs), *folded_guesses(self.directions, self.chances)
         )
 
-    def likeliest(self) -> torch.Tensor:
-        """(B, 3): the guess around which most of all guesses' chances lie."""
-        apart = torch.cdist(self.directions, self.directions).square() / (2 * SCATTER**2)
-        best = (self.chances[:, None] - apart).logsumexp(2).argmax(1)
-        return self.directions[torch.arange(len(best)), best]
+
+def folded_guesses(directions: torch.Tensor, chances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`LightMaps.folded` of these two alone."""
+    there, back = directions.chunk(2)
+    mirror = there.new_tensor([-1.0, 1.0, 1.0])
+    return torch.cat([there, back * mirror], 1), torch.cat(chances.chunk(2), 1) - math.log(2)
+
+
+def likeliest(directions: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """(B, 3): of guesses as in `LightMaps` the one around which most of all their chances lie."""
+    apart = torch.cdist(directions, directions).square() / (2 * SCATTER**2)
+    best = (chances[:, None] - apart).logsumexp(2).argmax(1)
+    return directions[torch.arange(len(best)), best]
 
 
 class LightNet(nn.Module):
@@ -163,10 +165,8 @@ class LightNet(nn.Module):
         right, y up, z to the camera, the mean of all directions, weighed by their light, so that its length is 1 for a
         single lamp and 0 for light from everywhere; then 1. Four zeros where it is not known.
         """
-        *kept, x = features
-        told = x.new_zeros(len(x), 4) if direction is None else direction.to(x)
-        x = self.middle(x + self.told(told)[..., None, None])
-        guesses = self.guess(x.mean((2, 3))).float().unflatten(1, (-1, 4))
+        x, *guesses = self._guessed(features, direction)
+        kept = features[:-1]
         for (narrow, block), skip in zip(reversed(self.up), reversed(kept)):
             x = block(torch.cat([F.interpolate(narrow(x), scale_factor=2.0, mode="nearest"), skip], 1))
         maps = F.pixel_shuffle(self.head(x), 2).float()
@@ -175,8 +175,21 @@ class LightNet(nn.Module):
         change = (shading[:, :3] - shading[:, 3:]) / 2.2
         gain = MOST_GAIN * torch.tanh((change + maps[:, :3]) / MOST_GAIN)
         shadow = torch.sigmoid(maps[:, 6:7] - 3)
-        chances = guesses[..., 3].log_softmax(1)
-        return LightMaps(gain, MOST_OFFSET * torch.tanh(maps[:, 3:6]), shadow, shading, guesses[..., :3], chances)
+        return LightMaps(gain, MOST_OFFSET * torch.tanh(maps[:, 3:6]), shadow, shading, *guesses)
+
+    def guesses(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Directions and chances alone, as `decode` gives them: a third of its time."""
+        return self._guessed(features, None)[1:]
+
+    def _guessed(
+        self, features: list[torch.Tensor], direction: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The coarsest features again, after attention, and guesses."""
+        x = features[-1]
+        told = x.new_zeros(len(x), 4) if direction is None else direction.to(x)
+        x = self.middle(x + self.told(told)[..., None, None])
+        guesses = self.guess(x.mean((2, 3))).float().unflatten(1, (-1, 4))
+        return x, guesses[..., :3], guesses[..., 3].log_softmax(1)
 
     def _recognise(self, *pictures: torch.Tensor) -> torch.Tensor:
         """(B, C, S / 16, S / 16): what the backbone sees in each of the pictures (B, 3, S, S)."""
