@@ -70,7 +70,7 @@ class Costed:
 
 
 RUNS = (  # as the pages have them
-    Costed("tiny, identity, from nothing", "tiny", "identity", 4_000_000, "tiny:512", fresh=True),
+    Costed("tiny, identity, from scratch", "tiny", "identity", 4_000_000, "tiny:512", fresh=True),
     Costed("tiny, compositing", "tiny", "compositing", 4_000_000, "tiny:512"),
     Costed("tiny, compositing, 256 to 512 px", "tiny", "compositing", 4_000_000, "tiny:512, three resolutions"),
     Costed("SD 1.5, warm-up", "sd15", "warmup", 1_000_000, "sd15:64, warmup"),
