@@ -73,7 +73,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     tooltip="Where the object goes: values above 0.5, in a fainter mask those above half of its "
-                    "brightest; its outline steers the pose. Best from Mask Coarsener. Another size is stretched to "
+                    "brightest; its outline steers the pose. Best from Coarsen Mask. Another size is stretched to "
                     "the background; too small a hole is enlarged, and the node says so.",
                 ),
                 io.Int.Input(
