@@ -283,7 +283,7 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_and_said(tmp_path, cap
     path = tmp_path / f"two.{ending}"
     photo(20, 10, seed=1).save(path, save_all=True, append_images=[photo(20, 10, seed=2)])
     opened = open_image(path)
-    assert "has 2 pictures: the first is taken" in caplog.text and opened.size == (20, 10)
+    assert "has 2 pictures: the first is used" in caplog.text and opened.size == (20, 10)
     caplog.clear()
     photo(20, 10).save(path)
     open_image(path)
