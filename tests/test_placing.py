@@ -191,7 +191,11 @@ BAD_KEYS = {
     "rotate (in degrees, or auto) is 'left'; it must be a finite number": {"mask": "box.png", "rotate": "left"},
     "rotate (in degrees, or auto) is inf; it must be a finite number": {"mask": "box.png", "rotate": "inf"},
     "rotate is auto, which fills a box": {"at": [1, 2], "rotate": "auto"},
-    "rotate and flip turn what is fitted into a box": {"placed": True, "object": "layer.png", "flip": True},
+    "rotate and flip are for an object that is fitted into a box": {
+        "placed": True,
+        "object": "layer.png",
+        "flip": True,
+    },
     "fit is 'cover'; it must be one of contain, fill, outline": {"mask": "box.png", "fit": "cover"},
     "light is 2; it must be a finite number from 0 to 1.5": {"mask": "box.png", "light": 2},
     "shadow is -1; it must be a finite number from 0 to 1.5": {"mask": "box.png", "shadow": -1},
