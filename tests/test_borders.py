@@ -429,7 +429,7 @@ def test_what_the_picture_is_made_of_is_not_written_over(tmp_path, job, capsys, 
     before = (tmp_path / f"{name}.png").read_bytes()
     for out in (f"{name}.png", "link.png"):
         assert cli.main([*job, "--out", str(tmp_path / out)]) == 2
-        assert "is also what the picture is made of" in capsys.readouterr().err
+        assert "is also an input of the picture" in capsys.readouterr().err
     assert (tmp_path / f"{name}.png").read_bytes() == before
     assert cli.main([*job, "--out", str(tmp_path / f"{name}.png"), "--overwrite"]) == 0
     assert (tmp_path / f"{name}.png").read_bytes() != before
