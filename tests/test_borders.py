@@ -458,7 +458,7 @@ def test_a_batch_says_so_too(tmp_path, job, micro_file, capsys):
     (tmp_path / "jobs.jsonl").write_text(line + "\n")
     assert cli.main(["batch", str(tmp_path / "jobs.jsonl"), "--checkpoint", str(micro_file)]) == 2
     out, err = capsys.readouterr()
-    assert out == "0 written, 0 skipped, 1 failed\n" and "line 1" in err and "made of" in err
+    assert out == "0 written, 0 skipped, 1 failed\n" and "line 1" in err and "an input of" in err
 
 
 def test_a_batch_in_another_encoding(tmp_path, job, micro_file, capsys):
@@ -582,7 +582,7 @@ def test_areas_are_counted_and_taken_apart():
 def test_specks_are_no_areas():
     mask = torch.zeros(40, 60)
     mask[::2, ::2] = 1
-    with pytest.raises(ImprintError, match="600 separate areas, of which 100 at most"):
+    with pytest.raises(ImprintError, match="600 separate areas, but at most 100"):
         separate_areas(mask)
 
 
