@@ -194,7 +194,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    making = (model_settings(), placing_settings(), finish_settings())
+    of_pictures = (model_settings(), placing_settings(), finish_settings())
     parser = argparse.ArgumentParser(
         prog="imprint",
         description="Put an object's photo into a background photo so that it belongs there.",
@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         run: Callable[[argparse.Namespace], int],
         name: str,
         help: str,
-        parents: Sequence[argparse.ArgumentParser] = making,
+        parents: Sequence[argparse.ArgumentParser] = of_pictures,
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help, parents=parents, allow_abbrev=False)
         added.set_defaults(run=run)

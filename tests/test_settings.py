@@ -96,7 +96,10 @@ def test_former_names_work_with_a_warning(tmp_path, capsys):
         ("batch: true", "int was expected"),
         ("compile: fast", "one of default"),
         ("train_all: 1", "true or false was expected"),
-        ("mix: [[mirror, 1]]", "--mix is (('mirror', 1),); it must be shares of 0 or more of rendered, still, video, patch"),
+        (
+            "mix: [[mirror, 1]]",
+            "--mix is (('mirror', 1),); it must be shares of 0 or more of rendered, still, video, patch",
+        ),
         ("mix: {mirror: 1}", "mirror:1 is not a kind of pair with a share"),
         ("a: " + "[" * 5000, "cannot be read"),
         ("- batch", "'option: value' lines were expected"),

@@ -248,13 +248,9 @@ def flattened(settings: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A field's value as a JSON value."""
-    return (
-        [_plain(each) for each in value]
-        if isinstance(value, tuple)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-    )
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 # --- command lines ---------------------------------------------------------------------------------------------------

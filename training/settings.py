@@ -51,9 +51,14 @@ class Stage:
         return "lora" if self.lora else "checkpoint"
 
     @property
-    def data(self) -> tuple[str, ...]:
-        """The options that name its data."""
-        return ("cutouts", "photos") if self.mix else ("captions", "text_encoder")
+    def data_sets(self) -> tuple[str, ...]:
+        """The options that name its shards."""
+        return ("cutouts", "photos") if self.mix else ("captions",)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The options that it cannot do without."""
+        return self.data_sets if self.mix else (*self.data_sets, "text_encoder")
 
 
 STAGES = {
@@ -293,7 +298,7 @@ class Train:
                 "--compile reduce-overhead keeps no gradients between batches; leave it out, or --accumulate and "
                 "--global-batch"
             )
-        for name in stage.data:
+        for name in stage.required:
             if getattr(self, name) is None:
                 raise ImprintError(f"stage '{self.stage}' needs {arguments.flag(name)}")
         # "Without stage 1" is an ablation of the paper; a model of random weights then learns all of itself at once.
