@@ -216,8 +216,8 @@ def test_other_checkpoints_cannot_be_told(scene, tmp_path):
     ("changes", "words"),
     [
         ({"changes": False}, "local_levels is 1"),
-        ({"background": "blend"}, "without a matte"),
-        ({"matte": 2}, "without a matte"),
+        ({"background": "blend"}, "and no matte"),
+        ({"matte": 2}, "and no matte"),
         ({"hole_shape": "round"}, "'outline' or 'box'"),
     ],
 )

@@ -263,7 +263,7 @@ def test_options_that_no_run_writes_are_said(data, tmp_path, name, value):
     described = json.loads(path.read_text()) | ({} if name == "begun" else {"begun": None})
     path.write_text(json.dumps(described | {name: value}))
     message = failed(train.main, command)
-    assert "options.json" in message and "of 1 or more" in message and "mend it" in message
+    assert "options.json" in message and "of 1 or more" in message and "repair it" in message
 
 
 def test_schedules():

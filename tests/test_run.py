@@ -184,7 +184,7 @@ def test_numbers_of_the_recipe_reach_the_training(data, tmp_path):
 
 def test_eight_bits_need_a_gpu_and_the_package(data, tmp_path, monkeypatch):
     command = words(data, tmp_path / "run", optimizer="adamw8bit")
-    assert "--optimizer adamw8bit needs a whole model on a GPU, and this one is on the CPU" in failed(
+    assert "--optimizer adamw8bit needs an unsharded model on a GPU, and this one is on the CPU" in failed(
         train.main, command
     )
     settings, parameter = parse_train(command), types.SimpleNamespace(requires_grad=True, is_cuda=True)

@@ -251,7 +251,7 @@ def test_a_run_whose_description_is_broken_is_said(data, tmp_path, first_run, na
     folder = shutil.copytree(first_run, tmp_path / "run")
     (folder / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(
-        SystemExit, match=rf"{re.escape(str(folder))}.*; mend it|was begun with stage|is absent|and is of"
+        SystemExit, match=rf"{re.escape(str(folder))}.*; repair it|was begun with stage|is absent|and is of"
     ):
         train.main(words(data, folder))
 

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             run.train()
             if run.asked:
-                print(f"stopped; {run.state.last()}: the same command goes on", file=sys.stderr)
+                print(f"stopped; {run.state.last()}: the same command resumes", file=sys.stderr)
                 sys.exit(128 + run.asked[0])
     except ImprintError as error:
         sys.exit(f"error: {error}")

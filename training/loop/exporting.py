@@ -40,7 +40,7 @@ def export_state(state: Path, output: Path) -> None:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ImprintError(f"{averages} cannot be read ({reason}); give another state") from error
     expected = {name: tensor.shape for name, tensor in run.average.values.items()}
-    if shapes != expected or json.loads(run.config.to_json()) != read_json(options, "mend it").get("model"):
+    if shapes != expected or json.loads(run.config.to_json()) != read_json(options, "repair it").get("model"):
         raise ImprintError(
             f"{state} is of another model than {settings.init or settings.sizes} is now; put that as it was when the "
             "run began"

@@ -46,7 +46,7 @@ class Begun:
         if not isinstance(values, dict) or any(type(values.get(name)) is not int or values[name] < 1 for name in names):
             raise ImprintError(
                 f"options.json says that the run was begun with {values!r}; processes, accumulate, batch and images, "
-                "each of 1 or more, were expected: mend it, or give another --output"
+                "each of 1 or more, were expected: repair it, or give another --output"
             )
         return cls(Layout(*(values[name] for name in names[:3])), values["images"])
 
@@ -69,7 +69,7 @@ def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path
     begun, layout = Begun.of(before).layout, Layout(**now["layout"])
     if type(before["images"]) is not int or before["images"] < 1:
         raise ImprintError(
-            f"{folder}/options.json holds images = {before['images']!r}; a number of 1 or more was expected: mend it, "
+            f"{folder}/options.json holds images = {before['images']!r}; a number of 1 or more was expected: repair it, "
             "or give another --output"
         )
     if begun.step_size != layout.step_size:
