@@ -69,8 +69,8 @@ def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path
     begun, layout = Begun.of(before).layout, Layout(**now["layout"])
     if type(before["images"]) is not int or before["images"] < 1:
         raise ImprintError(
-            f"{folder}/options.json holds images = {before['images']!r}; a number of 1 or more was expected: repair it, "
-            "or give another --output"
+            f"{folder}/options.json holds images = {before['images']!r}; expected a number of 1 or more: repair it, or "
+            "give another --output"
         )
     if begun.step_size != layout.step_size:
         raise ImprintError(

@@ -144,7 +144,7 @@ class Run:
         return of(rank) if self.layout == self.begun.layout else Rearranged(of, self.begun.layout, self.layout, rank)
 
     def try_data_and_folder(self) -> None:
-        """Raise `ImprintError` if a data set has no shard or an unreadable first sample, or the folder cannot be written to.
+        """Raise `ImprintError` if a data set has no shard or an unreadable first sample, or the folder is not writable.
 
         Creates nothing.
         """
