@@ -106,7 +106,7 @@ class ImprintContentAdapter(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     tooltip="How much of the object's identity is used, 0 to 2: 0 none, 1 as trained (default), above "
-                    "1 exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too hard.",
+                    "1 exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too harsh.",
                 ),
                 io.Combo.Input(
                     "change",
@@ -114,9 +114,10 @@ class ImprintContentAdapter(io.ComfyNode):
                     default="both",
                     optional=True,
                     advanced=True,
-                    tooltip="What a checkpoint of ControlCom's may change of the object: both (default) its light and "
-                    "its pose, only one of them, or keep it as it is. For keep and light, give Encode Object and Draw "
-                    "Object the object as it lies in the background. Others cannot be told: leave it at both.",
+                    tooltip="What a ControlCom checkpoint may change of the object: both (default) its light and its "
+                    "pose, only one of them, or keep it as it is. For keep and light, give Encode Object and Draw "
+                    "Object the object as it lies in the background. Other checkpoints have no such choice: leave it "
+                    "at both.",
                 ),
             ],
             outputs=[

@@ -45,8 +45,8 @@ class ImprintJob(io.ComfyNode):
                     multiline=True,
                     tooltip="JSON with background, object or objects (from back to front), and for each object at (x,y "
                     "where it stands) and height, or align (such as right,bottom) and inset, or mask (a box), or "
-                    "placed; if wished object_mask, rotate, flip, light, shadow, softness, light_from. Files are of "
-                    "ComfyUI's input folder; out is not read here: connect Save Image.",
+                    "placed; optionally object_mask, rotate, flip, light, shadow, softness, light_from. Files are read "
+                    "from ComfyUI's input folder; out is not read here: connect Save Image.",
                 ),
                 light_model_input(),
             ],

@@ -37,8 +37,8 @@ class ImprintMaskCoarsener(io.ComfyNode):
             inputs=[
                 io.Mask.Input(
                     "mask",
-                    tooltip="White where the object shall be. Each mask of a batch is treated on its own. "
-                    "Values above 0.5 count; in a fainter mask, those above half of its brightest.",
+                    tooltip="White where the object goes. Each mask of a batch is treated on its own. Values above 0.5 "
+                    "count; in a fainter mask, those above half of its brightest.",
                 ),
                 io.Combo.Input(
                     "level",

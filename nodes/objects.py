@@ -19,9 +19,9 @@ def marks_input(hint: str = "") -> io.Combo.Input:
         options=["auto", "background", "object"],
         default="auto",
         advanced=True,
-        tooltip="What is white in the mask. auto (default): seen from the mask's border, and said on this node. "
+        tooltip="What is white in the mask. auto (default): decided by the mask's border, and shown on this node. "
         "background: the MASK of Load Image for a cut-out, white where the picture is transparent. object: a mask "
-        f"painted over the object, or a segmentation. {hint}".rstrip(),
+        "painted over the object, or a segmentation. ".rstrip(),
     )
 
 

@@ -102,8 +102,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped "
-                    "checkpoint has learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of "
-                    "your own takes 2, ObjectStitch, Paint-by-Example, ControlCom and AnyDoor 5.",
+                    "checkpoint has learned it. Up to 1.5: clearer, beyond that harsh colours, in twice the time. A "
+                    "checkpoint of your own takes 2, ObjectStitch, Paint-by-Example, ControlCom and AnyDoor 5.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -168,8 +168,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="The mask that was generated in: the given one, enlarged where it was too small. "
-                    "For Blend into Background.",
+                    tooltip="The mask used for drawing: the given one, enlarged if it was too small. For Blend into "
+                    "Background.",
                 ),
                 io.Mask.Output(
                     display_name="alpha",
@@ -178,7 +178,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="shadow",
-                    tooltip="How much light the object takes from the scene: black none, white all of it; black for a "
+                    tooltip="How much of the scene's light the object blocks: black none, white all of it; black for a "
                     "checkpoint that predicts no shadow. For Blend into Background's shadow.",
                 ),
             ],
