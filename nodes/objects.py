@@ -21,7 +21,7 @@ def marks_input(hint: str = "") -> io.Combo.Input:
         advanced=True,
         tooltip="What is white in the mask. auto (default): decided by the mask's border, and shown on this node. "
         "background: the MASK of Load Image for a cut-out, white where the picture is transparent. object: a mask "
-        "painted over the object, or a segmentation. ".rstrip(),
+        f"painted over the object, or a segmentation. {hint}".rstrip(),
     )
 
 
