@@ -144,13 +144,13 @@ class ImprintContentAdapter(io.ComfyNode):
             )
         if encoder.nothing == "black" and identity.nothing is None:
             raise ImprintError(
-                "Encode Object does not give what stands for no object with this checkpoint; use the CLIP_VISION and "
-                "the adapter of the same Imprint: Load Checkpoint"
+                "Encode Object does not give the tokens of no object that this checkpoint needs; use the CLIP_VISION "
+                "and the adapter of the same Imprint: Load Checkpoint"
             )
         if change != "both" and not adapter.changes:
             raise ImprintError(
-                f"change is {change}, but this checkpoint cannot be told what to change of the object, as ControlCom's "
-                "can; set it to both, or load one of ControlCom's"
+                f"change is {change}, but this checkpoint has no choice of what to change, as ControlCom's has; set "
+                "it to both, or load one of ControlCom's"
             )
         tokens, seen = encoder.split(identity.tokens)
         told = {local.CHANGE_KEY: torch.tensor([CHANGES[change]])} if adapter.changes else {}

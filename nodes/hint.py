@@ -66,7 +66,7 @@ class ImprintShowHint(io.ComfyNode):
         config = imprint_config(model)
         if config.background != "control":
             raise ImprintError(
-                "this checkpoint has no ControlNet that is shown a hint; load one that has, such as AnyDoor's"
+                "this checkpoint has no ControlNet and therefore no hint; load one that has, such as AnyDoor's"
             )
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))

@@ -1,4 +1,4 @@
-"""Restore Detail and Blend into Background: from the sampler's picture to the finished one."""
+"""Restore Detail and Blend into Background."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ class ImprintBackgroundBlend(io.ComfyNode):
             raise ImprintError("shadow is connected without alpha; connect both, from Draw Object")
         masks = full_strength(fit_mask(mask, frames, "mask"))
         if not bool(masks.any()):
-            raise ImprintError("the mask is empty, so that nothing would be put; connect the mask of Draw Object")
+            raise ImprintError("the mask is empty, so nothing would be blended; connect the mask of Draw Object")
         batches = {"backgrounds": frames, "generated": made, "masks": masks}
         batches["generation_masks"] = (
             masks if generation_mask is None else full_strength(fit_mask(generation_mask, frames, "generation mask"))

@@ -1,4 +1,4 @@
-"""Light and Shadow, and Cast Shadow: an object belongs where it stands."""
+"""Light and Shadow, and Cast Shadow."""
 
 from __future__ import annotations
 
