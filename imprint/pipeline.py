@@ -27,7 +27,6 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from .changes import require_change
-from .crop import FEATHER as FEATHER
 from .errors import ImprintError, require_number, require_same_size
 from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
