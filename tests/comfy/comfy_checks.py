@@ -505,7 +505,10 @@ def check_what_may_be_changed():
     for one, other in itertools.combinations(made, 2):
         assert (made[one] - made[other]).abs().max() > 1e-3, f"{one} is {other}"
     shipped = scene()
-    fails("no choice of what to change", call=lambda: run("ContentAdapter", shipped.adapter, shipped.identity, 1.0, "light"))
+    fails(
+        "no choice of what to change",
+        call=lambda: run("ContentAdapter", shipped.adapter, shipped.identity, 1.0, "light"),
+    )
     plain = [[context, {}] for context, _ in of.positive]
     fails("does not say what to change", "Condition on Object", call=lambda: of.sample(positive=plain))
 
