@@ -37,8 +37,9 @@ class Block(nn.Module):
 
 
 class ContentAdapter(nn.Module):
-    """Kind `tokens` keeps all tokens; `conv` first mixes them into fewer; `linear` is the projection alone. Every view
-    is adapted on its own.
+    """Kind `tokens` keeps all tokens; `conv` first mixes them into fewer; `linear` is only the projection.
+
+    Each view is adapted separately.
     """
 
     def __init__(self, config: AdapterConfig, operations: Any = nn, **factory: Any):
@@ -62,9 +63,9 @@ class ContentAdapter(nn.Module):
         return self.project.weight.device
 
     def forward(self, tokens_BVNC: torch.Tensor, null: bool = False) -> torch.Tensor:
-        """(B, V, N, C) -> (B, V * N', context width): the views' tokens side by side.
+        """(B, V, N, C) -> (B, V * N', context width): the views' tokens, concatenated.
 
-        null: the given tensor is a context, and the answer is its `null_context`.
+        null: the given tensor is a context, and the result its `null_context`.
         """
         if null:
             return self.null_embedding.to(tokens_BVNC).expand_as(tokens_BVNC)
@@ -78,15 +79,13 @@ class ContentAdapter(nn.Module):
     def null_context(self, context: torch.Tensor) -> torch.Tensor:
         """The context without an object, in the given one's shape: the learned null embedding at every token.
 
-        A `linear` adapter has none: with it, the context of `preprocess.black_picture` is that.
-
-        By a call of the module, so that the hooks that bring its weights to where they are used see it: accelerate's
-        offloading, and FSDP.
+        A `linear` adapter has none: use the context of `preprocess.black_picture` instead. This calls the module, so
+        that hooks that move its weights (accelerate's offloading, FSDP) run.
         """
         return self(context, null=True)
 
     def scale(self, context: torch.Tensor, strength: float, null: torch.Tensor | None = None) -> torch.Tensor:
-        """From no object (0) to the object (1); above 1 it is exaggerated.
+        """Interpolate from no object (0) to the object (1); above 1 it is exaggerated.
 
         null: the context without an object, by default `null_context`. Raises `ImprintError` unless strength is a
         number.

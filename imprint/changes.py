@@ -1,4 +1,4 @@
-"""What a model may change of the object, where it can be told so."""
+"""What a model may change of the object, for models with this choice."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ blending, harmonisation, view synthesis and composition."""
 
 
 def require_change(change: str | None, config: ImprintConfig) -> None:
-    """Raise `ImprintError` unless it is one of `CHANGES` and the model can be told so, or None."""
+    """Raise `ImprintError` unless `change` is None, or one of `CHANGES` and the model has this choice."""
     known = ", ".join(CHANGES)
     require(change is None or change in tuple(CHANGES), f"change is {change!r}; it must be one of {known}")
     require(
         change is None or config.changes,
-        f"change is {change!r}, but this checkpoint cannot be told what to change of the object, as ControlCom's can; "
-        "take one of ControlCom's, or leave change out",
+        f"change is {change!r}, but this checkpoint has no choice of what to change, as ControlCom's has; "
+        "use one of ControlCom's, or leave change out",
     )

@@ -1,9 +1,9 @@
 """The checkpoint: one `.safetensors` file with everything that a composite needs.
 
 Tensors are named `encoder.*` (the hub's names of DINOv2, DINOv3 and CLIP), `adapter.*`, `null_embedding`, `unet.*`,
-`vae.*` and `control.*` (diffusers' names; the autoencoder may be absent, and few models have a ControlNet). The
-metadata holds the format's version, the configuration as JSON, and a SHA-256 of both, so that a damaged file fails with
-a clear error. Nothing in a file is ever executed.
+`vae.*` and `control.*` (diffusers' names; the autoencoder is optional, and few models have a ControlNet). The metadata
+holds the format's version, the configuration as JSON, and a SHA-256 of configuration and tensors, so that a damaged
+file fails with a clear error. Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ FORMAT_VERSION = 1
 PARTS = ("encoder", "adapter", "unet", "vae")
 REQUIRED_PARTS = PARTS[:3]
 ALL_PARTS = (*PARTS, "control")
-"""With the one that `ImprintConfig.background` may ask for."""
+"""Including the one that `ImprintConfig.background` may require."""
 SHIPPED = Path(__file__).parent / "assets" / "imprint-tiny.safetensors"
 """The checkpoint that comes with the package."""
 
-_NULL = "null_embedding"  # stands alone in the file, and belongs to the adapter in memory
+_NULL = "null_embedding"  # separate in the file, part of the adapter in memory
 
 
 @dataclass
 class Checkpoint:
-    """A configuration and the tensors of each part, by the names of `ALL_PARTS`."""
+    """A configuration, and the tensors of each part by the names of `ALL_PARTS`."""
 
     config: ImprintConfig
     parts: dict[str, dict[str, torch.Tensor]]
     path: Path = field(default=Path("checkpoint"))
     names: Literal["diffusers", "ldm"] = "diffusers"
-    """Whose names `unet`, `vae` and `control` have: our files have diffusers', third-party files latent diffusion's."""
+    """The naming of `unet`, `vae` and `control`: diffusers' in our files, latent diffusion's in third-party ones."""
 
     def check(
         self,
@@ -76,10 +76,10 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     track: Callable[[list], Iterable] = iter,
 ) -> None:
-    """Write the file beside its place under a temporary name, then rename: it is whole or it is not there.
+    """Write to a temporary name in the same folder, then rename: the file is complete or absent.
 
-    dtype: of the numbers in the file, by default their own. track: wraps the list of tensors as they are read, cast and
-    summed, for a progress bar. Raises `ImprintError` where it cannot be written.
+    dtype: of the tensors in the file, by default their own. track: wraps the list of tensors as they are read, cast and
+    hashed, for a progress bar. Raises `ImprintError` if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -112,7 +112,7 @@ def save_checkpoint(
 
 
 def save_computed(checkpoint: Checkpoint, path: Path) -> None:
-    """`save_checkpoint` for what took time to make: see `files.save_or_keep`."""
+    """`save_checkpoint` for weights that took time to make: see `files.save_or_keep`."""
     save_or_keep(lambda path: save_checkpoint(path, checkpoint), path, ".safetensors", "the checkpoint")
 
 
@@ -125,9 +125,9 @@ def read_config(path: str | os.PathLike) -> ImprintConfig:
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Read and verify a checkpoint.
 
-    Raises `ImprintError`, one sentence with the file, what is wrong and the remedy, for a file that is absent, a
+    Raises `ImprintError`, which names the file, the problem and the remedy, for a file that is missing, a
     pickle, truncated, damaged, not an Imprint checkpoint, of a newer format version, or whose parts do not fit
-    together. Names and shapes of the tensors are compared with the modules by whoever builds them: see
+    together. Whoever builds the modules compares names and shapes of the tensors with them: see
     `Checkpoint.check`.
     """
     path = Path(path)
@@ -136,7 +136,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         config = _config(path, metadata)
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except Exception as error:  # as in `open_safetensors`; also types of numbers that this torch does not have
+        except Exception as error:  # as in `open_safetensors`; also dtypes that this torch lacks
             raise ImprintError(
                 f"{path} holds a tensor that cannot be read ({error}); copy or download it again"
             ) from error
@@ -158,9 +158,9 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def open_safetensors(path: Path) -> safe_open:
-    """The open safetensors file, safetensors' `safe_open`.
+    """The open file, as by safetensors' `safe_open`.
 
-    Raises `ImprintError` in whatever way it fails to be one.
+    Raises `ImprintError` for anything that is not a whole safetensors file.
     """
     from safetensors import safe_open
 
@@ -174,7 +174,7 @@ def open_safetensors(path: Path) -> safe_open:
         raise ImprintError(
             f"{path} cannot be opened ({error.strerror}); make it readable or choose another file"
         ) from error
-    # Eight bytes of the header's length, then JSON. A length may well begin with 0x80, as a pickle does.
+    # Eight bytes of the header's length, then JSON. A length may start with 0x80, as a pickle does.
     if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise ImprintError(
             f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead, or make one "
@@ -208,7 +208,7 @@ def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
 
 
 def check_digest(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise `ImprintError` unless a file's content is what it was when it was written."""
+    """Raise `ImprintError` unless a file's content matches its checksum."""
     if digest(metadata["config"], sorted(tensors.items())) != metadata.get("sha256"):
         raise ImprintError(
             f"{path}: its content does not match its checksum; the file is damaged, copy or download it again"

@@ -1,7 +1,7 @@
-"""The command `imprint`: a demo, one composite, many, a look into a checkpoint, and converting others' weights.
+"""The command `imprint`: a demo, one composite, many, a checkpoint's description, and converting third-party weights.
 
 Bad input ends with one sentence on stderr and exit code 2. Torch and diffusers are imported only by the commands that
-need them, so that `--help` and a mistyped option answer at once.
+need them, so that `--help` and mistyped options respond at once.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     print_anything()
     options = _parser().parse_args(with_negative_points(argv))
     options.alone = argv is None
-    # Read when torch is imported: threads that wait give their core away. Where other programs use the cores too,
-    # spinning makes a composite five times slower; where none does, sleeping costs a few percent.
+    # Read when torch is imported: waiting threads sleep instead of spinning. If other programs use the cores, spinning
+    # makes a composite five times slower; otherwise sleeping costs a few percent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return options.run(options)
@@ -56,20 +56,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(line: str, stream: TextIO | None = None) -> OSError | ValueError | None:
-    """Print a line, by default to stdout. What was made is on the disk: a closed pipe or a full disk there is no
-    failure, but given back.
+    """Print a line, by default to stdout.
+
+    The results are on the disk by now, so an error of printing (a closed pipe, a full disk) is returned, not raised.
     """
     stream = stream or sys.stdout
     try:
         print(line, file=stream, flush=True)
     except (OSError, ValueError) as error:
-        with suppress(OSError, ValueError):  # Python flushes once more at the end, and would fail then
+        with suppress(OSError, ValueError):  # Python flushes again at exit, and would fail then
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return error
 
 
 def demo(options: argparse.Namespace) -> int:
-    """The packaged pictures."""
+    """A composite of the packaged pictures."""
     return _one(
         Job(
             objects=(SAMPLES / "duck.webp",),
@@ -118,7 +119,7 @@ def _one(job: Job, how: making.Making) -> int:
 
 
 def batch(options: argparse.Namespace) -> int:
-    """One composite per line; goes on past a bad line, and past what is written already."""
+    """One composite per line; bad lines and pictures that exist already are skipped."""
     from tqdm import tqdm
 
     def report(number: int, error: ImprintError) -> None:
@@ -148,17 +149,17 @@ def batch(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    """What is in a checkpoint, once its checksum has been found right."""
+    """Print what is in a checkpoint, after verifying its checksum."""
     from .description import describe
 
     error = _say(describe(options.file, options.json))
     if error is not None and not isinstance(error, BrokenPipeError):  # which `imprint info FILE | head` is
-        raise ImprintError(f"what is in {options.file} cannot be printed ({error}); print it elsewhere")
+        raise ImprintError(f"the description of {options.file} cannot be printed ({error}); print it elsewhere")
     return 0
 
 
 def convert(options: argparse.Namespace) -> int:
-    """A third-party model's released weights as one of our checkpoints."""
+    """Convert a third-party model's released weights to an Imprint checkpoint."""
     from functools import partial
 
     from tqdm import tqdm
@@ -168,9 +169,9 @@ def convert(options: argparse.Namespace) -> int:
     from .third_party import kind_of
 
     if options.out.suffix != ".safetensors":
-        raise ImprintError(f"{options.out}: a checkpoint is a .safetensors file; end the name so")
+        raise ImprintError(f"{options.out} must end in .safetensors, as checkpoints do")
     if same_file(options.file, options.out):
-        raise ImprintError(f"{options.out} is the file to convert, and would be lost; give another name to write")
+        raise ImprintError(f"{options.out} is the input file itself, which would be overwritten; give another name")
     require_writable(options.out)
     began = time.monotonic()
     with making.needs_diffusers():
@@ -183,7 +184,7 @@ def convert(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """For importing and loading, which make a million objects that stay: walking them costs seconds, also at exit."""
+    """For importing and loading: walking the million objects made would cost the collector seconds, also at exit."""
     gc.disable()
     try:
         yield
@@ -193,7 +194,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    making = (model_settings(), placing_settings(), finish_settings())
+    of_pictures = (model_settings(), placing_settings(), finish_settings())
     parser = argparse.ArgumentParser(
         prog="imprint",
         description="Put an object's photo into a background photo so that it belongs there.",
@@ -206,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         run: Callable[[argparse.Namespace], int],
         name: str,
         help: str,
-        parents: Sequence[argparse.ArgumentParser] = making,
+        parents: Sequence[argparse.ArgumentParser] = of_pictures,
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help, parents=parents, allow_abbrev=False)
         added.set_defaults(run=run)
@@ -214,31 +215,32 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command(demo, "demo", "make a composite of the pictures that come with the package")
     added.add_argument("--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder")
-    added.add_argument("--overwrite", action="store_true", help="also over layers that are there already")
+    added.add_argument("--overwrite", action="store_true", help="also overwrite existing layers")
     added.set_defaults(many=False, cutout="off")
 
     added = one = command(composite, "composite", "put an object into a background")
-    added.add_argument("--object", type=Path, action="append", required=True, help="its photo; again for further views")
+    added.add_argument(
+        "--object", type=Path, action="append", required=True, help="the object's photo; repeat for further views"
+    )
     added.add_argument(
         "--object-mask",
         type=Path,
         action="append",
         default=[],
-        help="white on the object; without it the photo's alpha",
+        help="white on the object; default: the photo's transparency",
     )
     added.add_argument("--background", type=Path, required=True, help="the photo to put it into")
     added.add_argument(
         "--mask",
         type=Path,
-        help="where the object goes, white: a box to stand in, or an outline whose pose it takes; not with --placed or "
-        "--at",
+        help="white where the object goes: a box to stand in, or an outline to be drawn in; not with --placed or --at",
     )
-    added.add_argument("--blend-mask", type=Path, help="where to put what was generated, if not in the mask")
+    added.add_argument("--blend-mask", type=Path, help="where to put the drawing, if not in the mask")
     added.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg, .webp or .tiff")
     added.add_argument(
         "--overwrite",
         action="store_true",
-        help="also over a picture that the composite is made of, and over layers that are there already",
+        help="also overwrite pictures that the composite is made from, and existing layers",
     )
     added.set_defaults(many=False)
 
@@ -247,15 +249,15 @@ def _parser() -> argparse.ArgumentParser:
         "jobs",
         type=Path,
         metavar="JOBS.jsonl",
-        help="one JSON object per line: object, background, out, mask (or placed, at, or align), and if wished "
+        help="one JSON object per line: object, background, out, mask (or placed, at, or align), and optionally "
         "object_mask, blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness, light_from, "
-        "change; or objects, a list from back to front, each with an object of its own and those keys; paths are "
-        "relative to this file's folder",
+        "change; or objects, a list from back to front, each with its own object and those keys; paths are relative to "
+        "this file's folder",
     )
     added.add_argument(
         "--overwrite",
         action="store_true",
-        help="also make what is already written, and over what a composite is made of, and over layers that are there",
+        help="also make existing pictures again, and overwrite existing layers and the pictures of a composite",
     )
     added.set_defaults(many=True)
 
@@ -274,15 +276,15 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--kind",
         metavar="NAME",
-        help="objectstitch, paint-by-example, controlcom or anydoor; by default it is told from the weights",
+        help="objectstitch, paint-by-example, controlcom or anydoor; default: recognised by the weights",
     )
     added.add_argument(
         "--local-region",
         choices=("corner", "box"),
-        help="where ControlCom's local blocks look: corner (default) as its published code, box as its paper means it",
+        help="where ControlCom's local blocks look: corner (default) as in its published code, box as in its paper",
     )
 
-    added = command(info, "info", "show what is in a checkpoint, and check it", parents=())
+    added = command(info, "info", "show what is in a checkpoint, and verify it", parents=())
     added.add_argument("file", type=Path, help="an Imprint checkpoint, .safetensors")
-    added.add_argument("--json", action="store_true", help="for programs")
+    added.add_argument("--json", action="store_true", help="as JSON")
     return parser

@@ -1,9 +1,9 @@
-"""What a checkpoint says of itself: every size, schedule and convention that its weights were trained with.
+"""A checkpoint's configuration: every size, schedule and convention that its weights were trained with.
 
-Fields without a default are required; `PRESETS` names complete configurations. A field with a default came later: the
-default is what files without it mean, and it is written only where it differs, so that older code goes on reading all
-that it can run. A configuration travels as JSON in the checkpoint's metadata, and nothing is ever guessed from a file's
-name.
+Fields without a default are required; `PRESETS` holds complete configurations. A field with a default was added later:
+the default is the meaning of files without it, and it is written only if it differs, so that older code can still read
+everything it can run. The configuration is stored as JSON in the checkpoint's metadata; nothing is ever guessed from a
+file's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .errors import ImprintError
 from .fields import from_dict, require, require_choice, require_positive, to_dict
 
 LARGEST_RESOLUTION = 8192
-"""Pixels of the side of a model's pictures, at most."""
+"""The largest resolution of a model, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ImprintConfig:
     """Side in pixels of the square crop that the model was trained at."""
     background: Literal["blend", "concat", "control"]
     """How the UNet sees the background: `blend` is IMPRINT's, `concat` is nine channels as in SD-inpainting, `control`
-    is AnyDoor's: a ControlNet (arXiv 2302.05543) of the UNet's sizes sees it, as `imprint.hint` shows it."""
+    is AnyDoor's: a ControlNet (arXiv 2302.05543) of the UNet's sizes sees it, as a hint (`imprint.hint`)."""
     encoder: EncoderConfig
     adapter: AdapterConfig
     unet: UNetConfig
@@ -40,13 +40,13 @@ class ImprintConfig:
     concat_mask: Literal["hole", "background"] = "hole"
     """Where the mask channel is 1."""
     hole_value: float = 0.5
-    """The grey in [0, 1] of the hole in the picture that the autoencoder encodes."""
+    """The grey, in [0, 1], that the hole is painted with before the background is encoded."""
     hole_shape: Literal["outline", "box"] = "outline"
-    """The hole in a mask: its outline, or the box around it."""
+    """Whether the hole is the mask's outline or its bounding box."""
     changes: bool = False
-    """Whether two constant channels after the others tell the UNet what to change of the object; see `CHANGES`."""
+    """Whether two constant channels, after all others, tell the UNet what to change of the object; see `CHANGES`."""
     matte: int = 0
-    """Values of the predicted matte along a side of a latent cell; 0 = the UNet predicts none. See `imprint.matte`."""
+    """Values of the matte along each side of a latent cell; 0: the UNet predicts none. See `imprint.matte`."""
 
     def __post_init__(self) -> None:
         require_positive(self, "hole_value", "matte")
@@ -70,8 +70,8 @@ class ImprintConfig:
         )
         require(
             (adapter.kind == "linear") == (encoder.nothing == "black"),
-            f"the adapter is '{adapter.kind}' and no object is '{encoder.nothing}'; a 'linear' adapter has learned no "
-            "embedding for it, so that these two go together: 'linear' and 'black'",
+            f"the adapter is '{adapter.kind}' and no object is '{encoder.nothing}'; a 'linear' adapter has no learned "
+            "embedding for no object, so it needs 'black', and the other kinds need 'learned'",
         )
         require(
             bool(unet.local_levels) == bool(encoder.local_layer) and (not unet.local_levels or self.changes),
@@ -80,7 +80,7 @@ class ImprintConfig:
         )
         require(
             not self.changes or (self.background == "concat" and self.matte == 0),
-            "what to change of the object is told beside a background of background 'concat', without a matte",
+            "changes needs background 'concat' and no matte",
         )
         beside = latent.channels + 1 + 2 * self.changes if self.background == "concat" else 0
         inputs = latent.channels + beside
@@ -102,7 +102,7 @@ class ImprintConfig:
 
     @property
     def multiple(self) -> int:
-        """Every resolution is a multiple of this, in pixels: a latent cell at the UNet's coarsest level."""
+        """What every resolution must be a multiple of, in pixels: a latent cell at the UNet's coarsest level."""
         return self.latent.downscale * 2 ** (len(self.unet.widths) - 1)
 
     def to_json(self) -> str:

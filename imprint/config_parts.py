@@ -1,4 +1,4 @@
-"""What a checkpoint says of each of a model's parts; `imprint.config` puts them together."""
+"""The configurations of a model's parts, which `imprint.config` combines."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ if TYPE_CHECKING:
     import torch
 
 MOST_LAYERS = 1000
-"""Far more than any model has: with more, building it would take minutes before it fails."""
+"""Far more than any real model: building more would take minutes before it fails."""
 MOST_TIMESTEPS = 100_000
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoder, DINOv2 (arXiv 2304.07193), DINOv3 (arXiv 2508.10104) or CLIP's (arXiv 2103.00020), and what it
-    is shown.
+    """The image encoder, DINOv2 (arXiv 2304.07193), DINOv3 (arXiv 2508.10104) or CLIP's (arXiv 2103.00020).
 
     Sizes as in transformers' `Dinov2Config`, `DINOv3ViTConfig` and `CLIPVisionConfig`.
     """
@@ -35,22 +34,22 @@ class EncoderConfig:
     register_tokens: int
     """Register tokens (arXiv 2309.16588) of the backbone; they are dropped from its output."""
     object_margin: float
-    """Free border around the object in the input, as a part of the object's longer side (if stretched, of each)."""
+    """Margin around the object in the input, as a fraction of its longer side (if stretched, of each side)."""
     kind: Literal["dinov2", "dinov3", "clip"] = "dinov2"
     output: Literal["tokens", "cls"] = "tokens"
-    """CLS and patch tokens, or the CLS token alone; both after the last LayerNorm."""
+    """CLS and patch tokens, or only the CLS token; both after the last LayerNorm."""
     surroundings: Literal["black", "kept", "white"] = "black"
-    """What lies around the object in the input: black, white, or what lay there in its picture."""
+    """The object's surroundings in the input: black, white, or those of its picture."""
     fit: Literal["pad", "stretch"] = "pad"
-    """How the object's box becomes the square input: with a free border beside its shorter sides, or stretched."""
+    """How the object's box becomes the square input: padded, or stretched."""
     several_views: bool = True
-    """Whether the model takes more than one picture of the object."""
+    """Whether the model accepts more than one picture of the object."""
     local_layer: int = 0
-    """The layer after which the patch tokens, as they are, also go to the UNet's local blocks; 0: there are none."""
+    """The layer whose patch tokens, unnormalised, also go to the UNet's local blocks; 0: there are none."""
     resize: Literal["antialias", "opencv"] = "antialias"
-    """How the object's box is brought to the input's size; `opencv` leaves pixels out, and is in whole 8-bit steps."""
+    """How the object's box is resized; `opencv` skips pixels when it shrinks, and computes in 8-bit steps."""
     nothing: Literal["learned", "black"] = "learned"
-    """What stands for no object: an embedding that the adapter learned, or what it makes of a black picture."""
+    """What represents no object: an embedding learned by the adapter, or its output for a black picture."""
 
     def __post_init__(self) -> None:
         require_positive(self, "register_tokens", "object_margin", "local_layer")
@@ -79,12 +78,12 @@ class EncoderConfig:
 
     @property
     def tokens(self) -> int:
-        """The tokens of one view that the adapter takes."""
+        """Number of tokens per view for the adapter."""
         return 1 if self.output == "cls" else 1 + (self.image_size // self.patch_size) ** 2
 
     @property
     def local_tokens(self) -> int:
-        """The tokens of one view that the UNet's local blocks take; the encoder's output has them after the others."""
+        """Number of tokens per view for the UNet's local blocks, which follow the others in the encoder's output."""
         return (self.image_size // self.patch_size) ** 2 if self.local_layer else 0
 
     def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -98,7 +97,7 @@ class AdapterConfig:
 
     kind: Literal["tokens", "conv", "linear"]
     """`tokens` keeps every token; `conv` first reduces their number by a 1x1 convolution over the token axis; `linear`
-    is the last layer of `tokens` alone, without its LayerNorm and its learned embedding."""
+    is only the last layer of `tokens`, without LayerNorm and learned embedding."""
     layers: int
     heads: int
     input_width: int
@@ -141,15 +140,15 @@ class UNetConfig:
     """Attention heads at each level; the middle has the last level's."""
     context_width: int
     linear_projections: bool = False
-    """Whether linear layers lead into and out of the transformers, as in SD 2 and SDXL, and not 1x1 convolutions."""
+    """Whether the transformers' input and output projections are linear, as in SD 2 and SDXL, or 1x1 convolutions."""
     upcast_attention: bool = False
-    """Whether attention scores are in fp32 whatever the precision, as in SD 2."""
+    """Whether attention scores are computed in fp32 at any precision, as in SD 2."""
     pooled_width: int = 0
-    """Of SDXL's pooled text, beside which it is told the picture's size; 0 = it is told neither, as SD 1.5."""
+    """Width of SDXL's pooled text embedding, which comes with the picture's size; 0: neither, as in SD 1.5."""
     local_levels: int = 0
-    """How many of the first levels have a local block after each layer on the way down; see `imprint.local`."""
+    """Number of first levels with a local block after each layer on the way down; see `imprint.local`."""
     local_region: Literal["box", "corner"] = "box"
-    """Where a local block looks: the hole's box, or, as ControlCom's published code has it, the map's first cells."""
+    """Where a local block looks: the hole's box or, as in ControlCom's published code, the map's first cells."""
 
     def __post_init__(self) -> None:
         require_positive(self, "transformer_layers", "mid_transformer_layers", "pooled_width", "local_levels")
@@ -188,7 +187,7 @@ class LatentConfig:
     downscale: int
     """Pixels of one latent cell along a side."""
     scale_factor: float
-    """The UNet's latents are the autoencoder's times this."""
+    """Factor from the autoencoder's latents to the UNet's."""
 
     def __post_init__(self) -> None:
         require_positive(self)
@@ -197,7 +196,7 @@ class LatentConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """The forward process: SD's scaled-linear betas, if wished rescaled to zero terminal SNR (arXiv 2305.08891)."""
+    """The forward process: SD's scaled-linear betas, optionally rescaled to zero terminal SNR (arXiv 2305.08891)."""
 
     timesteps: int
     beta_start: float
@@ -205,7 +204,7 @@ class NoiseConfig:
     prediction_type: Literal["epsilon", "v_prediction"]
     zero_terminal_snr: bool
     timestep_spacing: Literal["trailing", "leading"] = "trailing"
-    """Of n sampling steps: T, T - T/n, ... as diffusers' `trailing`, or ..., 1 + T/n, 1 as latent diffusion's DDIM."""
+    """Timesteps of n steps: T, T - T/n, ... (diffusers' `trailing`) or ..., 1 + T/n, 1 (latent diffusion's DDIM)."""
 
     def __post_init__(self) -> None:
         require_positive(self)
@@ -223,14 +222,14 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """What the checkpoint's authors recommend; every caller may choose otherwise."""
+    """The defaults that the checkpoint's authors recommend; callers may override them."""
 
     steps: int
     guidance_scale: float
     context: float
-    """Side of the square crop over the longer side of the hole's box."""
+    """Side of the square crop relative to the longer side of the hole's box."""
     undistilled_guidance: float = 0.0
-    """`guidance_scale` before it was distilled into the weights, for when they are trained further; 0: it was not."""
+    """`guidance_scale` before it was distilled into the weights, restored by further training; 0: not distilled."""
 
     def __post_init__(self) -> None:
         require_positive(self, "undistilled_guidance")

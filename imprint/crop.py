@@ -4,9 +4,9 @@
     ... crop.painted -> latents -> sampling -> a drawing of the square ...
     paste(background, crop.put_back(drawing)[0], crop.area)
 
-*Mask* is what the user draws: white where the object goes. *Hole* is what the model makes of it: the same pixels,
-enlarged where they are too few to draw in, and then all cells of the latent that they touch. What is in the hole is
-never seen by the model. Everything here touches only the square's part of the background, which may have 67 megapixels.
+The *mask* is what the user draws: white where the object goes. The *hole* is what the model fills: the same pixels,
+enlarged if they are too few to draw in, and then all latent cells that they touch. The model never sees what is inside
+the hole. Everything here touches only the square's part of the background, which may have 67 megapixels.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ FEATHER = 4
 
 @dataclass(frozen=True)
 class Layers:
-    """What is laid over a crop's `frame`."""
+    """What is composited over a crop's `frame`."""
 
     picture: torch.Tensor
-    """(B, 3, h, w) in [0, 1]: the drawn object and what is around it."""
+    """(B, 3, h, w) in [0, 1]: the drawn object and its surroundings."""
     alpha: torch.Tensor | None = None
-    """(B, h, w) in [0, 1]: the object's share of each pixel; None: the picture counts wherever the mask is."""
+    """(B, h, w) in [0, 1]: the object's share of each pixel; None: the picture replaces everything inside the mask."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square around the hole in one background, and the part of the background that it may change."""
+    """A square around the hole in a background, and the part of the background that may change."""
 
     hole: Hole
     area: tuple[slice, slice]
     """Rows and columns of the background that `frame` is."""
     frame: torch.Tensor
-    """(1, 3, h, w) in [0, 1]: the square and one pixel around it; nothing beyond ever changes."""
+    """(1, 3, h, w) in [0, 1]: the square plus one pixel around it; nothing beyond it ever changes."""
     frame_mask: torch.Tensor
     """(1, h, w) of 0 and 1: the hole in it."""
     picture: torch.Tensor
@@ -55,7 +55,7 @@ class Crop:
     latent_mask: torch.Tensor
     """(1, 1, R / downscale, R / downscale) of 0 and 1: all cells that the hole touches; these are generated."""
     painted: torch.Tensor
-    """`picture` with these cells in one grey: what the model sees of the background."""
+    """`picture` with these cells painted grey: what the model sees of the background."""
 
     @classmethod
     def of(
@@ -68,9 +68,9 @@ class Crop:
     ) -> Crop:
         """background: Pillow or (1, 3, H, W); mask: Pillow or (1, H, W) of its size, above 0.5 = where the object goes.
 
-        resolution, context: R, and the square's side over the longer side of the hole's box; by default the
-        configuration's. All of the crop is on the CPU, wherever these lie; nothing beyond it is moved or copied. Raises
-        `ImprintError` for sizes that differ, and where `Hole.find` does.
+        resolution: R; context: the square's side relative to the longer side of the hole's box; both by default the
+        configuration's. The crop is on the CPU, whatever the inputs' device; nothing beyond it is moved or copied.
+        Raises `ImprintError` for sizes that differ, and as `Hole.find` does.
         """
         size, mask = picture_size(background), as_mask_in_place(mask)
         require_same_size("the background", size, "its mask", mask.shape[1:])
@@ -83,7 +83,7 @@ class Crop:
             config.hole_shape == "box",
         )
         hole = replace(hole, mask=hole.mask.cpu())
-        # One pixel more than the square: there a hole that fills the square has its edge.
+        # One pixel more than the square: the edge of a hole that fills the square lies there.
         rows, columns = area = tuple(
             slice(max(0, part.start - 1), min(length, part.stop + 1)) for part, length in zip(hole.placement.area, size)
         )
@@ -106,7 +106,7 @@ class Crop:
         return round(FEATHER * self.placement.side / self.placement.resolution)
 
     def part(self, mask: Picture, name: str) -> torch.Tensor:
-        """Another mask of the background, as one of `frame`: -> (1, h, w). name: what it is called in an error."""
+        """Another mask of the background, cropped to `frame`: -> (1, h, w). name: for error messages."""
         mask, placement = as_mask_in_place(mask), self.placement
         require_same_size("the background", (placement.height, placement.width), f"its {name}", mask.shape[1:])
         part = mask[(slice(None), *self.area)].cpu()
@@ -118,27 +118,27 @@ class Crop:
         return part
 
     def matched(self, drawings: torch.Tensor, strength: float) -> torch.Tensor:
-        """Drawings of the square (B, 3, R, R) in the background's colours around the hole; see `match_colour`."""
+        """Drawings of the square (B, 3, R, R) colour-matched to the background around the hole; see `match_colour`."""
         inside = hole_pixels(self.latent_mask, self.picture.shape[2] // self.latent_mask.shape[2])[:, 0]
         return match_colour(
             drawings, self.picture.expand_as(drawings), inside.expand(len(drawings), -1, -1), strength=strength
         )
 
     def put_back(self, square: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C, R, R) in its place -> (B, C, h, w). onto: what is around it, of that shape; by default `frame`."""
+        """Put (B, C, R, R) back -> (B, C, h, w). onto: the surroundings, of that shape; by default `frame`."""
         onto = self.frame.expand(len(square), -1, -1, -1) if onto is None else onto
         return self.placement.within(self.area).insert(onto, square)
 
     def put_back_maps(self, maps: torch.Tensor) -> torch.Tensor:
-        """Alpha or shadow of the square, (B, R, R) -> (B, h, w), 0 around it."""
+        """Put alpha or shadow of the square (B, R, R) back -> (B, h, w), 0 around it."""
         return self.put_back(maps[:, None], maps.new_zeros(len(maps), 1, *self.frame.shape[2:]))[:, 0]
 
     def taken(self, maps: torch.Tensor) -> torch.Tensor:
-        """The way into the square again: maps of the frame (B, h, w) -> (B, R, R)."""
+        """The inverse of `put_back_maps`: maps of the frame (B, h, w) -> (B, R, R)."""
         return self.placement.within(self.area).extract(maps[:, None])[:, 0]
 
     def write(self, whole: torch.Tensor, square: torch.Tensor) -> None:
-        """`put_back` into the whole background or a map of its size, (B, C, H, W), in place."""
+        """`put_back` in place, into the whole background or a map of its size, (B, C, H, W)."""
         area = (slice(None), slice(None), *self.area)
         whole[area] = self.put_back(square.to(whole), whole[area])
 
@@ -153,7 +153,7 @@ class Crop:
     ) -> torch.Tensor:
         """Frames (B, 3, h, w) with the layers over them, within a mask (1, h, w) and its soft edge.
 
-        inwards, outwards, method: as in `blend_pictures`. Beyond the edge the frames stay bit for bit.
+        inwards, outwards, method: as in `blend_pictures`. Outside the edge the frames are unchanged, bit for bit.
         """
         matte = None if layers.alpha is None else (layers.alpha, torch.zeros_like(layers.alpha))
         masks = mask.expand(len(frames), -1, -1)
@@ -167,17 +167,17 @@ class Crop:
 
 
 def around(*areas: tuple[slice, slice]) -> tuple[slice, slice]:
-    """The rows and columns that hold all these."""
+    """The smallest area that contains all of these."""
     return tuple(slice(min(each.start for each in lines), max(each.stop for each in lines)) for lines in zip(*areas))
 
 
 def inner(area: tuple[slice, slice], part: tuple[slice, slice]) -> tuple[slice, slice]:
-    """A part's rows and columns within those of an area that holds it."""
+    """A part's rows and columns relative to an area that contains it."""
     return tuple(slice(own.start - whole.start, own.stop - whole.start) for whole, own in zip(area, part))
 
 
 def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) -> Image.Image:
-    """The whole background in RGB, upright, with its transparency and changed rows and columns (3, h, w) in it."""
+    """The whole background in RGB, upright, with its transparency, and with a changed area (3, h, w) pasted in."""
     own = isinstance(background, Image.Image)
     background = upright(background) if own else background
     image = to_rgb(background) if own else tensor_to_image(background[0])

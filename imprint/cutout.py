@@ -1,4 +1,4 @@
-"""An object's mask, found in a plain photo by rembg: an optional extra, whose weights are loaded by rembg itself."""
+"""Finding an object's mask in a plain photo with rembg, an optional extra, which downloads its own weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .errors import ImprintError
 from .images import alpha_to_tensor, upright
 
 WEIGHTS = "birefnet-general-lite"
-"""Of the models that rembg knows: BiRefNet (MIT), 224 MB."""
+"""The rembg model: BiRefNet (MIT), 224 MB."""
 
 
 def mask_of(photo: Image.Image) -> Image.Image:
-    """The object's mask, mode L: the photo's own transparency where it has some, else `cut_out`."""
+    """The object's mask, mode L: the photo's own transparency if it has any, otherwise `cut_out`."""
     return cut_out(photo) if alpha_to_tensor(photo) is None else upright(photo).convert("RGBA").getchannel("A")
 
 
 def cut_out(photo: Image.Image) -> Image.Image:
     """The mask of a photo's object, mode L, white on the object, with soft edges; of the photo's size, turned upright.
 
-    Raises `ImprintError` where rembg or its weights are missing, and where it finds no object.
+    Raises `ImprintError` if rembg or its weights are missing, or if it finds no object.
     """
     try:
         from rembg import remove
@@ -34,8 +34,8 @@ def cut_out(photo: Image.Image) -> Image.Image:
     mask = remove(upright(photo).convert("RGB"), session=_session(), only_mask=True).convert("L")
     if mask.getextrema()[1] < 128:
         raise ImprintError(
-            "no object was found in its photo; give the object's mask, or a photo in which it stands out from what is "
-            "behind it"
+            "no object was found in the photo; give the object's mask, or a photo in which it stands out from its "
+            "background"
         )
     return mask
 
@@ -46,8 +46,8 @@ def _session() -> Any:
 
     try:
         return new_session(WEIGHTS)
-    except Exception as error:  # of the network, of the disk, of onnxruntime: whatever it is, there is no model
+    except Exception as error:  # of the network, the disk or onnxruntime: in any case there is no model
         raise ImprintError(
-            f"rembg cannot load its weights '{WEIGHTS}' ({error}); it fetches them once and keeps them in ~/.u2net (or "
+            f"rembg cannot load its weights '{WEIGHTS}' ({error}); it downloads them once to ~/.u2net (or "
             "$U2NET_HOME): connect to the network, put the file there, or give the object's mask"
         ) from error

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, in words."""
+"""A description of a checkpoint's contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .checkpoint import FORMAT_VERSION, load_checkpoint
 
 
 def describe(path: Path, as_json: bool) -> str:
-    """A checkpoint's parts and configuration, as a table or as JSON, once its checksum has been found right.
+    """A checkpoint's parts and configuration, as a table or as JSON, after verifying its checksum.
 
     Raises `ImprintError` as `load_checkpoint` does.
     """

@@ -1,4 +1,4 @@
-"""Where light comes from, in words and degrees."""
+"""Directions of light, in words and degrees."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ROUND = {
         ("behind", "behind right", "right", "front right", "front", "front left", "left", "behind left")
     )
 }
-"""Degrees about the object, clockwise as seen from above: 0 is behind it, 180 the camera's side."""
+"""Degrees around the object, clockwise as seen from above: 0 is behind it, 180 the camera's side."""
 DIRECTIONS = ("auto", *ROUND, "above")
-"""The words for it; auto: as the network sees it."""
+"""The accepted words; auto: as estimated by the network."""
 HEIGHT = 40.0
-"""Degrees above the horizon, where nothing is said of it. Networks seldom see light with a clear direction below 25."""
+"""Default elevation in degrees. Training data rarely have light with a clear direction below 25."""
 CLEAR = 0.75
-"""Length of the vector for light with a direction, such as the sun's beside the sky's: 1 is a single lamp in the dark,
-0 light from everywhere."""
+"""Length of the vector for directed light, such as sun and sky together: 1 is a single lamp in the dark, 0 uniform
+light from all sides."""
 
 
 def light_direction(where: str | float | Sequence[float]) -> tuple[float, float, float] | None:
@@ -49,9 +49,9 @@ def _degrees(where: str | float | Sequence[float]) -> tuple[float, float]:
         around, height = map(float, [*parts, HEIGHT] if len(parts) == 1 else parts)
         if math.isfinite(around) and 0 <= height <= 90 and not any(isinstance(part, (bool, bytes)) for part in parts):
             return around, height
-    except (TypeError, ValueError, OverflowError):  # told below
+    except (TypeError, ValueError, OverflowError):  # reported below
         pass
     raise ImprintError(
-        f"light_from is {where!r}; it must be one of {', '.join(DIRECTIONS)}, or degrees about the object, clockwise "
-        "from behind it, and if wished degrees above the horizon (0 to 90), such as 270,30"
+        f"light_from is {where!r}; it must be one of {', '.join(DIRECTIONS)}, or degrees around the object, clockwise "
+        "from behind it, and optionally degrees above the horizon (0 to 90), such as 270,30"
     )

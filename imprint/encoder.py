@@ -1,5 +1,4 @@
-"""The ID encoder's backbone, DINOv2, DINOv3 or CLIP, through transformers; its tensors have the hub's names in every
-checkpoint."""
+"""The ID encoder and its backbone, DINOv2, DINOv3 or CLIP of transformers; checkpoints use the hub's tensor names."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from torch import nn
 from .config import EncoderConfig
 from .errors import ImprintError
 
-# transformers 5 renamed these modules in memory; hub files, transformers 4 and ComfyUI use the names on the right.
+# transformers 5 renamed these modules; hub files, transformers 4 and ComfyUI use the names on the right.
 _HUB_NAMES = (
     (".attention.q_proj.", ".attention.attention.query."),
     (".attention.k_proj.", ".attention.attention.key."),
@@ -37,13 +36,13 @@ _META_NAMES = {
 
 
 def hub_name(name: str, kind: str = "dinov2") -> str:
-    """A tensor's name as in the hub's files, from its name in any version of transformers.
+    """A tensor's name in the hub's files, from its name in any version of transformers.
 
     kind: `EncoderConfig.kind`.
     """
-    if kind == "clip":  # transformers 5 has left out the prefix
+    if kind == "clip":  # transformers 5 dropped the prefix
         return "vision_model." + name.removeprefix("vision_model.")
-    if kind == "dinov3":  # transformers 5 has put the layers into a module of their own
+    if kind == "dinov3":  # transformers 5 moved the layers into a module of their own
         return name.removeprefix("model.")
     for new, old in _HUB_NAMES:
         name = name.replace(new, old)
@@ -67,7 +66,7 @@ def from_meta_names(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def build_backbone(config: EncoderConfig) -> nn.Module:
-    """transformers' model of these sizes, with fresh weights. Raises `ImprintError` where it is too old for DINOv3."""
+    """transformers' model of these sizes, with fresh weights. Raises `ImprintError` if it is too old for DINOv3."""
     import transformers
 
     sizes = {
@@ -87,7 +86,7 @@ def build_backbone(config: EncoderConfig) -> nn.Module:
             )
         sizes |= {"intermediate_size": inner, "use_gated_mlp": config.swiglu}
         sizes |= {"hidden_act": "silu" if config.swiglu else "gelu", "num_register_tokens": config.register_tokens}
-        # None: in training its positions would be stretched at random, by a generator that no run continues.
+        # None: in training positions would be rescaled at random, by a generator that is not saved.
         return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(pos_embed_rescale=None, **sizes))
     sizes |= {"mlp_ratio": config.mlp_ratio, "use_swiglu_ffn": config.swiglu}
     if config.register_tokens:
@@ -115,15 +114,15 @@ class IDEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) from `preprocess.prepare_object` -> (B, `config.tokens`, width), after the last LayerNorm.
 
-        CLS comes first; register tokens, where the backbone has them, are left out. After them come `local_tokens` of
-        the layer that the configuration names, without any LayerNorm; `config.split` takes them apart.
+        The CLS token comes first; register tokens, if any, are dropped. They are followed by `local_tokens` of the
+        configured layer, without any LayerNorm; `config.split` separates them.
         """
         layer = self.config.local_layer
         seen = self.backbone(pixel_values, output_hidden_states=bool(layer))
         tokens = seen.last_hidden_state
         if self.config.output == "cls":
             tokens = tokens[:, :1]
-        if self.config.kind == "clip":  # whose model normalises the CLS token alone
+        if self.config.kind == "clip":  # its model normalises only the CLS token
             tokens = getattr(self.backbone, "vision_model", self.backbone).post_layernorm(tokens)
             return torch.cat([tokens, seen.hidden_states[layer][:, 1:]], 1) if layer else tokens
         return torch.cat([tokens[:, :1], tokens[:, 1 + self.config.register_tokens :]], 1)
@@ -137,10 +136,10 @@ class IDEncoder(nn.Module):
         return tensors
 
     def load_hub_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Strictly the inverse of `hub_state_dict`."""
+        """The inverse of `hub_state_dict`; strict."""
         own = {name: tensors[hub_name(name, self.config.kind)] for name in self.backbone.state_dict()}
         for name, tensor in own.items():
-            # Two parts of one tensor, in a DINOv2.
+            # Two halves of one tensor, in a DINOv2.
             if self.config.kind == "dinov2" and (".mlp.gate_proj." in name or ".mlp.up_proj." in name):
                 own[name] = tensor.chunk(2)[".mlp.up_proj." in name]
         self.backbone.load_state_dict(own)

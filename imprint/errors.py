@@ -1,5 +1,4 @@
-"""The one exception that bad input raises, so that a caller can tell it from a defect of this code;
-and the checks that are made in several places."""
+"""The exception for bad input, which tells it apart from bugs in this code, and checks used in several places."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_NUMBER = 3e38
-"""What fp32 still holds: a larger number is as good as infinite."""
+"""Just below the largest fp32 number: anything larger counts as infinite."""
 
 
 class ImprintError(ValueError):
@@ -22,9 +21,7 @@ class ImprintError(ValueError):
 
 
 def print_anything() -> None:
-    """Names of files may have letters that a legacy code page, or any, does not: they are escaped, and no run fails of
-    them.
-    """
+    """Make stdout and stderr escape characters that their encoding lacks, as in file names, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -33,7 +30,7 @@ def print_anything() -> None:
 def require_number(
     name: str, value: Any, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER, whole: bool = False
 ) -> None:
-    """Raise `ImprintError` unless a value of this name is a number, or a whole number, from `least` to `most`."""
+    """Raise `ImprintError` unless the value is a finite number, or a whole number, from `least` to `most`."""
     a_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if a_number and least <= value <= most:  # which NaN is not
         return
@@ -46,9 +43,9 @@ def require_number(
 
 
 def from_extra(package: str, extra: str, what: str) -> ModuleType:
-    """A package that comes with an extra of pyproject.toml, imported.
+    """Import a package that belongs to one of pyproject.toml's extras.
 
-    Raises `ImprintError` where it cannot be; what: needs it.
+    what: the feature that needs it, for the message. Raises `ImprintError` if it cannot be imported.
     """
     try:
         return import_module(package)
@@ -57,16 +54,16 @@ def from_extra(package: str, extra: str, what: str) -> ModuleType:
 
 
 def require_masks(views: int, masks: int) -> None:
-    """Raise `ImprintError` unless there are views of an object, and as many masks."""
+    """Raise `ImprintError` unless there is at least one view of the object, and one mask per view."""
     if not views or views != masks:
         raise ImprintError(
             f"got {views} view(s) of the object and {masks} mask(s) of it; give one mask per view, or none at all "
-            "where the pictures are transparent around the object"
+            "if the pictures are transparent around the object"
         )
 
 
 def require_same_size(picture: str, size: tuple[int, int], mask: str, mask_size: tuple[int, int]) -> None:
-    """Raise `ImprintError` unless a picture and its mask, of these names, are of one height and width."""
+    """Raise `ImprintError` unless a picture and its mask have the same height and width."""
     if tuple(size) != tuple(mask_size):
         raise ImprintError(
             f"{picture} is {size[1]}x{size[0]}, but {mask} is {mask_size[1]}x{mask_size[0]}; make them the same size"
@@ -74,8 +71,8 @@ def require_same_size(picture: str, size: tuple[int, int], mask: str, mask_size:
 
 
 def require_finite(values: torch.Tensor, what: str, remedy: str) -> torch.Tensor:
-    """The values, of any shape. Raises `ImprintError` where one is NaN or infinite; what: where they come from."""
-    # By the sum, because a comparison of every value would take as much memory as the values.
+    """Return the values, of any shape. Raises `ImprintError` if one is NaN or infinite; what: their name."""
+    # Through the sum: comparing every value would take as much memory again.
     if not bool(values.float().sum().isfinite()):
         raise not_finite(what, remedy)
     return values

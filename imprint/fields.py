@@ -1,4 +1,4 @@
-"""The fields of a configuration's dataclasses: checked, and as plain JSON values."""
+"""Validation of a configuration's dataclasses, and their conversion from and to plain JSON values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_choice(part: Any, *names: str) -> None:
-    """Raise `ImprintError` unless the named fields of a dataclass each hold one of their type's literals."""
+    """Raise `ImprintError` unless each named field of a dataclass holds one of its type's literals."""
     kinds = typing.get_type_hints(type(part))
     for name in names:
         value, choices = getattr(part, name), typing.get_args(kinds[name])
@@ -26,7 +26,7 @@ def require_choice(part: Any, *names: str) -> None:
 
 
 def require_positive(part: Any, *may_be_zero: str) -> None:
-    """Raise `ImprintError` unless all numbers in a dataclass are above 0, or are 0 and named here."""
+    """Raise `ImprintError` unless all numbers in a dataclass are positive; the named fields may be 0."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -36,7 +36,7 @@ def require_positive(part: Any, *may_be_zero: str) -> None:
 
 
 def require_at_most(part: Any, most: int, *names: str) -> None:
-    """Raise `ImprintError` unless the fields of these names, and the numbers in them, are no more than `most`."""
+    """Raise `ImprintError` unless the named fields, or the numbers in them, are at most `most`."""
     for name in names:
         value = getattr(part, name)
         largest = max(value, default=0) if isinstance(value, tuple) else value
@@ -44,7 +44,7 @@ def require_at_most(part: Any, most: int, *names: str) -> None:
 
 
 def to_dict(part: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values, without the fields that have their default."""
+    """A dataclass as plain JSON values, without fields that hold their default."""
     values = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
@@ -54,7 +54,7 @@ def to_dict(part: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from plain JSON values, strictly: names and types must fit."""
+    """A dataclass from plain JSON values. Raises `ImprintError` unless names and types match; where: for messages."""
     require(isinstance(values, dict), f"{where} is {values!r}; it must be a JSON object")
     types = typing.get_type_hints(cls)
     names = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
@@ -76,7 +76,7 @@ def _from_value(kind: Any, value: Any, where: str) -> Any:
         require(isinstance(value, list) and value, f"{where} is {value!r}; it must be a list of whole numbers")
         return tuple(_from_value(int, item, where) for item in value)
     if origin is Literal:
-        return value  # the dataclass itself names the choices
+        return value  # the dataclass itself checks the choices
     if kind is float:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         require(fits, f"{where} is {value!r}; it must be a finite number")

@@ -1,4 +1,4 @@
-"""Nothing half-written: files appear under their names when they are whole, or not at all."""
+"""Reading and writing files; a file appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path`. It takes the name of `path` when the block ends well, and goes when it does not.
+    """A temporary path beside `path`, renamed to `path` if the block succeeds, and removed if it does not.
 
-    Of a symbolic link the file that it leads to is written, and the link stays. The folder is made if need be. Raises
-    `OSError` where it cannot be written to.
+    A symbolic link stays, and its target is written. The folder is created if needed. Raises `OSError` if it cannot be
+    written to.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own length: with the file's it could be too long for the folder.
+    # A short name: one derived from the file's could be too long.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with suppress(OSError):  # some shares refuse it, and are none the worse
+        with suppress(OSError):  # some network shares refuse it, which does no harm
             temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:
@@ -40,44 +40,43 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a whole text in UTF-8, or nothing. Raises `OSError` where the folder cannot be written to."""
+    """Write the whole text in UTF-8, or nothing. Raises `OSError` if the folder cannot be written to."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
-    """The JSON object of a file that an earlier run left. Raises `ImprintError`, with the remedy, for anything else."""
+    """The JSON object in a file of an earlier run. Raises `ImprintError`, with the remedy, for anything else."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError(f"it holds {type(found).__name__}, where names and values were expected")
+            raise ValueError(f"it holds {type(found).__name__}, expected a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise ImprintError(f"{path} cannot be read ({error}); {remedy}") from error
     return found
 
 
 def require_no_lfs_pointer(path: str | os.PathLike) -> None:
-    """Raise `ImprintError` where Git LFS's text about a file lies in the place of the file."""
+    """Raise `ImprintError` if the file is a Git LFS pointer instead of the actual file."""
     try:
         with open(path, "rb") as file:
             start = file.read(len(_LFS))
-    except (OSError, ValueError):  # told by whoever reads it
+    except (OSError, ValueError):  # reported by whoever reads it
         return
     if start == _LFS:
         raise ImprintError(
-            f"{path} is Git LFS's pointer to a file, not the file; run `git lfs pull` where it was cloned, or download "
-            "it"
+            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in the clone, or download the file"
         )
 
 
 def require_writable(path: str | os.PathLike) -> None:
-    """Raise `ImprintError` unless a file of this name can be written; its folder may be missing, and is not made."""
+    """Raise `ImprintError` unless a file of this name can be written; its folder may be missing and is not created."""
     try:
         target = Path(os.path.realpath(path))
         if target.is_dir():
             raise ImprintError(f"{path} is a folder; give the name of a file in it")
         if os.path.lexists(target) and not target.is_file():
-            raise ImprintError(f"{path} leads to what is no file; give another name")
+            raise ImprintError(f"{path} is not a regular file; give another name")
         there = next(filter(os.path.lexists, target.parents), target.parent)
         for name in target.relative_to(there).parts:
             with suppress(FileNotFoundError):
@@ -91,16 +90,16 @@ def require_writable(path: str | os.PathLike) -> None:
 
 
 def unused(folder: Path, stem: str, suffix: str) -> Path:
-    """The first of stem, stem-2, stem-3, ... that no file in the folder has."""
+    """The first of stem, stem-2, stem-3, ... that does not exist in the folder."""
     names = (folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
     return next(path for path in names if not os.path.lexists(path))
 
 
 def save_or_keep(save: Callable[[Path], None], path: Path, suffix: str, what: str) -> None:
-    """`save(path)` for what took time to make: where that fails, it is kept under another name with this suffix.
+    """`save(path)` for results that took time: if that fails, save under another name with this suffix.
 
-    It lies beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` names
-    it.
+    It is kept beside `path`, or else in the working folder or the one for temporary files, and the `ImprintError` says
+    where.
     """
     try:
         save(path)
@@ -116,7 +115,7 @@ def save_or_keep(save: Callable[[Path], None], path: Path, suffix: str, what: st
 
 
 def same_file(path: str | os.PathLike, other: str | os.PathLike) -> bool:
-    """Whether two names are of one file that is there, also by a link."""
+    """Whether both paths exist and are the same file, also through links."""
     try:
         return os.path.samefile(path, other)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The phases after the drawing: detail, shadow, and the way into the background; also of an object that was placed."""
+"""The phases after the drawing: detail, shadow and blending; also for placed objects."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .place import PlacedObject
 from .vae import decode
 
 MOST_FEATHER = 2**16
-"""Pixels of a soft edge."""
+"""The widest soft edge, in pixels."""
 
 
 @dataclass
 class ImprintPipelineOutput(BaseOutput):
     """images: `num_results` Pillow pictures, or a (B, 3, H, W) tensor in [0, 1] for `output_type="pt"`, or the final
     (B, C, h, w) latents for `"latent"`. placement: the square of the background that the model worked in. alpha,
-    shadow: what was laid over the background, in that square: each (B, resolution, resolution) in [0, 1], alpha with
-    the outline that detail gave it; None without a matte. lit: for an object that was placed, its layers of shadow,
-    object and light, in `lit.area` of the background; None where the model drew it.
+    shadow: the maps used for the composite, in that square, each (B, resolution, resolution) in [0, 1], alpha with the
+    outline refined by detail; None without a matte. lit: for a placed object, its layers of shadow, object and light,
+    in `lit.area` of the background; None for a drawn one.
     """
 
     images: list[Image.Image] | torch.Tensor
@@ -44,28 +44,28 @@ class ImprintPipelineOutput(BaseOutput):
 
 @dataclass(frozen=True)
 class Finish:
-    """How the drawing is put into the background. Raises `ImprintError` for a value that cannot be used."""
+    """How the drawing is put into the background. Raises `ImprintError` for an invalid value."""
 
     feather_pixels: int | None = None
     """Width of the soft edge outside the mask, in pixels of the background; by default `crop.FEATHER` pixels of the
-    crop. Beyond it the background stays bit for bit."""
+    crop. Outside it the background is unchanged, bit for bit."""
     feather_inwards: int = 0
     """Width of the soft edge inside the mask, in pixels of the background."""
     blend_method: str = "feather"
-    """How the soft edge mixes, one of `blending.BLENDS`."""
+    """How the soft edge blends, one of `blending.BLENDS`."""
     colour_match: float = 0.0
-    """From 0 to 1, how far the crop's colours are moved to the background's around the hole."""
+    """How far the crop's colours are shifted to the background's around the hole, 0 to 1."""
     matte: bool = True
-    """Keep the background, bit for bit, wherever there is neither the object nor its shadow, also inside the mask (see
-    `imprint.matte`); without effect for checkpoints that predict no matte."""
+    """Keep the background, bit for bit, wherever there is neither object nor shadow, also inside the mask (see
+    `imprint.matte`); no effect for checkpoints without a matte."""
     detail: float = 1.0
-    """From 0 to 1, how far the object's own photo, in the light of the drawing, takes its place where both show the
-    same (see `imprint.detail`); without effect for checkpoints that predict no matte."""
+    """How far the object's own photo, in the drawing's light, replaces the drawing where both show the same side, 0 to
+    1 (see `imprint.detail`); no effect for checkpoints without a matte."""
     shadow: float = 1.0
     softness: float = 0.0
     light_from: str | float = "auto"
-    """Of the shadow that the object throws, within the mask and beyond it, as `imprint.light.relight` takes them; there
-    is none without a matte."""
+    """Strength, softness and light direction of the object's shadow, inside the mask and beyond, as for
+    `imprint.light.relight`; without a matte there is none."""
 
     def __post_init__(self) -> None:
         require_number("colour match", self.colour_match, 0, 1)
@@ -78,7 +78,7 @@ class Finish:
 
 
 class Finishing(Phases):
-    """A model whose drawings become composites."""
+    """The phases after the drawing."""
 
     @torch.no_grad()
     def finish(
@@ -89,7 +89,7 @@ class Finishing(Phases):
         settings: Finish = Finish(),
         output_type: str = "pil",
     ) -> ImprintPipelineOutput:
-        """From what `denoise` gives to the composites; output_type: as in `__call__`."""
+        """From `denoise`'s results to the composites; output_type: as in `__call__`."""
         config, crop = self.model_config, scene.crop
         if output_type == "latent":
             return ImprintPipelineOutput(latents, crop.placement)
@@ -108,13 +108,13 @@ class Finishing(Phases):
         images = paste_all(scene.background, frames, area, output_type)
         if layers.alpha is None:
             return ImprintPipelineOutput(images, crop.placement)
-        # Detail changes alpha: the one that was used is given, if need be on the way back.
+        # Detail changes alpha: the one that was used is returned, resampled to the square if necessary.
         alpha = maps[0] if torch.equal(layers.alpha, alpha) else crop.taken(layers.alpha)
         return ImprintPipelineOutput(images, crop.placement, alpha, crop.taken(lost[here][:, 0]))
 
     @staticmethod
     def _layers(scene: Prepared, drawings: torch.Tensor, alpha: torch.Tensor | None, settings: Finish) -> Layers:
-        """What is laid over the frame, from drawings of the square (B, 3, R, R) and their alpha in the frame (B, h, w),
+        """The layers over the frame, from drawings of the square (B, 3, R, R) and their alpha in the frame (B, h, w),
         if any.
         """
         picture = scene.crop.put_back(drawings)
@@ -128,8 +128,8 @@ class Finishing(Phases):
     def _shaded(
         self, scene: Prepared, layers: Layers, settings: Finish
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[slice, slice]]:
-        """The background's part (B, 3, h, w) that composites may change, with the shadows that the drawn objects throw,
-        the share of light that it lost (B, 1, h, w), and the part's rows and columns.
+        """The part of the background (B, 3, h, w) that may change, with the drawn objects' shadows; the share of light
+        that it lost (B, 1, h, w); and its rows and columns.
         """
         crop, lit = scene.crop, []
         if layers.alpha is not None and settings.shadow:
@@ -155,11 +155,11 @@ class Finishing(Phases):
         return lit if scene.seen is None else lit.through(scene.seen[(slice(None), *lit.area)][None].to(lit.shadow))
 
     def _light_net(self) -> LightNet:
-        """The shipped one, unless there is another; loaded when it is first used."""
+        """The light network, by default the shipped one; loaded on first use."""
         if self.light is None:
             self.register_modules(light=load_light().to(self.device))
         if self.device.type == "cpu" and not (self.light.dtype == torch.bfloat16 and computes_in_bf16()):
-            self.light.float()  # half precision takes a hundred times as long there
+            self.light.float()  # half precision is a hundred times slower there
         return self.light
 
     @torch.no_grad()
@@ -175,12 +175,12 @@ class Finishing(Phases):
         num_results: int = 1,
         output_type: str = "pil",
     ) -> ImprintPipelineOutput:
-        """An object whose place is known, lit and with its shadow.
+        """Composites of a placed object, relit and with its shadow.
 
         placed: as `place_object` gives it, of the background's size. light, shadow, softness, light_from: see
-        `relight`. blend_mask: Pillow or (1, H, W) in [0, 1], how much of object and shadow shows; by default all. The
-        results are alike, for nothing is random; output_type: "pil" or "pt". Raises `ImprintError` for another, and for
-        sizes that differ.
+        `relight`. blend_mask: Pillow or (1, H, W) in [0, 1], how much of object and shadow is visible; by default all.
+        All results are identical, since nothing is random. output_type: "pil" or "pt". Raises `ImprintError` for others
+        and for sizes that differ.
         """
         if output_type == "latent":
             raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")

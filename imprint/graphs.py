@@ -1,4 +1,4 @@
-"""A function of tensors as a CUDA graph: one call starts all of its kernels, which Python would start one by one."""
+"""A function of tensors as a CUDA graph: one call launches all of its kernels, instead of Python one by one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from .errors import ImprintError
 
 MOST = 4
-"""Graphs that are kept, of as many shapes; they share their memory, since only one runs at a time."""
-_WARM_UP = 2  # calls before one is recorded: libraries choose and set up their kernels in them
+"""The number of graphs kept, one per shape; they share memory, since only one runs at a time."""
+_WARM_UP = 2  # calls before recording, in which libraries choose and set up their kernels
 
 
 class Graphs:
-    """Calls `function` by a graph for each shape of its tensors, recorded when a shape is first met.
+    """Calls `function` through a graph for each combination of tensor shapes, recorded at its first use.
 
-    A graph holds what was no tensor as it was, and where the modules' tensors lay: `renew` has to be called after
-    either may have changed otherwise than in place, as by moving a module or by loading a LoRA. What the function
-    returns must be tensors, and it may wait for no device and draw no random numbers.
+    A graph fixes all arguments that are not tensors, and the addresses of the modules' tensors: call `renew` if these
+    may have changed other than in place, such as by moving a module or loading a LoRA. The function must return
+    tensors, and must neither synchronise nor draw random numbers.
     """
 
     def __init__(self, function: Callable[..., Sequence[torch.Tensor]]):
@@ -30,9 +30,9 @@ class Graphs:
         self.state: list[Any] = []
 
     def __call__(self, *arguments: Any, **named: Any) -> tuple[torch.Tensor, ...]:
-        """What the function gives for these; tensors of one's own, which no later call writes over.
+        """The function's results, as copies that no later call overwrites.
 
-        Raises `ImprintError` where it cannot be recorded.
+        Raises `ImprintError` if the function cannot be recorded.
         """
         given = [*arguments, *named.values()]
         tensors = [each for each in given if isinstance(each, torch.Tensor)]
@@ -45,7 +45,7 @@ class Graphs:
         return self.kept[key](tensors)
 
     def renew(self) -> None:
-        """Forget all graphs if the modules' tensors have moved, or a LoRA counts differently."""
+        """Discard all graphs if the modules' tensors have moved, or a LoRA's weight has changed."""
         if self.kept and _state(self.modules) != self.state:
             self.kept.clear()
 
@@ -53,9 +53,9 @@ class Graphs:
         modules = [each for each in (*arguments, *named.values()) if isinstance(each, torch.nn.Module)]
         if self.modules != modules:
             self.kept.clear()
-        if not self.kept:  # memory that no graph uses any more is given back with its pool
+        if not self.kept:  # memory of discarded graphs is released with its pool
             self.pool = torch.cuda.graph_pool_handle()
-        with torch.inference_mode(False):  # or they could only be written to in it
+        with torch.inference_mode(False):  # otherwise they could only be written to in that mode
             inputs = [each.clone() for each in tensors]
         own = iter(inputs)
         arguments = tuple(next(own) if isinstance(each, torch.Tensor) else each for each in arguments)
@@ -72,7 +72,7 @@ class Graphs:
                 "compile a mode of torch.compile"
             ) from error
         self.kept[key] = made
-        self.modules, self.state = modules, _state(modules)  # now, when offloading has brought them to the device
+        self.modules, self.state = modules, _state(modules)  # now that offloading has brought them to the device
         while len(self.kept) > MOST:
             del self.kept[next(iter(self.kept))]
 
@@ -100,7 +100,7 @@ class _Graph:
 
 
 def _state(modules: Sequence[torch.nn.Module]) -> list[Any]:
-    """Where the modules' tensors lie, and how their LoRA layers, which are peft's, count."""
+    """The addresses of the modules' tensors, and the weights of their (peft) LoRA layers."""
     found: list[Any] = []
     for module in modules:
         found += [(each.data_ptr(), each.dtype) for each in (*module.parameters(), *module.buffers())]

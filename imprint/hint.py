@@ -1,8 +1,8 @@
-"""What a ControlNet is shown of the scene (AnyDoor, arXiv 2307.09481, section 3.2): a collage and a mask.
+"""The hint for a ControlNet (AnyDoor, arXiv 2307.09481, section 3.2): a collage and a mask.
 
 The collage is the background with the object's high frequencies, its edges in their colours on black, stretched into a
-box around the hole, or where the object lies already. AnyDoor's ControlNet was trained on what OpenCV made, so that the
-arithmetic here is OpenCV's own, in whole steps of 8 bits, without it.
+box around the hole, or at the place of a placed object. AnyDoor's ControlNet was trained on OpenCV's results, so the
+arithmetic here reproduces OpenCV's, in whole steps of 8 bits.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .threads import one_thread
 from .views import ObjectViews
 
 CHANNELS = 4
-"""Of a hint: red, green, blue, and where the object goes."""
+"""Channels of a hint: red, green, blue, and where the object goes."""
 
-_SIDE = 256  # at which edges are found
-_EDGE = 50  # of 255: fainter ones are none
-_WITHIN = 9  # a pixel counts if the square of so many pixels around it is all object
-_ROOM = 1.1  # side of the collage's box over the hole's
+_SIDE = 256  # resolution at which edges are found
+_EDGE = 50  # of 255: fainter edges are dropped
+_WITHIN = 9  # a pixel counts only if the square of this size around it is all object
+_ROOM = 1.1  # side of the collage's box relative to the hole's
 
 
 def control_hint(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> torch.Tensor:
     """The hint for a crop, (1, `CHANNELS`, R, R): the collage in [-1, 1], and the mask.
 
     The mask is 1 where the object goes: in the collage's box if the hole is a box, else in the hole itself. It is 0
-    around it and, like the collage, -1 beyond the background's border. Of several views the first is used. An object
-    that was placed keeps its place and its proportions: one whose corner is known, or whose picture is the background's
-    size and its mask has the hole's box. Raises `ImprintError` for an object's mask that is empty.
+    around it and, like the collage, -1 beyond the background's border. Of several views the first is used. A placed
+    object keeps its place and proportions: one whose corner is known, or whose picture has the background's size and
+    whose mask has the hole's box. Raises `ImprintError` for an empty object mask.
     """
     frame = _seen(crop)
     box = _room(crop.mask, frame)
@@ -46,13 +46,13 @@ def control_hint(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> torc
 
 @one_thread()
 def high_frequencies(pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """An object's edges in its own colours, black elsewhere: whole numbers to 255.
+    """An object's edges in its own colours, black elsewhere: whole numbers up to 255.
 
-    pictures (B, 3, S, S) and masks (B, S, S): whole numbers to 255, 255 = object -> (B, 3, S, S).
+    pictures (B, 3, S, S) and masks (B, S, S): whole numbers up to 255, 255 = object -> (B, 3, S, S).
     """
     small = resize_in_8_bits(pictures, _SIDE, _SIDE)
     inside = F.interpolate(masks[:, None].double() / 255, (_SIDE, _SIDE), mode="bilinear", align_corners=False) > 0.5
-    inside = -F.max_pool2d(-inside.float(), _WITHIN, 1, _WITHIN // 2)  # the border is no edge of the object
+    inside = -F.max_pool2d(-inside.float(), _WITHIN, 1, _WITHIN // 2)  # the border is not an edge of the object
     padded = F.pad(small, (1, 1, 1, 1), mode="reflect")
     difference, mean = small.new_tensor([-1.0, 0.0, 1.0]), small.new_tensor([1.0, 2.0, 1.0])
     slopes = [_filter(padded, *pair).abs().clamp(max=255) for pair in ((mean, difference), (difference, mean))]
@@ -68,7 +68,7 @@ def _filter(pictures: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
 
 
 def _cutout(views: ObjectViews, encoder: EncoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """The object as the encoder is shown it and its mask, (1, 3, S, S) and (1, S, S) of whole numbers to 255."""
+    """The object as prepared for the encoder, and its mask: (1, 3, S, S) and (1, S, S), whole numbers up to 255."""
     picture, mask = views.pictures[0], views.masks[0]
     how = encoder.image_size, encoder.object_margin
     picture = cut_out(picture, mask, *how, encoder.surroundings, encoder.fit, encoder.resize)
@@ -77,7 +77,7 @@ def _cutout(views: ObjectViews, encoder: EncoderConfig) -> tuple[torch.Tensor, t
 
 
 def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, int, int, int] | None:
-    """The box of the square where the object's cut-out lies, for one that was placed.
+    """The box of the square where a placed object's cut-out lies.
 
     The hole's box is the object's, or that with more around it where that was too small to draw in.
     """
@@ -111,7 +111,7 @@ def _sketch(collage: torch.Tensor, edges: torch.Tensor, box: tuple, lies: tuple)
 
 
 def _seen(crop: Crop) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of what the square shows of the background."""
+    """Top, left, bottom, right of the background's part of the square."""
     placement, resolution = crop.placement, crop.picture.shape[-1]
     scale = resolution / placement.side
     rows, columns = placement.area
@@ -120,7 +120,7 @@ def _seen(crop: Crop) -> tuple[int, int, int, int]:
 
 
 def _room(hole: torch.Tensor, frame: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """The box that the object's edges are stretched into: a little more than the box of a hole (1, R, R)."""
+    """The box that the object's edges are stretched into: slightly larger than the box of a hole (1, R, R)."""
     box = bounding_boxes(hole)[0].tolist()
     starts, ends = [], []
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""Where in the frame the model works: a square crop around the hole, and the way back.
+"""Where in the frame the model works: a square crop around the hole, and its inverse.
 
 The object is generated at the model's full resolution however small the hole is in the frame (AnyDoor, arXiv
 2307.09481, section 3.3; IMPRINT does the same).
@@ -21,9 +21,9 @@ LEAST_CELLS = 2
 """A hole narrower than this many cells of the latent cannot be generated in: it is enlarged."""
 
 MOST_RESOLUTION = 4096
-"""Pixels of the side at which the model may see its crop."""
+"""The largest resolution, in pixels, at which the model may see its crop."""
 MOST_AREAS = 100
-"""Of a mask whose areas get an object each."""
+"""The most areas of a mask that get an object each."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Placement:
     top: int
     left: int
     side: int
-    """The square; it may reach past a frame that is narrower than it, never past both borders needlessly."""
+    """The square; it reaches beyond the frame only if the frame is narrower than the square."""
     resolution: int
     """The square's side at the model."""
 
@@ -44,11 +44,11 @@ class Placement:
     def around(cls, box: Sequence[int], frame: tuple[int, int], resolution: int, context: float) -> Placement:
         """The square around a box (top, left, bottom, right) of a frame (height, width), moved to lie in it if it fits.
 
-        context: the square's side over the longer side of the box, at least 1.
+        context: the square's side relative to the longer side of the box, at least 1.
         """
         (height, width), (top, left, bottom, right) = frame, box
         longer = max(bottom - top, right - left)
-        # More context than the frame has is none: beyond the frame there are only repeated border pixels.
+        # More context than the frame has is useless: beyond the frame there are only repeated border pixels.
         side = max(longer, min(round(longer * context), max(height, width)))
         return cls(
             height=height,
@@ -68,7 +68,7 @@ class Placement:
         )
 
     def within(self, area: tuple[slice, slice]) -> Placement:
-        """The same square, seen from a part of the frame that covers `self.area`: a large frame need not be touched."""
+        """The same square in a part of the frame that covers `self.area`, so that a large frame need not be touched."""
         rows, columns = area
         return replace(
             self,
@@ -81,8 +81,8 @@ class Placement:
     def extract(self, frames: torch.Tensor, holes: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, resolution, resolution), antialiased; border pixels are repeated beyond the frame.
 
-        holes (B, H, W) of 0 and 1: pixels that must not be seen there; of the border the nearest ones beside them are
-        repeated instead, and where it has no others there is grey.
+        holes (B, H, W) of 0 and 1: pixels that must not be repeated; the nearest other pixels of that border are
+        repeated instead, or grey if it has none.
         """
         if holes is not None and self.side > min(self.height, self.width):
             frames = torch.stack([_without(frame, hole) for frame, hole in zip(frames, holes)])
@@ -91,7 +91,7 @@ class Placement:
     def extract_mask(self, masks: torch.Tensor) -> torch.Tensor:
         """(B, H, W) -> (B, resolution, resolution) of 0 and 1: 1 wherever the hole is touched.
 
-        Beyond the frame there is no hole: an object that is drawn there would be cut off.
+        Beyond the frame there is no hole: an object drawn there would be cut off.
         """
         # Every pixel that overlaps the hole, however thin it is; the nearest pixel alone could miss it.
         square = self._square(masks[:, None], "constant")
@@ -105,13 +105,11 @@ class Placement:
         return result
 
     def insert_map(self, maps: torch.Tensor) -> torch.Tensor:
-        """Smooth values (B, C, S, S), of any range, enlarged to the square -> (B, C, h, w), the part of it in the
-        frame.
-        """
+        """Enlarge smooth values (B, C, S, S), of any range, to the square -> (B, C, h, w), its part in the frame."""
         return self._visible(F.interpolate(maps, (self.side, self.side), mode="bicubic", align_corners=False))
 
     def _visible(self, square: torch.Tensor) -> torch.Tensor:
-        """(B, C, side, side) -> (B, C, h, w), the part of it in the frame."""
+        """(B, C, side, side) -> (B, C, h, w), the part inside the frame."""
         rows, columns = self.area
         return square[
             :, :, rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left
@@ -146,11 +144,11 @@ class Hole:
     mask: torch.Tensor
     """(h, w) of 0 and 1, `placement.area` of the frame: where to generate."""
     drawn: tuple[int, int]
-    """Height and width of the hole's box in pixels, as it was given."""
+    """Height and width of the given hole's box, in pixels."""
     size: tuple[int, int]
-    """Height and width to generate in; more than `drawn` where that was too small."""
+    """Height and width of the box to generate in; more than `drawn` if that was too small."""
     areas: int = 1
-    """Of the mask, that do not touch; one object spans them all."""
+    """Number of separate areas of the mask; one object spans them all."""
 
     @classmethod
     def find(
@@ -166,7 +164,7 @@ class Hole:
 
         A hole that measures fewer than `LEAST_CELLS` cells of the latent along a side, in the frame or in the model's
         crop, is enlarged around its centre to that size. cell: pixels of the crop that one cell of the latent covers.
-        box: the hole is all of its box. Raises `ImprintError` for a mask without a hole, a context below 1, and a
+        box: the hole is its whole box. Raises `ImprintError` for a mask without a hole, a context below 1, and a
         resolution that is not a multiple of `multiple`, or above `MOST_RESOLUTION`.
         """
         check_crop(resolution, context, multiple)
@@ -174,7 +172,7 @@ class Hole:
         if not highest > 0.5:
             raise ImprintError(
                 f"the mask of the hole is empty (its largest value is {highest:g}, and above 0.5 is hole); "
-                "paint the place for the object white on black"
+                "paint where the object goes white on black"
             )
         drawn = bounding_boxes(mask[None])
         wide = enlarge_boxes(drawn, LEAST_CELLS * cell, *mask.shape)
@@ -195,21 +193,21 @@ class Hole:
 
 
 def separate_areas(mask: torch.Tensor) -> list[torch.Tensor]:
-    """Each area of a mask (H, W), above 0.5 and not touching the others, as a mask of its own; from top to bottom.
+    """Each connected area of a mask (H, W), above 0.5, as a mask of its own; from top to bottom.
 
-    Raises `ImprintError` for more than `MOST_AREAS`, which are specks.
+    Raises `ImprintError` for more than `MOST_AREAS`, which would be specks.
     """
     labels, count = _labelled(mask)
     if count > MOST_AREAS:
         raise ImprintError(
-            f"the mask has {count} separate areas, of which {MOST_AREAS} at most get an object each; remove its "
-            "specks, or its dithering"
+            f"the mask has {count} separate areas, but at most {MOST_AREAS} can get an object each; remove its "
+            "specks or dithering"
         )
     return [(labels == label).to(mask) for label in range(1, count + 1)]
 
 
 def _labelled(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """(H, W) -> the number of each pixel's area, 0 outside, and how many areas there are; corners touch."""
+    """(H, W) -> each pixel's area number, 0 outside, and the number of areas (8-connected)."""
     from scipy.ndimage import label
 
     labels, count = label((mask > 0.5).cpu().numpy(), torch.ones(3, 3).numpy())
@@ -217,7 +215,7 @@ def _labelled(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def _without(frame: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """A copy of a frame (C, H, W) with a hole (H, W) in grey, whose outermost rows and columns show nothing of it."""
+    """A copy of a frame (C, H, W) with a hole (H, W) in grey, whose outermost rows and columns show none of it."""
     frame = torch.where(hole > 0.5, 0.5, frame)  # the resize's filter reaches across the border
     lines = [(frame[:, row], hole[row]) for row in (0, -1)] + [
         (frame[:, :, column], hole[:, column]) for column in (0, -1)
@@ -238,7 +236,7 @@ def _extent(boxes: torch.Tensor) -> tuple[int, int]:
 
 
 def check_crop(resolution: int, context: float, multiple: int) -> None:
-    """Raise `ImprintError` for a crop that cannot be; the arguments as of `Hole.find`."""
+    """Raise `ImprintError` for an impossible crop; arguments as for `Hole.find`."""
     require_number("context", context, 1)
     require_number("resolution", resolution, multiple, MOST_RESOLUTION, whole=True)
     if resolution % multiple:

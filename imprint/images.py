@@ -1,7 +1,7 @@
-"""Where every picture comes in: files, Pillow and tensors.
+"""Reading pictures and masks from files, Pillow and tensors.
 
-Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object. What comes in is upright, finite and in range,
-or an `ImprintError`; a mask reaches 1 somewhere (it says where, and its soft edge how much).
+Tensors are BCHW in [0, 1], masks BHW in [0, 1] with 1 = hole or object. Every result is upright, finite and in range;
+anything else raises `ImprintError`. A mask that is not empty reaches 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .errors import ImprintError, not_finite
 from .profiles import convert_profile, grey_or_cmyk_to_srgb, rgb_profile_of
 
 Picture: TypeAlias = "Image.Image | torch.Tensor"
-"""What the package takes: any Pillow picture, or a tensor in [0, 1]: (1, 3, H, W), and (1, H, W) for a mask."""
+"""Accepted as a picture: any Pillow picture, or a tensor in [0, 1], (1, 3, H, W), or (1, H, W) for a mask."""
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {
@@ -31,13 +31,13 @@ _TURNS = {
         "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), 2
     )
 }
-"""By the values of the tag: what makes the picture upright."""
+"""What makes a picture upright, by the tag's value."""
 _SAYS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # parts of a picture's info
-_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes, and those with colours that are not multiplied by their alpha
-_PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and how it is called
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes, and their counterparts without premultiplied alpha
+_PICTURE = (1, 3, None, None), "(1, 3, H, W)"  # a picture's shape, and its name in messages
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # others, such as MPO, hold one picture in several sizes
-_ONE_COLOUR = 12  # levels of 255: what a lossy file makes of one
-_MOST_LABELS = 32  # of a label map; a mask that is brighter somewhere is a soft one
+_ONE_COLOUR = 12  # levels of 255: how far lossy compression spreads a single colour
+_MOST_LABELS = 32  # the highest label of a label map; a mask with larger values is a soft mask
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +46,10 @@ MAX_PIXELS = 1 << 27
 
 
 def open_image(path: str | os.PathLike, data: bytes | None = None) -> Image.Image:
-    """A picture file, turned as its EXIF says.
+    """Open a picture file, rotated as its EXIF says.
 
-    data: its bytes, where it is no file of its own; path is then its name. Raises `ImprintError` if it is absent, no
-    picture, broken, or too large.
+    data: its bytes, if it is not a file of its own; path is then its name. Raises `ImprintError` for a file that is
+    missing, not a picture, broken or too large.
     """
     if data is None:
         if not os.path.isfile(path):
@@ -65,38 +65,38 @@ def open_image(path: str | os.PathLike, data: bytes | None = None) -> Image.Imag
                         "handled: make it smaller"
                     )
                 if getattr(image, "is_animated", False) and image.format in _ANIMATED:
-                    _log.warning("%s has %d pictures: the first is taken", path, image.n_frames)
+                    _log.warning("%s has %d pictures: the first is used", path, image.n_frames)
                 image.load()
-                return _turned(image).copy()  # which needs the file no more
+                return _turned(image).copy()  # a copy no longer needs the file
     except ImprintError:
         raise
     except Image.DecompressionBombError as error:
         raise ImprintError(f"{path} is too large to decode ({error}); make it smaller") from error
-    except Exception as error:  # Pillow's decoders let errors of any class through
+    except Exception as error:  # Pillow's decoders raise errors of any class
         raise ImprintError(f"{path} cannot be read as a picture ({error}); save it again as PNG or JPEG") from error
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says, without the tag that says so; itself where there is nothing to turn.
+    """The picture rotated as its EXIF says, without that tag; the picture itself if there is nothing to do.
 
-    Raises `ImprintError` for one without pixels, or that cannot be decoded: Pillow reads files late.
+    Raises `ImprintError` for a picture without pixels or one that cannot be decoded: Pillow reads files lazily.
     """
     if not image.width * image.height:
         raise ImprintError(f"the picture is {image.width}x{image.height}: it has no pixels; give another")
     try:
         image.load()
-        if image.mode in _PREMULTIPLIED:  # Pillow turns these into no others
+        if image.mode in _PREMULTIPLIED:  # Pillow cannot convert these to any other
             image = image.convert(_PREMULTIPLIED[image.mode])
         return _turned(image)
-    except Exception as error:  # Pillow's decoders let errors of any class through
+    except Exception as error:  # Pillow's decoders raise errors of any class
         raise ImprintError(f"the picture cannot be decoded ({error}); save it again as PNG or JPEG") from error
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says, and its EXIF gone; itself where that says nothing, or cannot be read."""
+    """The picture rotated as its EXIF says, without EXIF; the picture itself if EXIF says nothing or cannot be read."""
     try:
         way = _TURNS.get(image.getexif().get(_ORIENTATION))
-    except Exception:  # Pillow lets errors of any class through; the picture is none the worse
+    except Exception:  # Pillow raises errors of any class; the picture itself is fine
         return image
     if way is None:
         return image
@@ -108,7 +108,7 @@ def _turned(image: Image.Image) -> Image.Image:
 def as_picture(image: Picture, profile: bytes | None = None) -> torch.Tensor:
     """-> (1, 3, H, W) float32 on the CPU. Raises `ImprintError` for a tensor of another shape, kind or range.
 
-    profile: the ICC profile to give a Pillow picture's colours in, None for sRGB; tensors are taken to be so already.
+    profile: the ICC profile to convert a Pillow picture to, None for sRGB; tensors are assumed to be in it already.
     """
     if isinstance(image, Image.Image):
         return image_to_tensor(convert_profile(to_rgb(image), profile))
@@ -121,7 +121,7 @@ def as_mask(mask: Picture) -> torch.Tensor:
 
 
 def as_mask_in_place(mask: Picture) -> torch.Tensor:
-    """As `as_mask`, on the mask's own device: of a large one only a part need be moved."""
+    """As `as_mask`, on the mask's own device: of a large mask only a part may need to be moved."""
     if isinstance(mask, Image.Image):
         return mask_to_tensor(mask)
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
@@ -131,29 +131,29 @@ def as_mask_in_place(mask: Picture) -> torch.Tensor:
 
 
 def require_range(values: torch.Tensor, what: str) -> tuple[float, float]:
-    """The lowest and the highest value of a picture or mask, of any shape, wherever it lies and without a copy of it.
+    """The lowest and highest value of a picture or mask, of any shape, on any device and without copying it.
 
-    Raises `ImprintError` unless they are finite floating-point numbers in [0, 1]. Sharpening and resizing overshoot
-    that: up to half the range too much is let through.
+    Raises `ImprintError` unless they are finite floating-point numbers in [0, 1]. Sharpening and resizing overshoot, so
+    values up to half the range outside are accepted.
     """
     if not values.is_floating_point():
         kind = str(values.dtype).removeprefix("torch.")
         raise ImprintError(
-            f"{what} is a tensor of {kind}; give floating-point numbers in [0, 1], 0..255 divided by 255"
+            f"{what} is a tensor of {kind}; give floating-point numbers in [0, 1], such as 0..255 divided by 255"
         )
-    low, high = float(values.amin()), float(values.amax())  # `aminmax` would copy a view; NaN is found by both
+    low, high = float(values.amin()), float(values.amax())  # `aminmax` would copy a view; both propagate NaN
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise not_finite(what, "the step that made it went wrong: look at its picture, and try it in fp32")
+        raise not_finite(what, "the step that made it failed: look at its picture, and try fp32")
     if low < -0.5 or high > 1.5:
         raise ImprintError(
-            f"{what} has values from {low:g} to {high:g}, which must be in [0, 1]; divide 0..255 by 255, and bring "
+            f"{what} has values from {low:g} to {high:g}, which must be in [0, 1]; divide 0..255 by 255, and map "
             "-1..1 to 0..1 by (x + 1) / 2"
         )
     return low, high
 
 
 def in_range(values: torch.Tensor, what: str) -> torch.Tensor:
-    """The values, in [0, 1]: themselves, or where they overshoot a copy.
+    """The values in [0, 1]: the tensor itself, or a clamped copy if it overshoots.
 
     Raises `ImprintError` as `require_range` does.
     """
@@ -162,7 +162,7 @@ def in_range(values: torch.Tensor, what: str) -> torch.Tensor:
 
 
 def full_strength(masks: torch.Tensor) -> torch.Tensor:
-    """Masks (B, H, W) in [0, 1], each divided by its own largest value: labels 0 and 1, grey 128 and a faint alpha
+    """Masks (B, H, W) in [0, 1], each divided by its largest value, so that labels 0 and 1, grey 128 or a faint alpha
     count as white. Soft edges stay soft; an empty mask stays empty.
     """
     top = masks.amax((1, 2), keepdim=True)
@@ -192,15 +192,15 @@ def picture_size(image: Picture) -> tuple[int, int]:
 
 
 def colours_of(image: Picture) -> bytes | None:
-    """The ICC profile of the numbers that `to_rgb` gives; None for sRGB, and for tensors."""
+    """The ICC profile of `to_rgb`'s result; None for sRGB, and for tensors."""
     return rgb_profile_of(image) if isinstance(image, Image.Image) else None
 
 
 def picture_part(image: Picture, area: tuple[slice, slice]) -> torch.Tensor:
-    """Rows and columns of a picture -> (1, 3, h, w) on the CPU, in its own colours; the rest is neither converted nor
-    moved.
+    """Rows and columns of a picture -> (1, 3, h, w) on the CPU, in its own colour profile.
 
-    Raises `ImprintError` as `as_picture` does, for the whole picture.
+    The rest of the picture is neither converted nor moved. Raises `ImprintError` as `as_picture` does, for the whole
+    picture.
     """
     rows, columns = area
     if isinstance(image, Image.Image):
@@ -214,10 +214,10 @@ def image_to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
-    """A mask picture, white = 1 -> (1, H, W) at `full_strength`: its brightness, times its alpha where it has one.
+    """A mask picture, white = 1 -> (1, H, W) at `full_strength`: its brightness, times its alpha if it has one.
 
-    Strokes of one colour on nothing, black ones too, are their alpha, and so is a cut-out. Raises `ImprintError` for a
-    map of several labels, and for a photo.
+    For strokes of a single colour (even black) on transparency, and for a cut-out, the mask is the alpha. Raises
+    `ImprintError` for a map of several labels, and for a photo.
     """
     image = upright(image)
     alpha = _alpha(image)
@@ -236,7 +236,7 @@ def mask_to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def label_masks(image: Image.Image) -> list[torch.Tensor]:
-    """The mask (1, H, W) of each label of a map of several, the lowest first; [] for any other picture of a mask.
+    """The mask (1, H, W) of each label of a map of several labels, lowest first; [] for any other mask picture.
 
     Raises `ImprintError` as `mask_to_tensor` does.
     """
@@ -261,21 +261,21 @@ def _brightness(image: Image.Image) -> np.ndarray:
 
 
 def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W), and which of its values are labels, several where it is a map of them: few colours that are no shades of
-    one, or whole numbers so small that they are no brightness.
+    """(H, W) values, and which of them are labels: more than one for a label map, which has a few colours that are not
+    shades of one, or whole numbers too small to be brightness.
     """
     coloured = _colours(_without_hidden(image))
     if coloured is not None:
         return coloured
     values, top = _values(image)
-    # Pure blue is dark, and no number: of a colour the largest channel counts.
+    # Pure blue is dark but not a label: of a colour the largest channel counts.
     largest = values.max() if image.mode == "L" or _is_deep(image) else np.asarray(to_rgb(image)).max()
     small = largest <= _MOST_LABELS and (top > 1 or bool((values == values.round()).all()))
     return values, np.unique(values[values > 0]) if small else values[:0]
 
 
 def _without_hidden(image: Image.Image) -> Image.Image:
-    """Black where nothing is seen: what a file has there is chance."""
+    """Black where the picture is transparent: the colours stored there are arbitrary."""
     alpha = _alpha(image)
     if alpha is None or image.mode == "LA":
         return image
@@ -284,14 +284,14 @@ def _without_hidden(image: Image.Image) -> Image.Image:
 
 
 def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
-    """(H, W) of a colour's number at each pixel, and the numbers of those that are not black; None where there are
-    many, or only shades of one.
+    """(H, W) of colour indices, and the indices of the colours that are not black; None if there are many colours, or
+    only shades of one.
     """
     if _is_deep(image) or image.mode in ("1", "L", "LA"):
         return None
     if image.mode == "P":
         pixels, numbers = np.asarray(image), sorted(number for _, number in image.getcolors())
-        palette = (image.getpalette() or []) + [0] * 768  # which may end before its last colour
+        palette = (image.getpalette() or []) + [0] * 768  # it may be shorter than its highest index
         colours = np.array([palette[3 * number : 3 * number + 3] for number in numbers])
     else:
         rgb = to_rgb(image)
@@ -310,13 +310,13 @@ def _colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _is_photo(image: Image.Image, alpha: torch.Tensor | None) -> bool:
-    """Whether what is seen of it is mostly neither dark nor bright, as a mask is at its edges alone.
+    """Whether its visible pixels are mostly neither dark nor bright, as a mask's are only at its edges.
 
-    Without an alpha it must be of several hues besides: a wide soft brush, in whatever colour, is a mask.
+    Without alpha it must also have several hues: a wide soft brush of any one colour is a mask.
     """
     if _is_deep(image) or image.mode in ("1", "L") or image.getcolors(_MOST_LABELS) is not None:
         return False
-    step = math.ceil(max(image.size) / 512)  # some of its pixels will do
+    step = math.ceil(max(image.size) / 512)  # a sample of its pixels is enough
     pixels = np.asarray(to_rgb(image), dtype=np.float32)[::step, ::step]
     pixels = pixels[slice(None) if alpha is None else alpha[0, ::step, ::step].numpy() > 0.5].reshape(-1, 3)
     if not pixels.any():
@@ -329,9 +329,9 @@ def _is_photo(image: Image.Image, alpha: torch.Tensor | None) -> bool:
 
 
 def _values(image: Image.Image) -> tuple[np.ndarray, float]:
-    """(H, W) float32 from 0 on, and what white is.
+    """(H, W) float32, 0 or more, and the value of white.
 
-    Raises `ImprintError` for floating-point numbers that are no brightness.
+    Raises `ImprintError` for floating-point numbers that cannot be brightness.
     """
     if not _is_deep(image):
         return np.asarray(image if image.mode == "L" else to_rgb(image).convert("L"), dtype=np.float32), 255.0
@@ -344,9 +344,7 @@ def _values(image: Image.Image) -> tuple[np.ndarray, float]:
 
 
 def alpha_to_tensor(image: Image.Image) -> torch.Tensor | None:
-    """The alpha channel -> (1, H, W) at `full_strength`, or None where the picture has none or it is opaque
-    everywhere.
-    """
+    """The alpha channel -> (1, H, W) at `full_strength`; None if the picture has none or is opaque everywhere."""
     alpha = _alpha(upright(image))
     return None if alpha is None else full_strength(alpha)
 
@@ -359,9 +357,7 @@ def _alpha(image: Image.Image) -> torch.Tensor | None:
 
 
 def as_layer(part: Image.Image, whole: Image.Image, area: tuple[slice, slice]) -> Image.Image:
-    """An RGBA picture of a part, `area` (rows, columns) of the whole, alone in one of the whole's size and colour
-    profile.
-    """
+    """An RGBA picture of a part, `area` (rows, columns), pasted into an empty layer of the whole's size and profile."""
     layer = Image.new("RGBA", whole.size)
     rows, columns = area
     layer.paste(part, (columns.start, rows.start))
@@ -379,8 +375,8 @@ def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow picture -> an upright copy in 8-bit RGB; transparency is dropped, 16-bit grey is scaled.
 
-    An RGB picture keeps its colour profile. One in grey or CMYK with a profile becomes sRGB. Raises `ImprintError` for
-    one that cannot be decoded, and for deep grey that is not in 0 to 65,535 or, in floating point, in [0, 1].
+    An RGB picture keeps its colour profile; grey or CMYK with a profile becomes sRGB. Raises `ImprintError` for a
+    picture that cannot be decoded, and for deep grey outside 0 to 65,535 or, in floating point, [0, 1].
     """
     image = upright(image)
     profile = rgb_profile_of(image)
@@ -394,12 +390,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """`to_rgb`, its colours in sRGB and without a profile: for what goes on as bare numbers.
-
-    Raises `ImprintError` likewise.
-    """
+    """As `to_rgb`, converted to sRGB and without a profile: for use as plain numbers. Raises `ImprintError` alike."""
     made = convert_profile(to_rgb(image), None)
-    made.info.pop("icc_profile", None)  # one that means sRGB in other words
+    made.info.pop("icc_profile", None)  # another encoding of sRGB
     return made
 
 
@@ -413,8 +406,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         values = values * 255
     elif values.min() < 0 or values.max() > 65535:
         raise ImprintError(
-            f"the picture's grey goes from {values.min():g} to {values.max():g}; 16 bits, from 0 to 65535, were "
-            "expected: save it so"
+            f"the picture's grey goes from {values.min():g} to {values.max():g}; expected 16 bits, 0 to 65535: "
+            "save it that way"
         )
     else:
         values = values / 257

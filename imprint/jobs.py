@@ -1,4 +1,4 @@
-"""What a composite is made of, as files: a command line says one, a jobs file one in each line."""
+"""The files and settings of a composite, given by a command line or by a line of a jobs file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .files import same_file
 from .options import PLACING, check_placing
 
 _OF_AN_OBJECT = ("object_mask", "mask", "blend_mask", "seed", *PLACING)
-"""What a line may say of each object besides its picture."""
+"""The optional keys of each object."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Job:
     objects: tuple[Path, ...]
     """One or several views of the object."""
     object_masks: tuple[Path, ...]
-    """As many as views, or none: then each view's alpha channel is its mask."""
+    """One per view, or none: then each view's alpha channel is its mask."""
     background: Path
     mask: Path | None
-    """Where the object goes; None where `placing` says so."""
+    """Where the object goes; None if `placing` says where."""
     out: Path
     seed: int
     blend_mask: Path | None = None
-    """Where to put what was generated, if not in `mask`."""
+    """Where to put the drawing, if not in `mask`."""
     placing: Mapping[str, Any] = field(default_factory=dict)
-    """What was given of `PLACING`."""
+    """The given options of `PLACING`."""
     then: tuple[Job, ...] = ()
-    """Further objects, each put into the picture that the ones before have made, with the same background and out."""
+    """Further objects, each put into the picture made so far, with the same background and out."""
 
     def __post_init__(self) -> None:
         check_placing(self.placing, self.mask is not None)
@@ -57,9 +57,8 @@ class Job:
     ) -> Job:
         """A line of a jobs file in `folder`. Raises `ImprintError` for a bad line.
 
-        seed, placing: for what the line does not say. out: instead of the line's own, which it then need not have. With
-        `objects`, a list from back to front, what the line says besides them holds for all that do not say it
-        themselves.
+        seed, placing: defaults for keys that the line lacks. out: instead of the line's own, which is then optional.
+        With `objects`, a list from back to front, the line's other keys are defaults for each of them.
         """
         try:
             values = json.loads(line)
@@ -123,21 +122,21 @@ class Job:
         return (self, *self.then)
 
     def require_new(self) -> None:
-        """Raise `ImprintError` where the picture would be written over one that it is made of."""
+        """Raise `ImprintError` if the picture would overwrite one of its own inputs."""
         files = [
             path for job in self.each for path in (*job.objects, *job.object_masks, job.mask, job.blend_mask) if path
         ]
         for path in (self.background, *files):
             if same_file(path, self.out):
                 raise ImprintError(
-                    f"{self.out} is also what the picture is made of, and would be lost; give another 'out', or "
+                    f"{self.out} is also an input of the picture, and would be overwritten; give another 'out', or "
                     "--overwrite"
                 )
 
     def read(self) -> list[dict[str, Any]]:
-        """For each object its pictures, by the names of the pipeline's arguments.
+        """Each object's pictures, by the names of the pipeline's arguments.
 
-        Raises `ImprintError` for what cannot be used.
+        Raises `ImprintError` for pictures that cannot be used.
         """
         return [job._read() for job in self.each]
 
@@ -150,7 +149,7 @@ class Job:
             "object_mask": [open_image(path) for path in self.object_masks] or None,
             "background": open_image(self.background),
         }
-        require_writable(self.out, pictures["background"])  # before the work, not after it
+        require_writable(self.out, pictures["background"])  # before the work, not after
         pairs = []
         for name, path in (("mask", self.mask), ("blend_mask", self.blend_mask)):
             if path:
@@ -167,7 +166,7 @@ def read_jobs(
 ) -> tuple[dict[int, Job], dict[int, ImprintError]]:
     """The jobs and the errors of a file, by line number from 1.
 
-    placing: what a line does not say of it. layers: whether each job's layers get a folder of the name of its picture.
+    placing: defaults. layers: whether each job's layers go into a folder named after its picture.
     """
     try:
         data = path.read_bytes()
@@ -186,12 +185,12 @@ def read_jobs(
                 job.require_new()
             first = writers.setdefault(os.path.normcase(os.path.realpath(job.out)), number)
             if first != number:
-                raise ImprintError(f"{job.out} is what line {first} writes; give every line its own 'out'")
+                raise ImprintError(f"{job.out} is already written by line {first}; give every line its own 'out'")
             first = namesakes.setdefault(os.path.normcase(job.out.stem), number)
             if layers and first != number:
                 raise ImprintError(
-                    f"the layers of {job.out.name} would lie in the folder of line {first}'s, {job.out.stem}; with "
-                    "--layers give every 'out' a name of its own, whatever its folder"
+                    f"the layers of {job.out.name} would go into the folder of line {first}'s, {job.out.stem}; with "
+                    "--layers give every 'out' a different name, whatever its folder"
                 )
             jobs[number] = job
         except ImprintError as error:
@@ -200,7 +199,7 @@ def read_jobs(
 
 
 def _is_name(value: Any) -> bool:
-    """Whether a file could have this name: JSON also has null bytes, and halves of letters."""
+    """Whether a file can have this name: JSON strings may hold null bytes and lone surrogates."""
     try:
         return isinstance(value, str) and value != "" and b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
@@ -208,7 +207,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the names of `PLACING` that are null, which say nothing."""
+    """The values without keys of `PLACING` that are null, which count as missing."""
     return {key: value for key, value in values.items() if value is not None or key not in PLACING}
 
 

@@ -1,8 +1,8 @@
 """Local blocks: the object's patch tokens, worked into the UNet's features where the object goes.
 
 ControlCom's local enhancement (arXiv 2308.10040, section 3.3). A block follows each layer of the UNet's first levels on
-the way down. It looks at the features of a region, finds for each of their places the object's tokens that fit it, and
-adds what these say to the features in the hole's box. Layers come from an `operations` namespace, as in
+the way down. It looks at the features of a region, finds for each of their cells the object's matching tokens, and
+adds their values to the features in the hole's box. Layers come from an `operations` namespace, as in
 `imprint.adapter`. Legend: B pictures, C channels, N = S x S tokens of width D, h x w cells.
 """
 
@@ -26,16 +26,16 @@ _GROUPS = 32
 
 @dataclass(frozen=True)
 class LocalScene:
-    """What the blocks of one evaluation of the UNet are told, besides its features."""
+    """The inputs of all blocks in one evaluation of the UNet, besides its features."""
 
     tokens: torch.Tensor
-    """(B, N, D), the object's patch tokens."""
+    """(B, N, D): the object's patch tokens."""
     changes: torch.Tensor
     """(B, 2) of 0 and 1, as in `changes.CHANGES`."""
     boxes: torch.Tensor
     """(B, 4) int64: top, left, bottom, right of the hole, in cells of the UNet's input; the last two exclusive."""
     size: tuple[int, int]
-    """Height and width of that input."""
+    """Height and width of the UNet's input."""
 
     @classmethod
     def of(cls, seen: torch.Tensor, tokens: torch.Tensor, config: ImprintConfig) -> LocalScene:
@@ -46,7 +46,7 @@ class LocalScene:
         return cls(tokens, seen[:, -2:, 0, 0], edges(hole.any(2), hole.any(1)), tuple(seen.shape[2:]))
 
     def cells(self, height: int, width: int) -> torch.Tensor:
-        """The boxes (B, 4) in cells of a level, rounded down, and at least one cell high and wide."""
+        """The boxes (B, 4) in a level's cells, rounded down, and at least one cell high and wide."""
         boxes = _by_axis(floordiv, _by_axis(mul, self.boxes, (height, width)), self.size)
         return torch.cat([boxes[:, :2], boxes[:, 2:].maximum(boxes[:, :2] + 1)], 1)
 
@@ -80,7 +80,7 @@ class LocalBlock(nn.Module):
         query = self.query(torch.cat([self.norm(seen), changes], 1))
         key, value = self.key(self.tokens_norm(square)), self.value(square)
 
-        # One attention finds for each place both the values and the tokens they are of; its scores are not scaled.
+        # One attention gives each cell both the values and the tokens they come from; its scores are not scaled.
         query, key, both = (
             each.flatten(2).transpose(1, 2)[:, None] for each in (query, key, torch.cat([value, square], 1))
         )
@@ -101,13 +101,15 @@ class LocalBlocks(nn.ModuleList):
 def _by_axis(
     operation: Callable[[torch.Tensor, int], torch.Tensor], boxes: torch.Tensor, size: tuple[int, int]
 ) -> torch.Tensor:
-    """Boxes (B, 4) and the size along each axis -> boxes; by Python's numbers, for which no device is waited."""
+    """Boxes (B, 4) and the size along each axis -> boxes; by Python numbers, which need no synchronisation."""
     return torch.stack([operation(boxes[:, axis::2], length) for axis, length in enumerate(size)], 2).flatten(1)
 
 
 def input_blocks(config: UNetConfig) -> list[int]:
-    """The numbers in latent diffusion's UNet of the input blocks that the local blocks follow, in their order."""
-    per_level = config.layers_per_block + 1  # the last of each level halves the size; before the first there is one
+    """The indices of latent diffusion's input blocks that are followed by local blocks, in order."""
+    per_level = (
+        config.layers_per_block + 1
+    )  # each level's last block halves the size; one block precedes the first level
     levels = range(config.local_levels)
     return [1 + level * per_level + layer for level in levels for layer in range(config.layers_per_block)]
 
@@ -117,7 +119,7 @@ def roi_align(features: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.T
 
     torchvision's `roi_align` (Mask R-CNN, arXiv 1703.06870) with its default arguments: boxes are at least one cell
     high and wide, a cell's centre has a whole number, and each value is the mean of as many bilinear samples as it has
-    cells, rounded up. So a box given in shares of the map, within [0, 1], is its first cells: the region "corner".
+    cells, rounded up. So a box in fractions of the map, within [0, 1], means its first cells: the region "corner".
     """
     rows, columns = (
         _samples(boxes[:, axis], boxes[:, axis + 2], size, length).to(features)

@@ -1,6 +1,6 @@
-"""Jobs made into files: their pictures read, composites made one after another, and written with their layers.
+"""Run jobs: read their pictures, make the composites one after another, and write them with their layers.
 
-Torch and diffusers are imported where they are needed, so that a command line answers at once.
+Torch and diffusers are imported only where they are needed, so that the command line responds at once.
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
 
 _LAYERS = ("shadow", "object", "light")
-"""The names of `Lit.layers`, from below."""
+"""The names of `Lit.layers`, from bottom to top."""
 _UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
-"""A quarter of the time until the command draws went into importing these, of which it uses SciPy alone, and later."""
+"""Importing these took a quarter of the start-up time; of them only SciPy is used, and later."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """How jobs are made: the model, what holds for all pictures, and what is written."""
+    """How jobs are run: the model, the settings for all pictures, and what is written."""
 
     checkpoint: Path | None = None
     """By default the shipped one."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
-    """fp32, fp16, bf16 or auto: fp32, and when it is to be fast bf16 on a processor that computes with it."""
+    """fp32, fp16, bf16 or auto: fp32, or with `fast` bf16 if the processor supports it."""
     fast: bool = False
     """`FAST_STEPS` steps of DPM++ 2M."""
     steps: int | None = None
-    """Of Euler, or of DPM++ 2M when it is to be fast; by default `SHIPPED_STEPS` of DPM++ 2M with the shipped
-    checkpoint, and another's own."""
+    """Of Euler or, with `fast`, DPM++ 2M; by default `SHIPPED_STEPS` of DPM++ 2M for the shipped checkpoint, and the
+    checkpoint's own number for others."""
     compile: bool = False
     """As `ImprintPipeline.compile`."""
     guidance: float | None = None
     context: float | None = None
     resolution: int | None = None
     feather: int | None = None
-    """These four, and those up to `detail`: as `ImprintPipeline.__call__` takes them."""
+    """These four, and those down to `detail`, as for `ImprintPipeline.__call__`."""
     feather_in: int = 0
     blend: str = "feather"
     colour_match: float = 0.0
     matte: bool = True
     detail: float = 1.0
     each_area: bool = False
-    """An object in each area of a mask."""
+    """One object in each area of a mask."""
     cutout: str = "off"
-    """auto: a photo with neither mask nor transparency is cut out."""
+    """auto: cut out photos with neither mask nor transparency."""
     layers: Path | None = None
-    """Folder for a placed object's layers."""
+    """Folder for placed objects' layers."""
     many: bool = False
-    """Each picture's layers lie in a folder of its own."""
+    """Write each picture's layers to a folder of their own."""
     overwrite: bool = False
     alone: bool = False
-    """The process does nothing else: it need not import what diffusers and transformers do wherever it is installed."""
+    """The process does nothing else, so the optional imports of diffusers and transformers can be skipped."""
 
 
 @contextmanager
 def needs_diffusers() -> Iterator[None]:
-    """For what imports it: the nodes do without, so that it is an extra."""
+    """Raise `ImprintError` if a package is missing inside: diffusers is an extra, since the nodes do not need it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -79,9 +79,9 @@ def needs_diffusers() -> Iterator[None]:
 
 @contextmanager
 def _left_out(names: Sequence[str]) -> Iterator[None]:
-    """As if these packages were not installed, for what is imported meanwhile."""
+    """Import as if these packages were not installed."""
     hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # None: Python's own way to say that there is none
+    sys.modules.update(dict.fromkeys(hidden))  # None makes Python's import fail
     try:
         yield
     finally:
@@ -90,7 +90,7 @@ def _left_out(names: Sequence[str]) -> Iterator[None]:
 
 
 def open_pipeline(making: Making) -> ImprintPipeline:
-    """The checkpoint's, on its device. Raises `ImprintError` where it cannot be had."""
+    """The checkpoint's pipeline, on its device. Raises `ImprintError` if either cannot be had."""
     with _left_out(_UNUSED if making.alone else ()):
         return _opened(making)
 
@@ -120,9 +120,9 @@ def _opened(making: Making) -> ImprintPipeline:
         from diffusers import DPMSolverMultistepScheduler
 
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    if half:  # in fp32 its maps would not stay bit for bit
+    if half:  # in fp32 this would change its maps' last bits
         torch.nn.Module.to(pipeline.light, memory_format=torch.channels_last)
-    if device == "cpu":  # a quarter faster there; on MPS several operations have been wrong in this layout
+    if device == "cpu":  # a quarter faster on a CPU; on MPS several operations were wrong in this layout
         for module in (pipeline.unet, pipeline.vae):
             torch.nn.Module.to(module, memory_format=torch.channels_last)
     if making.compile:
@@ -131,7 +131,7 @@ def _opened(making: Making) -> ImprintPipeline:
 
 
 def _steps(making: Making) -> int | None:
-    """None: as many as the checkpoint says."""
+    """The number of steps; None: the checkpoint's own."""
     if making.steps is not None:
         return making.steps
     return FAST_STEPS if making.fast else SHIPPED_STEPS if _is_shipped(making.checkpoint) else None
@@ -145,7 +145,7 @@ def _is_shipped(checkpoint: Path | None) -> bool:
 
 @contextmanager
 def _with_enough_memory() -> Iterator[None]:
-    """Where there is not, an `ImprintError` says so."""
+    """Turn a lack of memory into an `ImprintError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -160,9 +160,9 @@ def _with_enough_memory() -> Iterator[None]:
 
 @_with_enough_memory()
 def read_steps(job: Job, making: Making) -> list[tuple[Job, dict[str, Any]]]:
-    """The steps that make the job's picture: an object, and its pictures with the mask of one area.
+    """The steps that make the job's picture, each an object with its pictures and the mask of one area.
 
-    With --cutout auto, an object's photo with neither mask nor transparency gets a mask. Raises `ImprintError` for what
+    With `cutout` auto, a photo with neither mask nor transparency gets a mask. Raises `ImprintError` for input that
     cannot be used, and for layers that cannot be made or written.
     """
     pictures = job.read()
@@ -179,7 +179,7 @@ def read_steps(job: Job, making: Making) -> list[tuple[Job, dict[str, Any]]]:
 
 @_with_enough_memory()
 def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: ImprintPipeline, making: Making) -> None:
-    """steps: as `read_steps` gives them."""
+    """Make the picture of a job and write it with its layers; steps: from `read_steps`."""
     import torch
 
     from .images import as_layer, tensor_to_image
@@ -187,7 +187,7 @@ def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: Imprin
 
     background = steps[0][1]["background"]
     layers = []
-    for part, own in steps:  # each into the picture with the ones before it
+    for part, own in steps:  # each object goes into the picture with those before it
         made = pipeline(
             **own | {"background": background},
             num_inference_steps=_steps(making),
@@ -207,16 +207,14 @@ def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: Imprin
         if making.layers:
             found = made.lit.layers()
             layers += [(tensor_to_image(found[name][0]), made.lit.area) for name in _LAYERS]
-    if making.layers:  # all at once: after an error in a later object none is left to be in the way
+    if making.layers:  # all at the end: an error in a later object leaves no layers behind
         for (layer, area), path in zip(layers, _layer_files(job, len(steps), making)):
             save_computed(as_layer(layer, background, area), path)
     save_computed(background, job.out)
 
 
 def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
-    """The masks into which a job's object goes, one after another: its own or, by --each-area, each label or area of
-    it.
-    """
+    """The masks that a job's object goes into, one after another: its own or, by --each-area, each label or area."""
     from .hole import separate_areas
     from .images import as_mask, label_masks
 
@@ -224,8 +222,8 @@ def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
         return [pictures.get("mask")]
     if job.blend_mask or not job.mask:
         raise ImprintError(
-            "each area of a mask takes an object of its own, without a blend mask; give a mask and no blend mask, or "
-            "leave --each-area out"
+            "with --each-area every area of the mask gets an object, without a blend mask; give a mask and no blend "
+            "mask, or leave --each-area out"
         )
     mask = pictures["mask"]
     if labels := label_masks(mask):
@@ -234,7 +232,7 @@ def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
 
 
 def _layer_files(job: Job, steps: int, making: Making) -> list[Path]:
-    """The layers' names, in whose order they are stacked; those of a jobs file's line in a folder of their own."""
+    """The layers' names, in the order of stacking; each line of a jobs file has a folder of its own."""
     folder = making.layers / job.out.stem if making.many else making.layers
     width = len(str(steps))
     before = [f"{step:0{width}}-" for step in range(1, steps + 1)] if steps > 1 else [""]
@@ -242,7 +240,7 @@ def _layer_files(job: Job, steps: int, making: Making) -> list[Path]:
 
 
 def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) -> None:
-    """Raise `ImprintError` unless all objects will be placed, and their layers can be written without a loss.
+    """Raise `ImprintError` unless all objects will be placed, and their layers can be written without overwriting.
 
     areas: for each object the masks of its areas.
     """
@@ -253,19 +251,19 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) ->
     for part, masks in zip(job.each, areas):
         if "change" in part.placing:
             raise ImprintError(
-                f"change is {part.placing['change']!r}, with which the model draws {part.objects[0]} in one with its "
-                "light; layers are of an object that is placed and lit: leave change or --layers out"
+                f"change is {part.placing['change']!r}, with which the model draws {part.objects[0]} together with its "
+                "light; only a placed object has layers: leave change or --layers out"
             )
         fit = part.placing.get("fit", "contain")
         holes = (as_mask(mask)[0] for mask in masks if part.mask)
         if fit != "contain" or any(hole.any() and is_drawn(hole, fit) for hole in holes):
             raise ImprintError(
-                f"{part.objects[0]} would be drawn by the model, in one with its light; layers are of an object that "
-                "is placed: draw a box, or give placed, at or align, without fit, or leave --layers out"
+                f"{part.objects[0]} would be drawn by the model, together with its light; only a placed object has "
+                "layers: draw a box, or give placed, at or align, without fit, or leave --layers out"
             )
     for path in _layer_files(job, sum(map(len, areas)), making):
         require_writable(path)
         if os.path.realpath(path) == os.path.realpath(job.out):
-            raise ImprintError(f"{path} is a layer and also what the picture is written as; give another 'out'")
+            raise ImprintError(f"{path} would be both a layer and the picture; give another 'out'")
         if os.path.lexists(path) and not making.overwrite:
-            raise ImprintError(f"{path} is there already, and would be lost; give another --layers, or --overwrite")
+            raise ImprintError(f"{path} exists already and would be overwritten; give another --layers, or --overwrite")

@@ -1,6 +1,6 @@
 """Coarse masks: four levels from the object's own outline to its bounding box.
 
-IMPRINT trains with a random level, so that a user may draw as coarsely as they like, and the mask's shape steers the
+IMPRINT trains with a random level, so that users can draw as coarsely as they like, and the mask's shape determines the
 pose (arXiv 2403.10701, section 3.3). Blur and threshold after SmartBrush (arXiv 2212.05034, section 3.2). Masks are
 BHW, 1 = hole.
 """
@@ -28,28 +28,28 @@ _WORK_SIDE = 1024  # larger masks are blurred at reduced size: coarse shapes hav
 
 
 def what_is_white(masks: torch.Tensor) -> str:
-    """Of masks (B, H, W): "background" where most of their border is white, else "object"."""
+    """What is white in masks (B, H, W): "background" if most of their border is white, else "object"."""
     border = torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], 1)
     return "background" if float(border.mean()) > 0.5 else "object"
 
 
 def grow(masks: torch.Tensor, pixels: int, below: int = 0) -> torch.Tensor:
-    """Dilate (B, H, W) by a square of `pixels` to every side, and by `below` more downwards."""
+    """Dilate (B, H, W) by a square, `pixels` to each side and `below` more downwards."""
     for axis, before, after in ((1, pixels, pixels + below), (2, pixels, pixels)):
         masks = _spread(_spread(masks, after, axis).flip(axis), before, axis).flip(axis)
     return masks
 
 
 def grow_boxes(boxes: torch.Tensor, pixels: int, below: int, height: int, width: int) -> torch.Tensor:
-    """(B, 4) boxes of masks -> those of the masks that `grow` makes of them in a picture of that size."""
+    """(B, 4) boxes of masks in a picture of this size -> the boxes of the masks after `grow`."""
     reach = boxes.new_tensor([-pixels, -pixels, pixels + below, pixels])
     return (boxes + reach).clamp(min=0).minimum(boxes.new_tensor([height, width, height, width]))
 
 
 def _spread(masks: torch.Tensor, pixels: int, axis: int) -> torch.Tensor:
-    """The largest of each pixel and the `pixels` before it along an axis.
+    """The maximum of each pixel and the `pixels` before it along an axis.
 
-    The reach doubles at each step, so that far costs little.
+    The reach doubles at each step, so large distances cost little.
     """
     length, reach = masks.shape[axis], 0
     pixels = min(pixels, length - 1)
@@ -76,7 +76,7 @@ def box(masks: torch.Tensor) -> torch.Tensor:
 
 
 def _blob(masks: torch.Tensor, blur: float) -> torch.Tensor:
-    """The mask swollen and rounded: Gaussian blur by a part of the object's size, then threshold."""
+    """The mask dilated and rounded: Gaussian blur by a fraction of the object's size, then a threshold."""
     height, width = masks.shape[1:]
     factor = math.ceil(max(height, width) / _WORK_SIDE)
     small = F.max_pool2d(masks[:, None].float(), factor, ceil_mode=True)[:, 0]
@@ -94,8 +94,8 @@ def _blob(masks: torch.Tensor, blur: float) -> torch.Tensor:
 def mask_levels(masks: torch.Tensor, margin: int = 0, min_size: int = 0, shadow_room: int = 0) -> torch.Tensor:
     """All four levels of each mask: (B, H, W) in [0, 1] -> (B, 4, H, W) of 0 and 1, in the order of `LEVELS`.
 
-    margin: pixels added to every side of every level; shadow_room: further ones at the bottom. min_size: every level
-    reaches at least this many pixels along both sides of its box (as far as the picture goes). Raises `ImprintError`
+    margin: pixels added on every side of every level; shadow_room: additional ones at the bottom. min_size: the box of
+    every level measures at least this many pixels along both sides if the picture allows. Raises `ImprintError`
     for an empty mask or a negative number.
     """
     return torch.stack(list(_levels(masks, margin, min_size, shadow_room)), 1)
@@ -127,9 +127,9 @@ def _levels(masks: torch.Tensor, margin: int, min_size: int, shadow_room: int) -
 
 
 def enlarge(masks: torch.Tensor, size: int) -> torch.Tensor:
-    """Masks (B, H, W) whose box measures fewer than `size` pixels along a side get a box of that size in its middle.
+    """Add a box of at least `size` pixels a side, around the same centre, to masks (B, H, W) whose box is smaller.
 
-    The box stays within the picture; all others are given back unchanged.
+    The box stays inside the picture; all other masks are returned unchanged.
     """
     boxes = bounding_boxes(masks)
     larger = enlarge_boxes(boxes, size, *masks.shape[1:])
@@ -141,7 +141,7 @@ def enlarge(masks: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def enlarge_boxes(boxes: torch.Tensor, size: int, height: int, width: int) -> torch.Tensor:
-    """(B, 4) boxes in pixels -> at least `size` along both sides, around their centres, as far as the picture goes."""
+    """(B, 4) boxes in pixels -> at least `size` along both sides, around their centres, if the picture allows."""
     limits = torch.tensor((height, width), device=boxes.device)
     extents = boxes[:, 2:] - boxes[:, :2]
     wanted = torch.minimum(extents.clamp(min=size), limits)
@@ -156,12 +156,12 @@ def latent_hole(masks: torch.Tensor, downscale: int) -> torch.Tensor:
 
 
 def hole_pixels(hole: torch.Tensor, downscale: int) -> torch.Tensor:
-    """`latent_hole`'s cells (B, 1, h, w) -> (B, 1, h * downscale, w * downscale): all that is generated anew."""
+    """`latent_hole`'s cells (B, 1, h, w) -> (B, 1, h * downscale, w * downscale): all pixels that are generated."""
     return hole.repeat_interleave(downscale, 2).repeat_interleave(downscale, 3)
 
 
 def paint_hole(images: torch.Tensor, hole: torch.Tensor, value: float) -> torch.Tensor:
-    """The background with its hole in one grey, so that nothing of what lay there reaches the autoencoder.
+    """The background with its hole painted grey, so that nothing inside it reaches the autoencoder.
 
     images (B, 3, H, W) in [0, 1]; hole (B, 1, h, w) of 0 and 1 from `latent_hole`; value: `ImprintConfig.hole_value`.
     """

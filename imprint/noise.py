@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler, SchedulerMixin
 
 FINITE_SIGMA = 14.7
-"""Where samplers of second order start: at Stable Diffusion's largest sigma, for which they are made. In a step from
+"""Where second-order samplers start: at Stable Diffusion's largest sigma, for which they were designed. In a step from
 the largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
-predictions by it: the picture gets another colour, or is garbage."""
+predictions by it: the picture changes colour, or is garbage."""
 
-# Exactly zero would make sigma infinite; this is the value that ComfyUI puts there, so that both walk the same
+# Exactly zero would make sigma infinite; this is ComfyUI's value, so that both follow the same
 # schedule.
 _LAST_ALPHA_BAR = 4.8973451890853435e-08
 
 
 def alphas_cumprod(config: NoiseConfig) -> torch.Tensor:
-    """(T,) float64: the share of signal power at each timestep, SD's scaled-linear schedule.
+    """(T,) float64: the signal's share of power at each timestep, SD's scaled-linear schedule.
 
     With zero terminal SNR the square roots are shifted and scaled so that the last is 0 and the first stays (Lin et
     al., arXiv 2305.08891, algorithm 1).
@@ -51,7 +51,7 @@ def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
         trained_betas=(1 - alphas).tolist(),
         prediction_type=config.prediction_type,
         timestep_spacing=config.timestep_spacing,
-        steps_offset=1,  # as latent diffusion's samplers, whose last timestep is 1; "trailing" takes no notice
+        steps_offset=1,  # as latent diffusion's samplers, whose last timestep is 1; "trailing" ignores it
     )
     # For those made of it: DDIM and DDPM would clip latents to [-1, 1], and DDIM end at no noise where its authors'
     # does not.
@@ -60,7 +60,7 @@ def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
 
 
 def with_timesteps(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
-    """The scheduler ready for so many steps, its schedule on the CPU; of second order, a copy of it that starts at
+    """The scheduler, set to this many steps, with its schedule on the CPU; if of second order, a copy that starts at
     `FINITE_SIGMA` at most.
 
     Raises `ImprintError` for a scheduler of another process than `alphas_cumprod`'s, and for too few steps.
@@ -68,14 +68,14 @@ def with_timesteps(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
     name = type(scheduler).__name__
     if not all(hasattr(scheduler, each) for each in ("alphas_cumprod", "add_noise", "scale_model_input", "order")):
         raise ImprintError(
-            f"{name} walks another noise process than this model learned, so its pictures would be noise; take one "
-            "that walks this one, such as EulerDiscreteScheduler, DPMSolverMultistepScheduler or DDIMScheduler"
+            f"{name} has another noise process than this model was trained on, so its pictures would be noise; take "
+            "one with the same process, such as EulerDiscreteScheduler, DPMSolverMultistepScheduler or DDIMScheduler"
         )
     try:
         inspect.signature(scheduler.step).bind("prediction", "timestep", "sample")
     except TypeError as error:
         raise ImprintError(
-            f"{name} asks for more at each step than a sampler is given ({error}); take another"
+            f"{name} needs more inputs at each step than the pipeline has ({error}); take another"
         ) from error
     if scheduler.order > 1:
         sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt()

@@ -1,5 +1,4 @@
-"""The options of every command that makes a picture; those of the object's place and light are a jobs file's keys
-too."""
+"""The options of all commands that make a picture; those for the object's place and light are also a job's keys."""
 
 from __future__ import annotations
 
@@ -16,14 +15,18 @@ from .directions import DIRECTIONS, light_direction
 from .errors import LARGEST_NUMBER, ImprintError, require_number
 
 FAST_STEPS = 4
-"""Of `--fast`: with 3 the model's own drawing is recognised in 38 of 50 tasks instead of 46."""
+"""Steps of `--fast`: with 3 the model's own drawing is recognised in 38 of 50 tasks instead of 46."""
 SHIPPED_STEPS = 8
-"""Of the shipped checkpoint by default: of DPM++ 2M they draw what 20 of Euler do."""
+"""The shipped checkpoint's default: as many steps of DPM++ 2M draw what 20 of Euler do."""
 PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
-"""The names, alike as options and as keys of a job."""
-_FITS = ("contain", "fill", "outline")  # `place.FITS`, which comes with torch: a mistyped option is to answer at once
+"""The names, the same as options and as keys of a job."""
+_FITS = (
+    "contain",
+    "fill",
+    "outline",
+)  # `place.FITS`, repeated: importing it would import torch, and a mistyped option should fail at once
 _ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
-"""The words of `place.Align`, and of which axis each is."""
+"""The words of `place.Align`, with the axis of each."""
 _MOST = {"light": 1.5, "shadow": 1.5, "softness": 1.0}
 
 
@@ -35,8 +38,7 @@ def placing_settings() -> argparse.ArgumentParser:
         "--placed",
         action="store_true",
         default=None,
-        help="the object's picture is as large as the background, and the object lies in it where it shall lie; no "
-        "mask",
+        help="the object's picture has the background's size, and the object is already in its place there; no mask",
     )
     group.add_argument(
         "--at", metavar="X,Y", help="where the object stands: the middle of its lower edge, in pixels; no mask"
@@ -45,144 +47,153 @@ def placing_settings() -> argparse.ArgumentParser:
         "--align",
         metavar="X,Y",
         help="where it stands in the mask's box or, without a mask, in the whole background: left, center or right, "
-        "and top, middle or bottom; one word will do, default: center,bottom",
+        "and top, middle or bottom; one word is enough; default: center,bottom",
     )
     group.add_argument(
         "--inset",
         type=float,
         metavar="0..0.5",
-        help="with --align: what it keeps free along each side, as a share of the shorter one; default: 0",
+        help="with --align: margin on each side, as a fraction of the shorter side; default: 0",
     )
     group.add_argument(
         "--height",
         type=float,
         metavar="PIXELS",
-        help="its height; by default with --at its photo's own, with --align as large as there is room",
+        help="the object's height; default: with --at its height in the photo, with --align as large as fits",
     )
     group.add_argument(
-        "--rotate", metavar="DEGREES", help="clockwise; auto: by a quarter turn where it then fills more of the box"
+        "--rotate", metavar="DEGREES", help="clockwise; auto: a quarter turn if the object then fills more of the box"
     )
     group.add_argument("--flip", action="store_true", default=None, help="mirror it left to right")
     group.add_argument(
         "--fit",
         choices=_FITS,
         help="contain (default) keeps its photo and, in a box, its proportions; outline lets the model draw it where "
-        "the photo would lie, also with --placed, --at and --align; fill lets it draw into all of a box",
+        "the photo would lie, also with --placed, --at and --align; fill lets the model draw into the whole box",
     )
     for name, what in (
         ("light", "how far a placed object takes the scene's light"),
         ("shadow", "how dark its shadow is"),
     ):
-        group.add_argument(f"--{name}", type=float, metavar="0..1.5", help=f"{what}; 0 = not at all, default: 1")
-    group.add_argument("--softness", type=float, metavar="0..1", help="of the shadow, beyond its own; default: 0")
+        group.add_argument(f"--{name}", type=float, metavar="0..1.5", help=f"{what}; 0: not at all; default: 1")
+    group.add_argument("--softness", type=float, metavar="0..1", help="how much softer to make the shadow; default: 0")
     group.add_argument(
         "--light-from",
         metavar="WHERE",
         help=f"where the scene's light comes from: {', '.join(DIRECTIONS)}, or degrees clockwise from behind the "
-        "object and, if wished, above the horizon, such as 270,30; default: auto, as the model sees it",
+        "object and, optionally, above the horizon, such as 270,30; default: auto, as estimated by the network",
     )
     group.add_argument(
         "--change",
         choices=tuple(CHANGES),
-        help="with a checkpoint of ControlCom's, what the model may change of the object: keep (nothing) and light "
-        "draw it where it was placed, pose and both in all of the mask's box; by default a placed object is lit, not "
-        "drawn",
+        help="for a ControlCom checkpoint, what the model may change of the object: keep (nothing) and light draw it "
+        "where it was placed, pose and both in the whole box of the mask; by default a placed object is lit, not drawn",
     )
     return settings
 
 
 def model_settings() -> argparse.ArgumentParser:
-    """What is loaded, and how it samples."""
+    """Which model is loaded, and how it samples."""
     settings = argparse.ArgumentParser(add_help=False)
     group = settings.add_argument_group("model and sampling")
-    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="by default the one that comes with the package")
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the one that comes with the package")
     group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     group.add_argument(
         "--dtype",
         choices=("auto", "fp32", "fp16", "bf16"),
         default="auto",
-        help="auto: fp32, with --fast bf16 on a processor that computes with it; default: %(default)s",
+        help="auto: fp32, or with --fast bf16 if the processor supports it; default: %(default)s",
     )
     group.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default: %(default)s")
     group.add_argument(
         "--steps",
         type=int,
-        help=f"sampling steps, of Euler; by default {SHIPPED_STEPS} of DPM++ 2M with the shipped checkpoint, and what "
-        "another says itself",
+        help=f"steps of the Euler sampler; default: {SHIPPED_STEPS} steps of DPM++ 2M for the shipped checkpoint, "
+        "another checkpoint's own default",
     )
     group.add_argument(
         "--fast",
         action="store_true",
-        help=f"{FAST_STEPS} steps of DPM++ 2M, or --steps so many: sooner, and a little rougher",
+        help=f"{FAST_STEPS} steps of DPM++ 2M, or as many as --steps says: faster, and slightly rougher",
     )
     group.add_argument(
         "--compile",
         action="store_true",
-        help="on a GPU, record a step as a CUDA graph, in the time of a few steps, so that no other waits for Python; "
-        "elsewhere, compile it, in a minute. For drawn objects, in many jobs of one --resolution",
+        help="on a GPU, record a sampling step as a CUDA graph, which takes as long as a few steps; elsewhere compile "
+        "it, which takes a minute. Worth it for many drawn objects at the same --resolution",
     )
-    group.add_argument("--guidance", type=float, help="pull towards the object, 1 = none; by default the checkpoint's")
+    group.add_argument("--guidance", type=float, help="guidance scale, 1: none; default: the checkpoint's")
     group.add_argument(
-        "--context", type=float, help="the model's crop over the hole's longer side; by default the checkpoint's"
+        "--context",
+        type=float,
+        help="side of the model's crop, relative to the hole's longer side; default: the checkpoint's",
     )
     group.add_argument(
         "--resolution",
         type=int,
         metavar="PIXELS",
-        help="side at which the model sees its crop; by default the checkpoint's. The shipped one has 256 and knows "
-        "384 and 512, for holes that are larger than that",
+        help="side of the crop as the model sees it; default: the checkpoint's. The shipped one has 256 and also "
+        "supports 384 and 512, for larger holes",
     )
     return settings
 
 
 def finish_settings() -> argparse.ArgumentParser:
-    """How what was drawn is put into the background."""
+    """How the drawing is put into the background."""
     settings = argparse.ArgumentParser(add_help=False)
     group = settings.add_argument_group("putting it into the background")
     group.add_argument(
-        "--feather", type=int, metavar="PIXELS", help="soft edge outside the hole; by default by the crop's size"
+        "--feather",
+        type=int,
+        metavar="PIXELS",
+        help="width of the soft edge outside the hole; default: by the crop's size",
     )
     group.add_argument(
-        "--feather-in", type=int, default=0, metavar="PIXELS", help="soft edge within the hole; default: %(default)s"
+        "--feather-in",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="width of the soft edge inside the hole; default: %(default)s",
     )
     group.add_argument(
         "--blend",
         choices=("feather", "multiband"),
         default="feather",
-        help="how the soft edge mixes: all detail alike, or fine detail over a narrower edge; default: %(default)s",
+        help="how the soft edge blends: everything over its whole width, or fine detail over a narrower one; "
+        "default: %(default)s",
     )
     group.add_argument(
         "--colour-match",
         type=float,
         default=0.0,
         metavar="0..1",
-        help="move colours to the background's; default: %(default)s",
+        help="how far to shift the drawing's colours to the background's; default: %(default)s",
     )
     group.add_argument(
         "--matte",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep the photo in the hole wherever neither the object nor its shadow is; default: %(default)s",
+        help="keep the photo inside the hole where there is neither object nor shadow; default: %(default)s",
     )
     group.add_argument(
         "--each-area",
         action="store_true",
-        help="an object in each separate area of the mask, or each label of a map, not one that spans them all",
+        help="one object in each separate area of the mask, or each label of a label map, not one across all of them",
     )
     group.add_argument(
         "--layers",
         type=Path,
         metavar="FOLDER",
-        help="also write shadow, object and light as PNGs that stack to the picture, in the order of their names, over "
-        "a background without transparency; for objects that are placed, not drawn",
+        help="also write shadow, object and light as PNGs which, stacked in the order of their names over a background "
+        "without transparency, give the picture; for placed objects only",
     )
     group.add_argument(
         "--detail",
         type=float,
         default=1.0,
         metavar="0..1",
-        help="take what the model draws too softly from the object's own photo, where both show the same side; 0 = "
-        "off; default: %(default)s",
+        help="take fine detail from the object's own photo where the drawing shows the same side; 0: off; "
+        "default: %(default)s",
     )
     return settings
 
@@ -190,7 +201,7 @@ def finish_settings() -> argparse.ArgumentParser:
 def with_negative_points(argv: Sequence[str] | None) -> list[str]:
     """A command line, by default the process's own, with `--at -10,300` as `--at=-10,300`.
 
-    argparse takes what begins with a minus, and is no number, for an option.
+    argparse takes a word that starts with a minus and is not a number for an option.
     """
     joined: list[str] = []
     for word in sys.argv[1:] if argv is None else argv:
@@ -202,15 +213,14 @@ def with_negative_points(argv: Sequence[str] | None) -> list[str]:
 
 
 def given_placing(options: argparse.Namespace) -> dict[str, Any]:
-    """What a command line says of `PLACING`."""
+    """The options of `PLACING` that a command line gives."""
     return {name: getattr(options, name) for name in PLACING if getattr(options, name) is not None}
 
 
 def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
-    """Raise `ImprintError` for a value that cannot be used, and unless exactly one of mask, placed, at and align is
-    given.
+    """Raise `ImprintError` for an invalid value, and unless exactly one of mask, placed, at and align is given.
 
-    Beside a mask, align says where in its box.
+    With a mask, align says where in its box.
     """
     for name in ("placed", "flip"):
         if not isinstance(values.get(name, False), bool):
@@ -220,8 +230,8 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     if len(given) != 1:
         raise ImprintError(
             f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of mask, placed (its "
-            "picture is as large as the background, and it lies there), at (x,y where it stands) and align (in the "
-            "whole background)"
+            "picture has the background's size, and it is in its place there), at (x,y where it stands) and align (in "
+            "the whole background)"
         )
     if "at" in values:
         _point(values["at"])
@@ -248,7 +258,7 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
 
 
 def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's arguments; pictures: its own, of which the object's height is the default."""
+    """The pipeline's arguments for these options; pictures: its other ones, which give the object's default height."""
     from .place import Align, Place, object_height
 
     made = {name: values[name] for name in ("placed", "fit", "light_from", "change", *_MOST) if name in values}
@@ -290,7 +300,7 @@ def _alignment(value: Any) -> dict[str, str]:
 
 
 def _number(name: str, value: Any, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER) -> float:
-    """A number, or a word for one. Raises `ImprintError` as `require_number` does."""
+    """A number, or a string that holds one. Raises `ImprintError` as `require_number` does."""
     with suppress(TypeError, ValueError):
         value = float(value) if isinstance(value, str) else value
     require_number(name, value, least, most)

@@ -1,4 +1,4 @@
-"""The model as diffusers knows it: its modules, loading, saving, LoRA and offloading."""
+"""The model as a diffusers pipeline: modules, loading, saving, LoRA and offloading."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
-    """The model as diffusers knows it: its modules, loading, saving, LoRA and offloading."""
+    """The model as a diffusers pipeline: modules, loading, saving, LoRA and offloading."""
 
     model_cpu_offload_seq = "encoder->adapter->unet->vae->light"
     _optional_components: ClassVar[list[str]] = ["light", "control"]
-    text_encoder = None  # the LoRA loader asks for it
+    text_encoder = None  # required by the LoRA loader
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
     _compiled: Callable[..., tuple[torch.Tensor, ...]] | None = None
     """`evaluated`, recorded or compiled."""
@@ -65,26 +65,26 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         torch_dtype: torch.dtype = torch.float32,
         vae: torch.nn.Module | None = None,
     ) -> Self:
-        """Load a checkpoint; without a path, the one that comes with the package. vae, errors: as in `load_model`."""
+        """Load a checkpoint, by default the one that comes with the package. vae, errors: as in `load_model`."""
         config, modules = load_model(path, torch_dtype, vae)
         light = load_light().to(torch_dtype)
         return cls(**modules, scheduler=make_scheduler(config.noise), model_config=config, light=light)
 
     def save_checkpoint(self, path: str | os.PathLike) -> None:
-        """Write all parts in their present precision; see `imprint.checkpoint`."""
+        """Write all parts in their current precision; see `imprint.checkpoint`."""
         modules = {part: getattr(self, part) for part in ALL_PARTS if getattr(self, part) is not None}
         save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
 
     def compile(self, mode: str | None = None, backend: str = "inductor") -> None:
-        """Make a sampling step one, at its next use; again for another resolution, number of results or of views.
+        """Record or compile a sampling step at its next use, and anew for other resolutions or numbers of pictures.
 
-        mode: "graph", the default on a GPU, records its kernels as a CUDA graph, in the time of a few steps, and draws
-        the same, but in half precision for rounding: the UNet is then brought to channels_last. The modes of
-        torch.compile, of which "reduce-overhead" is made for a GPU and "default" is the default elsewhere, make fewer
-        kernels of them, which takes a minute, or seconds where PyTorch's cache on the disk knows them, and pictures
-        then differ by rounding. backend: of torch.compile. To be called again once the UNet computes otherwise
-        (attention processors, FreeU); LoRA files are noticed. Raises `ImprintError` for a graph without a GPU; so does
-        the next drawing where PyTorch lacks what it compiles with.
+        mode: "graph", the default on a GPU, records its kernels as a CUDA graph, which takes as long as a few steps and
+        draws the same, in half precision except for rounding, since the UNet is converted to channels_last. The other
+        modes are torch.compile's ("reduce-overhead" is meant for a GPU, "default" is the default elsewhere): they fuse
+        kernels, which takes a minute, or seconds with PyTorch's on-disk cache, and pictures differ by rounding.
+        backend: of torch.compile. Call again if the UNet's computation changes (attention processors, FreeU); LoRA
+        files are noticed. Raises `ImprintError` for a graph without a GPU; so does the next drawing if PyTorch lacks a
+        compiler.
         """
         device = self._execution_device.type
         if mode is None and backend == "inductor" and device == "cuda":
@@ -92,11 +92,13 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         if mode == "graph":
             if device != "cuda":
                 raise ImprintError(f"CUDA graphs need a CUDA device, and this pipeline is on {device}; leave mode out")
-            if self.unet.dtype != torch.float32:  # cuDNN computes half precision in this order, or reorders twice
+            if (
+                self.unet.dtype != torch.float32
+            ):  # cuDNN computes half precision in this order, and would otherwise reorder twice
                 torch.nn.Module.to(self.unet, memory_format=torch.channels_last)
             self._compiled = Graphs(evaluated)
             return
-        from torch._dynamo.exc import BackendCompilerFailed  # half a second, which only compiling needs
+        from torch._dynamo.exc import BackendCompilerFailed  # takes half a second, and is needed only for compiling
 
         try:
             step = torch.compile(evaluated, mode=mode, backend=backend, dynamic=False)
@@ -107,7 +109,7 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
 
         def compiled(*arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
             torch.compiler.cudagraph_mark_step_begin()
-            # Copies, since the next replay of a graph writes over what this one gives, and some schedulers keep it.
+            # Copies, since a graph's next replay overwrites its outputs, and some schedulers keep them.
             try:
                 return tuple(each.clone() for each in step(*arguments, **named))
             except BackendCompilerFailed as error:
@@ -119,15 +121,15 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         self._compiled = compiled
 
     def _step(self) -> Callable[..., tuple[torch.Tensor, ...]]:
-        """`evaluated` for the steps of one drawing, as `compile` has made it."""
+        """`evaluated` for the steps of one drawing, compiled if `compile` was called."""
         if isinstance(self._compiled, Graphs):
             self._compiled.renew()
         return self._compiled or evaluated
 
     @classmethod
     def load_lora_into_text_encoder(cls, *_args: Any, **_kwargs: Any) -> None:
-        """There is none."""
+        """Nothing to load: the model has no text encoder."""
 
     def save_pretrained(self, *_args: Any, **_kwargs: Any) -> None:
-        """An Imprint model is one file, not a folder."""
+        """Not supported: an Imprint model is a file, not a folder."""
         raise ImprintError("an Imprint model is saved as one file; call save_checkpoint('name.safetensors') instead")

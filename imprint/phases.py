@@ -1,7 +1,6 @@
-"""The phases of a picture up to the drawing, each a method that can be called by itself, and the values that go from
-one to the next.
+"""The phases up to the drawing, each a method that can be called on its own, and the values passed between them.
 
-`imprint.pipeline` puts them in their order; `imprint.finishing` holds the rest.
+`imprint.pipeline` runs them in order; `imprint.finishing` holds the rest.
 """
 
 from __future__ import annotations
@@ -45,25 +44,25 @@ class Prepared:
     hole: torch.Tensor
     """(1, 1, h, w) of 0 and 1: `crop.latent_mask` on the model's device."""
     blend_mask: torch.Tensor
-    """Of `crop.frame`, (1, h, w): where the drawing is put."""
+    """(1, h, w), of `crop.frame`: where to put the drawing."""
     seen: torch.Tensor | None = None
-    """(1, H, W) in [0, 1]: how much of the shadow shows, where a blend mask was given."""
+    """(1, H, W) in [0, 1]: how much of the shadow is visible, if a blend mask was given."""
     local: torch.Tensor | None = None
-    """(1, M, D) local tokens, of a model with local blocks."""
+    """(1, M, D) local tokens, for a model with local blocks."""
     hint: torch.Tensor | None = None
     """(1, 4, R, R) from `control_hint`, for a model with a ControlNet."""
 
 
 class Phases(Parts):
-    """A model that makes a picture step by step."""
+    """The phases up to the drawing."""
 
     @torch.no_grad()
     def encode_object(
         self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
     ) -> torch.Tensor:
-        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as of `ObjectViews.of`.
+        """One or several views of one object -> (1, V, N, C) tokens; arguments and errors as for `ObjectViews.of`.
 
-        Local tokens, if the model has them, are among them: see `IDEncoder.forward`.
+        They include local tokens if the model has them: see `IDEncoder.forward`.
         """
         return self._encode_views(ObjectViews.of(images, masks))
 
@@ -82,19 +81,19 @@ class Phases(Parts):
         context: float | None = None,
         resolution: int | None = None,
     ) -> Prepared:
-        """Both halves of the model's input, the object's context and the background's latents.
+        """The two halves of the model's input: the object's context and the background's latents.
 
-        object_image, object_mask: the object, or a list of several views of it; see `ObjectViews.of`. background:
-        Pillow picture or (1, 3, H, W) tensor in [0, 1]. mask: Pillow or (1, H, W), white = 1 where the object goes, of
-        the background's size; its shape steers the pose. blend_mask: where to put the drawing, if not in `mask`; at
-        most the crop is put back. context: side of the model's square crop over the longer side of the mask's box; by
-        default the checkpoint's. resolution: side at which the model sees that crop, by default what it was trained at.
+        object_image, object_mask: the object, or lists of several views; see `ObjectViews.of`. background: Pillow
+        picture or (1, 3, H, W) tensor in [0, 1]. mask: Pillow or (1, H, W) of the background's size, white = 1 where
+        the object goes; its shape determines the pose. blend_mask: where to put the drawing, if not in `mask`; never
+        more than the crop. context: side of the model's square crop relative to the longer side of the mask's box; by
+        default the checkpoint's. resolution: side of the crop as the model sees it; by default the training resolution.
         """
         config, device = self.model_config, self._execution_device
         crop = Crop.of(background, mask, config, resolution, context)
         if crop.hole.enlarged:
             _log.warning(
-                "the hole of %dx%d pixels is too small to generate in: enlarged around its centre to %dx%d",
+                "the hole of %dx%d pixels is too small to draw in: enlarged around its centre to %dx%d",
                 *crop.hole.drawn[::-1],
                 *crop.hole.size[::-1],
             )
@@ -139,14 +138,15 @@ class Phases(Parts):
         change: str | None = None,
         hint: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sampling loop: (B, C, h, w) standard normal noise -> latents, the background's own outside the hole, and
-        the matte's logits (B, 2 * matte**2, h, w) of the last evaluation, without guidance; see `imprint.matte`.
+        """The sampling loop: (B, C, h, w) standard normal noise -> latents, outside the hole the background's own, and
+        the last evaluation's matte logits (B, 2 * matte**2, h, w), without guidance; see `imprint.matte`.
 
         context (B, N, C') from the adapter; background (B, C, h, w) latents with the hole painted grey; hole (B, 1, h,
-        w) of 0 and 1; local (B, M, D) local tokens, of a model with local blocks, which see the object also where the
-        context is null; hint (1, 4, R, R) from `control_hint`, of a model with a ControlNet; the rest as in `__call__`.
+        w) of 0 and 1; local (B, M, D) local tokens, for a model with local blocks, which see the object even if the
+        context is null; hint (1, 4, R, R) from `control_hint`, for a model with a ControlNet; the rest as in
+        `__call__`.
         IMPRINT's blend (arXiv 2403.10701, figure 2) with classifier-free guidance (arXiv 2207.12598, equation 6)
-        against `null_context`. Raises `ImprintError` for a hint or local tokens that are missing.
+        against `null_context`. Raises `ImprintError` if the hint or local tokens are missing.
         """
         config = self.model_config
         require_change(change, config)
@@ -161,13 +161,13 @@ class Phases(Parts):
             local = local.repeat(len(contexts) // len(local), 1, 1)
         scheduler = with_timesteps(self.scheduler, config.sampling.steps if steps is None else steps)
         if config.background == "blend":
-            # z_T as in training and in ComfyUI: even at sigma 4,518 it holds a trace of the picture, the background's.
+            # z_T as in training and in ComfyUI: even at sigma 4,518 it contains a trace of the background.
             latents = scheduler.add_noise(background, noise, scheduler.timesteps[:1])
         else:  # noise alone, and of variance 1 at the UNet: in latent diffusion's samplers and in ComfyUI
             latents = noise / scheduler.scale_model_input(torch.ones_like(noise), scheduler.timesteps[0])
         accepted = inspect.signature(scheduler.step).parameters
         extra = {name: value for name, value in (scheduler_arguments or {}).items() if name in accepted}
-        # The schedule stays on the CPU: asking it there for a step's numbers waits for no device.
+        # The schedule stays on the CPU, so that reading a step's numbers does not synchronise.
         times = scheduler.timesteps.to(noise.device).unbind()
         evaluate = self._step()
         more = {"change": change or "both", "local": local, "control": self.control, "hint": hint}

@@ -1,8 +1,8 @@
-"""How a picture is made: an object's photo and a background with a mask, the composite out.
+"""How a composite is made from an object's photo and a background with a mask.
 
-A box, an alignment, a place or a placed picture keeps the object's own photo:
+With a box, an alignment, a place or a placed picture, the object's own photo is kept:
 
-    place_object    the photo -> where it was put in the frame, its edge clean
+    place_object    the photo -> the object in its place in the frame, with a clean edge
     finish_placed   -> relit by a small network, with its shadow -> over the background
 
 In an outline, or with `fit="fill"`, `fit="outline"` or `change`, the model draws the object, in the order of IMPRINT's
@@ -12,9 +12,9 @@ figure 2 (arXiv 2403.10701):
     denoise         noise -> latents of the crop, and the matte
     finish          latents -> drawing -> detail -> over the background, on which the light network casts its shadow
 
-All but the first, a function of `imprint.place`, are methods of `ImprintPipeline` that can be called by themselves;
-the first two of the drawing's are in `imprint.phases`, the others in `imprint.finishing`, and the model's loading and
-saving in `imprint.parts`.
+`place_object` is a function of `imprint.place`; all others are methods of `ImprintPipeline` that can be called on their
+own. `prepare` and `denoise` are in `imprint.phases`, `finish` and `finish_placed` in `imprint.finishing`, and the
+model's loading and saving in `imprint.parts`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from .changes import require_change
-from .crop import FEATHER as FEATHER
 from .errors import ImprintError, require_number, require_same_size
 from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
@@ -43,7 +42,7 @@ class ImprintPipeline(Finishing):
     """Put an object into a background (IMPRINT, arXiv 2403.10701).
 
     Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16, and
-    with LoRA files for its UNet as every Stable Diffusion pipeline (`load_lora_weights`; needs peft).
+    with LoRA files for its UNet like every Stable Diffusion pipeline (`load_lora_weights`; needs peft).
     """
 
     @torch.no_grad()
@@ -88,28 +87,28 @@ class ImprintPipeline(Finishing):
         """Put the object into the background.
 
         A box keeps the object's own pose and proportions: its photo is put there, pixel for pixel, and only light,
-        shadow and edge change; so too with `placed`, `place` or `align`. Only an outline, `fit="fill"`,
-        `fit="outline"` or `change` makes the model draw it.
+        shadow and edge change. The same holds for `placed`, `place` and `align`. With an outline, `fit="fill"`,
+        `fit="outline"` or `change` the model draws the object.
 
         Args:
             object_image, object_mask, background, mask, context, resolution, blend_mask: see `prepare`.
-            placed, place, align, fit, rotate, flip: see `place_object`; with `placed` or `place` there is no mask, and
-                without one `align` is in the whole background. With "outline" the model draws what was placed, in its
-                outline; a sketch of it that a model is shown lies there too.
-            light, shadow, softness, light_from: see `relight`; `light` is for a placed object, since a drawn one has
-                its light from the drawing.
-            change: what the model may change of the object, if it can be told: "keep" (nothing), "light", "pose" or
-                "both", the default where it draws. With "keep" and "light" it draws the object where it was placed, in
-                place of `relight`; with the others in all of the mask's box.
+            placed, place, align, fit, rotate, flip: see `place_object`; `placed` and `place` exclude a mask, and
+                without one `align` refers to the whole background. With "outline" the model draws the placed object in
+                its outline; for a model that sees a sketch, that is where the sketch lies.
+            light, shadow, softness, light_from: see `relight`; `light` applies to placed objects, since a drawn one's
+                light is part of the drawing.
+            change: what the model may change of the object, for models with this choice: "keep" (nothing), "light",
+                "pose" or "both", the default for drawing. With "keep" and "light" it draws the object where it was
+                placed, instead of `relight`; with the others in the whole box of the mask.
             feather_pixels, feather_inwards, blend_method, colour_match, matte, detail: see `Finish`.
-            num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 switches it off.
-            generator: for reproducible noise, or one for each result; a CPU generator gives the same picture on every
-                device.
-            num_results: composites to make at once.
-            latents: (num_results, C, h, w) standard normal noise to start from, instead of drawing it.
-            eta: for schedulers that take it (DDIM).
+            num_inference_steps, guidance_scale: by default the checkpoint's recommendation; guidance 1 turns it off.
+            generator: for reproducible noise, one or a list with one per result; a CPU generator gives the same picture
+                on every device.
+            num_results: number of composites to make at once.
+            latents: (num_results, C, h, w) standard normal noise to start from, instead of random noise.
+            eta: for schedulers that use it (DDIM).
             output_type: "pil", "pt" or "latent".
-            callback_on_step_end: called as in every diffusers pipeline; it may change the latents it is given.
+            callback_on_step_end: called as in every diffusers pipeline; it may change the latents.
 
         Raises:
             ImprintError: for input that cannot be used; the message says what to change.

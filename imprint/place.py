@@ -1,7 +1,7 @@
-"""Where an object's photo is put into the frame, exactly: the value objects that the light stage works on.
+"""Where exactly an object's photo goes in the frame: the value objects that the light stage works on.
 
-`PlacedObject` is the object as it lies in the frame, whoever put it there: by a picture of the frame's size with
-transparency, by position, height, rotation and mirroring, or by being fitted into a box with its own proportions.
+`PlacedObject` is the object in its place, however it got there: from a picture of the frame's size with transparency,
+by position, height, rotation and mirroring, or fitted into a box with its own proportions.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, wit
 from .views import ObjectViews
 
 FITS = ("contain", "fill", "outline")
-"""How an object meets a box: its photo, with its own proportions; drawn by the model, into all of the box as it sees
-fit; or drawn where its photo would lie, in its outline."""
+"""How an object fits into a box: its photo with its own proportions; drawn by the model, into the whole box; or drawn
+where its photo would lie, in its outline."""
 ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
 DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
-"""How an object may be aligned, the default first: shares of the room that it leaves in its box, from the left, the
-top."""
+"""The alignments, the default first, each with the fraction of the box's free space left of, or above, the object."""
 STANDING = 0.98
-"""A hole that covers this share of its own box is a box; any other is an outline."""
+"""A hole that covers at least this fraction of its bounding box is a box; any other is an outline."""
 LARGEST = 2**26
-"""Pixels that an object may be enlarged to, however small the frame."""
+"""Pixels, height times width, to which an object may be enlarged however small the frame is."""
 
 
 _log = logging.getLogger(__name__)
@@ -46,11 +45,11 @@ class Place:
     y: float
     """Pixels from the frame's top to the object's lowest point: where it stands."""
     height: float
-    """Of the object as it lies in the frame, in pixels; below 1, a very wide object is one pixel high."""
+    """The object's height in the frame, after rotation, in pixels; below 1, a very wide object is one pixel high."""
     rotate: float = 0.0
     """Degrees, clockwise."""
     flip: bool = False
-    """Mirrored left to right, before it is turned."""
+    """Whether to mirror left to right, before rotating."""
 
     def __post_init__(self) -> None:
         numbers = self.x, self.y, self.height, self.rotate
@@ -63,16 +62,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Align:
-    """Where an object is fitted in a box, or in the whole frame where there is no box."""
+    """How an object is aligned in a box or, without a box, in the whole frame."""
 
     x: str = "center"
     """One of `ACROSS`."""
     y: str = "bottom"
     """One of `DOWN`."""
     inset: float = 0.0
-    """What is kept free along each side of the box, as a share of its shorter side; from 0 to less than 0.5."""
+    """Margin on each side of the box, as a fraction of its shorter side; from 0 to less than 0.5."""
     height: float | None = None
-    """Of the object as it lies in the frame, in pixels, 1 or more; None: as large as the box allows."""
+    """The object's height in the frame, in pixels, 1 or more; None: as large as the box allows."""
 
     def __post_init__(self) -> None:
         for name, value, known in (("x", self.x, ACROSS), ("y", self.y, DOWN)):
@@ -85,7 +84,7 @@ class Align:
             require_number("height", self.height, 1)
 
     def within(self, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-        """What the inset leaves of a box (top, left, bottom, right): at least a pixel."""
+        """A box (top, left, bottom, right) without the inset; at least one pixel remains."""
         top, left, bottom, right = box
         shorter = min(bottom - top, right - left)
         free = min(round(self.inset * shorter), (shorter - 1) // 2)
@@ -96,8 +95,8 @@ class Align:
 class PlacedObject:
     """An object in a frame of `size` (height, width).
 
-    colours (3, h, w) in [0, 1], not multiplied with alpha; alpha (h, w) in [0, 1]. Both lie with their upper left
-    corner at `corner` (top, left), within the frame.
+    colours (3, h, w) in [0, 1], not premultiplied; alpha (h, w) in [0, 1]. `corner` (top, left) is where their upper
+    left corner lies in the frame; they lie entirely inside it.
     """
 
     size: tuple[int, int]
@@ -113,10 +112,10 @@ class PlacedObject:
         corner: tuple[int, int] = (0, 0),
         size: tuple[int, int] | None = None,
     ) -> PlacedObject:
-        """colours (3, h, w) and alpha (h, w), as a picture with transparency holds them: of the frame's size, or of a
-        part of it whose upper left corner is at `corner`.
+        """From colours (3, h, w) and alpha (h, w) of a picture with transparency: of the frame's size or, with `size`,
+        of a part of the frame whose upper left corner is at `corner`.
 
-        Raises `ImprintError` where nothing is visible.
+        Raises `ImprintError` if nothing is visible.
         """
         if not bool(alpha.max() > 0):
             raise ImprintError(
@@ -131,8 +130,8 @@ class PlacedObject:
     def put(cls, picture: torch.Tensor, mask: torch.Tensor, place: Place, size: tuple[int, int]) -> PlacedObject:
         """An object's photo (3, h, w) with its mask (h, w), at a place of a frame of `size` (height, width).
 
-        What lies beyond the frame is cut off. Raises `ImprintError` where nothing is left, the mask is empty, or the
-        object would be many times larger than the frame.
+        Parts beyond the frame are cut off. Raises `ImprintError` if nothing is left, the mask is empty, or the object
+        would be many times larger than the frame.
         """
         colours, alpha = cropped(picture, mask)
         factor = int(min(alpha.shape) / (2 * max(1, place.height)))
@@ -145,7 +144,7 @@ class PlacedObject:
         if high * wide > max(LARGEST, 4 * size[0] * size[1]):
             raise ImprintError(
                 f"the object would be {wide:.7g}x{high:.7g} pixels, many times the {size[1]}x{size[0]} background; "
-                "give a smaller height, or the part of its photo that is to be seen"
+                "give a smaller height, or only the visible part of its photo"
             )
         high, wide = max(1, round(high)), max(1, round(wide))
         colours, alpha = resized(colours, alpha, high, wide)
@@ -173,7 +172,7 @@ class PlacedObject:
     ) -> PlacedObject:
         """An object's photo (3, h, w) with its mask (h, w), in a box (top, left, bottom, right) of a frame of `size`.
 
-        rotate, flip: as in `fit_into`. Raises `ImprintError` as that does.
+        rotate, flip: as in `fit_into`. Raises `ImprintError` as `fit_into` does.
         """
         top, left, bottom, right = box = align.within(box)
         put = cls.put(picture, mask, fit_into(picture, mask, box, rotate, flip, align.height), size)
@@ -195,7 +194,7 @@ class PlacedObject:
 
     @property
     def view(self) -> ObjectViews:
-        """The object as a photo of its own, as it lies in the frame."""
+        """The object as a view, cropped from the frame."""
         return ObjectViews((self.colours[None],), (self.alpha[None],), self.corner)
 
     @property
@@ -213,7 +212,7 @@ class PlacedObject:
         return outline
 
     def within(self, area: tuple[slice, slice]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Colours (1, 3, h, w) and alpha (1, 1, h, w) in a part of the frame that holds the object; 0 around it."""
+        """Colours (1, 3, h, w) and alpha (1, 1, h, w) in a part of the frame that contains the object; 0 around it."""
         rows, columns = area
         colours = self.colours.new_zeros(1, 3, rows.stop - rows.start, columns.stop - columns.start)
         alpha = torch.zeros_like(colours[:, :1])
@@ -232,11 +231,11 @@ def fit_into(
     height: float | None = None,
 ) -> Place:
     """The place of an object in a box (top, left, bottom, right): as large as the box allows, with the object's own
-    proportions, in its middle and on its lower edge.
+    proportions, centred on the box's lower edge.
 
-    picture (3, h, w), mask (h, w); rotate: degrees clockwise, or None: by a quarter turn where it then fills more of
-    the box; height: pixels, instead of as many as the box allows. Raises `ImprintError` for an empty mask, a turn that
-    is no finite number, and a height that the box does not allow.
+    picture (3, h, w), mask (h, w); rotate: degrees clockwise, or None for a quarter turn if the object then fills more
+    of the box; height: pixels, instead of as many as the box allows. Raises `ImprintError` for an empty mask, a
+    rotation that is not a finite number, and a height that the box does not allow.
     """
     top, left, bottom, right = box
     high, wide = bottom - top, right - left
@@ -269,14 +268,13 @@ def place_object(
     rotate: float | Literal["auto"] = 0.0,
     flip: bool = False,
 ) -> PlacedObject | None:
-    """The object where it was put in a frame of `size` (height, width), its edge clean; None where the model is to draw
-    it.
+    """The object in its place in a frame of `size` (height, width), with a clean edge; None if the model is to draw it.
 
-    One of four says where: placed: the first view is a picture of the frame's size, and the object lies in it where it
-    shall lie; place: a `Place`; mask (H, W), above 0.5: where it is a box, and `fit` not "fill", the object is fitted
-    into it (`fit_into`), with `align` as that says; align: without a mask, the whole frame is the box. With another
-    mask, or "fill", the model draws. rotate, flip: for a box, as in `fit_into`, "auto" for the turn that fills it best.
-    Raises `ImprintError` for none or several of the four, and as they do.
+    Exactly one of four says where. placed: the first view has the frame's size, with the object already in its place.
+    place: a `Place`. mask (H, W), above 0.5: if it is a box and `fit` is not "fill", the object is fitted into it
+    (`fit_into`), aligned by `align` if given; with an outline, or "fill", the model draws it. align without a mask: the
+    whole frame is the box. rotate, flip: for a box, as in `fit_into`; "auto" for the rotation that fills it best.
+    Raises `ImprintError` for none or several of the four, and as `PlacedObject`'s constructors do.
     """
     if fit not in FITS:
         raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
@@ -296,12 +294,13 @@ def place_object(
         _log.warning("the object's mask is white along most of its border; if that is not the object, invert the mask")
     if fit == "fill" and (placed or place):
         raise ImprintError(
-            f"fit is fill, by which the model draws into a mask, but {given[0]} says where the object goes; leave fit "
-            "out, take outline, by which it draws what was placed, or give a mask"
+            f"fit is fill, with which the model draws into a mask, but {given[0]} says where the object goes; leave "
+            "fit out, use outline, with which it draws the placed object, or give a mask"
         )
     if (placed or place) and (rotate or flip):
         raise ImprintError(
-            "rotate and flip turn what is fitted into a box; a placed object lies as it is, a place has its own"
+            "rotate and flip are for an object that is fitted into a box; a placed object stays as it is, and a place "
+            "has its own"
         )
     if placed:
         require_same_size("the placed object", tuple(own.shape), "the background", size)
@@ -315,7 +314,9 @@ def place_object(
                 "mask's outline, or fit 'fill', says how it lies: draw a box and leave fit out, or leave them out"
             )
         if what_is_white(mask[None]) == "background" and is_drawn(mask, "contain"):
-            _log.warning("the mask is white along most of its border: there the object goes; if not, invert the mask")
+            _log.warning(
+                "the mask is white along most of its border, where the object would go; if wrong, invert the mask"
+            )
         return None
     box = (0, 0, *size) if mask is None else bounding_boxes((mask > 0.5)[None].float())[0].tolist()
     turn = None if rotate == "auto" else rotate
@@ -325,22 +326,21 @@ def place_object(
 
 
 def is_drawn(mask: torch.Tensor | None, fit: str) -> bool:
-    """Whether the model draws the object that goes into a mask (H, W), above 0.5, rather than its photo being placed
-    there.
+    """Whether the model draws the object for a mask (H, W), above 0.5, instead of its photo being placed there.
 
-    None: the whole frame, a box. fit: as of `place_object`.
+    mask None: the whole frame, which is a box. fit: as in `place_object`.
     """
     return fit == "fill" or (mask is not None and not (bool((mask > 0.5).any()) and is_box(mask)))
 
 
 def require_turn(rotate: float | None) -> None:
-    """Raise `ImprintError` unless it is a finite number, of degrees, or None."""
+    """Raise `ImprintError` unless `rotate` is a finite number of degrees, or None."""
     if rotate is not None and (not isinstance(rotate, (int, float)) or not math.isfinite(rotate)):
         raise ImprintError(f"rotate is {rotate!r}; it must be a finite number of degrees, or 'auto' in a box")
 
 
 def object_height(images: Any, masks: Any, rotate: float = 0.0, flip: bool = False) -> int:
-    """Pixels of an object's own photo from its highest to its lowest, once turned; arguments as of `ObjectViews.of`."""
+    """The object's height in its own photo, in pixels, after rotation; arguments as for `ObjectViews.of`."""
     return _shape(ObjectViews.of(images, masks).masks[0][0], rotate, flip)[0]
 
 
@@ -352,5 +352,5 @@ def is_box(hole: torch.Tensor) -> bool:
 
 
 def _shape(mask: torch.Tensor, rotate: float, flip: bool) -> tuple[int, int]:
-    """Height and width of the object's box, turned."""
+    """Height and width of the object's box after rotation."""
     return tuple(turned(mask[None].expand(3, -1, -1), mask, rotate, flip)[1].shape)

@@ -19,16 +19,16 @@ MEAN_AND_STD = {
     "dinov3": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-"""Of the colours in [0, 1] that each kind of encoder was trained with: ImageNet's, and those of CLIP's own data."""
+"""Of colours in [0, 1], as each kind of encoder was trained: ImageNet's, and those of CLIP's own data."""
 
 
 def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the mask") -> torch.Tensor:
     """(B, H, W) -> (B, 4) int64 boxes (top, left, bottom, right) in pixels, the last two exclusive.
 
-    Boxes bound what is above the threshold; where nothing is, what is above 0. Raises `ImprintError` for an empty mask,
-    which it calls `what`.
+    Boxes bound the values above the threshold or, if there are none, those above 0. Raises `ImprintError` for an empty
+    mask, which the message calls `what`.
     """
-    rows, columns = masks.amax(2), masks.amax(1)  # nothing of the frame's size is made: it may have 67 megapixels
+    rows, columns = masks.amax(2), masks.amax(1)  # no copy of the frame's size is made: it may have 67 megapixels
     limit = (rows.amax(1, keepdim=True) > threshold) * threshold
     rows, columns = rows > limit, columns > limit
     if not bool(rows.any(1).all()):
@@ -40,9 +40,9 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
 
 
 def edges(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Which rows (B, H) and columns (B, W) are in the boxes, bool -> the boxes, as `bounding_boxes` gives them.
+    """Which rows (B, H) and columns (B, W), bool, the boxes contain -> the boxes as of `bounding_boxes`.
 
-    Where none is, the box is all.
+    If there are none, the box is the whole picture.
     """
     (top, bottom), (left, right) = (
         (line.int().argmax(1), line.shape[1] - line.flip(1).int().argmax(1)) for line in (rows, columns)
@@ -55,11 +55,11 @@ def resample(
 ) -> torch.Tensor:
     """Cut a box out of each image and resize it, antialiased, to size x size; black beyond the image's border.
 
-    images (B, C, H, W), boxes (B, 4) in pixels, fractions and places outside the image allowed. cropped: nothing beyond
-    the box or the image has a part in the result, as if the image had been cropped first. corner: row and column of the
-    images' first pixel, where they are a part of what the boxes are of. A triangle filter as wide as the
-    reduction, as in Pillow's BILINEAR; written as two matrix products, so that a batch of different boxes is one call
-    on any device.
+    images (B, C, H, W), boxes (B, 4) in pixels, which may be fractional and reach outside the image. cropped: nothing
+    beyond the box or the image contributes to the result, as if the image had been cropped first. corner: row and
+    column of the images' first pixel in the boxes' coordinates. The filter is a triangle as wide as the reduction, as
+    in Pillow's BILINEAR; it is written as two matrix products, so that a batch of different boxes is one call on any
+    device.
     """
     boxes = boxes.to(images)
     rows, columns = (
@@ -79,7 +79,7 @@ def _filter(start: torch.Tensor, end: torch.Tensor, span: range, size: int, crop
     if cropped:
         weights = weights * ((pixels >= start[:, None].floor()) & (pixels < end[:, None].ceil()))[:, None]
         return weights / weights.sum(-1, keepdim=True)
-    # Normalised over the endless pixel grid and not the image alone: beyond the border there is black, not nothing.
+    # Normalised over an infinite pixel grid, not over the image: beyond the border there is black, not nothing.
     reach = math.ceil(float(support.max())) + 1
     taps = torch.arange(-reach, reach + 1, device=start.device)
     total = (1 - (taps - centre.frac()[..., None]).abs() / support[..., None]).clamp(min=0).sum(-1)
@@ -97,8 +97,8 @@ def cut_out(
 ) -> torch.Tensor:
     """The object, centred in a square with a margin: (B, C, H, W) in [0, 1], (B, H, W) -> (B, C, size, size).
 
-    margin, surroundings, fit, resize: see `EncoderConfig`. Beyond the picture there is black; a stretched box ends
-    there.
+    margin, surroundings, fit, resize: see `EncoderConfig`. It is black beyond the picture; a stretched box ends at the
+    picture's border.
     """
     boxes = bounding_boxes(masks, what="the object's mask")
     if resize == "opencv":

@@ -1,4 +1,4 @@
-"""Colour profiles: what a picture's numbers mean. A picture without one is sRGB."""
+"""ICC colour profiles. A picture without one is sRGB."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-_SPACES = {"L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}  # of modes, in ICC's word; all others are RGB
-_NAMELESS = ("1", "I", "F", "LAB", "HSV", "YCbCr")  # beginnings of modes whose numbers no profile is for
-_ALIKE = 2  # of 255: profiles that differ by less are the same one in other words
+_SPACES = {"L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}  # ICC's colour space by mode; all others are RGB
+_NAMELESS = ("1", "I", "F", "LAB", "HSV", "YCbCr")  # prefixes of modes that have no profiles
+_ALIKE = 2  # of 255: profiles that differ by less are equivalent
 _PROBES = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), -1).reshape(1, -1, 3)
 
 
 def profile_of(image: Image.Image) -> bytes | None:
-    """The ICC profile of a picture, where it has one that can be read and is for colours of its mode."""
+    """The ICC profile of a picture, if it has a readable one for its mode."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode.startswith(_NAMELESS):
         return None
@@ -23,12 +23,12 @@ def profile_of(image: Image.Image) -> bytes | None:
 
 
 def rgb_profile_of(image: Image.Image) -> bytes | None:
-    """What the numbers of the picture mean once `images.to_rgb` has made it RGB; None: sRGB."""
+    """The profile of the picture after `images.to_rgb`; None: sRGB."""
     return None if image.mode in _SPACES else profile_of(image)
 
 
 def convert_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB or RGBA pixels in their own profile -> in another, None for sRGB; as they are where both mean the same."""
+    """Convert RGB or RGBA pixels from their own profile to another, None for sRGB; unchanged if both are equivalent."""
     own = profile_of(image)
     if own == profile or _alike(own, profile):
         return image
@@ -63,7 +63,7 @@ def _read(profile: bytes | None) -> ImageCms.ImageCmsProfile:
 
 @lru_cache(32)
 def _space(profile: bytes) -> str | None:
-    """ICC's word for the colours that a profile is for; None for what is no profile."""
+    """A profile's colour space in ICC's terms; None for anything that is not a profile."""
     try:
         return _read(profile).profile.xcolor_space.strip()
     except (OSError, ValueError, TypeError):
@@ -72,7 +72,7 @@ def _space(profile: bytes) -> str | None:
 
 @lru_cache(32)
 def _alike(one: bytes | None, other: bytes | None) -> bool:
-    """Whether two RGB profiles give every colour the same numbers."""
+    """Whether two RGB profiles encode colours alike."""
     probes = Image.fromarray(_PROBES)
     moved = np.asarray(_converted(probes, one, other, "RGB")).astype(int)
     return int(np.abs(moved - _PROBES).max()) <= _ALIKE

@@ -1,4 +1,4 @@
-"""Files of weights that others released, read without executing anything in them."""
+"""Reading third parties' released weights without executing anything in the files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .files import require_no_lfs_pointer
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Every tensor of a torch or safetensors file by name, left on disk where the format allows it.
 
-    Raises `ImprintError` for a file that is absent, not whole, or holds anything but weights; nothing in it is
-    executed. A pickle is refused where this torch cannot read it safely: see `require_safe_pickles`.
+    Raises `ImprintError` for a file that is missing, incomplete, or holds anything but weights; nothing in it is
+    executed. A pickle is refused if this torch cannot read it safely: see `require_safe_pickles`.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -37,18 +37,18 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         if not _begins_as_torch(path):
             raise ImprintError(
-                f"{path} is no torch file, but perhaps the page that it is downloaded from; download it again, or give "
+                f"{path} is not a torch file, perhaps the web page it is downloaded from; download it again, or give "
                 "the file that the model's README names"
             ) from error
         reason = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
         what = f"'{reason[1]}'" if reason else "something"
         raise ImprintError(
-            f"{path} holds {what} that is not a weight, and could run any code when opened; it was not opened: "
+            f"{path} holds {what} that is not a weight and could run any code when opened, so it was not opened: "
             "download it again from its authors, or give a .safetensors file"
         ) from error
-    except Exception as error:  # torch's reader fails in many ways on files that are cut off or of another kind
+    except Exception as error:  # torch's reader raises many kinds of error on truncated or other files
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ImprintError(f"{path} is truncated, or no torch file ({reason}); download it again") from error
+        raise ImprintError(f"{path} is truncated or not a torch file ({reason}); download it again") from error
     found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
     items = found.items() if isinstance(found, Mapping) else ()
     named = {name: value for name, value in items if isinstance(value, torch.Tensor) and isinstance(name, str)}
@@ -58,9 +58,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def require_safe_pickles(path: str | os.PathLike) -> None:
-    """Raise `ImprintError` where this torch's `weights_only` reader can be made to run a file's code
-    (CVE-2025-32434).
-    """
+    """Raise `ImprintError` if this torch's `weights_only` reader can be made to run a file's code (CVE-2025-32434)."""
     if torch.__version__ < (2, 6):
         raise ImprintError(
             f"{path} is a pickle, and torch {torch.__version__} can be made to run code that is hidden in one; update "
@@ -69,13 +67,13 @@ def require_safe_pickles(path: str | os.PathLike) -> None:
 
 
 def _begins_as_torch(path: Path) -> bool:
-    """Whether its first byte is a zip's, as torch writes them now, or a binary pickle's, as it did before."""
+    """Whether the first byte is a zip's, torch's present format, or a binary pickle's, its former one."""
     with path.open("rb") as file:
         return file.read(1) in (b"P", b"\x80")
 
 
 def _inert_classes() -> AbstractContextManager:
-    """Lets torch's safe reader pass over what Lightning writes beside the weights: stand-ins that do nothing."""
+    """Let torch's safe reader skip what Lightning writes besides the weights, through stand-ins that do nothing."""
     names = (
         ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
         ("numpy.core.multiarray", "scalar"),
@@ -88,6 +86,6 @@ def _inert_classes() -> AbstractContextManager:
 
 
 def says_safetensors(path: Path) -> bool:
-    """By its first bytes or its name; torch's reader goes by the name too."""
+    """Whether it is a safetensors file, by its first bytes or its name, as torch's reader does."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"

@@ -1,4 +1,4 @@
-"""Where every picture goes out: a file that is whole or not there, in a format that holds all of the picture."""
+"""Writing pictures: each file is complete or absent, and in a format that can hold the whole picture."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .images import alpha_to_tensor
 from .profiles import convert_profile, profile_of
 
 _FORMATS = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {}, "BMP": {}, "AVIF": {"quality": 90}}
-"""What a picture is written as, and how: formats that keep its size and all its colours."""
+"""The formats that keep a picture's size and colours, with the options to write them."""
 _OPAQUE = ("JPEG", "BMP")
 _NO_PROFILE = ("BMP",)
 
 
 def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -> None:
-    """Raise `ImprintError` unless a picture of this name can be written; its folder may be missing, and is not made.
+    """Raise `ImprintError` unless a picture of this name can be written; its folder may be missing and is not created.
 
-    like: one of the picture's size and transparency, where they are known: not every format holds all.
+    like: a picture of the same size and transparency, if they are known: not every format can hold them.
     """
     path = Path(path)
     kind = _format(path)
@@ -44,10 +44,10 @@ def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write beside the place under a temporary name, then rename. The format follows the file's ending.
+    """Write to a temporary name in the same folder, then rename. The file's ending determines the format.
 
-    The colour profile is kept, where it is for colours of the picture's mode; a format that holds none gets sRGB.
-    Raises `ImprintError` where `require_writable` does, and where writing fails.
+    The colour profile is kept if it fits the picture's mode; a format without profiles gets sRGB. Raises
+    `ImprintError` as `require_writable` does, and if writing fails.
     """
     path = Path(path)
     require_writable(path, image)
@@ -64,16 +64,16 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
 
 
 def save_computed(image: Image.Image, path: str | os.PathLike) -> None:
-    """`save_image` for what took time to make: see `files.save_or_keep`."""
+    """`save_image` for pictures that took time to make: see `files.save_or_keep`."""
     files.save_or_keep(partial(save_image, image), Path(path), ".png", "the picture that was made")
 
 
 def _format(path: Path) -> str:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
-        raise ImprintError(f"{path}: '{path.suffix}' is no picture format; end the name in .png, .jpg or .webp")
+        raise ImprintError(f"{path}: '{path.suffix}' is not a picture format; end the name in .png, .jpg or .webp")
     if kind not in _FORMATS:
         raise ImprintError(
-            f"{path}: a picture may lose its size or colours as {kind}; end the name in .png, .jpg, .webp or .tiff"
+            f"{path}: {kind} may not keep the picture's size or colours; end the name in .png, .jpg, .webp or .tiff"
         )
     return kind

@@ -1,5 +1,4 @@
-"""The pixels of a cut-out, colours (3, h, w) and alpha (h, w): turned, resized, freed of their old background's
-colour."""
+"""Operations on a cut-out's pixels, colours (3, h, w) and alpha (h, w): rotate, resize, clean the edges."""
 
 from __future__ import annotations
 
@@ -12,17 +11,15 @@ from .errors import ImprintError
 from .preprocess import bounding_boxes
 
 DUST = 0.1
-"""What covers less than this share of the most opaque pixel is no part of an object's photo: a matte's dust moves
-nothing."""
+"""Alpha below this fraction of its maximum does not belong to the object: stray specks of a matte must not move it."""
 EDGE = 2
 """Pixels beside a mask's edge whose colours may be the old background's."""
 
 
 def clean_edge(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """An object (3, h, w), mask (h, w), whose mask is binary: with an anti-aliased edge, free of its old background's
-    colour.
+    """Give an object (3, h, w) with a binary mask (h, w) an anti-aliased edge without its old background's colour.
 
-    One with a soft mask stays as it is, as a layer is given.
+    An object with a soft mask is returned unchanged.
     """
     if is_soft(alpha):
         return colours, alpha
@@ -30,15 +27,15 @@ def clean_edge(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor
     # The new edge lies within the old one: what the mask left out is not the object.
     smooth = torch.minimum(_blurred(solid), solid)[0, 0, EDGE:-EDGE, EDGE:-EDGE]
     core = _core(alpha)
-    if not bool(core.any()):  # too thin to have colours that are surely its own
+    if not bool(core.any()):  # too thin to have any colour that is surely its own
         return colours, smooth
     return torch.where(core > 0, colours, spread(colours[None], core))[0], smooth
 
 
 def reduced(colours: torch.Tensor, alpha: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """An object (3, h, w), mask (h, w), smaller by a whole factor, and with a clean edge as `clean_edge` gives it.
+    """An object (3, h, w), mask (h, w), reduced by a whole factor and with a clean edge as by `clean_edge`.
 
-    A photo of many megapixels that is to be small takes a fraction of the time so.
+    For a photo of many megapixels that becomes small, this takes a fraction of the time.
     """
     weight = alpha[None, None] if is_soft(alpha) else _core(alpha)
     if not bool(weight.any()):
@@ -51,8 +48,7 @@ def reduced(colours: torch.Tensor, alpha: torch.Tensor, factor: int) -> tuple[to
 
 
 def turned(picture: torch.Tensor, mask: torch.Tensor, rotate: float, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """An object (3, h, w), mask (h, w), cropped to its box, mirrored, then turned clockwise by degrees and cropped
-    again.
+    """Crop an object (3, h, w), mask (h, w), to its box, mirror it, rotate it clockwise by degrees, and crop again.
 
     Mirroring and quarter turns keep every pixel as it is.
     """
@@ -69,7 +65,7 @@ def turned(picture: torch.Tensor, mask: torch.Tensor, rotate: float, flip: bool)
 
 
 def resized(colours: torch.Tensor, alpha: torch.Tensor, high: int, wide: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Antialiased, by colours multiplied with alpha, so that what lies behind the object does not enter its edge."""
+    """Antialiased, with premultiplied alpha, so that hidden colours behind the object do not enter its edge."""
     if tuple(alpha.shape) == (high, wide):
         return colours, alpha
     both = torch.cat([colours * alpha, alpha[None]])[None]
@@ -79,7 +75,7 @@ def resized(colours: torch.Tensor, alpha: torch.Tensor, high: int, wide: int) ->
 
 
 def spread(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """values (B, C, H, W) where known (B, 1, H, W) is 1; elsewhere means of the nearest known ones (pull and push).
+    """Fill values (B, C, H, W) where known (B, 1, H, W) is 0 with averages of the nearest known ones (pull-push).
 
     After Gortler et al., "The Lumigraph" (SIGGRAPH 1996), section 3.4.
     """
@@ -99,7 +95,7 @@ def spread(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
 
 def cropped(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """To its box. Raises `ImprintError` where no object is left."""
+    """Crop to the object's box. Raises `ImprintError` for an empty mask."""
     if not bool(alpha.max() > 0):
         raise ImprintError(
             "the object's mask is empty, so that no object is left; give a mask that is white on the object"
@@ -127,20 +123,21 @@ def _rotated(colours: torch.Tensor, alpha: torch.Tensor, degrees: float) -> tupl
 
 
 def is_soft(alpha: torch.Tensor) -> bool:
-    """Whether a mask (h, w) has an edge of its own rather than only 0 and 1."""
+    """Whether a mask (h, w) has a soft edge rather than only 0 and 1."""
     return bool(((alpha > 0.02) & (alpha < 0.98)).sum() > 0.25 * _edge(alpha > 0.5).sum())
 
 
 def _core(alpha: torch.Tensor) -> torch.Tensor:
-    """(1, 1, h, w), 1 where a binary mask (h, w) is farther than `EDGE` from its edge; the picture's border is one."""
+    """(1, 1, h, w), 1 where a binary mask (h, w) is farther than `EDGE` from its edge and the picture's border."""
     outside = F.pad((alpha <= 0.5).float()[None, None], (EDGE,) * 4, value=1)
     side = 2 * EDGE + 1
     return 1 - F.max_pool2d(F.max_pool2d(outside, (side, 1), 1), (1, side), 1)
 
 
 def without_fringe(colours: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Colours (3, h, w) whose soft edge, alpha (h, w), has those of the solid object beside it: an edge's own are often
-    mixed with the old background, or with the black or white that lay behind it when it was cut out.
+    """Colours (3, h, w) whose soft edge, by alpha (h, w), takes the colours of the solid object next to it.
+
+    An edge's own colours are often mixed with the old background, or with the black or white it was cut out on.
     """
     faint = (alpha < 0.98).float()[None, None]
     solid = 1 - F.max_pool2d(faint, 3, 1, 1)
@@ -151,9 +148,9 @@ def without_fringe(colours: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
 
 def _edge(inside: torch.Tensor) -> torch.Tensor:
-    """Pixels within, next to one without."""
+    """Pixels inside that are next to one outside."""
     near = F.pad(~inside, (1, 1, 1, 1), value=True)
-    for axis in (0, 1):  # which is sooner than pooling a single plane
+    for axis in (0, 1):  # faster than pooling a single plane
         lines = [near.narrow(axis, first, near.shape[axis] - 2) for first in range(3)]
         near = lines[0] | lines[1] | lines[2]
     return inside & near

@@ -2,9 +2,9 @@
 
 All are latent diffusion's LDM code, in a torch dict of `state_dict`. The first three have the same modules: CLIP
 ViT-L/14, a mapper (our adapter), SD 1's UNet with nine input channels and SD's autoencoder. Of these the first two have
-tensors of the same names and shapes; ControlCom's UNet has two more channels and local blocks. `imprint.anydoor` says
-what is otherwise in AnyDoor. What else differs is how they use them, and `KINDS` says that in our configuration's
-words. Sizes are read from the tensors.
+tensors of the same names and shapes; ControlCom's UNet has two more channels and local blocks. `imprint.anydoor`
+describes AnyDoor. The models also differ in how they use the encoder, which `KINDS` says in our configuration's terms.
+Sizes are read from the tensors.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ _LOCAL_NAMES = {
     "shift": "SPADE.conv_beta",
 }
 _HEAD_WIDTH = 64  # of every CLIP that OpenAI released
-_MAPPER_HEADS = {"controlcom": 8}  # no tensor tells; the others have one
-# configs/controlcom.yaml: "resolutions: [1, 2]"; modules/local_module.py gives roi_align a box in shares of the map
+_MAPPER_HEADS = {"controlcom": 8}  # not visible in any tensor; the others have one
+# configs/controlcom.yaml: "resolutions: [1, 2]"; modules/local_module.py gives roi_align a box in fractions of the map
 _LOCAL = {"controlcom": {"local_levels": 2, "local_region": "corner"}}
 _UNET_HEADS = 8  # at every level of SD 1's UNet; SD 2's heads are as wide as CLIP's
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """One of our checkpoints, or a third-party one as it lies; raises `ImprintError` as the two readers do."""
+    """Open one of our checkpoints or an unconverted third-party one; raises `ImprintError` as the two readers do."""
     return read_third_party(path) if _is_third_party(Path(path)) else load_checkpoint(path)
 
 
@@ -77,8 +77,8 @@ def read_third_party(path: str | os.PathLike, kind: str | None = None) -> Checkp
     """A third-party file's tensors as the parts of a checkpoint; `unet`, `vae` and `control` keep their LDM names.
 
     path: `.pth`, `.ckpt` (through torch's `weights_only` reader) or `.safetensors`. Tensors stay on disk until they are
-    used. kind: one of `KINDS`; without it, it is told from the weights. Raises `ImprintError` for a file that holds
-    anything but weights, or is not whole, or of another model.
+    used. kind: one of `KINDS`; without it, it is recognised by the weights. Raises `ImprintError` for a file that
+    holds anything but weights, is incomplete, or is of another model.
     """
     return from_tensors(read_tensors(path), kind, Path(path))
 
@@ -86,7 +86,7 @@ def read_third_party(path: str | os.PathLike, kind: str | None = None) -> Checkp
 def from_tensors(
     named: Mapping[str, torch.Tensor], kind: str | None = None, path: Path = Path("weights")
 ) -> Checkpoint:
-    """As `read_third_party`, from tensors by name; path: what they are called in an error."""
+    """As `read_third_party`, from tensors by name; path: their name in error messages."""
     if kind is not None and kind not in KINDS:
         raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     tensors = Tensors(path, named, kind)
@@ -105,9 +105,9 @@ def from_tensors(
 
 
 def with_diffusers_names(checkpoint: Checkpoint, check: bool = True) -> Checkpoint:
-    """A third-party checkpoint with the names that our files have.
+    """A third-party checkpoint with diffusers' names, as in our files.
 
-    check: that all parts' names and shapes are right.
+    check: whether to verify all parts' names and shapes.
     """
     from diffusers.loaders.single_file_utils import (
         convert_controlnet_checkpoint,
@@ -150,14 +150,14 @@ def convert(
     """Write a third-party checkpoint as one of ours, in fp16 and with its autoencoder; returns its configuration.
 
     kind: as in `read_third_party`. track: wraps the list of tensors as they are converted, for a progress bar.
-    local_region: `UNetConfig.local_region`, if not as the model's published code has it. Raises `ImprintError` as
-    `read_third_party`, and for a region without local blocks, and then writes nothing.
+    local_region: `UNetConfig.local_region`, by default as in the model's published code. Raises `ImprintError` as
+    `read_third_party` does, and for a region without local blocks; then nothing is written.
     """
     checkpoint = read_third_party(path, kind)
     if local_region is not None:
         unet = checkpoint.config.unet
         if not unet.local_levels:
-            raise ImprintError(f"{path} has no local blocks that could look anywhere; leave the local region out")
+            raise ImprintError(f"{path} has no local blocks; leave the local region out")
         config = replace(checkpoint.config, unet=replace(unet, local_region=local_region))
         checkpoint = replace(checkpoint, config=config)
     checkpoint = with_diffusers_names(checkpoint)
@@ -166,7 +166,7 @@ def convert(
 
 
 class Tensors:
-    """A third-party file's tensors by name, with errors that say what is missing."""
+    """A third-party file's tensors by name, with errors for missing ones."""
 
     def __init__(self, path: Path, named: Mapping[str, torch.Tensor], kind: str | None = None):
         """kind: whose file it is said to be."""
@@ -176,12 +176,12 @@ class Tensors:
         if name not in self.named:
             raise ImprintError(
                 f"{self.path} lacks the tensor '{name}', which every file of {self._family} has; it is another "
-                "model's file, or not whole: download it again, or give the file that the model's README names"
+                "model's file, or incomplete: download it again, or give the file that the model's README names"
             )
         return self.named[name]
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The tensor's shape, which must have so many dimensions."""
+        """The tensor's shape, which must have this many dimensions."""
         shape = tuple(self[name].shape)
         if len(shape) != dimensions:
             raise ImprintError(
@@ -192,29 +192,29 @@ class Tensors:
 
     @property
     def _family(self) -> str:
-        """The kind that was asked for, or those that have such tensors as this file, as far as can be told."""
-        told = ["anydoor"] if anydoor.HINT in self.named else [kind for kind in KINDS if kind != "anydoor"]
-        return self.kind or " and ".join(told)
+        """The requested kind, or the kinds whose files have tensors like this file's, for messages."""
+        likely = ["anydoor"] if anydoor.HINT in self.named else [kind for kind in KINDS if kind != "anydoor"]
+        return self.kind or " and ".join(likely)
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Those whose names start so, without it."""
+        """The tensors whose names start with the prefix, without it."""
         return {name[len(prefix) :]: tensor for name, tensor in self.named.items() if name.startswith(prefix)}
 
     def count(self, prefix: str) -> int:
-        """How many numbered modules follow the prefix, by the highest number."""
+        """The number of numbered modules after the prefix, by the highest number."""
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
         return max((int(match[1]) + 1 for match in map(pattern.match, self.named) if match), default=0)
 
 
 def kind_of(config: ImprintConfig) -> str:
-    """Which of `KINDS` a third-party configuration has been made for."""
+    """The kind, of `KINDS`, of a third-party configuration."""
     if config.changes:
         return "controlcom"
     return next(kind for kind, says in KINDS.items() if all(getattr(config.encoder, n) == v for n, v in says.items()))
 
 
 def _config(tensors: Tensors, kind: str) -> ImprintConfig:
-    """What the tensors' sizes and their code say together."""
+    """The configuration, from the tensors' sizes and the authors' code."""
     unet = _unet_config(tensors, kind)
     if kind == "anydoor":
         encoder = anydoor.encoder_config(tensors)
@@ -324,13 +324,13 @@ def _with_local_names(unet: dict[str, torch.Tensor], config: UNetConfig) -> dict
 
 
 def _project(tensors: Tensors) -> str:
-    """The name of the adapter's last layer, which ControlCom's code has in the encoder's module."""
+    """The name of the adapter's last layer, which in ControlCom's code is in the encoder's module."""
     moved = "cond_stage_model.proj_out"
     return moved if f"{moved}.weight" in tensors.named else "proj_out"
 
 
 def _by_part(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Query, key and value of an attention, which their code has side by side for each head, each for all heads."""
+    """Query, key and value of an attention, grouped by head in their code -> each for all heads."""
     return tensor if heads == 1 else tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 

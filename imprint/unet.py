@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
 SIZE_WIDTH = 256
-"""Of the sinusoids that stand for each of SDXL's six numbers."""
+"""Width of the sinusoidal embedding of each of SDXL's six numbers."""
 
 
 def build_unet(config: UNetConfig, sample_size: int | None = None, local_width: int = 0) -> UNet2DConditionModel:
     """diffusers' UNet of these sizes, with fresh weights; its local blocks, if it has any, are its module `local`.
 
-    local_width: of the tokens that they take.
+    local_width: of the tokens for the local blocks.
     """
     from diffusers import UNet2DConditionModel
 
@@ -81,18 +81,18 @@ def predict(
 
 
 def conditions(seen: torch.Tensor, config: ImprintConfig) -> dict[str, torch.Tensor] | None:
-    """What SDXL's UNet is told beside its context (arXiv 2307.01952, section 2.2); None for SD 1.5's.
+    """SDXL's conditions besides the context (arXiv 2307.01952, section 2.2); None for SD 1.5.
 
-    seen (B, C', h, w) -> six numbers in pixels, (B, 6): height and width of the picture before it was cut, the upper
-    left corner of the cut, height and width after it; here the model's crop is a whole picture. There is no text: its
-    pooled embedding is 0, (B, `pooled_width`), as diffusers has it for SDXL's empty prompt. Both float32, under
-    diffusers' names.
+    seen (B, C', h, w) -> six numbers in pixels, (B, 6): height and width of the picture before cropping, the crop's
+    upper left corner, height and width after cropping; here the model's crop counts as a whole picture. There is no
+    text: its pooled embedding is 0, (B, `pooled_width`), as in diffusers for SDXL's empty prompt. Both are float32,
+    under diffusers' names.
     """
     if not config.unet.pooled_width:
         return None
     height, width = (side * config.latent.downscale for side in seen.shape[2:])
     sizes = torch.zeros(len(seen), 6, device=seen.device)
-    sizes[:, 0::4], sizes[:, 1::4] = height, width  # numbers, for which no device is waited
+    sizes[:, 0::4], sizes[:, 1::4] = height, width  # Python numbers, which need no synchronisation
     return {"text_embeds": sizes.new_zeros(len(seen), config.unet.pooled_width), "time_ids": sizes}
 
 
@@ -117,7 +117,7 @@ def build_control(config: UNetConfig) -> ControlNetModel:
 
 
 def _encoder_options(config: UNetConfig) -> dict[str, Any]:
-    """The half that a ControlNet has too, in diffusers' words."""
+    """The options shared with a ControlNet, in diffusers' terms."""
     down = tuple("CrossAttnDownBlock2D" if layers else "DownBlock2D" for layers in config.transformer_layers)
     return {
         "in_channels": config.in_channels,
@@ -140,9 +140,9 @@ def with_background(
     """What the UNet sees of the scene, in training and at every sampling step.
 
     noisy, background: (B, C, h, w) latents, the background's with its hole painted grey; hole (B, 1, h, w) of 0 and 1.
-    `blend` is IMPRINT's (arXiv 2403.10701, figure 2); `concat` puts mask and background beside the noisy latent, in the
-    configuration's order, and after them, where the model is told, what it may change of the object: one of `CHANGES`.
-    With `control` the UNet itself sees nothing of it.
+    `blend` is IMPRINT's (arXiv 2403.10701, figure 2); `concat` concatenates mask and background to the noisy latent, in
+    the configuration's order, followed, for a model with `changes`, by what it may change of the object: one of
+    `CHANGES`. With `control` the UNet itself sees only the noisy latent.
     """
     if config.background == "blend":
         return blend_latents(noisy, background, hole)
@@ -170,12 +170,12 @@ def evaluated(
     control: ControlNetModel | None = None,
     hint: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All of a sampling step that takes time: -> the prediction with guidance (B, C, h, w), and the matte's logits
-    without (B, 2 * matte**2, h, w), both float32.
+    """The costly part of a sampling step: -> the prediction with guidance (B, C, h, w), and the matte's logits without
+    guidance (B, 2 * matte**2, h, w), both float32.
 
-    noisy (B, C, h, w): scaled as the scheduler asks; timestep: of no dimension; contexts (B or, with guidance, 2 * B,
-    N, C'): those without an object first; the rest as in `imprint.phases.Phases.denoise`. It waits for no device, and
-    can be compiled as one.
+    noisy (B, C, h, w): scaled as the scheduler requires; timestep: a scalar tensor; contexts (B or, with guidance,
+    2 * B, N, C'): those without an object first; the rest as in `imprint.phases.Phases.denoise`. It never synchronises
+    with the device, and can be compiled as a whole.
     """
     seen = with_background(noisy, background, hole, config, change)
     seen = seen.repeat(len(contexts) // len(seen), 1, 1, 1).to(contexts.dtype)

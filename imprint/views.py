@@ -1,4 +1,4 @@
-"""An object as it is given: one or several pictures of it, each with a mask, checked once for all that use them."""
+"""The object as given: one or several pictures of it, each with a mask, validated once for all users."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .preprocess import prepare_object
 
 @dataclass(frozen=True)
 class ObjectViews:
-    """Views of one object; they may differ in size. Raises `ImprintError` for what does not fit together."""
+    """Views of one object; they may differ in size. Raises `ImprintError` if pictures and masks do not match."""
 
     pictures: tuple[torch.Tensor, ...]
     """Each (1, 3, H, W) in [0, 1]."""
     masks: tuple[torch.Tensor, ...]
     """One for each picture, (1, H, W) in [0, 1] with 1 = object; soft edges count."""
     corner: tuple[int, int] | None = None
-    """Row and column of the first picture's upper left pixel in the background, for an object that was placed there."""
+    """Row and column of the first picture's upper left pixel in the background, for an object that is placed there."""
 
     def __post_init__(self) -> None:
         require_masks(len(self.pictures), len(self.masks))
@@ -40,9 +40,9 @@ class ObjectViews:
     ) -> ObjectViews:
         """From Pillow pictures or tensors, one or a list of them.
 
-        masks: as many; without them each picture's alpha is its mask. profile: the ICC profile whose colours Pillow
-        pictures are brought to, the background's; None for sRGB. Raises `ImprintError` for counts or sizes that differ,
-        and for a picture without mask and alpha.
+        masks: one per picture, or None to use each picture's alpha. profile: the background's ICC profile, to which
+        Pillow pictures are converted; None for sRGB. Raises `ImprintError` for differing counts or sizes, and for a
+        picture with neither mask nor alpha.
         """
         images = _listed(images)
         masks = [None] * len(images) if masks is None else _listed(masks)
@@ -57,7 +57,7 @@ class ObjectViews:
         return len(self.pictures)
 
     def prepared(self, config: EncoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """The encoder's input, and the cut-outs in [0, 1] that it shows, both (V, 3, S, S).
+        """The encoder's input, normalised, and the same cut-outs in [0, 1], both (V, 3, S, S).
 
         Raises `ImprintError` for more views than the model takes, an empty mask, or values that are not finite.
         """

@@ -27,9 +27,7 @@ SAMPLES = SHIPPED.parent / "samples"
 
 
 class ImprintExtension(ComfyExtension):
-    """Twelve nodes: place, relight, and both by a job; load, encode, adapt, coarsen, sample, show, restore, shade and
-    blend.
-    """
+    """The pack's twelve nodes."""
 
     async def on_load(self) -> None:
         copy_samples(Path(folder_paths.get_input_directory()))
@@ -53,7 +51,7 @@ class ImprintExtension(ComfyExtension):
 
 
 def register_model_folder() -> None:
-    """`models/imprint`, then the folder of the shipped checkpoint; a user's own file of the same name comes first."""
+    """`models/imprint`, then the folder of the shipped checkpoint; a user's file of the same name wins."""
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     folder_paths.add_model_folder_path(FOLDER, str(SHIPPED.parent))
     paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
@@ -62,7 +60,7 @@ def register_model_folder() -> None:
 
 
 def copy_samples(folder: Path) -> None:
-    """Put the sample workflows' pictures into ComfyUI's input folder, where it does not have them yet."""
+    """Copy the sample workflows' pictures into ComfyUI's input folder, unless they exist there."""
     for sample in sorted(SAMPLES.iterdir()):
         target = folder / f"imprint_{sample.name}"
         try:

@@ -1,4 +1,4 @@
-"""ComfyUI's CLIP_VISION from an Imprint checkpoint, and what it sees of an object."""
+"""ComfyUI's CLIP_VISION from an Imprint checkpoint, and encoding an object with it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def build_clip_vision(checkpoint: Checkpoint) -> Any:
 
 
 def encoder_config(clip_vision: Any) -> EncoderConfig:
-    """How to prepare a CLIP_VISION's input: from our checkpoint, or by its sizes at 224 px for ComfyUI's own DINO."""
+    """The configuration of a CLIP_VISION: our checkpoint's, or from its sizes, at 224 px, for ComfyUI's own DINO.
+
+    Raises `ImprintError` for other models.
+    """
     if hasattr(clip_vision, "imprint_encoder"):
         return clip_vision.imprint_encoder
     sizes = clip_vision.config
@@ -76,16 +79,16 @@ def encoder_config(clip_vision: Any) -> EncoderConfig:
     if clip_vision.model_type == "dinov3":
         return dinov3(width, layers, heads, sizes.get("use_gated_mlp", False))
     raise ImprintError(
-        f"the CLIP_VISION is a '{clip_vision.model_type}' of another loader, and only DINOv2 and DINOv3 can come from "
-        "there; connect the CLIP_VISION of Imprint: Load Checkpoint"
+        f"the CLIP_VISION is a '{clip_vision.model_type}' of another loader, from which only DINOv2 and DINOv3 can be "
+        "used; connect the CLIP_VISION of Imprint: Load Checkpoint"
     )
 
 
 @torch.no_grad()
 def encode_views(clip_vision: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Prepared views (V, 3, S, S) -> their tokens as of `IDEncoder.forward`: (1, V, N, C).
+    """Prepared views (V, 3, S, S) -> tokens as from `IDEncoder.forward`: (1, V, N, C).
 
-    Not `encode_image`: that one crops, resizes and rounds to 8 bit what `prepare_object` has already made fit.
+    Does not use `encode_image`, which would crop, resize and round what `prepare_object` has already prepared.
     """
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     config = encoder_config(clip_vision)
@@ -95,7 +98,7 @@ def encode_views(clip_vision: Any, pixels: torch.Tensor) -> torch.Tensor:
         tokens = tokens[:, :1]
     elif config.register_tokens:
         tokens = torch.cat([tokens[:, :1], tokens[:, 1 + config.register_tokens :]], 1)
-    if config.kind == "clip":  # ComfyUI's model normalises the CLS token alone
+    if config.kind == "clip":  # ComfyUI's model normalises only the CLS token
         tokens = clip_vision.model.vision_model.post_layernorm(tokens)
     if config.local_layer:
         tokens = torch.cat([tokens, local[:, 1:]], 1)

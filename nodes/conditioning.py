@@ -106,7 +106,7 @@ class ImprintContentAdapter(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     tooltip="How much of the object's identity is used, 0 to 2: 0 none, 1 as trained (default), above "
-                    "1 exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too hard.",
+                    "1 exaggerated. Try 1.1 to 1.3 when the object comes out pale, 0.8 when its colours are too harsh.",
                 ),
                 io.Combo.Input(
                     "change",
@@ -114,9 +114,10 @@ class ImprintContentAdapter(io.ComfyNode):
                     default="both",
                     optional=True,
                     advanced=True,
-                    tooltip="What a checkpoint of ControlCom's may change of the object: both (default) its light and "
-                    "its pose, only one of them, or keep it as it is. For keep and light, give Encode Object and Draw "
-                    "Object the object as it lies in the background. Others cannot be told: leave it at both.",
+                    tooltip="What a ControlCom checkpoint may change of the object: both (default) its light and its "
+                    "pose, only one of them, or keep it as it is. For keep and light, give Encode Object and Draw "
+                    "Object the object as it lies in the background. Other checkpoints have no such choice: leave it "
+                    "at both.",
                 ),
             ],
             outputs=[
@@ -143,13 +144,13 @@ class ImprintContentAdapter(io.ComfyNode):
             )
         if encoder.nothing == "black" and identity.nothing is None:
             raise ImprintError(
-                "Encode Object does not give what stands for no object with this checkpoint; use the CLIP_VISION and "
-                "the adapter of the same Imprint: Load Checkpoint"
+                "Encode Object does not give the tokens of no object that this checkpoint needs; use the CLIP_VISION "
+                "and the adapter of the same Imprint: Load Checkpoint"
             )
         if change != "both" and not adapter.changes:
             raise ImprintError(
-                f"change is {change}, but this checkpoint cannot be told what to change of the object, as ControlCom's "
-                "can; set it to both, or load one of ControlCom's"
+                f"change is {change}, but this checkpoint has no choice of what to change, as ControlCom's has; set "
+                "it to both, or load one of ControlCom's"
             )
         tokens, seen = encoder.split(identity.tokens)
         told = {local.CHANGE_KEY: torch.tensor([CHANGES[change]])} if adapter.changes else {}

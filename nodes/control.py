@@ -1,4 +1,4 @@
-"""ComfyUI's CONTROL_NET from an Imprint checkpoint, for a model that sees the background by one."""
+"""ComfyUI's CONTROL_NET from an Imprint checkpoint, for a model that sees the background through one."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .shapes import PLAIN_LAYERS, shapes_of
 from .unet import ModelConfig
 
 VIEWS_KEY = "imprint_views"
-"""In a conditioning: the object's `ObjectViews`, of which hints are made."""
+"""Key in a conditioning: the object's `ObjectViews`, from which hints are made."""
 
 _CONTROL = "imprint_control"  # the MODEL's attachment
 _HINT_LAYERS = 8
 
 
 def attach_control(model: Any, checkpoint: Checkpoint) -> None:
-    """Part `control` as a CONTROL_NET that the MODEL carries, with the dtype and devices that ComfyUI chooses."""
+    """Attach part `control` to the MODEL as a CONTROL_NET, with the dtype and devices that ComfyUI chooses."""
     core, manage = ModelConfig(checkpoint.config), comfy.model_management
     options = {name: value for name, value in core.unet_config.items() if name != "out_channels"}
     options["hint_channels"] = CHANNELS
@@ -57,7 +57,7 @@ def attach_control(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def _diffusers_names(unet_config: dict[str, Any]) -> dict[str, str]:
-    """diffusers' names of a ControlNet's tensors -> ComfyUI's; some of a UNet are among them."""
+    """diffusers' names of a ControlNet's tensors -> ComfyUI's, including unused names of a UNet."""
     names = comfy.utils.unet_to_diffusers(unet_config)
     blocks = sum(blocks + 1 for blocks in unet_config["num_res_blocks"])
     renamed = {f"controlnet_down_blocks.{index}": f"zero_convs.{index}.0" for index in range(blocks)}
@@ -72,20 +72,20 @@ def _diffusers_names(unet_config: dict[str, Any]) -> dict[str, str]:
 
 
 def hints(config: ImprintConfig, positive: list, crops: list[Crop]) -> torch.Tensor:
-    """The hint for each crop, (B, `CHANNELS`, R, R), of the object that the conditioning is of.
+    """The hint for each crop, (B, `CHANNELS`, R, R), of the conditioning's object.
 
     Raises `ImprintError` for a conditioning without the object's pictures.
     """
     views = next((told[VIEWS_KEY] for _, told in positive if VIEWS_KEY in told), None)
     if not isinstance(views, ObjectViews):
         raise ImprintError(
-            "the positive conditioning does not hold the object's pictures, of which this checkpoint's ControlNet is "
-            "shown a sketch; connect the Condition on Object of the same checkpoint"
+            "the positive conditioning does not hold the object's pictures, from which this checkpoint's ControlNet "
+            "gets a sketch; connect the Condition on Object of the same checkpoint"
         )
     return torch.cat([control_hint(views, crop, config.encoder) for crop in crops])
 
 
 def apply_control(model: Any, positive: list, negative: list, hints: torch.Tensor) -> tuple[list, list]:
-    """Both conditionings with the MODEL's ControlNet, which sees the hints; those that are applied already stay."""
+    """Both conditionings with the MODEL's ControlNet and the hints; ControlNets already applied are kept."""
     apply = nodes.ControlNetApplyAdvanced().apply_controlnet
     return apply(positive, negative, model.get_attachment(_CONTROL), hints.movedim(1, -1), 1.0, 0.0, 1.0)

@@ -30,7 +30,7 @@ class ImprintShowHint(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Imprint: Load Checkpoint, of a checkpoint with a ControlNet."),
                 io.Conditioning.Input("positive", tooltip="The object, from Condition on Object."),
                 io.Image.Input("background", tooltip="As on Draw Object."),
-                io.Mask.Input("mask", tooltip="As on Draw Object: a box, or an outline that the object shall fill."),
+                io.Mask.Input("mask", tooltip="As on Draw Object: a box, or an outline that the object is to fill."),
                 context_input(
                     2.0,
                     "As on Draw Object: side of the square crop over the longer side of the mask's box; default 2.",
@@ -66,7 +66,7 @@ class ImprintShowHint(io.ComfyNode):
         config = imprint_config(model)
         if config.background != "control":
             raise ImprintError(
-                "this checkpoint has no ControlNet that is shown a hint; load one that has, such as AnyDoor's"
+                "this checkpoint has no ControlNet and therefore no hint; load one that has, such as AnyDoor's"
             )
         frames, _ = to_bchw(background)
         frames, masks = broadcast(backgrounds=frames, masks=full_strength(fit_mask(mask, frames, "mask")))

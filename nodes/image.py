@@ -1,4 +1,4 @@
-"""Restore Detail and Blend into Background: from the sampler's picture to the finished one."""
+"""Restore Detail and Blend into Background."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ImprintRestoreDetail(io.ComfyNode):
             node_id="ImprintRestoreDetail",
             display_name="Imprint: Restore Detail",
             category="imprint/image",
-            description="Lays the object's own photo over what was generated, bent to its shape and in its light, "
-            "wherever both show the same side: words, faces and fabrics come out as they are.",
+            description="Lays the object's own photo over what was generated, warped to its shape and in its light, "
+            "wherever both show the same side: lettering, faces and fabrics come out as they are.",
             search_aliases=[
                 "restore detail",
                 "imprint detail",
@@ -136,7 +136,7 @@ class ImprintBackgroundBlend(io.ComfyNode):
             ],
             inputs=[
                 io.Image.Input(
-                    "background", tooltip="The untouched picture that was sampled with. Its transparency is kept."
+                    "background", tooltip="The untouched picture that was used for sampling. Its transparency is kept."
                 ),
                 io.Image.Input(
                     "generated", tooltip="The image of Draw Object, made from this background: of the same size."
@@ -144,8 +144,8 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     tooltip="Where to put the generated picture: values above 0.5, in a fainter mask those above half "
-                    "of its brightest. The mask that was sampled with, or a tighter one; then connect the first to "
-                    "generation_mask.",
+                    "of its brightest. The mask that was used for sampling, or a tighter one; then connect the first "
+                    "to generation_mask.",
                 ),
                 io.Int.Input(
                     "feather_out",
@@ -184,8 +184,8 @@ class ImprintBackgroundBlend(io.ComfyNode):
                 io.Mask.Input(
                     "generation_mask",
                     optional=True,
-                    tooltip="The mask that was sampled with, if 'mask' is another one: colour_match compares outside "
-                    "this one, where both pictures show the same place.",
+                    tooltip="The mask that was used for sampling, if 'mask' is another one: colour_match compares "
+                    "outside this one, where both pictures show the same place.",
                 ),
                 io.Int.Input(
                     "match_from",
@@ -194,8 +194,8 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     max=4095,
                     optional=True,
                     advanced=True,
-                    tooltip="colour_match compares from so many pixels outside the mask on; default 0. On large photos "
-                    "about 5 % of the mask's longer side: nearer the object may still reach.",
+                    tooltip="colour_match compares from this many pixels outside the mask on; default 0. On large "
+                    "photos about 5 % of the mask's longer side: nearer the object may still reach.",
                 ),
                 io.Int.Input(
                     "match_to",
@@ -204,7 +204,7 @@ class ImprintBackgroundBlend(io.ComfyNode):
                     max=4096,
                     optional=True,
                     advanced=True,
-                    tooltip="colour_match compares up to so many pixels outside the mask; default 16. More on large "
+                    tooltip="colour_match compares up to this many pixels outside the mask; default 16. More on large "
                     "photos; it must be above match_from, and within the sampler's crop.",
                 ),
                 io.Mask.Input(
@@ -251,7 +251,7 @@ class ImprintBackgroundBlend(io.ComfyNode):
             raise ImprintError("shadow is connected without alpha; connect both, from Draw Object")
         masks = full_strength(fit_mask(mask, frames, "mask"))
         if not bool(masks.any()):
-            raise ImprintError("the mask is empty, so that nothing would be put; connect the mask of Draw Object")
+            raise ImprintError("the mask is empty, so nothing would be blended; connect the mask of Draw Object")
         batches = {"backgrounds": frames, "generated": made, "masks": masks}
         batches["generation_masks"] = (
             masks if generation_mask is None else full_strength(fit_mask(generation_mask, frames, "generation mask"))

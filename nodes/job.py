@@ -1,4 +1,4 @@
-"""Job: a line of a jobs file, as `imprint batch` reads it, made in ComfyUI."""
+"""Job: runs a line of a jobs file, as read by `imprint batch`, in ComfyUI."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class ImprintJob(io.ComfyNode):
                     multiline=True,
                     tooltip="JSON with background, object or objects (from back to front), and for each object at (x,y "
                     "where it stands) and height, or align (such as right,bottom) and inset, or mask (a box), or "
-                    "placed; if wished object_mask, rotate, flip, light, shadow, softness, light_from. Files are of "
-                    "ComfyUI's input folder; out is not read here: connect Save Image.",
+                    "placed; optionally object_mask, rotate, flip, light, shadow, softness, light_from. Files are read "
+                    "from ComfyUI's input folder; out is not read here: connect Save Image.",
                 ),
                 light_model_input(),
             ],
@@ -58,9 +58,9 @@ class ImprintJob(io.ComfyNode):
         network = Path(file_of(light_model))
         try:
             files = [*_files(_read(job)), network]
-        except ImprintError:  # told when it runs
+        except ImprintError:  # reported when it runs
             files = [network]
-        # ComfyUI makes JSON of it, which has no paths.
+        # ComfyUI converts it to JSON, which has no paths.
         return job, *((str(path), path.stat().st_mtime_ns) for path in files if path.is_file())
 
     @classmethod
@@ -88,8 +88,8 @@ def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -
     put = place_object(views, tuple(frame.shape[2:]), hole, **where)
     if put is None or part.blend_mask or change or where.get("fit", "contain") != "contain":
         raise ImprintError(
-            "it is to be drawn by the model (an outline, fit, change or a blend mask); this node places objects: give "
-            "a box, at, align or placed, or use Draw Object or the command imprint batch"
+            "it would be drawn by the model (an outline, fit, change or a blend mask), but this node only places "
+            "objects: give a box, at, align or placed, or use Draw Object or the command imprint batch"
         )
     lit = relight(net, frame, put, **strengths)
     frame[(..., *lit.area)] = lit.composite()
@@ -102,7 +102,7 @@ def _read(job: str) -> Job:
     read = Job.from_json(job.encode(errors="surrogatepass"), folder, 0, out=out)
     for path in _files(read):
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ImprintError(f"{path} lies outside ComfyUI's input folder; put it there, and give its name")
+            raise ImprintError(f"{path} lies outside ComfyUI's input folder; put it there and give its name")
     return read
 
 

@@ -1,4 +1,4 @@
-"""Light and Shadow, and Cast Shadow: an object belongs where it stands."""
+"""Light and Shadow, and Cast Shadow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _shadow_inputs() -> list[io.Input]:
             min=0.0,
             max=1.5,
             step=0.05,
-            tooltip="How dark its shadow is, 0 to 1.5: 0 is none, 1 (default) is what the model sees, more is darker.",
+            tooltip="How dark its shadow is, 0 to 1.5: 0 is none, 1 (default) is the model's estimate, more is darker.",
         ),
         io.Float.Input(
             "softness",
@@ -33,7 +33,7 @@ def _shadow_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="How much softer the shadow is than the model sees it, 0 (default) to 1. Raise it for an "
+            tooltip="How much softer the shadow is than the model's estimate, 0 (default) to 1. Raise it for an "
             "overcast sky or a large window.",
         ),
         light_model_input(),
@@ -42,9 +42,9 @@ def _shadow_inputs() -> list[io.Input]:
             options=list(DIRECTIONS),
             default="auto",
             optional=True,
-            tooltip="Where the scene's light comes from. auto (default): as the model sees it. Set it where "
-            "the shadow falls to a side that the photo's other shadows do not: behind is behind the object, "
-            "front the camera's side.",
+            tooltip="Where the scene's light comes from. auto (default): the model's estimate. Set it where the shadow "
+            "falls to a side that the photo's other shadows do not: behind is behind the object, front the camera's "
+            "side.",
         ),
     ]
 
@@ -56,9 +56,9 @@ class ImprintRelight(io.ComfyNode):
             node_id="ImprintRelight",
             display_name="Imprint: Light and Shadow",
             category="imprint/image",
-            description="Lights a placed object as the photo around it is lit, and lets it throw its shadow. Its "
-            "words, faces and edges stay those of its own photo; where there is neither object nor shadow, the "
-            "background stays as it is, bit for bit.",
+            description="Gives a placed object the light of the photo around it, and casts its shadow. Its lettering, "
+            "faces and edges stay those of its own photo; where there is neither object nor shadow, the background "
+            "stays as it is, bit for bit.",
             search_aliases=["harmonize", "harmonise", "relight", "shadow", "light", "insert", "composite", "imprint"],
             inputs=[
                 sockets.Placed.Input(
@@ -71,7 +71,7 @@ class ImprintRelight(io.ComfyNode):
                     max=1.5,
                     step=0.05,
                     tooltip="How far the object takes the scene's light, 0 to 1.5: 0 leaves its colours as they are, 1 "
-                    "(default) is what the model sees, more exaggerates it.",
+                    "(default) is the model's estimate, more exaggerates it.",
                 ),
                 *_shadow_inputs(),
             ],
@@ -134,7 +134,7 @@ class ImprintCastShadow(io.ComfyNode):
             node_id="ImprintCastShadow",
             display_name="Imprint: Cast Shadow",
             category="imprint/image",
-            description="Lays the shadow of a drawn object on the background, before Blend into Background puts the "
+            description="Casts the shadow of a drawn object onto the background, before Blend into Background puts the "
             "object there. Where there is no shadow, the background stays as it is, bit for bit. Placed objects have "
             "theirs from Light and Shadow.",
             search_aliases=["shadow", "cast shadow", "drop shadow", "contact shadow", "ground", "imprint"],

@@ -18,24 +18,24 @@ FOLDER = "imprint"
 
 
 def file_of(name: str) -> str:
-    """The path of a file in that folder, by the name that a widget lists."""
+    """The path of a file in `models/imprint`, by its name in the widget."""
     return folder_paths.get_full_path_or_raise(FOLDER, name)
 
 
 def state_of(name: str) -> tuple[str, int, int]:
-    """For a node's fingerprint: changes with the file of that name."""
+    """A value for a node's fingerprint that changes with the file of that name."""
     path = file_of(name)
     state = os.stat(path)
     return path, state.st_mtime_ns, state.st_size
 
 
 def listed_files(other: Path) -> list[str]:
-    """Names in that folder, without the shipped file of another kind."""
+    """The files in `models/imprint`, without the shipped file of the other kind."""
     return [name for name in folder_paths.get_filename_list(FOLDER) if name != other.name]
 
 
 def light_model_input() -> io.Combo.Input:
-    """The light network's file, of a node that lights objects."""
+    """The widget for the light network's file."""
     return io.Combo.Input(
         "light_model",
         options=listed_files(SHIPPED),

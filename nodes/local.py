@@ -1,4 +1,4 @@
-"""A UNet that is told what to change of the object, and works its local tokens in where the object goes."""
+"""ComfyUI's MODEL with ControlCom's conditions: what to change of the object, and its local tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..imprint.errors import ImprintError
 from ..imprint.local import LocalBlocks, LocalScene, input_blocks
 
 CHANGE_KEY = "imprint_change"
-"""In a conditioning: (1, 2), as in `imprint.changes.CHANGES`."""
+"""Key in a conditioning: (1, 2), as in `imprint.changes.CHANGES`."""
 LOCAL_KEY = "imprint_local"
-"""In a conditioning: (1, N, D), the object's local tokens."""
+"""Key in a conditioning: (1, N, D), the object's local tokens."""
 CURE = "connect the Condition on Object of the same checkpoint"
 
 
 class ToldModel(comfy.model_base.BaseModel):
-    """Gives its UNet what the conditioning says of `CHANGE_KEY`, in further channels, and of `LOCAL_KEY`."""
+    """Passes the conditioning's `CHANGE_KEY` to the UNet in further channels, and its `LOCAL_KEY` as local tokens."""
 
     def concat_cond(self, **given: Any) -> torch.Tensor:
         beside = super().concat_cond(**given)
@@ -37,7 +37,7 @@ class ToldModel(comfy.model_base.BaseModel):
 
 
 class LocalUNet(comfy.model_base.UNetModel):
-    """A UNet with local blocks, which are a patch after its input blocks; ComfyUI sees a usual one."""
+    """A UNet with local blocks, which run as a patch after its input blocks; to ComfyUI it is an ordinary UNet."""
 
     def __init__(self, config: ImprintConfig, **options: Any):
         super().__init__(**options)

@@ -11,7 +11,7 @@ from ..imprint.preprocess import bounding_boxes
 from .messages import tell
 from .tensors import broadcast, fit_mask, listed_masks, to_bchw, to_bhwc
 
-_TINT = (1.0, 0.25, 0.1)  # of the mask in the preview; seldom the colour of a place to put something
+_TINT = (1.0, 0.25, 0.1)  # of the mask in the preview; rarely the colour of a background
 
 
 class ImprintMaskCoarsener(io.ComfyNode):
@@ -37,8 +37,8 @@ class ImprintMaskCoarsener(io.ComfyNode):
             inputs=[
                 io.Mask.Input(
                     "mask",
-                    tooltip="White where the object shall be. Each mask of a batch is treated on its own. "
-                    "Values above 0.5 count; in a fainter mask, those above half of its brightest.",
+                    tooltip="White where the object goes. Each mask of a batch is treated on its own. Values above 0.5 "
+                    "count; in a fainter mask, those above half of its brightest.",
                 ),
                 io.Combo.Input(
                     "level",

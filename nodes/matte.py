@@ -1,4 +1,4 @@
-"""The matte that an Imprint UNet predicts beside its picture: made by `MatteUNet`, read by `MatteReader`."""
+"""The matte that an Imprint UNet predicts besides the usual output: from `MatteUNet`, through `MatteReader`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MATTE = "imprint_matte"  # in the transformer_options: the `MatteReader`
 
 
 class MatteUNet(comfy.model_base.UNetModel):
-    """A UNet that also predicts a matte; ComfyUI sees a usual one, which gives the usual prediction alone.
+    """A UNet that also predicts a matte; to ComfyUI it is an ordinary UNet that returns only the usual prediction.
 
     The matte of each positive conditioning goes to the `MatteReader` in the transformer_options, if there is one.
     """
@@ -48,9 +48,9 @@ class MatteUNet(comfy.model_base.UNetModel):
 
 
 class MatteReader:
-    """Reads the matte off sampling's last evaluation: `common_ksampler(reader.watch(model), ...)`, then `reader.read`.
+    """Reads the matte from sampling's last evaluation: `common_ksampler(reader.watch(model), ...)`, then `reader.read`.
 
-    An object under `_MATTE`, not a function: a compiled UNet would be compiled again for each new one.
+    It is an object, not a function: a compiled UNet would be recompiled for each new function.
     """
 
     def __init__(self):
@@ -67,8 +67,8 @@ class MatteReader:
         """ComfyUI's wrapper of one evaluation of all conditionings, in one batch or in several."""
         earlier, self.logits = self.logits, []
         predictions = proceed(base, conditionings, *arguments)
-        # A patch may leave an evaluation out; and others, like PAG and SAG, add one of a single conditioning, to push
-        # the picture away from what it gives.
+        # A patch may skip an evaluation; others, like PAG and SAG, add one of a single conditioning, whose result is
+        # used as a negative.
         if not self.logits or len(conditionings) == 1:
             self.logits = earlier
         return predictions
@@ -76,15 +76,15 @@ class MatteReader:
     def read(self, hole: torch.Tensor, config: ImprintConfig) -> tuple[torch.Tensor, torch.Tensor]:
         """Alpha and shadow, each (B, h * downscale, w * downscale), in the latents' hole (B, 1, h, w); 0 outside.
 
-        Conditionings that were combined are averaged as ComfyUI does. Raises `ImprintError` where none was seen whole.
+        Combined conditionings are averaged, as in ComfyUI. Raises `ImprintError` if none covers the whole picture.
         """
         seen, self.logits = self.logits, []
-        # A conditioning of an area alone is evaluated on that part of the latents.
+        # A conditioning for an area is evaluated only on that part of the latents.
         whole = [each.to(hole) for each in seen if each[:, :1].shape == hole.shape]
         if not whole:
             raise ImprintError(
-                "sampling gave no matte of the whole picture: a patch of the MODEL leaves it out, or every positive "
-                "conditioning is for an area alone; remove that patch or area"
+                "sampling gave no matte of the whole picture: a patch of the MODEL skips it, or every positive "
+                "conditioning is limited to an area; remove that patch or area"
             )
         logits = require_finite(torch.stack(whole).mean(0), "the matte that was predicted", PRECISION)
         return matte_pixels(logits, hole, config)

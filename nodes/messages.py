@@ -1,4 +1,4 @@
-"""What a node tells its user besides pictures."""
+"""Text messages on a node."""
 
 from __future__ import annotations
 

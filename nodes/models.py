@@ -1,7 +1,7 @@
-"""A checkpoint as ComfyUI's MODEL, CLIP_VISION and VAE, and the adapter and the light network beside them.
+"""A checkpoint as ComfyUI's MODEL, CLIP_VISION and VAE, plus the adapter and the light network.
 
-Nothing of `comfy` is patched. Names are looked up when they are used: ComfyUI replaces `CoreModelPatcher` after it has
-imported the nodes.
+Nothing in `comfy` is patched. Names are looked up when they are used, since ComfyUI replaces `CoreModelPatcher` after
+importing the nodes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .unet import build_model
 from .vae import build_vae
 
 LEAST_COMFYUI = (0, 25)
-"""The first one that builds a DINOv2 for pictures of another size than 518 px."""
+"""The first version that supports a DINOv2 for pictures of sizes other than 518 px."""
 
 
 def load(path: str) -> tuple[Any, Any, Adapter, Any]:
     """A file -> MODEL, CLIP_VISION, adapter and VAE; None for the VAE of a file that holds none.
 
-    Raises `ImprintError` for an older ComfyUI than `LEAST_COMFYUI`, and as `open_checkpoint` does.
+    Raises `ImprintError` for a ComfyUI older than `LEAST_COMFYUI`, and as `open_checkpoint` does.
     """
     version = comfyui_version.__version__
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < LEAST_COMFYUI:
@@ -47,19 +47,19 @@ def load(path: str) -> tuple[Any, Any, Adapter, Any]:
     if checkpoint.config.background == "control":
         attach_control(built["unet"], checkpoint)
     for part, thing in built.items():
-        # ComfyUI reads the part again by this for hooks under dynamic VRAM, and for a second GPU.
+        # ComfyUI uses this to reload the part for hooks under dynamic VRAM, and for a second GPU.
         _patcher(thing).cached_patcher_init = (reload_patcher, (path, part))
     return built["unet"], built["encoder"], built["adapter"], built.get("vae")
 
 
 def reload_patcher(path: str, part: str, disable_dynamic: bool = False) -> Any:
-    """One part's ModelPatcher, fresh from the file. Like in ComfyUI, only a UNet comes without dynamic VRAM."""
+    """One part's ModelPatcher, reloaded from the file. As in ComfyUI, only a UNet can disable dynamic VRAM."""
     checkpoint = open_checkpoint(path)
     return _patcher(build_model(checkpoint, disable_dynamic) if part == "unet" else _BUILDERS[part](checkpoint))
 
 
 class _AdapterModule(ContentAdapter):
-    device = None  # a plain attribute instead of the property: the ModelPatcher writes the weights' device here
+    device = None  # a plain attribute instead of the property: the ModelPatcher assigns the weights' device to it
 
 
 class Adapter:
@@ -85,7 +85,7 @@ class Adapter:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(1, V, N, C) tokens -> the context with the object and the one without, both (1, V * N', C').
 
-        nothing: the tokens of no object, where the adapter has not learned what stands for it.
+        nothing: the tokens of no object, for an adapter without a learned embedding for it.
         """
         comfy.model_management.load_model_gpu(self.patcher)
         context = self.model(tokens.to(self.load_device, torch.float32))
@@ -113,7 +113,7 @@ class Light:
         )
 
     def loaded(self) -> LightNet:
-        """The network, where it runs; for `relight`."""
+        """The network, loaded on its device; for `relight`."""
         comfy.model_management.load_model_gpu(self.patcher)
         return self.patcher.model
 

@@ -1,4 +1,4 @@
-"""The object's pictures and masks, as the nodes take them."""
+"""The nodes' inputs for the object: its pictures and masks."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from .tensors import fit_mask, to_bchw
 
 
 def marks_input(hint: str = "") -> io.Combo.Input:
-    """The widget that says which way round the object's mask is. hint: a last sentence of its tooltip."""
+    """The widget that says what is white in the object's mask. hint: a last sentence of its tooltip."""
     return io.Combo.Input(
         "mask_marks",
         options=["auto", "background", "object"],
         default="auto",
         advanced=True,
-        tooltip="What is white in the mask. auto (default): seen from the mask's border, and said on this node. "
+        tooltip="What is white in the mask. auto (default): decided by the mask's border, and shown on this node. "
         "background: the MASK of Load Image for a cut-out, white where the picture is transparent. object: a mask "
         f"painted over the object, or a segmentation. {hint}".rstrip(),
     )
 
 
 def object_views(image: torch.Tensor, mask: torch.Tensor, mask_marks: str) -> tuple[ObjectViews, str]:
-    """IMAGE and MASK -> the views of an object, and what is white in the mask: as mask_marks says, or as seen for
-    "auto".
+    """IMAGE and MASK -> the views of an object, and what is white in the mask: mask_marks, or the decision of "auto".
 
-    Raises `ImprintError` for a mask that leaves no object, and for counts that differ.
+    Raises `ImprintError` for a mask without an object, and for differing counts.
     """
     views, _ = to_bchw(image)
     masks = fit_mask(mask, views, "object's mask")

@@ -85,9 +85,9 @@ class ImprintPlaceObject(io.ComfyNode):
                     default=_BOX,
                     advanced=True,
                     tooltip="What says where the object goes. box (default): the box, or the mask where one is "
-                    "connected. as it lies: its picture is as large as the background, and the object lies in it where "
-                    "it shall lie, as in a layer of an image editor. whole picture: align_x, align_y and inset alone, "
-                    "for batches without drawing.",
+                    "connected. as it lies: its picture is as large as the background, and the object is already in "
+                    "its place there, as in a layer of an image editor. whole picture: align_x, align_y and inset "
+                    "alone, for batches without drawing.",
                 ),
                 marks_input(),
                 io.Float.Input(
@@ -98,8 +98,8 @@ class ImprintPlaceObject(io.ComfyNode):
                     max=0.45,
                     step=0.01,
                     advanced=True,
-                    tooltip="What is kept free along each side of the box, or of the whole picture, as a share of its "
-                    "shorter side, 0 (default) to 0.45.",
+                    tooltip="Margin on each side of the box, or of the whole picture, as a fraction of its shorter "
+                    "side, 0 (default) to 0.45.",
                 ),
                 io.Mask.Input(
                     "object_mask",
@@ -111,7 +111,7 @@ class ImprintPlaceObject(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="Instead of the box: white where the object goes, such as the MASK of the background's "
-                    "Load Image, painted in its mask editor; as long as nothing is painted there, the box holds. The "
+                    "Load Image, painted in its mask editor; as long as nothing is painted there, the box is used. The "
                     "object is fitted into what is white, from left to right and top to bottom.",
                 ),
                 sockets.Placed.Input(

@@ -29,12 +29,12 @@ _SAMPLED = "take another sampler, scheduler or cfg, or start ComfyUI with --forc
 
 
 def context_input(default: float, tooltip: str) -> io.Input:
-    """The side of the crop over the longer side of the mask's box."""
+    """The widget for the crop's side, relative to the longer side of the mask's box."""
     return io.Float.Input("context", default=default, min=1.0, max=8.0, step=0.1, tooltip=tooltip)
 
 
 def resolution_input(tooltip: str) -> io.Input:
-    """At which the model sees the crop; 0: the checkpoint's."""
+    """The widget for the resolution at which the model sees the crop; 0: the checkpoint's."""
     return io.Int.Input("resolution", default=0, min=0, max=4096, step=8, advanced=True, tooltip=tooltip)
 
 
@@ -73,7 +73,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     tooltip="Where the object goes: values above 0.5, in a fainter mask those above half of its "
-                    "brightest; its outline steers the pose. Best from Mask Coarsener. Another size is stretched to "
+                    "brightest; its outline steers the pose. Best from Coarsen Mask. Another size is stretched to "
                     "the background; too small a hole is enlarged, and the node says so.",
                 ),
                 io.Int.Input(
@@ -102,8 +102,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="Guidance: how strongly to push towards the object. 1 (default) is none: the shipped "
-                    "checkpoint has learned it. To 1.5: clearer, then hard colours, in twice the time. A checkpoint of "
-                    "your own takes 2, ObjectStitch, Paint-by-Example, ControlCom and AnyDoor 5.",
+                    "checkpoint has learned it. Up to 1.5: clearer, beyond that harsh colours, in twice the time. A "
+                    "checkpoint of your own takes 2, ObjectStitch, Paint-by-Example, ControlCom and AnyDoor 5.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -168,8 +168,8 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="The mask that was generated in: the given one, enlarged where it was too small. "
-                    "For Blend into Background.",
+                    tooltip="The mask used for drawing: the given one, enlarged if it was too small. For Blend into "
+                    "Background.",
                 ),
                 io.Mask.Output(
                     display_name="alpha",
@@ -178,7 +178,7 @@ class ImprintCompositeSampler(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="shadow",
-                    tooltip="How much light the object takes from the scene: black none, white all of it; black for a "
+                    tooltip="How much of the scene's light the object blocks: black none, white all of it; black for a "
                     "checkpoint that predicts no shadow. For Blend into Background's shadow.",
                 ),
             ],
@@ -222,7 +222,7 @@ class ImprintCompositeSampler(io.ComfyNode):
         if config.background == "control":
             positive, negative = apply_control(model, positive, negative, hints(config, positive, crops))
         if same_noise:
-            latent["batch_index"] = [0] * len(crops)  # core's word for which noise of the seed each takes
+            latent["batch_index"] = [0] * len(crops)  # ComfyUI's key for which of the seed's noises each uses
         model = started_where_it_stands(model, sampler_name, scheduler, steps)
         settings = (steps, cfg, sampler_name, scheduler, positive, negative, latent)
         drawn = [_draw(model, vae, clean, hole, (seed + index) % _SEEDS, *settings) for index in range(variations)]
@@ -236,7 +236,7 @@ class ImprintCompositeSampler(io.ComfyNode):
 def crops_of(
     frames: torch.Tensor, masks: torch.Tensor, config: ImprintConfig, resolution: int | None, context: float
 ) -> list[Crop]:
-    """One for each of the frames (B, 3, H, W) and masks (B, H, W)."""
+    """A crop for each of the frames (B, 3, H, W) and masks (B, H, W)."""
     crops = []
     for index in range(len(masks)):
         one = slice(index, index + 1)
@@ -250,14 +250,14 @@ def crops_of(
 def _inputs(
     config: ImprintConfig, positive: list, negative: list, clean: torch.Tensor, hole: torch.Tensor
 ) -> tuple[list, list, dict[str, torch.Tensor]]:
-    """Both conditionings and the LATENT to start from, by how the model sees the background.
+    """Both conditionings and the initial LATENT, depending on how the model sees the background.
 
     clean (B, C, h, w): the background's latents with the hole painted grey; hole (B, 1, h, w) of 0 and 1.
     """
     if config.background == "blend":
         return positive, negative, {"samples": clean, "noise_mask": hole}
-    # This UNet was trained with noise everywhere, and has the background in channels of its own, or in a ControlNet: no
-    # noise mask, and an empty latent to start from, so that the first step sees noise alone.
+    # This UNet was trained with noise everywhere, and gets the background in separate channels or through a ControlNet.
+    # So there is no noise mask, and the initial latent is empty, so that the first step sees only noise.
     if config.background == "control":
         return positive, negative, {"samples": torch.zeros_like(clean)}
     channels = {"concat_latent_image": clean, "concat_mask": hole}
@@ -268,9 +268,9 @@ def _inputs(
 def _draw(
     model: Any, vae: Any, clean: torch.Tensor, hole: torch.Tensor, seed: int, *settings: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One drawing of each crop (B, 3, R, R); its alpha and shadow (B, 2, R, R), None where the model predicts none.
+    """One drawing of each crop (B, 3, R, R); its alpha and shadow (B, 2, R, R), None if the model predicts none.
 
-    clean, hole: as in `_inputs`; settings: what `common_ksampler` takes after the seed.
+    clean, hole: as in `_inputs`; settings: the arguments of `common_ksampler` after the seed.
     """
     config, reader = imprint_config(model), MatteReader()
     (made,) = nodes.common_ksampler(reader.watch(model), seed, *settings)
@@ -284,13 +284,13 @@ def _put_back(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The background (IMAGE) with each drawing in its crop, and alpha and shadow in maps of its size (B, 2, H, W)."""
     image = copy_image(background, len(crops))
-    colours, _ = to_bchw(image)  # a view: what is written into it is written into the image
+    colours, _ = to_bchw(image)  # a view: writing to it writes to the image
     layers = lazy_zeros(len(crops), 2, *colours.shape[2:])
     for index, crop in enumerate(crops):
         one = slice(index, index + 1)
         crop.write(colours[one], drawings[one])
         if mattes is None:
-            layers[(index, 0, *crop.placement.area)] = 1  # all that was generated counts as the object
+            layers[(index, 0, *crop.placement.area)] = 1  # everything generated counts as the object
         else:
             crop.write(layers[one], mattes[one])
     return image, layers

@@ -1,4 +1,4 @@
-"""What samplers and schedulers cannot do with a MODEL whose noise starts at a sigma of 4,518."""
+"""Limits of samplers and schedulers with a MODEL whose noise starts at a sigma of 4,518."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..imprint.noise import FINITE_SIGMA
 
 _SECOND_ORDER = {"heun", "dpm_2", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive"}
 _SECOND_ORDER |= {"dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu"}
-# The steps from which a sampler stands a scheduler's uneven steps: the third order and ipndm_v extrapolate from them,
-# the two that choose their own steps leave the very last one out, those of second order with noise have too few to take
-# it away again, and res_multistep's coefficients take no account of noise, or of guidance's second picture.
+# The number of steps from which a sampler copes with a scheduler's uneven steps: third-order ones and ipndm_v
+# extrapolate from them, the two that choose their own steps skip the very last one, second-order ones with noise have
+# too few to remove it again, and res_multistep's coefficients ignore noise and guidance's second picture.
 _THIRD_ORDER = {"normal": math.inf, "ddim_uniform": math.inf, "kl_optimal": 20}
 _NOT_LINEAR = {"linear_quadratic": math.inf}
 _WITH_NOISE = dict.fromkeys(("karras", "exponential", "normal", "ddim_uniform", "kl_optimal"), 20)
@@ -31,14 +31,14 @@ _UNEVEN = {
     "res_multistep_ancestral": _WITH_NOISE,
     "res_multistep_ancestral_cfg_pp": _WITH_NOISE | {"beta": 20},
 }
-_SPREAD = {"linear_quadratic"}  # of equal steps in sigma: from 4,518 down, all but the last would see noise alone
+_SPREAD = {"linear_quadratic"}  # with equal steps in sigma: from 4,518 down, all but the last would see only noise
 
 
 def started_where_it_stands(model: Any, sampler_name: str, scheduler: str, steps: int) -> Any:
-    """The MODEL or, for samplers and schedulers that do not stand its largest sigmas, a clone without those above
+    """The MODEL or, for samplers and schedulers that cannot handle its largest sigmas, a clone without those above
     `FINITE_SIGMA`.
 
-    Raises `ImprintError` for a sampler that does not stand the scheduler's steps.
+    Raises `ImprintError` for a sampler that cannot handle the scheduler's steps.
     """
     if steps < _UNEVEN.get(sampler_name, {}).get(scheduler, 0):
         raise ImprintError(

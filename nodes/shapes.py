@@ -1,4 +1,4 @@
-"""What ComfyUI's modules hold and what they can run, asked before a part of a checkpoint is built."""
+"""The tensors of ComfyUI's modules, and checks of what it supports, before a checkpoint's part is built."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from ..imprint.checkpoint import Checkpoint
 from ..imprint.errors import ImprintError
 
-# To ask for names and shapes: with dynamic VRAM, comfy.ops' own layers have no weights before they are loaded.
+# For reading names and shapes: with dynamic VRAM, comfy.ops' own layers have no weights until they are loaded.
 PLAIN_LAYERS = SimpleNamespace(
     Linear=torch.nn.Linear,
     Conv2d=torch.nn.Conv2d,
@@ -21,11 +21,11 @@ PLAIN_LAYERS = SimpleNamespace(
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
-    """The shape of each of its tensors, by name; the module may be on `meta`."""
+    """The shape of each of the module's tensors, by name; it may be on `meta`."""
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
 def require_supported(condition: bool, checkpoint: Checkpoint, what: str) -> None:
-    """Raise `ImprintError` for a checkpoint that has `what`, unless the condition holds."""
+    """Raise `ImprintError`, saying that the checkpoint has `what`, unless the condition holds."""
     if not condition:
         raise ImprintError(f"{checkpoint.path} has {what}, which ComfyUI cannot run; use the Python pipeline for it")

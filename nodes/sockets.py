@@ -1,4 +1,4 @@
-"""The pack's own types on a graph's wires."""
+"""The pack's own socket types."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Placed = io.Custom("IMPRINT_PLACED")
 
 @dataclass(frozen=True)
 class Subject:
-    """One object: what the encoder sees of it, and its pictures, from which detail is restored."""
+    """An object: its tokens from the encoder, and its pictures, from which detail is restored."""
 
     tokens: torch.Tensor
     """float32 (1, views, tokens, width)."""
     views: ObjectViews
     nothing: torch.Tensor | None = None
-    """What it sees of no object, (1, 1, tokens, width); None where the adapter has learned that."""
+    """The tokens of no object, (1, 1, tokens, width); None if the adapter has a learned embedding for it."""
 
 
 @dataclass(frozen=True)
 class PlacedBatch:
-    """Backgrounds, and in each one or several objects where they were put."""
+    """Backgrounds, each with one or several objects in their places."""
 
     backgrounds: torch.Tensor
     """(B, 3, H, W) in [0, 1]."""
     transparency: torch.Tensor | None
-    """(B or 1, 1, H, W), or None where the backgrounds have none."""
+    """(B or 1, 1, H, W), or None if the backgrounds have none."""
     objects: tuple[tuple[PlacedObject, ...], ...]
-    """From back to front; of each object one for each background."""
+    """From back to front; each object once per background."""

@@ -1,4 +1,4 @@
-"""The template browser shows this pack's templates in the order of their names."""
+"""Sorts this pack's templates by name in the template browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACK = Path(__file__).parents[1].name
 
 
 def list_templates_in_order() -> None:
-    """ComfyUI lists a pack's templates in the disk's order, and the front end shows them as they are listed."""
+    """Sort the list of templates, which ComfyUI returns in the disk's order and the front end does not sort."""
     PromptServer.instance.app.middlewares.append(_in_order)
 
 
@@ -26,5 +26,5 @@ async def _in_order(
         return response
     names = json.loads(response.text)
     names.get(PACK, []).sort()
-    response.text = json.dumps(names)  # its headers stay, which others may have set
+    response.text = json.dumps(names)  # keeps the headers, which others may have set
     return response

@@ -13,11 +13,11 @@ from ..imprint.errors import ImprintError
 from ..imprint.images import in_range, require_range
 
 PRECISION = "its weights are broken, or too large for this precision: start ComfyUI with --force-fp32"
-"""What to do where a model gives values that are not finite; for `require_finite`."""
+"""What to do if a model gives values that are not finite; for `require_finite`."""
 
 
 def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """IMAGE -> colours (B, 3, H, W) and alpha (B, 1, H, W), or None where it has none."""
+    """IMAGE -> colours (B, 3, H, W) and alpha (B, 1, H, W), or None if it has none."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ImprintError(
             f"the IMAGE has shape {tuple(image.shape)}; expected (batch, height, width, 3 or 4 channels)"
@@ -32,14 +32,14 @@ def to_bchw(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def to_bhwc(colours: torch.Tensor, alpha: torch.Tensor | None = None) -> torch.Tensor:
-    """Colours (B, 3, H, W), and the alpha of `to_bchw` for each or for all of them -> IMAGE."""
+    """Colours (B, 3, H, W), and the alpha of `to_bchw`, one per picture or one for all -> IMAGE."""
     if alpha is not None:
         colours = torch.cat([colours, alpha.expand(len(colours), -1, -1, -1)], 1)
     return colours.movedim(1, -1).contiguous()
 
 
 def copy_image(image: torch.Tensor, count: int) -> torch.Tensor:
-    """An IMAGE to write into, float32 with 3 or 4 channels; a single picture serves `count` times."""
+    """A writable copy of an IMAGE, float32 with 3 or 4 channels; a single picture is repeated `count` times."""
     channels = max(3, image.shape[-1])
     return image.float().expand(count, -1, -1, channels).clone(memory_format=torch.contiguous_format)
 
@@ -47,7 +47,7 @@ def copy_image(image: torch.Tensor, count: int) -> torch.Tensor:
 def fit_mask(mask: torch.Tensor, images: torch.Tensor, name: str) -> torch.Tensor:
     """MASK -> (B, H, W) in [0, 1] beside the images (B, 3, H, W), resized to them as ComfyUI's own nodes do.
 
-    name: what the mask is called in an error.
+    name: the mask's name in error messages.
     """
     size = tuple(images.shape[2:])
     mask = listed_masks(mask, name, size).to(images.device)
@@ -57,7 +57,7 @@ def fit_mask(mask: torch.Tensor, images: torch.Tensor, name: str) -> torch.Tenso
 
 
 def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """MASK of any accepted shape -> (B, H, W) in [0, 1]. size: the picture's, where it is known."""
+    """MASK of any accepted shape -> (B, H, W) in [0, 1]. size: the picture's, if known."""
     if mask.ndim not in (2, 3) and not (mask.ndim == 4 and mask.shape[1] == 1):
         raise ImprintError(
             f"the {name} has shape {tuple(mask.shape)}; expected (height, width) or (batch, height, width)"
@@ -75,14 +75,14 @@ def listed_masks(mask: torch.Tensor, name: str, size: tuple[int, int] | None = N
 
 
 def is_placeholder(mask: torch.Tensor, size: tuple[int, int] | None) -> bool:
-    """Whether it is the empty mask that Load Image gives for a picture of `size` on which nothing was painted."""
+    """Whether this is Load Image's empty mask for a picture of `size` on which nothing was painted."""
     return tuple(mask.shape[-2:]) == (64, 64) != size and not bool(mask.any())
 
 
 def broadcast(**batches: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors of equal batch size, on the first one's device: with --gpu-only not all nodes give theirs on the GPU.
+    """Expand tensors to equal batch sizes, on the first one's device: with --gpu-only not all are on the GPU.
 
-    A single one serves all, any other difference is an `ImprintError`.
+    A batch of one is repeated; any other difference raises `ImprintError`.
     """
     count, device = max(len(batch) for batch in batches.values()), next(iter(batches.values())).device
     if any(len(batch) not in (1, count) for batch in batches.values()):
@@ -92,5 +92,5 @@ def broadcast(**batches: torch.Tensor) -> list[torch.Tensor]:
 
 
 def lazy_zeros(*shape: int) -> torch.Tensor:
-    """float32 zeros that take memory only where something is written, as numpy's do and torch's do not."""
+    """float32 zeros that take memory only where they are written to, like numpy's and unlike torch's."""
     return torch.from_numpy(np.zeros(shape, np.float32))

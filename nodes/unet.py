@@ -42,10 +42,10 @@ class CleanBackground(comfy.model_base.BaseModel):
 
 
 class SizedModel(comfy.model_base.SDXL):
-    """SDXL, which is told the picture's size, and no text: `imprint.unet.conditions`."""
+    """SDXL with the picture's size as condition and without text: see `imprint.unet.conditions`."""
 
     def __init__(self, model_config: ModelConfig, model_type: Any, device: Any, unet_model: Any):
-        # SDXL's own takes no other UNet, and makes what unCLIP alone needs.
+        # SDXL's own accepts no other UNet, and builds parts that only unCLIP needs.
         comfy.model_base.BaseModel.__init__(self, model_config, model_type, device, unet_model)
         self.embedder, self.noise_augmentor = Timestep(SIZE_WIDTH), None
         self.nothing = torch.zeros(1, self.adm_channels - 6 * SIZE_WIDTH)
@@ -59,7 +59,7 @@ class SizedCleanBackground(CleanBackground, SizedModel):
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI needs to know of the UNet."""
+    """ComfyUI's description of the UNet."""
 
     unet_extra_config: dict = {}  # the base class would overwrite the attention heads
 
@@ -116,7 +116,7 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
     names = {name: name for name in shapes}  # ComfyUI's own are latent diffusion's
     if checkpoint.names == "diffusers":
         names = comfy.utils.unet_to_diffusers(core.unet_config)
-        # It also lists absent layers, and SDXL's conditions a second time, as those of a class.
+        # It also lists absent layers, and SDXL's conditions a second time, as class embeddings.
         names = {
             diffusers: name
             for diffusers, name in names.items()
@@ -145,7 +145,7 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
 
 
 def imprint_config(model: Any) -> ImprintConfig:
-    """The configuration of a MODEL of ours. Raises `ImprintError` for any other."""
+    """The configuration of one of our MODELs. Raises `ImprintError` for any other."""
     config = model.get_attachment(_CONFIG)
     if config is None:
         raise ImprintError(
@@ -156,7 +156,7 @@ def imprint_config(model: Any) -> ImprintConfig:
 
 
 def _unet_options(unet: UNetConfig) -> dict[str, Any]:
-    """The UNet in the words of ComfyUI's UNetModel."""
+    """The UNet's options in the terms of ComfyUI's UNetModel."""
     per_level, blocks = list(zip(unet.transformer_layers, unet.widths, unet.heads)), unet.layers_per_block
     return {
         "image_size": 32,
@@ -176,7 +176,7 @@ def _unet_options(unet: UNetConfig) -> dict[str, Any]:
         **({"attn_precision": torch.float32} if unet.upcast_attention else {}),
         "legacy": False,
         "use_checkpoint": False,
-        "num_classes": "sequential" if unet.pooled_width else None,  # latent diffusion's word for more conditions
+        "num_classes": "sequential" if unet.pooled_width else None,  # latent diffusion's name for additional conditions
         "adm_in_channels": unet.pooled_width + 6 * SIZE_WIDTH if unet.pooled_width else None,
         "use_temporal_attention": False,
         "use_temporal_resblock": False,
@@ -184,7 +184,7 @@ def _unet_options(unet: UNetConfig) -> dict[str, Any]:
 
 
 def _head_options(levels: Iterable[tuple[int, int]]) -> dict[str, int]:
-    """ComfyUI knows heads of one width everywhere, or one number of heads everywhere."""
+    """ComfyUI supports heads of one width everywhere, or one number of heads everywhere."""
     levels = list(levels)
     widths, counts = {width / heads for width, heads in levels}, {heads for _, heads in levels}
     if len(widths) == 1 and (width := widths.pop()).is_integer():

@@ -31,9 +31,9 @@ _KL = {
 
 
 def latent_format(config: ImprintConfig) -> Any:
-    """SD 1.5's or SDXL's, with the factor between the UNet's latents and the LATENTs."""
+    """SD 1.5's or SDXL's latent format, with the factor between the UNet's latents and the LATENTs."""
     kind = comfy.latent_formats.SDXL() if config.unet.pooled_width else comfy.latent_formats.SD15()
-    # With SD's own factor TAESD's LATENTs are, like in all of ComfyUI, interchangeable with SD's.
+    # With SD's own factor TAESD's LATENTs are interchangeable with SD's, as everywhere in ComfyUI.
     kind.scale_factor = config.latent.scale_factor * (kind.scale_factor if config.latent.autoencoder == "tiny" else 1)
     return kind
 
@@ -50,7 +50,7 @@ def build_vae(checkpoint: Checkpoint) -> Any:
             if checkpoint.names == "diffusers":
                 tensors = comfy.diffusers_convert.convert_vae_state_dict(tensors)
             plain = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=_KL, embed_dim=_KL["z_channels"])
-    # Compared under ComfyUI's names, which it would only warn about.
+    # Checked under ComfyUI's names, since ComfyUI itself would only warn.
     tensors = replace(checkpoint, parts={"vae": tensors}).check("vae", shapes_of(plain))
     vae = comfy.sd.VAE(sd=dict(tensors))
     vae.throw_exception_if_invalid()
@@ -58,7 +58,7 @@ def build_vae(checkpoint: Checkpoint) -> Any:
 
 
 def _taesd_names(tensors: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
-    """diffusers' names of TAESD -> ComfyUI's, with SD's factor; unknown names stay and are found later."""
+    """diffusers' names of TAESD -> ComfyUI's, with SD's factor; unknown names are kept and reported later."""
     named = {"vae_scale": torch.tensor(factor, device="cpu"), "vae_shift": torch.tensor(0.0, device="cpu")}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".layers.")

@@ -8,7 +8,7 @@ import re
 import sys
 from importlib.util import find_spec
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: tests share their cores with other work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: tests share their cores with other jobs
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from PIL import Image
 from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS, ImprintConfig
 
-# Without the extra 'train' the files that import training are left out, and the header says so.
+# Without the extra 'train', files that import training are skipped, and the header says so.
 WITHOUT = [name for name in ("accelerate", "cv2", "moderngl", "peft", "trimesh", "webdataset") if not find_spec(name)]
 NEEDS_TRAINING = re.compile(r"^from (training|runs|preparing|evaluation)\b", re.MULTILINE)
 HERE = Path(__file__).parent
@@ -48,12 +48,12 @@ settings.register_profile("default", max_examples=200, deadline=None)
 settings.register_profile("nightly", max_examples=10_000, deadline=None)  # pytest --hypothesis-profile nightly
 settings.load_profile("default")
 
-torch.set_num_threads(1)  # the tests' models are too small to share
+torch.set_num_threads(1)  # the tests' models are too small for several threads
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_held_out_pairs():
-    """Runs of a few steps measure themselves on few pairs; only where the test file imports training."""
+    """Validate runs of a few steps on few pairs, if the test file imports training."""
     validation = sys.modules.get("training.loop.validation")
     with pytest.MonkeyPatch.context() as patch:
         if validation:
@@ -83,8 +83,8 @@ def _loaded(micro_file):
 
 @pytest.fixture
 def pipeline(_loaded):
-    """The micro model, drawing into boxes too, with a scheduler of its own; the weights are shared and must be left as
-    they are.
+    """The micro model, which also draws into boxes, with its own scheduler; the weights are shared and must not be
+    changed.
     """
     from drawing import DrawingPipeline
 
@@ -100,7 +100,7 @@ def scene() -> tuple[Image.Image, Image.Image, Image.Image]:
     return cutout(50, 40, seed=1), photo(120, 90, seed=2), rectangle(120, 90, (40, 30, 75, 60))
 
 
-# --- for the tests of objects that are placed ---
+# --- for the tests of placed objects ---
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +121,7 @@ def placing(_placing, monkeypatch):
 
 @pytest.fixture
 def layer() -> Image.Image:
-    """The object in a picture of the frame's size, as an artist has put it there."""
+    """The object in its place in a picture of the frame's size, as made by an artist."""
     whole = Image.new("RGBA", (120, 90))
     subject = cutout(40, 50, seed=1)
     soft = Image.fromarray(np.asarray(subject.getchannel("A").resize((13, 17)).resize((40, 50), Image.BICUBIC)))
@@ -144,7 +144,7 @@ def workplace(tmp_path, scene, layer, placing, monkeypatch) -> Path:
     return tmp_path
 
 
-# --- for the tests that train: tests leave what is in these folders as it is ---
+# --- for the tests that train; tests must not change these folders ---
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def pretrained(tmp_path_factory, micro) -> Path:
     return root
 
 
-# --- for the tests that evaluate: tests leave what is in these folders as it is ---
+# --- for the tests that evaluate; tests must not change these folders ---
 
 
 @pytest.fixture(scope="session")
@@ -251,7 +251,7 @@ def bench(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory) -> Path:
-    """The metrics' networks that need no more than the package, of random weights."""
+    """The metrics' networks that need only the package, with random weights."""
     from evaluation import write_backbones
 
     return write_backbones(tmp_path_factory.mktemp("backbones"))

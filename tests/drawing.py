@@ -1,4 +1,4 @@
-"""The pipeline of tests that drive the model's own drawing: a box is filled by it, as an outline is."""
+"""The pipeline for tests of the model's drawing, which draws into boxes as into outlines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(pipeline, scene, seed: int = 0, **settings):
 
 
 def blend_of(hole: Image.Image, config: ImprintConfig, feather_pixels=None, context=None) -> torch.Tensor:
-    """(H, W) bool: what the documentation says may change."""
+    """(H, W) bool: the area that may change according to the documentation."""
     mask = (mask_to_tensor(hole) > 0.5).float()
     place = Hole.find(mask[0], config.resolution, context or config.sampling.context).placement
     width = round(FEATHER * place.side / place.resolution) if feather_pixels is None else feather_pixels

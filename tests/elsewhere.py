@@ -1,4 +1,4 @@
-"""A device that every machine has: its tensors refuse to be mixed with the CPU's, as a GPU's do."""
+"""A fake device for any machine: its tensors refuse to be mixed with the CPU's, like a GPU's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-DEVICE = torch.device("meta")  # the one that torch knows everywhere; here its tensors have values
+DEVICE = torch.device("meta")  # a device that every torch knows; here its tensors have values
 
 
 class _Elsewhere(torch.Tensor):
-    """Holds a tensor of the CPU that does the work."""
+    """A tensor on the fake device, backed by a CPU tensor that does the work."""
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor):
@@ -42,7 +42,7 @@ class _Operators(TorchDispatchMode):
 
 
 class _Numbers(TorchFunctionMode):
-    """Tensors of Python's numbers, which torch makes without calling an operator: on `DEVICE` without a value."""
+    """Tensors of Python numbers, which torch makes without calling an operator: on `DEVICE` without a value."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -57,7 +57,7 @@ class _Numbers(TorchFunctionMode):
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """While it lasts, `DEVICE` works."""
+    """Make `DEVICE` usable inside the block."""
     with _Numbers(), _Operators():
         yield
 
@@ -71,7 +71,7 @@ def _call(function: Any, args: tuple, kwargs: dict) -> Any:
     tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
     there = [isinstance(each, _Elsewhere) for each in tensors]
     copies = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-    # A number in a tensor of the CPU is welcome everywhere, and an index too.
+    # CPU scalar tensors and indices are accepted on every device.
     strangers = [each for each, is_there in zip(tensors, there) if not is_there and each.ndim]
     if any(there) and strangers and not copies and "index" not in function.name():
         raise RuntimeError(f"{function}: tensors on {DEVICE} and on the CPU")

@@ -1,4 +1,4 @@
-"""What the tests of the evaluation share: small data, networks of random weights, and command lines."""
+"""Shared helpers of the evaluation's tests: small data, networks with random weights, and command lines."""
 
 import json
 import shlex
@@ -17,8 +17,8 @@ from training.measure import evaluation, networks, tasks
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-LIGHT = ("clip-i", "dino", "dinov2", "background")  # what needs no more than the package; retrieval is for subjects
-NEEDS = {  # what each metric looks for in the folder of networks
+LIGHT = ("clip-i", "dino", "dinov2", "background")  # metrics that need only the package; retrieval is for subjects
+NEEDS = {  # each metric's files in the folder of networks
     "clip-i": "clip-vit-base-patch32",
     "dino": "dino-vits16",
     "dinov2": "dinov2-base",
@@ -31,7 +31,7 @@ NEEDS = {  # what each metric looks for in the folder of networks
 
 
 def write_backbones(folder: Path) -> Path:
-    """The networks that transformers has, but MobileNet: small, of random weights, under the names of the hub's."""
+    """transformers' networks except MobileNet: small, with random weights, under the hub's names."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
     clip = transformers.CLIPVisionConfig(intermediate_size=64, projection_dim=16, **sizes)
@@ -81,7 +81,7 @@ def write_data(root: Path) -> Path:
                 box = (10 + frame, 20, 50 + frame, 60)
                 ImageDraw.Draw(picture).ellipse(box, fill=(200, 40, 40))
                 ImageDraw.Draw(mask).ellipse(box, fill=2)
-                ImageDraw.Draw(mask).rectangle((0, 0, 3, 3), fill=1)  # too small an object
+                ImageDraw.Draw(mask).rectangle((0, 0, 3, 3), fill=1)  # an object that is too small
                 path = root / "frame.png"
                 picture.save(path)
                 record = Record("", clip, frame, "test", "CC0")
@@ -91,7 +91,7 @@ def write_data(root: Path) -> Path:
 
 
 def words(data: Path, output: Path, *more: str, **changes) -> list[str]:
-    """A command line; a change to None leaves an option out."""
+    """A command line; a change to None omits an option."""
     options = {
         "checkpoint": f"micro={data / 'model.safetensors'}",
         "subjects": data / "subjects",
@@ -130,14 +130,14 @@ def scene_of(target: Image.Image) -> tasks.Scene:
 
 
 def check_that_the_target_is_best(name: str, same: float, data: Path, backbones: Path) -> None:
-    """A metric gives `same` to the target itself, and less good to another picture, whatever else it is given."""
+    """Assert that a metric gives `same` for the target itself and a worse one for another picture."""
     metric = evaluation.load_metrics(evaluate.parse(words(data, data, metrics=name, backbones=backbones)), {})[name]
     target, other = photo(50, 40, seed=1), photo(50, 40, seed=2)
     (scores,) = metric(scene_of(target), [target, other, target]).values()
     assert scores[0] == pytest.approx(same, abs=1e-6) and scores[2] == pytest.approx(scores[0], abs=1e-6)
     assert abs(scores[1] - same) > 1e-4
     assert (scores[1] < same) == (networks.COLUMNS[name].better == "higher")
-    (alone,) = metric(scene_of(target), [other]).values()  # the other crops have no part in a crop's score
+    (alone,) = metric(scene_of(target), [other]).values()  # the other crops do not affect a crop's score
     assert alone == pytest.approx(scores[1:2], abs=1e-5)
 
 
@@ -149,7 +149,7 @@ def readme_commands() -> list[list[str]]:
 
 
 def check_readme_command(command: list[str], data: Path, backbones: Path, output: Path, *more: str) -> None:
-    """The command runs for two tasks, its folders and files replaced by small ones."""
+    """Run the command for two tasks, with its folders and files replaced by small ones."""
     ours = {
         "DREAMBOOTH": data / "subjects",
         "COCO/val2017": data / "backgrounds",

@@ -1,4 +1,4 @@
-"""How scripts leave that cannot do what they were asked."""
+"""How scripts exit on errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def refused(main: Callable, *given: Any) -> str:
-    """What is said on stderr of a command line that does not fit: exit code 2."""
+    """The message on stderr for an invalid command line, which exits with code 2."""
     said = io.StringIO()
     with pytest.raises(SystemExit) as left, redirect_stderr(said):
         main(*given)
@@ -20,7 +20,7 @@ def refused(main: Callable, *given: Any) -> str:
 
 
 def failed(main: Callable, *given: Any) -> str:
-    """The sentence that a script ends with when its work fails."""
+    """The message that a script exits with when its work fails."""
     with pytest.raises(SystemExit) as left:
         main(*given)
     assert str(left.value.code).startswith("error: ")

@@ -1,4 +1,4 @@
-"""What the tests work with: a model of a few hundred kilobytes, and pictures."""
+"""Shared inputs of the tests: a model of a few hundred kilobytes, and pictures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def matte_config() -> ImprintConfig:
 
 
 def sdxl_config(**changes) -> ImprintConfig:
-    """As `matte_config`, with all that SDXL's UNet has: two of its levels, the deepest with more layers, linear
+    """As `matte_config`, with all features of SDXL's UNet: two of its levels, the deepest with more layers, linear
     projections, and conditions.
     """
     unet = UNetConfig(
@@ -105,8 +105,8 @@ def third_party_config() -> ImprintConfig:
 
 
 def told_config() -> ImprintConfig:
-    """As `third_party_config`, with what ControlCom has besides: it is told what to change, sees local tokens, and
-    draws in boxes.
+    """As `third_party_config`, with ControlCom's additions: the choice of what to change, local tokens, and boxes as
+    holes.
     """
     config = third_party_config()
     return dataclasses.replace(
@@ -119,7 +119,7 @@ def told_config() -> ImprintConfig:
 
 
 def sketched_config() -> ImprintConfig:
-    """As `micro_config`, with all that AnyDoor does otherwise: a ControlNet that sees a sketch, a linear adapter."""
+    """As `micro_config`, with all that differs in AnyDoor: a ControlNet that sees a sketch, a linear adapter."""
     config = micro_config()
     encoder = dataclasses.replace(
         config.encoder,
@@ -146,7 +146,7 @@ def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True
     modules = build_modules(config, with_vae)
     if config.encoder.nothing == "learned":
         torch.nn.init.normal_(modules["adapter"].null_embedding)
-    if config.background == "control":  # whose last layers are zero until they are trained
+    if config.background == "control":  # its last layers are zero until trained
         control = modules["control"]
         for layer in (
             *control.controlnet_down_blocks,
@@ -197,7 +197,7 @@ def random_dinov3(**changes):
 
 
 def varied(model):
-    """With random weights everywhere: fresh LayerNorms and LayerScales are all alike and would hide a mistake."""
+    """Randomise all weights: fresh LayerNorms and LayerScales are uniform and would hide a mistake."""
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -230,13 +230,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@functools.cache  # it holds the second in which it was made
+@functools.cache  # it contains its time of creation
 def profile(kind: str) -> bytes:
     """An ICC profile: of RGB with other primaries ("wide"), of sRGB, or of a Lab space."""
     if kind == "lab":
         return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    if kind == "wide":  # the red and green primaries change places: no picture looks as before
+    if kind == "wide":  # the red and green primaries are swapped, so that every picture changes
         entries = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * data[131], 12)}
         red, green = entries[b"rXYZ"], entries[b"gXYZ"]
         data[red + 4 : red + 12], data[green + 4 : green + 12] = data[green + 4 : green + 12], data[red + 4 : red + 12]
@@ -244,7 +244,7 @@ def profile(kind: str) -> bytes:
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A PNG whose header alone claims a size."""
+    """A PNG whose header claims a size that it does not have."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -256,7 +256,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 
 class Payload:
-    """A pickle that makes a file when it is opened."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, target: Path):
         self.target = target

@@ -1,4 +1,4 @@
-"""One value of a JSON tree, changed into something else or left out."""
+"""Mutations of a JSON tree: one value changed or removed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ODD = (
 
 
 def places(tree: Any, path: tuple = ()) -> list[tuple]:
-    """The path of every value in a tree of lists and dicts, the tree itself among them."""
+    """The path of every value in a tree of lists and dicts, including the root."""
     below = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [path, *(place for key, value in below for place in places(value, (*path, key)))]
 
 
 @st.composite
 def mutated(draw: st.DrawFn, tree: Any) -> Any:
-    """The tree with one value odd or absent."""
+    """The tree with one value changed or removed."""
     path, odd = draw(st.sampled_from(places(tree))), draw(st.sampled_from(("absent", *ODD)))
     if not path:
         return odd

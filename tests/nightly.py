@@ -1,4 +1,4 @@
-"""Tests of minutes, and of processes that wait for each other, which busy cores can make fail: at night."""
+"""The mark of nightly tests: they take minutes, or their processes wait for each other and may fail on busy cores."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Command lines of `imprint composite` and lines of jobs files in `conftest.workplace`, and what they have made."""
+"""Command lines of `imprint composite` and lines of jobs files in `conftest.workplace`, and reading their output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pixels(path) -> np.ndarray:
 
 
 def stacked(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """The layers of these names over background.png, as an editor stacks them."""
+    """The layers of these names stacked over background.png as in an image editor."""
     picture = Image.open("background.png").convert("RGBA")
     for name in names:
         picture = Image.alpha_composite(picture, Image.open(folder / name))

@@ -1,4 +1,4 @@
-"""What the tests of data sets share: pictures and masks of one object, the command, and what it has written."""
+"""Shared helpers of the data sets' tests: pictures and masks of one object, the command, and reading its output."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_broken(path: Path, text: str = "broken") -> None:
 
 
 def write_mvimgnet(root: Path, masks: Path) -> None:
-    """CLASS/OBJECT/images and sparse, and masks as their own download has them."""
+    """CLASS/OBJECT/images and sparse, and masks in the layout of their own download."""
     for category, thing in (("1", "0100012d"), ("7", "070005ca")):
         for frame in range(1, 9):
             save_photo(root / category / thing / "images" / f"{frame:03d}.jpg", frame)
@@ -88,14 +88,14 @@ def zipped(root: Path, archive: Path, method: int = zipfile.ZIP_DEFLATED) -> Pat
 
 
 def prepare(source: str, root: Path, output: Path | str, **changes) -> dict:
-    """Runs the command's options; a change to None leaves an option out. Returns the report."""
+    """Run the command; a change to None omits an option. Returns the report."""
     values = {"input": root, "output": output, "licence": "CC0", "workers": 1, "held-out": 0, "name": "data"} | changes
     words = [str(word) for name, value in values.items() if value is not None for word in (f"--{name}", value)]
     return command.run(command.parse([source, *words]))
 
 
 def render(*source: Any, **changes: Any) -> dict:
-    """As `prepare`; skips the test where nothing can be rendered."""
+    """As `prepare`; skips the test if rendering is impossible."""
     try:
         return prepare(*source, **changes)
     except ImprintError as error:
@@ -110,13 +110,13 @@ def read(output: Path, split: str = "train") -> dict:
 
 
 def names(output: Path) -> set[tuple[str, str]]:
-    """(reason, last part of the name) of all that was dropped."""
+    """(reason, last part of the name) of everything dropped."""
     lines = (output / "data.dropped.tsv").read_text().splitlines()
     return {(reason, what.rsplit("/", 1)[-1]) for reason, what, _ in (line.split("\t") for line in lines)}
 
 
 def assert_both_stages_train_on(output: Path, *kinds: str, views: Path | None = None) -> None:
-    """Pairs of all these kinds, and no others, are made of the shards for either stage."""
+    """Assert that the shards give pairs of exactly these kinds in both stages."""
     scene, mask = photo(WIDTH, HEIGHT, 1), Image.new("L", (WIDTH, HEIGHT))
     plain = [Sample(Record("", "", 0, "", "", (0, 0)), scene, mask)]
     thing = [Sample(Record("", "", view, "", "", (0, 2)), cutout(32, 32, view)) for view in range(2)]

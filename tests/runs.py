@@ -1,4 +1,4 @@
-"""Training runs of a few steps: data in the documented layouts, command lines, and what a run has written."""
+"""Training runs of a few steps: data in the documented layouts, command lines, and reading a run's output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_views(folder: Path, objects: int, views: int, seed: int) -> None:
 
 
 def write_captions(folder: Path, count: int = 4, **changes) -> Path:
-    """A shard as `training.prepare captions` makes it; a change to None leaves a member out."""
+    """A shard as made by `training.prepare captions`; a change to None omits a member."""
     with shard_writer(folder / "captions-000000.tar") as writer:
         for number in range(count):
             record = Record("", f"picture-{number}", 0, "test", "CC0")
@@ -73,7 +73,7 @@ def write_coco(folder: Path) -> None:
 
 
 def words(data: Path, output: Path, stage: str = "identity", steps: int = 2, **changes) -> list[str]:
-    """A command line for `steps` steps of two pictures; a change to None leaves an option out."""
+    """A command line for `steps` steps of two pictures; a change to None omits an option."""
     options = {
         "output": output,
         "cutouts": data / "cutouts",
@@ -98,7 +98,7 @@ def words(data: Path, output: Path, stage: str = "identity", steps: int = 2, **c
 
 
 def stats(folder: Path) -> list[dict]:
-    """The log, without the clock's part in it."""
+    """The log, without times."""
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "pictures_per_second"} for line in lines]
 
@@ -122,7 +122,7 @@ from imprint.config import PRESETS
 from training import train
 from training.loop import validation
 PRESETS["micro"], validation.SIZE = micro_config(), 24
-# Processes take longer to start than the runs, which so follow one another in them.
+# Processes take longer to start than the runs, so several runs share them.
 on_cpu = all("cpu" in command for _, command, _ in json.loads(sys.argv[1]))
 group = PartialState(cpu=on_cpu)
 PartialState.destroy_process_group = lambda *_: None
@@ -130,10 +130,10 @@ for environment, command, begun in json.loads(sys.argv[1]):
     if begun and group.is_main_process:
         shutil.copytree(*begun, ignore=shutil.ignore_patterns("state-000000004", "checkpoint.safetensors"))
     os.environ.update(environment)
-    # accelerate splits models on accelerators only; torch does so on CPUs too, where gloo exchanges the parts
+    # accelerate shards models only on accelerators; torch also does on CPUs, with gloo
     kind = "MULTI_CPU" if on_cpu and "ACCELERATE_USE_FSDP" not in environment else "MULTI_GPU"
     group._shared_state["distributed_type"] = DistributedType[kind]
-    if not on_cpu:  # what the run before it took does not count
+    if not on_cpu:  # without the previous run's time
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -144,10 +144,9 @@ for environment, command, begun in json.loads(sys.argv[1]):
 
 
 def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str], list[Path] | None]) -> None:
-    """Runs of two processes through the launcher that README.md names.
+    """Runs of two processes through the documented launcher.
 
-    Each with its environment, its command line and, where it continues one that was broken off, that one's folder and
-    its own.
+    Each has its environment, its command line and, if it resumes an interrupted run, that run's folder and its own.
     """
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

@@ -283,7 +283,7 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_and_said(tmp_path, cap
     path = tmp_path / f"two.{ending}"
     photo(20, 10, seed=1).save(path, save_all=True, append_images=[photo(20, 10, seed=2)])
     opened = open_image(path)
-    assert "has 2 pictures: the first is taken" in caplog.text and opened.size == (20, 10)
+    assert "has 2 pictures: the first is used" in caplog.text and opened.size == (20, 10)
     caplog.clear()
     photo(20, 10).save(path)
     open_image(path)
@@ -388,8 +388,8 @@ def test_whether_a_file_can_be_written_is_found_without_making_its_folder(tmp_pa
     [
         ("a.webp", (17_000, 20), "WEBP does not hold 17000x20"),
         ("a.jpg", (20, 70_000), "JPEG does not hold 20x70000"),
-        ("a.ico", None, "lose its size or colours as ICO"),
-        ("a.gif", None, "as GIF"),
+        ("a.ico", None, "ICO may not keep"),
+        ("a.gif", None, "GIF may not keep"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_before_the_work(tmp_path, name, size, message):
@@ -440,7 +440,7 @@ def test_what_the_picture_is_made_of_is_not_written_over(tmp_path, job, capsys, 
     before = (tmp_path / f"{name}.png").read_bytes()
     for out in (f"{name}.png", "link.png"):
         assert cli.main([*job, "--out", str(tmp_path / out)]) == 2
-        assert "is also what the picture is made of" in capsys.readouterr().err
+        assert "is also an input of the picture" in capsys.readouterr().err
     assert (tmp_path / f"{name}.png").read_bytes() == before
     assert cli.main([*job, "--out", str(tmp_path / f"{name}.png"), "--overwrite"]) == 0
     assert (tmp_path / f"{name}.png").read_bytes() != before
@@ -461,7 +461,7 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, job, capsys):
     capsys.readouterr()
     for name in ("pipe.png", "round.png"):
         assert cli.main([*job, "--out", str(tmp_path / name)]) == 2
-        assert "no file" in capsys.readouterr().err and os.path.lexists(tmp_path / name)
+        assert "not a regular file" in capsys.readouterr().err and os.path.lexists(tmp_path / name)
 
 
 def test_a_batch_says_so_too(tmp_path, job, micro_file, capsys):
@@ -469,7 +469,7 @@ def test_a_batch_says_so_too(tmp_path, job, micro_file, capsys):
     (tmp_path / "jobs.jsonl").write_text(line + "\n")
     assert cli.main(["batch", str(tmp_path / "jobs.jsonl"), "--checkpoint", str(micro_file)]) == 2
     out, err = capsys.readouterr()
-    assert out == "0 written, 0 skipped, 1 failed\n" and "line 1" in err and "made of" in err
+    assert out == "0 written, 0 skipped, 1 failed\n" and "line 1" in err and "an input of" in err
 
 
 def test_a_batch_in_another_encoding(tmp_path, job, micro_file, capsys):
@@ -593,7 +593,7 @@ def test_areas_are_counted_and_taken_apart():
 def test_specks_are_no_areas():
     mask = torch.zeros(40, 60)
     mask[::2, ::2] = 1
-    with pytest.raises(ImprintError, match="600 separate areas, of which 100 at most"):
+    with pytest.raises(ImprintError, match="600 separate areas, but at most 100"):
         separate_areas(mask)
 
 

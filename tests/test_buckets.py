@@ -36,7 +36,7 @@ def test_a_resolution_is_a_side_or_width_and_height(text, pair):
 
 @pytest.mark.parametrize("text", ["0x64", "64x0", "1x2x3", "64x32:0", "-64x32"])
 def test_others_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="no resolution with a share"):
+    with pytest.raises(argparse.ArgumentTypeError, match="not a resolution with a share"):
         resolution_and_share(text)
 
 
@@ -123,7 +123,7 @@ def _denoised(run: Run, batch) -> torch.Tensor:
 def test_what_cannot_be_is_a_sentence(data, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "micro", matte_config())
     said = refused(train.main, [*words(data, tmp_path / "run"), "--resolutions", "96x64"])
-    assert "stage 'identity' shows an object alone, in squares" in said
+    assert "stage 'identity' shows the object alone, in squares" in said
     command = [*words(data, tmp_path / "run", "compositing"), "--train-all", "--resolutions", "100x64"]
     with pytest.raises(SystemExit, match="a bucket of 100x64 pixels cannot be"):
         train.main(command)

@@ -433,7 +433,7 @@ def test_what_is_no_file_of_tensors(tmp_path, small_file):
     for name, content in made.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
-        assert ("Git LFS's pointer" in sentence(path)) == (name == "text")
+        assert ("Git LFS pointer" in sentence(path)) == (name == "text")
     for path in (folder, tmp_path / "absent.safetensors", tmp_path / ("n" * 400), tmp_path / "a\0b.safetensors"):
         with pytest.raises(ImprintError, match="no such file"):
             ImprintPipeline.from_checkpoint(path)

@@ -258,10 +258,10 @@ def test_other_formats_and_new_folders(files):
         ({"object": ["object.png", "object.png"], "object_mask": "object-mask.png"}, "2 view.*1 mask"),
         ({"checkpoint": "absent.safetensors"}, "absent.safetensors: no such file"),
         ({"checkpoint": "background.png"}, "not a safetensors file"),
-        ({"out": "out.txt"}, "'.txt' is no picture format"),
-        ({"out": "out"}, "is no picture format"),
+        ({"out": "out.txt"}, "'.txt' is not a picture format"),
+        ({"out": "out"}, "is not a picture format"),
         ({"out": "object.png/out.png"}, "cannot be written"),
-        ({"out": "."}, "no picture format"),
+        ({"out": "."}, "not a picture format"),
     ],
 )
 def test_unusable_files(files, capsys, monkeypatch, changes, message):
@@ -412,7 +412,7 @@ BAD_LINES = {
     json.dumps(job(mask="empty.png")): "mask of the hole is empty",
     json.dumps(job(mask="small.png")): "make them the same size",
     json.dumps(job(object="plain.png")): "no mask and no transparency",
-    json.dumps(job(out="bad.txt")): "no picture format",
+    json.dumps(job(out="bad.txt")): "not a picture format",
     json.dumps(job(object="a\0b.png")): "'object' is 'a\\x00b.png'",
 }
 
@@ -430,7 +430,7 @@ def test_batch_goes_on_past_bad_lines_and_reports_each(files, capsys):
     reports = dict(re.findall(r"imprint: error: [^\n]*jobs\.jsonl, line (\d+): (.*)", err))
     for number, message in enumerate(BAD_LINES.values(), start=2):
         assert message in reports.pop(str(number))
-    assert "is what line 1 writes" in reports.pop(str(len(lines) - 1))
+    assert "is already written by line 1" in reports.pop(str(len(lines) - 1))
     assert not reports
     assert out == f"2 written, 0 skipped, {len(BAD_LINES) + 1} failed\n"
     assert (files / "first.png").is_file() and (files / "last.png").is_file()

@@ -208,7 +208,7 @@ def test_several_results_are_those_one_by_one(told, scene):
 def test_other_checkpoints_cannot_be_told(scene, tmp_path):
     save_checkpoint(tmp_path / "a.safetensors", fresh_checkpoint(micro_config()))
     pipeline = DrawingPipeline.from_checkpoint(tmp_path / "a.safetensors")
-    with pytest.raises(ImprintError, match="this checkpoint cannot be told what to change"):
+    with pytest.raises(ImprintError, match="this checkpoint has no choice of what to change"):
         pipeline(scene[0], None, *scene[1:], change="light")
 
 
@@ -216,8 +216,8 @@ def test_other_checkpoints_cannot_be_told(scene, tmp_path):
     ("changes", "words"),
     [
         ({"changes": False}, "local_levels is 1"),
-        ({"background": "blend"}, "without a matte"),
-        ({"matte": 2}, "without a matte"),
+        ({"background": "blend"}, "and no matte"),
+        ({"matte": 2}, "and no matte"),
         ({"hole_shape": "round"}, "'outline' or 'box'"),
     ],
 )

@@ -303,7 +303,7 @@ def test_bad_input_leaves_with_a_sentence(bench, tmp_path, changes, message):
     [
         (["--boxes", "x"], "give --subjects, --backgrounds and --boxes, or --pairs alone"),
         (["--pairs", "x", "--metrics", "retrieval"], "chooses among --subjects"),
-        (["--pairs", "x", "--ablation", "box-mask"], "holes are boxes already"),
+        (["--pairs", "x", "--ablation", "box-mask"], "holes are already boxes"),
         (["--pairs", "x", "--limit", "0"], "--limit is 0"),
         (["--pairs", "x", "--checkpoint", "a b=1", "a/b=2"], "two rows have the same name"),
         (["--pairs", "x", "--metrics", "psnr"], "invalid choice"),

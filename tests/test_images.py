@@ -115,9 +115,9 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     for name, message in {
-        "a.txt": "no picture format",
-        "a": "no picture format",
-        "a.psd": "no picture format",  # Pillow reads it only
+        "a.txt": "not a picture format",
+        "a": "not a picture format",
+        "a.psd": "not a picture format",  # Pillow reads it only
         "file/a.png": "cannot be written",
         "folder.png": "is a folder",
         "a\0b.png": "cannot be written",

@@ -76,12 +76,12 @@ def test_an_empty_mask_has_its_own_sentence_with_layers(workplace, capsys, monke
 def test_layers_are_not_written_over_what_is_there(workplace, capsys, monkeypatch):
     (workplace / "object.png").rename(workplace / "2-object.png")
     words = composite("--at", "50,70", "--layers", ".", subject="2-object.png")
-    assert "2-object.png is there already, and would be lost" in refused(workplace, capsys, monkeypatch, words)
+    assert "2-object.png exists already and would be overwritten" in refused(workplace, capsys, monkeypatch, words)
     assert cli.main([*words, "--overwrite"]) == 0
     capsys.readouterr()
     assert Image.open("2-object.png").size == (120, 90)
     words = composite("--at", "50,70", "--layers", ".", "--overwrite", "--out", "3-light.png", subject="2-object.png")
-    assert "3-light.png is a layer and also what" in refused(workplace, capsys, monkeypatch, words)
+    assert "3-light.png would be both a layer and the picture" in refused(workplace, capsys, monkeypatch, words)
 
 
 def test_an_error_in_a_later_object_leaves_no_layers_of_the_first(workplace, capsys):
@@ -95,7 +95,7 @@ def test_layers_of_pictures_of_one_name_are_refused(workplace, capsys):
     lines = [job(f"{name}/x.png", at=[50, 70]) for name in "ab"]
     assert batch(*lines, options="--layers layers") == 2
     out, err = capsys.readouterr()
-    assert "line 2: the layers of x.png would lie in the folder of line 1's, x;" in err and out.startswith("1 written")
+    assert "line 2: the layers of x.png would go into the folder of line 1's, x;" in err and out.startswith("1 written")
     assert batch(*lines) == 0  # without layers they are two pictures
 
 

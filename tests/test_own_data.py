@@ -288,8 +288,8 @@ def test_a_server_describes_pictures_that_have_no_caption(tmp_path, server, monk
     ("source", "given", "message"),
     [
         ("captions", ["--describe", "http://x"], "go together"),
-        ("folder", ["--describe", "http://x", "--describe-model", "m"], "with the source 'captions' alone"),
-        ("captions", ["--describe", "file:///x", "--describe-model", "m"], "begins with http://"),
+        ("folder", ["--describe", "http://x", "--describe-model", "m"], "only with the source 'captions'"),
+        ("captions", ["--describe", "file:///x", "--describe-model", "m"], "starts with http://"),
     ],
 )
 def test_what_cannot_describe_is_said(source, given, message):

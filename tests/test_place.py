@@ -411,7 +411,7 @@ OUTLINE = box_mask(FRAME, (10, 10, 40, 40)) - box_mask(FRAME, (10, 10, 25, 25))
         ({"mask": BOX, "place": Place(1, 1, 1)}, "got place and mask to say"),
         ({"placed": True, "place": Place(1, 1, 1)}, "got placed and place to say"),
         ({"mask": BOX, "fit": "cover"}, "fit is 'cover'; it must be one of contain, fill, outline"),
-        ({"placed": True, "rotate": 90.0}, "rotate and flip turn what is fitted into a box"),
+        ({"placed": True, "rotate": 90.0}, "rotate and flip are for an object that is fitted into a box"),
         ({"place": Place(1, 1, 1), "flip": True}, "a place has its own"),
         ({"mask": OUTLINE, "rotate": 90.0}, "the mask's outline, or fit 'fill', says how it lies"),
         ({"mask": BOX, "fit": "fill", "rotate": "auto"}, "rotate, flip and align are for an object that is fitted"),

@@ -147,7 +147,7 @@ BAD_OBJECTS = {
         "objects": [{"object": "object.png", "at": [50, 70]}, {"object": "object.png", "at": [50, 70], "light": 2}]
     },
     "object 1 of 1: got at and mask": {"objects": [{"object": "object.png", "at": [1, 2]}], "mask": "box.png"},
-    "would be lost": {
+    "would be overwritten": {
         "objects": [{"object": "object.png", "at": [50, 70]}, {"object": "layer.png", "placed": True}],
         "out": "layer.png",
     },
@@ -159,7 +159,7 @@ def test_bad_objects_are_reported(workplace, capsys, message):
     line = {"background": "background.png", "out": "line.png"} | BAD_OBJECTS[message]
     assert batch({key: value for key, value in line.items() if value is not ...}) == 2
     err = capsys.readouterr().err
-    assert f"line 1: {message}" in err.replace("layer.png is also what the picture is made of, and ", ""), err
+    assert f"line 1: {message}" in err.replace("layer.png is also an input of the picture, and ", ""), err
     assert not (workplace / "line.png").exists()
 
 
@@ -191,7 +191,11 @@ BAD_KEYS = {
     "rotate (in degrees, or auto) is 'left'; it must be a finite number": {"mask": "box.png", "rotate": "left"},
     "rotate (in degrees, or auto) is inf; it must be a finite number": {"mask": "box.png", "rotate": "inf"},
     "rotate is auto, which fills a box": {"at": [1, 2], "rotate": "auto"},
-    "rotate and flip turn what is fitted into a box": {"placed": True, "object": "layer.png", "flip": True},
+    "rotate and flip are for an object that is fitted into a box": {
+        "placed": True,
+        "object": "layer.png",
+        "flip": True,
+    },
     "fit is 'cover'; it must be one of contain, fill, outline": {"mask": "box.png", "fit": "cover"},
     "light is 2; it must be a finite number from 0 to 1.5": {"mask": "box.png", "light": 2},
     "shadow is -1; it must be a finite number from 0 to 1.5": {"mask": "box.png", "shadow": -1},
@@ -233,7 +237,7 @@ def test_each_bad_key_has_its_sentence_and_the_others_are_made(workplace, capsys
         (["--mask", "box.png", "--rotate", "left"], "is 'left'; it must be a finite number"),
         (["--mask", "box.png", "--rotate", "nan"], "is nan; it must be a finite number"),
         (["--mask", "box.png", "--light", "3"], "light is 3.0; it must be a finite number from 0 to 1.5"),
-        (["--at", "5,5", "--each-area"], "each area of a mask takes an object of its own"),
+        (["--at", "5,5", "--each-area"], "every area of the mask gets an object"),
     ],
 )
 def test_bad_options(workplace, capsys, words, message):

@@ -262,7 +262,7 @@ def test_options_that_no_run_writes_are_said(data, tmp_path, changes, found):
     train.main(command)
     path = folder / "options.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    assert f"options.json holds {found}; a number of 1 or more was expected: mend it" in failed(train.main, command)
+    assert f"options.json holds {found}; expected a number of 1 or more: repair it" in failed(train.main, command)
 
 
 def test_schedules():

@@ -184,7 +184,7 @@ def test_numbers_of_the_recipe_reach_the_training(data, tmp_path):
 
 def test_eight_bits_need_a_gpu_and_the_package(data, tmp_path, monkeypatch):
     command = words(data, tmp_path / "run", optimizer="adamw8bit")
-    assert "--optimizer adamw8bit needs a whole model on a GPU, and this one is on the CPU" in failed(
+    assert "--optimizer adamw8bit needs an unsharded model on a GPU, and this one is on the CPU" in failed(
         train.main, command
     )
     settings, parameter = parse_train(command), types.SimpleNamespace(requires_grad=True, is_cuda=True)
@@ -263,7 +263,9 @@ def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, f
     with monkeypatch.context() as patch:
         patch.setattr(state.Accelerator, "save_state", save_to_a_full_disk)
         message = failed(train.main, command)
-    assert "the state of step 4 cannot be written" in message and "state-000000002 is whole" in message
+    assert (
+        "the state of step 4 cannot be written" in message and "state-000000002 is the last complete state" in message
+    )
     assert {path.name for path in folder.glob("state*")} == {"state-000000002"}
     goes_on_as_if_nothing_had_been(folder, command, whole)
 
@@ -347,7 +349,7 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(data, tmp_path, mo
     assert "the loss or gradient is not finite at step" in message and "lower --lr" in message
     kept = {path.name for path in folder.glob("state*")}
     assert kept == ({"state-000000002"} if steps_before else set())
-    assert ("state-000000002 is whole" if steps_before else "holds no state yet") in message
+    assert ("state-000000002 is the last complete state" if steps_before else "holds no state yet") in message
     assert all(np.isfinite(line["loss"]) for line in stats(folder) if "loss" in line) if steps_before else True
 
 

@@ -44,7 +44,7 @@ def test_a_mix_is_a_table_or_words(tmp_path):
     assert parse_train([*GIVEN, "--mix", "video", "patch:0.5"]).mix == (("video", 1.0), ("patch", 0.5))
     assert parse_train(GIVEN).mix == tuple(STAGES["identity"].mix.items())
     warmup = "warmup --output x --captions c --text-encoder t --init i".split()
-    assert parse_train(warmup).mix == () and "has no --mix" in refused(parse_train, [*warmup, "--mix", "still"])
+    assert parse_train(warmup).mix == () and "takes no --mix" in refused(parse_train, [*warmup, "--mix", "still"])
 
 
 def test_what_was_given_in_a_file_and_by_flags_is_kept(tmp_path):
@@ -90,14 +90,17 @@ def test_former_names_work_with_a_warning(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bach: 7", "has 'bach', which is no option"),
+        ("bach: 7", "has 'bach', which is not an option"),
         ("batch: many", "batch is 'many'"),
         ("batch: 2.5", "batch is 2.5 (int was expected)"),
         ("batch: true", "int was expected"),
         ("compile: fast", "one of default"),
         ("train_all: 1", "true or false was expected"),
-        ("mix: [[mirror, 1]]", "--mix is (('mirror', 1),); it is shares of 0 or more of rendered, still, video, patch"),
-        ("mix: {mirror: 1}", "mirror:1 is no kind of pair with a share"),
+        (
+            "mix: [[mirror, 1]]",
+            "--mix is (('mirror', 1),); it must be shares of 0 or more of rendered, still, video, patch",
+        ),
+        ("mix: {mirror: 1}", "mirror:1 is not a kind of pair with a share"),
         ("a: " + "[" * 5000, "cannot be read"),
         ("- batch", "'option: value' lines were expected"),
         ("batch: [", "cannot be read"),
@@ -134,10 +137,10 @@ def test_the_warm_up_ends_before_the_run(capsys):
         ("--clip -1", "--clip is -1.0; it must be a finite number of 0 or more"),
         ("--global-batch 0", "--global-batch is 0"),
         ("--global-batch 8 --accumulate 2", "--accumulate follows from --global-batch: give one of them"),
-        ("--mix mirror:1", "mirror:1 is no kind of pair with a share; kinds are rendered, still, video, patch"),
-        ("--mix still:-1", "still:-1 is no kind of pair with a share"),
+        ("--mix mirror:1", "mirror:1 is not a kind of pair with a share; kinds are rendered, still, video, patch"),
+        ("--mix still:-1", "still:-1 is not a kind of pair with a share"),
         ("--mix still:0", "stage 'identity' needs a --mix with a share above 0"),
-        ("--resolutions 384:0", "384:0 is no resolution with a share of more than 0"),
+        ("--resolutions 384:0", "384:0 is not a resolution with a share above 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_sentence(options, message):
@@ -171,7 +174,7 @@ def test_no_option_takes_a_whole_number_that_nothing_counts_to(kind):
     [
         (Evaluate, "--output x --pairs p --steps 0", "--steps is 0"),
         (Evaluate, "--output x --pairs p --detail -0.5", "--detail is -0.5; it must be a finite number from 0 to 1"),
-        (Evaluate, "--output x --pairs p --checkpoint ..=b", "--checkpoint ..=b: its results get a folder"),
+        (Evaluate, "--output x --pairs p --checkpoint ..=b", "--checkpoint ..=b: its results go into a folder"),
         (Benchmark, "--output x --steps 0", "--steps is 0"),
         (Benchmark, "--output x --time-limit -1", "--time-limit is -1"),
         (Benchmark, "--output x --memory-batches 8 0", "--memory-batches are (8, 0)"),

@@ -45,7 +45,7 @@ def test_the_sheets_and_where_the_boxes_are(bench, tmp_path, monkeypatch, capsys
 
 def test_a_sheet_never_writes_over_a_photo(bench):
     photo(60, 50).save(bench / "backgrounds" / "boxes.jpg")
-    with pytest.raises(SystemExit, match=r"boxes.jpg is read as well, and would be overwritten"):
+    with pytest.raises(SystemExit, match=r"boxes.jpg is also an input, and would be overwritten"):
         run(bench, bench / "backgrounds")
     (bench / "backgrounds" / "boxes.jpg").unlink()
 

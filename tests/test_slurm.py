@@ -155,7 +155,7 @@ def test_a_job_saves_when_its_time_is_up_and_queues_itself_again(data, tmp_path,
     assert job.wait(300) == 128 + signal.SIGUSR1, slurm.said()
     assert f"requeue {os.environ['SLURM_JOB_ID']}\n" == slurm.asked.read_text()
     done = steps_logged(folder)
-    assert 0 < done < steps and "is whole and the last one: the same command goes on" in slurm.said()
+    assert 0 < done < steps and "is the last complete state: the same command resumes" in slurm.said()
 
     alone = shutil.copytree(folder, tmp_path / "alone")
     job = slurm.begin("requeue.sbatch", command(data, folder, steps))

@@ -330,7 +330,7 @@ def test_nothing_but_weights_is_opened(tmp_path, new_format):
 def test_a_page_that_was_saved_as_weights_is_none(tmp_path):
     file = tmp_path / "ObjectStitch.pth"
     file.write_text("<!DOCTYPE html>")
-    with pytest.raises(ImprintError, match="no torch file, but perhaps the page"):
+    with pytest.raises(ImprintError, match="not a torch file, perhaps the web page"):
         read_tensors(file)
 
 
@@ -365,7 +365,7 @@ def test_what_lightning_writes_beside_the_weights_is_passed_over(tmp_path, monke
     [
         (b"", "truncated"),
         (b"PK\x03\x04 and no more", "truncated"),
-        (b"a text file, no weights", "no torch file"),
+        (b"a text file, no weights", "not a torch file"),
         (pickle.dumps({"a": 1}, 2), "other.ckpt"),
     ],
 )

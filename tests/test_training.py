@@ -189,7 +189,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(data, tmp_path, monkeypat
     command = words(data, tmp_path / "run", steps=3, **{"save-every": 100})
     with pytest.raises(SystemExit) as left:
         train.main(command)
-    assert left.value.code == 128 + number and "state-000000001 is whole" in capsys.readouterr().err
+    assert left.value.code == 128 + number and "state-000000001 is the last complete state" in capsys.readouterr().err
     train.main(command)
     assert steps == [0, 1, 2] and signal.getsignal(number) == before
 
@@ -213,7 +213,7 @@ def test_a_folder_that_cannot_be_locked_is_trained_in(data, tmp_path, monkeypatc
 def test_processes_that_torch_leaves_unconnected_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(training_run, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
-    with pytest.raises(SystemExit, match="2 processes were started, but .* unconnected"):
+    with pytest.raises(SystemExit, match="2 processes were started, but .* does not connect them"):
         train.main(words(data, tmp_path))
 
 
@@ -251,7 +251,7 @@ def test_a_run_whose_description_is_broken_is_said(data, tmp_path, first_run, na
     folder = shutil.copytree(first_run, tmp_path / "run")
     (folder / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(
-        SystemExit, match=rf"{re.escape(str(folder))}.*; mend it|was begun with stage|is absent|and is of"
+        SystemExit, match=rf"{re.escape(str(folder))}.*; repair it|was begun with stage|is absent|and is of"
     ):
         train.main(words(data, folder))
 

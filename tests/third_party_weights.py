@@ -1,11 +1,11 @@
 """Random weights under the names and shapes of third-party released files, the same for their code and for ours.
 
-`third_party/full.txt` lists what their code holds at its own sizes, `third_party/small.txt` with two layers of CLIP at
-56 px and a UNet of two levels; the mapper and the autoencoder have sizes that their code does not let change.
-ObjectStitch and Paint-by-Example have the same lists; `third_party/controlcom-*.txt` and `anydoor-*.txt` say in what
-those of ControlCom and AnyDoor differ, whose code takes no other pictures than those of 224 px. ControlCom's small UNet
-has three levels, since its middle would have a local block at the second. `third_party/*.safetensors` hold what their
-code made of these weights; repository and commit are in the metadata.
+`third_party/full.txt` lists the tensors of their code at its own sizes, `third_party/small.txt` with two layers of CLIP
+at 56 px and a UNet of two levels; the sizes of the mapper and the autoencoder are fixed in their code. ObjectStitch and
+Paint-by-Example have the same lists; `third_party/controlcom-*.txt` and `anydoor-*.txt` list the differences of
+ControlCom and AnyDoor, whose code accepts only pictures of 224 px. ControlCom's small UNet has three levels, since with
+two its middle would have a local block. `third_party/*.safetensors` hold the results of their code with these weights;
+repository and commit are in the metadata.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 FOLDER = Path(__file__).parent / "third_party"
 KINDS = ("objectstitch", "paint-by-example", "controlcom")
-"""Those that one set of tests is for; AnyDoor has tests of its own."""
+"""The kinds of the common tests; AnyDoor has its own tests."""
 SIDES = {"small": (56, 16), "full": (224, 16)}
 """Pixels of CLIP's input, and latent cells of the scene, along a side."""
 
@@ -28,8 +28,8 @@ SIDES = {"small": (56, 16), "full": (224, 16)}
 def shapes(size: str, kind: str = "objectstitch") -> dict[str, tuple[int, ...]]:
     """Every tensor of a released file: name -> shape.
 
-    A line of a list that says in what another differs is `NAME SHAPE`, where the name may have a range of numbers,
-    `START -` for names that it has not, or `START =OTHER` for names that stand there under another start.
+    A line of a list of differences is `NAME SHAPE`, where the name may have a range of numbers, `PREFIX -` for names to
+    remove, or `PREFIX =OTHER` for names that have another prefix.
     """
     sides: dict[str, str] = {}
     for file in (f"{size}.txt", f"{kind}-{size}.txt") if kind in ("anydoor", "controlcom") else (f"{size}.txt",):
@@ -54,12 +54,12 @@ def _expanded(name: str) -> list[str]:
 
 
 def is_schedule(name: str) -> bool:
-    """Whether a tensor is a table of the noise schedule, which is no weight."""
+    """Whether a tensor is a table of the noise schedule, not a weight."""
     return "." not in name and name != "learnable_vector"
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Numbers in [-1, 1) that depend on the name alone, the same on every machine."""
+    """Numbers in [-1, 1) that depend only on the name, the same on every machine."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     return torch.rand(shape, generator=generator) * 2 - 1
 
@@ -75,7 +75,7 @@ def random_weight(name: str, shape: tuple[int, ...], kind: str) -> torch.Tensor:
         return 0.1 * values + name.endswith((".weight", ".gamma"))  # a norm's weight is about 1
     values = values * math.sqrt(3 / math.prod(shape[1:]))
     if kind == "paint-by-example" and name.endswith("attn.c_qkv.weight"):
-        values[: 2 * shape[1]] /= math.sqrt(3)  # as torch's Linear draws them: they never had a gradient
+        values[: 2 * shape[1]] /= math.sqrt(3)  # as initialised by torch's Linear: they never had a gradient
     return values
 
 
@@ -87,7 +87,7 @@ def random_weights(size: str, kind: str) -> dict[str, torch.Tensor]:
 
 
 def scene(size: str) -> dict[str, torch.Tensor]:
-    """What is put in: an object's colours and mask, a picture for the autoencoder, and latents with a hole."""
+    """The inputs: an object's colours and mask, a picture for the autoencoder, and latents with a hole."""
     side = SIDES[size][1]
     hole = torch.zeros(1, 1, side, side)
     hole[:, :, 4:12, 5:13] = 1

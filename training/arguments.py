@@ -1,8 +1,8 @@
-"""Settings are dataclasses of required fields; this makes command lines of them and fills them from files.
+"""Command lines for settings, which are dataclasses of required fields, and reading them from files.
 
-A field's type says how its option is parsed, the text below it is the option's help, and `option` says the rest. A
-field that is a dataclass itself is a group of options. Values come from the defaults, then the preset, then `--config
-FILE` (YAML, or a run's options.json), then the flags: the later ones win.
+A field's type determines how its option is parsed, the text below it is the option's help, and `option` holds the rest.
+A field that is itself a dataclass is a group of options. Later sources override earlier ones: defaults, the preset,
+`--config FILE` (YAML, or a run's options.json), flags.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from imprint.options import with_negative_points
 T = TypeVar("T")
 REQUIRED = object()
 LARGEST = 2**53
-"""A seed or count at most: of that size they are still exact in JSON."""
+"""The largest seed or count: up to this, JSON numbers are exact."""
 
 
 def option(
@@ -43,8 +43,8 @@ def option(
 ) -> Any:
     """A field of settings.
 
-    default: the command line's; the dataclass itself has none. parse: text -> value, by default the field's type.
-    bare: the value of the flag without a word after it. old: a former name of the flag, which still works, with a
+    default: of the command line; the dataclass itself has none. parse: text -> value, by default the field's type.
+    bare: the value of the flag when it is given without one. old: a former name of the flag, which still works, with a
     warning.
     """
     return dataclasses.field(
@@ -62,52 +62,50 @@ def option(
 
 
 def found(default: Any, compare: bool = True) -> Any:
-    """A field that is no option: what the script finds where the options point, or `Origin`."""
+    """A field that is not an option: what a script derives from the options, or `Origin`."""
     return dataclasses.field(default=default, metadata={"found": True}, compare=compare)
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What of settings was given; all else is the preset's or a default."""
+    """Which settings were given explicitly; the rest are presets or defaults."""
 
     config: str | None = None
     """the file of --config"""
     from_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     from_flags: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """they win over the file"""
+    """these override the file"""
 
     def described(self) -> dict[str, Any]:
-        """As a run's options.json holds it."""
+        """As stored in a run's options.json."""
         return {"config_file": self.config, "from_config": self.from_config, "from_flags": self.from_flags}
 
 
 def warn_renamed(old: str, new: str) -> None:
-    print(f"warning: {old} is now called {new}; the old name will go with the next release", file=sys.stderr)
+    print(f"warning: {old} is now called {new}; the old name will be removed in the next release", file=sys.stderr)
 
 
 def require_other(output: Path, *inputs: Path | None) -> None:
-    """Raise `ImprintError` where the output is one of the inputs, also by a link: it would be lost."""
+    """Raise `ImprintError` if the output is one of the inputs, which it would overwrite, also through a link."""
     for path in inputs:
         if path is not None and same_file(output, path):
-            raise ImprintError(f"{output} is read as well, and would be overwritten; give another --output")
+            raise ImprintError(f"{output} is also an input, and would be overwritten; give another --output")
 
 
 def flag(name: str) -> str:
-    """What a field's option is called."""
+    """The name of a field's option."""
     return f"--{name.replace('_', '-')}"
 
 
 def require(settings: Any, names: str, least: float = 1, most: float = LARGEST_NUMBER) -> None:
-    """Raise `ImprintError` where a number of these names, if there is one, is not from `least` to `most`."""
+    """Raise `ImprintError` if one of the named numbers, unless None, is not from `least` to `most`."""
     for name in names.split():
         if (value := getattr(settings, name)) is not None:
             require_number(flag(name), value, least, most, whole=isinstance(value, int))
 
 
 def require_usable(values: dict[str, Any]) -> None:
-    """Raise `ImprintError` where an option's number, or one of several, is NaN, infinite or a whole one beyond
-    `LARGEST`, and where a seed is negative.
-    """
+    """Raise `ImprintError` for numbers that are NaN, infinite or whole and beyond `LARGEST`, and for negative seeds."""
     for name, value in values.items():
         if isinstance(value, tuple):
             for each in value:
@@ -123,7 +121,7 @@ def require_usable(values: dict[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One option: its name, what its type comes down to, its help and its `option`."""
+    """One option: its name, its parsed type, its help and the arguments of `option`."""
 
     name: str
     parse: Callable[[str], Any]
@@ -133,7 +131,7 @@ class Field:
     metadata: dict[str, Any]
 
     def read(self, value: Any, source: str) -> Any:
-        """A value of a file as the field holds it. Raises `ImprintError` for one of another kind."""
+        """Convert a value from a file to the field's type. Raises `ImprintError` for a value of another type."""
         if value is None and self.optional:
             return None
         try:
@@ -167,7 +165,7 @@ class Field:
 
 @functools.cache
 def fields_of(kind: type) -> dict[str, Field | type]:
-    """The fields of a dataclass by name; the dataclass itself of one that is a group."""
+    """The fields of a dataclass by name; for a group, its dataclass."""
     hints, texts, options = get_type_hints(kind), _texts(kind), {}
     for field in dataclasses.fields(kind):
         if field.metadata.get("found"):
@@ -201,7 +199,7 @@ def _texts(kind: type) -> dict[str, str]:
 
 
 def flat(kind: type) -> Iterator[Field]:
-    """All fields, those of groups in their place."""
+    """All fields, with groups expanded in place."""
     for found in fields_of(kind).values():
         if isinstance(found, Field):
             yield found
@@ -214,7 +212,7 @@ def defaults(kind: type) -> dict[str, Any]:
 
 
 def of(kind: type[T], **values: Any) -> T:
-    """The dataclass with its defaults, changed."""
+    """The dataclass with its defaults and changes."""
     return kind(**(defaults(kind) | values))
 
 
@@ -228,7 +226,7 @@ def build(kind: type[T], values: dict[str, Any]) -> T:
 
 
 def flattened(settings: Any) -> dict[str, Any]:
-    """The opposite of `build`, fit for JSON."""
+    """The inverse of `build`, as JSON values."""
     values: dict[str, Any] = {}
     for name, found in fields_of(type(settings)).items():
         value = getattr(settings, name)
@@ -237,14 +235,10 @@ def flattened(settings: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A field's value, fit for JSON."""
-    return (
-        [_plain(each) for each in value]
-        if isinstance(value, tuple)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-    )
+    """A field's value as a JSON value."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 # --- command lines ---------------------------------------------------------------------------------------------------
@@ -263,7 +257,7 @@ class Renamed(argparse.Action):
 
 
 def add_options(parser: Any, kind: type, choices: dict[str, Container[str]] | None = None) -> None:
-    """An option for each field; what is not given stays absent. choices: of fields whose type cannot say them."""
+    """Add an option for each field; options not given stay absent. choices: for fields that cannot name them."""
     groups: dict[str, Any] = {}
     for found in fields_of(kind).values():
         if not isinstance(found, Field):
@@ -299,7 +293,7 @@ def _add(parser: Any, field: Field, choices: Container[str] | None) -> None:
 
 
 def read_table(path: Path, expected: str) -> dict[str, Any]:
-    """What a YAML or JSON file holds by name. Raises `ImprintError`, with what was expected, for anything else."""
+    """The mapping in a YAML or JSON file. Raises `ImprintError`, with what was expected, for anything else."""
     yaml = from_extra("yaml", "train", str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -312,9 +306,9 @@ def read_table(path: Path, expected: str) -> dict[str, Any]:
 
 
 def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The values of a YAML or JSON file by field. Raises `ImprintError` for what is no field, or of another kind.
+    """The values of a YAML or JSON file by field. Raises `ImprintError` for unknown fields and wrong types.
 
-    renamed: former names of fields. ignored: what a run's options.json says beside its options.
+    renamed: former names of fields. ignored: keys of a run's options.json that are not options.
     """
     table = read_table(path, "--config is a YAML file of options, or an options.json")
     known = {field.name: field for field in flat(kind)}
@@ -325,7 +319,7 @@ def read_file(path: Path, kind: type, renamed: dict[str, str], ignored: frozense
         if name in ignored and path.suffix == ".json":
             continue
         if name not in known:
-            raise ImprintError(f"{path} has '{key}', which is no option; options are {', '.join(known)}")
+            raise ImprintError(f"{path} has '{key}', which is not an option; options are {', '.join(known)}")
         values[name] = known[name].read(value, str(path))
     return values
 
@@ -341,17 +335,17 @@ def parse(
     choices: dict[str, Container[str]] | None = None,
     **parser_options: Any,
 ) -> T:
-    """Settings of a command line; leaves with 2 and a sentence where they do not fit.
+    """The settings given by a command line; exits with code 2 and a message for invalid ones.
 
-    preset: defaults that depend on what was given. old_config: an option that `--config` was once the name of, and its
-    values. Numbers must be finite and seeds 0 or more. kind.check(), where there is one, raises `ImprintError` for
-    values that do not go together.
+    preset: defaults that depend on the options given. old_config: the option that `--config` was formerly the name of,
+    and its values. Numbers must be finite and seeds 0 or more. kind.check(), if defined, raises `ImprintError` for
+    values that contradict each other.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="options as YAML, or a run's options.json; flags win"
+        "--config", type=Path, metavar="FILE", help="options as YAML, or a run's options.json; flags override it"
     )
     add_options(parser, kind, choices)
     given = {

@@ -2,19 +2,19 @@
 
 Every row is written to FOLDER/benchmark.json and FOLDER/benchmark.md as soon as it is measured. A row is one of
 
-    peak                              the card's bf16 matrix products and copies
+    peak                              the GPU's bf16 matrix products and copies
     step:SIZES:BATCH:MODE            training steps of stage 2 with pairs ready; MODE is eager or one of torch.compile's
     kernels:SIZES:BATCH:MODE         where a step's time goes, by kernel
     loop:SIZES:BATCH:MODE            the same steps with the making and encoding of their pairs
-    search:SIZES:BATCH:MODE          `step` with cuDNN trying its convolutions out
+    search:SIZES:BATCH:MODE          `step` with cuDNN's autotuning of convolutions
     memory:SIZES:eager|checkpointing peak memory by batch size, and the largest batch under a set limit
-    diffusers:SIZES:BATCH            diffusers' own example on the same UNet: --baseline, run as a process of its own
+    diffusers:SIZES:BATCH            diffusers' own example on the same UNet: --baseline, run in a separate process
     composite:SIZES|FILE:RESULTS:MODE|graph|offload
                                      composites that the model draws, RESULTS in one call, with 20 steps and guidance;
                                      FILE is a checkpoint
     gpus:N:SIZES:BATCH:MODE          `step` and `loop` in N processes through torchrun
 
-Weights are random and pictures noise: neither changes the speed. Steps are `training.loop.run.Run.step`.
+Weights are random and pictures are noise: neither affects the speed. Steps are `training.loop.run.Run.step`.
 """
 
 from __future__ import annotations

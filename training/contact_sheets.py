@@ -1,11 +1,11 @@
-"""Sheets of composites for what no score tells: python -m training.contact_sheets --subjects DREAMBOOTH --backgrounds
+"""Contact sheets for what no metric measures: python -m training.contact_sheets --subjects DREAMBOOTH --backgrounds
 PHOTOS --output FOLDER
 
 pose.jpg    ten objects in holes of their own outline, turned by 30 degrees, mirrored, squashed: does the object follow?
-light.jpg   the four darkest, warmest and brightest photos: copy-paste beside the composite
+light.jpg   the four darkest, warmest and brightest photos: copy-paste next to the composite
 boxes.jpg   twenty composites at 100 %: can you find the box? boxes.json says where each is in its tile
 
-The objects are the first photos of the subjects, in turn; places and seeds are fixed. Nothing is chosen by its result.
+The objects are the subjects' first photos, in turn; scenes and seeds are fixed. Nothing is selected by its result.
 """
 
 from __future__ import annotations

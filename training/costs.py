@@ -1,8 +1,8 @@
-"""What the pages' runs and data cost, from measured rates: python -m training.costs [--benchmark FILE] [--gpus N ...]
+"""What documented runs and data cost, by measured rates: python -m training.costs [--benchmark FILE] [--gpus N ...]
 
 Prints tables: GPU hours, memory and states of every stage; disk and memory of data; what preparing takes. Rates are
-those of one H200 (docs/speed.md), or the `loop` rows of your own benchmark.json. A cell is empty where there is none;
-in brackets is what was measured in stage compositing and is taken for another.
+those of one H200 (docs/speed.md), or the `loop` rows of your own benchmark.json. A cell is empty if there is none;
+numbers in brackets were measured in stage compositing and are assumed for another.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Object masks for photos of one object on plain ground: python -m training.cutout PHOTOS [--masks FOLDER] [--workers
+"""Object masks for photos of one object on a plain ground: python -m training.cutout PHOTOS [--masks FOLDER] [--workers
 N]
 
-For product photos, or clothes laid on a floor, that come without masks. They are found by GrabCut (Rother et al., ACM
+For product photos, or clothes laid on a floor, without masks. Masks are found by GrabCut (Rother et al., ACM
 Transactions on Graphics 23(3), 2004) and written where `python -m training.prepare folder --input PHOTOS` looks for
-them. A mask that cannot be trusted is not written, and its photo serves as a background. FOLDER/cutout.json says for
-each photo what came of it, and FOLDER/cutout.png shows 48 of the masks. The same command again goes on with the
-photos that are left.
+them. An unreliable mask is not written, and its photo is used as a background. FOLDER/cutout.json gives the result for
+each photo, and FOLDER/cutout.png shows 48 of the masks. Run again, the same command continues with the remaining
+photos.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Sharpen a checkpoint's TAESD: python -m training.decoder --checkpoint IN --cutouts DATA --photos DATA --output OUT
 
-Only the autoencoder's decoder learns: to draw the targets of `training.pairs`, objects in scenes at the model's
-resolution, from their latents. The encoder stays bit for bit, so that latents remain Stable Diffusion's and fit the
-UNet as before: OUT differs from IN in `vae.decoder.*` alone, and loads wherever IN does. All data lie in the device's
-memory. A run takes a minute or two on a GPU and is not resumed.
+Only the autoencoder's decoder is trained: to reconstruct the targets of `training.pairs`, objects in scenes at the
+model's resolution, from their latents. The encoder is unchanged, so that latents remain Stable Diffusion's and fit
+the UNet: OUT differs from IN only in `vae.decoder.*`, and loads wherever IN does. All data are held in the device's
+memory. A run takes a minute or two on a GPU and cannot be resumed.
 """
 
 from __future__ import annotations

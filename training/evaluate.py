@@ -1,11 +1,11 @@
 """Measure checkpoints side by side: python -m training.evaluate --checkpoint NAME=FILE ... --output FOLDER ...
 
 Tasks are subjects in boxes on photos (--subjects, --backgrounds, --boxes), real pairs of video frames (--pairs), or a
-folder of tasks such as MureCom (--tasks). The object copied and pasted is always one of the rows; composites that
-others made (--results NAME=FOLDER) are more. The folder gets composites/ROW/TASK.png, results.json, results.md and
-grid.png. Composites that are there already are kept: the same command again continues.
+folder of tasks such as MureCom (--tasks). Copy-paste of the object is always one of the rows; other methods'
+composites (--results NAME=FOLDER) are additional rows. The output folder gets composites/ROW/TASK.png, results.json,
+results.md and grid.png. Existing composites are kept: the same command resumes.
 
-Light and shadow, on tasks whose truth is known: python -m training.evaluate light TASKS ... (its own --help says more).
+Light and shadow, on tasks with known truth: python -m training.evaluate light TASKS ... (its own --help says more).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The checkpoint of a state that a run saved, without training: python -m training.export STATE FILE
+"""Make the checkpoint of a run's saved state, without training: python -m training.export STATE FILE
 
 STATE is a folder such as runs/compositing/state-000004000. FILE is what the run itself writes at that step: the
-averaged weights in fp16, or the LoRA alone where the stage is `finetune`.
+averaged weights in fp16, or only the LoRA for stage `finetune`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""One checkpoint of several, by the mean of their weights: python -m training.merge ONE TWO ... --output OUT
+"""Average the weights of several checkpoints: python -m training.merge ONE TWO ... --output OUT
 
-For checkpoints that come from one another, or from one start: trained on other data or longer, they lie in one basin,
-and their mean is often as good as each at what that one is best at (model soups: Wortsman et al., arXiv 2203.05482).
+For checkpoints trained from one another, or from the same start, on other data or for longer: they lie in one basin of
+the loss, and their mean is often as good as each of them at what it does best (model soups: Wortsman et al., arXiv
+2203.05482).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A data set in its own layout into shards for training: python -m training.prepare SOURCE --input FOLDER --output URL
+"""Turn a data set into shards for training: python -m training.prepare SOURCE --input FOLDER --output URL
 
-FOLDER may hold the data set's zips instead, or be one of them: nothing is unpacked.
+FOLDER may also hold the data set's zips, or be one of them: nothing is unpacked.
 
-The same command again goes on: finished shards are kept. OUTPUT gets train/ and held-out/ with the shards and, for
-the run's name, NAME.json (options, counts, what was dropped and how often), NAME.dropped.tsv (each thing dropped, and
-why) and NAME.png (a contact sheet to look at).
+The same command resumes: finished shards are kept. OUTPUT gets train/ and held-out/ with the shards and, for the
+run's name, NAME.json (options, counts, and counts of what was dropped), NAME.dropped.tsv (each dropped item with the
+reason) and NAME.png (a contact sheet to look at).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The settings of training, and the stages' presets; the rooms' own are in `data/`, `light/` and `measure/settings.py`.
+"""The settings of training and the stages' presets; other settings are in `settings.py` of `data/`, `light/` and
+`measure/`.
 
-The library takes these dataclasses; the scripts make their command lines of them (`training.arguments`). Pixels are a
-square's sides unless it is said otherwise, times are seconds, learning rates are AdamW's.
+The library takes these dataclasses; the scripts make their command lines from them (`training.arguments`). Sizes in
+pixels are sides of squares unless stated otherwise, times are in seconds, learning rates are AdamW's.
 """
 
 from __future__ import annotations
@@ -31,32 +32,37 @@ DEVICES = ("auto", "cpu")
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage trains and on what; the recipe's numbers that differ between stages."""
+    """What a stage trains, on which data, and the defaults that differ between stages."""
 
     trained: tuple[str, ...]
     """Prefixes of the trained parameters; all others are frozen."""
     learning_rate: float
     mix: dict[str, float]
-    """Shares of the kinds of pair, see `training.pairs.making`; none for captioned pictures."""
+    """Shares of the kinds of pair, see `training.pairs.making`; empty for captioned pictures."""
     images: int = 4_000_000
     batch: int = 512
     lr_warmup: int = 200_000
     lora: bool = False
-    """Whether the trained parameters are low-rank additions (arXiv 2106.09685) to the UNet's attention alone."""
+    """Whether only low-rank additions (arXiv 2106.09685) to the UNet's attention are trained."""
 
     @property
     def product(self) -> str:
-        """What a run of it makes, as its files are called."""
+        """The kind of file a run produces, by the name of its files."""
         return "lora" if self.lora else "checkpoint"
 
     @property
-    def data(self) -> tuple[str, ...]:
-        """The options that name what it reads."""
-        return ("cutouts", "photos") if self.mix else ("captions", "text_encoder")
+    def data_sets(self) -> tuple[str, ...]:
+        """The options that name its shards."""
+        return ("cutouts", "photos") if self.mix else ("captions",)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The options that it cannot do without."""
+        return self.data_sets if self.mix else (*self.data_sets, "text_encoder")
 
 
 STAGES = {
-    # ObjectStitch: both encoders and the UNet frozen, the adapter learns to speak as the text encoder does
+    # ObjectStitch: both encoders and the UNet are frozen, the adapter learns to imitate the text encoder
     "warmup": Stage(trained=("adapter.",), learning_rate=1e-4, mix={}, images=1_000_000, batch=64, lr_warmup=20_000),
     # "Trained: DINOv2, adapter, UNet decoder. Frozen: UNet encoder" (section 3.1)
     "identity": Stage(
@@ -70,7 +76,7 @@ STAGES = {
         learning_rate=6e-4,
         mix={"rendered": 0.45, "still": 0.24, "video": 0.05, "patch": 0.26},
     ),
-    # One object's few photos, as MureObjectStitch (arXiv 2411.07462) does, which tunes the UNet and freezes the adapter
+    # A few photos of one object, as in MureObjectStitch (arXiv 2411.07462): tunes the UNet, freezes the adapter
     "finetune": Stage(
         trained=("unet.",),
         learning_rate=1e-4,
@@ -89,11 +95,11 @@ DESCRIBED = frozenset(
     "processes layout begun steps trained lora trained_parameters split model device config_file from_config "
     "from_flags".split()
 )
-"""What a run's options.json says beside its options, and of its device more than the option."""
+"""Keys of a run's options.json that are not options, and `device`, which holds more than the option."""
 
 
 Size = int | tuple[int, int]
-"""Of a picture: a square's side, or width and height."""
+"""A picture's size: a square's side, or width and height."""
 
 
 def resolution_and_share(text: str) -> tuple[Size, float]:
@@ -101,7 +107,7 @@ def resolution_and_share(text: str) -> tuple[Size, float]:
     resolution, _, share = text.partition(":")
     sides, share = tuple(map(int, resolution.split("x"))), float(share or 1)
     if len(sides) > 2 or min(sides) < 1 or not 0 < share < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no resolution with a share of more than 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a resolution with a share above 0")
     return sides if len(set(sides)) == 2 else sides[0], share
 
 
@@ -110,12 +116,12 @@ def kind_and_share(text: str) -> tuple[str, float]:
     kind, _, share = text.partition(":")
     pair = OLD_KINDS.get(kind, kind), float(share or 1)
     if pair[0] not in KINDS or not 0 <= pair[1] < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no kind of pair with a share; kinds are {', '.join(KINDS)}")
+        raise argparse.ArgumentTypeError(f"{text} is not a kind of pair with a share; kinds are {', '.join(KINDS)}")
     return pair
 
 
 def stage_name(text: str) -> str:
-    """A stage by its name, or its former one."""
+    """A stage's name, from its present or former one."""
     if text in OLD_STAGES:
         arguments.warn_renamed(f"stage '{text}'", f"'{OLD_STAGES[text]}'")
     return OLD_STAGES.get(text, text)
@@ -131,7 +137,7 @@ class Train:
     stage: str = option(choices=STAGES, parse=stage_name, positional=True)
     """what to train"""
     output: Path = option()
-    """folder of the run; made, or continued"""
+    """folder of the run; created, or resumed from"""
 
     cutouts: str | None = option(None, group=DATA, old="--views")
     """cut-outs"""
@@ -140,60 +146,60 @@ class Train:
     captions: str | None = option(None, group=DATA)
     """for warmup: pictures with captions"""
     pool: int | None = option(None, group=DATA)
-    """shards of each data set in memory at once; by default all"""
+    """number of shards of each data set in memory at once; by default all"""
     refresh: int = option(1, group=DATA)
-    """with --pool: blocks of pairs before the next shard comes"""
+    """with --pool: blocks of pairs after which one shard is replaced"""
     cutout_resolution: int | None = option(None, group=DATA, old="--view-side")
-    """pixels at which cut-outs are held; by default the largest of --resolutions"""
+    """resolution in pixels at which cut-outs are held; by default the largest of --resolutions"""
     limit: int | None = option(None, group=DATA)
-    """read only so many samples of each data set"""
+    """read at most this many samples of each data set"""
     skip_bad: int = option(0, group=DATA)
-    """bad samples to leave out, and to count, before the run stops"""
+    """number of bad samples to skip and count before the run stops"""
 
     init: Path | None = option(None, group="model")
     """checkpoint to start from: training.start's, stage 1's for stage 2, or one to fine-tune"""
     sizes: str = option("tiny", group="model", metavar="NAME")
-    """without --init: sizes of a model with random weights: a preset's, or those of a YAML file"""
+    """without --init: sizes of a model with random weights, as a preset or a YAML file"""
     matte: int | None = option(None, group="model")
-    """give --init's UNet a fresh matte of so many values along a latent cell's side; 0 = none"""
+    """add a fresh matte to --init's UNet, with this many values along a latent cell's side; 0: none"""
     vae: Path | None = option(None, group="model")
     """autoencoder, .safetensors with diffusers' names"""
     text_encoder: Path | None = option(None, group="model")
     """for warmup: folder of SD 1.5 or SDXL, or of SD 1.5's CLIP text model with the tokenizer"""
     rank: int = option(16, group="model")
-    """for finetune: of the LoRA"""
+    """for finetune: rank of the LoRA"""
     train_all: bool = option(False, group="model")
-    """freeze no part: for small models whose encoder is not a pretrained DINOv2"""
+    """freeze nothing: for small models whose encoder is not a pretrained DINOv2"""
 
     images: int = option(group="recipe")
     """pictures to train on; by default the stage's"""
     batch: int = option(group="recipe")
-    """pictures at once in each process; by default the stage's"""
+    """pictures per batch in each process; by default the stage's"""
     resolutions: tuple[tuple[Size, float], ...] | None = option(
         None, group="recipe", parse=resolution_and_share, metavar="PIXELS[xHEIGHT][:SHARE]", old="--sides"
     )
-    """resolutions of the pictures, and their shares of the steps; by default the model's alone. With a height,
-    rectangles. Batches of all resolutions have as many pixels as --batch pictures at the model's"""
+    """resolutions of the pictures and their shares of the steps; by default only the model's. With a height,
+    rectangles. Batches at every resolution have as many pixels as --batch pictures at the model's"""
     distill_guidance: float | None = option(None, group="recipe", metavar="SCALE")
     """for compositing: learn what --init predicts with this guidance, instead of the pictures"""
     accumulate: int = option(1, group="recipe")
-    """batches whose gradients make one step"""
+    """batches whose gradients are accumulated into one step"""
     global_batch: int | None = option(None, group="recipe")
-    """pictures of a step, of all processes together; --accumulate then follows from it and the processes"""
+    """pictures per step over all processes; --accumulate then follows from it and the number of processes"""
     mix: tuple[tuple[str, float], ...] = option(group="recipe", parse=kind_and_share, metavar="KIND:SHARE")
     """kinds of pair and their shares; by default the stage's"""
     optimizer: str = option("adamw", choices=OPTIMIZERS, group="recipe")
     """adamw8bit keeps a quarter of the state, on a GPU, with the extra bitsandbytes"""
     weight_decay: float = option(0.01, group="recipe")
-    """the optimizer's"""
+    """weight decay of the optimizer"""
     clip: float = option(1.0, group="recipe")
-    """longest gradient of a step; 0 = any"""
+    """maximum gradient norm; 0: no limit"""
     schedule: str = option("cosine", choices=SCHEDULES, group="recipe")
-    """how the learning rate goes from its peak to --final-lr; constant stays at the peak"""
+    """how the learning rate decays from its peak to --final-lr; constant stays at the peak"""
     lr: float = option(group="recipe")
     """peak learning rate; by default the stage's"""
     final_lr: float = option(0.03, group="recipe")
-    """learning rate at the end, as a part of the peak"""
+    """learning rate at the end, as a fraction of the peak"""
     lr_warmup: int = option(group="recipe", old="--warmup")
     """pictures over which the learning rate rises to its peak; by default the stage's"""
     ema: float = option(0.999, group="recipe")
@@ -201,28 +207,28 @@ class Train:
     timesteps: str = option("uniform", choices=TIMESTEPS, group="recipe")
     """how timesteps are drawn"""
     weighting: str = option("plain", choices=WEIGHTINGS, group="recipe")
-    """how they count in the loss"""
+    """how they are weighted in the loss"""
     matte_weight: float = option(0.2, group="recipe")
-    """of the matte's loss beside that of the picture"""
+    """weight of the matte's loss relative to the picture's"""
     dropout: float = option(0.1, group="recipe")
-    """how often the object is dropped, from 0 to 1, for guidance; IMPRINT and methods like it drop 10 to 20 %"""
+    """probability of dropping the object, for classifier-free guidance; IMPRINT and related methods use 0.1 to 0.2"""
     translation: float = option(0.5, group="recipe")
-    """for warmup: first part of the run, from 0 to 1, on the translation loss"""
+    """for warmup: initial fraction of the run, from 0 to 1, on the translation loss"""
     reuse: int = option(8, group="recipe")
     """how often each pair is used, with fresh noise"""
     block: int = option(16, group="recipe")
     """batches of pairs made at once"""
     seed: int = option(0, group="recipe")
-    """of everything that is drawn"""
+    """seed of everything random"""
 
     precision: str = option("no", choices=PRECISIONS, group="machine")
     """mixed precision"""
     compile: str | None = option(None, choices=COMPILE_MODES, bare=COMPILE_MODES[0], group="machine")
-    """torch.compile; reduce-overhead for models so small that starting kernels takes longer than running them"""
+    """torch.compile; reduce-overhead for models so small that launching kernels takes longer than running them"""
     checkpointing: bool = option(False, group="machine")
-    """compute activations twice, and keep few of them"""
+    """recompute activations in the backward pass, to save memory"""
     chunk: int = option(256, group="machine")
-    """pairs made in one piece; less needs less memory. Other pairs are drawn with another, of the same mix"""
+    """pairs made at once; fewer need less memory. Another value draws other pairs of the same mix"""
     device: str = option("auto", choices=DEVICES, group="machine")
     """where to train"""
     time_limit: float | None = option(None, group="machine")
@@ -233,7 +239,7 @@ class Train:
     save_every: int = option(1000, group="report")
     """steps between states, checkpoints, held-out losses and samples"""
     keep: int = option(3, group="report")
-    """checkpoints of saves to keep, the newest, beside the best and the last"""
+    """number of newest checkpoints to keep, besides the best and the last"""
     wandb: bool = option(False, group="report")
     """log to Weights & Biases as well as to TensorBoard"""
     dry_run: bool = option(False, group="report")
@@ -244,11 +250,11 @@ class Train:
 
     @classmethod
     def of(cls, stage: str, **changes: Any) -> Train:
-        """The preset of a stage, changed."""
+        """The preset of a stage, with changes."""
         return arguments.of(cls, **(stage_defaults({"stage": stage} | changes) | {"stage": stage} | changes))
 
     def check(self) -> None:
-        """Raises `ImprintError` for options that do not go together."""
+        """Raise `ImprintError` for options that contradict each other."""
         stage = STAGES[self.stage]
         require(
             self,
@@ -263,23 +269,25 @@ class Train:
         if self.lr_warmup > self.images:
             raise ImprintError(
                 f"--lr-warmup is {self.lr_warmup}, but the run ends after {self.images} pictures, before the learning "
-                "rate is at its peak; give less"
+                "rate reaches its peak; give less"
             )
         if self.distill_guidance is not None and not (self.stage == "compositing" and self.init):
             raise ImprintError(
                 "--distill-guidance needs --init, the model whose predictions are learned, and stage 'compositing'"
             )
         if self.resolutions and not stage.mix:
-            raise ImprintError(f"stage '{self.stage}' has no --resolutions: its pictures have the model's")
+            raise ImprintError(f"stage '{self.stage}' takes no --resolutions: its pictures have the model's")
         if self.stage == "identity" and any(isinstance(size, tuple) for size, _ in self.resolutions or ()):
-            raise ImprintError("stage 'identity' shows an object alone, in squares; give its --resolutions no heights")
+            raise ImprintError(
+                "stage 'identity' shows the object alone, in squares; give --resolutions without heights"
+            )
         if any(kind not in KINDS or not share >= 0 for kind, share in self.mix):
-            raise ImprintError(f"--mix is {self.mix}; it is shares of 0 or more of {', '.join(KINDS)}")
+            raise ImprintError(f"--mix is {self.mix}; it must be shares of 0 or more of {', '.join(KINDS)}")
         if bool(stage.mix) != any(share for _, share in self.mix):
             raise ImprintError(
                 f"stage '{self.stage}' needs a --mix with a share above 0"
                 if stage.mix
-                else f"stage '{self.stage}' has no --mix: its pairs are pictures with captions"
+                else f"stage '{self.stage}' takes no --mix: its pairs are pictures with captions"
             )
         if self.global_batch is not None and self.accumulate != 1:
             raise ImprintError("--accumulate follows from --global-batch: give one of them")
@@ -290,7 +298,7 @@ class Train:
                 "--compile reduce-overhead keeps no gradients between batches; leave it out, or --accumulate and "
                 "--global-batch"
             )
-        for name in stage.data:
+        for name in stage.required:
             if getattr(self, name) is None:
                 raise ImprintError(f"stage '{self.stage}' needs {arguments.flag(name)}")
         # "Without stage 1" is an ablation of the paper; a model of random weights then learns all of itself at once.
@@ -304,31 +312,32 @@ FREE_OPTIONS = (
     "time_limit log_every save_every keep dry_run skip_bad device chunk compile checkpointing wandb output sizes "
     "cutouts photos captions text_encoder"
 ).split()
-"""What may differ when a run goes on: it does not change what is learned. Of --sizes the model itself is compared."""
+"""Options that may change when a run is resumed, since they do not affect what is learned. (For --sizes the model
+itself is compared.)"""
 
 
 def stage_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a stage's preset, by `Train`'s names."""
+    """The defaults of a stage's preset, by `Train`'s names."""
     stage = STAGES.get(given.get("stage"))
     if stage is None:
         return {}
-    warmup = min(stage.lr_warmup, given.get("images", stage.images) // 2)  # of a short run: its first half
+    warmup = min(stage.lr_warmup, given.get("images", stage.images) // 2)  # at most half of a short run
     if given.get("output"):
-        warmup = begun_with(Path(given["output"])).get("lr_warmup", warmup)  # a run that becomes longer keeps its own
+        warmup = begun_with(Path(given["output"])).get("lr_warmup", warmup)  # a run that is made longer keeps its own
     mix = tuple(stage.mix.items())
     return dict(images=stage.images, batch=stage.batch, lr_warmup=warmup, lr=stage.learning_rate, mix=mix)
 
 
 def begun_with(folder: Path) -> dict[str, Any]:
-    """The options of a run that has states to go on from; none where there are none, or cannot be read."""
+    """The options of a run that can be resumed; empty if it has no states or its options cannot be read."""
     try:
         return renamed_options(read_json(folder / "options.json", "")) if any(folder.glob("state-*")) else {}
-    except ImprintError:  # told by whoever continues the run
+    except ImprintError:  # reported when the run is resumed
         return {}
 
 
 def parse_train(argv: list[str] | None, description: str | None = None) -> Train:
-    """A run's settings from its command line; leaves with 2 for options that do not fit."""
+    """A run's settings from its command line; exits with code 2 for invalid options."""
     return arguments.parse(
         Train,
         argv,
@@ -341,16 +350,16 @@ def parse_train(argv: list[str] | None, description: str | None = None) -> Train
 
 
 def read_train(path: Path) -> Train:
-    """The settings of a run from its options.json. Raises `ImprintError` where it is not whole."""
+    """The settings of a run from its options.json. Raises `ImprintError` for an incomplete one."""
     values = arguments.read_file(path, Train, OLD_NAMES | {"config": "sizes"}, DESCRIBED)
     values = arguments.defaults(Train) | stage_defaults(values) | values
     if absent := {field.name for field in arguments.flat(Train)} - values.keys():
-        raise ImprintError(f"{path} does not say {', '.join(sorted(absent))}; it must be a run's own options.json")
+        raise ImprintError(f"{path} does not say {', '.join(sorted(absent))}; give a run's own options.json")
     return arguments.build(Train, values)
 
 
 def renamed_options(described: dict[str, Any]) -> dict[str, Any]:
-    """What a run's options.json held, under today's names."""
+    """The contents of a run's options.json under the present names."""
     values = {(OLD_NAMES | {"config": "sizes"}).get(name, name): value for name, value in described.items()}
     values["stage"] = OLD_STAGES.get(values.get("stage"), values.get("stage"))
     if isinstance(values.get("mix"), dict):
@@ -360,7 +369,7 @@ def renamed_options(described: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Start:
-    """Pretrained parts, into a checkpoint."""
+    """Assembling a checkpoint from pretrained parts."""
 
     output: Path = option(positional=True)
     """checkpoint to write, .safetensors"""
@@ -369,7 +378,7 @@ class Start:
     encoder: Path = option()
     """DINOv2 or DINOv3: a folder of the hub; for DINOv2 also Meta's .pth"""
     sizes: str = option("sd15", metavar="NAME")
-    """all that the two files do not say: a preset's sizes, or those of a YAML file"""
+    """everything that the two files do not determine: a preset, or a YAML file"""
     background: str | None = option(None, choices=("blend", "concat"))
     """by default the configuration's, blend"""
     adapter: str | None = option(None, choices=("tokens", "conv"))
@@ -377,7 +386,7 @@ class Start:
     vae: Path | None = option(None)
     """another autoencoder: a folder in diffusers' layout"""
     seed: int = option(0)
-    """of the adapter's weights"""
+    """seed of the adapter's weights"""
 
 
 @dataclass(frozen=True)
@@ -413,17 +422,17 @@ class TuneDecoder:
     photos: str = option()
     """photos, likewise"""
     limit: int | None = option(None)
-    """read only so many samples of each data set"""
+    """read at most this many samples of each data set"""
     images: int = option(120_000)
-    """pictures to train on, each made anew"""
+    """pictures to train on, each newly made"""
     batch: int = option(128)
-    """pictures at once"""
+    """pictures per batch"""
     lr: float = option(3e-4)
-    """learning rate at the start; a cosine takes it to 0"""
+    """initial learning rate; a cosine takes it to 0"""
     keep: float = option(0.9)
-    """share of the fine detail that stays as it is drawn, from 0 to 1"""
+    """share of the fine detail to keep as the decoder draws it, from 0 to 1"""
     seed: int = option(0)
-    """of the pictures"""
+    """seed of the pictures"""
     held_out: int = option(256)
     """held-out pictures to measure on"""
     time_limit: float | None = option(None)
@@ -434,7 +443,7 @@ class TuneDecoder:
     """where to train"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for numbers that cannot be."""
+        """Raise `ImprintError` for numbers out of range."""
         require(self, "images batch held_out limit")
         arguments.require_other(self.output, self.checkpoint)
         require(self, "keep", 0, 1)

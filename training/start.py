@@ -1,7 +1,7 @@
-"""Pretrained parts into a checkpoint to train from: python -m training.start --unet SD15 --encoder DINOV2 OUT
+"""Assemble pretrained parts into a checkpoint to train from: python -m training.start --unet SD15 --encoder DINOV2 OUT
 
-IMPRINT starts from a text-to-image UNet and a DINOv2 (arXiv 2403.10701, section 3). Both come as their authors or the
-hub give them; the content adapter is fresh, and `training.train warmup` teaches it the text encoder's language.
+IMPRINT starts from a text-to-image UNet and a DINOv2 (arXiv 2403.10701, section 3). Both are read as their authors or
+the hub publish them; the content adapter is fresh, and `training.train warmup` teaches it to imitate the text encoder.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A few photos of one object into shards for `training.train finetune`: python -m training.subject FOLDER --output DATA
+"""Turn a few photos of an object into shards for stage `finetune`: python -m training.subject FOLDER --output DATA
 
 FOLDER holds cut-outs (pictures with transparency), photos with a mask beside each (`mug.jpg` and `mug.mask.png`,
-white on the object), or both. A cut-out is one view. A photo with its mask is a view too, and a target in a real
-place: its reference is the object in this photo, changed, or in another one. `--backgrounds` gives places for the
-cut-outs; without any they stand on black. So few photos leave none to hold out: train/ and held-out/ are the same.
+white on the object), or both. A cut-out is a view. A photo with a mask is a view and also a target in a real scene: its
+reference is the object from the same photo, altered, or from another one. `--backgrounds` gives scenes for the
+cut-outs; without it they are put on black. With so few photos none are held out: train/ and held-out/ are the same.
 """
 
 from __future__ import annotations

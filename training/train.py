@@ -1,11 +1,11 @@
-"""Train a stage: python -m training.train STAGE --output FOLDER ...; the same command again continues.
+"""Train a stage: python -m training.train STAGE --output FOLDER ...; the same command resumes.
 
-One loop for all stages: `warmup` teaches a fresh adapter the text encoder's language (ObjectStitch, arXiv
+One loop for all stages: `warmup` teaches a fresh adapter to imitate the text encoder (ObjectStitch, arXiv
 2212.00932), `identity` learns identity from two views on black, `compositing` puts the object into a background
-(IMPRINT, arXiv 2403.10701, section 3), and `finetune` learns one object from a few photos. Starts on one CPU or GPU,
-or on many through `accelerate launch` or `torchrun`. The run's folder describes itself: options.json, data.json,
-stats.jsonl, tensorboard/, samples-*.png, state-*/ (to continue), checkpoint-*.safetensors, best.safetensors and
-checkpoint.safetensors; a LoRA's are called lora-*.safetensors and lora.safetensors.
+(IMPRINT, arXiv 2403.10701, section 3), and `finetune` learns one object from a few photos. Runs on a CPU or GPU, or
+on many through `accelerate launch` or `torchrun`. The run's folder describes itself: options.json, data.json,
+stats.jsonl, tensorboard/, samples-*.png, state-*/ (to resume from), checkpoint-*.safetensors, best.safetensors and
+checkpoint.safetensors; for a LoRA, lora-*.safetensors and lora.safetensors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             run.train()
             if run.asked:
-                print(f"stopped; {run.state.last()}: the same command goes on", file=sys.stderr)
+                print(f"stopped; {run.state.last()}: the same command resumes", file=sys.stderr)
                 sys.exit(128 + run.asked[0])
     except ImprintError as error:
         sys.exit(f"error: {error}")

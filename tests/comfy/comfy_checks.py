@@ -484,7 +484,7 @@ def check_anydoor():
     fails("does not hold the object's pictures", "Condition on Object", call=lambda: of.sample(positive=plain, **small))
     fails("2 views", "one picture", call=lambda: run("IDEncoder", of.clip, *two_views(), "object"))
     lost = subject(of.identity.tokens, of.identity.views)
-    fails("stands for no object", "CLIP_VISION", call=lambda: run("ContentAdapter", of.adapter, lost, 1.0))
+    fails("the tokens of no object", "CLIP_VISION", call=lambda: run("ContentAdapter", of.adapter, lost, 1.0))
 
 
 def check_what_may_be_changed():
@@ -505,7 +505,10 @@ def check_what_may_be_changed():
     for one, other in itertools.combinations(made, 2):
         assert (made[one] - made[other]).abs().max() > 1e-3, f"{one} is {other}"
     shipped = scene()
-    fails("cannot be told", call=lambda: run("ContentAdapter", shipped.adapter, shipped.identity, 1.0, "light"))
+    fails(
+        "no choice of what to change",
+        call=lambda: run("ContentAdapter", shipped.adapter, shipped.identity, 1.0, "light"),
+    )
     plain = [[context, {}] for context, _ in of.positive]
     fails("does not say what to change", "Condition on Object", call=lambda: of.sample(positive=plain))
 

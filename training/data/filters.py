@@ -1,6 +1,6 @@
-"""Which objects are worth learning from: not tiny, not the whole picture, whole, and sharply outlined.
+"""Which objects are worth learning from: neither tiny nor filling the picture, not cut off, and sharply outlined.
 
-The thresholds are the defaults of `Limits`, and options of the command; sizes are those of the picture as it is stored.
+The thresholds are the defaults of `Limits` and options of the command; sizes refer to the picture as stored.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import numpy as np
 
 from .settings import Limits
 
-ALPHA_THRESHOLD = 128 / 255  # an object is where alpha is above it, as AnyDoor reads MVImgNet
+ALPHA_THRESHOLD = 128 / 255  # alpha above this is the object, as AnyDoor reads MVImgNet
 
 
 def unusable_objects(labels: np.ndarray, limits: Limits) -> dict[int, str]:
-    """The objects of labels (H, W) uint8 that are to be left out, and why."""
+    """The objects of labels (H, W) uint8 to drop, and why."""
     areas = np.bincount(labels.ravel(), minlength=256) / labels.size
     rim = _rim(labels, limits.border)
     reasons = {}
@@ -28,8 +28,8 @@ def unusable_objects(labels: np.ndarray, limits: Limits) -> dict[int, str]:
 
 
 def objects_at_the_edge(labels: np.ndarray) -> int:
-    """How many objects of labels (H, W) uint8 the picture's edge cuts: training makes no targets of those, since beyond
-    the edge it would have to show what the photo does not hold.
+    """The number of objects in labels (H, W) uint8 that are cut by the picture's border. Training does not use them as
+    targets, since the photo does not show them beyond the border.
     """
     return len(_rim(labels, 2) - {0})
 

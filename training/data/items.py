@@ -1,4 +1,4 @@
-"""What a data set's reader gives: groups of pictures that stay together, and the pictures of a group."""
+"""What a data set's reader returns: groups of pictures that stay together, and the pictures of a group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .shards import Record
 
 
 class Dropped(Exception):
-    """Something is left out. `reason` is what is counted, `what` the thing's name, `detail` what was found."""
+    """Something is dropped. `reason` is counted, `what` is the dropped item's name, `detail` what was found."""
 
     def __init__(self, reason: str, what: object = "", detail: object = ""):
         super().__init__(reason)
@@ -29,35 +29,35 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class Group:
-    """What stays together: a clip, an object's views, a portrait session, a picture. Nothing is opened to list it."""
+    """Pictures that stay together: a clip, an object's views, a portrait session. Listing it opens no file."""
 
     name: str
-    """Unique in the source; decides in which shard it lies."""
+    """Unique in the source; determines the shard."""
     size: int = 1
-    """About how many pictures it holds."""
+    """Approximate number of pictures."""
     data: Any = None
-    """What the reader needs to find them; it travels to another process."""
+    """What the reader needs to find them; it is sent to another process."""
     key: str = ""
-    """Groups of one key are on one side of the split; by default the name."""
+    """Groups with the same key are on the same side of the split; by default the name."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture, not opened yet."""
+    """A picture, not opened yet."""
 
     record: Record
     picture: Place | Image.Image
     """A file, or a rendered RGBA cut-out."""
     mask: Callable[[], np.ndarray] | None = None
-    """Gives (H, W) uint8, 0 = background, n = the n-th object; or float32, the one object's alpha in [0, 1]."""
+    """Returns (H, W) uint8, 0 = background, n = the n-th object; or float32, a single object's alpha in [0, 1]."""
     own_alpha: bool = False
-    """Whether the picture's own transparency, where it has any, is its mask."""
+    """Whether the picture's own transparency, if any, is its mask."""
     cutout: bool = False
-    """Whether it is kept as a cut-out, with room around it; else one gets a ground, as a photo has."""
+    """Whether it is kept as a cut-out, padded; otherwise a cut-out gets a ground, to serve as a photo."""
     text: str = ""
-    """Captions, one a line."""
+    """Captions, one per line."""
     scene: Image.Image | None = None
-    """RGB: the place whose light a rendered cut-out has."""
+    """RGB: the scene that lights a rendered cut-out."""
 
     @property
     def name(self) -> str:
@@ -70,21 +70,21 @@ class Source:
     """A kind of data set."""
 
     groups: Callable[[Place, Prepare], Iterator[Group]]
-    """Lists a folder; cheap. Raises `ImprintError` where the folder is not of that layout."""
+    """Lists a folder; cheap. Raises `ImprintError` for a folder of another layout."""
     read: Callable[[Group, Prepare], Iterator[Item | Dropped]]
-    """The pictures of a group, in a worker; raises `Dropped` where the group as a whole cannot be read."""
+    """Reads the pictures of a group, in a worker; raises `Dropped` if the whole group cannot be read."""
     bare: bool = False
     """Whether a picture without a usable object is kept, as a background."""
     licensed: bool = False
-    """Whether the data set gives each picture's licence."""
+    """Whether the data set provides each picture's licence."""
     least: int = 1
-    """Pictures that a group needs to be of use."""
+    """The smallest useful number of pictures in a group."""
     zipped: bool = True
-    """Whether it is read from zips as well."""
+    """Whether it can also be read from zips."""
 
 
 def open_picture(path: Place) -> Image.Image:
-    """A picture file, wherever it lies. Raises `ImprintError`."""
+    """Open a picture file, also in a zip. Raises `ImprintError`."""
     if isinstance(path, Path):
         return open_image(path)
     try:
@@ -94,7 +94,7 @@ def open_picture(path: Place) -> Image.Image:
 
 
 def open_mask(path: Place | None, what: object) -> Image.Image:
-    """A mask file. Raises `Dropped`."""
+    """Open a mask file. Raises `Dropped`."""
     if path is None or not path.is_file():
         raise Dropped("no mask", what, path or "")
     try:
@@ -104,7 +104,7 @@ def open_mask(path: Place | None, what: object) -> Image.Image:
 
 
 def mask_of(image: Image.Image, what: object) -> np.ndarray:
-    """(H, W) float32 in [0, 1]: a mask picture as `mask_to_tensor` reads it. Raises `Dropped` for several labels."""
+    """(H, W) float32 in [0, 1]: a mask picture as read by `mask_to_tensor`. Raises `Dropped` for several labels."""
     try:
         return mask_to_tensor(image)[0].numpy()
     except ImprintError as error:
@@ -112,13 +112,13 @@ def mask_of(image: Image.Image, what: object) -> np.ndarray:
 
 
 def object_of(image: Image.Image, what: object) -> np.ndarray:
-    """(H, W) float32 in [0, 1]: the alpha channel of an object on nothing, or else `mask_of`. Raises `Dropped`."""
+    """(H, W) float32 in [0, 1]: the alpha channel of a cut-out, otherwise `mask_of`. Raises `Dropped`."""
     alpha = alpha_to_tensor(image)
     return mask_of(image, what) if alpha is None else alpha[0].numpy()
 
 
 def frame_number(path: Place) -> int:
-    """The number that a frame is named by. Raises `Dropped` for an odd file."""
+    """The number in a frame's name. Raises `Dropped` for an unexpected file."""
     number = re.fullmatch(r"\d+", path.stem)
     if path.suffix.lower() not in PICTURES or not number:
         raise Dropped("odd file", path, "not a frame named by its number")
@@ -131,7 +131,7 @@ def subfolders(path: Place) -> list[Place]:
 
 
 def first_folder(*paths: Place) -> Place | None:
-    """The first of them that exists."""
+    """The first of these paths that exists."""
     return next((path for path in paths if path.is_dir()), None)
 
 
@@ -146,7 +146,7 @@ def read_names(path: Path | None) -> frozenset[str]:
 def read_photos(
     folders: Sequence[Path], exclude: Set[str], kinds: tuple[str, ...] = (".jpg", ".jpeg", ".png")
 ) -> tuple[Path, ...]:
-    """The pictures of the folders, less those of the names in `exclude`. Raises `ImprintError` where none is left."""
+    """The pictures in the folders, without the names in `exclude`. Raises `ImprintError` if none is left."""
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.name not in exclude]
     photos = tuple(path for path in files if path.suffix.lower() in kinds)
     if folders and not photos:

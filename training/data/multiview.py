@@ -1,4 +1,4 @@
-"""Several photos of one object: MVImgNet, and folders of one's own."""
+"""Several photos of one object: MVImgNet, and own folders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .stills import MASK_ENDINGS, MASK_FOLDERS, folder_mask
 
 VIEW_GAP = 8  # AnyDoor: the views of a pair are at least an eighth of the object's frames apart
 ASIDE = ("_bbox.png", "_rmobj.jpg")
-"""Endings of what MureCom has beside an object's photos: boxes, and photos without it."""
+"""Endings of MureCom's other files beside an object's photos: boxes, and photos without it."""
 RELIT = "_aug"
-"""Of its folders of copies in other lights."""
+"""Ending of its folders with copies in other lights."""
 
 
 # --- MVImgNet --------------------------------------------------------------------------------------------------------
@@ -28,8 +28,8 @@ def mvimgnet_groups(path: Place, options: Prepare) -> Iterator[Group]:
     """MVImgNet: CLASS/OBJECT/images/NNN.jpg. Masks are looked for in three places:
 
     OBJECT/masks/NNN.png or NNN.jpg.png (as in MVImgNet 2.0), or OBJECT itself; mask/ or masks/CLASS/OBJECT/NNN.jpg.png
-    or NNN.png beside the classes or beside their folder; images/NNN_anything.png, the object on nothing (as AnyDoor
-    reads it). Of a mask without an alpha channel its brightness is taken.
+    or NNN.png beside the classes or beside their folder; images/NNN_anything.png, the cut-out (as read by
+    AnyDoor). For a mask without an alpha channel its brightness is used.
     """
     for category in subfolders(path):
         if category.name in MASK_FOLDERS:
@@ -43,7 +43,7 @@ def mvimgnet_groups(path: Place, options: Prepare) -> Iterator[Group]:
 
 
 def read_mvimgnet(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
-    """`--views` frames, spread evenly; a frame's number is its place among all of the object's."""
+    """`--views` evenly spaced frames; a frame's number is its index among all of the object's."""
     thing, folders = group.data
     files = sorted(entry for entry in (thing / "images").iterdir() if entry.is_file())
     frames = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg")]
@@ -83,7 +83,7 @@ def object_groups(path: Place, _options: Prepare) -> Iterator[Group]:
 
 
 def read_objects(group: Group, options: Prepare) -> Iterator[Item | Dropped]:
-    """An object's pictures, numbered by their names' order."""
+    """An object's pictures, numbered in the order of their names."""
     files, used = group.data, set()
     names = {file.name: file for file in files}
     photos = {file.stem for file in files if file.suffix.lower() in PICTURES and file.suffix.lower() != ".png"}

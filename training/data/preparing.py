@@ -1,4 +1,4 @@
-"""A data set into shards: planning, going on, counting, and the picture to look at."""
+"""Turning a data set into shards: planning, resuming, counting, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .writing import Job, plan, report_url, shard_url
 
 
 def prepare(source: Source, options: Prepare) -> dict[str, Any]:
-    """Write the shards that are missing, the report and the contact sheet; returns the report.
+    """Write the missing shards, the report and the contact sheet; returns the report.
 
-    Raises `ImprintError` for a folder of another layout, and where OUTPUT holds the same name with other options.
+    Raises `ImprintError` for a folder of another layout, and if OUTPUT holds the same name with other options.
     """
     place = open_folder(options.input)
     if not (isinstance(place, Path) or source.zipped):
@@ -66,7 +66,7 @@ def prepare(source: Source, options: Prepare) -> dict[str, Any]:
 
 
 def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
-    """All that decides what is in the shards."""
+    """Everything that determines the contents of the shards."""
     names = "source licence longest_side quality held_out shard_size views resolution identities relit seed".split()
     values = flattened(options)
     digest = shards.name_digest("\n".join(sorted(group.name for group in groups)))
@@ -88,12 +88,12 @@ def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
 
 
 def _read_report(job: Job, options: Prepare) -> dict | None:
-    """That of a shard which is there, or of which nothing was left; None where it is to be made."""
+    """The report of a finished (or empty) shard; None if it has to be made."""
     return _read_json(report_url(job, options), split=str, size=int, counts=dict, dropped=list)
 
 
 def _read_json(place: str, **kinds: type) -> dict | None:
-    """A JSON object of ours with values of these kinds; None where there is none yet, or a broken one."""
+    """One of our JSON objects, with values of these types; None if it is missing or broken."""
     try:
         found = json.loads(shards.read_file(place))
     except (FileNotFoundError, ValueError):
@@ -103,7 +103,7 @@ def _read_json(place: str, **kinds: type) -> dict | None:
 
 
 def _finish(jobs: list[Job], reports: list[dict], resolved: dict, summary: str, options: Prepare) -> dict[str, Any]:
-    """Add up the reports; write summary, list of what was dropped, list of shards and contact sheet."""
+    """Add up the reports; write the summary, the list of dropped items, the list of shards and the contact sheet."""
     counts = {split: Counter() for split in shards.SPLITS}
     dropped = []
     for report in reports:

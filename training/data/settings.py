@@ -26,25 +26,25 @@ class Cutout:
     """processes"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for a number that cannot be."""
+        """Raise `ImprintError` for a number out of range."""
         require(self, "workers")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A few photos of one object, into shards."""
+    """Turning a few photos of one object into shards."""
 
     folder: Path = option(positional=True)
-    """of the photos"""
+    """folder of the photos"""
     output: Path = option()
-    """folder; cutouts/ and photos/ are made in it"""
+    """folder in which cutouts/ and photos/ are created"""
     backgrounds: Path | None = option(None)
     """folder of shards of photos"""
     limit: int = option(200)
-    """of the backgrounds"""
+    """read at most this many backgrounds"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for a number that cannot be."""
+        """Raise `ImprintError` for a number out of range."""
         require(self, "limit")
 
 
@@ -53,14 +53,14 @@ class Limits:
     """filters, of objects; sizes are those of the picture as it is stored"""
 
     min_area: float = 0.01
-    """smallest object, as a share of the picture's area"""
+    """smallest object, as a fraction of the picture's area"""
     max_area: float = 0.64
     """largest object, likewise"""
     border: int = 4
-    """an object with a pixel in this many outermost rows or columns is cut by the border; 0 keeps all and counts those
-    that are cut, of which training from photos makes no targets"""
+    """an object with a pixel in this many outermost rows or columns counts as cut by the border; 0 keeps and counts
+    such objects, which training from photos never uses as targets"""
     max_edge: float = 3.0
-    """greatest mean width in pixels of a mask's soft edge, where alpha lies between 10 and 90 %"""
+    """largest mean width in pixels of a mask's soft edge, where alpha is between 10 and 90 %"""
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,19 @@ class Render:
     """multi-view sources"""
 
     views: int = option(8)
-    """of each object"""
+    """views of each object"""
     resolution: int = option(256)
-    """pixels of a rendering"""
+    """side of a rendering, in pixels"""
     identities: int | None = option(None)
-    """meshes with a material each, in all; by default one per mesh"""
+    """total number of meshes with a random material; by default one per mesh"""
     textures: tuple[Path, ...] = option(())
     """folders of pictures to cut textures from"""
     panoramas: tuple[Path, ...] = option(())
-    """folders of .hdr panoramas, to light renderings with"""
+    """folders of .hdr panoramas to light renderings with"""
     relit: int = option(0)
-    """views of each object that are rendered again in a panorama's light"""
+    """number of views of each object to render once more in a panorama's light"""
     seed: int = option(0)
-    """of what is drawn for a rendering"""
+    """seed of the renderings"""
     backend: str = option("egl", choices=BACKENDS)
     """OpenGL platform"""
     texture_files: tuple[Path, ...] = found(())
@@ -91,37 +91,37 @@ class Render:
 
 @dataclass(frozen=True)
 class Prepare:
-    """A data set in its own layout, into shards."""
+    """Turning a data set in its original layout into shards."""
 
     source: str = option(positional=True)
     """the data set"""
     input: Path = option()
     """the data set's own folder, or its zips"""
     output: str = option()
-    """folder, or a URL that fsspec knows, such as s3://bucket/folder"""
+    """folder, or a URL that fsspec supports, such as s3://bucket/folder"""
     licence: str | None = option(None)
-    """of the pictures, written into each record where the data set gives none of its own"""
+    """licence of the pictures, stored with each unless the data set has its own"""
     name: str | None = option(None)
-    """of the shards; by default the source and the input's folder"""
+    """name of the shards; by default the source and the input's folder"""
     exclude: Path | None = option(None)
-    """text file that names pictures to leave out"""
+    """text file with the names of pictures to leave out"""
     held_out: float = option(0.05)
-    """share of the clips, objects or pictures kept for validation"""
+    """fraction of the clips, objects or pictures held out for validation"""
     longest_side: int = option(640)
-    """pixels to which larger pictures are reduced"""
+    """largest side in pixels; larger pictures are reduced to it"""
     quality: int = option(85)
-    """of JPEG and WebP"""
+    """quality of JPEG and WebP"""
     shard_size: int = option(500)
-    """pictures in a shard, about"""
+    """approximate number of pictures per shard"""
     workers: int = option(2)
     """processes"""
     describe: str | None = option(None, metavar="ADDRESS")
-    """for captions: a server that answers as OpenAI's chat completions do, such as http://localhost:8000/v1, which
-    captions pictures that have none"""
+    """for captions: a server with OpenAI's chat completions API, such as http://localhost:8000/v1, that captions
+    pictures without captions"""
     describe_model: str | None = option(None, metavar="NAME")
-    """the server's name of the model that describes"""
+    """the server's name of the model to use"""
     engine: str = option("processes", choices=ENGINES)
-    """ray spreads the work over a cluster"""
+    """ray distributes the work over a cluster"""
     dry_run: bool = option(False)
     """print the resolved options and the number of shards, and stop"""
     limits: Limits
@@ -130,7 +130,7 @@ class Prepare:
     """the names in --exclude"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for options that do not go together."""
+        """Raise `ImprintError` for options that contradict each other."""
         require(self, "longest_side shard_size workers")
         require(self, "quality", 1, 100)
         require(self.render, "views resolution identities")
@@ -139,21 +139,21 @@ class Prepare:
         require(self.limits, "border max_edge", 0)
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
             raise ImprintError(
-                f"--name is {self.name!r}; files and samples are called so: letters, digits, _ and - were expected"
+                f"--name is {self.name!r}; it names files and samples: use only letters, digits, _ and -"
             )
         if self.describe is not None or self.describe_model is not None:
             if self.source != "captions" or None in (self.describe, self.describe_model):
-                raise ImprintError("--describe and --describe-model go together, and with the source 'captions' alone")
+                raise ImprintError("--describe and --describe-model go together, and only with the source 'captions'")
             if not self.describe.startswith(("http://", "https://")):
-                raise ImprintError(f"--describe is {self.describe!r}; an address that begins with http:// was expected")
+                raise ImprintError(f"--describe is {self.describe!r}; expected an address that starts with http://")
         if self.render.relit and not self.render.panoramas:
             raise ImprintError("--relit needs the light of --panoramas")
         require(self.render, "relit", 0, self.render.views)
 
     def resolved(self, licensed: bool) -> Prepare:
-        """With name and licence. licensed: whether each picture brings its own.
+        """The settings with name and licence filled in. licensed: whether each picture has its own licence.
 
-        Raises `ImprintError` where there is none.
+        Raises `ImprintError` if there is none.
         """
         if self.licence is None and not licensed:
             raise ImprintError(f"{self.source} does not say each picture's licence: give --licence")

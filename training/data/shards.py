@@ -1,14 +1,13 @@
-"""The data's one format: WebDataset shards of pictures with their object.
+"""The data format: WebDataset shards of pictures with their objects.
 
 A sample is `<key>.jpg|.png|.webp` (the picture), `<key>.json` (`Record`'s fields) and, for a picture without an alpha
 channel, `<key>.mask.png` if it has annotated objects: 8-bit, 0 = background, n = the n-th object. A cut-out's alpha
 channel is its mask; `<key>.scene.jpg` is the scene in whose light it was taken. `<key>.txt` holds captions, one per
-line. Frames of one clip share `clip` and lie in one shard; views of one object share `object` and stand next to each
-other.
+line. Frames of one clip share `clip` and are in one shard; views of one object share `object` and are adjacent.
 
-Shards lie in a folder, or at any URL that fsspec knows (s3://, gs://, hf://, memory://) or a web server (http://,
-https://), which has no listing and so needs the `shards.txt` that training.prepare leaves. WebDataset's own opener is
-not used: it starts a shell command for a URL that begins with pipe:, and curl for a web URL.
+Shards are in a folder, at any URL that fsspec supports (s3://, gs://, hf://, memory://), or on a web server (http://,
+https://), which has no listing and therefore needs the `shards.txt` written by training.prepare. WebDataset's own
+opener is not used: it runs a shell command for a URL that begins with pipe:, and curl for a web URL.
 """
 
 from __future__ import annotations
@@ -40,18 +39,18 @@ if TYPE_CHECKING:
     import webdataset
 
 SPLITS = ("train", "held-out")
-INDEX = "shards.txt"  # names of a folder's shards, one a line, where the server cannot list them
-ATTEMPTS = 3  # at reading a shard from elsewhere, before the run stops
+INDEX = "shards.txt"  # names of a folder's shards, one per line, for servers without listings
+ATTEMPTS = 3  # at reading a remote shard, before the run stops
 MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7 (arXiv 2403.10701, section 3.4)
 VIDEO_GAP = (1, MAX_FRAME_GAP)
 ANY_GAP = (0, 1 << 30)  # any two of an object's pictures make a pair
-MIN_OBJECT_SIDE = 0.15  # of the photo: smaller annotated objects show nothing to learn
-SCENE_SCALE = 0.75  # a scene's side, over that of the cut-out that has its light: panoramas are not that sharp
+MIN_OBJECT_SIDE = 0.15  # relative to the photo: smaller annotated objects are useless for learning
+SCENE_SCALE = 0.75  # a scene's side relative to its cut-out's: panoramas are less sharp
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one picture."""
+    """The metadata of a picture."""
 
     object: str
     clip: str
@@ -59,14 +58,14 @@ class Record:
     source: str
     licence: str
     gap: tuple[int, int] = VIDEO_GAP
-    """The least and the greatest distance of `frame` at which two pictures of the clip or object make a pair."""
+    """The smallest and largest difference of `frame` at which two pictures of the clip or object make a pair."""
     shadow: tuple[float, float, float] | None = None
-    """Of a cut-out with a scene, on level ground: how far its top lies to the right and up in the picture, times the
-    object's height, and the share of the ground's sRGB value that it takes."""
+    """For a cut-out with a scene, its shadow on level ground: how far its top lies to the right and up in the picture,
+    relative to the object's height, and the fraction of the ground's sRGB value that it removes."""
 
 
 class Sample(NamedTuple):
-    """One picture of a shard, decoded."""
+    """A decoded picture of a shard."""
 
     record: Record
     picture: Image.Image
@@ -75,7 +74,7 @@ class Sample(NamedTuple):
 
 
 def held_out(name: str, part: float) -> bool:
-    """Whether a clip or mesh is kept for validation: by a hash of its name, so that the split never moves."""
+    """Whether a clip or mesh is held out for validation, by a hash of its name, so that the split never changes."""
     return name_hash(name) / 2**32 < part
 
 
@@ -85,7 +84,7 @@ def name_hash(name: str) -> int:
 
 
 def name_digest(name: str) -> str:
-    """SHA-256 of a name, in hexadecimal; also of a file's that is not UTF-8."""
+    """SHA-256 of a name, in hexadecimal; also for file names that are not UTF-8."""
     return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -98,7 +97,7 @@ def inside(url: str | os.PathLike, *names: str) -> str:
 
 
 def write_file(url: str | os.PathLike, data: bytes) -> None:
-    """Write a whole file or nothing: renamed on a disk, one upload elsewhere."""
+    """Write the whole file or nothing: by renaming on a disk, by a single upload elsewhere."""
     if _is_local(url):
         with replacing(url) as temporary:
             temporary.write_bytes(data)
@@ -112,10 +111,10 @@ def write_file(url: str | os.PathLike, data: bytes) -> None:
 
 
 def read_file(url: str | os.PathLike, span: tuple[int, int] | None = None) -> bytes:
-    """A whole file, or the bytes of it from span[0] to before span[1]; fewer where it ends before.
+    """A whole file, or its bytes from span[0] up to span[1], fewer if it is shorter.
 
-    From elsewhere it is tried three times: what is read is read whole, so none of it is seen twice. Raises
-    `FileNotFoundError` or another OSError for a local one, or `ImprintError`.
+    A remote read is tried three times, always from the start, so that no data are seen twice. Raises
+    `FileNotFoundError` or another OSError for a local file, otherwise `ImprintError`.
     """
     if _is_local(url):
         with open(url, "rb") as file:
@@ -152,7 +151,7 @@ def _system(url: str | os.PathLike) -> tuple:
 
 @contextmanager
 def shard_writer(url: str | os.PathLike) -> Iterator[webdataset.TarWriter]:
-    """A `webdataset.TarWriter`; the shard appears at its URL when it is whole, and not otherwise."""
+    """A `webdataset.TarWriter`; the shard appears at its URL only when it is complete."""
     import webdataset
 
     buffer = io.BytesIO()
@@ -162,7 +161,7 @@ def shard_writer(url: str | os.PathLike) -> Iterator[webdataset.TarWriter]:
 
 
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture as a file of a kind, such as "PNG"; options: as `Image.save` takes them."""
+    """A picture encoded as a kind such as "PNG"; options: as for `Image.save`."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -177,7 +176,7 @@ def sample(
     text: str = "",
     scene: bytes = b"",
 ) -> dict:
-    """A sample as `TarWriter.write` takes it; `kind` is the picture's ending, `scene` a JPEG."""
+    """A sample for `TarWriter.write`; `kind` is the picture's ending, `scene` a JPEG."""
     parts = {"__key__": key, kind: picture, "json": json.dumps(dataclasses.asdict(record)).encode()}
     if mask is not None:
         parts["mask.png"] = encoded(mask, "PNG", optimize=True)
@@ -190,9 +189,9 @@ def sample(
 
 @dataclass
 class Bad:
-    """Samples that are left out, `most` of them at most; each is counted once, however often it is read.
+    """Skipped samples, at most `most`; each is counted once, however often it is read.
 
-    split: named on standard error with each one as it is found; without it nothing is said.
+    split: printed to standard error with each one found; without it nothing is printed.
     """
 
     most: int = 0
@@ -200,7 +199,7 @@ class Bad:
     found: dict[str, None] = dataclasses.field(default_factory=dict)
 
     def take(self, message: str) -> None:
-        """Count one. Raises `ImprintError` where it is one too many."""
+        """Count one. Raises `ImprintError` if there are too many."""
         known = message in self.found
         self.found[message] = None
         if len(self.found) > self.most:
@@ -214,7 +213,7 @@ class Bad:
 
 
 def list_shards(url: str | os.PathLike) -> list[str]:
-    """The shards of a folder, in order, as URLs or paths; a shard is its own list. Raises `ImprintError` for none."""
+    """The shards of a folder, in order, as URLs or paths; for a shard, only itself. Raises `ImprintError` for none."""
     url = str(url).rstrip("/")
     if url.endswith(".tar"):
         return [url]
@@ -236,11 +235,11 @@ def list_shards(url: str | os.PathLike) -> list[str]:
 
 
 def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: int, count: int) -> list[str]:
-    """Shards number first ... first + count - 1 of process `part` = (index, processes) in its endless sequence.
+    """Shards first ... first + count - 1 of the endless sequence of process `part` = (index, processes).
 
-    In each epoch the processes together go through all shards, in an order that seed and epoch decide; a few shards
-    are read by two where they cannot be shared out evenly. What a process reads is a function of the numbers alone,
-    so that a run goes on where it stopped.
+    In each epoch the processes together go through all shards, in an order determined by seed and epoch; if they cannot
+    be divided evenly, a few shards are read by two processes. What a process reads depends only on these numbers, so
+    that a run resumes where it stopped.
     """
     index, processes = part
     share = math.ceil(len(shards) / processes)
@@ -255,10 +254,10 @@ def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: in
 def read_shards(
     url: str | os.PathLike | Sequence[str], limit: int | None = None, bad: Bad | None = None
 ) -> Iterator[Sample]:
-    """The samples of all shards of a folder, or of a list of shards, in order, decoded by threads.
+    """The samples of all shards of a folder, or of a list of shards, in order, decoded in threads.
 
-    bad: takes samples that lack a part or cannot be decoded; by default the first one ends the reading. Raises
-    `ImprintError`, naming sample or shard, for one too many, and where there is no shard, or one is lost or damaged.
+    bad: collects samples that lack a part or cannot be decoded; by default the first one is an error. Raises
+    `ImprintError`, naming sample or shard, for one too many, and if there is no shard, or one is lost or damaged.
     """
     bad = bad or Bad()
     shards = list_shards(url) if isinstance(url, (str, os.PathLike)) else url
@@ -284,12 +283,12 @@ def _good(future: Future[Sample], bad: Bad) -> Iterator[Sample]:
 
 
 def open_shard(shard: str) -> BinaryIO:
-    """A shard's bytes, of one elsewhere in memory. Raises OSError or `ImprintError`."""
+    """A shard's bytes as a file, for a remote shard in memory. Raises OSError or `ImprintError`."""
     return open(shard, "rb") if _is_local(shard) else io.BytesIO(read_file(shard))
 
 
 def read_parts(shard: str) -> Iterator[dict]:
-    """The samples of a shard as they lie in it: bytes by ending, with `__key__` and `__url__`."""
+    """The undecoded samples of a shard: bytes by ending, with `__key__` and `__url__`."""
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
     try:
@@ -306,7 +305,7 @@ def read_parts(shard: str) -> Iterator[dict]:
 
 
 def _require_end(stream: BinaryIO) -> None:
-    """Raise EOFError where a tar lacks the zeros at its end: cut off between two members it would seem whole, only
+    """Raise EOFError if a tar lacks its final zeros: truncated between two members it would seem complete, only
     shorter.
     """
     start = stream.read(512)
@@ -318,18 +317,18 @@ def _require_end(stream: BinaryIO) -> None:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """A file's bytes as a picture that is not read yet.
+    """Open a file's bytes as a picture, without decoding it.
 
-    Raises ValueError, always in the same words, for anything else.
+    Raises ValueError, always with the same message, for anything else.
     """
     try:
         return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:  # its words hold the buffer's address
+    except UnidentifiedImageError:  # its message contains the buffer's address
         raise ValueError(f"no picture in {len(data):,} bytes") from None
 
 
 def decode_sample(parts: dict) -> Sample:
-    """A sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
+    """Decode a sample of `read_parts`. Raises `ImprintError`, naming sample and shard."""
     key, shard = parts["__key__"], parts["__url__"]
     try:
         record = _record(json.loads(parts["json"]))
@@ -342,13 +341,13 @@ def decode_sample(parts: dict) -> Sample:
         scene = open_picture(parts["scene.jpg"]).convert("RGB") if "scene.jpg" in parts else None
         if mask is not None and mask.size != picture.size:
             raise ValueError(f"its mask is {mask.width}x{mask.height}, the picture {picture.width}x{picture.height}")
-    except Exception as error:  # Pillow's decoders let errors of any class through
+    except Exception as error:  # Pillow's decoders raise errors of any class
         raise ImprintError(f"{shard}: sample '{key}' is not as docs/data.md describes it ({error!r})") from error
     return Sample(record, picture, mask, scene)
 
 
 def _record(fields: Any) -> Record:
-    """What a sample's JSON holds. Raises ValueError, KeyError or TypeError for anything else."""
+    """Parse a sample's JSON. Raises ValueError, KeyError or TypeError for anything else."""
     record = Record(*(fields[name] for name in ("object", "clip", "frame", "source", "licence")))
     shadow = None if fields.get("shadow") is None else tuple(map(float, fields["shadow"]))
     record = dataclasses.replace(record, gap=tuple(fields.get("gap", VIDEO_GAP)), shadow=shadow)

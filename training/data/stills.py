@@ -57,7 +57,7 @@ def as_coco_s(folder: Place) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ImprintError(
-            f"the annotations of {folder} are not as COCO's ({error!r}); download their file again, or mend it"
+            f"the annotations of {folder} are not as COCO's ({error!r}); download their file again, or repair it"
         ) from error
 
 

@@ -22,7 +22,7 @@ MOST_OBJECTS = 255
 def davis_groups(path: Place, _options: Prepare) -> Iterator[Group]:
     """DAVIS 2016 and 2017: [DAVIS/]JPEGImages/RESOLUTION/SEQUENCE/NNNNN.jpg and Annotations/... .png.
 
-    Values are objects, or 0 and 255 (2016). Of several resolutions the first by name is read, which is 480p.
+    Values are objects, or 0 and 255 (2016). Of several resolutions the first by name, 480p, is read.
     """
     images = first_folder(path / "JPEGImages", path / "DAVIS" / "JPEGImages")
     if images is None or not subfolders(images):
@@ -35,9 +35,9 @@ def davis_groups(path: Place, _options: Prepare) -> Iterator[Group]:
 def youtube_vos_groups(path: Place, _options: Prepare) -> Iterator[Group]:
     """YouTube-VOS: [train/]JPEGImages/VIDEO/NNNNN.jpg, Annotations/VIDEO/NNNNN.png (palette) and meta.json.
 
-    meta.json is {"videos": {VIDEO: {"objects": {"1": {"category": ..., "frames": [...]}}}}}; values that it does not
-    name are no objects. Frame numbers are the video's own at 30 per second, every fifth of which is there: a pair at
-    most 7 apart is of neighbours.
+    meta.json is {"videos": {VIDEO: {"objects": {"1": {"category": ..., "frames": [...]}}}}}; other values are
+    not objects. Frame numbers are the video's own at 30 per second, of which every fifth is present: a pair at most 7
+    apart consists of neighbours.
     """
     root = first_folder(path / "train" / "JPEGImages", path / "JPEGImages")
     if root is None:
@@ -59,8 +59,8 @@ def vipseg_groups(path: Place, _options: Prepare) -> Iterator[Group]:
     """VIPSeg, as it comes or at 720p: imgs/ or images/VIDEO/N.jpg, panomasks/VIDEO/N.png, panoVIPSeg_categories.json.
 
     A mask's value is a category (up to 124: no single thing) or category x 100 + instance; the JSON's ids are one
-    lower, and its `isthing` says of which categories the instances are things. File names count another clock in each
-    video, so that a frame's number is its place in the clip.
+    lower, and its `isthing` marks the categories whose instances are things. File names are numbered differently in
+    each video, so a frame's number is its index in the clip.
     """
     roots = [folder for folder in (path, path / "VIPSeg", path / "VIPSeg_720P") if (folder / "panomasks").is_dir()]
     images = first_folder(*(root / name for root in roots for name in ("imgs", "images")))
@@ -75,7 +75,7 @@ def vipseg_groups(path: Place, _options: Prepare) -> Iterator[Group]:
 
 
 def _read_json(path: Place, use: Callable[[Any], Any]) -> Any:
-    """What `use` makes of a JSON file. Raises `ImprintError` where the file is absent or of another form."""
+    """Apply `use` to a JSON file. Raises `ImprintError` if the file is missing or has another form."""
     try:
         return use(json.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -92,7 +92,7 @@ def _clip(images: Place, masks: Place, known: tuple[int, ...] | None) -> Group:
 def _read_clip(
     group: Group, options: Prepare, source: str, labels: Callable, numbered: bool = True
 ) -> Iterator[Item | Dropped]:
-    """Frames of a clip with the masks of the same name; `labels` makes objects' numbers of a mask's values."""
+    """Frames of a clip with the masks of the same name; `labels` converts a mask's values to object numbers."""
     images, masks, known = group.data
     if not images.is_dir():
         raise Dropped("no such clip", images, "named by meta.json")
@@ -119,7 +119,7 @@ def _labels(path: Place, labels: Callable, known: tuple[int, ...] | None, seen: 
 
 
 def _davis_labels(values: np.ndarray, _known: None, _seen: dict[int, int]) -> np.ndarray:
-    """255 is the object where there is no other value, else unknown ground."""
+    """255 is the object if there is no other value, otherwise unknown ground."""
     alone = np.isin(values, (0, 255)).all()
     return np.where(values == 255, int(alone), values).astype(np.uint8)
 
@@ -129,7 +129,7 @@ def _youtube_vos_labels(values: np.ndarray, known: tuple[int, ...], _seen: dict[
 
 
 def _vipseg_labels(values: np.ndarray, things: tuple[int, ...], seen: dict[int, int]) -> np.ndarray:
-    """Instances of things, numbered as they appear in the clip."""
+    """Instances of things, numbered by their first appearance in the clip."""
     labels = np.zeros(values.shape, np.uint8)
     for value in np.unique(values[values > 124]).tolist():
         if value // 100 in things and seen.setdefault(value, len(seen) + 1) <= MOST_OBJECTS:

@@ -1,4 +1,4 @@
-"""What all sources share: cutting into shards, filtering, and writing them."""
+"""Common to all sources: splitting into shards, filtering, and writing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .filters import ALPHA_THRESHOLD, Limits, edge_width, objects_at_the_edge, u
 from .items import Dropped, Group, Item, Source, open_picture
 from .settings import Prepare
 
-CUTOUT_SIDE = 0.8  # of the picture, at most, is a cut-out's longer side
+CUTOUT_SIDE = 0.8  # the longest side of a cut-out, relative to its picture
 GROUND = (128, 128, 128)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard."""
+    """A shard to write."""
 
     split: str
     number: int
@@ -34,7 +34,7 @@ class Job:
 
 
 def plan(groups: list[Group], options: Prepare) -> list[Job]:
-    """Cut both sides of the split into shards, the groups in an order by the hash of their names."""
+    """Divide both sides of the split into shards, with the groups ordered by the hash of their names."""
     jobs, held = [], held_out_keys(groups, options.held_out)
     for split in shards.SPLITS:
         side = [group for group in groups if ((group.key or group.name) in held) == (split == "held-out")]
@@ -48,9 +48,7 @@ def plan(groups: list[Group], options: Prepare) -> list[Job]:
 
 
 def held_out_keys(groups: list[Group], part: float) -> set[str]:
-    """The keys of the groups that are held out: by a hash of each, and one at least on either side where there are
-    two.
-    """
+    """The keys of the held-out groups, by a hash of each; with two or more, at least one is on either side."""
     keys = sorted({group.key or group.name for group in groups}, key=lambda key: (shards.name_hash(key), key))
     held = {key for key in keys if shards.held_out(key, part)}
     if len(keys) > 1 and 0 < part < 1:
@@ -60,9 +58,9 @@ def held_out_keys(groups: list[Group], part: float) -> set[str]:
 
 
 def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:
-    """Read, filter and write the groups of a shard; returns its report, which is also kept beside the shards.
+    """Read, filter and write the groups of a shard; returns its report, which is also written beside the shards.
 
-    The report is written last: a shard with a report is whole. Where nothing is left there is no shard.
+    The report is written last: a shard with a report is complete. If nothing is left there is no shard.
     """
     samples: list[dict] = []
     counts: Counter[str] = Counter()
@@ -113,7 +111,7 @@ def _items(source: Source, group: Group, options: Prepare) -> Iterator[Item | Dr
 
 
 def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dict[str, int], list[Dropped]]:
-    """A sample without its key, counts of its objects, and the objects that were left out. Raises `Dropped`."""
+    """A sample without its key, counts of its objects, and the dropped objects. Raises `Dropped`."""
     if isinstance(item.picture, Image.Image):
         return _cutout_sample(item, options)
     if item.picture.name in options.excluded:
@@ -131,7 +129,7 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
             raise Dropped("no mask", item.name, "opaque, and no mask beside it")
         return _cutout_sample(replace(item, picture=_in_square(picture, alpha[0].numpy(), options)), options)
     values = None
-    bare = source.bare and alpha is None  # without its object a cut-out shows nothing
+    bare = source.bare and alpha is None  # a cut-out without its object is useless
     lost: list[Dropped] = []
     try:
         if alpha is not None:
@@ -144,7 +142,7 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
     except Dropped as reason:
         if not source.bare or reason.reason == "no mask":
             raise
-        lost, values = [reason], None  # a still without its mask is a background
+        lost, values = [reason], None  # a still without a mask is a background
     picture.thumbnail((options.longest_side, options.longest_side), Image.LANCZOS)
     labels, more = (None, []) if values is None else usable_labels(values, picture.size, options.limits, item.name)
     kept = {"objects": 0 if labels is None else len(np.unique(labels[labels > 0]))}
@@ -161,7 +159,7 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
 
 
 def _on_ground(picture: Image.Image, alpha: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """A cut-out, RGB and (H, W) in [0, 1], on grey, with so much room around it that it fills at most `CUTOUT_SIDE`."""
+    """Put a cut-out, RGB and (H, W) in [0, 1], on grey, padded so that it fills at most `CUTOUT_SIDE`."""
     mask = Image.fromarray((alpha * 255).round().astype(np.uint8))
     left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
     room = math.ceil(max(right - left, bottom - top) * (1 / CUTOUT_SIDE - 1) / 2)
@@ -174,7 +172,7 @@ def _on_ground(picture: Image.Image, alpha: np.ndarray) -> tuple[Image.Image, np
 
 
 def _in_square(picture: Image.Image, alpha: np.ndarray, options: Prepare) -> Image.Image:
-    """A cut-out, RGB and (H, W) in [0, 1], as RGBA in the middle of a square of which it fills `CUTOUT_SIDE`."""
+    """Centre a cut-out, RGB and (H, W) in [0, 1], as RGBA in a square of which it fills `CUTOUT_SIDE`."""
     mask = Image.fromarray((alpha * 255).round().astype(np.uint8))
     left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
     side = math.ceil(max(right - left, bottom - top) / CUTOUT_SIDE)
@@ -204,7 +202,7 @@ def usable_labels(
 
 
 def _cutout_sample(item: Item, options: Prepare) -> tuple[dict, dict[str, int], list[Dropped]]:
-    """A rendered view; it is framed by its object, which may be as large as fits."""
+    """A rendered view; it is framed by its object, which may fill it."""
     seen = np.asarray(item.picture.getchannel("A")) > 127
     limits = Limits(options.limits.min_area, max_area=1.0, border=0)
     if reasons := unusable_objects(seen.astype(np.uint8), limits):

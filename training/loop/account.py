@@ -1,4 +1,4 @@
-"""What a run says of its data when it begins."""
+"""What a run reports about its data when it starts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .source import Source
 def account_of(
     source: Source | Rearranged, held_out: PairMaker | StreamedPairs | Captions
 ) -> dict[str, dict[str, Any]]:
-    """What each split's pairs are made of, which is said on standard error as well; of data that stream, what is in
-    memory now. Nothing of captions.
+    """What each split's pairs are made from, also printed to standard error; for streamed data, what is in memory now.
+    Empty for captions.
 
-    source: once it has made its first batch, whose block says how many pairs of each size are drawn.
+    source: after its first batch, whose block determines how many pairs of each size are drawn.
     """
     if isinstance(source, Rearranged):
         source = next(iter(source.sources.values()))

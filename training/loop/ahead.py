@@ -1,4 +1,4 @@
-"""Work that is done beside the training steps."""
+"""Work that runs concurrently with the training steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class Ahead:
-    """Makes what will be needed next, in a thread of its own and, on a GPU, on a stream of its own.
+    """Makes the next item in advance, in its own thread and, on a GPU, on its own stream.
 
-    Pairs are made by many small kernels, between which Python at times waits for the device. Done in line with the
-    steps, the device idles between the one and empties its queue at the other.
+    Pairs are made by many small kernels, and Python sometimes waits for the device between them. Run in sequence with
+    the steps, the device would idle between the kernels and drain its queue at each wait.
     """
 
     def __init__(self, device: torch.device):
@@ -23,25 +23,25 @@ class Ahead:
         self.next: tuple[int, Future] | None = None
 
     def take(self, number: int, make: Callable[[int], Any]) -> Any:
-        """`make(number)`, ready to be used on the present stream; begins with `make(number + 1)`.
+        """`make(number)`, ready for use on the current stream; starts `make(number + 1)`.
 
-        What was taken before must be let go first. Raises what `make` raised.
+        The item taken before must be released first. Raises what `make` raised.
         """
         last, self.next = self.next, None
         if last is not None and last[0] != number:
-            last[1].exception()  # ends with it, and begins anew
+            last[1].exception()  # waits for it and starts over
             last = None
         made = make(number) if last is None else last[1].result()
         if self.stream is not None:
             here = torch.cuda.current_stream(self.device)
             here.wait_stream(self.stream)
-            # What was let go may still be read by steps that wait in the queue: its memory is used again after them.
+            # Queued steps may still read the released item: its memory is reused only after them.
             self.stream.wait_stream(here)
         self.next = number + 1, self.thread.submit(self._run, make, number + 1)
         return made
 
     def wait(self) -> None:
-        """Until nothing is being made."""
+        """Wait until nothing is being made."""
         if self.next is not None:
             self.next[1].exception()
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: one at every save, the newest few of them kept, the best and the last."""
+"""The checkpoints of a run: the newest few, the best and the last."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ BEST = "best.safetensors"
 class Checkpoints:
     """checkpoint-PICTURES.safetensors, best.safetensors and, at the end, checkpoint.safetensors; or lora-... of LoRAs.
 
-    The main process alone keeps them, each after the state of its step: so none is of a step that is lost. Other
-    processes may call the methods, which then do nothing.
+    Only the main process writes them, each after the state of its step, so that no checkpoint is of a lost step. In
+    other processes the methods do nothing.
     """
 
     def __init__(self, state: State, write: Callable[[Path], None]):
-        """write: the averaged model, whole or not at all, into a file."""
+        """write: writes the averaged model to a file, completely or not at all."""
         self.state, self.folder, self.kept, self.write = state, state.folder, state.settings.keep, write
         self.name, self.main = STAGES[state.settings.stage].product, state.accelerator.is_main_process
 
     def resume(self, pictures: int) -> None:
-        """Drop those of steps that will be done again, and make the one that a run broken off still owes."""
+        """Remove those of steps that will be repeated, and write the one that an interrupted run is missing."""
         for path in self.numbered() if self.main else []:
             if path.stem > self._path(pictures).stem:
                 path.unlink()
@@ -36,7 +36,7 @@ class Checkpoints:
             self.keep(pictures)
 
     def keep(self, pictures: int) -> None:
-        """The model after so many pictures; the one of the least held-out loss is the best, by the run's own log."""
+        """Write the model after this many pictures; the best has the lowest held-out loss in the run's log."""
         if not self.main:
             return
         path, losses = self._path(pictures), self.state.held_out_losses()
@@ -48,12 +48,12 @@ class Checkpoints:
             old.unlink()
 
     def finish(self, pictures: int) -> None:
-        """The last one, under the name that a run's result has."""
+        """Write the last one, under the name of a run's result."""
         if self.main:
             _link(self._path(pictures), self.folder / f"{self.name}.safetensors")
 
     def numbered(self) -> list[Path]:
-        """Those of the saves, the newest last."""
+        """The checkpoints of the saves, newest last."""
         return sorted(self.folder.glob(f"{self.name}-{'[0-9]' * 9}.safetensors"))
 
     def _path(self, pictures: int) -> Path:
@@ -61,7 +61,7 @@ class Checkpoints:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the disk has no hard links; what had the name is replaced at once."""
+    """Hard-link a file, or copy it if the disk has no hard links; an existing file is replaced atomically."""
     if same_file(source, target):
         return
     with replacing(target) as temporary:

@@ -27,13 +27,13 @@ from ..settings import STAGES, TuneDecoder
 from .losses import reconstruction_loss, structural_similarity
 from .model import with_matte
 
-PART = 32  # held-out pictures at once
-SHOWN = 8  # of them, as pictures
+PART = 32  # held-out pictures per batch
+SHOWN = 8  # of them that are written as pictures
 
 
 @dataclass
 class HeldOut:
-    """Pictures that are not trained on, and the latents that they are drawn from."""
+    """Held-out pictures, and the latents to decode them from."""
 
     target: torch.Tensor
     """(N, 3, R, R)."""
@@ -46,7 +46,7 @@ class HeldOut:
     @classmethod
     @torch.no_grad()
     def make(cls, maker: PairMaker, autoencoder: torch.nn.Module, count: int) -> HeldOut:
-        """The same pictures in every run on a device."""
+        """The same pictures in every run on the same device."""
         config, device = maker.config, maker.photos.rgb.device
         generator = torch.Generator(device).manual_seed(0)
         parts, number = [], math.ceil(count / PART)
@@ -58,13 +58,13 @@ class HeldOut:
 
     @torch.no_grad()
     def decoded(self, autoencoder: torch.nn.Module) -> torch.Tensor:
-        """(N, 3, R, R), as composites are decoded."""
+        """(N, 3, R, R), decoded as composites are."""
         return torch.cat([decode(autoencoder, part, self.latent) for part in self.latents.split(PART)])
 
     def measure(self, decoded: torch.Tensor) -> dict[str, float]:
         """Means over the pictures: peak signal-to-noise ratio in dB, structural similarity, and detail.
 
-        The last is the strength of `detail` over the target's: less than 1 is blurred, more is sharpened or noisy.
+        The last is the strength of `detail` relative to the target's: below 1 is blurred, above is sharpened or noisy.
         """
         error, similarity = (decoded - self.target).square(), structural_similarity(decoded, self.target)
         ours, theirs = (detail(pictures).square() for pictures in (decoded, self.target))
@@ -78,12 +78,12 @@ class HeldOut:
 
 
 def _mean_in(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) and (B, 1, H, W) -> (B,) means where the mask is 1, not a number where that is nowhere."""
+    """(B, C, H, W) and (B, 1, H, W) -> (B,) means where the mask is 1; NaN if it is 1 nowhere."""
     return (values * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * values.shape[1])
 
 
 def load_autoencoder(checkpoint: Checkpoint, device: torch.device) -> torch.nn.Module:
-    """The checkpoint's TAESD in fp32, its decoder to be trained. Raises `ImprintError` where it has none."""
+    """The checkpoint's TAESD in fp32, with a trainable decoder. Raises `ImprintError` if it has none."""
     if (kind := checkpoint.config.latent.autoencoder) != "tiny":
         raise ImprintError(
             f"{checkpoint.path} has an autoencoder of kind '{kind}'; only the decoder of 'tiny', TAESD, is trained here"
@@ -99,7 +99,7 @@ def load_autoencoder(checkpoint: Checkpoint, device: torch.device) -> torch.nn.M
 
 
 def make_pairs(checkpoint: Checkpoint, options: TuneDecoder, split: str, device: torch.device) -> PairMaker:
-    """Stage 2's pairs of a split; their matte is the object's alpha, pixel by pixel."""
+    """Stage 2's pairs of a split; their matte is the object's alpha at every pixel."""
     config = with_matte(checkpoint, checkpoint.config.latent.downscale).config
     views, photos = inside(options.cutouts, split), inside(options.photos, split)
     side = config.resolution
@@ -118,13 +118,12 @@ def fine_tune(
     """Train the decoder on fresh pictures until `--images` are done, or `--time-limit` seconds have passed since
     `began`.
 
-    Detail, structures of less than about 4 pixels, is to be `--keep` parts of what the decoder drew at first and 1 -
-    `--keep` parts of the target's. Of the detail that a latent does not determine the target alone would leave the
-    average, a blur; a mixture of the two is the best that can be had at each degree of sharpness (Freirich et al.,
-    arXiv 2107.02555).
+    The target for detail, structures below about 4 pixels, is `--keep` times what the decoder drew initially plus 1 -
+    `--keep` times the target's. With the target alone, detail that a latent does not determine would become its
+    average, a blur; a mixture of the two is optimal at each degree of sharpness (Freirich et al., arXiv 2107.02555).
 
-    The learning rate follows a cosine to 0 by whichever of the two is nearer. Raises `ImprintError` for a loss that
-    is not finite.
+    The learning rate follows a cosine to 0 at whichever of the two limits is nearer. Raises `ImprintError` for a loss
+    that is not finite.
     """
     latent, decoder, on_gpu = maker.config.latent, autoencoder.decoder, device.type == "cuda"
     original = copy.deepcopy(decoder).requires_grad_(False)
@@ -142,7 +141,7 @@ def fine_tune(
                 latents = encode(autoencoder, target, latent) / latent.scale_factor
                 before, drawn = draw_as_before(latents) / 2 + 0.5, draw(latents) / 2 + 0.5
             wanted = target + options.keep * (detail(before.float()) - detail(target))
-            loss = reconstruction_loss(drawn.float(), wanted)  # not clamped as in `decode`, which has no gradient
+            loss = reconstruction_loss(drawn.float(), wanted)  # without the clamp of `decode`, which has no gradient
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -153,13 +152,13 @@ def fine_tune(
 
 
 def detail(pictures: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) -> what a picture of a quarter of the size does not show of it."""
+    """(B, 3, H, W) -> what is lost when the picture is reduced to a quarter of its size."""
     quarter = F.avg_pool2d(pictures, 4)
     return pictures - F.interpolate(quarter, scale_factor=4, mode="bilinear", align_corners=False)
 
 
 def tune(options: TuneDecoder) -> None:
-    """Train, write the checkpoint and a picture beside it, and print what has changed on the held-out pictures."""
+    """Train, write the checkpoint with a picture beside it, and print the change on the held-out pictures."""
     began, picture = time.monotonic(), options.output.with_suffix(".png")
     device = torch.device("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
     for path in (options.output, picture):
@@ -174,7 +173,7 @@ def tune(options: TuneDecoder) -> None:
     weights = checkpoint.parts["vae"]
     tuned = {name: value.to(weights[name]) for name, value in autoencoder.decoder.state_dict(prefix="decoder.").items()}
     result = replace(checkpoint, parts=checkpoint.parts | {"vae": weights | tuned})
-    load_modules({"vae": autoencoder}, result)  # what is measured is what the file holds, rounded
+    load_modules({"vae": autoencoder}, result)  # measured with the file's own, rounded weights
     after = held_out.decoded(autoencoder)
     save_computed(result, options.output)
     rows = torch.cat([held_out.target, before, after], 3)[:SHOWN]

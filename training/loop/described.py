@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def described(run: Run) -> dict[str, Any]:
-    """Its options, and what they came to."""
+    """A run's options, and what they resolved to."""
     settings = run.settings
     return (
         flattened(settings)

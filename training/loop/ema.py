@@ -1,4 +1,4 @@
-"""The averaged weights: what is tested, shown and given away."""
+"""The averaged weights, which are evaluated, sampled and exported."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 class Average:
     """An exponential moving average of a model's trained parameters.
 
-    It costs the training loop next to nothing: frozen parameters are shared with the model, an update is one call for
-    all trained ones, on a GPU it runs beside the next forward pass, and where FSDP has split the model, each process
-    averages its own part without a word to the others.
+    It costs next to nothing: frozen parameters are shared with the model, an update is one call for all trained ones,
+    on a GPU it runs during the next forward pass, and under FSDP each process averages its own part without
+    communication.
     """
 
     def __init__(self, model: torch.nn.Module, shared: bool = True, evaluates: bool = True):
-        """model: before anything wraps it. shared: whether frozen parameters are the model's own, which FSDP takes
-        apart. evaluates: whether this process uses `module`; under FSDP the others need not hold it.
+        """model: before it is wrapped. shared: whether to share frozen parameters with the model, which is impossible
+        under FSDP. evaluates: whether this process uses `module`; under FSDP the others need not hold it.
         """
         frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -32,7 +32,7 @@ class Average:
         self.values, self.live = self.own, {}
 
     def follow(self, model: torch.nn.Module) -> None:
-        """Begin to average this model, which may by now be wrapped, or split by FSDP."""
+        """Start averaging this model, which may be wrapped by now, or sharded by FSDP."""
         parameters = dict(model.named_parameters())
         self.live = {name: parameters[name] for name in self.own}
         if any(isinstance(parameter, DTensor) for parameter in self.live.values()):
@@ -40,9 +40,9 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int, decay: float) -> None:
-        """Move the averaged weights towards the model's; at first the average forgets faster.
+        """Move the averaged weights towards the model's, faster at first.
 
-        With a fixed decay the first, random weights would still make up a tenth of the average after two thousand
+        With a fixed decay the initial random weights would still make up a tenth of the average after two thousand
         steps.
         """
         weight = 1 - min(decay, (1 + step) / (10 + step))
@@ -55,7 +55,7 @@ class Average:
             torch._foreach_lerp_(values, live, weight)
 
     def wait(self) -> None:
-        """To be called before the model's parameters change, or the averaged ones are read."""
+        """Must be called before the model's parameters change or the averaged ones are read."""
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
 
@@ -64,11 +64,11 @@ class Average:
         """Bring `module` up to date; every process must call it."""
         self.wait()
         if self.values is not self.own:
-            for name, tensor in self.values.items():  # one after the other: a GPU need not hold two whole averages
+            for name, tensor in self.values.items():  # one at a time: a GPU need not hold two whole averages
                 self.own[name].copy_(whole(tensor))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The averaged weights by name, whole; in main memory where FSDP has split them. Every process must call it."""
+        """The whole averaged weights by name, under FSDP in main memory. Every process must call it."""
         self.wait()
         if self.values is self.own:
             return dict(self.own)
@@ -83,7 +83,7 @@ class Average:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that FSDP may have split, put together; then every process must call it."""
+    """A whole tensor, gathered if FSDP has sharded it; then every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

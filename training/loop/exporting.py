@@ -20,8 +20,8 @@ from .run import Run
 def export_state(state: Path, output: Path) -> None:
     """Write the averaged model of `state`, a run's folder state-NUMBER, as the run itself writes it; on the CPU.
 
-    What the run froze comes from its --init, and its autoencoder from there or from --vae. Raises `ImprintError` for
-    what is no state, is not whole, or no longer fits those files.
+    Frozen parts come from the run's --init, and its autoencoder from there or from --vae. Raises `ImprintError` for
+    a folder that is not a whole state, or no longer fits those files.
     """
     options = state.parent / "options.json"
     if not (averages := state / "custom_checkpoint_0.pkl").is_file():  # accelerate's name for `Run.average`
@@ -36,11 +36,11 @@ def export_state(state: Path, output: Path) -> None:
     try:
         found = torch.load(averages, map_location="cpu", weights_only=True)
         shapes = {name: tensor.shape for name, tensor in found.items()}
-    except Exception as error:  # torch and pickle fail in many ways on files that are cut off
+    except Exception as error:  # torch and pickle raise many kinds of error on truncated files
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ImprintError(f"{averages} cannot be read ({reason}); give another state") from error
     expected = {name: tensor.shape for name, tensor in run.average.values.items()}
-    if shapes != expected or json.loads(run.config.to_json()) != read_json(options, "mend it").get("model"):
+    if shapes != expected or json.loads(run.config.to_json()) != read_json(options, "repair it").get("model"):
         raise ImprintError(
             f"{state} is of another model than {settings.init or settings.sizes} is now; put that as it was when the "
             "run began"

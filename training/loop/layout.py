@@ -1,8 +1,8 @@
-"""How a step's pictures are shared out among processes and batches, and how a run goes on where that changes.
+"""How a step's pictures are split among processes and batches, and how a run resumes with another split.
 
-Which pictures a step sees, with what noise, was settled when the run began: batch number `index` of the process `rank`
-is a function of the seed and those two numbers. Where the processes or the batches are others by now, each one takes
-its part of those: the same pictures make the same step, only rounded in another order.
+Which pictures a step sees, and with what noise, is fixed when the run starts: batch number `index` of process `rank` is
+a function of the seed and these two numbers. If processes or batches have changed, each takes its part of the original
+batches: the same pictures make the same step, except for the order of rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .source import Source
 
 @dataclass(frozen=True)
 class Layout:
-    """How the pictures of a step are shared out: each process has `accumulate` batches of `batch` pictures."""
+    """How the pictures of a step are split: each process has `accumulate` batches of `batch` pictures."""
 
     processes: int
     accumulate: int
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def step_size(self) -> int:
-        """Pictures of a step."""
+        """Number of pictures in a step."""
         return self.processes * self.accumulate * self.batch
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Layout:
 
 
 def make_layout(processes: int, batch: int, accumulate: int, global_batch: int | None) -> Layout:
-    """Raises `ImprintError` where `global_batch`, if there is one, cannot be had of whole batches."""
+    """Raise `ImprintError` if `global_batch`, when given, is not a whole number of batches."""
     if global_batch is None:
         return Layout(processes, accumulate, batch)
     accumulate, rest = divmod(global_batch, processes * batch)
@@ -52,7 +52,7 @@ def make_layout(processes: int, batch: int, accumulate: int, global_batch: int |
 
 @dataclass(frozen=True)
 class Piece:
-    """Pictures from `start` to `stop` of the `whole` that a process once had in a batch."""
+    """Pictures `start` to `stop` of the `whole` in an original batch."""
 
     rank: int
     index: int
@@ -62,11 +62,11 @@ class Piece:
 
 
 class Rearranged:
-    """A `Source` of a process in a run that began with another layout."""
+    """A process's `Source` in a run that started with another layout."""
 
     def __init__(self, source: Callable[[int], Source], begun: Layout, now: Layout, process: int):
-        """source: what a process had when the run began, by its rank. Raises `ImprintError` where there are too few
-        pictures to share out, or batches of several resolutions would become one.
+        """source: the original source of a rank. Raises `ImprintError` if there are too few pictures to split, or if
+        batches of several resolutions would become one.
         """
         self.find, self.begun, self.now, self.process = source, begun, now, process
         self.sources: dict[int, Source] = {}
@@ -85,13 +85,13 @@ class Rearranged:
                 )
 
     def source(self, rank: int) -> Source:
-        """What the process of this rank had when the run began."""
+        """The original source of this rank."""
         if rank not in self.sources:
             self.sources[rank] = self.find(rank)
         return self.sources[rank]
 
     def pieces(self, index: int) -> list[Piece]:
-        """What makes up a batch of this process."""
+        """The pieces that make up a batch of this process."""
         step, number = divmod(index, self.now.accumulate)
         size = self.begun.batch
         low = (self.process * self.now.accumulate + number) * self.now.batch
@@ -99,7 +99,7 @@ class Rearranged:
         for place in range(low // size, math.ceil(high / size)):
             rank, within = divmod(place, self.begun.accumulate)
             own = step * self.begun.accumulate + within
-            whole = self.source(rank).size(own)  # more or fewer than `size` where the resolution is another
+            whole = self.source(rank).size(own)  # more or fewer than `size` at another resolution
             start, stop = (round(min(max(end - place * size, 0), size) * whole / size) for end in (low, high))
             pieces.append(Piece(rank, own, start, stop, whole))
         return pieces
@@ -110,24 +110,24 @@ class Rearranged:
         return Batch.joined([self.source(one.rank).batch(one.index)[slice(one.start, one.stop)] for one in pieces])
 
     def draw(self, index: int) -> Draw:
-        """As `Source.draw`: what was drawn for each picture once, is drawn for it again."""
+        """As `Source.draw`: the same numbers are drawn for each picture as originally."""
         pieces = self.pieces(index)
         return Joined([(self.source(one.rank).draw(one.index), one) for one in pieces])
 
     def weight(self, index: int) -> float:
-        """Of a batch's mean loss in its step's, where others have more pictures or fewer."""
+        """Weight of a batch's mean loss in its step's, since batches may differ in size."""
         pieces = self.pieces(index)
         count, before, now = sum(one.stop - one.start for one in pieces), self.begun, self.now
         return now.processes * now.accumulate * count / (before.processes * before.accumulate * pieces[0].whole)
 
     def _ranks(self) -> range:
-        """The processes of once whose pictures this one has."""
+        """The original ranks whose pictures this process has."""
         share, size = self.now.accumulate * self.now.batch, self.begun.accumulate * self.begun.batch
         return range(self.process * share // size, math.ceil((self.process + 1) * share / size))
 
 
 class Joined(Draw):
-    """Random numbers for pieces of batches: drawn for each whole batch, then cut and joined."""
+    """Random numbers for pieces of batches: drawn for each whole batch, then sliced and concatenated."""
 
     def __init__(self, parts: list[tuple[Draw, Piece]]):
         super().__init__(parts[0][0].generator)

@@ -18,10 +18,10 @@ from .state import State
 
 
 class Log:
-    """Losses and speed of the steps since the last line, and whatever else is written."""
+    """Logs the losses and speed of the steps since the last line, and other values."""
 
     def __init__(self, settings: Train, state: State, meter: Meter, step: int, layout: Layout, described: dict):
-        """step: those done already; described: the run as options.json holds it."""
+        """step: steps done so far; described: the run as in options.json."""
         self.state, self.accelerator, self.meter = state, state.accelerator, meter
         self.accumulate, self.step_size = layout.accumulate, layout.step_size
         init = {
@@ -37,11 +37,11 @@ class Log:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """What was done since the last line, such as saving, does not count in the speed."""
+        """Exclude what was done since the last line, such as saving, from the speed."""
         self.marked_at = time.monotonic()
 
     def changes(self, step: int, found: list[str]) -> None:
-        """Say how a run goes on otherwise than before, if it does."""
+        """Report what has changed in a resumed run, if anything."""
         if found and self.accelerator.is_main_process:
             self.state.log({"pictures": step * self.step_size, "step": step, "goes_on": found})
             for text in found:
@@ -67,7 +67,7 @@ class Log:
         self.restart_clock()
 
     def write(self, step: int, **values: float | dict[str, float]) -> None:
-        """Numbers, and groups of them, into stats.jsonl, the bar and the trackers."""
+        """Write numbers, and groups of them, to stats.jsonl, the progress bar and the trackers."""
         if not self.accelerator.is_main_process:
             return
         pictures = step * self.step_size

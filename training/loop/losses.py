@@ -1,4 +1,4 @@
-"""What training minimises, and which timesteps it sees; each equation with its source. The loop is in `run`."""
+"""The losses and the sampling of timesteps, each equation with its source. The loop is in `run`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..pairs.batches import Batch
 from ..pairs.draw import Draw
 
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
-PYRAMID_LEVELS = 4  # the last shows an eighth of the size, as a latent
+PYRAMID_LEVELS = 4  # the last is an eighth of the size, as a latent
 
 
 def draw_timesteps(count: int, config: NoiseConfig, kind: str, draw: Draw) -> torch.Tensor:
     """(count,) int64 timesteps in [0, T).
 
     `uniform` is DDPM's (arXiv 2006.11239, algorithm 1). `logit-normal` is T times the sigmoid of a standard normal
-    (Esser et al., arXiv 2403.03206, section 3.1, with its m = 0 and s = 1): more of the middle, where a prediction is
-    neither easy nor hopeless, and hardly any of both ends.
+    (Esser et al., arXiv 2403.03206, section 3.1, with its m = 0 and s = 1): more of the middle, where prediction is
+    neither trivial nor hopeless, and hardly any at both ends.
     """
     if kind == "uniform":
         return draw.integers(config.timesteps, count)
@@ -32,13 +32,13 @@ def draw_timesteps(count: int, config: NoiseConfig, kind: str, draw: Draw) -> to
 
 
 def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.Tensor:
-    """What each sample's squared error counts: (B,) of the signal's share of power, alpha_bar at its timestep.
+    """The weight of each sample's squared error, (B,), from alpha_bar at its timestep, the signal's share of power.
 
-    `plain` is 1, the papers' own loss. `min-snr` (Hang et al., arXiv 2303.09556, section 3.4) weighs the error of the
-    picture that a prediction implies by min(SNR, gamma), with SNR = alpha_bar / (1 - alpha_bar): for a prediction of
-    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). A schedule with zero terminal SNR would
-    hardly learn its last timesteps so, and the last one not at all, although sampling starts there. The plain loss of v
-    weighs the implied picture's error by SNR + 1 (arXiv 2202.00512, section 4): there that is what is clamped.
+    `plain` is 1, the papers' own loss. `min-snr` (Hang et al., arXiv 2303.09556, section 3.4) weights the error of the
+    picture implied by a prediction by min(SNR, gamma), with SNR = alpha_bar / (1 - alpha_bar): for a prediction of
+    eps that is min(SNR, gamma) / SNR, and of v min(SNR, gamma) / (SNR + 1). With zero terminal SNR
+    the last timesteps would hardly be learned, and the very last not at all, although sampling starts there. The plain
+    loss of v weights the implied picture's error by SNR + 1 (arXiv 2202.00512, section 4), so for v that is clamped.
     """
     if kind == "plain":
         return torch.ones_like(signal)
@@ -49,9 +49,9 @@ def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.
 
 @dataclass(frozen=True)
 class Guided:
-    """A frozen model's prediction with classifier-free guidance (arXiv 2207.12598, equation 6), to be learned as one
-    (Meng et al., arXiv 2210.03142, section 3.1, at a single scale). Where the object is dropped it is the prediction
-    without, so that guidance on top of what was learned multiplies."""
+    """A frozen model's prediction with classifier-free guidance (arXiv 2207.12598, equation 6), as a target to
+    distil (Meng et al., arXiv 2210.03142, section 3.1, at a single scale). Where the object is dropped it is the
+    unconditional prediction, so that guidance applied on top multiplies."""
 
     model: torch.nn.Module
     scale: float
@@ -60,7 +60,7 @@ class Guided:
     def __call__(
         self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
     ) -> torch.Tensor:
-        """As the model is called; (B, C, h, w)."""
+        """Takes the model's arguments; returns (B, C, h, w)."""
         nothing = torch.ones_like(dropped)
         without, with_object = (self.model(reference, seen, timesteps, mask).float() for mask in (nothing, ~nothing))
         guided = torch.lerp(without, with_object, self.scale)
@@ -77,13 +77,13 @@ def diffusion_loss(
     timesteps: torch.Tensor | None = None,
     teacher: Guided | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean squared error in the hole, each sample weighing the same, and the matte's loss: both (B,).
+    """Each sample's mean squared error in the hole, and the matte's loss: both (B,).
 
     z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps (Ho et al., arXiv 2006.11239, equation 4); the target is eps, or v =
     sqrt(a_t) eps - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, section 4). The loss is IMPRINT's `|| eps -
     G(z_t, t, E(I)) ||^2` (section 3.1), restricted to the hole (section 3.2). timesteps (B,): by default drawn
-    uniformly. dropout: how often the object is dropped, for classifier-free guidance. With a teacher its prediction is
-    the target.
+    uniformly. dropout: the probability of dropping the object, for classifier-free guidance. With a teacher, the target
+    is its prediction.
     """
     count = len(batch.target)
     if timesteps is None:
@@ -105,9 +105,9 @@ def diffusion_loss(
 def matte_loss(logits: torch.Tensor, batch: Batch, signal: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of alpha and shadow in the hole where they are known: (B,), 0 for a model without a matte.
 
-    logits (B, 2 * matte**2, h, w). Weighed by the signal's share of power (B,): nothing can be told from noise, and
-    the matte is read where there is little of it, at sampling's last evaluation (of 20 steps timestep 49, where the
-    signal's share is 95 %; of 8 steps timestep 124, 85 %).
+    logits (B, 2 * matte**2, h, w). Weighted by the signal's share of power (B,): pure noise tells nothing, and the
+    matte is read where there is little noise, at sampling's last evaluation (with 20 steps timestep 49, where the
+    signal's share is 95 %; with 8 steps timestep 124, 85 %).
     """
     target = batch.matte.float()
     known = (target >= 0) * batch.hole
@@ -126,9 +126,9 @@ def translation_loss(
 
     The adapter T turns an image's tokens E(I) into those C(text) that the text encoder gives for its caption,
     `batch.text` (B, M, W); both encoders are frozen. ObjectStitch's adapter has as many tokens as the text, and so
-    has ours of kind `conv`. One of kind `tokens` has more, and no patch belongs to a word: there neighbouring tokens
-    are averaged down to M, which pulls the adapter's output to where text lies without giving up a token. Dropped
-    conditions are pulled to the empty caption's tokens, `nothing` (1, M, W): guidance then starts from Stable
+    has ours of kind `conv`. Kind `tokens` has more, and no patch corresponds to a word: its neighbouring tokens are
+    averaged down to M, which pulls the adapter's output to the range of text tokens while keeping all of them. Dropped
+    conditions are pulled towards the empty caption's tokens, `nothing` (1, M, W): guidance then starts from Stable
     Diffusion's own.
     """
     dropped = draw.chance(dropout, len(batch.reference))
@@ -145,7 +145,7 @@ def translation_loss(
 def structural_similarity(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """SSIM at every pixel (Wang et al. 2004, equation 13), of pictures (B, C, H, W) in [0, 1]; 1 = alike.
 
-    Its Gaussian window of 11 pixels has a standard deviation of 1.5; pictures are mirrored at their borders.
+    The Gaussian window of 11 pixels has a standard deviation of 1.5; pictures are reflected at their borders.
     """
     line = torch.exp(-((torch.arange(-5, 6, device=picture.device) / 1.5) ** 2) / 2)
     line = line / line.sum()
@@ -163,7 +163,7 @@ def structural_similarity(picture: torch.Tensor, target: torch.Tensor) -> torch.
 
 
 def laplacian(pictures: torch.Tensor, levels: int) -> list[torch.Tensor]:
-    """(B, C, H, W) -> a Laplacian pyramid: what each halving of the size loses, finest first, and last what is left."""
+    """(B, C, H, W) -> its Laplacian pyramid, finest level first, with the low-pass residual last."""
     bands = []
     for _ in range(levels - 1):
         half = F.avg_pool2d(pictures, 2)
@@ -175,7 +175,7 @@ def laplacian(pictures: torch.Tensor, levels: int) -> list[torch.Tensor]:
 def reconstruction_loss(picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The L1 distance of pictures (B, 3, H, W) and of the levels of their Laplacian pyramids: a scalar.
 
-    The pyramid (Bojanowski et al., arXiv 1707.05776) makes edges of every scale count beside the colours of areas.
+    The pyramid (Bojanowski et al., arXiv 1707.05776) makes edges at every scale count as well as the colours of areas.
     """
     levels = zip(laplacian(picture, PYRAMID_LEVELS), laplacian(target, PYRAMID_LEVELS))
     return F.l1_loss(picture, target) + sum(F.l1_loss(ours, theirs) for ours, theirs in levels)

@@ -1,4 +1,4 @@
-"""One checkpoint of several, by the mean of their weights."""
+"""Averaging the weights of several checkpoints."""
 
 from __future__ import annotations
 

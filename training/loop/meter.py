@@ -1,4 +1,4 @@
-"""What a run reports of its steps."""
+"""Accumulates what a run reports about its steps."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-BUCKETS = 10  # of timesteps, whose losses are logged one by one
+BUCKETS = 10  # bins of timesteps, whose losses are logged separately
 
 
 class Meter:
-    """Sums of what is logged, kept on the device so that no step waits for them."""
+    """Sums of logged values, kept on the device so that no step waits for them."""
 
     def __init__(self, timesteps: int, device: torch.device):
         self.width = math.ceil(timesteps / BUCKETS)
@@ -29,7 +29,7 @@ class Meter:
         timesteps: torch.Tensor | None = None,
         weight: float = 1.0,
     ) -> None:
-        """A batch's losses, all (B,); weight: of its mean in the step's."""
+        """Add a batch's losses, all (B,); weight: of the batch's mean in the step's."""
         error = error.detach()
         self.totals[0] += weight * error.mean()
         if matte is not None:
@@ -39,12 +39,12 @@ class Meter:
             self.buckets += torch.stack([error @ member, member.sum(0)])
 
     def add_gradient(self, norm: torch.Tensor, skipped: bool) -> None:
-        """A step's gradient norm; skipped: fp16's scaler met an overflow, lowered its scale, and nothing is wrong."""
+        """Add a step's gradient norm; skipped: fp16's loss scaler met an overflow and lowered its scale."""
         if not skipped:
             self.totals[2] += norm
 
     def read(self, accelerator: Accelerator, steps: int, batches: int) -> dict[str, float | dict[str, float]]:
-        """Means of `steps` steps of so many batches since the last reading, over all processes; all must call it."""
+        """Means over `steps` steps since the last call and over all processes; every process must call it."""
         totals, buckets = accelerator.reduce(self.totals, "mean"), accelerator.reduce(self.buckets, "sum")
         loss, matte, gradient = totals.tolist()
         means = {name: total / count for name, total, count in zip(self.names, *buckets.tolist()) if count}

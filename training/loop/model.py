@@ -104,7 +104,7 @@ def choose_trained(model: Model, stage: Stage, settings: Train, fresh: bool) -> 
 
 
 def load_autoencoder(config: ImprintConfig, source: Checkpoint | None, settings: Train) -> torch.nn.Module:
-    """The frozen autoencoder of --vae, or of the checkpoint. Raises `ImprintError` where there is none that fits."""
+    """The frozen autoencoder of --vae, or of the checkpoint. Raises `ImprintError` if neither has one that fits."""
     autoencoder = build_autoencoder(config.latent)
     if settings.vae:
         try:
@@ -126,7 +126,7 @@ def load_autoencoder(config: ImprintConfig, source: Checkpoint | None, settings:
 
 
 def export_lora(unet: torch.nn.Module, path: Path) -> None:
-    """The UNet's LoRA in fp16 under kohya's names, which ComfyUI's LoRA loader and diffusers both read."""
+    """Write the UNet's LoRA in fp16 under kohya's names, which ComfyUI's LoRA loader and diffusers both read."""
     from diffusers.utils import convert_state_dict_to_kohya
     from peft.utils import get_peft_model_state_dict
 
@@ -138,7 +138,7 @@ def export_lora(unet: torch.nn.Module, path: Path) -> None:
 def with_matte(checkpoint: Checkpoint, cells: int) -> Checkpoint:
     """The checkpoint with an untrained matte of `cells` values along a latent cell's side, or with none for 0.
 
-    The usual prediction stays exactly what it was. Raises `ImprintError` where `cells` does not divide the cell.
+    The usual prediction is unchanged. Raises `ImprintError` unless `cells` divides the latent cell's pixels.
     """
     config = checkpoint.config
     channels = config.latent.channels
@@ -152,9 +152,9 @@ def with_matte(checkpoint: Checkpoint, cells: int) -> Checkpoint:
 
 
 def sampling_config(config: ImprintConfig, settings: Train) -> ImprintConfig:
-    """With the guidance to sample with: none once it is learned, and what it was before after more training."""
+    """The configuration with its default guidance: 1 once distilled, and the original after further training."""
     sampling = config.sampling
-    # Checkpoints that were distilled before this was written down go back to their kind's.
+    # Checkpoints distilled before this was recorded get their preset's.
     usual = next((each for each in PRESETS.values() if each.latent == config.latent), PRESETS["tiny"]).sampling
     distilled = sampling.guidance_scale == 1
     before = (sampling.undistilled_guidance or usual.guidance_scale) if distilled else sampling.guidance_scale
@@ -166,9 +166,9 @@ def sampling_config(config: ImprintConfig, settings: Train) -> ImprintConfig:
 
 
 def make_optimizer(model: Model, settings: Train, split: bool) -> torch.optim.Optimizer:
-    """AdamW of the trained parameters, its state in 32 or in 8 bits (arXiv 2110.02861); split: by FSDP.
+    """AdamW for the trained parameters, with state in 32 or 8 bits (arXiv 2110.02861); split: whether FSDP shards them.
 
-    Raises `ImprintError` where 8 bits cannot be had.
+    Raises `ImprintError` if 8 bits are not available.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     how = dict(lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
@@ -177,14 +177,14 @@ def make_optimizer(model: Model, settings: Train, split: bool) -> torch.optim.Op
     flag = f"--optimizer {settings.optimizer}"
     if not trained[0].is_cuda or split:
         raise ImprintError(
-            f"{flag} needs a whole model on a GPU, and this one is {'split by FSDP' if split else 'on the CPU'}; "
+            f"{flag} needs an unsharded model on a GPU, and this one is {'split by FSDP' if split else 'on the CPU'}; "
             "leave it out"
         )
     return from_extra("bitsandbytes", "bitsandbytes", flag).optim.AdamW8bit(trained, **how)
 
 
 def export(model: Model, autoencoder: torch.nn.Module, config: ImprintConfig, stage: Stage, path: Path) -> None:
-    """The weights in fp16, as nodes and pipeline load them: all with the autoencoder, or the LoRA alone."""
+    """Write the weights in fp16, as nodes and pipeline load them: all parts and the autoencoder, or only the LoRA."""
     if stage.lora:
         export_lora(model.unet, path)
         return

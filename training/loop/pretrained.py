@@ -1,4 +1,4 @@
-"""A checkpoint to train from, of a Stable Diffusion UNet and a DINOv2 as their authors give them."""
+"""A checkpoint to train from, made of a published Stable Diffusion UNet and DINOv2."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def start(
     of DINOv2 or DINOv3 in the hub's layout, or DINOv2's `.pth` of Meta; its sizes replace the configuration's.
     background: `blend` or `concat`, by default the configuration's. vae: another autoencoder, a folder in diffusers'
     layout. adapter: `tokens`, or `conv` with as many tokens as CLIP's text; by default the configuration's. Raises
-    `ImprintError` for files that are absent, unsafe, or have not the tensors that the configuration asks for.
+    `ImprintError` for files that are missing or unsafe, or lack the tensors that the configuration requires.
     """
     backbone, matte = _read_encoder(encoder, config.encoder), config.matte
     config = _fitted(config, backbone.config, background, adapter)
@@ -68,7 +68,7 @@ def start(
 
 
 def _fitted(config: ImprintConfig, encoder: EncoderConfig, background: str | None, kind: str | None) -> ImprintConfig:
-    """The configuration for an encoder of the file's sizes, the background's channels, and as yet no matte."""
+    """The configuration with the encoder's sizes and the background's channels, without a matte so far."""
     background, kind = background or config.background, kind or config.adapter.kind
     adapter = replace(
         config.adapter,
@@ -84,12 +84,12 @@ def _fitted(config: ImprintConfig, encoder: EncoderConfig, background: str | Non
 
 
 def _with_more_inputs(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A convolution's weight with zeros for the input channels that it lacks: at first they change nothing.
+    """A convolution's weight with zeros for missing input channels, so that at first they change nothing.
 
-    So did SD-inpainting begin ("5 additional input channels ... zero-initialized", its model card).
+    SD-inpainting started the same way ("5 additional input channels ... zero-initialized", its model card).
     """
     if weight.ndim != len(shape) or weight.shape[1] > shape[1]:
-        return weight  # not of this model: the check will say so
+        return weight  # of another model: the check reports it
     return torch.cat([weight, weight.new_zeros(len(weight), shape[1] - weight.shape[1], *weight.shape[2:])], 1)
 
 
@@ -110,7 +110,7 @@ def pretrained(kind: type, folder: Path) -> torch.nn.Module:
         model, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except ImprintError:
         raise
-    except Exception as error:  # the libraries fail in many ways on files that are absent, cut off or of another kind
+    except Exception as error:  # the libraries raise many kinds of error on missing, truncated or wrong files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ImprintError(f"{folder} cannot be read as a {kind.__name__} ({reason}); download it again") from error
     missing, misshapen = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
@@ -170,7 +170,7 @@ def _read_encoder(path: Path, like: EncoderConfig) -> IDEncoder:
 
 
 def _require_published(path: Path, sizes: Any) -> None:
-    """Raise `ImprintError` for a DINOv3 that our configuration cannot describe: ViT-7B's has no biases there."""
+    """Raise `ImprintError` for a DINOv3 that our configuration cannot describe, such as ViT-7B, which lacks biases."""
     act = "silu" if sizes.use_gated_mlp else "gelu"
     expected = {"query_bias": True, "key_bias": False, "value_bias": True, "hidden_act": act, "rope_theta": 100.0}
     for name, value in (expected | {"layer_norm_eps": 1e-5}).items():

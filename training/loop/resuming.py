@@ -1,4 +1,4 @@
-"""What may differ when a run goes on, and what it then says of itself."""
+"""What may change when a run is resumed, and how the change is reported."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .layout import Layout
 from .schedule import learning_rate
 
 BENDING = ("images", "batch", "accumulate", "global_batch")
-"""Options that may differ, so long as a step has as many pictures."""
+"""Options that may change as long as a step has the same number of pictures."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run keeps of its beginning, however it goes on."""
+    """What a run keeps from its start, however it is resumed."""
 
     layout: Layout
-    """which settles the pairs and the noise of every step"""
+    """determines the pairs and the noise of every step"""
     images: int
-    """which settle how long `--translation` lasts"""
+    """determines how long `--translation` lasts"""
 
     def translated(self, share: float) -> int:
-        """The steps on the translation loss, a share of all."""
+        """The number of steps on the translation loss."""
         return round(math.ceil(self.images / self.layout.step_size) * share)
 
     def to_dict(self) -> dict[str, int]:
@@ -37,9 +37,9 @@ class Begun:
 
     @classmethod
     def of(cls, described: dict[str, Any]) -> Begun:
-        """described: what options.json holds; that of older runs does not say it apart.
+        """described: the contents of options.json; older runs lack the key `begun`.
 
-        Raises `ImprintError` where these are no numbers of 1 or more.
+        Raises `ImprintError` unless the values are numbers of 1 or more.
         """
         *shared, images = _counts(described.get("begun") or described, "processes", "accumulate", "batch", "images")
         return cls(Layout(*shared), images)
@@ -51,18 +51,17 @@ def _counts(values: Any, *names: str) -> list[int]:
     for name, value in zip(names, found):
         if type(value) is not int or value < 1:
             raise ImprintError(
-                f"options.json holds {value!r} as the run's {name}; a number of 1 or more was expected: mend it, or "
-                "give another --output"
+                f"options.json holds {value!r} as the run's {name}; expected a number of 1 or more: repair it, or give "
+                "another --output"
             )
     return found
 
 
 def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path) -> None:
-    """A run goes on with the options that it began with, save those that do not change what it learns, its length, and
-    how the pictures of a step are shared out.
+    """Raise `ImprintError` unless a run is resumed with the options it started with.
 
-    Raises `ImprintError` for others. before: what options.json holds, under today's names; described: what it is to
-    hold.
+    Exceptions are options that do not affect what is learned, the length, and how a step's pictures are split. before:
+    the contents of options.json under the present names; described: its new contents.
     """
     now = json.loads(json.dumps(described))
     before = defaults(Train) | before
@@ -84,7 +83,7 @@ def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path
 
 
 def said(before: dict[str, Any], settings: Train, layout: Layout, done: int) -> list[str]:
-    """What differs from now on, after so many pictures; nothing of a run that goes on as it was."""
+    """Messages about what changes from here on, after this many pictures; none for an unchanged run."""
     begun, found = Begun.of(before).layout, []
     if settings.images != before["images"]:
         rates = [learning_rate(done, settings, images) for images in (before["images"], settings.images)]

@@ -56,7 +56,7 @@ class Run:
     """A training run: its model and optimizer, and the loop."""
 
     def __init__(self, settings: Train, start: Checkpoint | None = None):
-        """start: weights to start from, by default those of --init. Raises `ImprintError` for files that do not fit."""
+        """start: weights to start from, by default those of --init. Raises `ImprintError` for unusable files."""
         self.began = time.monotonic()
         self.settings, self.stage = settings, STAGES[settings.stage]
         self.accelerator = make_accelerator(settings)
@@ -95,8 +95,8 @@ class Run:
     def _build(self, modules: dict[str, torch.nn.Module], fresh: bool) -> None:
         """The model, its average, the teacher and the optimizer, spread over the processes."""
         settings, split = self.settings, self.split
-        # FSDP wants parameters laid out plainly; bitsandbytes lays them out so at its first step, and with it from the
-        # beginning a run that goes on takes the same road to the last bit.
+        # FSDP needs contiguous parameters; bitsandbytes makes them contiguous at its first step, so they are so from
+        # the start: a resumed run is then bit-identical.
         plain = split or settings.optimizer != "adamw"
         model = Model(modules, self.config).to(self.device, memory_format=None if plain else torch.channels_last)
         self.trained_names = choose_trained(model, self.stage, settings, fresh)
@@ -115,18 +115,18 @@ class Run:
             self.autoencoder.encoder.compile(dynamic=False)
         self.raw = model
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        # Only now: FSDP has put its own parameters in the place of the model's.
+        # Only now: FSDP has replaced the model's parameters by its own.
         self.trained = [parameter for parameter in self.raw.parameters() if parameter.requires_grad]
         self.average.follow(self.raw)
         self.accelerator.register_for_checkpointing(self.average)
 
     @property
     def split(self) -> bool:
-        """Whether FSDP splits the model: it needs plainly laid out parameters, and its parts only run as one."""
+        """Whether FSDP shards the model: it needs contiguous parameters, and its parts run only as one model."""
         return self.accelerator.distributed_type == DistributedType.FSDP
 
     def maker(self, split: str, rank: int = 0) -> PairMaker | StreamedPairs | Captions:
-        """What makes the pairs of a split, as the process of this rank sees it when the run begins."""
+        """What makes the pairs of a split for the process of this original rank."""
         process = rank, self.begun.layout.processes
         return make_maker(self.settings, self.config, split, self.device, process, self.text)
 
@@ -144,8 +144,9 @@ class Run:
         return of(rank) if self.layout == self.begun.layout else Rearranged(of, self.begun.layout, self.layout, rank)
 
     def try_data_and_folder(self) -> None:
-        """Raise `ImprintError` where a data set has no shard or its first sample cannot be read, or the run's folder
-        cannot be written to; nothing is made.
+        """Raise `ImprintError` if a data set has no shard or an unreadable first sample, or the folder is not writable.
+
+        Creates nothing.
         """
         self.state.try_data()
         require_writable(self.settings.output / "state")
@@ -153,10 +154,9 @@ class Run:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Until `--images` are done, `--time-limit` is near, or Ctrl-C or SIGTERM asks to stop (`asked`).
+        """Train until `--images` are done, `--time-limit` has passed, or a signal asks to stop (`asked`).
 
-        Leaves states to continue from, and checkpoints. Raises `ImprintError` where another run writes into the
-        folder.
+        Writes states to resume from, and checkpoints. Raises `ImprintError` if another run writes into the folder.
         """
         require_writable(self.settings.output / "state")
         with self.state.locked():
@@ -175,7 +175,7 @@ class Run:
             validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
             self.state.describe(now)
             if step < self.steps:
-                source.batch(step * self.layout.accumulate)  # the next step's own, which is kept
+                source.batch(step * self.layout.accumulate)  # the next step's, which is kept for it
             self.state.log_usable(account_of(source, validation.maker))
         log = Log(settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.layout, now)
         log.changes(step, said(before, settings, self.layout, step * self.step_size))
@@ -191,11 +191,11 @@ class Run:
 
                 last = step == self.steps or self._to_stop(step)
                 saving = step % settings.save_every == 0 or last
-                if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is kept
+                if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is saved
                     log.steps(step, rate)
                 if saving:
                     self.average.gather()
-                    self.state.save(step)  # first: who asked the run to stop may not wait for held-out pairs
+                    self.state.save(step)  # first: a signal's sender may not wait for held-out pairs
                     if validation:
                         nothing = self.text.nothing if self.text else None
                         log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
@@ -210,11 +210,11 @@ class Run:
         self.accelerator.end_training()
 
     def step(self, source: Source | Rearranged, step: int, meter: Meter) -> None:
-        """One step of the optimizer and of the average, on `--accumulate` batches; waits for nothing."""
+        """One step of the optimizer and of the average, on `--accumulate` batches, without waiting for the device."""
         accumulate, clip = self.layout.accumulate, self.settings.clip or math.inf
         translated = 0 if self.stage.mix else self.begun.translated(self.settings.translation)
         if self.settings.compile == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave out is no longer needed
+            torch.compiler.cudagraph_mark_step_begin()  # the last step's outputs are no longer needed
         for index in range(step * accumulate, (step + 1) * accumulate):
             complete = (index + 1) % accumulate == 0  # only then do processes exchange gradients
             with nullcontext() if complete else self.accelerator.no_sync(self.model):
@@ -228,7 +228,7 @@ class Run:
         meter.add_gradient(norm, skipped=self.accelerator.optimizer_step_was_skipped)
 
     def loss(self, source: Source | Rearranged, index: int, meter: Meter, translate: bool) -> torch.Tensor:
-        """The mean loss of a batch; the meter gets each sample's own, before any weight."""
+        """The mean loss of a batch; the meter gets each sample's unweighted loss."""
         settings, noise = self.settings, self.config.noise
         batch, draw, share = source.batch(index), source.draw(index), source.weight(index)
         if translate:
@@ -244,7 +244,7 @@ class Run:
         return share * ((weights * error).mean() + settings.matte_weight * matte.mean())
 
     def _to_stop(self, step: int) -> bool:
-        """Whether time is up, or a signal came, in any process; asked seldom, since it makes processes wait."""
+        """Whether time is up or a signal came, in any process; checked rarely, since processes have to wait for it."""
         limit, several = self.settings.time_limit, self.accelerator.num_processes > 1
         if step % 10 and (several or not self.asked):
             return False
@@ -253,7 +253,7 @@ class Run:
 
 
 def make_accelerator(settings: Train) -> Accelerator:
-    """Accelerate as the machine options say. Raises `ImprintError` for want of wandb, and for unconnected processes."""
+    """Accelerate with the machine options. Raises `ImprintError` if wandb is missing or processes are unconnected."""
     if settings.wandb and not find_spec("wandb"):
         raise ImprintError('--wandb needs the package wandb; install it with python -m pip install ".[wandb]"')
     accelerator = Accelerator(
@@ -266,7 +266,7 @@ def make_accelerator(settings: Train) -> Accelerator:
     )
     if (started := int(os.environ.get("WORLD_SIZE", 1))) > accelerator.num_processes:
         raise ImprintError(
-            f"{started} processes were started, but torch sees no GPU here and leaves them unconnected: each would "
-            "train a model of its own; give --device cpu, or start one process"
+            f"{started} processes were started, but torch sees no GPU here and does not connect them: each would "
+            "train its own model; give --device cpu, or start one process"
         )
     return accelerator

@@ -8,7 +8,7 @@ from ..settings import Train
 
 
 def learning_rate(done: int, settings: Train, images: int | None = None) -> float:
-    """A linear warm-up, times what the schedule leaves of the peak: all of it, or less and less down to `final_lr`.
+    """The peak times a linear warm-up, times the schedule, which stays at 1 or decays to `final_lr`.
 
     done: pictures so far; images: those of the whole run, by default the settings'. `cosine` is half a period's (arXiv
     1608.03983, equation 5, without restarts).

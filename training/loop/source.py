@@ -25,9 +25,8 @@ from .ahead import Ahead
 class Source:
     """Endless batches: a block of pairs is made and encoded, then used `reuse` times with fresh noise.
 
-    Making pairs costs about as much as training on them once; on a GPU the next block's are made beside the steps.
-    Which pairs a batch has depends on the seed, the process and its number alone, so that a continued run sees the
-    same.
+    Making pairs costs about as much as training on them once; on a GPU the next block's are made during the steps. The
+    pairs of a batch depend only on the seed, the process and the batch's number, so that a resumed run sees the same.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Source:
         return pairs[order[place * count : (place + 1) * count]]
 
     def wait(self) -> None:
-        """Until no pairs are being made beside the steps."""
+        """Wait until no pairs are being made in the background."""
         if self.ahead:
             self.ahead.wait()
 

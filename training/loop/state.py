@@ -1,4 +1,4 @@
-"""A run's folder: what it describes itself with, and the states that it continues from."""
+"""A run's folder: its description, and the states to resume from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .resuming import require_same
 KEPT_STATES = 2
 
 
-BROKEN = "mend it, or give another --output"
+BROKEN = "repair it, or give another --output"
 
 
 class State:
@@ -42,9 +42,9 @@ class State:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone in the folder, until the block or the process ends.
+        """Lock the folder until the block or the process ends.
 
-        Raises `ImprintError` where another run is there.
+        Raises `ImprintError` if another run holds it.
         """
         if not self.accelerator.is_main_process:
             yield
@@ -57,7 +57,7 @@ class State:
             raise ImprintError(
                 f"another run is writing into {self.folder}; wait for it to end, or give another --output"
             ) from error
-        except (OSError, NotImplementedError) as error:  # some shares lock no files, and are none the worse
+        except (OSError, NotImplementedError) as error:  # some network shares cannot lock files
             print(f"warning: {lock.lock_file} cannot be locked ({error}); start no second run there", file=sys.stderr)
         try:
             yield
@@ -65,9 +65,9 @@ class State:
             lock.release()
 
     def resume(self, described: dict) -> tuple[int, dict]:
-        """Continue from the newest state, if there is one; returns the steps done, and what options.json held then.
+        """Resume from the newest state, if any; returns the steps done, and the previous contents of options.json.
 
-        described: the run as options.json is to hold it. Raises `ImprintError` where the run was begun otherwise.
+        described: the run's new options.json. Raises `ImprintError` if the run was started with other options.
         """
         main = self.accelerator.is_main_process
         if main:
@@ -88,22 +88,20 @@ class State:
         return step, before
 
     def _load(self, state: Path) -> None:
-        """Raises `ImprintError` for a state that is not whole any more."""
+        """Raise `ImprintError` for a state that is no longer complete."""
         try:
             self.accelerator.load_state(str(state))
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # safetensors, torch and pickle fail in many ways on files that are cut off or absent
+        except Exception as error:  # safetensors, torch and pickle raise many kinds on truncated or missing files
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ImprintError(
-                f"{state} cannot be read ({reason}); delete it: the same command then goes on from the state before "
-                "it, or anew"
+                f"{state} cannot be read ({reason}); delete it: the same command then resumes from the state before "
+                "it, or starts over"
             ) from error
 
     def _load_weights(self, models: list[torch.nn.Module], folder: str) -> None:
-        """In accelerate's place, whose names of a state are those of DDP where several processes trained."""
+        """Instead of accelerate's own, whose names are DDP's if several processes trained."""
         for model in models:
             tensors = load_file(Path(folder) / "model.safetensors")
             plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
@@ -116,7 +114,7 @@ class State:
         write_text(self.folder / "data.json", json.dumps(self._shards(), indent=1))
 
     def save(self, step: int) -> None:
-        """A state to continue from: written beside its place, then renamed; the newest few are kept."""
+        """Write a state to resume from: under a temporary name, then renamed; the newest few are kept."""
         self.accelerator.wait_for_everyone()
         temporary, final = self.folder / "state.tmp", self.folder / f"state-{step:09d}"
         if final.exists():
@@ -139,41 +137,41 @@ class State:
                 shutil.rmtree(old)
 
     def log_usable(self, counts: dict[str, dict[str, Any]]) -> None:
-        """usable.json: how much of what there is to make pairs of, and what became of the rest."""
+        """Write usable.json: how much of the data can be used in pairs, and why the rest cannot."""
         write_text(self.folder / "usable.json", json.dumps(counts, indent=1))
 
     def log(self, line: dict) -> None:
-        """A line of stats.jsonl."""
+        """Append a line to stats.jsonl."""
         with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop log lines of steps that an interrupted run did after its last state."""
+        """Remove log lines of steps that an interrupted run made after its last state."""
         path = self.folder / "stats.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_text(path, "".join(line for line in lines if _step_of(line) <= step))
 
     def held_out_losses(self) -> dict[int, float]:
-        """Those of the log, by the pictures that were done."""
+        """The held-out losses in the log, by number of pictures."""
         path = self.folder / "stats.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         found = [json.loads(line) for line in lines if '"held_out_loss"' in line]
         return {line["pictures"]: line["held_out_loss"] for line in found if math.isfinite(line["held_out_loss"])}
 
     def states(self) -> list[Path]:
-        """Those that are whole, the newest last."""
+        """The complete states, newest last."""
         return sorted(path for path in self.folder.glob("state-*") if re.fullmatch(r"state-\d{9,}", path.name))
 
     def last(self) -> str:
-        """What is left of the run, for a message."""
+        """What is saved of the run, for a message."""
         states = self.states()
-        return f"{states[-1]} is whole and the last one" if states else f"{self.folder} holds no state yet"
+        return f"{states[-1]} is the last complete state" if states else f"{self.folder} holds no state yet"
 
     def _shards(self) -> dict[str, dict[str, int | None]]:
         """The run's shards, with the sizes in bytes of local ones: which pairs a step sees depends on all of them."""
         found = {}
-        for name in ("cutouts", "photos") if STAGES[self.settings.stage].mix else ("captions",):
+        for name in STAGES[self.settings.stage].data_sets:
             for split in SPLITS:
                 shards = list_shards(inside(getattr(self.settings, name), split))
                 sizes = {
@@ -183,15 +181,15 @@ class State:
         return found
 
     def try_data(self) -> None:
-        """Read the first sample of each data set. Raises `ImprintError` where there is none, or it cannot be read."""
-        for name in ("cutouts", "photos") if STAGES[self.settings.stage].mix else ("captions",):
+        """Read the first sample of each data set. Raises `ImprintError` if it is missing or cannot be read."""
+        for name in STAGES[self.settings.stage].data_sets:
             for split in SPLITS:
                 for parts in islice(read_parts(list_shards(inside(getattr(self.settings, name), split))[0]), 1):
-                    if name != "captions":  # which need no more than a picture and a text
+                    if name != "captions":  # they need only a picture and a text
                         decode_sample(parts)
 
     def _same_data(self) -> None:
-        """A run goes on with the shards that it began with."""
+        """Raise `ImprintError` unless the shards are those that the run started with."""
         path = self.folder / "data.json"
         if not path.exists():
             return
@@ -199,7 +197,7 @@ class State:
         for folder, sizes in read_json(path, BROKEN).items():
             name, _, split = folder.partition("/")
             if not isinstance(sizes, dict):
-                raise ImprintError(f"{path} holds no shards' sizes; {BROKEN}")
+                raise ImprintError(f"{path} does not hold the shards' sizes; {BROKEN}")
             before[f"{OLD_NAMES.get(name, name)}/{split}"] = sizes
         for folder in sorted(before.keys() | now.keys()):
             then, there = before.get(folder, {}), now.get(folder, {})
@@ -207,13 +205,13 @@ class State:
                 if then.get(shard) != there.get(shard):
                     was, is_now = (f"of {part[shard]:,} bytes" if shard in part else "absent" for part in (then, there))
                     raise ImprintError(
-                        f"the shard {folder}/{shard} was {was} when {self.folder} was begun, and is {is_now}; put it "
-                        "as it was to continue, or give another --output"
+                        f"the shard {folder}/{shard} was {was} when {self.folder} was started, and is {is_now} now; "
+                        "restore it to resume, or give another --output"
                     )
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of the log; infinity for one that is not whole."""
+    """The step of a log line; infinity for an incomplete line."""
     try:
         return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):

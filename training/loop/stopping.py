@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, and SIGUSR1, which Slurm sends when the time is nearly up."""
+"""Stopping by Ctrl-C, SIGTERM and SIGUSR1, which Slurm sends when the time is nearly up."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 
 @contextmanager
 def stop_when_asked() -> Iterator[list[int]]:
-    """The signals that came, empty at first: the first one waits for the loop to look, a second one stops at once.
+    """A list of the signals received: the first one waits until the loop checks it, a second one stops at once.
 
-    In another thread than the main one, which alone gets signals, none ever come.
+    Outside the main thread, which is the only one to get signals, it stays empty.
     """
     asked: list[int] = []
 

@@ -14,7 +14,7 @@ from .pretrained import pretrained
 
 
 class TextEncoder:
-    """Captions -> what a UNet's context is made of, padded as its authors do.
+    """Captions -> the tokens of a UNet's context, padded as by its authors.
 
     Stable Diffusion's: its CLIP's tokens after the last LayerNorm. SDXL's: those of two CLIPs side by side, each before
     its last layer (arXiv 2307.01952, section 2.1).
@@ -23,7 +23,7 @@ class TextEncoder:
     def __init__(self, folder: str | os.PathLike, width: int, device: torch.device):
         """folder: SD 1.5's, SDXL's, or one with the text model and its tokenizer; width: of the UNet's context.
 
-        Raises `ImprintError` for a folder without them, or of another width.
+        Raises `ImprintError` for a folder without them, or with another width.
         """
         folder = Path(folder)
         self.is_sdxl = (folder / "text_encoder_2").is_dir()
@@ -63,6 +63,6 @@ def _read(home: Path, words: Path) -> tuple[Any, Any]:
     model = pretrained(CLIPTextModel, home).eval().requires_grad_(False)
     try:
         return model, CLIPTokenizer.from_pretrained(words, local_files_only=True)
-    except Exception as error:  # the library fails in many ways
+    except Exception as error:  # the library raises many kinds of error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ImprintError(f"{words} cannot be read as a CLIP tokenizer ({reason}); download it again") from error

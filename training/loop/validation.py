@@ -1,4 +1,4 @@
-"""What a run shows of itself: losses on held-out pairs, and pictures."""
+"""Validation: losses on held-out pairs, and sample pictures."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from .model import Model
 from .source import Source
 
 SIZE = 128  # pairs, the same for every run of a stage
-PART = 16  # of them at once, whatever --batch and --chunk: what is drawn depends on it
-SHOWN = 16  # of them, as pictures
+PART = 16  # of them at once, whatever --batch and --chunk: the random numbers depend on it
+SHOWN = 16  # of them that are written as pictures
 
 
 class Validation:
-    """Held-out pairs of a stage; the seed is fixed, so that all its runs are tested on the same."""
+    """Held-out pairs of a stage; the seed is fixed, so that all runs are evaluated on the same pairs."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Validation:
     def measure(self, model: Model, alpha_bar: torch.Tensor, nothing: torch.Tensor | None = None) -> dict[str, float]:
         """The model's losses, with fixed noise and nothing dropped.
 
-        nothing: the empty caption's tokens, where the pairs have captions.
+        nothing: the empty caption's tokens, if the pairs have captions.
         """
         draw = Draw(torch.Generator(self.accelerator.device).manual_seed(0))
         losses, translated = [], []

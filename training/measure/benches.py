@@ -1,14 +1,14 @@
 """Folders of tasks: path-traced ones whose truth is known, and the layouts of two benchmarks.
 
-- Known truth: `NN_obj.png`, `NN_bg.png`, `NN_target.png`, `NN_alpha.png`, `NN_hole.png`, as `light` describes them.
+- Known truth: `NN_obj.png`, `NN_bg.png`, `NN_target.png`, `NN_alpha.png`, `NN_hole.png`, as described in `light`.
 - MureCom (arXiv 2411.07462): `CATEGORY/fg1/N.jpg` with its mask `N.png`, and fg2, fg3; `CATEGORY/bg/N.jpg` with a white
   box on black in `N_bbox.png`, or, as in an earlier release, a line `CATEGORY N.jpg left top right bottom` for each in
   `bg/bbox.txt`. Every object goes into every background of its category.
-- DreamEditBench (arXiv 2306.12624) as SHINE's authors laid it out anew: `SUBJECT/fg/NN.jpg` with `NN.png`, and
+- DreamEditBench (arXiv 2306.12624) in the layout of SHINE's authors: `SUBJECT/fg/NN.jpg` with `NN.png`, and
   `SUBJECT/bg/content.json`, a list of `{"image": NAME, "bbox": [left, top, right, bottom]}` in a picture squeezed to
   768 x 768.
 - DreamEditBench's own backgrounds: `CLASS/bbox.json`, `{NAME: [left, top, right, bottom]}` in a picture squeezed to
-  512 x 512. Its subjects, DreamBooth's, have no masks there: they come from `--subjects`.
+  512 x 512. Its subjects, DreamBooth's, come without masks: they are read from `--subjects`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from imprint.images import mask_to_tensor, open_image
 from .light import PARTS, LightTask, tasks_of
 from .tasks import Box, Photo, Place, Scene, Task, photos_of, read_subjects, subject_tasks, tight_box
 
-SHINE_FRAME, DREAMEDIT_FRAME = 768, 512  # pixels of the squares that boxes are given in
+SHINE_FRAME, DREAMEDIT_FRAME = 768, 512  # pixels of the squares to which boxes refer
 DREAMEDIT_CLASSES = {f"dog{number}": "dog" for number in (2, 3, 5, 6, 7, 8)} | {
     "cat2": "cat",
     "backpack_dog": "backpack",
     "colorful_sneaker": "sneaker",
     "shiny_sneaker": "sneaker",
 }
-"""Subjects that stand in another folder's backgrounds than that of their name."""
+"""Subjects whose backgrounds are in a folder of another name."""
 
 
 def folder_tasks(folder: Path, subjects: Path | None = None) -> tuple[list[Task], dict[str, list[Photo]]]:
-    """A folder's tasks, and their subjects' photos; none where the truth is known.
+    """A folder's tasks, and their subjects' photos, which are empty for tasks with known truth.
 
-    subjects: as `read_subjects` takes them, for DreamEditBench's own backgrounds alone. Raises `ImprintError` for a
-    folder of none of the layouts.
+    subjects: as for `read_subjects`, only for DreamEditBench's own backgrounds. Raises `ImprintError` for a folder in
+    none of the layouts.
     """
     if not folder.is_dir():
         raise ImprintError(f"{folder}: no such folder; --tasks is a folder of tasks, such as MureCom's")
@@ -80,7 +80,7 @@ def folder_tasks(folder: Path, subjects: Path | None = None) -> tuple[list[Task]
 
 
 def _left_out(found: list[tuple[str, list[Photo], list[Place]]]) -> str:
-    """Which subjects make no task, and why."""
+    """Report which subjects have no task, and why."""
     why = {
         "without a photo that has its mask beside it (N.jpg and N.png)": [name for name, own, _ in found if not own],
         "without a background": [name for name, own, places in found if own and not places],
@@ -138,7 +138,7 @@ def _box_of_mask(path: Path, size: tuple[int, int]) -> Box:
 
 
 def _bbox_txt(path: Path) -> dict[str, Box]:
-    """Boxes by the picture's name; none without a file. Names of categories may have spaces."""
+    """Boxes by picture name; empty without a file. Category names may contain spaces."""
     if not path.is_file():
         return {}
     try:
@@ -167,7 +167,7 @@ def _shine(folder: Path) -> Iterator[tuple[str, list[Photo], list[Place]]]:
 
 
 def _dreamedit(folder: Path, photos: dict[str, list[Photo]]) -> list[list[Place]]:
-    """The places of each subject, for which there is a background."""
+    """The boxes of each subject that has a background."""
     found = []
     for name in photos:
         home = next(
@@ -180,7 +180,7 @@ def _dreamedit(folder: Path, photos: dict[str, list[Photo]]) -> list[list[Place]
 
 
 def _boxes(path: Path, read: Callable[[Any], list[tuple[str, Any]]], frame: int) -> list[tuple[str, tuple[float, ...]]]:
-    """Names and boxes of a JSON file, which begin within frame x frame. Raises `ImprintError` for another form."""
+    """Names and boxes of a JSON file, which must start inside frame x frame. Raises `ImprintError` for others."""
     try:
         table = json.loads(path.read_text(encoding="utf-8-sig"))
         found = [(str(name), tuple(map(float, box))) for name, box in read(table)]
@@ -197,7 +197,7 @@ def _boxes(path: Path, read: Callable[[Any], list[tuple[str, Any]]], frame: int)
 
 
 def _scaled(box: tuple[float, ...], frame: int, size: tuple[int, int]) -> Box:
-    """A box of a picture that was squeezed to frame x frame, in the picture's own pixels; never empty."""
+    """Convert a box of a picture squeezed to frame x frame to the picture's own pixels; never empty."""
     left, top, right, bottom = (round(min(value, frame) * side / frame) for value, side in zip(box, size * 2))
     right, bottom = max(1, right), max(1, bottom)
     return min(left, right - 1), min(top, bottom - 1), right, bottom
@@ -208,5 +208,5 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _number(path: Path) -> tuple[int, str]:
-    """In the order of numbers, where names are such."""
+    """Sort key: numeric names in numeric order."""
     return int(path.stem) if path.stem.isdecimal() else 0, path.name

@@ -1,4 +1,4 @@
-"""Rows of composites, and how they are made."""
+"""The rows of an evaluation, and making their composites."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ BASELINES = {
     "copy-paste": lambda scene, _seed: scene.paste(scene.cutout),
     "copy-paste, box emptied": lambda scene, _seed: scene.paste(scene.cutout, emptied=True),
 }
-"""All the identity that there is, and none of the scene's light, pose and shadow. On a video frame the first also
-leaves some of the true object around the pasted one, which no model sees: there the second is reported beside it."""
+"""Baselines with full identity and none of the scene's light, pose and shadow. On a video frame the first also leaves
+parts of the true object, which no model sees, around the pasted one; so the second is reported as well."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to make composites: a row of the table."""
+    """A row of the table: one way to make composites."""
 
     name: str
     checkpoint: Path | None
-    """None: the cut-out is pasted into the box, or the pictures are there already."""
+    """None: the cut-out is pasted into the box, or the pictures are given."""
     level: str
-    """Of the holes, one of `imprint.masks.LEVELS`."""
+    """The level of the holes, one of `imprint.masks.LEVELS`."""
     cls_only: bool = False
-    """Whether the adapter gets the encoder's CLS token alone."""
+    """Whether the adapter gets only the encoder's CLS token."""
     given: Path | None = None
-    """Folder of composites that others made."""
+    """Folder of another method's composites."""
 
     def folder(self, output: Path) -> Path:
         return output / "composites" / re.sub(r"[^\w.-]+", "-", self.name)
@@ -59,7 +59,7 @@ class Row:
         return next((file for file in files if file.is_file()), self.given / f"{task.name}.png")
 
     def read(self, task: Task, scene: Scene, output: Path) -> Image.Image:
-        """The composite, RGB. Raises `ImprintError` for one that does not belong to the scene."""
+        """Open the composite, RGB. Raises `ImprintError` for one that does not fit the scene."""
         path = self.file(task, output)
         picture, (width, height) = open_image(path).convert("RGB"), scene.background.size
         if picture.size != (width, height):
@@ -68,7 +68,7 @@ class Row:
         return picture
 
     def blend_area(self, scene: Scene) -> np.ndarray:
-        """(H, W) bool: the hole, enlarged where it is too small, and its soft edge; all else must be background."""
+        """(H, W) bool: the hole, enlarged if too small, and its soft edge; everything else must be background."""
         mask = scene.hole(self.level)
         if self.checkpoint is None:
             return np.asarray(mask) > 127
@@ -76,7 +76,7 @@ class Row:
 
 
 def table_rows(options: Evaluate) -> list[Row]:
-    """Each checkpoint as it is and with each ablation, then the baselines."""
+    """Each checkpoint, unchanged and with each ablation, then the baselines."""
     rows = []
     for name, path in options.checkpoint:
         rows.append(Row(name, path, options.mask_level))
@@ -90,9 +90,9 @@ def table_rows(options: Evaluate) -> list[Row]:
 
 
 def compose(row: Row, tasks: list[Task], options: Evaluate) -> None:
-    """Write the row's composites that are not there yet.
+    """Write the row's missing composites.
 
-    Raises `ImprintError` where some have other settings, and where a picture that others were to make is absent.
+    Raises `ImprintError` if existing ones have other settings, and if another method's picture is missing.
     """
     waiting = [task for task in tasks if not row.file(task, options.output).exists()]
     if row.given is not None:
@@ -111,7 +111,7 @@ def compose(row: Row, tasks: list[Task], options: Evaluate) -> None:
 
 
 def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:
-    """The row's model as a function of a scene and a seed."""
+    """The row's model, as a function of a scene and a seed."""
     pipeline = ImprintPipeline.from_checkpoint(row.checkpoint, torch_dtype=TORCH_DTYPES[options.dtype]).to(
         options.device
     )
@@ -129,8 +129,8 @@ def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:
             options.steps,
             options.guidance,
             torch.Generator().manual_seed(seed),
-            fit="fill",  # the model's own drawing is what is measured
-            blend_mask=hole,  # beyond it all is compared with the background
+            fit="fill",  # the model's own drawing is measured
+            blend_mask=hole,  # everything outside it is compared with the background
             detail=options.detail,
         ).images[0]
 
@@ -138,7 +138,7 @@ def sampler(row: Row, options: Evaluate) -> Callable[[Scene, int], Image.Image]:
 
 
 def keep_cls_only(pipeline: ImprintPipeline, path: Path) -> None:
-    """Cut the patches' tokens off before the adapter (AnyDoor, arXiv 2307.09481, trains so for an ablation)."""
+    """Drop the patch tokens before the adapter (AnyDoor, arXiv 2307.09481, trains this way for an ablation)."""
     if pipeline.model_config.adapter.kind == "conv":
         raise ImprintError(
             f"{path}: its 'conv' adapter mixes a fixed number of tokens and cannot do with CLS alone; leave out "
@@ -148,7 +148,7 @@ def keep_cls_only(pipeline: ImprintPipeline, path: Path) -> None:
 
 
 def same_settings(row: Row, options: Evaluate) -> None:
-    """Note what the row's composites are made with; raise `ImprintError` if some were made with something else."""
+    """Record the row's settings; raise `ImprintError` if existing composites were made with others."""
     now: dict[str, Any] = {"holes": row.level}
     if row.checkpoint is not None:  # pasting has no steps
         with open_safetensors(row.checkpoint) as file:

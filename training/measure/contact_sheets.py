@@ -1,4 +1,4 @@
-"""Sheets of composites for what no score tells."""
+"""Contact sheets for what no metric measures."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ POSES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "squashed": lambda cutout: cutout.resize((max(1, round(cutout.width * 0.6)), cutout.height), Image.BICUBIC),
 }
 POSED, LIT, BOXED = 10, 4, 20  # objects for poses, photos of each light, composites to find the box in
-TILE = 320  # pixels of a tile of boxes.jpg
-HEIGHT, GAP = 200, 4  # of a row of the other two
-TINT = (255, 64, 26)  # of a hole
+TILE = 320  # side in pixels of a tile of boxes.jpg
+HEIGHT, GAP = 200, 4  # height in pixels of a row of the other two
+TINT = (255, 64, 26)  # side in pixels of a hole
 
 
 class Sheets:
     """A checkpoint and a queue of objects; each sheet takes the next ones."""
 
     def __init__(self, pipeline: ImprintPipeline, subjects: Path, backgrounds: Path):
-        """Raises `ImprintError` where a folder holds no usable picture."""
+        """Raises `ImprintError` if a folder has no usable picture."""
         self.pipeline = pipeline
         self.subjects = cycle(sorted(read_subjects(subjects).items()))
         if not backgrounds.is_dir():
@@ -43,7 +43,7 @@ class Sheets:
             raise ImprintError(f"{backgrounds} holds no photo; give --backgrounds a folder of {', '.join(PICTURES)}")
 
     def scene(self, path: Path, across: float = 0.5) -> Scene:
-        """The next object in a box near a photo's lower edge; across: where, from left (0) to right (1)."""
+        """The next object in a box near a photo's lower edge; across: its position from left (0) to right (1)."""
         name, (photo, *_) = next(self.subjects)
         cutout, view = photo.load()
         background = to_srgb(open_image(path))
@@ -94,7 +94,7 @@ class Sheets:
             scene = self.scene(path, across=(index % 5) / 4)
             result = self.composite(scene, scene.hole("box"))
             left, top, right, bottom = scene.box
-            # The box lies anywhere in its tile, not always in the middle, and wholly where it fits.
+            # The box may lie anywhere in its tile, not only in the middle, and entirely inside if it fits.
             corner = [
                 max(0, min(size - TILE, (low + high - TILE) // 2 + (index * step % 7 - 3) * (TILE - high + low) // 7))
                 for size, low, high, step in zip(result.size, (left, top), (right, bottom), (3, 5))
@@ -105,7 +105,7 @@ class Sheets:
         return sheet([tiles[start : start + 5] for start in range(0, len(tiles), 5)], TILE), truth
 
     def _photos(self, count: int) -> list[Path]:
-        """So many photos, spread evenly over all."""
+        """This many photos, evenly spaced among all."""
         return [self.backgrounds[index * len(self.backgrounds) // count] for index in range(count)]
 
 
@@ -118,7 +118,7 @@ def _over(background: Image.Image, hole: Image.Image) -> Image.Image:
 
 
 def sheet(rows: Iterable[list[Image.Image]], height: int = HEIGHT, gap: int = GAP) -> Image.Image:
-    """Rows of pictures, all of one height, from left to right, with so many white pixels between them."""
+    """Pictures of one height in rows from left to right, with this many white pixels between them."""
     rows = [
         [tile.resize((max(1, round(tile.width * height / tile.height)), height), Image.LANCZOS) for tile in row]
         for row in rows

@@ -1,4 +1,4 @@
-"""What runs and data cost, computed from what was measured."""
+"""The cost of runs and data, computed from measured rates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..settings import STAGES
 from .speed_report import table
 
 GIB = 2**30
-STATES_ON_DISK = KEPT_STATES + 1  # the kept ones, and one that is being written
+STATES_ON_DISK = KEPT_STATES + 1  # those kept, and one being written
 
 
 @dataclass(frozen=True)
@@ -28,37 +28,37 @@ class Rate:
 
     pictures_per_second: float
     gib: float | None = None
-    """the most memory that PyTorch had allocated"""
+    """PyTorch's peak of allocated memory"""
     stage: str = "compositing"
-    """what was measured; another stage's own rate has its name behind the key"""
+    """the measured stage; another stage's own rate has its name appended to the key"""
 
 
 RATES = {
     # docs/speed.md: one H200, `loop:` with `--compile`
     "tiny:512": Rate(3247),
     "sd15:16": Rate(90.3, 30.3),
-    # docs/log.md, run 9: 256, 384 and 512 px by turns
+    # docs/log.md, run 9: 256, 384 and 512 px in turn
     "tiny:512, three resolutions": Rate(2030),
-    # docs/bases.md: one H200, not compiled, with --checkpointing; pairs ready: their making is not counted
+    # docs/bases.md: one H200, not compiled, with --checkpointing; with the pairs ready, without making them
     "sdxl:4": Rate(5.0, 52.4),
 }
 SCALING = 5500 / (2 * 3030)
-"""Of twice the speed of one GPU, what two of one machine reached (docs/log.md)."""
+"""Speed of two GPUs of one machine relative to twice one GPU's (docs/log.md)."""
 BYTES_PER_PIXEL = 0.28
-"""Of JPEGs in shards, of quality 85: 110 DAVIS frames and COCO pictures."""
+"""Bytes per pixel of JPEGs of quality 85 in shards: 110 DAVIS frames and COCO pictures."""
 SHARD = 500
-"""Pictures of a shard."""
+"""Pictures per shard."""
 LEAST = 1e-6
-"""Of a rate or of memory in GiB; less is no measurement."""
+"""The smallest rate, or memory in GiB, that can be a measurement."""
 HELD = 4
-"""Bytes a pixel of a picture in memory: 8-bit colours, and alpha or mask."""
+"""Bytes per pixel of a picture in memory: 8-bit colours, and alpha or mask."""
 MVIMGNET = 219_188
-"""Its objects; they come in 43 zips."""
+"""MVImgNet's objects, in 43 zips."""
 
 
 @dataclass(frozen=True)
 class Costed:
-    """A run of the pages."""
+    """A documented run."""
 
     name: str
     sizes: str
@@ -66,11 +66,11 @@ class Costed:
     images: int
     rate: str
     fresh: bool = False
-    """whether it starts from random weights, and so trains everything"""
+    """whether it starts from random weights and therefore trains everything"""
 
 
-RUNS = (  # as the pages have them
-    Costed("tiny, identity, from nothing", "tiny", "identity", 4_000_000, "tiny:512", fresh=True),
+RUNS = (  # as documented
+    Costed("tiny, identity, from scratch", "tiny", "identity", 4_000_000, "tiny:512", fresh=True),
     Costed("tiny, compositing", "tiny", "compositing", 4_000_000, "tiny:512"),
     Costed("tiny, compositing, 256 to 512 px", "tiny", "compositing", 4_000_000, "tiny:512, three resolutions"),
     Costed("SD 1.5, warm-up", "sd15", "warmup", 1_000_000, "sd15:64, warmup"),
@@ -93,12 +93,12 @@ class Prepared:
     megabytes: float
     """of all shards"""
     core_seconds: float
-    """of processor time, with the 3 s that it takes to start"""
+    """processor time, including 3 s for starting"""
     gib: float
-    """the most memory of the process"""
+    """the process's peak memory"""
 
 
-PREPARED = (  # on a server CPU of 2026, beside other work
+PREPARED = (  # on a server CPU of 2026, beside other jobs
     Prepared("coco", "355 pictures of COCO, `--longest-side 512`", 355, 18.4, 7.9, 0.30),
     Prepared("davis", "20 sequences of DAVIS, 640 x 360", 536, 35.2, 15.0, 0.66),
     Prepared("mvimgnet", "DAVIS's frames at 1280 x 720 in MVImgNet's zips, `--views 8`", 123, 20.7, 10.1, 0.72),
@@ -111,7 +111,7 @@ PREPARED = (  # on a server CPU of 2026, beside other work
 
 
 def parameters(sizes: str, stage: str, fresh: bool = False) -> tuple[int, int]:
-    """A model's parameters without its autoencoder's: all, and those that the stage trains."""
+    """A model's parameters without the autoencoder's: all, and those trained by the stage."""
     with torch.device("meta"):
         model = Model(build_modules(PRESETS[sizes], with_vae=False), PRESETS[sizes])
     prefixes = ("",) if fresh else STAGES[stage].trained
@@ -120,18 +120,18 @@ def parameters(sizes: str, stage: str, fresh: bool = False) -> tuple[int, int]:
 
 
 def bytes_of(total: int, trained: int) -> tuple[int, int]:
-    """In fp32: what lies in a GPU's memory before any activation, and a state on disk.
+    """Sizes in fp32: of a GPU's memory before any activation, and of a state on disk.
 
-    Weights, of what is trained AdamW's two moments and the average, and in memory its gradients.
+    Both hold the weights and, for trained ones, AdamW's two moments and the average; memory also holds their gradients.
     """
     state = 4 * total + 12 * trained
     return state + 4 * trained, state
 
 
 def rates_of(benchmark: Path | None) -> dict[str, Rate]:
-    """The measured ones; those of one's own `loop` rows (training.benchmark) in their place, the fastest of each.
+    """The measured rates, or those of the user's own `loop` rows (training.benchmark), the fastest of each.
 
-    Raises `ImprintError` for a file that is no benchmark.json, and for rates that are none.
+    Raises `ImprintError` for a file that is not a benchmark.json, and for invalid rates.
     """
     if benchmark is None:
         return RATES
@@ -155,7 +155,7 @@ def rates_of(benchmark: Path | None) -> dict[str, Rate]:
 
 
 def runs(rates: dict[str, Rate], gpus: Sequence[int]) -> list[str]:
-    """A table of `RUNS`; a cell is empty where nothing was measured, and in brackets what was in another stage."""
+    """A table of `RUNS`; a cell is empty if nothing was measured, and in brackets if measured in another stage."""
     rows = []
     for run in RUNS:
         held, state = bytes_of(*parameters(run.sizes, run.stage, run.fresh))
@@ -178,7 +178,7 @@ def _number(value: float) -> str:
 
 
 def storage(side: int = 512, longest: int = 1280, views: int = 8, pool: int = 4, processes: int = 8) -> list[str]:
-    """A table of what the data of docs/512px.md take: on disk in GB, and in memory with `--pool`."""
+    """A table of the size of docs/512px.md's data: on disk in GB, and in memory with `--pool`."""
     picture = longest * (longest * 9 // 16) * BYTES_PER_PIXEL / 1e9
     cutouts = pool * SHARD * HELD * side**2 / 1e9
     photos = pool * SHARD * 2.5 * HELD * (1.5 * side) ** 2 / 1e9

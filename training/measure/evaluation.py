@@ -34,7 +34,7 @@ NETWORKS = {"dreamsim": metrics.DreamSim, "lpips": metrics.LPIPS, "fid": metrics
 
 
 def load_metrics(options: Evaluate, subjects: dict[str, list[Photo]]) -> dict[str, Callable]:
-    """The chosen metrics by name, with their networks. Raises `ImprintError` for one that cannot be had."""
+    """The chosen metrics by name, with their networks. Raises `ImprintError` for one that is unavailable."""
     folder, device, backbones, loaded = options.backbones, torch.device(options.device), {}, {}
 
     def backbone(name: str) -> metrics.Backbone:
@@ -53,13 +53,13 @@ def load_metrics(options: Evaluate, subjects: dict[str, list[Photo]]) -> dict[st
 
 
 Features = dict[str, dict[str, np.ndarray]]
-"""Of each column of the Frechet distance: Inception's (T, 2048) of every row and, under "", of the targets."""
+"""For each column of the Fréchet distance, Inception's features (T, 2048) of every row and, under "", the targets."""
 
 
 def measure(
     tasks: list[Task], rows: list[Row], loaded: dict[str, Callable], options: Evaluate
 ) -> tuple[list[dict], Features]:
-    """A record of every row and task, and what the Frechet distance is computed from."""
+    """A record for every row and task, and the features for the Fréchet distance."""
     records, features = [], defaultdict(lambda: {name: [] for name in ("", *(row.name for row in rows))})
     for task in tqdm(tasks, desc="measuring", unit="task"):
         scene = task.load()
@@ -87,7 +87,7 @@ def measure(
 
 
 def light_errors(task: LightTask, composite: Image.Image) -> dict[str, float | None]:
-    """Errors of a composite of a known truth and, as `NAME pasted`, of pasting; None where there is no such place."""
+    """Errors of a composite with known truth and, as `NAME pasted`, of pasting; None if there is nothing to measure."""
     made = np.asarray(composite.convert("RGB"), float) / 255
     errors = LightErrors.of(task, made, made), LightErrors.of(task, task.pasted(), task.background)
     found = {name + suffix: getattr(each, name) for name in metrics.GAINS for each, suffix in zip(errors, ("", PASTED))}
@@ -95,14 +95,14 @@ def light_errors(task: LightTask, composite: Image.Image) -> dict[str, float | N
 
 
 def background_change(background: Image.Image, composite: Image.Image, blend: np.ndarray) -> dict[str, int]:
-    """How many pixels outside the blend area, (H, W) bool, differ, and by how much of 255 at most."""
+    """The number of pixels outside the blend area, (H, W) bool, that differ, and the largest difference of 255."""
     before, after = (np.asarray(picture).astype(int) for picture in (background, composite))
     change = np.abs(after - before).max(2)[~blend]
     return {"changed_pixels": int((change > 0).sum()), "largest_change": int(change.max(initial=0))}
 
 
 def summarise(rows: list[Row], records: list[dict], features: Features) -> tuple[dict, dict]:
-    """Of each row the columns' means with intervals; and of each row but the first, its difference from the first."""
+    """Each row's column means with intervals and, except for the first row, the differences from it."""
     summary, differences = {}, {}
     of = {row.name: [record for record in records if record["row"] == row.name] for row in rows}
     first = of[rows[0].name]
@@ -129,7 +129,7 @@ def summarise(rows: list[Row], records: list[dict], features: Features) -> tuple
 def _mean(column: str, own: list[dict], first: list[dict] | None = None) -> dict[str, float | None]:
     """A column's mean with its interval, or that of its difference from the first row's.
 
-    A gain is 1 - error / error of pasting, both summed over all tasks that have such a place.
+    A gain is 1 - error / error of pasting, both summed over all tasks where they can be measured.
     """
     pairs = [pair for pair in zip(own, first or own) if pair[0][column] is not None]
     subjects, pasted = [record["subject"] for record, _ in pairs], None
@@ -153,9 +153,9 @@ def write_inputs(tasks: list[Task], options: Evaluate) -> Path:
 
 
 def read_tasks(options: Evaluate) -> tuple[list[Task], dict[str, list[Photo]], Evaluate]:
-    """The tasks, their subjects' photos, and the options less the metrics that neither allows.
+    """The tasks, their subjects' photos, and the options with the metrics that these do not allow in `without`.
 
-    Raises `ImprintError` for tasks that cannot be read, and for a metric asked for that needs others.
+    Raises `ImprintError` for tasks that cannot be read, and for a requested metric that needs other tasks.
     """
     subjects = {}
     if options.pairs:
@@ -173,7 +173,7 @@ def read_tasks(options: Evaluate) -> tuple[list[Task], dict[str, list[Photo]], E
 
 
 def evaluate(options: Evaluate) -> dict:
-    """Make what is missing, measure all of it, write the results; returns them as results.json holds them."""
+    """Make the missing composites, measure all, and write the results; returns the contents of results.json."""
     options = dataclasses.replace(options, device=usable_device(options.device))
     tasks, subjects, options = read_tasks(options)
     rows = table_rows(options)
@@ -181,7 +181,7 @@ def evaluate(options: Evaluate) -> dict:
         raise ImprintError(
             f"'fid' compares sets of pictures, and there is {len(tasks)} task; give more, or leave it out"
         )
-    loaded = load_metrics(options, subjects)  # before the composites: what is missing is said at once
+    loaded = load_metrics(options, subjects)  # before the composites, to report missing networks at once
     require_other(options.output / "grid.png", options.backgrounds and options.backgrounds / "grid.png")
     for name in ("results.json", "results.md", "grid.png"):
         require_writable(options.output / name)

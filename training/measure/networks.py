@@ -1,7 +1,7 @@
-"""What composites are measured with. Libraries and networks are loaded when a metric is built, not before.
+"""The metrics. Libraries and networks are loaded only when a metric is built.
 
-A metric takes a task's scene and the crops of several composites of it, and gives one number a crop for each of its
-columns. Networks come from the hub, or from `--backbones FOLDER` alone:
+A metric takes a task's scene and crops of several composites of it, and returns one number per crop for each of its
+columns. Networks come from the hub, or only from `--backbones FOLDER`:
 
     clip-vit-base-patch32/ dino-vits16/ dinov2-base/        folders as `hf download` makes them
     checkpoints/alexnet-owt-7be5be79.pth                    as torch's hub folder has them
@@ -9,7 +9,7 @@ columns. Networks come from the hub, or from `--backbones FOLDER` alone:
     dreamsim/                                               DreamSim's own cache
     mobilenet_v1_0.75_224.safetensors                       MobileNet-v1 0.75 with Keras' names
 
-Pictures are Pillow RGB; each is resized to a network's square input, nothing is cut off.
+Pictures are Pillow RGB; each is resized to a network's square input without cutting anything off.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from imprint.released import require_safe_pickles
 
 from .tasks import Photo, Scene
 
-SIDE = 224  # pixels that every network but Inception was trained at
+SIDE = 224  # resolution at which every network except Inception was trained
 INCEPTION_SIDE = 299
 DREAMSIM = "ensemble"  # of the paper (arXiv 2306.09344): DINO, CLIP and OpenCLIP ViT-B/16
 Scores = dict[str, list[float]]
@@ -44,7 +44,7 @@ Scores = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Column:
-    """A number that is reported, and how to read it."""
+    """A reported number, and how to read it."""
 
     title: str
     better: str
@@ -83,7 +83,7 @@ class Backbone:
     NAMES = (*HUB, "mobilenet")
 
     def __init__(self, name: str, folder: Path | None, device: torch.device):
-        """folder: where its weights lie, None for the hub. Raises `ImprintError` when they cannot be had."""
+        """folder: of its weights, None for the hub. Raises `ImprintError` if they are unavailable."""
         self.name, self.device = name, device
         if name == "mobilenet":
             self.network, self.side = _mobilenet(folder), SIDE
@@ -107,7 +107,7 @@ class Backbone:
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         x = stack(pictures, self.side).to(self.device)
-        if self.name == "mobilenet":  # responses of five layers: texture and colour count beside the kind of thing
+        if self.name == "mobilenet":  # responses of five layers: texture and colour count as well as the category
             states = self.network(x * 2 - 1, output_hidden_states=True).hidden_states
             pooled = [F.normalize(states[2 * block - 1].mean((2, 3)).sqrt(), dim=1) for block in (3, 5, 9, 11, 13)]
             return F.normalize(torch.cat(pooled, 1), dim=1)
@@ -146,7 +146,7 @@ def stack(pictures: Sequence[Image.Image], side: int) -> torch.Tensor:
 
 
 def _checkpoint(metric: str, folder: Path | None, name: str) -> Path | None:
-    """A file of torch's hub folder; None where its library may download it. A pickle that would run code is refused."""
+    """A file of torch's hub folder; None if its library may download it. A pickle that would run code is refused."""
     path = (folder or Path(torch.hub.get_dir())) / "checkpoints" / name
     if folder is None and not path.exists():
         return None
@@ -166,7 +166,7 @@ def _require(metric: str, path: Path, cure: str) -> None:
 
 @contextmanager
 def _needed(metric: str, what: str) -> Iterator[None]:
-    """For loading what a metric needs: all that can fail there is one sentence."""
+    """Turn any failure to load a metric's networks into an `ImprintError`."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -177,16 +177,16 @@ def _needed(metric: str, what: str) -> Iterator[None]:
 
 
 def _module(metric: str, name: str) -> ModuleType:
-    """A module of the extra `evaluate`. Raises `ImprintError` where it, or torchvision under it, does not import."""
+    """Import a module of the extra `evaluate`. Raises `ImprintError` if it, or its torchvision, fails to import."""
     try:
-        import_module("torchvision")  # first, and by itself: its own error says most
+        import_module("torchvision")  # first, on its own: its own error is the most informative
         return import_module(name)
     except ModuleNotFoundError as error:
         raise ImprintError(
             f"'{metric}' needs the package '{error.name}'; pip install 'imprint[evaluate]', or choose others with "
             "--metrics"
         ) from error
-    except (AttributeError, ImportError, OSError, RuntimeError) as error:  # torchvision beside another build of torch
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:  # torchvision for another build of torch
         raise ImprintError(
             f"'{metric}' needs {name}, which does not import here ({_brief(error)}); install a torchvision that was "
             "built for this torch, or choose others with --metrics"
@@ -256,9 +256,9 @@ class LPIPS:
 class Retrieval:
     """Is the object retrieved as itself among all subjects?
 
-    Every subject's cut-out, from another photo than the reference where there is one, is pasted into the box of the
-    same background; the composite's box is compared with all of them. top-1: whether its own is the most similar.
-    margin: its own similarity less the mean of the others'.
+    Every subject's cut-out, if possible from another photo than the reference, is pasted into the box of the same
+    background, and the composite's box is compared with all of them. top-1: whether its own is the most similar.
+    margin: its own similarity minus the mean of the others'.
     """
 
     def __init__(self, backbone: Backbone, subjects: Mapping[str, list[Photo]]):
@@ -283,7 +283,7 @@ class Inception:
     """Features for the Frechet inception distance: torch-fidelity's network of the FID's authors, (B, 2048).
 
     Pictures are resized by Pillow before, as Parmar et al. (arXiv 2104.11222) advise, so that the network's own
-    resampling, which aliases, has nothing to do.
+    resampling, which aliases, has no effect.
     """
 
     def __init__(self, folder: Path | None, device: torch.device):

@@ -1,4 +1,4 @@
-"""What is shown of an evaluation."""
+"""The table and the grid of an evaluation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _verdict(found: dict, tasks: int) -> str:
 
 
 def grid(tasks: list[Task], rows: list[Row], output: Path) -> Image.Image:
-    """Some of the tasks, evenly spread: the object, the hole, every row's composite around it, and the target."""
+    """Some of the tasks, evenly spaced: the object, the hole, every row's composite around it, and the target."""
     titles = ["object", "hole", *(row.name for row in rows), "compared with"]
     chosen = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, min(SHOWN, len(tasks))).round().astype(int))]
     font = ImageFont.load_default(12)

@@ -16,8 +16,8 @@ from ..arguments import found, option, require
 from ..settings import COMPILE_MODES
 
 METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval", "light")
-"""Those of the field, and light and shadow beside a known truth; `mobilenet`, a small network for machines without a
-hub, is measured only when asked for."""
+"""The usual metrics, and light and shadow against a known truth; `mobilenet`, a small network for machines without a
+hub, is measured only on request."""
 CROPS = ("squeezed", "padded")
 BACKBONES = ("clip", "dino", "dinov2", "mobilenet")
 ABLATIONS = {"cls-only": "CLS only", "box-mask": "box mask only"}
@@ -38,16 +38,16 @@ class Evaluate:
     """An evaluation of checkpoints side by side."""
 
     checkpoint: tuple[tuple[str, Path], ...] = option((("imprint-tiny", SHIPPED),), parse=named, metavar="NAME=FILE")
-    """checkpoints to compare, the first being what the others' difference is from; by default the shipped one"""
+    """checkpoints to compare; differences are relative to the first; by default the shipped one"""
     results: tuple[tuple[str, Path], ...] = option((), parse=named, metavar="NAME=FOLDER")
-    """composites that others made, as more rows: TASK.png (.jpg, .webp) for each task"""
+    """other methods' composites, as additional rows: TASK.png (.jpg, .webp) for each task"""
     output: Path = option()
-    """folder of the results; made, or continued"""
+    """folder of the results; created, or resumed from"""
 
     subjects: Path | None = option(None, group=TASKS)
     """folder with SUBJECT/NN.jpg and NN.mask.png, or SUBJECT/NN.png"""
     backgrounds: Path | None = option(None, group=TASKS)
-    """folder of the photos that the boxes are on"""
+    """folder of the photos to which the boxes belong"""
     boxes: Path | None = option(None, group=TASKS)
     """COCO's instances .json, or JSON lines of background, box, subject"""
     pairs: Path | None = option(None, group=TASKS)
@@ -57,29 +57,29 @@ class Evaluate:
     inputs: bool = option(False, group=TASKS)
     """write each task's object, background and hole for other methods to output/inputs, and stop"""
     limit: int | None = option(None, group=TASKS)
-    """only so many tasks, the first of which cover all subjects"""
+    """at most this many tasks, chosen to cover all subjects first"""
 
     metrics: tuple[str, ...] | None = option(None, choices=(*METRICS, "mobilenet"), group="metrics")
-    """by default all that the tasks allow but mobilenet"""
+    """by default all that the tasks allow except mobilenet"""
     crop: tuple[str, ...] = option(("squeezed",), choices=CROPS, group="metrics")
-    """how a box becomes a network's square: squeezed, or padded with white; both are columns of their own"""
+    """how a box becomes a network's square input: squeezed, or padded with white; each gets its own columns"""
     backbones: Path | None = option(None, group="metrics")
     """folder of networks (see training/measure/networks.py) instead of the hub"""
     retrieval_backbone: str = option("dinov2", choices=BACKBONES, group="metrics")
-    """what tells the subjects apart"""
+    """network that tells the subjects apart"""
 
     ablation: tuple[str, ...] = option((), choices=ABLATIONS, group="sampling")
-    """more rows of every checkpoint: a part left out"""
+    """additional rows for every checkpoint, with one part left out"""
     mask_level: str = option("box", choices=LEVELS, group="sampling")
-    """holes: the box, or the object's outline in it, so coarse"""
+    """the holes: the box, or the object's outline in it, coarsened to this level"""
     steps: int | None = option(None, group="sampling")
-    """of sampling; by default the checkpoint's"""
+    """sampling steps; by default the checkpoint's"""
     guidance: float | None = option(None, group="sampling")
     """scale of classifier-free guidance; by default the checkpoint's"""
     detail: float = option(1.0, metavar="0..1", group="sampling")
-    """of the object's own photo"""
+    """how much detail to take from the object's own photo"""
     seed: int = option(0, group="sampling")
-    """each task's own seed is made of this and its name"""
+    """each task's seed is derived from this and its name"""
     device: str = option("auto", group="sampling")
     """auto, cpu, cuda, cuda:1, mps"""
     dtype: str = option("fp32", choices=DTYPES, group="sampling")
@@ -88,7 +88,7 @@ class Evaluate:
     """metrics that the tasks do not allow"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for options that do not go together."""
+        """Raise `ImprintError` for options that contradict each other."""
         given = {name for name in ("subjects", "backgrounds", "boxes", "pairs", "tasks") if getattr(self, name)}
         if given not in ({"subjects", "backgrounds", "boxes"}, {"pairs"}, {"tasks"}, {"tasks", "subjects"}):
             raise ImprintError(
@@ -101,16 +101,20 @@ class Evaluate:
             raise ImprintError("'light' needs a known truth: give --tasks a folder of path-traced tasks")
         if "box-mask" in self.ablation and self.mask_level == "box":
             raise ImprintError(
-                "holes are boxes already: --ablation box-mask compares with --mask-level precise, fine or coarse"
+                "holes are already boxes: --ablation box-mask compares with --mask-level precise, fine or coarse"
             )
         require(self, "limit steps")
         require(self, "detail", 0, 1)
         for name, path in self.checkpoint:
             if name in ("", ".", ".."):
-                raise ImprintError(f"--checkpoint {name}={path}: its results get a folder of its name; give NAME=FILE")
+                raise ImprintError(
+                    f"--checkpoint {name}={path}: its results go into a folder of that name; give NAME=FILE"
+                )
         for name, path in self.results:
             if not (name and path.is_dir()):
-                raise ImprintError(f"--results {name}={path}: no such folder; give NAME=FOLDER, of pictures TASK.png")
+                raise ImprintError(
+                    f"--results {name}={path}: no such folder; give NAME=FOLDER, a folder of pictures TASK.png"
+                )
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -120,12 +124,12 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class EvaluateLight:
-    """A measurement of light and shadow on tasks whose truth is known."""
+    """Measuring light and shadow on tasks with known truth."""
 
     tasks: Path = option(positional=True)
     """folder of tasks"""
     results: Path | None = option(None)
-    """folder of composites NN.png to score; by default they are made with --checkpoint"""
+    """folder of composites NN.png to score; by default made with --checkpoint"""
     checkpoint: Path = option(SHIPPED_LIGHT)
     """light network; by default the shipped one"""
     output: Path | None = option(None)
@@ -135,12 +139,12 @@ class EvaluateLight:
     shadow: float = option(1.0, metavar="0..1.5")
     """strength of the shadow"""
     softness: float = option(0.0, metavar="0..1")
-    """of the shadow, beyond what the network says"""
+    """how much softer to make the shadow than the network estimates"""
     light_from: str = option("auto", metavar="WHERE")
     """where the light comes from, as `imprint composite` takes it"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for a folder that is not there and for strengths out of range."""
+        """Raise `ImprintError` for a missing folder and for strengths out of range."""
         for folder in (self.tasks, self.results):
             if folder is not None and not folder.is_dir():
                 raise ImprintError(f"{folder}: no such folder")
@@ -154,7 +158,7 @@ class ContactSheets:
     checkpoint: Path = option(SHIPPED)
     """by default the shipped one"""
     subjects: Path = option()
-    """as training.evaluate takes them"""
+    """as for training.evaluate"""
     backgrounds: Path = option()
     """folder of photos"""
     output: Path = option()

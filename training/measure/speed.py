@@ -23,11 +23,11 @@ from .speed_inputs import write_captioned_pictures, write_diffusers_model
 from .speed_report import found, machine, markdown
 from .speed_trial import BLOCK, Trial, median
 
-CARDS = (24, 48, 80)  # GiB, less 4 %: a card has a little less than its name says, and keeps some for itself
+CARDS = (24, 48, 80)  # GiB, minus 4 %: a GPU has slightly less than its name says and reserves some
 CYCLES = 3  # of a loop: each makes its pairs
 SELF = ("-m", "training.benchmark")
 SEVERAL = ("pictures_per_second", "spread", "buckets", "exchange_ms", "exchange_beside_backward_ms")
-"""What a row of several processes takes from theirs."""
+"""The values that a row of several processes takes from each of them."""
 KERNELS = {
     "attention": r"sdpa|flash|fmha|attention",
     "convolution": r"conv|fprop|dgrad|wgrad|implicit",
@@ -45,14 +45,14 @@ class OutOfTime(BaseException):
 
 
 class Bench(Trial):
-    """The rows measured so far, and how each kind is."""
+    """The rows measured so far, and the measurement of each kind."""
 
     def __init__(self, options: Benchmark):
         super().__init__(options)
         self.rows: list[dict] = []
 
     def measure(self, row: str) -> None:
-        """One row, or the error in its place."""
+        """Measure one row; an error takes its place."""
         kind, *words = row.split(":")
         began = time.perf_counter()
         values = {"row": row}
@@ -61,7 +61,7 @@ class Bench(Trial):
         except Exception as error:  # the rows after it still count
             values["error"] = f"{type(error).__name__}: {error}"
             if kind != "diffusers" and not isinstance(error, ImprintError):
-                self.failed.add(self.key)  # compiling it again would take minutes to fail again
+                self.failed.add(self.key)  # compiling again would take minutes and fail again
                 self.release()
         values["seconds"] = round(time.perf_counter() - began, 1)
         self.rows.append(values)
@@ -100,7 +100,7 @@ class Bench(Trial):
         self.warm_up()
         making = self.timed(lambda: self.source.make(BLOCK * run.settings.batch, self.source.generator(9)), 1)
         cycles = range(cycle, (1 + CYCLES) * cycle, cycle)
-        self.step(cycle - 1)  # on a GPU each cycle makes the next one's pairs beside its steps
+        self.step(cycle - 1)  # on a GPU each cycle makes the next one's pairs during its steps
         totals = [self.timed(lambda first=first: self.steps_from(first, cycle), 1, warmup=0) for first in cycles]
         timed = median(totals)
         values = {
@@ -208,13 +208,13 @@ class Bench(Trial):
 
 
 def state_bytes(run: Run) -> int:
-    """What a saved state takes: all weights, and of the trained ones the average and Adam's two moments, in fp32."""
+    """The size of a saved state in fp32: all weights and, for trained ones, the average and Adam's two moments."""
     trained = sum(parameter.numel() for parameter in run.trained)
     return 4 * (sum(parameter.numel() for parameter in run.raw.parameters()) + 3 * trained)
 
 
 def busy(kernels: list[tuple[str, float, float]]) -> dict:
-    """The share of the time from the first kernel to the last in which one ran, and the longest gap in milliseconds."""
+    """The fraction of the time, from first to last kernel, in which one ran, and the longest gap in milliseconds."""
     running, gap, reached = 0.0, 0.0, kernels[0][1]
     for _, start, end in kernels:
         gap = max(gap, start - reached)

@@ -1,4 +1,4 @@
-"""The speed of diffusers' own training example, run as a process of its own."""
+"""The speed of diffusers' own training example, run in a separate process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASELINE_WARMUP = 8  # steps
 
 @contextmanager
 def started(command: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
-    """A process in a group of its own, with output and errors in one pipe; on leaving, the whole group is ended."""
+    """A process in its own group, with stdout and stderr in one pipe; the whole group is ended on exit."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -84,6 +84,6 @@ def time_script(
 
 
 def memory_in_use(cuda: bool) -> float:
-    """GiB of the device, by all processes."""
+    """GiB of the device used by all processes."""
     free, total = torch.cuda.mem_get_info() if cuda else (0, 0)
     return (total - free) / 2**30

@@ -1,4 +1,4 @@
-"""The speed of composites that the model draws, at random weights."""
+"""The speed of composites drawn by a model with random weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ WINDOWS = 4
 
 
 def random_pipeline(config: str, device: torch.device) -> ImprintPipeline:
-    """Of a preset's sizes, or a file's: fp16 on a GPU; in fp32 and channels_last on a CPU, as the command has it."""
+    """A pipeline of a preset's or a file's sizes: in fp16 on a GPU, in fp32 and channels_last on a CPU, as the command
+    uses it.
+    """
     torch.manual_seed(0)
     settings = PRESETS[config] if config in PRESETS else read_config(config)
     with device:
@@ -54,11 +56,11 @@ def pictures(side: int) -> tuple[Image.Image, Image.Image, Image.Image]:
 
 @torch.no_grad()
 def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
-    """Times of `results` composites of one call, `STEPS` steps with the guidance that the sizes say.
+    """Times of `results` composites in one call, with `STEPS` steps and the configuration's guidance.
 
-    mode: eager, offload (the same, with only what computes on the card), graph, or one of torch.compile's. Per step of
-    the sampling loop, the same evaluations without the loop, what comes before and after it, the first call (with the
-    compilation) and a whole later one; and how far the pictures are from those of plain steps, of 255.
+    mode: eager, offload (the same, with only the computing part on the GPU), graph, or one of torch.compile's. Times of
+    a step of the sampling loop, of the same evaluations without the loop, before and after it, of the first call (with
+    compilation) and of a whole later one; and the difference from the pictures of plain steps, of 255.
     """
     pipeline = random_pipeline(config, trial.device)
     if mode == "offload":
@@ -128,7 +130,7 @@ def time_composites(trial: Trial, config: str, results: int, mode: str) -> dict:
         "prepare_ms": lambda: pipeline.prepare(subject, None, background, hole),
         "finish_ms": lambda: pipeline.finish(scene, *drawn),
     }
-    # One after the other, so that what else the machine does meets all.
+    # Interleaved, so that other load on the machine affects all alike.
     rounds = [[trial.timed(part, 1, warmup=0) for part in parts.values()] for _ in range(WINDOWS)]
     for name, seconds in zip(parts, zip(*rounds)):
         values[name] = median(seconds)["seconds"] / (STEPS if name.endswith("step") else 1) * 1e3

@@ -1,4 +1,4 @@
-"""What a measurement of speed is fed: pictures of noise, and models of random weights."""
+"""Inputs for measuring speed: pictures of noise, and models with random weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..data.shards import Record, encoded, sample, shard_writer
 
 
 def noise_picture(side: int, random: np.random.Generator) -> Image.Image:
-    """Large blots with grain."""
+    """Large blotches with grain."""
     blots = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side), Image.BICUBIC)
     return Image.fromarray((np.asarray(blots) * 0.9 + random.integers(0, 25, (side, side, 3))).astype(np.uint8))
 
@@ -47,7 +47,7 @@ def write_pictures(folder: Path, seed: int = 0) -> None:
 
 
 def write_captioned_pictures(folder: Path, side: int, count: int) -> None:
-    """A folder as datasets' `imagefolder` reads it: pictures of the right size and a caption each."""
+    """A folder for datasets' `imagefolder`: pictures of the right size with a caption each."""
     random = np.random.default_rng(0)
     pictures = [encoded(noise_picture(side, random), "JPEG", quality=90) for _ in range(16)]
     folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def write_captioned_pictures(folder: Path, side: int, count: int) -> None:
 
 
 def write_diffusers_model(folder: Path, config: ImprintConfig, device: torch.device) -> None:
-    """A Stable Diffusion of these sizes and random weights in diffusers' layout; its text encoder is of CLIP's kind."""
+    """A Stable Diffusion with these sizes and random weights in diffusers' layout, with a CLIP text encoder."""
     from diffusers import DDPMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -91,7 +91,7 @@ def write_diffusers_model(folder: Path, config: ImprintConfig, device: torch.dev
 
 
 def write_tokenizer(folder: Path) -> None:
-    """CLIP's tokenizer with single bytes for words: what a caption says does not change the speed."""
+    """CLIP's tokenizer with single bytes as words: the caption's content does not affect the speed."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())

@@ -1,4 +1,4 @@
-"""What the benchmark shows of its rows."""
+"""The benchmark's report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def found(rows: list[dict], row: str) -> dict | None:
 
 
 def machine(cuda: bool) -> dict:
-    """What the rows were measured on."""
+    """The machine and versions of the measurement."""
     import diffusers
 
     return {
@@ -36,7 +36,7 @@ def machine(cuda: bool) -> dict:
 
 
 def _processor() -> str:
-    """Its name; Linux keeps it where `platform` does not look."""
+    """The processor's name, which `platform` does not give on Linux."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -45,7 +45,7 @@ def _processor() -> str:
 
 
 def markdown(report: dict) -> str:
-    """The report as a page."""
+    """The report as Markdown."""
     rows = report["rows"]
     where = report["machine"]
     lines = [

@@ -31,14 +31,14 @@ BLOCK = 4  # batches of pairs made at once
 
 
 def random_checkpoint(config: str, device: torch.device) -> Checkpoint:
-    """Random weights of a preset's sizes: a run from them trains what it would from a trained checkpoint's."""
+    """Random weights of a preset's sizes: a run from them trains the same parts as from a trained checkpoint."""
     torch.manual_seed(0)
     with device:
         return Checkpoint(PRESETS[config], module_tensors(build_modules(PRESETS[config])), Path("random"))
 
 
 class Again:
-    """A source that gives one batch at every step."""
+    """A source that gives the same batch at every step."""
 
     def __init__(self, source: Source, batch: Batch):
         self.draw, self.weight, self.given = source.draw, source.weight, batch
@@ -48,13 +48,13 @@ class Again:
 
 
 def median(seconds: Sequence[float]) -> dict:
-    """-> seconds, and spread: from the shortest to the longest, as a share of the median."""
+    """-> the median in seconds, and the spread: the range relative to the median."""
     middle = float(np.median(seconds))
     return {"seconds": middle, "spread": (max(seconds) - min(seconds)) / middle}
 
 
 class Trial:
-    """A run of training whose steps are measured; the last one is kept, since compiling takes minutes."""
+    """A training run whose steps are measured; the last run is kept, since compiling takes minutes."""
 
     def __init__(self, options: Benchmark):
         self.options = options
@@ -72,7 +72,7 @@ class Trial:
             raise ImprintError("this row needs a CUDA device")
 
     def prepare(self, config: str, batch: int, mode: str, checkpointing: bool = False) -> Run:
-        """The run of stage 2 of these words, from random weights, with pairs made."""
+        """The run of stage 2 for these words of a row, from random weights, with its pairs made."""
         key = (config, batch, mode, checkpointing)
         if key == self.key:
             return self.run
@@ -105,7 +105,7 @@ class Trial:
         return self.run
 
     def release(self) -> None:
-        """Forget the last run and what was compiled for it."""
+        """Discard the last run and what was compiled for it."""
         self.key, self.run, self.source, self.meter = None, None, None, None
         torch._dynamo.reset()
         self.free_cache()
@@ -119,7 +119,7 @@ class Trial:
         self.run.step(self.source, index, self.meter)
 
     def steps_from(self, first: int, count: int) -> None:
-        """So many steps, one after another."""
+        """Run this many steps, one after another."""
         for index in range(first, first + count):
             self.step(index)
 
@@ -135,7 +135,7 @@ class Trial:
         return self.slowest(time.perf_counter() - began) / repeats
 
     def slowest(self, seconds: float) -> float:
-        """The longest time that any of the run's processes took; they then go on together."""
+        """The longest time of any of the run's processes, which are synchronised by this."""
         if self.run is None or self.run.accelerator.num_processes == 1:
             return seconds
         return float(self.run.accelerator.gather(torch.tensor([seconds], device=self.device)).max())
@@ -147,17 +147,17 @@ class Trial:
     def warm_up(self) -> None:
         """Steps until all is compiled and, among several processes, DDP has sorted gradients into buckets.
 
-        It does so after its first step, by the order in which that one's gradients came. A step of another kind must
-        not come first: what is sent would then wait for gradients that come late.
+        DDP does so after its first step, in the order of that step's gradients. A step of another kind must not come
+        first: buckets would then wait for late gradients.
         """
         for index in range(3):
             self.step(index)
-        self.source.wait()  # for the pairs of the next block, which are made beside the steps
+        self.source.wait()  # for the pairs of the next block, which are made during the steps
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
 
     def time_steps(self) -> dict:
-        """Seconds per step, with pairs ready: the median of four windows, and how far these differ from each other."""
+        """Seconds per step, with pairs ready: the median of four windows, and their spread."""
         self.warm_up()
         cycle, count = BLOCK * self.run.settings.reuse, max(1, self.options.steps // 4)
         windows = []
@@ -169,7 +169,7 @@ class Trial:
     def count_operations(self) -> float:
         """Floating-point operations per picture of a step, by PyTorch's own counter.
 
-        Of an eager step of this process alone, and after those that are timed: see `warm_up`.
+        Counted in an eager step of this process only, after the timed ones: see `warm_up`.
         """
         run, batch = self.run, self.source.batch(0)[slice(0, 2)]
         with (
@@ -181,7 +181,7 @@ class Trial:
         return counter.get_total_flops() / len(batch.target)
 
     def exchange(self) -> dict:
-        """What DDP itself says of its exchange of gradients: its buckets, and milliseconds of a step."""
+        """DDP's own report on its exchange of gradients: its buckets, and milliseconds per step."""
         if not isinstance(self.run.model, torch.nn.parallel.DistributedDataParallel):
             return {}
         said = self.run.model._get_ddp_logging_data()
@@ -209,7 +209,7 @@ class Trial:
             for index in range(2):
                 run.step(Again(self.source, rows), index, self.meter)
             return self.peak_memory()
-        except RuntimeError as error:  # cuDNN and cuBLAS have errors of their own for it
+        except RuntimeError as error:  # cuDNN and cuBLAS raise their own errors for it
             if not re.search("memory|ALLOC_FAILED|engine", str(error)):
                 raise
         # Not in the handler, where the traceback keeps the activations alive.

@@ -1,4 +1,4 @@
-"""Means with intervals, and the Frechet distance."""
+"""Means with intervals, and the Fréchet distance."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ CONFIDENCE = 0.95
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Of the Gaussians fitted to two sets of features (N, D) and (M, D) (Heusel et al., arXiv 1706.08500, equation 6).
+    """The distance of Gaussians fitted to features (N, D) and (M, D) (Heusel et al., arXiv 1706.08500, equation 6).
 
     With X and Y the centred features over sqrt(N - 1) and sqrt(M - 1), the trace of (C1 C2)^(1/2) is the nuclear norm
-    of X Y^T: exact also for fewer pictures than features, where the covariances are singular, and quick enough for a
+    of X Y^T: exact even with fewer pictures than features, where the covariances are singular, and fast enough for a
     jackknife.
     """
     centred = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (first, second)]
@@ -27,9 +27,9 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 def bootstrap(
     values: Sequence[float], subjects: Sequence[str], weights: Sequence[float] | None = None
 ) -> dict[str, float | None]:
-    """The mean over tasks, and its percentile interval over resampled subjects: tasks of one subject go together.
+    """The mean over tasks, and its percentile interval over resampled subjects; a subject's tasks stay together.
 
-    weights: what the sum of the values is divided by the sum of, instead of their number. Without a second subject
+    weights: the sum of the values is divided by their sum instead of the number of values. Without a second subject
     there is no interval.
     """
     names, place = np.unique(np.asarray(subjects), return_inverse=True)
@@ -43,9 +43,9 @@ def bootstrap(
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], subjects: Sequence[str]) -> dict[str, float | None]:
-    """A statistic of the tasks' indices, and its normal interval from leaving out one subject at a time.
+    """A statistic of the tasks' indices, and its normal interval from leaving out one subject at a time (jackknife).
 
-    For the Frechet distance, which takes the repeated pictures of a bootstrap for less variety, and grows by it.
+    For the Fréchet distance, which a bootstrap's repeated pictures would bias upwards, since they reduce variety.
     """
     from scipy.stats import norm
 

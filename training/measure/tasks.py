@@ -1,8 +1,8 @@
-"""What composites are asked for: an object, a background, a box in it, and the picture to compare the result with.
+"""Evaluation tasks: an object, a background, a box in it, and the picture to compare the result with.
 
-Two protocols. The field's (AnyDoor, arXiv 2307.09481, section 4.1; PICS; Bifrost): subjects of DreamBooth x boxes on
-photos, compared with the reference photo. And real video: object from frame n1, box of frame n2, compared with n2.
-Folders of tasks, benchmarks among them, are read in `benches`.
+There are two protocols. The usual one (AnyDoor, arXiv 2307.09481, section 4.1; PICS; Bifrost): DreamBooth's subjects x
+boxes on photos, compared with the reference photo. And real video: object from frame n1, box of frame n2, compared with
+n2. Folders of tasks, including benchmarks, are read in `benches`.
 Boxes are (left, top, right, bottom) in pixels, the last two exclusive, as Pillow takes them.
 """
 
@@ -32,14 +32,14 @@ from .light import LightTask
 
 Box: TypeAlias = "tuple[int, int, int, int]"
 Place: TypeAlias = "tuple[Path, Box | Callable[[tuple[int, int]], Box], str | None]"
-"""A background, the box in it, or what says it of the background's (width, height), and the subject that it is for;
-None: every one."""
+"""A background; the box in it, or a function from the background's (width, height) to the box; and the subject that it
+is for, None for all."""
 
 MOST_OF_THE_PICTURE = 0.5  # boxes of a larger area leave no scene to fit into
-LONGEST_NAME = 100  # letters of a clip's name in a file's
+LONGEST_NAME = 100  # characters of a clip's name in a file's name
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 NO_PHOTOS = (".mask.png", "_bbox.png", "_rmobj.jpg")
-"""Endings of what lies beside a subject's photos: masks, and MureCom's boxes and photos without the object."""
+"""Endings of files that are not a subject's photos: masks, and MureCom's boxes and photos without the object."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Scene:
     box: Box
     """Where the object goes, and the part of the composite that is measured."""
     target: Image.Image
-    """RGB: what that part is compared with."""
+    """RGB: what this part is compared with."""
     area: Image.Image | None = None
-    """L: the hole that comes with the task, in place of the filled box."""
+    """L: the task's own hole, instead of the filled box."""
     truth: LightTask | None = None
-    """The whole composite as it should be, where that is known."""
+    """The whole true composite, if known."""
     square: bool = False
-    """Whether the measured part is padded with white to a square, instead of being squeezed into one."""
+    """Whether to pad the measured part with white to a square, instead of squeezing it."""
 
     def crop(self, picture: Image.Image) -> Image.Image:
         """The measured part of a picture of the background's size."""
@@ -69,11 +69,11 @@ class Scene:
         return _padded(part) if self.square else part
 
     def padded(self) -> Scene:
-        """The same, its measured part and its target padded to squares."""
+        """The same scene, with its measured part and target padded to squares."""
         return replace(self, square=True, target=_padded(self.target))
 
     def around(self, picture: Image.Image) -> Image.Image:
-        """A picture of the background's size without what is farther from the box than half its longer side."""
+        """A picture of the background's size, cropped to within half the box's longer side of the box."""
         left, top, right, bottom = self.box
         reach = max(right - left, bottom - top) // 2
         end = min(picture.width, right + reach), min(picture.height, bottom + reach)
@@ -82,7 +82,7 @@ class Scene:
     def paste(self, cutout: Image.Image, emptied: bool = False) -> Image.Image:
         """The background with a cut-out fitted into the box, standing on its lower edge.
 
-        emptied: what is in the box goes before; every pixel gets the colour of the nearest one outside.
+        emptied: first fill the box, each pixel with the colour of the nearest one outside.
         """
         picture, (fitted, corner) = self.background.copy(), self._fit(cutout)
         if emptied:
@@ -112,16 +112,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Task:
-    """One composite to make and to measure."""
+    """A composite to make and measure."""
 
     name: str
-    """Unique, and fit for a file's name."""
+    """Unique, and valid as a file's name."""
     subject: str
     """The object or clip: tasks that share it are not independent."""
     load: Callable[[], Scene]
 
     def seed(self, seed: int) -> int:
-        """Of the composite's noise: depends on the run's seed and the name alone, never on the other tasks."""
+        """The seed of the composite's noise: depends only on the run's seed and the task's name."""
         return name_hash(f"{seed} {self.name}")
 
 
@@ -130,13 +130,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo of a subject, with its mask in a file of its own or in its alpha channel."""
+    """A photo of a subject, with its mask in a separate file or in its alpha channel."""
 
     path: Path
     mask: Path | None
 
     def load(self) -> tuple[Image.Image, Image.Image]:
-        """The cut-out, RGBA, and the photo around it, RGB (white where a cut-out shows none): both tightly cropped."""
+        """The cut-out, RGBA, and the photo, RGB (white where a cut-out is transparent), both tightly cropped."""
         image = open_image(self.path)
         alpha = alpha_to_tensor(image) if self.mask is None else mask_to_tensor(open_image(self.mask))
         if alpha is None:
@@ -154,7 +154,7 @@ class Photo:
 def read_subjects(folder: Path) -> dict[str, list[Photo]]:
     """The photos with a mask of each subject, a folder, as `photos_of` finds them.
 
-    Subjects without any are left out. Raises `ImprintError` when none is left.
+    Subjects without any are skipped. Raises `ImprintError` if none is left.
     """
     if not folder.is_dir():
         raise ImprintError(f"{folder}: no such folder; --subjects is a folder with one folder of photos a subject")
@@ -192,14 +192,14 @@ def photos_of(home: Path) -> list[Photo]:
 def read_boxes(path: Path, backgrounds: Path) -> list[Place]:
     """Boxes on backgrounds.
 
-    Either COCO's instances JSON, of which each picture in the folder lends its largest box of fit size; or JSON lines
-    `{"background": name, "box": [left, top, right, bottom]}`, with `"subject"` if wished.
+    Either COCO's instances JSON, with the largest box of suitable size of each picture in the folder; or JSON lines
+    `{"background": name, "box": [left, top, right, bottom]}`, optionally with `"subject"`.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         found = _coco_boxes(json.loads(text)) if path.suffix == ".json" else _listed_boxes(text)
         boxes = [(backgrounds / name, tuple(map(int, box)), subject) for name, box, subject in found]
-        if path.suffix == ".json":  # a part of the data set is enough
+        if path.suffix == ".json":  # part of the data set is enough
             boxes = [entry for entry in boxes if entry[0].is_file()]
     except OSError as error:
         raise ImprintError(f"{path} cannot be read ({error.strerror}); give a file of boxes") from error
@@ -227,7 +227,7 @@ def _listed_boxes(text: str) -> list[tuple[str, list, str | None]]:
 
 
 def _coco_boxes(tables: dict) -> list[tuple[str, list, str | None]]:
-    """The largest box of each picture that is at least `MIN_OBJECT_SIDE` of its shorter side and not most of it."""
+    """Each picture's largest box, at least `MIN_OBJECT_SIDE` of its shorter side and not too large."""
     pictures, largest = {entry["id"]: entry for entry in tables["images"]}, {}
     for annotation in tables["annotations"]:
         picture, (left, top, width, height) = pictures[annotation["image_id"]], annotation["bbox"]
@@ -246,9 +246,9 @@ def _coco_boxes(tables: dict) -> list[tuple[str, list, str | None]]:
 
 
 def subject_tasks(subjects: dict[str, list[Photo]], boxes: Sequence[Place]) -> list[Task]:
-    """Every subject in every box, or in those that are for it; ordered so that the first tasks cover all subjects.
+    """Every subject in every box, or in its own boxes; ordered so that the first tasks cover all subjects.
 
-    The reference is a subject's first photo. Raises `ImprintError` for a box that is for an unknown subject.
+    The reference is a subject's first photo. Raises `ImprintError` for a box of an unknown subject.
     """
     for path, _, subject in boxes:
         if subject is not None and subject not in subjects:
@@ -287,7 +287,7 @@ def pair_tasks(folder: Path) -> list[Task]:
 
     The object comes from frame n1, the background is frame n2 with the object's box as the hole, 0 < n2 - n1 <=
     `shards.MAX_FRAME_GAP`; pairs do not overlap, and the first tasks cover all clips. Objects narrower than
-    `MIN_OBJECT_SIDE` of the frame, or whose box covers most of it, are left out. Raises `ImprintError` for no pair.
+    `MIN_OBJECT_SIDE` of the frame, or with too large a box, are skipped. Raises `ImprintError` if there is no pair.
     """
     clips = defaultdict(list)
     for record, picture, mask, _ in read_shards(folder):
@@ -311,9 +311,7 @@ def pair_tasks(folder: Path) -> list[Task]:
 
 
 def file_name(name: str) -> str:
-    """A name from elsewhere as a part of a file's: itself, or without what could leave a folder and with a hash
-    instead.
-    """
+    """A foreign name as part of a file's name: unchanged, or without unsafe characters and with a hash added."""
     safe = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:LONGEST_NAME]
     return name if safe == name else f"{safe}-{name_digest(name)[:8]}"
 
@@ -354,5 +352,5 @@ def tight_box(mask: np.ndarray, what: str = "the mask") -> Box:
 
 
 def _padded(picture: Image.Image) -> Image.Image:
-    """In the middle of a white square."""
+    """Centre a picture in a white square."""
     return ImageOps.pad(picture, (max(picture.size),) * 2, color="white")

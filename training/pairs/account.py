@@ -1,6 +1,4 @@
-"""What a run says of its pictures before it begins: what is usable and why the rest is not, how much is enlarged, whose
-they are.
-"""
+"""What a run reports about its pictures at the start: what is usable and why the rest is not, enlargement, licences."""
 
 from __future__ import annotations
 
@@ -17,28 +15,28 @@ from .framing import CENTRAL_SIZES, SIZES
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MOST_OF_SIDE = 0.9  # of a square, at most, is a usable object's longer side
+MOST_OF_SIDE = 0.9  # the longest side of a usable object, relative to its square
 USABLE = "usable"
 SMALL = f"under {MIN_OBJECT_SIDE:.0%} of their square"
 LARGE = f"over {MOST_OF_SIDE:.0%} of their square"
 CUT = "cut by their square's border"
-STRETCHED = 1.5  # times as large as it is stored, an object lacks detail that its target should have
-PATCH_ZOOM = 0.75  # of a photo, in the middle, is what a patch's target shows
+STRETCHED = 1.5  # enlarged by more than this, an object lacks detail that its target should have
+PATCH_ZOOM = 0.75  # the central fraction of a photo that a patch's target shows
 
 
 @dataclass
 class About:
-    """What is counted of pictures while they are read."""
+    """Counts made while pictures are read."""
 
     licences: Counter[str] = field(default_factory=Counter)
-    """Pictures by licence."""
+    """Number of pictures by licence."""
     objects: Counter[str] = field(default_factory=Counter)
-    """Annotated objects of photos by what becomes of them: `USABLE`, or why not."""
+    """Number of annotated objects of photos by outcome: `USABLE`, or why not."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Pictures that are not used, by reason."""
+    """Number of unused pictures by reason."""
 
     def counted(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The samples, their licences counted."""
+        """Pass the samples on, counting their licences."""
         for sample in samples:
             self.licences[sample.record.licence or "unknown"] += 1
             yield sample
@@ -50,9 +48,9 @@ class About:
 
 
 def fates(owners: Sequence[tuple[int, int]], boxes: torch.Tensor, usable: torch.Tensor, side: int) -> Counter[str]:
-    """What becomes of each annotated object, which may be in several squares.
+    """Count the outcomes of annotated objects, each of which may be in several squares.
 
-    owners: for each row of boxes (K, 4) and of usable (K,) its sample and its number there, in squares of a side.
+    owners: for each row of boxes (K, 4) and usable (K,), its sample and its number there; side: of the squares.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).float() / side
     whole = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < side - 1).all(1)
@@ -65,9 +63,9 @@ def fates(owners: Sequence[tuple[int, int]], boxes: torch.Tensor, usable: torch.
 
 
 def enlargement(stored: torch.Tensor, shown: torch.Tensor | float) -> dict[str, float]:
-    """How much larger things are in targets than in the pictures that they come from.
+    """By how much things are enlarged from their pictures to targets: the median, and the share above `STRETCHED`.
 
-    stored (K,) pixels of each as it is stored, and shown (K,) in a target. Median, and the share above `STRETCHED`.
+    stored (K,): pixels of each in its picture; shown (K,): in a target.
     """
     times = (shown / stored.float().clamp(min=1)).cpu()
     return {
@@ -77,12 +75,12 @@ def enlargement(stored: torch.Tensor, shown: torch.Tensor | float) -> dict[str, 
 
 
 def object_size(stage: str) -> float:
-    """The middle of the sizes that objects are shown at, of the target's side."""
+    """The middle of the range of object sizes, relative to the target's side."""
     return sum(CENTRAL_SIZES if stage == "identity" else SIZES) / 2
 
 
 def sentences(split: str, found: dict[str, Any], resolution: int) -> list[str]:
-    """Lines of an account as `PairMaker.usable` gives it."""
+    """The lines to print of an account from `PairMaker.usable`."""
     counts = {name: value for name, value in found.items() if isinstance(value, int)}
     lines = [", ".join(f"{value:,} {name}" for name, value in counts.items())]
     if found["why not"]:

@@ -20,13 +20,13 @@ class Pairs:
     target: torch.Tensor
     """(B, 3, R, R)."""
     background: torch.Tensor
-    """(B, 3, R, R), its hole in grey."""
+    """(B, 3, R, R), with the hole painted grey."""
     hole: torch.Tensor
     """(B, 1, h, w) of 0 and 1, with h = w = R / 8."""
     matte: torch.Tensor
-    """(B, 2 * matte**2, h, w) as `holes.matte_values` gives it; -1 = unknown."""
+    """(B, 2 * matte**2, h, w) from `holes.matte_values`; -1: unknown."""
     text: torch.Tensor | None = None
-    """(B, M, W) the text encoder's tokens of the caption, for the adapter's warm-up alone."""
+    """(B, M, W) the text encoder's tokens of the caption, only for the adapter's warm-up."""
 
     def __getitem__(self, index: slice | torch.Tensor) -> Self:
         return type(self)(*(None if value is None else value[index] for value in vars(self).values()))
@@ -38,6 +38,6 @@ class Pairs:
 
 
 class Batch(Pairs):
-    """What a training step needs. target, background: latents (B, C, h, w), as the UNet sees them. reference: (B, 3, S,
-    S) uint8; or (B, N, C), a frozen encoder's tokens of it.
+    """The input of a training step. target, background: latents (B, C, h, w), as the UNet sees them. reference:
+    (B, 3, S, S) uint8, or a frozen encoder's tokens (B, N, C).
     """

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: rectangles of square pairs."""
+"""Aspect-ratio buckets: rectangles cut out of square pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .batches import Pairs
 
 
 def require_bucket(size: tuple[int, int], config: ImprintConfig) -> None:
-    """Raise `ImprintError` unless the UNet can be shown pictures of that width and height."""
+    """Raise `ImprintError` unless the UNet accepts pictures of this width and height."""
     if any(side % config.multiple for side in size):
         raise ImprintError(
             f"a bucket of {size[0]}x{size[1]} pixels cannot be; both sides must be multiples of {config.multiple}"
@@ -20,10 +20,10 @@ def require_bucket(size: tuple[int, int], config: ImprintConfig) -> None:
 
 
 def cut(pairs: Pairs, size: tuple[int, int], config: ImprintConfig) -> Pairs:
-    """Of square pairs a rectangle of (width, height) pixels each, its middle as near the hole's as the square allows.
+    """Cut a rectangle of (width, height) pixels out of each square pair, centred on the hole if possible.
 
-    A pair whose hole is longer than the rectangle gives its place to one whose hole is not: an object would be cut off.
-    If there is none, all are cut.
+    A pair whose hole does not fit into the rectangle is replaced by one whose hole fits, so that no object is cut off.
+    If no hole fits, all pairs are cut.
     """
     cell, boxes = config.latent.downscale, bounding_boxes(pairs.hole[:, 0])
     window = boxes.new_tensor([size[1], size[0]]) // cell

@@ -1,9 +1,8 @@
-"""Captioned pictures for the adapter's warm-up, drawn from their shards while training.
+"""Captioned pictures for the adapter's warm-up, drawn from their shards during training.
 
-A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with a caption on each line; what else it has is left alone. The
-shards are too large for the memory: only where each sample lies is kept there. They may lie wherever `data.shards`
-reads from; of those elsewhere each is read once at the start, and then only what is drawn. What is drawn depends on the
-generator alone.
+A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with one caption per line; other members are ignored. Only the
+samples' offsets are kept in memory. Shards may be anywhere that `data.shards` can read from; remote ones are each read
+once at the start, and after that only the drawn samples. What is drawn depends only on the generator.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Text(Protocol):
 
 @dataclass(frozen=True)
 class Span:
-    """Where a sample's picture and caption lie: bytes of a shard, as (offset, size)."""
+    """A sample's picture and caption as bytes of a shard, each (offset, size)."""
 
     shard: str
     key: str
@@ -46,7 +45,7 @@ class Span:
 
 
 class Captions:
-    """Draws captioned pictures as `Pairs`: the middle square is reference and target, and all of it is the hole."""
+    """Draws captioned pictures as `Pairs`: the central square is reference and target, and the hole is all of it."""
 
     def __init__(
         self,
@@ -57,7 +56,7 @@ class Captions:
         limit: int | None = None,
         bad: Bad | None = None,
     ):
-        """bad: takes samples that lack a part or cannot be decoded; the next one stands in for such a one. Raises
+        """bad: collects samples that lack a part or cannot be decoded, which the next sample replaces. Raises
         `ImprintError` for one too many, by default the first, also while drawing; for a folder without shards or
         samples; and for a shard that cannot be read.
         """
@@ -88,21 +87,21 @@ class Captions:
         return Pairs(reference, target, background, hole, unknown, self.text(list(captions)))
 
     def _read(self, row: int, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """The sample's square at the encoder's and the model's side, and a caption; of a bad sample the next good
-        one's.
+        """The sample's square at the encoder's and the model's resolution, and a caption; for a bad sample the next
+        good one's.
         """
         for number in range(row, row + len(self.spans)):
             span = self.spans[number % len(self.spans)]
             try:
                 return self._decode(span, line)
-            except Exception as error:  # Pillow's decoders let errors of any class through
+            except Exception as error:  # Pillow's decoders raise errors of any class
                 self.bad.take(f"{span.shard}: sample '{span.key}' cannot be read ({error}); make the shard again")
         raise ImprintError(f"all {len(self.spans)} captioned pictures are bad; make their shards again")
 
     def _decode(self, span: Span, line: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """What `_read` gives, of this sample.
+        """As `_read`, for this sample only.
 
-        Raises any error for a bad one, `ImprintError` where its shard is lost or cut off.
+        Raises any error for a bad sample, and `ImprintError` if its shard is lost or truncated.
         """
         try:
             picture, caption = (_bytes(span.shard, *part) for part in (span.picture, span.caption))
@@ -116,7 +115,7 @@ class Captions:
 
 
 def _spans(shard: str, bad: Bad) -> list[Span]:
-    """Where a shard's samples lie, in order; bad: takes those that lack a part."""
+    """The offsets of a shard's samples, in order; bad: collects those that lack a part."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with open_shard(shard) as stream, tarfile.open(fileobj=stream) as archive:

@@ -1,4 +1,4 @@
-"""Random numbers of one generator."""
+"""Random numbers from one generator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Draw:
-    """Random numbers of one generator, on its device."""
+    """Random numbers from one generator, on its device."""
 
     def __init__(self, generator: torch.Generator):
         self.generator = generator

@@ -1,4 +1,4 @@
-"""How objects and photos are framed: matrices whose size, place and turn are drawn."""
+"""How objects and photos are framed: matrices of random size, position and rotation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .draw import Draw
 from .warping import centres, matrix, shift, warp
 
 BOX = LEVELS.index("box")
-SIZES, CENTRAL_SIZES = (0.35, 0.8), (0.8, 0.9)  # of the frame's side, that objects are drawn at
+SIZES, CENTRAL_SIZES = (0.35, 0.8), (0.8, 0.9)  # object sizes, relative to the frame's side
 
 
 def object_to_frame(
@@ -21,9 +21,9 @@ def object_to_frame(
     draw: Draw,
     tilted: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Matrices that put a source's boxed object into the frame: its size, place and turn there are drawn here.
+    """Matrices that put a source's boxed object into the frame, with random size, position and rotation.
 
-    tilted (B,): for rendered objects, whether as far as a user's hole may ask for; photos have an upright side.
+    tilted (B,): for rendered objects, whether to rotate as far as a user's hole may require; photos stay upright.
     """
     count = len(boxes)
     centre, extent = centres(boxes, side)
@@ -37,7 +37,7 @@ def object_to_frame(
     zoom = extent / size
     if tilted is not None:
         return matrix(centre, zoom, angle, stretch, mirrored) @ shift(-offset)
-    # A photo has an edge: the frame must lie within it, even if the object is then large or not central.
+    # A photo ends at its border: the frame must lie inside it, even if the object is then large or off centre.
     zoom = zoom.clamp(max=1)
     spare = (1 - zoom)[:, None]
     centre = torch.minimum(torch.maximum(centre - offset * zoom[:, None], -spare), spare)
@@ -47,7 +47,7 @@ def object_to_frame(
 def zoom_on(
     boxes: torch.Tensor, side: int, draw: Draw, level: torch.Tensor, mirrored: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Matrices that show the boxed object large and warped: affine and perspective, and mirrored for some outlines."""
+    """Matrices that show the boxed object large and warped: affine, perspective, and mirrored for some outlines."""
     count = len(boxes)
     centre, extent = centres(boxes, side)
     angle = draw.normal(count) * 0.15
@@ -74,7 +74,7 @@ def photo_crop(photos: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
 
 
 def scene_view(scenes: torch.Tensor, mirrored: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
-    """Most of the scenes (B, 3, S, S) that relit views have their light from -> (B, 3, side, side)."""
+    """Most of each scene (B, 3, S, S) that lights a relit view -> (B, 3, side, side)."""
     zoom = draw.uniform(len(scenes), 0.7, 1.0)
     offset = draw.uniform((len(scenes), 2), -1, 1) * (1 - zoom)[:, None]
     placed = matrix(offset, zoom, torch.zeros_like(zoom), torch.ones_like(zoom), mirrored)

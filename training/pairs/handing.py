@@ -1,6 +1,6 @@
-"""Arrays from one process to another without a copy.
+"""Passing arrays from one process to another without copying.
 
-Through a pipe, 36,000 views keep the process that reads them busy for half a minute: it copies each byte four times.
+Through a pipe, receiving 36,000 views takes half a minute, since each byte is copied four times.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 SMALL = 2**20
-"""Bytes that may go through a pipe."""
+"""The largest array, in bytes, to send through a pipe."""
 
 
 class Handed(NamedTuple):
-    """An array in anonymous memory of a process on this machine, which has to live until the array is `taken`."""
+    """An array in anonymous memory of a process on this machine, which must live until the array is `taken`."""
 
     path: str
     kind: str
@@ -24,10 +24,10 @@ class Handed(NamedTuple):
 
 
 def handed(array: np.ndarray) -> np.ndarray | Handed:
-    """What to send instead of an array (C-contiguous); itself where it is small, and where there is no Linux.
+    """What to send instead of an array (C-contiguous); the array itself if it is small, or not on Linux.
 
-    The memory is the system's, not that of /dev/shm, of which a container has little. It is freed when this process
-    has ended and the other one holds the array no more.
+    This uses ordinary memory, not /dev/shm, which is small in containers. It is freed when this process has ended and
+    the other one has released the array.
     """
     if array.nbytes <= SMALL or not hasattr(os, "memfd_create"):
         return array
@@ -38,7 +38,7 @@ def handed(array: np.ndarray) -> np.ndarray | Handed:
 
 
 def taken(value: np.ndarray | Handed) -> np.ndarray:
-    """The array that another process has `handed`; not to be written to."""
+    """The array that another process has `handed`; it must not be written to."""
     if isinstance(value, np.ndarray):
         return value
     with open(value.path, "r+b") as file:

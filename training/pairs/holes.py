@@ -1,4 +1,4 @@
-"""The last step of every pair: its hole, what is seen of the background around it, and the matte in it."""
+"""The last step of every pair: its hole, the visible background, and the matte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .warping import loosened_box
 
 
 def hole_levels(stage: str, count: int, draw: Draw) -> torch.Tensor:
-    """(count,) levels of `mask_levels`. Stage 1 has no hole that would ask for a pose: all are boxes there."""
+    """(count,) levels of `mask_levels`. In stage 1 all are boxes, since no hole determines a pose there."""
     if stage == "identity":
         return torch.full((count,), BOX, device=draw.generator.device)
     return draw.categorical((0.15, 0.15, 0.2, 0.5), count)
@@ -26,8 +26,8 @@ def hole_levels(stage: str, count: int, draw: Draw) -> torch.Tensor:
 def on_black(cutout: torch.Tensor, pictures: torch.Tensor, masks: torch.Tensor, config: ImprintConfig) -> Pairs:
     """Stage 1: the target is the object alone, on black, and the hole is the whole picture.
 
-    It is framed as the reference is. A random place and size, which nothing tells the model, would be most of the
-    loss, and it would learn blots of the right colour before any detail.
+    It is framed like the reference. A random position and size, which the model cannot know, would dominate the loss,
+    and it would learn blots of the right colour before any detail.
     """
     masks = masks.clone()
     masks[masks.flatten(1).amax(1) == 0] = 1.0
@@ -48,22 +48,22 @@ def in_scene(
     draw: Draw,
     config: ImprintConfig,
 ) -> Pairs:
-    """Stage 2: a place's light on all of it, and a hole of the given levels (B,), often with room for the shadow at
-    every level but the tightest.
+    """Stage 2: the scene's light over the whole picture, and a hole of the given levels (B,), often with room for the
+    shadow at every level but the tightest.
 
-    alpha, shadow (B, R, R) in [0, 1]; None where a photo has a shadow that nobody has outlined.
+    alpha, shadow (B, R, R) in [0, 1]; None for photos, whose shadows are not annotated.
     """
     count = len(alpha)
     light = scene_light(draw, count)
     target, scene = ((picture * light).clamp(0, 1) for picture in (target, scene))
-    # An object that is much smaller than the box that was drawn for it is what people like least.
+    # Objects much smaller than the box drawn for them are what users like least.
     roomy = draw.uniform(count) < torch.tensor([0.0, 0.7, 0.7, 0.3], device=alpha.device)[level]
     outline = alpha > 0.3
     if shadow is not None:
         outline = outline | ((shadow > 0.08) & roomy[:, None, None])
     outline = outline.float()
     levels = mask_levels(outline)
-    # A user's box may be as tight as the object itself: tighter than the level that contains all others.
+    # A user's box may be as tight as the object itself, tighter than the level that contains all others.
     levels[:, -1] = loosened_box(box(outline), draw)
     hole = latent_hole(levels[torch.arange(count, device=alpha.device), level], config.latent.downscale)
     return _pairs(cutout, target, scene, hole, alpha, shadow, config)
@@ -83,10 +83,10 @@ def _pairs(
 
 
 def matte_values(alpha: torch.Tensor, shadow: torch.Tensor, config: ImprintConfig) -> torch.Tensor:
-    """What the logits' sigmoid is trained to be.
+    """The targets of the matte's sigmoid: alpha, shadow (B, H, W) in [0, 1] -> (B, 2 * matte**2, h, w).
 
-    alpha, shadow (B, H, W) in [0, 1] -> (B, 2 * matte**2, h, w). A pixel that the object covers by half is wholly taken
-    from what was generated: it is mixed with the background there already.
+    A pixel half covered by the object is taken entirely from the generated picture, where it is already mixed with the
+    background.
     """
     if not config.matte:
         cell = config.latent.downscale

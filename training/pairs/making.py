@@ -1,15 +1,15 @@
-"""Pairs (reference view, target) made on the device, in batches, from pictures that lie in its memory.
+"""Pairs (reference view, target) made on the device, in batches, from pictures in its memory.
 
-IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and what stands in for its data sets:
-- `rendered`: two views of one rendered object; for compositing the second is put into a photo, with a soft shadow, or
-  in the light of a place into a photo of that place;
-- `still`: an annotated object of a photo is the target, its warped and re-coloured cut-out the reference;
-- `video`: as `still`, but the reference comes from another frame of the clip, as near as the sample's `gap` asks: of a
-  video at most 7 frames away, of MVImgNet's photos at least an eighth of all;
-- `patch`: as `still`, but the object is a piece of a photo of random outline, which brings in real textures.
+IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and replacements for its data sets:
+- `rendered`: two views of a rendered object; for compositing the second is put into a photo, with a soft shadow,
+  or, if lit by a scene, into a photo of it;
+- `still`: an annotated object of a photo is the target, its warped and recoloured cut-out the reference;
+- `video`: as `still`, but the reference comes from another frame of the clip, as near or far as the sample's `gap`
+  says: at most 7 frames away in a video, at least an eighth of all frames for MVImgNet's photos;
+- `patch`: as `still`, but the object is a patch of a photo with a random outline, for real textures.
 
-Everything is a function of the generator alone, so that a run that continues makes the same pairs as one that never
-stopped. Pictures are BCHW in [0, 1], RGBA with colours not multiplied by alpha, masks BHW. Matrices (B, 3, 3) take
+Everything depends only on the generator, so that a resumed run makes the same pairs as an uninterrupted one. Pictures
+are BCHW in [0, 1], RGBA not premultiplied, masks BHW. Matrices (B, 3, 3) take
 output coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
 """
 
@@ -50,7 +50,7 @@ class PairMaker:
         self.moving = photos.partner_count.nonzero()[:, 0]
 
     def usable(self) -> dict[str, Any]:
-        """What there is to make pairs of by kind, why the rest is not, how much targets enlarge it, and licences."""
+        """Usable data by kind, why the rest is unusable, how much targets enlarge it, and licences."""
         views, photos = self.views, self.photos
         why = photos.about.objects + photos.about.left_out
         if one := int((views.count == 1).sum()):
@@ -73,8 +73,8 @@ class PairMaker:
         }
 
     def _enlargement(self) -> dict[str, dict[str, float]]:
-        """By kind of picture, at the middle of the sizes that are drawn; a picture held at fewer pixels than it is
-        stored at counts as it is held.
+        """Enlargement by kind of picture, at the middle of the range of sizes; a picture held at less than its stored
+        resolution counts as it is held.
         """
         views, photos, side = self.views, self.photos, self.config.resolution
         size = object_size(self.stage) * side
@@ -83,7 +83,7 @@ class PairMaker:
         if len(photos.items):
             rows = photos.items[:, 0]
             extent = _extent(photos.boxes) * photos.scale[rows].clamp(max=1)
-            # A photo has an edge: at most all of it is shown.
+            # A photo ends at its border: at most all of it is shown.
             found["objects of photos"] = enlargement(
                 extent, torch.maximum(extent * side / squares[rows], extent * 0 + size)
             )
@@ -91,17 +91,17 @@ class PairMaker:
         return found
 
     def shares(self, count: int) -> dict[str, float]:
-        """The kinds' shares of `count` pairs as they are drawn."""
+        """The actual shares of the kinds among `count` pairs."""
         return {kind: number / count for kind, number in self.kinds(count).items()}
 
     def at(self, side: int) -> PairMaker:
-        """The same, of pairs of another side. Raises `ImprintError` for one that the model cannot have."""
+        """The same, for pairs of another resolution. Raises `ImprintError` for one that the model cannot have."""
         other = copy.copy(self)
         other.config = dataclasses.replace(self.config, resolution=side)
         return other
 
     def kinds(self, count: int, part: tuple[int, int] = (0, 1)) -> dict[str, int]:
-        """How many of `count` pairs are of each kind; of a part alone, every n-th pair, as `__call__` takes it."""
+        """Number of pairs of each kind among `count`, or in a part, as of `__call__`."""
         index, parts = part
         total = sum(self.mix.values())
         ends = [round(count * sum(list(self.mix.values())[: i + 1]) / total) for i in range(len(self.mix))]
@@ -111,8 +111,8 @@ class PairMaker:
         }
 
     def __call__(self, count: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Pairs:
-        """`count` pairs of all kinds in random order, or a part of them, as (index, parts): the kinds have their shares
-        over all parts, however small each is.
+        """`count` pairs of all kinds in random order, or the part (index, parts) of them; the kinds have their shares
+        over all parts together, however small each part is.
         """
         draw = Draw(generator)
         made = []
@@ -128,16 +128,16 @@ class PairMaker:
         level = hole_levels(self.stage, count, draw)
         index = draw.integers(len(views.first), count)
         first, second = views.pair(index, draw)
-        # An outline asks for a pose. A box does not: there the object mostly stays as its photo shows it.
+        # An outline determines a pose. A box does not: there the object mostly keeps the pose of its photo.
         same = draw.chance(torch.where(level == BOX, 0.7, 0.25), count) & (views.gap[index, 0] == 0)
         second = torch.where(same, first, second)
         twin = views.twin[second]
         lit = draw.chance(0.8, count) & (twin >= 0) & (self.stage == "compositing")
 
-        # One hue turn for both: each identity has many colours. A mirrored pair is another object; a mirrored target
+        # One hue shift for both: each identity has many colours. A mirrored pair is another object; a mirrored target
         # alone teaches that the outline decides which way the object looks. Fine-tuning learns one object as it is.
         often = 0.0 if self.stage == "finetune" else 1.0
-        coloured = draw.chance(0.6 * often, count) & ~lit  # the colour of a light does not turn
+        coloured = draw.chance(0.6 * often, count) & ~lit  # a light's colour is not rotated
         turn = hue_turn(torch.where(coloured, draw.uniform(count, 0, 2 * math.pi), 0.0))
         mirrored = draw.chance(0.5 * often, count)
         turned = mirrored ^ (draw.chance(0.25 * often, count) & (level != BOX))
@@ -153,7 +153,7 @@ class PairMaker:
         layer = warp(target, to_view, side)
         alpha = layer[:, 3:].clamp(0, 1)
         colour = recolour(layer[:, :3] / alpha.clamp(min=1e-3), turn).clamp(0, 1)
-        # Each view was rendered in a light of its own, which nothing tells the model: take most of its strength out.
+        # Each view was rendered in its own light, which the model cannot know: remove most of its strength.
         strength = (brightness(reference) / brightness(torch.cat([colour, alpha], 1))).clamp(0.4, 2.5) ** 0.7
         colour = torch.where(lit[:, None, None, None], colour, (colour * strength).clamp(0, 1))
         cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
@@ -165,7 +165,7 @@ class PairMaker:
         scene[lit] = scene_view(_float(views.scenes[twin[lit]]), turned[lit], side, draw)
         shade = jitter_parameters(draw, count, draw.uniform((count, 1, 1, 1), 0.05, 0.35))
         scene = apply_jitter(scene, shade)
-        # The scene's mean brightness, in part, is the light's. Not its colour: that of a meadow is the grass's.
+        # The scene's mean brightness is partly its light's. Not its mean colour: a meadow's is that of the grass.
         light = scene.mean((1, 2, 3), keepdim=True) / 0.45
         light = light.clamp(0.2, 1.8) ** draw.uniform((count, 1, 1, 1), 0.1, 0.6)
         colour = torch.where(lit[:, None, None, None], apply_jitter(colour, shade), (colour * light).clamp(0, 1))
@@ -177,7 +177,7 @@ class PairMaker:
         return in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw, self.config)
 
     def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
-        """An object that stands in a photo is the target; its cut-out, warped or from another frame, the reference."""
+        """An object in a photo is the target; its cut-out, warped or from another frame, is the reference."""
         photos, side = self.photos, self.config.resolution
         photo_side = photos.rgb.shape[-1]
         level = hole_levels(self.stage, count, draw)
@@ -214,7 +214,7 @@ class PairMaker:
         seen = warp(outline[:, None], within, side) if kind == "patch" else warp(other_mask, zoom, side)
         lost = seen.flatten(1).amax(1) < 0.5
         seen[lost] = 1.0
-        shade = jitter_parameters(draw, count, 0.3)  # of the photo as a whole, shared; the reference's own comes on top
+        shade = jitter_parameters(draw, count, 0.3)  # shared, of the whole photo; the reference's own is added
         scene = apply_jitter(scene, shade)
         reference = jitter(apply_jitter(reference, shade), draw, 0.2)
         cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]

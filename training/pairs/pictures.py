@@ -1,4 +1,4 @@
-"""Pictures in the device's memory: cut-outs and photos, as pairs are made of them."""
+"""Pictures in the device's memory, cut-outs and photos, from which pairs are made."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-PHOTO_SIDE = 384  # pixels of the square photos in memory
-ROOM = 0.01  # of a square's side, between its border and a whole object
+PHOTO_SIDE = 384  # side in pixels of the square photos in memory
+ROOM = 0.01  # between the border and a whole object, relative to the square's side
 
 
 class _Pictures:
-    """What `Views` and `Photos` share: a dataclass of tensors on one device."""
+    """The common base of `Views` and `Photos`: a dataclass of tensors on one device."""
 
     @classmethod
     def load(
@@ -43,8 +43,8 @@ class _Pictures:
         side: int | None = None,
         bad: Bad | None = None,
     ) -> Self:
-        """All of a folder's shards, read by as many processes, or their first `limit` samples; `of` says what `side`
-        is, `read_shards` what `bad` is.
+        """Read all of a folder's shards in several processes, or their first `limit` samples; side: as of `of`, bad: as
+        of `read_shards`.
         """
         shards, bad = list_shards(url), bad or Bad()
         if limit is not None or len(shards) == 1:
@@ -63,15 +63,14 @@ class _Pictures:
 
 
 def own_cores() -> int:
-    """Cores for this process: all that it may run on, shared with others that a launcher started on this machine."""
+    """Cores for this process: all that it may run on, divided by the processes of a launcher on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class _Shards(Dataset):
-    """What `_Pictures.of` makes of each shard, as arrays: tensors would travel through the system's shared memory, of
-    which a container has little, and large arrays are `handed`. An error is an item, too: the loader would wrap it in a
-    traceback."""
+    """What `_Pictures.of` makes of each shard, as arrays: tensors would pass through shared memory, which is small in
+    containers; large arrays are `handed`. Errors are items too: the loader would wrap them in a traceback."""
 
     def __init__(self, kind: type[_Pictures], shards: list[str], side: int | None, most_bad: int):
         self.kind, self.shards, self.side, self.most_bad = kind, shards, side, most_bad
@@ -108,36 +107,36 @@ def _raised(part: list[np.ndarray | Handed | About] | ImprintError) -> list[np.n
 class Views(_Pictures):
     """Cut-outs: rgba (N, 4, S, S) uint8; an object's views are rows first ... first + count - 1.
 
-    Some views come a second time, L in all, in the light of a scene: the same camera, the same outline.
+    L of the views exist a second time, in the light of a scene: the same camera, the same outline.
     """
 
     rgba: torch.Tensor
     boxes: torch.Tensor
-    """(N, 4) as `bounding_boxes` gives them."""
+    """(N, 4) as of `bounding_boxes`."""
     first: torch.Tensor
     count: torch.Tensor
     frames: torch.Tensor
     """(N,) the views' frame numbers."""
     gap: torch.Tensor
-    """(K, 2) for each object the least and greatest distance of frames in a pair."""
+    """(K, 2): each object's smallest and largest distance of frames in a pair."""
     relit: torch.Tensor
     """(L, 4, S, S) uint8."""
     scenes: torch.Tensor
     """(L, 3, S', S') uint8: the scenes."""
     shadows: torch.Tensor
-    """(L, 3) float32, as `Record.shadow` has them."""
+    """(L, 3) float32, as in `Record.shadow`."""
     twin: torch.Tensor
-    """(N,) row of a view's second, -1 where there is none."""
+    """(N,): the row of a view's relit version, or -1."""
     scale: torch.Tensor
-    """(N,) float32: pixels of a view as it is stored, along one of its S."""
+    """(N,) float32: stored pixels per side S of a view."""
     about: About
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Views:
-        """Views of samples: cut-outs, and the objects of photos that have masks, cut out. S is `side`, or the first
-        one's.
+        """Views from samples: cut-outs, and objects cut out of photos with masks. S is `side`, by default the first
+        sample's.
 
-        Raises `ImprintError` for a sample that is neither, and where there is none.
+        Raises `ImprintError` for a sample that is neither, and if there is none.
         """
         about = About()
         views: dict[tuple[str, int], list[tuple[torch.Tensor, int, tuple[int, int], float]]] = {}
@@ -166,7 +165,7 @@ class Views(_Pictures):
 
     @classmethod
     def join(cls, parts: Sequence[Views]) -> Views:
-        """The views of several parts, as one."""
+        """Concatenate the views of several parts."""
         names = [field.name for field in dataclasses.fields(cls) if field.name != "about"]
         tensors = (torch.cat([getattr(part, name) for part in parts]) for name in names)
         joined = cls(*tensors, About.joined([part.about for part in parts]))
@@ -178,10 +177,10 @@ class Views(_Pictures):
         return joined
 
     def pair(self, index: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows (B,) of two views of objects (B,), as far apart as the objects' `gap` asks, any of those alike.
+        """Rows (B,) of two views of objects (B,), as far apart as the objects' `gap` says, uniformly among those.
 
-        MVImgNet's views are at least an eighth of the frames apart (as AnyDoor pairs them); of a rendering any two will
-        do, also one twice. Where no view fits, it is the farthest.
+        MVImgNet's views are at least an eighth of the frames apart (as in AnyDoor); of renderings any two will do, even
+        the same one twice. If no view fits, the farthest is used.
         """
         count = self.count[index]
         reference = self.first[index] + (draw.uniform(len(index)) * count).long()
@@ -207,25 +206,25 @@ class Photos(_Pictures):
     items: torch.Tensor
     """(K, 2) usable objects: photo, number in it."""
     boxes: torch.Tensor
-    """(K, 4) their boxes, as `bounding_boxes` gives them."""
+    """(K, 4): their boxes, as of `bounding_boxes`."""
     partners: torch.Tensor
-    """(K, P) items that show the same object in a neighbouring frame, padded with the item itself."""
+    """(K, P): items that show the same object in a neighbouring frame, padded with the item itself."""
     partner_count: torch.Tensor
     scale: torch.Tensor
-    """(M,) float32: pixels of a photo as it is stored, along one of its square's S."""
+    """(M,) float32: stored pixels per side S of a photo's square."""
     about: About
 
     @property
     def annotated(self) -> int:
-        """How many objects the pictures have, usable or not."""
+        """The number of objects in the pictures, usable or not."""
         return self.about.objects.total()
 
     @classmethod
     def of(cls, samples: Iterable[Sample], side: int | None = None) -> Photos:
-        """Photos of samples, each as one or two squares along its longer side, and one more round every object that
-        none of them holds whole; S = `side` or `PHOTO_SIDE`.
+        """Photos from samples, each as one or two squares along its longer side, and another around every object that
+        none of them contains whole; S = `side` or `PHOTO_SIDE`.
 
-        Raises `ImprintError` where there is none.
+        Raises `ImprintError` if there is none.
         """
         size = (side or PHOTO_SIDE,) * 2
         rgb, objects, sources, items, owners, scale, about = [], [], [], [], [], [], About()
@@ -260,7 +259,9 @@ class Photos(_Pictures):
         boxes = _object_boxes(objects, table)
         usable = _usable(boxes, size[0])
         about.objects = fates(owners, boxes, usable, size[0])
-        about.objects += Counter({SMALL: numbered - about.objects.total()})  # those that vanish in their squares
+        about.objects += Counter(
+            {SMALL: numbered - about.objects.total()}
+        )  # those too small to survive in their squares
         table, boxes = table[usable], boxes[usable]
         partners = _neighbours(table, sources)
         counts = torch.tensor([len(row) for row in partners], dtype=torch.long)
@@ -272,7 +273,7 @@ class Photos(_Pictures):
 
     @classmethod
     def join(cls, parts: Sequence[Photos]) -> Photos:
-        """The photos of several parts, as one."""
+        """Concatenate the photos of several parts."""
         tables, partners = [], []
         width = max(part.partners.shape[1] for part in parts)
         photos = items = 0
@@ -293,7 +294,7 @@ def _resized(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _twins(names: list[tuple[str, int]], seconds: dict[tuple[str, int], tuple], side: int) -> tuple[torch.Tensor, ...]:
-    """`Views.relit`, `scenes`, `shadows` and `twin`, of views of these names."""
+    """`Views.relit`, `scenes`, `shadows` and `twin` for views of these names."""
     found = [name for name in names if name in seconds]
     row = {name: number for number, name in enumerate(found)}
     twin = torch.tensor([row.get(name, -1) for name in names])
@@ -306,7 +307,7 @@ def _twins(names: list[tuple[str, int]], seconds: dict[tuple[str, int], tuple], 
 
 
 def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> Iterator[tuple[int, Image.Image]]:
-    """The objects of a sample by number, each an RGBA picture that it fills to about 85 %."""
+    """A sample's objects by number, each as an RGBA picture that the object fills to about 85 %."""
     if mask is None:
         if picture.mode != "RGBA":
             raise ImprintError(
@@ -331,13 +332,13 @@ def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> 
 
 
 def _to_uint8(picture: Image.Image) -> torch.Tensor:
-    """(H, W, C), as Pillow has it: to turn pictures one by one takes longer than to decode them."""
+    """(H, W, C), as in Pillow: permuting pictures one by one takes longer than decoding them."""
     data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return data.reshape(picture.height, picture.width, -1)
 
 
 def _spans(mask: np.ndarray, along: int) -> list[tuple[int, int]]:
-    """Where each object of a mask (H, W) of numbers begins and ends along an axis."""
+    """Where each object of a numbered mask (H, W) begins and ends along an axis."""
     ends = []
     for number in np.unique(mask[mask > 0]):
         found = np.flatnonzero((mask == number).any(1 - along))
@@ -346,8 +347,8 @@ def _spans(mask: np.ndarray, along: int) -> list[tuple[int, int]]:
 
 
 def offsets_for(spans: list[tuple[int, int]], offsets: list[int], side: int, spare: int) -> list[int]:
-    """Where more squares of a side begin, along a line of spare + side pixels: round each span that lies whole, with
-    some room at both ends, in none of those at `offsets`. What is too long for any is left out.
+    """Offsets of additional squares along a line of spare + side pixels: around each span that none of the squares at
+    `offsets` contains with some room at both ends. Spans too long for a square are skipped.
     """
     room, more = math.ceil(side * ROOM), []
     for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
@@ -371,9 +372,9 @@ def _usable(boxes: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _neighbours(table: torch.Tensor, sources: list[tuple[str, int, tuple[int, int]]]) -> list[list[int]]:
-    """For each item the others with its clip and number, in whichever square, that are as far away as its gap asks.
+    """For each item, the others with its clip and number, in any square, whose distance of frames is within its gap.
 
-    sources: for each photo its clip, frame and gap, the least and greatest distance of frames.
+    sources: each photo's clip, frame and gap (smallest and largest distance of frames).
     """
     groups: dict[tuple, list[tuple[int, int]]] = {}
     for index, (photo, number) in enumerate(table.tolist()):

@@ -14,7 +14,7 @@ from .warping import warp
 
 
 def brightness(layers: torch.Tensor) -> torch.Tensor:
-    """(B, 4, H, W) -> (B, 1, 1, 1) mean colour where there is something."""
+    """(B, 4, H, W) -> (B, 1, 1, 1): the mean colour where alpha is not 0."""
     alpha = layers[:, 3:]
     total = (layers[:, :3] * alpha).mean((1, 2, 3), keepdim=True)
     return total.clamp(min=1e-4) / alpha.mean((1, 2, 3), keepdim=True).clamp(min=1e-4)
@@ -34,7 +34,7 @@ def recolour(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 
 def jitter_parameters(draw: Draw, count: int, strength: float | torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1), as strength may be."""
+    """Random exposure and white balance as gains (B, 3, 1, 1), gamma and saturation (B, 1, 1, 1); strength likewise."""
     gain = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.7 + draw.normal((count, 3, 1, 1)) * strength * 0.25)
     gamma = torch.exp(draw.normal((count, 1, 1, 1)) * strength * 0.4)
     saturation = (1 + draw.normal((count, 1, 1, 1)) * strength).clamp(0, 2)
@@ -53,8 +53,8 @@ def jitter(images: torch.Tensor, draw: Draw, strength: float | torch.Tensor) -> 
 
 
 def scene_light(draw: Draw, count: int) -> torch.Tensor:
-    """(B, 3, 1, 1) gains of a whole picture, object and all, half of them 1: the same place by night, lamp light or
-    glare.
+    """(B, 3, 1, 1) gains for whole pictures, including the object, half of them 1: the scene by night, by lamp light or
+    in glare.
 
     The reference does not get them. They teach that a dark or tinted scene darkens and tints what is put into it.
     """
@@ -65,11 +65,11 @@ def scene_light(draw: Draw, count: int) -> torch.Tensor:
 
 
 def contact_shadow(alpha: torch.Tensor, draw: Draw, known: torch.Tensor | None = None) -> torch.Tensor:
-    """(B, 1, R, R) alpha -> (B, 1, R, R) share of light lost on the ground that the object stands on.
+    """(B, 1, R, R) alpha -> (B, 1, R, R), the share of light lost on the ground that the object stands on.
 
-    Two shadows of which the darker counts: the outline flattened onto the ground, leaning any way and soft to sharp,
-    as a lamp or the sun casts it; and a narrow dark one where object and ground touch, which every light leaves.
-    known (B, 3): lean, rise and depth of the first as `Record.shadow` has them, drawn where they are not a number.
+    The darker of two shadows: the outline projected onto the ground, leaning any way and soft to sharp, as cast by a
+    lamp or the sun; and a narrow dark contact shadow, which any light leaves. known (B, 3): lean, rise and depth of the
+    first, as in `Record.shadow`; random if NaN.
     """
     count, side = len(alpha), alpha.shape[-1]
     solid = (alpha[:, 0] > 0.5).float()

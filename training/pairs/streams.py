@@ -1,4 +1,4 @@
-"""Data that outgrow the memory: a window over a process's shards that slides on while it trains."""
+"""Data that do not fit into memory: a sliding window over a process's shards."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Pictures = TypeVar("Pictures", Views, Photos)
 
 
 class Pool(Generic[Pictures]):
-    """`size` shards in memory; each turn the oldest one goes and the next one comes, read while training goes on.
+    """`size` shards in memory; each turn replaces the oldest by the next, which is read during training.
 
-    What a turn holds is a function of the seed, the process and the turn alone, so that a run that continues sees
-    what one that never stopped sees. With room for all of the process's shards nothing moves.
+    The contents of a turn depend only on the seed, the process and the turn, so that a resumed run sees the same as an
+    uninterrupted one. If all of the process's shards fit, nothing is replaced.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Pool(Generic[Pictures]):
         side: int | None = None,
         bad: Bad | None = None,
     ):
-        """part: which process of how many; side, bad: as `Views.load` and `Photos.load` take them."""
+        """part: which process of how many; side, bad: as for `Views.load` and `Photos.load`."""
         self.bad = bad or Bad()
         self.kind, self.device, self.part, self.seed, self.side = kind, device, part, seed, side
         self.shards = list_shards(url)
@@ -70,7 +70,7 @@ class Pool(Generic[Pictures]):
 
 
 class StreamedPairs:
-    """A `PairMaker` whose views and photos are those of two pools at `turn`."""
+    """A `PairMaker` on the views and photos of two pools at `turn`."""
 
     def __init__(
         self, config: ImprintConfig, stage: str, views: Pool[Views], photos: Pool[Photos], mix: dict[str, float]
@@ -80,7 +80,7 @@ class StreamedPairs:
         self.made: tuple[int, PairMaker] | None = None
 
     def at(self, side: int) -> StreamedPairs:
-        """As `PairMaker.at`, of the same pools."""
+        """As `PairMaker.at`, with the same pools."""
         other = copy.copy(self)
         other.config, other.made = dataclasses.replace(self.config, resolution=side), None
         return other
@@ -90,9 +90,9 @@ class StreamedPairs:
         return self.now()(count, generator, part)
 
     def now(self) -> PairMaker:
-        """What makes the pairs of this turn."""
+        """The `PairMaker` of this turn."""
         if self.made is None or self.made[0] != self.turn:
-            self.made = None  # lets go of the pictures first
+            self.made = None  # releases the pictures first
             views, photos = self.views.at(self.turn), self.photos.at(self.turn)
             self.made = self.turn, PairMaker(self.config, self.stage, views, photos, self.mix)
         return self.made[1]

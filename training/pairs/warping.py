@@ -1,4 +1,4 @@
-"""Where things land in a picture: matrices, resampling, and outlines."""
+"""Geometry: matrices, resampling, and random outlines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def warp(images: torch.Tensor, matrices: torch.Tensor, side: int, beyond: str = 
 def matrix(
     centre: torch.Tensor, zoom: torch.Tensor, angle: torch.Tensor, stretch: torch.Tensor, mirrored: torch.Tensor
 ) -> torch.Tensor:
-    """Turn, scale, mirror and move: (B, 3, 3). zoom < 1 enlarges; stretch > 1 widens x and narrows y in the source."""
+    """Rotate, scale, mirror, shift: (B, 3, 3). zoom < 1 enlarges; stretch > 1 widens x, narrows y in the source."""
     sign = torch.where(mirrored, -1.0, 1.0)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     rows = [
@@ -44,14 +44,14 @@ def shift(offset: torch.Tensor) -> torch.Tensor:
 
 
 def centres(boxes: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes in pixels -> centres (B, 2) as x, y in [-1, 1] and longer sides (B,) over the picture's."""
+    """Boxes in pixels -> centres (B, 2), x and y in [-1, 1], and longer sides (B,) relative to the picture's."""
     boxes = boxes.float()
     centre = (boxes[:, :2] + boxes[:, 2:]).flip(1) / side - 1
     return centre, (boxes[:, 2:] - boxes[:, :2]).amax(1) / side
 
 
 def blobs(size: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
-    """(B,) sizes over the side -> (B, side, side) of 0 and 1: pieces of random outline, smooth to jagged."""
+    """(B,) sizes relative to the side -> (B, side, side) of 0 and 1: random outlines, smooth to jagged."""
     count = len(size)
     line = (torch.arange(side, device=draw.generator.device) + 0.5) / side * 2 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
@@ -72,12 +72,12 @@ def blobs(size: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
 
 
 def loosened_box(boxes: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """(B, R, R) filled boxes -> boxes grown by a random part of their size on each side, mostly a small one."""
+    """(B, R, R) filled boxes -> boxes grown on each side by a random fraction of their size, usually a small one."""
     count = len(boxes)
     edges = bounding_boxes(boxes).float()
     extent = (edges[:, 2:] - edges[:, :2]).repeat(1, 2)
     most = torch.tensor([0.04, 0.2, 0.8], device=boxes.device)[draw.categorical((0.7, 0.22, 0.08), count)]
     room = draw.uniform((count, 4)) * extent * most[:, None]
-    room[:, 2] *= draw.chance(0.5, count)  # in a box that a user draws, an object more often stands than it floats
+    room[:, 2] *= draw.chance(0.5, count)  # in a user's box an object stands more often than it floats
     grown = torch.cat([(edges[:, :2] - room[:, :2]).floor(), edges[:, 2:] + room[:, 2:]], 1)
     return fill_boxes(grown, *boxes.shape[1:]).to(boxes)
