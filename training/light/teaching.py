@@ -18,8 +18,8 @@ def taught(batch: LightBatch, teachers: list[LightNet], told: torch.Tensor) -> L
     """The batch as the teachers see it: the mean of their maps for the pictures and for their mirror images.
 
     told (B, 1): as `training.light.losses.predicted` takes it. Where light comes from is one of the teachers' guesses,
-    drawn by its chance; that is what is told, and what is to be guessed. A mean of networks is nearer to the truth
-    about places that they have not seen than each of them, and it cannot be learned by knowing a place by heart.
+    drawn by its chance; that is what is told, and what is to be guessed. A mean errs less than its networks do where
+    they err most, and it cannot be learned by knowing places by heart.
     """
     kind = batch.picture.device.type
     pictures = [torch.cat([each, each.flip(3)]) for each in (batch.picture, batch.alpha, batch.background)]
