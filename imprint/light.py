@@ -35,6 +35,8 @@ FADE = 0.12
 """Share of the square over which a shadow fades where the square ends within the frame."""
 ENDING = 0.03
 """Standard deviation of the blur by which a shadow fades before a mask's edge, as a share of the square's sides."""
+POST = 15
+"""What hides less than so many 128ths of the square, such as a fence's bars, is no edge for a shadow to fade before."""
 SOFTEST = 0.08
 """Standard deviation of a shadow's blur at softness 1, away from the object, as a share of the square's side."""
 
@@ -74,9 +76,11 @@ class Lit:
 
     def through(self, mask: torch.Tensor) -> Lit:
         """What shows of object and shadow, by a mask (1, 1, h, w) in [0, 1]: the shadow fades before the mask's edge,
-        where a straight cut would show it.
+        where a straight cut would show it, but passes behind a post.
         """
         seen = F.interpolate((mask > 0).to(mask), (128, 128), mode="area")
+        grown = F.max_pool2d(F.pad(seen, (POST - 1,) * 4, mode="replicate"), POST, 1)
+        seen = -F.max_pool2d(-grown, POST, 1)
         fade = F.interpolate((2 * _softened(seen, 128 * ENDING) - 1).clamp(min=0), mask.shape[2:], mode="bilinear")
         return replace(self, alpha=self.alpha * mask, shadow=self.shadow * mask * fade)
 

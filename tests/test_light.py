@@ -61,6 +61,15 @@ def test_a_mask_s_edge_is_not_seen_in_the_shadow():
     assert torch.allclose(half.shadow, lit.shadow / 2) and torch.equal(half.alpha, lit.alpha / 2)
 
 
+def test_a_shadow_passes_behind_what_is_narrow():
+    lit = relight(SHIPPED, FRAME, PLACED, 0, 1, light_from="left")
+    for bars in (slice(40, 44), slice(0, None, 4)):
+        mask = torch.ones_like(lit.alpha)
+        mask[..., bars] = 0
+        assert torch.allclose(lit.through(mask).shadow, lit.shadow * mask, atol=1e-6)
+        assert (lit.shadow * mask)[..., 38:48].any()
+
+
 # --- strengths -------------------------------------------------------------------------------------------------------
 
 

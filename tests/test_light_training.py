@@ -528,6 +528,17 @@ def test_a_network_of_another_size_is_said(folder, tmp_path):
         fit.relight_training(replace(settings, teachers=(init,), side=SIDE))
 
 
+@pytest.mark.parametrize("option", ["init", "teachers"])
+def test_a_network_that_is_read_is_not_written_over(folder, tmp_path, option):
+    there = tmp_path / "net.safetensors"
+    save_light(there, make_nets(1)[0])
+    before = there.read_bytes()
+    words = f"{folder} --output {there} --{option} {there} --steps 1 --batch 4 --device cpu".split()
+    with pytest.raises(SystemExit, match="is also an input, and would be overwritten; give another --output"):
+        relight.main(words)
+    assert there.read_bytes() == before
+
+
 def make_nets(count: int) -> list[LightNet]:
     """Of random weights, that say different things."""
     nets = []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from leaving import refused
 
+from imprint.errors import ImprintError
 from training import arguments
 from training.arguments import flattened
 from training.data.settings import Limits, Prepare
@@ -35,6 +36,17 @@ def test_a_file_is_read_and_flags_win(tmp_path):
     settings = parse_train([*GIVEN, "--config", str(file), "--batch", "9", "--no-train-all"])
     assert settings.batch == 9 and settings.lr_warmup == 5 and not settings.train_all
     assert settings.resolutions == ((64, 2.0), (96, 1)) and settings.compile == "default"
+
+
+def test_one_value_alone_is_a_list_of_one(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("resolutions: 96\n")
+    assert parse_train([*GIVEN, "--config", str(file)]).resolutions == ((96, 1.0),)
+    file.write_text("teachers: first.safetensors\n")
+    assert arguments.read_file(file, Relight, {}) == {"teachers": (Path("first.safetensors"),)}
+    file.write_text("teachers:\n")
+    with pytest.raises(ImprintError, match=r"teachers is \[None\] \(Path was expected\)"):
+        arguments.read_file(file, Relight, {})
 
 
 def test_a_mix_is_a_table_or_words(tmp_path):

@@ -138,6 +138,8 @@ class Field:
             if self.several:
                 if isinstance(value, dict):  # `still: 0.4` for `still:0.4`
                     value = [f"{name}:{each}" for name, each in value.items()]
+                elif not isinstance(value, list | tuple):  # one alone, as on the command line
+                    value = [value]
                 return tuple(self._one(each) for each in value)
             return self._one(value)
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:

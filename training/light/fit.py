@@ -21,7 +21,7 @@ from imprint.errors import ImprintError
 from imprint.files import require_writable, write_text
 from imprint.lightnet import LightConfig, LightNet, load_light, save_light
 
-from ..arguments import flattened
+from ..arguments import flattened, require_other
 from ..data.shards import SPLITS
 from .backbone import load_backbone
 from .losses import WEIGHTS, gains, losses, predicted
@@ -101,9 +101,11 @@ def told_to_stop() -> Iterator[list[int]]:
 def relight_training(settings: Relight) -> dict[str, float]:
     """Train, write the network, and return the held-out gains of what was written. See `training.relight`.
 
-    Raises `ImprintError` for groups or a network that cannot be used, and for a loss that is not finite.
+    Raises `ImprintError` for groups or a network that cannot be used, for an output that is also an input, and for a
+    loss that is not finite.
     """
     require_writable(settings.output)
+    require_other(settings.output, settings.init, *settings.teachers, settings.backbone)
     with Process.start(settings.device) as process:
         part = process.index, process.count
         reader = GroupReader(settings.groups, SPLITS[0], process.device, settings.capacity, part)
