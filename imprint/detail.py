@@ -26,7 +26,6 @@ import torch.nn.functional as F
 
 from .errors import ImprintError
 from .preprocess import bounding_boxes, resample
-from .threads import one_thread
 from .views import ObjectViews
 
 LIGHT, TINT = 0.1, 0.3
@@ -154,19 +153,18 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
     photos = [[_straight(view.small(side)) for side in _SIDES] for view in views]
     # What is broad is worked out on the small pictures. They are on the CPU: the registration is many steps of little
     # work, each of which looks at its result.
-    with one_thread():
-        if (registered := _register(seen, photos)) is None:
-            return 0.0
-        index, grid = registered
-        seen, photo = seen[-1], _sampled(photos[index][-1], grid)
-        both = seen[3:] * photo[3:]
-        trust = strength * _trust(seen, photo, both)
-        if not bool(trust.any()):
-            return 0.0
-        size = float(seen[3].sum().sqrt())
-        gain = _ratio(seen, photo, both, LIGHT * size).mean(0, True).clamp(*_GAINS)
-        tint = _ratio(seen, photo, both, TINT * size)
-        light = gain * (tint / tint.mean(0, True)).clamp(*_TINTS)
+    if (registered := _register(seen, photos)) is None:
+        return 0.0
+    index, grid = registered
+    seen, photo = seen[-1], _sampled(photos[index][-1], grid)
+    both = seen[3:] * photo[3:]
+    trust = strength * _trust(seen, photo, both)
+    if not bool(trust.any()):
+        return 0.0
+    size = float(seen[3].sum().sqrt())
+    gain = _ratio(seen, photo, both, LIGHT * size).mean(0, True).clamp(*_GAINS)
+    tint = _ratio(seen, photo, both, TINT * size)
+    light = gain * (tint / tint.mean(0, True)).clamp(*_TINTS)
 
     light, trust, grid = map(drawing.enlarged, (light, trust, grid.movedim(2, 0)))
     trust = trust.clamp(0, strength)

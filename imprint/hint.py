@@ -14,7 +14,6 @@ from .config import EncoderConfig
 from .crop import Crop
 from .place import is_box
 from .preprocess import bounding_boxes, cut_out, resize_in_8_bits
-from .threads import one_thread
 from .views import ObjectViews
 
 CHANNELS = 4
@@ -44,7 +43,6 @@ def control_hint(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> torc
     return torch.cat([collage / 127.5 - 1, inside], 1) * there - (1 - there)
 
 
-@one_thread()
 def high_frequencies(pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """An object's edges in its own colours, black elsewhere: whole numbers up to 255.
 

@@ -175,6 +175,9 @@ class Bench(Trial):
     def row_gpus(self, processes: str, *words: str) -> dict:
         """One-process rows of the same words must come before, to be compared with."""
         self.release()
+        most = torch.cuda.device_count() if self.cuda else max(2, os.cpu_count() or 1)
+        if int(processes) > most:
+            raise ImprintError(f"this machine takes {most} processes, not {processes}; give gpus:{most} or fewer")
         folder = self.scratch / f"gpus-{processes}"
         rows = [":".join((kind, *words)) for kind in ("step", "loop")]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
