@@ -92,9 +92,8 @@ class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         if mode == "graph":
             if device != "cuda":
                 raise ImprintError(f"CUDA graphs need a CUDA device, and this pipeline is on {device}; leave mode out")
-            if (
-                self.unet.dtype != torch.float32
-            ):  # cuDNN computes half precision in this order, and would otherwise reorder twice
+            # cuDNN computes half precision in this order, and would otherwise reorder twice.
+            if self.unet.dtype != torch.float32:
                 torch.nn.Module.to(self.unet, memory_format=torch.channels_last)
             self._compiled = Graphs(evaluated)
             return

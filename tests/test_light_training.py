@@ -571,6 +571,18 @@ def test_what_is_taught_is_the_mean_of_what_the_teachers_see(folder):
     assert (seen[0][0] - seen[1][0]).abs().max() > 0.01
 
 
+def test_a_teacher_that_is_named_twice_counts_twice_and_runs_once(folder):
+    batch, told, (one, two), runs = fit.plain_batches(read(folder).groups)[0], torch.zeros(8, 1), make_nets(2), []
+    first, second, both = (
+        losses.darkening(teaching.taught(batch, nets, told).shadow) for nets in ([one], [two], [one, two, one])
+    )
+    torch.testing.assert_close(both, (2 * first + second) / 3)
+    encode = one.encode
+    one.encode = lambda *pictures: runs.append(pictures) or encode(*pictures)
+    teaching.taught(batch, [one, two, one], told)
+    assert len(runs) == 1
+
+
 def test_a_pupil_comes_nearer_to_its_teachers_and_not_to_the_truth(folder, tmp_path):
     settings = relight_settings(
         groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5, seed=7

@@ -112,7 +112,8 @@ def relight_training(settings: Relight) -> dict[str, float]:
         measured = GroupReader(settings.groups, SPLITS[1], process.device, settings.held_out).groups
         photos = load_photos(settings.groups, process.device)
         net = make_net(settings, reader.side).to(process.device)
-        teachers = [load_seeing(path, reader.side, "--teachers").to(process.device) for path in settings.teachers]
+        nets = {path: load_seeing(path, reader.side, "--teachers").to(process.device) for path in settings.teachers}
+        teachers = [nets[path] for path in settings.teachers]
         if process.device.type == "cuda":
             net = net.to(memory_format=torch.channels_last)
         run = LightRun(settings, process, net, teachers, reader, photos, plain_batches(measured))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch.distributions import Categorical
 
 from imprint.lightnet import LightMaps, LightNet, folded_guesses
@@ -17,22 +20,25 @@ from .pairs import LightBatch
 def taught(batch: LightBatch, teachers: list[LightNet], told: torch.Tensor) -> LightBatch:
     """The batch as the teachers see it: the mean of their maps for the pictures and for their mirror images.
 
-    told (B, 1): as `training.light.losses.predicted` takes it. Where light comes from is one of the teachers' guesses,
-    drawn by its chance; that is what is told, and what is to be guessed. A mean errs less than its networks do where
-    they err most, and it cannot be learned by knowing places by heart.
+    A network that is listed more than once counts as often, and runs once. told (B, 1): as
+    `training.light.losses.predicted` takes it. Where light comes from is one of the teachers' guesses, drawn by its
+    chance; that is what is told, and what is to be guessed. A mean errs less than its networks do where they err most,
+    and it cannot be learned by knowing places by heart.
     """
-    kind = batch.picture.device.type
+    kind, counts = batch.picture.device.type, Counter(teachers)
     pictures = [torch.cat([each, each.flip(3)]) for each in (batch.picture, batch.alpha, batch.background)]
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-        features = [net.encode(*pictures) for net in teachers]
-        guesses = [folded_guesses(*net.guesses(each)) for net, each in zip(teachers, features)]
-        directions, chances = (torch.cat(each, 1) for each in zip(*guesses))
-        drawn = Categorical(logits=chances).sample()
-        source = torch.nn.functional.pad(directions[torch.arange(len(drawn)), drawn], (0, 1), value=1.0)
+        features = [net.encode(*pictures) for net in counts]
+        guesses = [folded_guesses(*net.guesses(each)) for net, each in zip(counts, features)]
+        directions = torch.cat([each for each, _ in guesses], 1)
+        chances = [each + math.log(count) for (_, each), count in zip(guesses, counts.values())]
+        drawn = Categorical(logits=torch.cat(chances, 1)).sample()
+        source = F.pad(directions[torch.arange(len(drawn)), drawn], (0, 1), value=1.0)
         mirror = source.new_tensor([-1.0, 1.0, 1.0, 1.0])
         towards = torch.cat([source * told, source * told * mirror])
-        seen = [vars(net.decode(each, towards).folded()).values() for net, each in zip(teachers, features)]
-    maps = LightMaps(*(torch.stack(each).mean(0) for each in zip(*seen)))
+        seen = [vars(net.decode(each, towards).folded()).values() for net, each in zip(counts, features)]
+    weighed = (zip(counts.values(), each) for each in zip(*seen))
+    maps = LightMaps(*(sum(count * value for count, value in each) / len(teachers) for each in weighed))
     return replace(
         batch,
         target=relit(maps, batch).clamp(max=1),
