@@ -434,7 +434,9 @@ def test_what_is_no_file_of_tensors(tmp_path, small_file):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
         assert ("Git LFS pointer" in sentence(path)) == (name == "text")
-    for path in (folder, tmp_path / "absent.safetensors", tmp_path / ("n" * 400), tmp_path / "a\0b.safetensors"):
+    with pytest.raises(ImprintError, match="is a folder; give the path of an Imprint checkpoint"):
+        ImprintPipeline.from_checkpoint(folder)
+    for path in (tmp_path / "absent.safetensors", tmp_path / ("n" * 400), tmp_path / "a\0b.safetensors"):
         with pytest.raises(ImprintError, match="no such file"):
             ImprintPipeline.from_checkpoint(path)
 

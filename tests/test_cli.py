@@ -19,6 +19,7 @@ from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
+from imprint.lightnet import SHIPPED_LIGHT, LightConfig, LightNet, save_light
 from imprint.pipeline import ImprintPipeline
 from imprint.place import is_box
 from training.loop.model import with_matte
@@ -534,6 +535,42 @@ def test_info_of_mixed_precision_and_of_damaged_files(tmp_path, micro_file, caps
     (tmp_path / "damaged.safetensors").write_bytes(bytes(data))
     assert "checksum" in failure(capsys, ["info", str(tmp_path / "damaged.safetensors")])
     assert "no such file" in failure(capsys, ["info", str(tmp_path / "absent")])
+
+
+def test_info_of_a_light_network(tmp_path, capsys):
+    path = tmp_path / "light.safetensors"
+    net = LightNet(LightConfig(resolution=64, widths=(8, 8, 32), blocks=1))
+    save_light(path, net)
+    assert cli.main(["info", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "light network, which gives a placed object its light and shadow in a square of 64 x 64 px" in text
+    row = next(line for line in text.splitlines() if line.startswith("light ")).split()
+    count = sum(tensor.numel() for tensor in net.state_dict().values())
+    assert row[1:] == [f"{len(net.state_dict()):,}", f"{count:,}", f"{2 * count:,}", "float16"]
+    assert cli.main(["info", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "imprint-light" and found["config"]["widths"] == [8, 8, 32]
+    assert found["parts"]["light"]["parameters"] == count
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["info", "."], "an Imprint checkpoint"),
+        (["convert", ".", "new.safetensors"], "a released checkpoint"),
+        (command(Path(), checkpoint="."), "an Imprint checkpoint"),
+        (command(Path(), object="."), "a picture"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_said(files, monkeypatch, capsys, words, expected):
+    monkeypatch.chdir(files)
+    assert f". is a folder; give the path of {expected} (" in failure(capsys, words)
+
+
+def test_a_light_network_in_place_of_a_checkpoint_is_said(tmp_path, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    words = command(Path(), checkpoint=SHIPPED_LIGHT)
+    assert "is a safetensors file of format 'imprint-light' but not an Imprint checkpoint" in failure(capsys, words)
 
 
 # --- the installed command -------------------------------------------------------------------------------------------

@@ -314,6 +314,8 @@ def test_what_is_no_light_network_is_refused(tmp_path, micro_file):
     path = tmp_path / "light.safetensors"
     with pytest.raises(ImprintError, match="no such file"):
         load_light(path)
+    with pytest.raises(ImprintError, match="is a folder; give the path of a light network"):
+        load_light(tmp_path)
     with pytest.raises(ImprintError, match="holds no light network"):
         load_light(micro_file)
     save_file({"a": torch.ones(1)}, path, metadata={"format": "imprint-light"})

@@ -366,6 +366,8 @@ def test_what_lightning_writes_beside_the_weights_is_passed_over(tmp_path, monke
         (b"", "truncated"),
         (b"PK\x03\x04 and no more", "truncated"),
         (b"a text file, no weights", "not a torch file"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", r"not a torch file.*; give the released checkpoint \(.pth, .ckpt, .safetensors\)"),
+        (b"\x80\x02RIFF", r"other.ckpt is truncated or not a torch file; give the released checkpoint"),
         (pickle.dumps({"a": 1}, 2), "other.ckpt"),
     ],
 )
