@@ -143,12 +143,14 @@ def test_rows_are_of_the_forms_that_the_help_shows():
         *("kernels:micro:two:eager", "loop:micro:-1:eager", "search:micro:2:graph", "memory:micro:all"),
         *("diffusers:micro:", "composite:tyni:1:eager", "composite:micro:1.5:eager", "composite:micro:1:fast"),
         *("gpus:micro:2:eager", "gpus:x:micro:2:eager"),
+        *("step:micro:99999999999999999999:eager", f"composite:micro:{'9' * 5000}:eager", "loop:micro:\u0663:eager"),
     ],
 )
 def test_a_malformed_row_is_a_sentence_before_any_is_measured(tmp_path, row):
     said = refused(run, tmp_path / "out", "--rows", "peak", row)
     (form,) = (form for form in ROW_FORMS if form.partition(":")[0] == row.partition(":")[0])
-    assert f"'{row}' is not of the form {form};" in said and not (tmp_path / "out").exists()
+    assert f"'{row}' is not of the form {form};" in said and said.endswith("whole numbers from 1 to 99999\n")
+    assert not (tmp_path / "out").exists()
 
 
 EXAMPLE = """
