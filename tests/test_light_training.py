@@ -515,16 +515,23 @@ def test_a_loss_that_is_not_finite_is_said_and_nothing_written(folder, tmp_path)
 def test_a_network_of_another_size_is_said(folder, tmp_path):
     settings = relight_settings(groups=(folder,), output=tmp_path / "net.safetensors", side=64)
     with pytest.raises(
-        ImprintError, match=r"groups are of 32 px, --side of 64; make groups of 64 px, or give --side 32"
+        ImprintError,
+        match="^the groups are 32 px wide, but a new network takes 64 px; make groups of 64 px, or give --side 32$",
     ):
         fit.relight_training(settings)
     init = tmp_path / "init.safetensors"
     save_light(init, fit.make_net(settings, 64))
     with pytest.raises(
-        ImprintError, match=r"--init's network .* of 64; make groups of 64 px, or leave --init out and give"
+        ImprintError,
+        match=r"^the groups are 32 px wide, but the network of --init, \S+, takes 64 px; make groups of 64 px, or "
+        r"leave --init out and give --side 32$",
     ):
         fit.relight_training(replace(settings, init=init, side=SIDE))
-    with pytest.raises(ImprintError, match=r"--teachers's network .* of 64; make groups of 64 px"):
+    with pytest.raises(
+        ImprintError,
+        match=r"^the groups are 32 px wide, but a network of --teachers, \S+, takes 64 px; make groups of 64 px, or "
+        r"give teachers for 32 px$",
+    ):
         fit.relight_training(replace(settings, teachers=(init,), side=SIDE))
 
 

@@ -112,7 +112,7 @@ def relight_training(settings: Relight) -> dict[str, float]:
         measured = GroupReader(settings.groups, SPLITS[1], process.device, settings.held_out).groups
         photos = load_photos(settings.groups, process.device)
         net = make_net(settings, reader.side).to(process.device)
-        nets = {path: load_seeing(path, reader.side, "--teachers").to(process.device) for path in settings.teachers}
+        nets = {path: load_teacher(path, reader.side).to(process.device) for path in settings.teachers}
         teachers = [nets[path] for path in settings.teachers]
         if process.device.type == "cuda":
             net = net.to(memory_format=torch.channels_last)
@@ -125,33 +125,38 @@ def relight_training(settings: Relight) -> dict[str, float]:
 
 
 def make_net(settings: Relight, side: int) -> LightNet:
-    """The network of `--init`, or one of fresh weights. side: of the groups. Raises `ImprintError` where it differs."""
+    """The network of `--init`, or one with fresh weights.
+
+    side: of the groups, in pixels. Raises `ImprintError` if the network's square has another.
+    """
     torch.manual_seed(settings.seed)
     if settings.init:
-        net = load_seeing(settings.init, side, "--init").requires_grad_(True)
+        net = load_light(settings.init)
+        found = f"the network of --init, {settings.init},"
+        require_side(side, net.config.resolution, found, f"leave --init out and give --side {side}")
+        net.requires_grad_(True)
         net.backbone.requires_grad_(False)
         return net.train()
-    if settings.side != side:
-        raise ImprintError(
-            f"the groups are of {side} px, --side of {settings.side}; make groups of {settings.side} px, or give "
-            f"--side {side}"
-        )
+    require_side(side, settings.side, "a new network", f"give --side {side}")
     net = LightNet(LightConfig(resolution=settings.side, widths=settings.widths))
     backbone = load_backbone(settings.backbone) if settings.backbone else load_light().backbone
     net.backbone.load_state_dict(backbone.state_dict())
     return net.train()
 
 
-def load_seeing(path: Path, side: int, option: str) -> LightNet:
-    """A light network for groups of this side. Raises `ImprintError` for one of another; option: where it was named."""
+def load_teacher(path: Path, side: int) -> LightNet:
+    """A network of `--teachers`. side: of the groups, in pixels. Raises `ImprintError` if its square has another."""
     net = load_light(path)
-    seen = net.config.resolution
+    require_side(side, net.config.resolution, f"a network of --teachers, {path},", f"give teachers for {side} px")
+    return net
+
+
+def require_side(side: int, seen: int, network: str, remedy: str) -> None:
+    """Raise `ImprintError` unless groups of this side fit a network whose square has the side `seen`, in pixels."""
     if seen != side:
         raise ImprintError(
-            f"the groups are of {side} px, {option}'s network {path} of {seen}; make groups of {seen} px, or leave "
-            f"{option} out and give --side {side}"
+            f"the groups are {side} px wide, but {network} takes {seen} px; make groups of {seen} px, or {remedy}"
         )
-    return net
 
 
 def plain_batches(groups: LightGroups, most: int | None = None) -> list[LightBatch]:
