@@ -29,8 +29,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def files(tmp_path, scene, micro_file) -> Path:
-    """A folder with object.png (with alpha), plain.png and object-mask.png, background.png, hole.png and unusable
-    files.
+    """A folder with usable and unusable files.
+
+    object.png (with alpha), plain.png and object-mask.png, background.png, hole.png, and others that cannot be used.
     """
     subject, background, hole = scene
     subject.save(tmp_path / "object.png")
@@ -47,7 +48,7 @@ def files(tmp_path, scene, micro_file) -> Path:
 
 
 def command(folder: Path, **changes) -> list[str]:
-    """A `composite` command line whose hole the model fills; a change to None leaves an option out."""
+    """A `composite` command line whose hole is drawn by the model; a change to None omits an option."""
     options = {
         "object": folder / "object.png",
         "background": folder / "background.png",
@@ -102,7 +103,7 @@ def test_the_seed_decides(files):
 
 
 def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monkeypatch):
-    """With --steps, or another checkpoint than the shipped one, they are Euler's; otherwise DPM++ 2M's."""
+    """With --steps, or a checkpoint other than the shipped one, the scheduler is Euler's; otherwise DPM++ 2M."""
     own = load_checkpoint(files / "model.safetensors").config.sampling.steps
     shipped = files / "shipped.safetensors"
     shipped.write_bytes((files / "model.safetensors").read_bytes())
@@ -160,7 +161,7 @@ def test_half_precision_is_used_where_the_processor_computes_so(files, monkeypat
 
 
 def spy(method, calls: list[dict]):
-    """The method, with the named arguments of its calls written down."""
+    """Wrap the method, and record the named arguments of its calls."""
 
     def watched(*args, **named):
         calls.append(named)
@@ -205,7 +206,7 @@ def test_every_setting_counts(files, changes):
 
 
 def test_the_matte_may_be_left_out(files):
-    """A model that sees the object nowhere leaves the photo as it is, unless all of the hole is asked for."""
+    """A model that sees the object nowhere leaves the photo unchanged, unless the whole hole is asked for."""
     blind = with_matte(load_checkpoint(files / "model.safetensors"), 2)
     blind.parts["unet"]["conv_out.bias"][4:] = -9.0
     save_checkpoint(files / "blind.safetensors", blind)
@@ -283,7 +284,7 @@ def test_unusable_files(files, capsys, monkeypatch, changes, message):
     ],
 )
 def test_unusable_settings(files, capsys, changes, message):
-    """The pipeline's own sentences (test_pipeline.py has them all) and the command line's."""
+    """The pipeline's own messages (all are in test_pipeline.py) and the command line's."""
     if changes.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     assert message in failure(capsys, command(files, **changes)).replace("(", "")
@@ -604,7 +605,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_process_of_its_own_imports_only_what_it_uses(tmp_path, alone):
-    """And others can still import the rest after it; where the command is called, they find all that is installed."""
+    """Later imports still work; if `main` is called by other code, it imports installed packages as usual."""
     words = ["demo", "--fit", "fill", "--steps", "1", "--out", str(tmp_path / "out.png")]
     code = f"""
 import sys

@@ -13,7 +13,7 @@ from imprint import cli, making
 
 ROOT = Path(__file__).parents[1]
 MOST_OFF = 2
-"""Largest difference of 255 between the stacked layers of one object and the composite."""
+"""Largest difference, in steps of 1/255, between the stacked layers of one object and the composite."""
 
 
 def test_layers_are_pictures_that_stack_to_the_composite(workplace):
