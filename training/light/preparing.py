@@ -1,8 +1,7 @@
-"""Data for the light network: python -m training.prepare light MESHES ... --panoramas FOLDER --output FOLDER --seconds
-N
+"""Make data for the light network: python -m training.prepare light MESHES ... --panoramas FOLDER --output FOLDER
 
 Path-traces the meshes on the ground of the panoramas with Mitsuba 3 (pip install ".[light]"), in --workers processes,
-until the time is up or there are enough groups; running the same command again adds more. Training can start
+until --seconds are over or there are --count groups; running the same command again adds more. Training can start
 meanwhile. OUTPUT gets
 
   options.json            these options
