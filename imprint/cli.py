@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
-from . import __version__, making
+from . import __version__, runner
 from .errors import ImprintError, print_anything
 from .files import same_file
 from .jobs import Job, read_jobs
@@ -28,6 +28,7 @@ from .options import (
     placing_settings,
     with_negative_points,
 )
+from .runner import JobSettings
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures, duck.webp, room.jpg and box.png, and others."""
@@ -81,7 +82,7 @@ def demo(options: argparse.Namespace) -> int:
             seed=options.seed,
             placing={"light_from": DEMO_LIGHT} | given_placing(options),
         ),
-        _how(options),
+        _job_settings(options),
     )
 
 
@@ -98,22 +99,22 @@ def composite(options: argparse.Namespace) -> int:
             blend_mask=options.blend_mask,
             placing=given_placing(options),
         ),
-        _how(options),
+        _job_settings(options),
     )
 
 
-def _how(options: argparse.Namespace) -> making.Making:
-    return making.Making(**{each.name: getattr(options, each.name) for each in fields(making.Making)})
+def _job_settings(options: argparse.Namespace) -> JobSettings:
+    return JobSettings(**{each.name: getattr(options, each.name) for each in fields(JobSettings)})
 
 
-def _one(job: Job, how: making.Making) -> int:
+def _one(job: Job, settings: JobSettings) -> int:
     began = time.monotonic()
-    if not how.overwrite:
+    if not settings.overwrite:
         job.require_new()
     with _collector_paused():
-        steps = making.read_steps(job, how)
-        pipeline = making.open_pipeline(how)
-    making.make(job, steps, pipeline, how)
+        insertions = runner.read_insertions(job, settings)
+        pipeline = runner.open_pipeline(settings)
+    runner.run_job(job, insertions, pipeline, settings)
     _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
     return 0
 
@@ -130,16 +131,16 @@ def batch(options: argparse.Namespace) -> int:
     )
     for number, error in errors.items():
         report(number, error)
-    how = _how(options)
+    settings = _job_settings(options)
     waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
     failed = len(errors)
     if waiting:
         with _collector_paused():
-            pipeline = making.open_pipeline(how)
+            pipeline = runner.open_pipeline(settings)
         pipeline.set_progress_bar_config(disable=True)
         for number, job in tqdm(waiting.items(), unit="picture"):
             try:
-                making.make(job, making.read_steps(job, how), pipeline, how)
+                runner.run_job(job, runner.read_insertions(job, settings), pipeline, settings)
             except ImprintError as error:
                 failed += 1
                 report(number, error)
@@ -174,7 +175,7 @@ def convert(options: argparse.Namespace) -> int:
         raise ImprintError(f"{options.out} is the input file itself, which would be overwritten; give another name")
     require_writable(options.out)
     began = time.monotonic()
-    with making.needs_diffusers():
+    with runner.needs_diffusers():
         config = write_converted(
             options.file, options.out, options.kind, partial(tqdm, unit="tensor"), options.local_region
         )

@@ -1,4 +1,4 @@
-"""Run jobs: read their pictures, make the composites one after another, and write them with their layers.
+"""Runs jobs: opens the model, reads a job's pictures, puts its objects in one after another, writes picture and layers.
 
 Torch and diffusers are imported only where they are needed, so that the command line responds at once.
 """
@@ -29,8 +29,8 @@ _UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
 
 
 @dataclass(frozen=True)
-class Making:
-    """How jobs are run: the model, the settings for all pictures, and what is written."""
+class JobSettings:
+    """What all jobs of a command share: the model, how it draws and blends, and what is written."""
 
     checkpoint: Path | None = None
     """By default the shipped one."""
@@ -68,6 +68,15 @@ class Making:
     """The process does nothing else, so the optional imports of diffusers and transformers can be skipped."""
 
 
+@dataclass(frozen=True)
+class Insertion:
+    """One object to be put into one area."""
+
+    job: Job
+    pictures: dict[str, Any]
+    """The object's, the background and the mask of this area, by the names of the pipeline's arguments."""
+
+
 @contextmanager
 def needs_diffusers() -> Iterator[None]:
     """Raise `ImprintError` if a package is missing inside: diffusers is an extra, since the nodes do not need it."""
@@ -89,13 +98,13 @@ def _left_out(names: Sequence[str]) -> Iterator[None]:
             del sys.modules[name]
 
 
-def open_pipeline(making: Making) -> ImprintPipeline:
+def open_pipeline(settings: JobSettings) -> ImprintPipeline:
     """The checkpoint's pipeline, on its device. Raises `ImprintError` if either cannot be had."""
-    with _left_out(_UNUSED if making.alone else ()):
-        return _opened(making)
+    with _left_out(_UNUSED if settings.alone else ()):
+        return _opened(settings)
 
 
-def _opened(making: Making) -> ImprintPipeline:
+def _opened(settings: JobSettings) -> ImprintPipeline:
     import torch
 
     from .checkpoint import SHIPPED
@@ -105,18 +114,18 @@ def _opened(making: Making) -> ImprintPipeline:
         from .pipeline import ImprintPipeline
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = making.device
+    device = settings.device
     if device == "auto":
         device = next(name for name, found in available.items() if found)
     if not available[device]:
         raise ImprintError(
             f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
         )
-    half = making.fast and making.dtype == "auto" and device == "cpu" and computes_in_bf16()
-    name = making.dtype if making.dtype != "auto" else "bf16" if half else "fp32"
+    half = settings.fast and settings.dtype == "auto" and device == "cpu" and computes_in_bf16()
+    name = settings.dtype if settings.dtype != "auto" else "bf16" if half else "fp32"
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
-    pipeline = ImprintPipeline.from_checkpoint(making.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
-    if making.fast or (making.steps is None and _is_shipped(making.checkpoint)):
+    pipeline = ImprintPipeline.from_checkpoint(settings.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
+    if settings.fast or (settings.steps is None and _is_shipped(settings.checkpoint)):
         from diffusers import DPMSolverMultistepScheduler
 
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
@@ -125,16 +134,16 @@ def _opened(making: Making) -> ImprintPipeline:
     if device == "cpu":  # a quarter faster on a CPU; on MPS several operations were wrong in this layout
         for module in (pipeline.unet, pipeline.vae):
             torch.nn.Module.to(module, memory_format=torch.channels_last)
-    if making.compile:
+    if settings.compile:
         pipeline.compile()
     return pipeline
 
 
-def _steps(making: Making) -> int | None:
+def sampling_steps(settings: JobSettings) -> int | None:
     """The number of steps; None: the checkpoint's own."""
-    if making.steps is not None:
-        return making.steps
-    return FAST_STEPS if making.fast else SHIPPED_STEPS if _is_shipped(making.checkpoint) else None
+    if settings.steps is not None:
+        return settings.steps
+    return FAST_STEPS if settings.fast else SHIPPED_STEPS if _is_shipped(settings.checkpoint) else None
 
 
 def _is_shipped(checkpoint: Path | None) -> bool:
@@ -159,56 +168,58 @@ def _with_enough_memory() -> Iterator[None]:
 
 
 @_with_enough_memory()
-def read_steps(job: Job, making: Making) -> list[tuple[Job, dict[str, Any]]]:
-    """The steps that make the job's picture, each an object with its pictures and the mask of one area.
+def read_insertions(job: Job, settings: JobSettings) -> list[Insertion]:
+    """What makes the job's picture, in the order of insertion: from back to front, each object's areas in turn.
 
     With `cutout` auto, a photo with neither mask nor transparency gets a mask. Raises `ImprintError` for input that
     cannot be used, and for layers that cannot be made or written.
     """
     pictures = job.read()
-    areas = [_areas(part, own, making.each_area) for part, own in zip(job.each, pictures)]
-    if making.layers:
-        _require_layers(job, areas, making)
-    if making.cutout == "auto":
+    areas = [_areas(part, own, settings.each_area) for part, own in zip(job.each, pictures)]
+    if settings.layers:
+        _require_layers(job, areas, settings)
+    if settings.cutout == "auto":
         from .cutout import mask_of
 
         for own in pictures:
             own["object_mask"] = own["object_mask"] or [mask_of(photo) for photo in own["object_image"]]
-    return [(part, own | {"mask": mask}) for part, own, masks in zip(job.each, pictures, areas) for mask in masks]
+    return [
+        Insertion(part, own | {"mask": mask}) for part, own, masks in zip(job.each, pictures, areas) for mask in masks
+    ]
 
 
 @_with_enough_memory()
-def make(job: Job, steps: Sequence[tuple[Job, dict[str, Any]]], pipeline: ImprintPipeline, making: Making) -> None:
-    """Make the picture of a job and write it with its layers; steps: from `read_steps`."""
+def run_job(job: Job, insertions: Sequence[Insertion], pipeline: ImprintPipeline, settings: JobSettings) -> None:
+    """Make the picture of a job and write it with its layers; insertions: from `read_insertions`."""
     import torch
 
     from .images import as_layer, tensor_to_image
     from .saving import save_computed
 
-    background = steps[0][1]["background"]
+    background = insertions[0].pictures["background"]
     layers = []
-    for part, own in steps:  # each object goes into the picture with those before it
+    for each in insertions:  # each object goes into the picture with those before it
         made = pipeline(
-            **own | {"background": background},
-            num_inference_steps=_steps(making),
-            guidance_scale=making.guidance,
-            context=making.context,
-            resolution=making.resolution,
-            feather_pixels=making.feather,
-            feather_inwards=making.feather_in,
-            blend_method=making.blend,
-            generator=torch.Generator().manual_seed(part.seed),
-            colour_match=making.colour_match,
-            matte=making.matte,
-            detail=making.detail,
-            **placing_arguments(part.placing, own),
+            **each.pictures | {"background": background},
+            num_inference_steps=sampling_steps(settings),
+            guidance_scale=settings.guidance,
+            context=settings.context,
+            resolution=settings.resolution,
+            feather_pixels=settings.feather,
+            feather_inwards=settings.feather_in,
+            blend_method=settings.blend,
+            generator=torch.Generator().manual_seed(each.job.seed),
+            colour_match=settings.colour_match,
+            matte=settings.matte,
+            detail=settings.detail,
+            **placing_arguments(each.job.placing, each.pictures),
         )
         background = made.images[0]
-        if making.layers:
+        if settings.layers:
             found = made.lit.layers()
             layers += [(tensor_to_image(found[name][0]), made.lit.area) for name in _LAYERS]
-    if making.layers:  # all at the end: an error in a later object leaves no layers behind
-        for (layer, area), path in zip(layers, _layer_files(job, len(steps), making)):
+    if settings.layers:  # all at the end: an error in a later object leaves no layers behind
+        for (layer, area), path in zip(layers, _layer_files(job, len(insertions), settings)):
             save_computed(as_layer(layer, background, area), path)
     save_computed(background, job.out)
 
@@ -231,15 +242,15 @@ def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
     return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
 
 
-def _layer_files(job: Job, steps: int, making: Making) -> list[Path]:
-    """The layers' names, in the order of stacking; each line of a jobs file has a folder of its own."""
-    folder = making.layers / job.out.stem if making.many else making.layers
-    width = len(str(steps))
-    before = [f"{step:0{width}}-" for step in range(1, steps + 1)] if steps > 1 else [""]
-    return [folder / f"{step}{number}-{name}.png" for step in before for number, name in enumerate(_LAYERS, 1)]
+def _layer_files(job: Job, insertions: int, settings: JobSettings) -> list[Path]:
+    """The layers' names, in the order of stacking, of so many insertions; each line of a jobs file has a folder."""
+    folder = settings.layers / job.out.stem if settings.many else settings.layers
+    width = len(str(insertions))
+    prefixes = [f"{index:0{width}}-" for index in range(1, insertions + 1)] if insertions > 1 else [""]
+    return [folder / f"{prefix}{number}-{name}.png" for prefix in prefixes for number, name in enumerate(_LAYERS, 1)]
 
 
-def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) -> None:
+def _require_layers(job: Job, areas: Sequence[Sequence[Any]], settings: JobSettings) -> None:
     """Raise `ImprintError` unless all objects will be placed, and their layers can be written without overwriting.
 
     areas: for each object the masks of its areas.
@@ -261,9 +272,9 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], making: Making) ->
                 f"{part.objects[0]} would be drawn by the model, together with its light; only a placed object has "
                 "layers: draw a box, or give placed, at or align, without fit, or leave --layers out"
             )
-    for path in _layer_files(job, sum(map(len, areas)), making):
+    for path in _layer_files(job, sum(map(len, areas)), settings):
         require_writable(path)
         if os.path.realpath(path) == os.path.realpath(job.out):
             raise ImprintError(f"{path} would be both a layer and the picture; give another 'out'")
-        if os.path.lexists(path) and not making.overwrite:
+        if os.path.lexists(path) and not settings.overwrite:
             raise ImprintError(f"{path} exists already and would be overwritten; give another --layers, or --overwrite")
