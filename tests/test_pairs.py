@@ -17,10 +17,10 @@ from training.loop.ahead import Ahead
 from training.loop.run import Run
 from training.loop.source import Source, interleave
 from training.loop.validation import Validation
-from training.pairs import holes, making
-from training.pairs.account import About
+from training.pairs import holes, pair_maker
+from training.pairs.account import About, usable
 from training.pairs.draw import Draw
-from training.pairs.making import PairMaker
+from training.pairs.pair_maker import PairMaker
 from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
 from training.pairs.recolouring import contact_shadow, scene_light
 from training.settings import KINDS, STAGES, Train, parse_train
@@ -157,9 +157,9 @@ def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, l
     views = Views(views, box, one * 0, one * 2, torch.tensor([0, 1]), torch.tensor([[0, 1]]), **nothing)
     maker = PairMaker(micro_config(), "compositing", views, loaded[1], {"rendered": 1.0})
     seen = []
-    monkeypatch.setattr(making, "hole_levels", lambda _, count, draw: torch.full((count,), LEVELS.index(level)))
-    in_scene = making.in_scene
-    monkeypatch.setattr(making, "in_scene", lambda *given: seen.append(given) or in_scene(*given))
+    monkeypatch.setattr(pair_maker, "hole_levels", lambda _, count, draw: torch.full((count,), LEVELS.index(level)))
+    in_scene = pair_maker.in_scene
+    monkeypatch.setattr(pair_maker, "in_scene", lambda *given: seen.append(given) or in_scene(*given))
     maker(400, seeded())
     ((cutout, target, _, alpha, *_),) = seen
 
@@ -275,15 +275,13 @@ def test_a_relit_target_stands_in_its_own_place_and_the_reference_keeps_its_ligh
 @pytest.mark.parametrize("chunk", [1, 5, 16, 256])
 def test_the_mix_holds_over_a_block_whatever_the_chunk(data, tmp_path, loaded, chunk, monkeypatch):
     made = dict.fromkeys(KINDS, 0)
-    for name in ("_rendered", "_photo"):
-        original = getattr(PairMaker, name)
+    original = PairMaker._of_kind
 
-        def counted(self, *args, original=original):
-            kind, count = args[:2] if len(args) == 3 else ("rendered", args[0])
-            made[kind] += count
-            return original(self, *args)
+    def counted(self, kind, count, draw):
+        made[kind] += count
+        return original(self, kind, count, draw)
 
-        monkeypatch.setattr(PairMaker, name, counted)
+    monkeypatch.setattr(PairMaker, "_of_kind", counted)
     run = Run(Train.of("compositing", **common(data, tmp_path, batch=4, block=10, chunk=chunk)))
     maker = PairMaker(run.config, "compositing", *loaded, STAGES["compositing"].mix)
     batch = Source(maker, run.autoencoder, run.settings, 0, CPU).make(40, seeded())
@@ -346,10 +344,8 @@ def test_wide_frames_have_squares_round_their_objects():
     made = Photos.of(samples, 64)
     assert set(made.items[:, 1].tolist()) == {1, 2, 3} and int(made.annotated) == 12
     assert all(made.partner_count > 0)
-    usable = PairMaker(
-        micro_config(), "identity", Views.of([Sample(Record("", "", 0, "", ""), cutout(32, 32))]), made, {"still": 1.0}
-    ).usable()
-    assert usable["annotated objects"] == 12 and usable["usable in squares (still)"] == len(made.items) >= 9
+    found = usable(Views.of([Sample(Record("", "", 0, "", ""), cutout(32, 32))]), made, "identity", 64)
+    assert found["annotated objects"] == 12 and found["usable in squares (still)"] == len(made.items) >= 9
 
 
 def test_more_squares_are_only_where_an_object_is_whole_in_none():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..pairs.account import sentences
+from ..pairs.account import sentences, usable
 from ..pairs.captions import Captions
-from ..pairs.making import PairMaker
+from ..pairs.pair_maker import PairMaker
 from ..pairs.streams import StreamedPairs
 from .layout import Rearranged
 from .source import Source
@@ -31,7 +31,7 @@ def account_of(
         if isinstance(maker, Captions):
             continue
         maker = maker.now() if isinstance(maker, StreamedPairs) else maker
-        found[split] = maker.at(largest).usable()
+        found[split] = usable(maker.views, maker.photos, maker.stage, largest)
         if split == "train":
             found[split]["mix"] = {
                 f"pairs of {_named(size)} px as drawn": maker.shares(len(batch.target)) for size, batch in block.items()

@@ -21,7 +21,7 @@ from imprint.saving import save_computed as save_computed_picture
 from imprint.vae import build_autoencoder, decode, encode
 
 from ..data.shards import SPLITS, inside
-from ..pairs.making import PairMaker
+from ..pairs.pair_maker import PairMaker
 from ..pairs.pictures import Photos, Views
 from ..settings import STAGES, TuneDecoder
 from .losses import reconstruction_loss, structural_similarity

@@ -21,7 +21,7 @@ from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
 from ..pairs.captions import Captions
-from ..pairs.making import PairMaker
+from ..pairs.pair_maker import PairMaker
 from ..pairs.streams import StreamedPairs
 from ..settings import STAGES, Train
 from .account import account_of

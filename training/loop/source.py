@@ -15,7 +15,7 @@ from ..pairs.batches import Batch
 from ..pairs.buckets import cut, require_bucket
 from ..pairs.captions import Captions, Text
 from ..pairs.draw import Draw
-from ..pairs.making import PairMaker
+from ..pairs.pair_maker import PairMaker
 from ..pairs.pictures import Photos, Views
 from ..pairs.streams import Pool, StreamedPairs
 from ..settings import STAGES, Size, Train

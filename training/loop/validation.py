@@ -19,7 +19,7 @@ from imprint.vae import decode
 
 from ..pairs.captions import Captions
 from ..pairs.draw import Draw
-from ..pairs.making import PairMaker
+from ..pairs.pair_maker import PairMaker
 from ..pairs.streams import StreamedPairs
 from ..settings import Train
 from .losses import diffusion_loss, translation_loss

@@ -14,7 +14,7 @@ from imprint.config import ImprintConfig
 
 from ..data.shards import Bad, list_shards, read_shards, shards_at
 from .batches import Pairs
-from .making import PairMaker
+from .pair_maker import PairMaker
 from .pictures import Photos, Views
 
 Pictures = TypeVar("Pictures", Views, Photos)
