@@ -7,15 +7,12 @@ from typing import Any
 
 from ..pairs.account import sentences, usable
 from ..pairs.captions import Captions
-from ..pairs.pair_maker import PairMaker
 from ..pairs.streams import StreamedPairs
 from .layout import Rearranged
-from .source import Source
+from .source import AnyPairMaker, BatchSource
 
 
-def account_of(
-    source: Source | Rearranged, held_out: PairMaker | StreamedPairs | Captions
-) -> dict[str, dict[str, Any]]:
+def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict[str, dict[str, Any]]:
     """What each split's pairs are made from, also printed to standard error; for streamed data, what is in memory now.
     Empty for captions.
 

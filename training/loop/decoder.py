@@ -98,8 +98,8 @@ def load_autoencoder(checkpoint: Checkpoint, device: torch.device) -> torch.nn.M
     return autoencoder.to(device, memory_format=torch.channels_last)
 
 
-def make_pairs(checkpoint: Checkpoint, options: TuneDecoder, split: str, device: torch.device) -> PairMaker:
-    """Stage 2's pairs of a split; their matte is the object's alpha at every pixel."""
+def open_pair_maker(checkpoint: Checkpoint, options: TuneDecoder, split: str, device: torch.device) -> PairMaker:
+    """What makes stage 2's pairs of a split; their matte is the object's alpha at every pixel."""
     config = with_matte(checkpoint, checkpoint.config.latent.downscale).config
     views, photos = inside(options.cutouts, split), inside(options.photos, split)
     side = config.resolution
@@ -165,7 +165,7 @@ def tune(options: TuneDecoder) -> None:
         require_writable(path)
     checkpoint = load_checkpoint(options.checkpoint)
     autoencoder = load_autoencoder(checkpoint, device)
-    maker, held_out = (make_pairs(checkpoint, options, split, device) for split in SPLITS)
+    maker, held_out = (open_pair_maker(checkpoint, options, split, device) for split in SPLITS)
     held_out = HeldOut.make(held_out, autoencoder, options.held_out)
     before = held_out.decoded(autoencoder)
     fine_tune(autoencoder, maker, options, device, began)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -21,8 +22,11 @@ from ..pairs.streams import Pool, StreamedPairs
 from ..settings import STAGES, Size, Train
 from .ahead import Ahead
 
+AnyPairMaker: TypeAlias = PairMaker | StreamedPairs | Captions
+"""What makes pairs: calling it with a count and a generator gives so many."""
 
-class Source:
+
+class BatchSource:
     """Endless batches: a block of pairs is made and encoded, then used `reuse` times with fresh noise.
 
     Making pairs costs about as much as training on them once; on a GPU the next block's are made during the steps. The
@@ -31,7 +35,7 @@ class Source:
 
     def __init__(
         self,
-        maker: PairMaker | StreamedPairs | Captions,
+        maker: AnyPairMaker,
         autoencoder: torch.nn.Module,
         settings: Train,
         rank: int,
@@ -147,14 +151,14 @@ def interleave(shares: Sequence[tuple[Size, float]], count: int) -> list[Size]:
     return slots
 
 
-def make_maker(
+def open_pair_maker(
     settings: Train,
     config: ImprintConfig,
     split: str,
     device: torch.device,
     process: tuple[int, int],
     text: Text | None = None,
-) -> PairMaker | StreamedPairs | Captions:
+) -> AnyPairMaker:
     """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for bad data."""
     stage = STAGES[settings.stage]
     largest = max(longer_side(size) for size, _ in resolutions_and_shares(settings, config))

@@ -77,12 +77,12 @@ class StreamedPairs:
     ):
         self.config, self.stage, self.views, self.photos, self.mix = config, stage, views, photos, mix
         self.turn = 0
-        self.made: tuple[int, PairMaker] | None = None
+        self.current: tuple[int, PairMaker] | None = None
 
     def at(self, side: int) -> StreamedPairs:
         """As `PairMaker.at`, with the same pools."""
         other = copy.copy(self)
-        other.config, other.made = dataclasses.replace(self.config, resolution=side), None
+        other.config, other.current = dataclasses.replace(self.config, resolution=side), None
         return other
 
     def __call__(self, count: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Pairs:
@@ -91,8 +91,8 @@ class StreamedPairs:
 
     def now(self) -> PairMaker:
         """The `PairMaker` of this turn."""
-        if self.made is None or self.made[0] != self.turn:
-            self.made = None  # releases the pictures first
+        if self.current is None or self.current[0] != self.turn:
+            self.current = None  # releases the pictures first
             views, photos = self.views.at(self.turn), self.photos.at(self.turn)
-            self.made = self.turn, PairMaker(self.config, self.stage, views, photos, self.mix)
-        return self.made[1]
+            self.current = self.turn, PairMaker(self.config, self.stage, views, photos, self.mix)
+        return self.current[1]
