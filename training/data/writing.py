@@ -25,7 +25,7 @@ GROUND = (128, 128, 128)
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """A shard to write."""
 
     split: str
@@ -33,7 +33,7 @@ class Job:
     groups: tuple[Group, ...]
 
 
-def plan(groups: list[Group], options: Prepare) -> list[Job]:
+def plan(groups: list[Group], options: Prepare) -> list[ShardJob]:
     """Divide both sides of the split into shards, with the groups ordered by the hash of their names."""
     jobs, held = [], held_out_keys(groups, options.held_out)
     for split in shards.SPLITS:
@@ -43,7 +43,7 @@ def plan(groups: list[Group], options: Prepare) -> list[Job]:
             if not pieces or sum(member.size for member in pieces[-1]) + group.size > options.shard_size:
                 pieces.append([])
             pieces[-1].append(group)
-        jobs += [Job(split, number, tuple(piece)) for number, piece in enumerate(pieces)]
+        jobs += [ShardJob(split, number, tuple(piece)) for number, piece in enumerate(pieces)]
     return jobs
 
 
@@ -57,7 +57,7 @@ def held_out_keys(groups: list[Group], part: float) -> set[str]:
     return held
 
 
-def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:
+def write_shard(job: ShardJob, source: Source, options: Prepare) -> dict[str, Any]:
     """Read, filter and write the groups of a shard; returns its report, which is also written beside the shards.
 
     The report is written last: a shard with a report is complete. If nothing is left there is no shard.
@@ -219,9 +219,9 @@ def _parts(item: Item, kind: str, picture: bytes, mask: Image.Image | None, scen
     return {name: value for name, value in parts.items() if name != "__key__"}
 
 
-def shard_url(job: Job, options: Prepare) -> str:
+def shard_url(job: ShardJob, options: Prepare) -> str:
     return shards.inside(options.output, job.split, f"{options.name}-{job.number:06d}.tar")
 
 
-def report_url(job: Job, options: Prepare) -> str:
+def report_url(job: ShardJob, options: Prepare) -> str:
     return shards.inside(options.output, "reports", options.name, f"{job.split}-{job.number:06d}.json")

@@ -191,20 +191,24 @@ class Run:
                 if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is saved
                     log.steps(step, rate)
                 if saving:
-                    self.average.gather()
-                    self.state.save(step)  # first: a signal's sender may not wait for held-out pairs
-                    if validation:
-                        nothing = self.text.nothing if self.text else None
-                        log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
-                        validation.sample(self.ema, step * self.step_size)
-                    self.checkpoints.keep(step * self.step_size)
-                    log.restart_clock()
+                    self._save(step, log, validation)
                 if last:
                     break
         log.bar.close()
         self.checkpoints.finish(step * self.step_size)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    def _save(self, step: int, log: Log, validation: Validation | None) -> None:
+        """The state and a checkpoint; in between, in the main process, held-out losses and samples."""
+        self.average.gather()
+        self.state.save(step)  # first: a signal's sender may not wait for held-out pairs
+        if validation:
+            nothing = self.text.nothing if self.text else None
+            log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
+            validation.sample(self.ema, step * self.step_size)
+        self.checkpoints.keep(step * self.step_size)
+        log.restart_clock()
 
     def step(self, source: BatchSource | Rearranged, step: int, meter: Meter) -> None:
         """One step of the optimizer and of the average, on `--accumulate` batches, without waiting for the device."""
