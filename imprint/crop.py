@@ -20,7 +20,8 @@ from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
 from .errors import ImprintError, require_same_size
 from .hole import Hole, Placement
-from .images import Picture, as_mask_in_place, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
+from .images import Picture, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
+from .mask_reading import as_mask_in_place
 from .masks import hole_pixels, latent_hole, paint_hole
 
 FEATHER = 4

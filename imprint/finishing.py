@@ -13,9 +13,10 @@ from .crop import Layers, around, inner, paste_all
 from .detail import restore_detail
 from .errors import ImprintError, require_finite, require_number, require_same_size
 from .hole import Placement
-from .images import Picture, as_mask, picture_part, picture_size
+from .images import Picture, picture_part, picture_size
 from .light import Lit, relight, require_strengths, square_around
 from .lightnet import LightNet, load_light
+from .mask_reading import as_mask
 from .matte import matte_pixels
 from .model import computes_in_bf16
 from .phases import PRECISION, Phases, Prepared

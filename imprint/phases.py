@@ -17,7 +17,8 @@ from .changes import require_change
 from .crop import Crop
 from .errors import ImprintError, require_finite
 from .hint import control_hint
-from .images import Picture, as_mask_in_place, colours_of
+from .images import Picture, colours_of
+from .mask_reading import as_mask_in_place
 from .noise import with_timesteps
 from .parts import Parts
 from .preprocess import black_picture

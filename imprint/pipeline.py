@@ -30,8 +30,9 @@ from .changes import require_change
 from .errors import ImprintError, require_number, require_same_size
 from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
-from .images import Picture, as_mask, colours_of, picture_size
+from .images import Picture, colours_of, picture_size
 from .light import require_strengths
+from .mask_reading import as_mask
 from .place import Align, Place, place_object
 from .views import ObjectViews
 

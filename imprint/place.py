@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import ImprintError, require_number, require_same_size
-from .images import full_strength
+from .mask_reading import full_strength
 from .masks import what_is_white
 from .preprocess import bounding_boxes
 from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe

@@ -227,7 +227,7 @@ def run_job(job: Job, insertions: Sequence[Insertion], pipeline: ImprintPipeline
 def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
     """The masks that a job's object goes into, one after another: its own or, by --each-area, each label or area."""
     from .hole import separate_areas
-    from .images import as_mask, label_masks
+    from .mask_reading import as_mask, label_masks
 
     if not each_area:
         return [pictures.get("mask")]
@@ -255,7 +255,7 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], settings: JobSetti
 
     areas: for each object the masks of its areas.
     """
-    from .images import as_mask
+    from .mask_reading import as_mask
     from .place import is_drawn
     from .saving import require_writable
 

@@ -15,7 +15,7 @@ from ..imprint.config import ImprintConfig
 from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError, require_finite, require_number
 from ..imprint.hole import Hole
-from ..imprint.images import full_strength
+from ..imprint.mask_reading import full_strength
 from .control import apply_control, hints
 from .local import CHANGE_KEY, CURE
 from .matte import MatteReader

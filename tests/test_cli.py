@@ -18,8 +18,8 @@ from imprint import __version__, cli, finishing, model, runner
 from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
-from imprint.images import mask_to_tensor
 from imprint.lightnet import SHIPPED_LIGHT, LightConfig, LightNet, save_light
+from imprint.mask_reading import mask_to_tensor
 from imprint.pipeline import ImprintPipeline
 from imprint.place import is_box
 from training.loop.model import with_matte

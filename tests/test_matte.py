@@ -12,7 +12,8 @@ from imprint.blending import BLENDS, blend_pictures
 from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor, mask_to_tensor
+from imprint.images import image_to_tensor
+from imprint.mask_reading import mask_to_tensor
 from imprint.matte import apply_matte, matte_pixels, split_matte
 from training.loop.model import with_matte
 from training.pairs.holes import matte_values

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image, to_srgb
+from imprint.images import image_to_tensor, open_image, tensor_to_image, to_srgb
+from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.preprocess import bounding_boxes, resample
 
 from .shards import ANY_GAP, Record, encoded, read_shards, sample, shard_writer

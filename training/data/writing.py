@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, to_srgb
+from imprint.images import to_srgb
+from imprint.mask_reading import alpha_to_tensor
 
 from . import shards
 from .filters import ALPHA_THRESHOLD, Limits, edge_width, objects_at_the_edge, unusable_objects
