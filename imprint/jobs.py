@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import ImprintError, require_masks, require_same_size
 from .files import same_file
-from .options import PLACING, check_placing
+from .job_keys import PLACING, check_placing
 
 _OF_AN_OBJECT = ("object_mask", "mask", "blend_mask", "seed", *PLACING)
 """The optional keys of each object."""

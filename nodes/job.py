@@ -11,11 +11,11 @@ from comfy_api.latest import io
 
 from ..imprint.errors import ImprintError
 from ..imprint.images import as_picture, colours_of
+from ..imprint.job_keys import placing_arguments
 from ..imprint.jobs import Job
 from ..imprint.light import relight
 from ..imprint.lightnet import SHIPPED_LIGHT
 from ..imprint.mask_reading import as_mask
-from ..imprint.options import placing_arguments
 from ..imprint.place import place_object
 from ..imprint.views import ObjectViews
 from . import models

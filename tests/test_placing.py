@@ -15,8 +15,8 @@ from placing import LAYERS, batch, composite, job, pixels
 
 from imprint import cli
 from imprint.errors import ImprintError
+from imprint.job_keys import PLACING
 from imprint.jobs import Job
-from imprint.options import PLACING
 from imprint.place import Align, Place
 
 WAYS = {  # options, keys, the pipeline's arguments
