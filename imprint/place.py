@@ -215,32 +215,10 @@ def place_object(
     whole frame is the box. rotate, flip: for a box, as in `fit_into`; "auto" for the rotation that fills it best.
     Raises `ImprintError` for none or several of the four, and as `PlacedObject`'s constructors do.
     """
-    if fit not in FITS:
-        raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
-    for name, value, kind in (("place", place, Place), ("align", align, Align)):
-        if value is not None and not isinstance(value, kind):
-            raise ImprintError(f"{name} is {value!r}; it must be an imprint.place.{kind.__name__}")
-    ways = {"placed": placed, "place": place, "align": align and mask is None, "mask": mask is not None}
-    given = [name for name, used in ways.items() if used]
-    if len(given) != 1:
-        raise ImprintError(
-            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of placed (a picture of "
-            "the background's size), place (position and height), align (in the whole background) or mask"
-        )
-    (picture, *_), (own, *_) = views.pictures, views.masks
-    picture, own = picture[0], own[0]
+    _check_request(mask is not None, placed, place, align, fit, bool(rotate or flip))
+    picture, own = views.pictures[0][0], views.masks[0][0]
     if not placed and any(what_is_white(each) == "background" for each in views.masks):
         _log.warning("the object's mask is white along most of its border; if that is not the object, invert the mask")
-    if fit == "fill" and (placed or place):
-        raise ImprintError(
-            f"fit is fill, with which the model draws into a mask, but {given[0]} says where the object goes; leave "
-            "fit out, use outline, with which it draws the placed object, or give a mask"
-        )
-    if (placed or place) and (rotate or flip):
-        raise ImprintError(
-            "rotate and flip are for an object that is fitted into a box; a placed object stays as it is, and a place "
-            "has its own"
-        )
     if placed:
         require_same_size("the placed object", tuple(own.shape), "the background", size)
         return PlacedObject.from_layer(picture, own)
@@ -262,6 +240,34 @@ def place_object(
     if align:
         return PlacedObject.aligned(picture, own, box, align, size, turn, flip)
     return PlacedObject.put(picture, own, fit_into(picture, own, box, turn, flip), size)
+
+
+def _check_request(
+    has_mask: bool, placed: bool, place: Place | None, align: Align | None, fit: str, turns: bool
+) -> None:
+    """Raise `ImprintError` unless these arguments of `place_object` go together; turns: rotated or mirrored."""
+    if fit not in FITS:
+        raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
+    for name, value, kind in (("place", place, Place), ("align", align, Align)):
+        if value is not None and not isinstance(value, kind):
+            raise ImprintError(f"{name} is {value!r}; it must be an imprint.place.{kind.__name__}")
+    ways = {"placed": placed, "place": place, "align": align and not has_mask, "mask": has_mask}
+    given = [name for name, used in ways.items() if used]
+    if len(given) != 1:
+        raise ImprintError(
+            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of placed (a picture of "
+            "the background's size), place (position and height), align (in the whole background) or mask"
+        )
+    if fit == "fill" and (placed or place):
+        raise ImprintError(
+            f"fit is fill, with which the model draws into a mask, but {given[0]} says where the object goes; leave "
+            "fit out, use outline, with which it draws the placed object, or give a mask"
+        )
+    if (placed or place) and turns:
+        raise ImprintError(
+            "rotate and flip are for an object that is fitted into a box; a placed object stays as it is, and a place "
+            "has its own"
+        )
 
 
 def is_drawn(mask: torch.Tensor | None, fit: str) -> bool:

@@ -189,7 +189,7 @@ def test_the_matte_is_the_last_evaluation_s_with_the_object(pipelines, scene, sc
     pipeline = DrawingPipeline(**pipelines["varied"].components)
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     config, denoise, holes, outputs = pipeline.model_config, pipeline.denoise, [], []
-    pipeline.denoise = lambda *args, **named: holes.append(args[2]) or denoise(*args, **named)
+    pipeline.denoise = lambda **named: holes.append(named["hole"]) or denoise(**named)
     watch = pipeline.unet.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.sample))
     result = run(pipeline, scene, num_results=2, guidance_scale=guidance)
     watch.remove()
