@@ -115,6 +115,16 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
     """A sample without its key, counts of its objects, and the dropped objects. Raises `Dropped`."""
     if isinstance(item.picture, Image.Image):
         return _cutout_sample(item, options)
+    picture, alpha = _opened(item, options)
+    if item.cutout:
+        if alpha is None:
+            raise Dropped("no mask", item.name, "opaque, and no mask beside it")
+        return _cutout_sample(replace(item, picture=_in_square(picture, alpha, options)), options)
+    return _photo_sample(item, picture, alpha, source, options)
+
+
+def _opened(item: Item, options: Prepare) -> tuple[Image.Image, np.ndarray | None]:
+    """An item's picture in sRGB and, where its transparency counts, its alpha (H, W) in [0, 1]. Raises `Dropped`."""
     if item.picture.name in options.excluded:
         raise Dropped("excluded", item.name)
     if not item.picture.is_file():
@@ -125,16 +135,19 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
         alpha = alpha_to_tensor(opened) if item.own_alpha or item.cutout else None
     except ImprintError as error:
         raise Dropped("broken picture", item.name, error) from error
-    if item.cutout:
-        if alpha is None:
-            raise Dropped("no mask", item.name, "opaque, and no mask beside it")
-        return _cutout_sample(replace(item, picture=_in_square(picture, alpha[0].numpy(), options)), options)
+    return picture, None if alpha is None else alpha[0].numpy()
+
+
+def _photo_sample(
+    item: Item, picture: Image.Image, alpha: np.ndarray | None, source: Source, options: Prepare
+) -> tuple[dict, dict[str, int], list[Dropped]]:
+    """As `make_sample`, of a photo with its objects' mask, or of a cut-out on a plain ground."""
     values = None
     bare = source.bare and alpha is None  # a cut-out without its object is useless
     lost: list[Dropped] = []
     try:
         if alpha is not None:
-            picture, values = _on_ground(picture, alpha[0].numpy())
+            picture, values = _on_ground(picture, alpha)
         elif item.mask:
             values = item.mask()
         if values is not None and values.shape != picture.size[::-1]:
