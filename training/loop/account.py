@@ -9,7 +9,7 @@ from ..pairs.account import sentences, usable
 from ..pairs.captions import Captions
 from ..pairs.streams import StreamedPairs
 from .layout import Rearranged
-from .source import AnyPairMaker, BatchSource
+from .source import AnyPairMaker, BatchSource, longer_side
 
 
 def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict[str, dict[str, Any]]:
@@ -21,8 +21,7 @@ def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict
     if isinstance(source, Rearranged):
         source = next(iter(source.sources.values()))
     block = source.block[1] if source.block else {}
-    sides = [max(size) if isinstance(size, tuple) else size for size in block]
-    largest = max(sides, default=held_out.config.resolution)
+    largest = max(map(longer_side, block), default=held_out.config.resolution)
     found = {}
     for split, maker in {"train": source.maker, "held-out": held_out}.items():
         if isinstance(maker, Captions):

@@ -22,7 +22,7 @@ from imprint.vae import build_autoencoder, decode, encode
 
 from ..data.shards import SPLITS, inside
 from ..pairs.pair_maker import PairMaker
-from ..pairs.pictures import Photos, Views
+from ..pairs.pictures import Photos, Views, photo_side
 from ..settings import STAGES, TuneDecoder
 from .losses import reconstruction_loss, structural_similarity
 from .model import with_matte
@@ -82,7 +82,7 @@ def _mean_in(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * values.shape[1])
 
 
-def load_autoencoder(checkpoint: Checkpoint, device: torch.device) -> torch.nn.Module:
+def load_taesd(checkpoint: Checkpoint, device: torch.device) -> torch.nn.Module:
     """The checkpoint's TAESD in fp32, with a trainable decoder. Raises `ImprintError` if it has none."""
     if (kind := checkpoint.config.latent.autoencoder) != "tiny":
         raise ImprintError(
@@ -107,7 +107,7 @@ def open_pair_maker(checkpoint: Checkpoint, options: TuneDecoder, split: str, de
         config,
         "compositing",
         Views.load(views, device, options.limit, side),
-        Photos.load(photos, device, options.limit, side * 3 // 2),  # as in training.train
+        Photos.load(photos, device, options.limit, photo_side(side)),
         STAGES["compositing"].mix,
     )
 
@@ -164,7 +164,7 @@ def tune(options: TuneDecoder) -> None:
     for path in (options.output, picture):
         require_writable(path)
     checkpoint = load_checkpoint(options.checkpoint)
-    autoencoder = load_autoencoder(checkpoint, device)
+    autoencoder = load_taesd(checkpoint, device)
     maker, held_out = (open_pair_maker(checkpoint, options, split, device) for split in SPLITS)
     held_out = HeldOut.make(held_out, autoencoder, options.held_out)
     before = held_out.decoded(autoencoder)

@@ -17,7 +17,7 @@ from ..pairs.buckets import cut, require_bucket
 from ..pairs.captions import Captions, Text
 from ..pairs.draw import Draw
 from ..pairs.pair_maker import PairMaker
-from ..pairs.pictures import Photos, Views
+from ..pairs.pictures import Photos, Views, photo_side
 from ..pairs.streams import Pool, StreamedPairs
 from ..settings import STAGES, Size, Train
 from .ahead import Ahead
@@ -168,17 +168,16 @@ def open_pair_maker(
         return Captions(inside(settings.captions, split), config, text, device, settings.limit, bad)
     mix = dict(settings.mix) if split == "train" else stage.mix  # held-out pairs are a stage's
     cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
-    photo_side = largest * 3 // 2  # crops of it are shown at the pictures' side
     if settings.pool is None:
         loaded = (
             Views.load(cutouts, device, settings.limit, side, bad),
-            Photos.load(photos, device, settings.limit, photo_side, bad),
+            Photos.load(photos, device, settings.limit, photo_side(largest), bad),
         )
         return PairMaker(config, settings.stage, *loaded, mix)
     # The held-out pairs are the first process's, of its first shards: the same in every run.
     part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)
     pools = (
         Pool(Views, cutouts, device, settings.pool, part, seed, side, bad),
-        Pool(Photos, photos, device, settings.pool, part, seed, photo_side, bad),
+        Pool(Photos, photos, device, settings.pool, part, seed, photo_side(largest), bad),
     )
     return StreamedPairs(config, settings.stage, *pools, mix)

@@ -31,6 +31,11 @@ PHOTO_SIDE = 384  # side in pixels of the square photos in memory
 ROOM = 0.01  # between the border and a whole object, relative to the square's side
 
 
+def photo_side(target_side: int) -> int:
+    """The side at which to hold photos for targets of a side: crops of them are shown at it."""
+    return target_side * 3 // 2
+
+
 class _Pictures:
     """The common base of `Views` and `Photos`: a dataclass of tensors on one device."""
 
@@ -229,7 +234,7 @@ class Photos(_Pictures):
         size = (side or PHOTO_SIDE,) * 2
         rgb, objects, sources, items, owners, scale, about = [], [], [], [], [], [], About()
         numbered = 0
-        for place, (record, picture, mask, _) in enumerate(about.counted(samples)):
+        for index, (record, picture, mask, _) in enumerate(about.counted(samples)):
             if picture.mode == "RGBA" and mask is None:
                 about.left_out["cut-outs, which are no photos"] += 1
                 continue
@@ -248,7 +253,7 @@ class Photos(_Pictures):
                 square = Image.new("L", size) if mask is None else mask.resize(size, Image.NEAREST, box=crop)
                 numbers = [number for _, number in square.getcolors() if number]
                 items += [(len(objects), number) for number in numbers]
-                owners += [(place, number) for number in numbers]
+                owners += [(index, number) for number in numbers]
                 scale.append(shorter / size[0])
                 objects.append(_to_uint8(square)[..., 0])
                 sources.append((record.clip, record.frame, record.gap))
