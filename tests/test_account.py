@@ -12,7 +12,8 @@ from training import train
 from training.data.shards import Record, Sample
 from training.pairs.account import CUT, LARGE, SMALL, USABLE, enlargement, sentences, usable
 from training.pairs.pair_maker import PairMaker
-from training.pairs.pictures import Photos, Views
+from training.pairs.photos import Photos
+from training.pairs.views import Views
 
 MIX = {"rendered": 0.5, "still": 0.3, "video": 0.1, "patch": 0.1}
 

@@ -21,8 +21,10 @@ from training.pairs import holes, pair_maker
 from training.pairs.account import About, usable
 from training.pairs.draw import Draw
 from training.pairs.pair_maker import PairMaker
-from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
+from training.pairs.photos import Photos, _neighbours, offsets_for
+from training.pairs.pictures import own_cores
 from training.pairs.recolouring import contact_shadow, scene_light
+from training.pairs.views import Views
 from training.settings import KINDS, STAGES, Train, parse_train
 
 pytestmark = pytest.mark.usefixtures("micro_preset")

@@ -19,7 +19,7 @@ from training.data.shards import Record, sample, shard_writer
 from training.measure import speed_inference
 from training.measure.speed_trial import Trial
 from training.pairs import handing
-from training.pairs.pictures import Views
+from training.pairs.views import Views
 
 pytestmark = at_night
 

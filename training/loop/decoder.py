@@ -22,7 +22,8 @@ from imprint.vae import build_autoencoder, decode, encode
 
 from ..data.shards import SPLITS, inside
 from ..pairs.pair_maker import PairMaker
-from ..pairs.pictures import Photos, Views, photo_side
+from ..pairs.photos import Photos, photo_side
+from ..pairs.views import Views
 from ..settings import STAGES, TuneDecoder
 from .losses import reconstruction_loss, structural_similarity
 from .model import with_matte

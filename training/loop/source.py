@@ -17,8 +17,9 @@ from ..pairs.buckets import cut, require_bucket
 from ..pairs.captions import Captions, Text
 from ..pairs.draw import Draw
 from ..pairs.pair_maker import PairMaker
-from ..pairs.pictures import Photos, Views, photo_side
+from ..pairs.photos import Photos, photo_side
 from ..pairs.streams import Pool, StreamedPairs
+from ..pairs.views import Views
 from ..settings import STAGES, Size, Train
 from .ahead import Ahead
 

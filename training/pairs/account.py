@@ -15,7 +15,8 @@ from .framing import CENTRAL_SIZES, SIZES
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .pictures import Photos, Views
+    from .photos import Photos
+    from .views import Views
 
 MOST_OF_SIDE = 0.9  # the longest side of a usable object, relative to its square
 USABLE = "usable"

@@ -28,8 +28,9 @@ from .batches import Pairs
 from .draw import Draw
 from .framing import BOX, crop_matrix, object_to_frame, photo_crop, scene_view, zoom_on
 from .holes import hole_levels, in_scene, on_black
-from .pictures import Photos, Views
+from .photos import Photos
 from .recolouring import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, recolour
+from .views import Views
 from .warping import blobs, warp
 
 

@@ -15,12 +15,13 @@ from imprint.config import ImprintConfig
 from ..data.shards import Bad, list_shards, read_shards, shards_at
 from .batches import Pairs
 from .pair_maker import PairMaker
-from .pictures import Photos, Views
+from .photos import Photos
+from .views import Views
 
-Pictures = TypeVar("Pictures", Views, Photos)
+Held = TypeVar("Held", Views, Photos)
 
 
-class Pool(Generic[Pictures]):
+class Pool(Generic[Held]):
     """`size` shards in memory; each turn replaces the oldest by the next, which is read during training.
 
     The contents of a turn depend only on the seed, the process and the turn, so that a resumed run sees the same as an
@@ -29,7 +30,7 @@ class Pool(Generic[Pictures]):
 
     def __init__(
         self,
-        kind: type[Pictures],
+        kind: type[Held],
         url: str | os.PathLike,
         device: torch.device,
         size: int,
@@ -45,10 +46,10 @@ class Pool(Generic[Pictures]):
         share = -(-len(self.shards) // part[1])
         self.size, self.moves = min(size, share), size < share
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="shards")
-        self.parts: dict[int, Future[Pictures]] = {}
-        self.held: tuple[int, Pictures] | None = None
+        self.parts: dict[int, Future[Held]] = {}
+        self.held: tuple[int, Held] | None = None
 
-    def at(self, turn: int) -> Pictures:
+    def at(self, turn: int) -> Held:
         """The pictures of a turn, on the device. Raises `ImprintError` for a shard that cannot be read."""
         turn = turn if self.moves else 0
         if self.held is None or self.held[0] != turn:
@@ -63,7 +64,7 @@ class Pool(Generic[Pictures]):
                 self.parts.clear()
         return self.held[1]
 
-    def _read(self, number: int) -> Pictures:
+    def _read(self, number: int) -> Held:
         return self.kind.of(
             read_shards(shards_at(self.shards, self.part, self.seed, number, 1), bad=self.bad), self.side
         )
