@@ -20,7 +20,7 @@ from typing import TextIO
 from . import runner
 from .errors import ImprintError, print_anything
 from .files import same_file
-from .jobs import Job, read_jobs
+from .jobs import Job, JobObject, read_jobs
 from .options import build_parser, given_placing, with_negative_points
 from .runner import JobSettings
 
@@ -67,15 +67,15 @@ def _say(line: str, stream: TextIO | None = None) -> OSError | ValueError | None
 def demo(options: argparse.Namespace) -> int:
     """A composite of the packaged pictures."""
     return _one(
-        Job(
-            objects=(SAMPLES / "duck.webp",),
+        SAMPLES / "room.jpg",
+        JobObject(
+            views=(SAMPLES / "duck.webp",),
             object_masks=(),
-            background=SAMPLES / "room.jpg",
             mask=SAMPLES / "box.png",
-            out=options.out,
             seed=options.seed,
             placing={"light_from": DEMO_LIGHT} | given_placing(options),
         ),
+        options.out,
         _job_settings(options),
     )
 
@@ -83,16 +83,16 @@ def demo(options: argparse.Namespace) -> int:
 def composite(options: argparse.Namespace) -> int:
     """One composite from files."""
     return _one(
-        Job(
-            objects=tuple(options.object),
+        options.background,
+        JobObject(
+            views=tuple(options.object),
             object_masks=tuple(options.object_mask),
-            background=options.background,
             mask=options.mask,
-            out=options.out,
             seed=options.seed,
             blend_mask=options.blend_mask,
             placing=given_placing(options),
         ),
+        options.out,
         _job_settings(options),
     )
 
@@ -101,8 +101,9 @@ def _job_settings(options: argparse.Namespace) -> JobSettings:
     return JobSettings(**{each.name: getattr(options, each.name) for each in fields(JobSettings)})
 
 
-def _one(job: Job, settings: JobSettings) -> int:
+def _one(background: Path, subject: JobObject, out: Path, settings: JobSettings) -> int:
     began = time.monotonic()
+    job = Job(background, out, (subject,))
     if not settings.overwrite:
         job.require_new()
     with _collector_paused():

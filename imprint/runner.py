@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ImprintError
 from .files import same_file
 from .job_keys import placing_arguments
-from .jobs import Job
+from .jobs import Job, JobObject
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
@@ -77,7 +77,7 @@ class JobSettings:
 class Insertion:
     """One object to be put into one area."""
 
-    job: Job
+    object: JobObject
     pictures: dict[str, Any]
     """The object's, the background and the mask of this area, by the names of the pipeline's arguments."""
 
@@ -180,7 +180,7 @@ def read_insertions(job: Job, settings: JobSettings) -> list[Insertion]:
     cannot be used, and for layers that cannot be made or written.
     """
     pictures = job.read()
-    areas = [_areas(part, own, settings.each_area) for part, own in zip(job.each, pictures)]
+    areas = [_areas(each, own, settings.each_area) for each, own in zip(job.objects, pictures)]
     if settings.layers:
         _require_layers(job, areas, settings)
     if settings.cutout == "auto":
@@ -189,7 +189,9 @@ def read_insertions(job: Job, settings: JobSettings) -> list[Insertion]:
         for own in pictures:
             own["object_mask"] = own["object_mask"] or [mask_of(photo) for photo in own["object_image"]]
     return [
-        Insertion(part, own | {"mask": mask}) for part, own, masks in zip(job.each, pictures, areas) for mask in masks
+        Insertion(each, own | {"mask": mask})
+        for each, own, masks in zip(job.objects, pictures, areas)
+        for mask in masks
     ]
 
 
@@ -213,11 +215,11 @@ def run_job(job: Job, insertions: Sequence[Insertion], pipeline: ImprintPipeline
             feather_pixels=settings.feather,
             feather_inwards=settings.feather_in,
             blend_method=settings.blend,
-            generator=torch.Generator().manual_seed(each.job.seed),
+            generator=torch.Generator().manual_seed(each.object.seed),
             colour_match=settings.colour_match,
             matte=settings.matte,
             detail=settings.detail,
-            **placing_arguments(each.job.placing, each.pictures),
+            **placing_arguments(each.object.placing, each.pictures),
         )
         background = made.images[0]
         if settings.layers:
@@ -229,14 +231,14 @@ def run_job(job: Job, insertions: Sequence[Insertion], pipeline: ImprintPipeline
     save_computed(background, job.out)
 
 
-def _areas(job: Job, pictures: dict[str, Any], each_area: bool) -> list[Any]:
+def _areas(subject: JobObject, pictures: dict[str, Any], each_area: bool) -> list[Any]:
     """The masks that a job's object goes into, one after another: its own or, by --each-area, each label or area."""
     from .hole import separate_areas
     from .mask_reading import as_mask, label_masks
 
     if not each_area:
         return [pictures.get("mask")]
-    if job.blend_mask or not job.mask:
+    if subject.blend_mask or not subject.mask:
         raise ImprintError(
             "with --each-area every area of the mask gets an object, without a blend mask; give a mask and no blend "
             "mask, or leave --each-area out"
@@ -264,17 +266,17 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], settings: JobSetti
     from .place import is_drawn
     from .saving import require_writable
 
-    for part, masks in zip(job.each, areas):
-        if "change" in part.placing:
+    for each, masks in zip(job.objects, areas):
+        if "change" in each.placing:
             raise ImprintError(
-                f"change is {part.placing['change']!r}, with which the model draws {part.objects[0]} together with its "
+                f"change is {each.placing['change']!r}, with which the model draws {each.views[0]} together with its "
                 "light; only a placed object has layers: leave change or --layers out"
             )
-        fit = part.placing.get("fit", "contain")
-        holes = (as_mask(mask)[0] for mask in masks if part.mask)
+        fit = each.placing.get("fit", "contain")
+        holes = (as_mask(mask)[0] for mask in masks if each.mask)
         if fit != "contain" or any(hole.any() and is_drawn(hole, fit) for hole in holes):
             raise ImprintError(
-                f"{part.objects[0]} would be drawn by the model, together with its light; only a placed object has "
+                f"{each.views[0]} would be drawn by the model, together with its light; only a placed object has "
                 "layers: draw a box, or give placed, at or align, without fit, or leave --layers out"
             )
     for path in _layer_files(job, sum(map(len, areas)), settings):
