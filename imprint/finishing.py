@@ -11,10 +11,11 @@ from PIL import Image
 from .blending import BLENDS
 from .crop import Drawn, around, inner, paste_all
 from .detail import restore_detail
+from .directions import require_strengths
 from .errors import ImprintError, require_finite, require_number, require_same_size
 from .hole import Placement
 from .images import Picture, picture_part, picture_size
-from .light import Lit, relight, require_strengths, square_around
+from .light import Lit, relight, square_around
 from .lightnet import LightNet, load_light
 from .mask_reading import as_mask
 from .matte import matte_pixels

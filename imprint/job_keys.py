@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from .changes import CHANGES
-from .directions import light_direction
+from .changes import require_known
+from .directions import require_strengths
 from .errors import LARGEST_NUMBER, ImprintError, require_number
-from .positions import ACROSS, DOWN, FITS, Align, Place
+from .positions import ACROSS, DOWN, Align, Place, require_fit
 
 PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
 """The keys."""
 _AXES = dict.fromkeys(ACROSS, "x") | dict.fromkeys(DOWN, "y")
 """The axis that each word of `Align` is about."""
-_MOST = {"light": 1.5, "shadow": 1.5, "softness": 1.0}  # as `light.require_strengths`, which imports torch
+_STRENGTHS = ("light", "shadow", "softness")
 
 
 def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
@@ -52,21 +52,17 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
         _number("rotate (in degrees, or auto)", values.get("rotate", 0))
     elif not has_mask and "align" not in values:
         raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
-    if values.get("fit", "contain") not in FITS:
-        raise ImprintError(f"fit is {values['fit']!r}; it must be one of {', '.join(FITS)}")
-    for name, most in _MOST.items():
-        _number(name, values.get(name, 0), 0, most)
-    light_direction(values.get("light_from", "auto"))
-    if values.get("change", "both") not in tuple(CHANGES):
-        raise ImprintError(f"change is {values['change']!r}; it must be one of {', '.join(CHANGES)}")
+    require_fit(values.get("fit", "contain"))
+    require_strengths(*(_read(values.get(name, 0)) for name in _STRENGTHS), values.get("light_from", "auto"))
+    require_known(values.get("change", "both"))
 
 
 def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:
     """The pipeline's arguments for these options; pictures: its other ones, which give the object's default height."""
     from .place import object_height
 
-    made = {name: values[name] for name in ("placed", "fit", "light_from", "change", *_MOST) if name in values}
-    made |= {name: float(made[name]) for name in _MOST if name in made}
+    made = {name: values[name] for name in ("placed", "fit", "light_from", "change", *_STRENGTHS) if name in values}
+    made |= {name: float(made[name]) for name in _STRENGTHS if name in made}
     rotate, flip = values.get("rotate", 0.0), values.get("flip", False)
     rotate = rotate if rotate == "auto" else float(rotate)
     if "at" in values:
@@ -105,7 +101,13 @@ def _alignment(value: Any) -> dict[str, str]:
 
 def _number(name: str, value: Any, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER) -> float:
     """A number, or a string that holds one. Raises `ImprintError` as `require_number` does."""
-    with suppress(TypeError, ValueError):
-        value = float(value) if isinstance(value, str) else value
+    value = _read(value)
     require_number(name, value, least, most)
     return float(value)
+
+
+def _read(value: Any) -> Any:
+    """The number that a string holds; any other value as it is."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value

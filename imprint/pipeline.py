@@ -28,11 +28,11 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .changes import require_change
 from .config import ImprintConfig
+from .directions import require_strengths
 from .errors import ImprintError, require_number, require_same_size
 from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
 from .images import Picture, colours_of, picture_size
-from .light import require_strengths
 from .mask_reading import as_mask
 from .place import Align, Place, place_object
 from .views import ObjectViews

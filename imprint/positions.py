@@ -16,6 +16,12 @@ DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
 """The alignments, the default first, each with the fraction of the box's free space left of, or above, the object."""
 
 
+def require_fit(fit: str) -> None:
+    """Raise `ImprintError` unless this is one of `FITS`."""
+    if fit not in FITS:
+        raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
+
+
 @dataclass(frozen=True)
 class Place:
     """Where and how an object's photo is put into a frame."""
