@@ -17,12 +17,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
-from . import runner
+from . import opening, runner
 from .errors import ImprintError, print_anything
 from .files import same_file
+from .job_settings import JobSettings
 from .jobs import Job, JobObject, read_jobs
 from .options import build_parser, given_placing, with_negative_points
-from .runner import JobSettings
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures, duck.webp, room.jpg and box.png, and others."""
@@ -108,7 +108,7 @@ def _one(background: Path, subject: JobObject, out: Path, settings: JobSettings)
         job.require_new()
     with _collector_paused():
         insertions = runner.read_insertions(job, settings)
-        pipeline = runner.open_pipeline(settings)
+        pipeline = opening.open_pipeline(settings)
     runner.run_job(job, insertions, pipeline, settings)
     _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
     return 0
@@ -131,7 +131,7 @@ def batch(options: argparse.Namespace) -> int:
     failed = len(errors)
     if waiting:
         with _collector_paused():
-            pipeline = runner.open_pipeline(settings)
+            pipeline = opening.open_pipeline(settings)
         pipeline.set_progress_bar_config(disable=True)
         for number, job in tqdm(waiting.items(), unit="picture"):
             try:
@@ -170,7 +170,7 @@ def convert(options: argparse.Namespace) -> int:
         raise ImprintError(f"{options.out} is the input file itself, which would be overwritten; give another name")
     require_writable(options.out)
     began = time.monotonic()
-    with runner.needs_diffusers():
+    with opening.needs_diffusers():
         config = write_converted(
             options.file, options.out, options.kind, partial(tqdm, unit="tensor"), options.local_region
         )

@@ -1,6 +1,6 @@
 """The options of the command `imprint`, written out one by one, so that `--help` and mistyped options respond at once.
 
-What they mean for the pictures is said where they are used: `runner.JobSettings`, whose defaults these are, and
+What they mean for the pictures is said where they are used: `job_settings`, whose defaults these are, and
 `job_keys`.
 """
 
@@ -17,8 +17,8 @@ from . import __version__
 from .changes import CHANGES
 from .directions import DIRECTIONS
 from .job_keys import PLACING
+from .job_settings import FAST_STEPS, SHIPPED_STEPS, JobSettings
 from .positions import FITS
-from .runner import FAST_STEPS, SHIPPED_STEPS, JobSettings
 
 
 def build_parser(run: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:

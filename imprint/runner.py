@@ -1,4 +1,4 @@
-"""Runs jobs: opens the model, reads a job's pictures, puts its objects in one after another, writes picture and layers.
+"""Runs jobs: reads a job's pictures, puts its objects in one after another, and writes the picture and its layers.
 
 Torch and diffusers are imported only where they are needed, so that the command line responds at once.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,62 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ImprintError
-from .files import same_file
 from .job_keys import placing_arguments
+from .job_settings import JobSettings
 from .jobs import Job, JobObject
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
 
-FAST_STEPS = 4
-"""Steps of `--fast`: with 3 the model's own drawing is recognised in 38 of 50 tasks instead of 46."""
-SHIPPED_STEPS = 8
-"""The shipped checkpoint's default: as many steps of DPM++ 2M draw what 20 of Euler do."""
-
 _LAYERS = ("shadow", "object", "light")
 """The names of `Lit.layers`, from bottom to top."""
-_UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
-"""Importing these took a quarter of the start-up time; of them only SciPy is used, and later."""
-
-
-@dataclass(frozen=True)
-class JobSettings:
-    """What all jobs of a command share: the model, how it draws and blends, and what is written."""
-
-    checkpoint: Path | None = None
-    """By default the shipped one."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    dtype: str = "auto"
-    """fp32, fp16, bf16 or auto: fp32, or with `fast` bf16 if the processor supports it."""
-    fast: bool = False
-    """`FAST_STEPS` steps of DPM++ 2M."""
-    steps: int | None = None
-    """Of Euler or, with `fast`, DPM++ 2M; by default `SHIPPED_STEPS` of DPM++ 2M for the shipped checkpoint, and the
-    checkpoint's own number for others."""
-    compile: bool = False
-    """As `ImprintPipeline.compile`."""
-    guidance: float | None = None
-    context: float | None = None
-    resolution: int | None = None
-    feather: int | None = None
-    """These four, and those down to `detail`, as for `ImprintPipeline.__call__`."""
-    feather_in: int = 0
-    blend: str = "feather"
-    colour_match: float = 0.0
-    matte: bool = True
-    detail: float = 1.0
-    each_area: bool = False
-    """One object in each area of a mask."""
-    cutout: str = "off"
-    """auto: cut out photos with neither mask nor transparency."""
-    layers: Path | None = None
-    """Folder for placed objects' layers."""
-    many: bool = False
-    """Write each picture's layers to a folder of their own."""
-    overwrite: bool = False
-    alone: bool = False
-    """The process does nothing else, so the optional imports of diffusers and transformers can be skipped."""
 
 
 @dataclass(frozen=True)
@@ -80,81 +32,6 @@ class Insertion:
     object: JobObject
     pictures: dict[str, Any]
     """The object's, the background and the mask of this area, by the names of the pipeline's arguments."""
-
-
-@contextmanager
-def needs_diffusers() -> Iterator[None]:
-    """Raise `ImprintError` if a package is missing inside: diffusers is an extra, since the nodes do not need it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ImprintError(f"the package '{error.name}' is missing; pip install 'imprint[pipeline]'") from error
-
-
-@contextmanager
-def _left_out(names: Sequence[str]) -> Iterator[None]:
-    """Import as if these packages were not installed."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # None makes Python's import fail
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-
-
-def open_pipeline(settings: JobSettings) -> ImprintPipeline:
-    """The checkpoint's pipeline, on its device. Raises `ImprintError` if either cannot be had."""
-    with _left_out(_UNUSED if settings.alone else ()):
-        return _opened(settings)
-
-
-def _opened(settings: JobSettings) -> ImprintPipeline:
-    import torch
-
-    from .checkpoint import SHIPPED
-
-    with needs_diffusers():
-        from .model import computes_in_bf16
-        from .pipeline import ImprintPipeline
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = settings.device
-    if device == "auto":
-        device = next(name for name, found in available.items() if found)
-    if not available[device]:
-        raise ImprintError(
-            f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
-        )
-    half = settings.fast and settings.dtype == "auto" and device == "cpu" and computes_in_bf16()
-    name = settings.dtype if settings.dtype != "auto" else "bf16" if half else "fp32"
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
-    pipeline = ImprintPipeline.from_checkpoint(settings.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
-    if settings.fast or (settings.steps is None and _is_shipped(settings.checkpoint)):
-        from diffusers import DPMSolverMultistepScheduler
-
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    if half:  # in fp32 this would change its maps' last bits
-        torch.nn.Module.to(pipeline.light, memory_format=torch.channels_last)
-    if device == "cpu":  # a quarter faster on a CPU; on MPS several operations were wrong in this layout
-        for module in (pipeline.unet, pipeline.vae):
-            torch.nn.Module.to(module, memory_format=torch.channels_last)
-    if settings.compile:
-        pipeline.compile()
-    return pipeline
-
-
-def sampling_steps(settings: JobSettings) -> int | None:
-    """The number of steps; None: the checkpoint's own."""
-    if settings.steps is not None:
-        return settings.steps
-    return FAST_STEPS if settings.fast else SHIPPED_STEPS if _is_shipped(settings.checkpoint) else None
-
-
-def _is_shipped(checkpoint: Path | None) -> bool:
-    from .checkpoint import SHIPPED
-
-    return checkpoint is None or same_file(checkpoint, SHIPPED)
 
 
 @contextmanager
@@ -208,7 +85,7 @@ def run_job(job: Job, insertions: Sequence[Insertion], pipeline: ImprintPipeline
     for each in insertions:  # each object goes into the picture with those before it
         made = pipeline(
             **each.pictures | {"background": background},
-            num_inference_steps=sampling_steps(settings),
+            num_inference_steps=settings.sampling_steps,
             guidance_scale=settings.guidance,
             context=settings.context,
             resolution=settings.resolution,

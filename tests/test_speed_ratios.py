@@ -14,7 +14,8 @@ from nightly import at_night
 from PIL import Image
 
 from imprint.cli import SAMPLES
-from imprint.runner import JobSettings, open_pipeline, sampling_steps
+from imprint.job_settings import JobSettings
+from imprint.opening import open_pipeline
 from training.data.shards import Record, sample, shard_writer
 from training.measure import speed_inference
 from training.measure.speed_trial import Trial
@@ -49,7 +50,7 @@ def drawing(settings: JobSettings, fit: str = "fill") -> Callable[[], object]:
     pipeline = open_pipeline(settings)
     pipeline.set_progress_bar_config(disable=True)
     pictures = [Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png")]
-    steps = sampling_steps(settings)
+    steps = settings.sampling_steps
     return lambda: pipeline(
         pictures[0], None, *pictures[1:], num_inference_steps=steps, generator=seeded(), fit=fit, light_from="above"
     )
