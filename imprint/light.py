@@ -108,14 +108,14 @@ def relight(
     background: Pillow, or (1, 3, H, W) in [0, 1]; only its square around the object is looked at. light, shadow:
     strengths as `STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1; light_from: where the
     scene's light comes from, as `light_direction` takes it, auto: as the network sees it. The network runs where it
-    lies; the result lies on the CPU. Raises `ImprintError` for strengths beyond their range and for a background of
-    another size.
+    lies; the result lies where the object does. Raises `ImprintError` for strengths beyond their range and for a
+    background of another size.
     """
     require_strengths(light, shadow, softness, light_from)
     square = square_around(net, placed)
     area = square.area
     require_same_size("the background", picture_size(background), "the placed object", placed.size)
-    frame = picture_part(background, area)
+    frame = picture_part(background, area, placed.colours.device)
     local = square.within(area)
     colours, alpha = (each.to(frame) for each in placed.within(area))
     plain = Lit(area, frame, colours, colours, alpha, torch.zeros_like(alpha))

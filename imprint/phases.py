@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .changes import require_change
-from .crop import Crop
+from .crop import MOST_PIXELS, Crop
 from .errors import ImprintError, require_finite
 from .hint import control_hint
 from .images import Picture, as_mask_in_place, colours_of
@@ -56,6 +56,12 @@ class Prepared:
 class Phases(Parts):
     """The phases up to the drawing."""
 
+    @property
+    def _pixels_device(self) -> torch.device:
+        """Where pictures are worked on: CUDA has all operations that this takes, and MPS lacks some."""
+        device = self._execution_device
+        return device if device.type == "cuda" else torch.device("cpu")
+
     @torch.no_grad()
     def encode_object(
         self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
@@ -90,7 +96,7 @@ class Phases(Parts):
         default the checkpoint's. resolution: side of the crop as the model sees it; by default the training resolution.
         """
         config, device = self.model_config, self._execution_device
-        crop = Crop.of(background, mask, config, resolution, context)
+        crop = Crop.of(background, mask, config, resolution, context, self._pixels_device)
         if crop.hole.enlarged:
             _log.warning(
                 "the hole of %dx%d pixels is too small to draw in: enlarged around its centre to %dx%d",
@@ -102,6 +108,8 @@ class Phases(Parts):
         blend = crop.frame_mask if blend_mask is None else crop.part(blend_mask, "blend mask")
         given = isinstance(object_image, ObjectViews)
         views = object_image if given else ObjectViews.of(object_image, object_mask, colours_of(background))
+        if all(each.numel() <= MOST_PIXELS for each in views.masks):
+            views = views.to(self._pixels_device)
         tokens = self._encode_views(views)
         latents = encode(self.vae, crop.painted.to(device, self.vae.dtype), config.latent).float()
         tokens = require_finite(tokens, "what the encoder sees of the object", PRECISION)

@@ -170,8 +170,8 @@ class ImprintPipeline(Finishing):
             return output if return_dict else output.to_tuple()
 
         if there is not None:
-            views, mask = there.view, there.outline if fit == "outline" else there.hole
-        scene = self.prepare(views, None, background, mask, blend_mask, context, resolution)
+            views, hole = there.view, there.outline if fit == "outline" else there.hole
+        scene = self.prepare(views, None, background, hole, blend_mask, context, resolution)
         # The latents stay in fp32 whatever the models' precision: with zero terminal SNR the first sigma is 4,518.
         shape = (num_results, *scene.latents.shape[1:])
         device = scene.latents.device
