@@ -167,7 +167,7 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
     tint = _ratio(seen, photo, both, TINT * size)
     light = gain * (tint / tint.mean(0, True)).clamp(*_TINTS)
 
-    light, trust, grid = map(drawing.enlarged, (light, trust, grid.movedim(2, 0)))
+    light, trust, grid = drawing.enlarged(torch.cat([light, trust, grid.movedim(2, 0)])).split((3, 1, 2))
     trust = trust.clamp(0, strength)
     photo = views[index].sampled(grid, 1 / drawing.side).to(drawing.planes)
     restored = (light * photo[:3]).clamp(0, 1)

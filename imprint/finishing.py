@@ -95,10 +95,10 @@ class Finishing(Phases):
             return ImprintPipelineOutput(latents, crop.placement)
         device = crop.frame.device
         drawings = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().to(device)
+        maps = [each.to(device) for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
         require_finite(drawings, "the decoded picture", PRECISION)
         if settings.colour_match:
             drawings = crop.matched(drawings, settings.colour_match)
-        maps = [each.to(device) for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
         alpha = crop.put_back_maps(maps[0]) if maps else None
         layers = self._layers(scene, drawings, alpha, settings)
         frames, lost, area = self._shaded(scene, layers, settings)

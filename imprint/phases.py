@@ -70,10 +70,10 @@ class Phases(Parts):
 
         They include local tokens if the model has them: see `IDEncoder.forward`.
         """
-        return self._encode_views(ObjectViews.of(images, masks))
+        pixels, _ = ObjectViews.of(images, masks).prepared(self.model_config.encoder)
+        return self._encode_views(pixels)
 
-    def _encode_views(self, views: ObjectViews) -> torch.Tensor:
-        pixels, _ = views.prepared(self.model_config.encoder)
+    def _encode_views(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.encoder(pixels.to(self._execution_device, self.encoder.dtype))[None]
 
     @torch.no_grad()
@@ -110,9 +110,10 @@ class Phases(Parts):
         views = object_image if given else ObjectViews.of(object_image, object_mask, colours_of(background))
         if all(each.numel() <= MOST_PIXELS for each in views.masks):
             views = views.to(self._pixels_device)
-        tokens = self._encode_views(views)
+        pixels, _ = views.prepared(config.encoder)
+        # First what takes a GPU longer than Python, then what takes Python longer.
         latents = encode(self.vae, crop.painted.to(device, self.vae.dtype), config.latent).float()
-        tokens = require_finite(tokens, "what the encoder sees of the object", PRECISION)
+        tokens = require_finite(self._encode_views(pixels), "what the encoder sees of the object", PRECISION)
         latents = require_finite(latents, "the background's latents", PRECISION)
         hole = crop.latent_mask.to(device)
         seen = None if blend_mask is None else as_mask_in_place(blend_mask)
