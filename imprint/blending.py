@@ -189,7 +189,7 @@ def _distances(inside: torch.Tensor, reach: int) -> torch.Tensor:
         for step in range(1, reach + 2):
             beside = torch.minimum(*(wide.narrow(axis, reach + 1 + way * step, length) for way in (-1, 1)))
             squares = torch.minimum(squares, beside + step**2)
-    return _ROOTS.to(squares.device)[squares.int()]
+    return _ROOTS.to(squares.device)[squares.long()]
 
 
 def _ramp(depth: torch.Tensor, inwards: float, outwards: float) -> torch.Tensor:

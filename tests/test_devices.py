@@ -1,29 +1,17 @@
 """Every step from mask to picture works wherever its tensors lie, and gives the same there: see `elsewhere.py`."""
 
 import elsewhere as device
-import numpy as np
 import pytest
 import torch
-from drawing import DrawingPipeline, run
 from elsewhere import DEVICE, elsewhere, put
-from micro import (
-    cutout,
-    fresh_checkpoint,
-    matte_config,
-    micro_light,
-    photo,
-    seeded,
-    sketched_config,
-    third_party_config,
-)
+from micro import cutout, matte_config, seeded
 
 import imprint.crop
 from imprint.blending import BLENDS, blend_pictures, feather, match_colour
-from imprint.checkpoint import save_checkpoint
 from imprint.crop import Crop
 from imprint.detail import restore_detail
 from imprint.hole import Hole
-from imprint.images import alpha_to_tensor, image_to_tensor, tensor_to_image
+from imprint.images import alpha_to_tensor, image_to_tensor
 from imprint.masks import LEVELS, coarsen
 from imprint.matte import matte_pixels
 from imprint.preprocess import prepare_object
@@ -138,41 +126,6 @@ def test_a_crop_moves_nothing_but_itself(monkeypatch):
     for found, expected in ((crop.frame, here.frame), (crop.painted, here.painted), (blend, here.part(wide, "mask"))):
         assert found.device.type == "cpu" and torch.equal(found, expected)
     assert crop.frame.numel() == max(moved) < picture.numel() / 8
-
-
-class _Elsewhere(DrawingPipeline):
-    """Works on pictures on the fake device, as on a GPU, while its model stays on the CPU."""
-
-    _pixels_device = DEVICE
-
-
-DRAWINGS = {
-    "matte": (matte_config(), {"num_results": 2, "colour_match": 0.5, "blend_method": "multiband", "softness": 0.5}),
-    "in another mask": (matte_config(), {"blend_mask": MASK.flip(2)}),
-    "without a matte": (third_party_config(), {"colour_match": 0.5}),
-    "control": (sketched_config(), {}),
-}
-
-
-@pytest.mark.parametrize("name", DRAWINGS)
-@pytest.mark.parametrize("output_type", ["pil", "pt"])
-def test_the_whole_drawing_with_its_pictures_elsewhere(name: str, output_type: str, tmp_path):
-    config, options = DRAWINGS[name]
-    save_checkpoint(tmp_path / "micro.safetensors", fresh_checkpoint(config))
-    here = DrawingPipeline.from_checkpoint(tmp_path / "micro.safetensors")
-    here.register_modules(light=micro_light())
-    there = _Elsewhere(**here.components)
-    scene = cutout(60, 50, seed=1), photo(SIDE, SIDE, seed=2), tensor_to_image(MASK.expand(3, -1, -1))
-    expected = run(here, scene, output_type=output_type, **options)
-    with elsewhere():
-        prepared = there.prepare(scene[0], None, *scene[1:])
-        assert all(each.device == DEVICE for each in (prepared.crop.painted, *prepared.views.pictures))
-        made = run(there, scene, output_type=output_type, **options)
-    assert all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(made.images, expected.images))
-    for one, other in ((made.alpha, expected.alpha), (made.shadow, expected.shadow)):
-        assert (one is None) == (other is None)
-        if one is not None:
-            assert one.device.type == "cpu" and torch.equal(one, other)
 
 
 def test_a_very_large_crop_stays_on_the_cpu(monkeypatch):
