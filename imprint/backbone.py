@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0: what is seen in a picture, as ImageNet's thousand classes taught it (Tan and Le, EfficientNet,
-ICML 2019; the Lite variants without squeeze-and-excitation are Google's, 2020)."""
+"""EfficientNet-Lite0, trained on ImageNet's thousand classes: features of what a picture shows (Tan and Le,
+EfficientNet, ICML 2019; the Lite variants without squeeze-and-excitation are Google's, 2020)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4))
-"""Kernel, stride of the first block, expansion, channels and blocks. ImageNet's last stage and its classes are left
-out."""
+"""Kernel, stride of the first block, expansion, channels and number of blocks. The last stage and the classifier are
+left out."""
 WIDTHS = 112, 192
-"""Channels of the features at a 16th and at a 32nd of the picture's resolution."""
+"""Channels of the features at 1/16 and 1/32 of the picture's resolution."""
 
 
 class EfficientNetLite(nn.Module):
-    """Its first six stages, with their batch norms folded into the convolutions before them."""
+    """EfficientNet-Lite0's first six stages, with batch norms folded into the convolutions before them."""
 
     def __init__(self):
         super().__init__()
@@ -27,11 +27,12 @@ class EfficientNetLite(nn.Module):
                 self.blocks.append(InvertedResidual(inputs, outputs, expansion, kernel, 1 if index else stride))
                 inputs = outputs
         self.halved_last = len(self.blocks) - count
-        """The block that halves the resolution for the last time."""
+        """Index of the last block that halves the resolution."""
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """pictures (B, 3, S, S) in [0, 1], S a multiple of 32 -> features (B, C, S / 16, S / 16) and (B, C, S / 32, S /
-        32), with `WIDTHS` channels.
+        """Compute features (B, C, S / 16, S / 16) and (B, C, S / 32, S / 32), with `WIDTHS` channels.
+
+        pictures: (B, 3, S, S) in [0, 1]; S is a multiple of 32.
         """
         x = self.stem(pictures * 2 - 1).clamp_(0, 6)
         for number, block in enumerate(self.blocks):
@@ -42,7 +43,7 @@ class EfficientNetLite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: wider, each channel by itself, narrow again."""
+    """MobileNetV2's block: expand, convolve depthwise, project."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int):
         super().__init__()
@@ -59,7 +60,7 @@ class InvertedResidual(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """With TensorFlow's padding `same`: where it halves an even side, more on the right and below."""
+    """A convolution with TensorFlow's `same` padding: halving an even side, it pads more on the right and bottom."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1):
         before, uneven = divmod(kernel - stride, 2)

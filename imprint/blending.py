@@ -1,4 +1,4 @@
-"""Blending: of latents while sampling, of pixels at the end. Pictures are BCHW in [0, 1], masks BHW with 1 = hole."""
+"""Blend latents during sampling, and pixels at the end. Pictures are BCHW in [0, 1], masks BHW with 1 = hole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .matte import apply_matte
 from .preprocess import bounding_boxes
 
 BLENDS = ("feather", "multiband")
-"""How `blend_pictures` goes from the background to the generated picture."""
+"""Transitions of `blend_pictures` from the background to the generated picture."""
 
 _NEAR = 32  # pixels: for shorter distances, comparing with each neighbour takes less than scipy's transform
 # By Python, since torch's in float64 is not rounded correctly on every CPU.
@@ -20,18 +20,18 @@ _ROOTS = torch.tensor([math.sqrt(number) for number in range(4 * _NEAR**2 + 1)],
 
 
 def blend_latents(noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """What IMPRINT's UNet sees at every step: `x_in = m * z_t + (1 - m) * z_bg` (arXiv 2403.10701, figure 2).
+    """The input of IMPRINT's UNet at every step: `x_in = m * z_t + (1 - m) * z_bg` (arXiv 2403.10701, figure 2).
 
-    The background latent is clean, not noised again as in RePaint. noisy, background (B, C, h, w); hole (B, 1, h, w).
+    The background latent is clean, not noised again as in RePaint. noisy, background: (B, C, h, w). hole: (B, 1, h, w).
     """
     return hole * noisy + (1 - hole) * background
 
 
 def feather(masks: torch.Tensor, inwards: int = 0, outwards: int = 0) -> torch.Tensor:
-    """A blend mask (B, H, W) with a linear ramp across each hole's edge.
+    """Make a blend mask (B, H, W) with a linear ramp across each hole's edge.
 
-    The ramp runs from 1, `inwards` pixels within the hole, to exactly 0, `outwards` pixels outside it (Euclidean
-    distance). Both 0 gives the hole itself, hard. Raises `ImprintError` for negative widths.
+    The ramp falls from 1, `inwards` pixels inside the hole, to exactly 0, `outwards` pixels outside it (Euclidean
+    distance). If both are 0, the result is the hole itself. Raises `ImprintError` for negative widths.
     """
     _check_widths(inwards, outwards)
     blend = torch.zeros_like(masks)
@@ -42,9 +42,9 @@ def feather(masks: torch.Tensor, inwards: int = 0, outwards: int = 0) -> torch.T
 
 
 def mixed(background: torch.Tensor, generated: torch.Tensor, blend: torch.Tensor) -> torch.Tensor:
-    """background where blend is 0, bit for bit; generated where it is 1; a mixture between.
+    """Mix two pictures: background where blend is 0, bit for bit, and generated where it is 1.
 
-    background, generated (B, C, H, W); blend (B, H, W) in [0, 1].
+    background, generated: (B, C, H, W). blend: (B, H, W) in [0, 1].
     """
     weight = blend[:, None].to(background)
     return torch.where(weight > 0, torch.lerp(background, generated.to(background), weight), background)
@@ -59,18 +59,18 @@ def blend_pictures(
     method: str = "feather",
     matte: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """The generated picture in the background, within the masks and their soft edge; beyond, exactly the background.
+    """Blend the generated picture into the background, inside the masks and their soft edge.
 
-    background, generated (B, C, H, W) in [0, 1]; masks (B, H, W), above 0.5 = generated; widths as in `feather`.
-    method: one of `BLENDS`. matte: alpha and shadow, each (B, H, W) in [0, 1], as `apply_matte` takes them. Memory
-    beyond the result is needed for the masks' surroundings alone. Raises `ImprintError` for negative widths or another
-    method.
+    Outside, the result is exactly the background. background, generated: (B, C, H, W) in [0, 1]. masks: (B, H, W),
+    above 0.5 = generated. inwards, outwards: widths as in `feather`. method: one of `BLENDS`. matte: alpha and shadow,
+    each (B, H, W) in [0, 1], as for `apply_matte`. Besides the result, memory is needed only for the masks'
+    surroundings. Raises `ImprintError` for negative widths and for another method.
     """
     if method not in BLENDS:
         raise ImprintError(f"blend method is {method!r}; it must be one of {', '.join(BLENDS)}")
     _check_widths(inwards, outwards)
     result = background.clone()
-    # The bands' pyramid looks as far again as the ramp reaches.
+    # The bands' pyramid looks beyond the ramp, by as much as the ramp is wide.
     reach, blend = (outwards, _feathered) if method == "feather" else (inwards + 2 * outwards, _banded)
     for index, mask in enumerate(masks):
         area = surroundings(mask, reach)
@@ -93,12 +93,12 @@ def _feathered(
 def _banded(
     background: torch.Tensor, generated: torch.Tensor, depth: torch.Tensor, inwards: int, outwards: int
 ) -> torch.Tensor:
-    """`_feathered`, with every band of detail in a part of the ramp that suits it.
+    """Like `_feathered`, but each frequency band is blended over a ramp of its own width.
 
     After Burt and Adelson's multiresolution spline (ACM Transactions on Graphics 2(4), 1983): the broadest colours
-    change over the whole ramp, each finer band of a Laplacian pyramid over half the width of the one before, around the
-    ramp's middle. So a wide edge shows neither a seam nor a double image. Unlike theirs the ramps are not blurred, and
-    exactly 0 beyond the edge: there the background stays bit for bit.
+    change over the whole ramp, and each finer band of a Laplacian pyramid over half the width of the band before,
+    around the ramp's middle. So a wide edge shows neither a seam nor a double image. Unlike theirs, the ramps are not
+    blurred, and exactly 0 outside the edge: there the background stays bit for bit.
     """
     width, middle = inwards + outwards, (inwards - outwards) / 2
     result, level = background, generated.to(background) - background
@@ -119,12 +119,13 @@ def match_colour(
     strength: float = 1.0,
     gap: int = 0,
 ) -> torch.Tensor:
-    """Move the generated picture's colours so that they agree with the background's on a ring *outside* the hole.
+    """Match the generated picture's colours to the background's on a ring *outside* the hole.
 
-    There both show the same place, so that their difference is the model's and the autoencoder's colour shift and not
-    the object. Per channel the mean is moved and the contrast scaled (by 0.8 to 1.25). The ring reaches from `gap` to
-    `ring` pixels outside the hole; strength from 0 (off) to 1. Returns (B, C, H, W) in [0, 1]; unchanged where no ring
-    is left, as for a hole that fills the frame.
+    There both show the same place, so their difference is a colour shift of the model and the autoencoder, and not the
+    object. Per channel, the mean is shifted and the contrast scaled (by 0.8 to 1.25). gap, ring: the ring's inner and
+    outer distance from the hole, in pixels. strength: from 0 (off) to 1. Returns (B, C, H, W) in [0, 1], unchanged if
+    there is no ring, as for a hole that fills the frame. Raises `ImprintError` for a strength or a ring that is
+    outside its range.
     """
     require_number("colour match", strength, 0, 1)
     if not 0 <= gap < ring:
@@ -149,9 +150,9 @@ def match_colour(
 
 
 def surroundings(mask: torch.Tensor, reach: int) -> tuple[slice, slice] | None:
-    """Rows and columns of a mask (H, W) that hold its hole and all within `reach` pixels of it; None without a hole.
+    """Rows and columns of a mask (H, W) that contain its hole and `reach` pixels around it; None without a hole.
 
-    What happens at a hole's edge is worked out there alone, however large the frame.
+    Only this part is computed at a hole's edge, however large the frame.
     """
     if not bool(mask.max() > 0.5):
         return None
@@ -164,10 +165,11 @@ def surroundings(mask: torch.Tensor, reach: int) -> tuple[slice, slice] | None:
 
 
 def _depth(mask: torch.Tensor, inwards: int, outwards: int) -> torch.Tensor:
-    """(H, W) -> float64 Euclidean distance in pixels from the hole's edge, positive within.
+    """(H, W) -> float64 Euclidean distance in pixels from the hole's edge, positive inside.
 
-    The edge lies half way between a pixel of the hole and its neighbour outside. It is exact up to `inwards` within and
-    `outwards` outside, and larger than that beyond. Where nothing happens within, all of it counts as beside the edge.
+    The edge is halfway between a pixel of the hole and its neighbour outside. Distances are exact up to `inwards`
+    inside and `outwards` outside; beyond, they are larger than that. If `inwards` is 0, the distances inside are not
+    computed: every pixel there counts as next to the edge.
     """
     hole = mask > 0.5
     depth = (_distances(hole, inwards) if inwards else hole.double()) - _distances(~hole, outwards)
@@ -193,7 +195,7 @@ def _distances(inside: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _ramp(depth: torch.Tensor, inwards: float, outwards: float) -> torch.Tensor:
-    """1 from `inwards` within the edge on, 0 from `outwards` outside it on, linear between."""
+    """1 from `inwards` pixels inside the edge, 0 from `outwards` pixels outside it, linear in between."""
     if inwards + outwards == 0:
         return depth > 0
     return ((depth + outwards) / (inwards + outwards)).clamp(0, 1).float()

@@ -19,7 +19,7 @@ import torch
 
 from .config import ImprintConfig
 from .errors import ImprintError
-from .files import replacing, require_no_lfs_pointer, save_or_keep
+from .files import replacing, require_file, require_no_lfs_pointer, save_or_keep
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -157,15 +157,15 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     return Checkpoint(config, parts, path)
 
 
-def open_safetensors(path: Path) -> safe_open:
+def open_safetensors(path: Path, wanted: str = "an Imprint checkpoint") -> safe_open:
     """The open file, as by safetensors' `safe_open`.
 
-    Raises `ImprintError` for anything that is not a whole safetensors file.
+    wanted: what the file should be, for messages. Raises `ImprintError` for anything that is not a whole safetensors
+    file.
     """
     from safetensors import safe_open
 
-    if not os.path.isfile(path):
-        raise ImprintError(f"{path}: no such file; give the path of an Imprint checkpoint (.safetensors)")
+    require_file(path, f"{wanted} (.safetensors)")
     require_no_lfs_pointer(path)
     try:
         with path.open("rb") as file:
@@ -181,7 +181,9 @@ def open_safetensors(path: Path) -> safe_open:
             "of a third-party model's released weights with `imprint convert`"
         )
     if start[8:] != b"{":
-        raise ImprintError(f"{path} is not a safetensors file (or only its first bytes); download or export it again")
+        raise ImprintError(
+            f"{path} is not a safetensors file (or only its first bytes); give {wanted}, or download or export it again"
+        )
     try:
         return safe_open(str(path), framework="pt")
     except Exception as error:  # the Rust library's own classes differ between versions
@@ -189,9 +191,11 @@ def open_safetensors(path: Path) -> safe_open:
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
-    if metadata.get("format") != "imprint":
+    kind = metadata.get("format")
+    if kind != "imprint":
+        found = f" of format '{kind}'" if kind else ""
         raise ImprintError(
-            f"{path} is a safetensors file but not an Imprint checkpoint; choose one that was exported as such"
+            f"{path} is a safetensors file{found} but not an Imprint checkpoint; choose one that was exported as such"
         )
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):

@@ -149,7 +149,7 @@ def batch(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    """Print what is in a checkpoint, after verifying its checksum."""
+    """Print what is in a checkpoint or a light network, after verifying its checksum."""
     from .description import describe
 
     error = _say(describe(options.file, options.json))
@@ -284,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where ControlCom's local blocks look: corner (default) as in its published code, box as in its paper",
     )
 
-    added = command(info, "info", "show what is in a checkpoint, and verify it", parents=())
-    added.add_argument("file", type=Path, help="an Imprint checkpoint, .safetensors")
+    added = command(info, "info", "show what is in a checkpoint or a light network, and verify it", parents=())
+    added.add_argument("file", type=Path, help="an Imprint checkpoint or a light network, .safetensors")
     added.add_argument("--json", action="store_true", help="as JSON")
     return parser

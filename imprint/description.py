@@ -1,4 +1,4 @@
-"""A description of a checkpoint's contents."""
+"""A description of what a checkpoint, or a light network's file, holds."""
 
 from __future__ import annotations
 
@@ -7,36 +7,46 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import FORMAT_VERSION, load_checkpoint
+import torch
+
+from . import lightnet
+from .checkpoint import FORMAT_VERSION, load_checkpoint, open_safetensors
 
 
 def describe(path: Path, as_json: bool) -> str:
-    """A checkpoint's parts and configuration, as a table or as JSON, after verifying its checksum.
+    """A file's parts and configuration, as a table or as JSON, after verifying its checksum.
 
-    Raises `ImprintError` as `load_checkpoint` does.
+    Raises `ImprintError` as `load_checkpoint` and `lightnet.read_light` do.
     """
-    checkpoint = load_checkpoint(path)
-    parts = {
-        part: {
-            "tensors": len(tensors),
-            "parameters": sum(tensor.numel() for tensor in tensors.values()),
-            "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
-            "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-        }
-        for part, tensors in checkpoint.parts.items()
-    }
-    config = asdict(checkpoint.config)
+    with open_safetensors(path) as file:
+        of_light = (file.metadata() or {}).get("format") == lightnet.FORMAT
+    if of_light:
+        config, tensors = lightnet.read_light(path)
+        kind, parts = {"format": lightnet.FORMAT}, {"light": tensors}
+        side = config.resolution
+        title = f"light network, which gives a placed object its light and shadow in a square of {side} x {side} px"
+    else:
+        checkpoint = load_checkpoint(path)
+        kind, parts, config = {"format_version": FORMAT_VERSION}, checkpoint.parts, checkpoint.config
+        title = f"format version {FORMAT_VERSION}"
+    described = {part: _describe_part(tensors) for part, tensors in parts.items()}
     if not as_json:
-        return _table(path, parts, config)
-    found = {"file": str(path), "format_version": FORMAT_VERSION, "checksum": "verified"}
-    return json.dumps(found | {"parts": parts, "config": config}, indent=1)
+        return _table(f"{path}: {title}, checksum verified\n", described, asdict(config))
+    found = {"file": str(path), **kind, "checksum": "verified"}
+    return json.dumps(found | {"parts": described, "config": asdict(config)}, indent=1)
 
 
-def _table(path: Path, parts: dict[str, dict[str, Any]], config: dict[str, Any]) -> str:
-    lines = [
-        f"{path}: format version {FORMAT_VERSION}, checksum verified\n",
-        f"{'part':<10}{'tensors':>8}{'parameters':>15}{'bytes':>15}  dtype",
-    ]
+def _describe_part(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {
+        "tensors": len(tensors),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
+        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+    }
+
+
+def _table(title: str, parts: dict[str, dict[str, Any]], config: dict[str, Any]) -> str:
+    lines = [title, f"{'part':<10}{'tensors':>8}{'parameters':>15}{'bytes':>15}  dtype"]
     total = {name: sum(part[name] for part in parts.values()) for name in ("tensors", "parameters", "bytes")}
     total["dtypes"] = []
     for name, part in (parts | {"total": total}).items():

@@ -1,17 +1,17 @@
-"""Detail: what the model draws too softly, taken from the object's own photo.
+"""Restore detail that the model draws too softly, from the object's own photo.
 
-The model decides where the object is, how it is turned and how it is lit. Its drawing is as fine as its resolution and
-its autoencoder allow: words on a can, a face, the weave of a cloth are lost, and on a large hole all is soft. Where the
-drawing shows a side of the object that the photo shows too, the photo is bent to the drawing's shape and laid over it,
-in the drawing's light: by how much that is brighter or darker in broad means, and tinted in broader ones.
+The model decides where the object is, how it is turned and how it is lit. Its drawing is limited by its resolution and
+its autoencoder: it loses the words on a can, a face, the weave of a cloth, and in a large hole everything is soft.
+Where the drawing shows a side of the object that the photo shows too, the photo is warped to the drawing's shape and
+laid over it, in the drawing's light: brightness from broad means, tint from broader ones.
 
     result = light * photo,    light = low(drawing) / low(photo), of brightness and of each colour, within bounds
 
-The bending is registration after Lucas and Kanade (IJCAI 1981): Gauss-Newton on the difference of the two, here in
-alpha and in colours normalised by their neighbourhood, so that light does not count; first affine, from many starts
-(turned and mirrored ones, since a hole may ask for that), then free. Where they do not agree after that, the drawing
-stays. IMPRINT has nothing like it. That the broad in a picture is its light, and the fine is not, is Land and McCann's
-retinex (Journal of the Optical Society of America 61(1), 1971).
+The warp is found by registration after Lucas and Kanade (IJCAI 1981): Gauss-Newton on the difference of the two
+pictures, here in alpha and in locally normalised colours, so that light does not matter. It is affine first, from many
+starts (rotated and mirrored too, since a hole may require that), then free-form. Where the two still disagree, the
+drawing stays. IMPRINT has no such step. That the low frequencies of a picture are its light, and the high ones are not,
+is Land and McCann's retinex (Journal of the Optical Society of America 61(1), 1971).
 """
 
 from __future__ import annotations
@@ -30,52 +30,52 @@ from .preprocess import bounding_boxes, resample
 from .views import ObjectViews
 
 LIGHT, TINT = 0.1, 0.3
-"""Brightness that changes more broadly than the first is light, and so is colour that changes more broadly than the
-second: standard deviations, as parts of the object's size (the root of its area)."""
+"""Changes of brightness broader than the first count as light, and so do changes of colour broader than the second:
+standard deviations, relative to the object's size (the square root of its area)."""
 MARGIN = 1.25
-"""Side of the square that is looked at, and the only one that changes, over the longer side of the object's box."""
+"""Side of the square that is compared, relative to the longer side of the object's box; nothing outside it changes."""
 
-_SIDES = (40, 80, 128)  # pixels of that square while the two are brought together, coarse to fine
-_LEAST = 12  # pixels: in a smaller square there is no detail to speak of
-_TURNS = 24  # starts around the circle; as many mirrored ones
-_TURNED, _MIRRORED = 1.1, 1.25  # what such starts cost more than the photo as it is: mirrored words are worse than none
-_SQUEEZED = 2.5  # a start that makes one side of the object so much longer against the other is none
-_FOLLOWED = 3  # starts that are followed up
-_HANDLES = (4, 7)  # of the free bending, along a side
-_ROUNDS = 10  # of Gauss-Newton, at most
-_STIFFNESS = 0.3  # the cost of moving a handle by half the square
-_NEIGHBOURHOOD = 0.1  # of the square: a standard deviation
+_SIDES = (40, 80, 128)  # sides of that square in pixels during registration, coarse to fine
+_LEAST = 12  # pixels: a smaller square has no detail worth restoring
+_TURNS = 24  # starting rotations around the circle, and as many mirrored
+_TURNED, _MIRRORED = 1.1, 1.25  # factors on the costs of such starts: mirrored words are worse than none
+_SQUEEZED = 2.5  # starts that change the object's aspect ratio by more than this are dropped
+_FOLLOWED = 3  # starts that are refined
+_HANDLES = (4, 7)  # of the free-form warp, per side
+_ROUNDS = 10  # of Gauss-Newton at most
+_STIFFNESS = 0.3  # cost of moving a handle by half the square
+_NEIGHBOURHOOD = 0.1  # standard deviation, relative to the square's side
 _WEIGHTS = torch.tensor([1.0, 1.0, 1.0, 2.0], device="cpu").view(4, 1, 1)  # brightness, two colours, alpha
-_OVERLAP = (0.75, 0.9)  # of the outlines, over their union: from no trust in the registration to all of it
-_DISAGREEMENT = (0.8, 0.5)  # 0 = the same structure, 1 = unrelated: from no trust in a place to all of it
-# Of the object, of which that says it is the same: from no trust in the registration to all of it.
+_OVERLAP = (0.75, 0.9)  # intersection over union of the outlines: from no trust in the registration to full trust
+_DISAGREEMENT = (0.8, 0.5)  # 0 = same structure, 1 = unrelated: from no trust in a place to full trust
+# Fraction of the object where the structures agree: from no trust in the registration to full trust.
 _BELIEVED = (0.4, 0.6)
-_FLAT = 0.02  # structure that counts as none, in colours from 0 to 1
-# Difference of alpha around a place: an outline elsewhere is another pose, and stays the drawing's.
+_FLAT = 0.02  # weaker structure counts as none; colours are in [0, 1]
+# Difference of alpha around a place: where the outlines differ, the pose does, and the drawing stays.
 _SLIPPED = (0.5, 0.3)
-_GAINS, _TINTS = (0.3, 2.2), (0.8, 1.25)  # what light may do to brightness, and to a colour beside
-_BLACK = 0.03  # of both pictures: in black there is no light to be read
-_INNER = (0.2, 0.9)  # the photo's alpha: its very edge shows what was behind it
+_GAINS, _TINTS = (0.3, 2.2), (0.8, 1.25)  # bounds of light's factors on brightness and, in addition, on each colour
+_BLACK = 0.03  # added to both pictures: black tells nothing about the light
+_INNER = (0.2, 0.9)  # of the photo's alpha: its edge pixels show what was behind the object
 
 
 class Restored(NamedTuple):
-    """What `restore_detail` gives."""
+    """The result of `restore_detail`."""
 
     pictures: torch.Tensor
     """(B, 3, H, W) with the object's own detail."""
     alpha: torch.Tensor
-    """(B, H, W) with its own outline."""
+    """(B, H, W) with the object's own outline."""
     laid: tuple[float, ...]
-    """Of each picture the share of the drawn object that the photo covers, whatever the strength; 0 if no view fits."""
+    """For each picture, the fraction of the drawn object that the photo covers at any strength; 0 if no view fits."""
 
 
 def restore_detail(generated: torch.Tensor, alpha: torch.Tensor, views: ObjectViews, strength: float = 1.0) -> Restored:
-    """The generated pictures with the object's own detail, and their alpha with its outline.
+    """Give generated pictures the object's own detail, and their alpha its outline.
 
-    generated (B, 3, H, W) in [0, 1], at any size; alpha (B, H, W) in [0, 1], where the object was generated. views: of
-    the object; the one that fits best is taken. strength from 0 (nothing changes, bit for bit) to 1. Nothing changes
-    either where no view fits, or beyond `MARGIN`. The tensors may lie on different devices: the results are where the
-    first two are. Raises `ImprintError` for a view's empty mask, and a strength outside [0, 1].
+    generated: (B, 3, H, W) in [0, 1], of any size. alpha: (B, H, W) in [0, 1], where the object was generated. views:
+    of the object; the best fit is used. strength: from 0 (nothing changes, bit for bit) to 1. Nothing changes if no
+    view fits, nor outside `MARGIN`. The tensors may be on different devices: the results are on those of `generated`
+    and `alpha`. Raises `ImprintError` for a view with an empty mask, and for a strength outside [0, 1].
     """
     if not 0 <= strength <= 1:
         raise ImprintError(f"detail is {strength:g}; it must be from 0 (off) to 1")
@@ -91,21 +91,24 @@ def restore_detail(generated: torch.Tensor, alpha: torch.Tensor, views: ObjectVi
 
 @dataclass(frozen=True)
 class _Part:
-    """The part of a picture that holds the object, and the square around the object, in which the two are compared."""
+    """The part of a picture that holds the object, and the square around the object in which the two are compared."""
 
     planes: torch.Tensor
-    """(4, h, w): colours, of views times alpha; and alpha."""
+    """(4, h, w): colours (in views: times alpha) and alpha."""
     rows: slice
     columns: slice
-    """Of the picture."""
+    """In the picture."""
     top: float
     left: float
     side: int
-    """The square, in pixels of the part; it may be far larger than the part, as for a pencil."""
+    """The square, in the part's pixels; it can be much larger than the part, as for a pencil."""
 
     @classmethod
     def of(cls, colours: torch.Tensor, alpha: torch.Tensor, multiplied: bool = False) -> _Part:
-        """colours (3, H, W); alpha (1, H, W), above 0.5 = object. Raises `ImprintError` where it is empty."""
+        """Cut it out of colours (3, H, W) and alpha (1, H, W), above 0.5 = object.
+
+        Raises `ImprintError` if the alpha is empty.
+        """
         top, left, bottom, right = bounding_boxes(alpha, what="the object's mask")[0].tolist()
         longer = max(bottom - top, right - left)
         reach, side = math.ceil(longer * (MARGIN - 1) / 2), math.ceil(longer * MARGIN)
@@ -118,12 +121,12 @@ class _Part:
         return cls(torch.cat([colours * alpha if multiplied else colours, alpha]), rows, columns, *corner, side)
 
     def small(self, side: int) -> torch.Tensor:
-        """The square at another size, (4, side, side) on the CPU; 0 beyond the picture."""
+        """Resample the square to (4, side, side), on the CPU; 0 outside the picture."""
         square = torch.tensor([[self.top, self.left, self.top + self.side, self.left + self.side]])
         return resample(self.planes[None], square, side)[0].cpu()
 
     def enlarged(self, planes: torch.Tensor) -> torch.Tensor:
-        """Planes of the square (C, n, n) -> of the part's pixels (C, h, w)."""
+        """Resample planes (C, n, n) of the square to the part's pixels (C, h, w)."""
         y, x = (
             (torch.arange(length, device=self.planes.device) + 0.5 - start) / self.side * 2 - 1
             for length, start in zip(self.planes.shape[1:], (self.top, self.left))
@@ -132,9 +135,9 @@ class _Part:
         return F.grid_sample(planes[None].to(places), places, "bicubic", "border", align_corners=False)[0]
 
     def sampled(self, grid: torch.Tensor, pixel: float) -> torch.Tensor:
-        """Colours and alpha (4, h, w) at places (2, h, w) of the square, x and y from -1 to 1; 0 beyond the part.
+        """Sample colours and alpha (4, h, w) at places (2, h, w) in the square, x and y in [-1, 1]; 0 outside the part.
 
-        pixel: what a pixel of the result is of the square's side; the part is made as coarse first.
+        pixel: size of a pixel of the result, relative to the square's side; the part is first reduced to it.
         """
         height, width = self.planes.shape[1:]
         scale = min(1.0, 1 / (pixel * self.side))
@@ -146,14 +149,14 @@ class _Part:
 
 
 def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], strength: float) -> float:
-    """One picture (3, H, W) and its alpha (H, W), in place; returns over which part of the object the photo lies."""
+    """Restore one picture (3, H, W) and its alpha (H, W), in place; return the fraction that `Restored.laid` holds."""
     drawing = _Part.of(picture, alpha[None])
     if drawing.side < _LEAST:
         return 0.0
     seen = [drawing.small(side) for side in _SIDES]
     photos = [[_straight(view.small(side)) for side in _SIDES] for view in views]
-    # What is broad is worked out on the small pictures. They are on the CPU: the registration is many steps of little
-    # work, each of which looks at its result.
+    # Low frequencies are computed on the small pictures. They are on the CPU: the registration takes many small steps,
+    # and each needs the result of the one before.
     if (registered := _register(seen, photos)) is None:
         return 0.0
     index, grid = registered
@@ -179,11 +182,10 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
 
 
 def _register(seen: list[torch.Tensor], photos: list[list[torch.Tensor]]) -> tuple[int, torch.Tensor] | None:
-    """Which of the photos fits, and where in it each pixel of the drawing lies, (n, n, 2) as `grid_sample` takes it.
+    """Find the photo that fits, and where in it each pixel of the drawing is, (n, n, 2) as for `grid_sample`.
 
-    None where each would have to be squeezed out of all shape.
-
-    seen, and each of photos: (4, n, n) for each of `_SIDES`, colours and alpha.
+    None if every photo would have to be squeezed out of shape. seen, and each of photos: colours and alpha (4, n, n)
+    for each of `_SIDES`.
     """
     coarse, middle, fine = (_features(each) for each in seen)
     targets, found = [_features(photo[0]) for photo in photos], []
@@ -204,13 +206,13 @@ def _register(seen: list[torch.Tensor], photos: list[list[torch.Tensor]]) -> tup
 
 
 def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, float, torch.Tensor]]:
-    """Costs, factors on them, and affine maps (2, 3): the photo turned, perhaps mirrored, box on box."""
+    """Costs, factors on them, and affine maps (2, 3): the photo rotated, some mirrored, with box on box."""
     lines, pixel = _coordinates(drawing.shape[1]), 2 / drawing.shape[1]
     mine, its = (lines[1, (each[3] > 0.5).nonzero().T.flip(0)] for each in (drawing, photo))  # x and y
     if not (mine.numel() and its.numel()):
         return []
     low = mine.amin(1)
-    extent = (mine.amax(1) - low).clamp(min=pixel)  # an outline may be a single column or row of pixels
+    extent = (mine.amax(1) - low).clamp(min=pixel)  # an outline can be one column or row of pixels
     angles = torch.arange(_TURNS) * (2 * math.pi / _TURNS)
     cosines, sines = angles.cos(), angles.sin()
     turns = torch.cat([torch.stack([mirror * cosines, -sines, mirror * sines, cosines], 1) for mirror in (1, -1)])
@@ -218,7 +220,7 @@ def _starts(drawing: torch.Tensor, photo: torch.Tensor) -> list[tuple[float, flo
     turned = turns @ its
     first = turned.amin(2)
     scales = (turned.amax(2) - first).clamp(min=pixel) / extent
-    maps = turns.mT @ torch.cat([(first - low * scales)[..., None], scales.diag_embed()], 2)  # turned back
+    maps = turns.mT @ torch.cat([(first - low * scales)[..., None], scales.diag_embed()], 2)  # rotated back
     odds = torch.tensor([1.0] + [_TURNED] * (_TURNS - 1) + [_MIRRORED] * _TURNS)
     fits = scales.amax(1) <= _SQUEEZED * scales.amin(1)
     maps, odds = maps[fits], odds[fits]
@@ -238,9 +240,9 @@ def _fitted(
     theta: torch.Tensor,
     stiffness: float = 0.0,
 ) -> tuple[torch.Tensor, float]:
-    """theta (2, K) for which the photo at base + _field(theta, lines) is most like the drawing, and the cost there.
+    """Find the theta (2, K) for which the photo at base + _field(theta, lines) is most like the drawing, and its cost.
 
-    drawing, photo (4, n, n); base (2, n, n) or 0; lines (m, n). Gauss-Newton with Levenberg's damping.
+    drawing, photo: (4, n, n). base: (2, n, n) or 0. lines: (m, n). Gauss-Newton with Levenberg's damping.
     """
     count, many, pixels = theta.shape[1], len(lines), drawing[0].numel()
     pairs = (lines[:, None] * lines).flatten(0, 1)
@@ -257,7 +259,7 @@ def _fitted(
     for _ in range(_ROUNDS):
         weighted = slope * _WEIGHTS
         push = (lines @ (weighted * rest).sum(1) @ lines.T).flatten(1)[:, :count] / pixels + stiffness * theta
-        # Functions of x and y by themselves are summed over one after the other: a fiftieth of the work.
+        # The basis functions are separable, so the sums run over x and y in turn: a fiftieth of the work.
         steep = torch.stack([(weighted[i] * slope[j]).sum(0) for i, j in ((0, 0), (0, 1), (1, 1))])
         steep = (pairs @ (steep @ pairs.T)).view(3, many, many, many, many).transpose(2, 3).flatten(3).flatten(1, 2)
         xx, xy, yy = steep[:, :count, :count] / pixels
@@ -278,18 +280,18 @@ def _fitted(
 
 
 def _ratio(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor, spread: float) -> torch.Tensor:
-    """(3, n, n) by how much more light the drawing shows than the photo, in Gaussian means."""
+    """(3, n, n): the ratio of the drawing's light to the photo's, in Gaussian means."""
     mine, its = (_low(picture[:3], both, spread) + _BLACK for picture in (drawing, photo))
     return mine / its
 
 
 def _trust(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
-    """(1, n, n) from 0 to 1: how far the bent photo can be believed to show what was drawn.
+    """(1, n, n) from 0 to 1: how certain it is that the warped photo shows what was drawn.
 
-    drawing, photo (4, n, n).
+    drawing, photo: (4, n, n).
     """
     side = both.shape[1]
-    fine, broad = 0.012 * side, 0.06 * side  # the finest is the photo's alone, the broadest is light
+    fine, broad = 0.012 * side, 0.06 * side  # only the photo has finer structure, and broader structure is light
     structures = []
     for picture in (drawing, photo):
         colours = _low(_opponent(picture[:3]), both, fine)
@@ -308,7 +310,7 @@ def _trust(drawing: torch.Tensor, photo: torch.Tensor, both: torch.Tensor) -> to
 
 
 def _features(picture: torch.Tensor) -> torch.Tensor:
-    """(4, n, n) colours and alpha -> brightness and two colours, normalised by their neighbourhood, and alpha."""
+    """Colours and alpha (4, n, n) -> locally normalised brightness and two opponent colours, and alpha."""
     alpha, colours = picture[3:], _opponent(picture[:3])
     spread = _NEIGHBOURHOOD * picture.shape[1]
     colours = colours - _low(colours, alpha, spread)
@@ -317,15 +319,15 @@ def _features(picture: torch.Tensor) -> torch.Tensor:
 
 
 def _opponent(colours: torch.Tensor) -> torch.Tensor:
-    """(3, h, w) red, green, blue -> brightness, red to blue, and magenta to green."""
+    """Red, green, blue (3, h, w) -> brightness, red minus blue, magenta minus green."""
     red, green, blue = colours
     return torch.stack([(red + green + blue) / 3, (red - blue) / 2**0.5, (red - 2 * green + blue) / 6**0.5])
 
 
 def _low(planes: torch.Tensor, weight: torch.Tensor, spread: float) -> torch.Tensor:
-    """Gaussian means (C, n, n) of what has weight (1, n, n); spread: the standard deviation in pixels."""
-    # As products with a band of kernels, which take a fifth of a convolution's time.
+    """Weighted Gaussian means (C, n, n), with weights (1, n, n); spread: the standard deviation in pixels."""
     band = _band(planes.shape[1], spread)
+    # Products with a banded matrix of kernels take a fifth of a convolution's time.
     both = F.pad(torch.cat([planes * weight, weight]), ((band.shape[1] - band.shape[0]) // 2,) * 4, mode="replicate")
     both = band @ (both @ band.T)
     return both[:-1] / (both[-1:] + 1e-4)
@@ -342,7 +344,7 @@ def _band(side: int, spread: float) -> torch.Tensor:
 
 
 def _field(theta: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
-    """(..., K) -> (..., n, n): the sum of the first K products of one of the lines (m, n), of y, and another, of x."""
+    """(..., K) -> (..., n, n): the sum, weighted by theta, of the first K products of two lines (m, n), in y and x."""
     many = len(lines)
     theta = F.pad(theta, (0, many * many - theta.shape[-1])).unflatten(-1, (many, many))
     return lines.T @ theta @ lines
@@ -350,29 +352,29 @@ def _field(theta: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(8)
 def _coordinates(side: int) -> torch.Tensor:
-    """(2, side): 1, and the pixels' centres from -1 to 1; the first three of their products are 1, x and y."""
+    """(2, side): ones, and the pixels' centres from -1 to 1; the first three of their products are 1, x and y."""
     places = (torch.arange(side, device="cpu") + 0.5) / side * 2 - 1
     return torch.stack([torch.ones_like(places), places])
 
 
 @lru_cache(8)
 def _tents(side: int, count: int) -> torch.Tensor:
-    """(count, side): tent functions around handles."""
+    """(count, side): a tent function around each handle."""
     positions = (torch.arange(side, device="cpu") + 0.5) / side * (count - 1)
     return (1 - (positions - torch.arange(count, device="cpu")[:, None]).abs()).clamp(min=0)
 
 
 def _straight(planes: torch.Tensor) -> torch.Tensor:
-    """(4, n, n): colours times alpha become colours."""
+    """Divide the premultiplied colours of (4, n, n) by their alpha."""
     return torch.cat([planes[:3] / planes[3:].clamp(min=1e-3), planes[3:]])
 
 
 def _sampled(planes: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """(C, h, w) at the places of a grid (n, n, 2) -> (C, n, n); 0 beyond the borders."""
+    """Sample planes (C, h, w) at the places of a grid (n, n, 2) -> (C, n, n); 0 outside the planes."""
     return F.grid_sample(planes[None], grid[None], align_corners=False)[0]
 
 
 def _ramp(values: torch.Tensor, start: float, end: float) -> torch.Tensor:
-    """0 at start, 1 at end, smooth between."""
+    """0 at start, 1 at end, smooth in between."""
     part = ((values - start) / (end - start)).clamp(0, 1)
     return part * part * (3 - 2 * part)

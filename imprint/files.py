@@ -56,6 +56,13 @@ def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
     return found
 
 
+def require_file(path: str | os.PathLike, wanted: str) -> None:
+    """Raise `ImprintError` unless the path is a file. wanted: which file to give instead, for the message."""
+    if not os.path.isfile(path):
+        found = " is a folder" if os.path.isdir(path) else ": no such file"
+        raise ImprintError(f"{path}{found}; give the path of {wanted}")
+
+
 def require_no_lfs_pointer(path: str | os.PathLike) -> None:
     """Raise `ImprintError` if the file is a Git LFS pointer instead of the actual file."""
     try:

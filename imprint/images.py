@@ -52,8 +52,7 @@ def open_image(path: str | os.PathLike, data: bytes | None = None) -> Image.Imag
     missing, not a picture, broken or too large.
     """
     if data is None:
-        if not os.path.isfile(path):
-            raise ImprintError(f"{path}: no such file; give the path of a picture (PNG, JPEG, WebP, ...)")
+        files.require_file(path, "a picture (PNG, JPEG, WebP, ...)")
         files.require_no_lfs_pointer(path)
     try:
         with warnings.catch_warnings():

@@ -236,15 +236,15 @@ class Attention(nn.Module):
         return x + self.mlp(x)
 
 
-def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
-    """The light network of a file, in fp32 on the CPU, ready to be used.
+def read_light(path: str | os.PathLike) -> tuple[LightConfig, dict[str, torch.Tensor]]:
+    """A light network's sizes and tensors as they are in its file, after verifying the checksum.
 
     Raises `ImprintError` for a file that is absent, a pickle, damaged, or none of a light network.
     """
     from .checkpoint import check_digest, open_safetensors
 
     path = Path(path)
-    with open_safetensors(path) as file:
+    with open_safetensors(path, "a light network") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT or "config" not in metadata:
             raise ImprintError(
@@ -259,7 +259,16 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
             f"{', '.join(asdict(LightConfig()))}; another version made the file; train it again with this one, or use "
             "the network that comes with it"
         )
-    net = LightNet(LightConfig(**values | {"widths": tuple(values["widths"])}))
+    return LightConfig(**values | {"widths": tuple(values["widths"])}), tensors
+
+
+def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
+    """The light network of a file, in fp32 on the CPU, ready to be used.
+
+    Raises `ImprintError` as `read_light` does, and for tensors that are not the network's.
+    """
+    config, tensors = read_light(path)
+    net = LightNet(config)
     found, expected = (
         {name: tuple(value.shape) for name, value in each.items()} for each in (tensors, net.state_dict())
     )

@@ -185,7 +185,8 @@ def finish_settings() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="also write shadow, object and light as PNGs which, stacked in the order of their names over a background "
-        "without transparency, give the picture; for placed objects only",
+        "without transparency, give the picture except for rounding (at most 2 of 255 for one object); for placed "
+        "objects only",
     )
     group.add_argument(
         "--detail",

@@ -14,7 +14,7 @@ import torch
 
 from .checkpoint import open_safetensors
 from .errors import ImprintError
-from .files import require_no_lfs_pointer
+from .files import require_file, require_no_lfs_pointer
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -24,22 +24,21 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     executed. A pickle is refused if this torch cannot read it safely: see `require_safe_pickles`.
     """
     path = Path(path)
-    if not os.path.isfile(path):
-        raise ImprintError(f"{path}: no such file; give the path of a released checkpoint (.pth, .ckpt, .safetensors)")
+    require_file(path, "a released checkpoint (.pth, .ckpt, .safetensors)")
     require_no_lfs_pointer(path)
     if says_safetensors(path):
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}
+    if not _may_be_torch(path):
+        raise ImprintError(
+            f"{path} is not a torch file, perhaps the web page that it came from; give the released checkpoint "
+            "(.pth, .ckpt, .safetensors) that the model's README names, or download it again"
+        )
     require_safe_pickles(path)
     try:
         with _inert_classes():
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        if not _begins_as_torch(path):
-            raise ImprintError(
-                f"{path} is not a torch file, perhaps the web page it is downloaded from; download it again, or give "
-                "the file that the model's README names"
-            ) from error
         reason = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
         what = f"'{reason[1]}'" if reason else "something"
         raise ImprintError(
@@ -47,8 +46,12 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             "download it again from its authors, or give a .safetensors file"
         ) from error
     except Exception as error:  # torch's reader raises many kinds of error on truncated or other files
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ImprintError(f"{path} is truncated or not a torch file ({reason}); download it again") from error
+        # Of its unpickler's other errors, such as "pop from empty list", none says anything about the file.
+        reason = f" ({str(error).partition(chr(10))[0]})" if isinstance(error, (OSError, RuntimeError)) else ""
+        raise ImprintError(
+            f"{path} is truncated or not a torch file{reason}; give the released checkpoint (.pth, .ckpt, "
+            ".safetensors) that the model's README names, or download it again"
+        ) from error
     found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
     items = found.items() if isinstance(found, Mapping) else ()
     named = {name: value for name, value in items if isinstance(value, torch.Tensor) and isinstance(name, str)}
@@ -66,10 +69,10 @@ def require_safe_pickles(path: str | os.PathLike) -> None:
         )
 
 
-def _begins_as_torch(path: Path) -> bool:
-    """Whether the first byte is a zip's, torch's present format, or a binary pickle's, its former one."""
+def _may_be_torch(path: Path) -> bool:
+    """Whether the first byte is a zip's, torch's present format, or a binary pickle's, its former one, or missing."""
     with path.open("rb") as file:
-        return file.read(1) in (b"P", b"\x80")
+        return file.read(1) in (b"P", b"\x80", b"")
 
 
 def _inert_classes() -> AbstractContextManager:

@@ -68,7 +68,7 @@ def micro() -> ImprintConfig:
 
 @pytest.fixture(scope="session")
 def micro_file(tmp_path_factory, micro) -> Path:
-    """A whole checkpoint, with its autoencoder."""
+    """A complete checkpoint, including its autoencoder."""
     path = tmp_path_factory.mktemp("checkpoint") / "micro.safetensors"
     save_checkpoint(path, fresh_checkpoint(micro))
     return path
@@ -83,9 +83,7 @@ def _loaded(micro_file):
 
 @pytest.fixture
 def pipeline(_loaded):
-    """The micro model, which also draws into boxes, with its own scheduler; the weights are shared and must not be
-    changed.
-    """
+    """The micro model, which also draws into boxes, with its own scheduler; do not change its shared weights."""
     from drawing import DrawingPipeline
 
     from imprint.noise import make_scheduler
@@ -121,7 +119,7 @@ def placing(_placing, monkeypatch):
 
 @pytest.fixture
 def layer() -> Image.Image:
-    """The object in its place in a picture of the frame's size, as made by an artist."""
+    """The object in place, in a picture of the frame's size, as an artist would make it."""
     whole = Image.new("RGBA", (120, 90))
     subject = cutout(40, 50, seed=1)
     soft = Image.fromarray(np.asarray(subject.getchannel("A").resize((13, 17)).resize((40, 50), Image.BICUBIC)))
@@ -132,9 +130,7 @@ def layer() -> Image.Image:
 
 @pytest.fixture
 def workplace(tmp_path, scene, layer, placing, monkeypatch) -> Path:
-    """The working folder: object.png, background.png, box.png and layer.png in it, and a model that is loaded
-    already.
-    """
+    """The working folder with object.png, background.png, box.png and layer.png, and an already loaded model."""
     from imprint import making
 
     for name, picture in zip(("object", "background", "box", "layer"), (*scene, layer)):
@@ -226,7 +222,7 @@ def few_photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory, micro) -> Path:
-    """sd/ as diffusers saves Stable Diffusion, with TAESD; dinov2/ as transformers saves it."""
+    """sd/ in diffusers' format of Stable Diffusion, with TAESD; dinov2/ in transformers' format."""
     from imprint.unet import build_unet
     from imprint.vae import build_autoencoder
 
@@ -251,7 +247,7 @@ def bench(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory) -> Path:
-    """The metrics' networks that need only the package, with random weights."""
+    """The metrics' networks that need no extra, with random weights."""
     from evaluation import write_backbones
 
     return write_backbones(tmp_path_factory.mktemp("backbones"))

@@ -1,4 +1,4 @@
-"""The pipeline for tests of the model's drawing, which draws into boxes as into outlines."""
+"""A pipeline for tests of the model's drawing: it draws into boxes as well as outlines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imprint.pipeline import ImprintPipeline
 
 
 class DrawingPipeline(ImprintPipeline):
-    """As `ImprintPipeline`, silent and with `fit="fill"` by default."""
+    """`ImprintPipeline`, silent and with `fit="fill"` by default."""
 
     _progress_bar_config = {"disable": True}  # diffusers' own
 
@@ -24,7 +24,7 @@ class DrawingPipeline(ImprintPipeline):
 
 
 def run(pipeline, scene, seed: int = 0, **settings):
-    """One call on (object, background, hole), as tensors unless said otherwise."""
+    """One call with (object, background, hole), as tensors by default."""
     settings.setdefault("output_type", "pt")
     subject, background, hole = scene
     return pipeline(subject, None, background, hole, generator=seeded(seed), **settings)

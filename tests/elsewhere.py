@@ -1,4 +1,4 @@
-"""A fake device for any machine: its tensors refuse to be mixed with the CPU's, like a GPU's."""
+"""A fake device for any machine: like a GPU's, its tensors cannot be mixed with the CPU's."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Operators(TorchDispatchMode):
 
 
 class _Numbers(TorchFunctionMode):
-    """Tensors of Python numbers, which torch makes without calling an operator: on `DEVICE` without a value."""
+    """Tensors of Python numbers, which torch makes without calling an operator: on `DEVICE` they have no value."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -63,7 +63,7 @@ def elsewhere() -> Iterator[None]:
 
 
 def put(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on `DEVICE`."""
+    """Return a copy on `DEVICE`."""
     return _Elsewhere(tensor.clone())
 
 

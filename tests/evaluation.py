@@ -31,7 +31,7 @@ NEEDS = {  # each metric's files in the folder of networks
 
 
 def write_backbones(folder: Path) -> Path:
-    """transformers' networks except MobileNet: small, with random weights, under the hub's names."""
+    """Write transformers' networks except MobileNet: small, with random weights, under the hub's names."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
     clip = transformers.CLIPVisionConfig(intermediate_size=64, projection_dim=16, **sizes)
@@ -44,7 +44,7 @@ def write_backbones(folder: Path) -> Path:
 
 
 def write_data(root: Path) -> Path:
-    """subjects/ of three kinds of layout, backgrounds/, boxes.jsonl, instances.json, pairs/ and model.safetensors."""
+    """Write subjects/ in three layouts, backgrounds/, boxes.jsonl, instances.json, pairs/ and model.safetensors."""
     for name in ("bear", "cup", "unmasked"):
         (root / "subjects" / name).mkdir(parents=True)
     for number in range(2):
@@ -130,7 +130,7 @@ def scene_of(target: Image.Image) -> tasks.Scene:
 
 
 def check_that_the_target_is_best(name: str, same: float, data: Path, backbones: Path) -> None:
-    """Assert that a metric gives `same` for the target itself and a worse one for another picture."""
+    """Assert that a metric gives `same` for the target itself and a worse value for another picture."""
     metric = evaluation.load_metrics(evaluate.parse(words(data, data, metrics=name, backbones=backbones)), {})[name]
     target, other = photo(50, 40, seed=1), photo(50, 40, seed=2)
     (scores,) = metric(scene_of(target), [target, other, target]).values()

@@ -46,20 +46,21 @@ def micro_config(**changes) -> ImprintConfig:
 
 
 def concat_config() -> ImprintConfig:
-    """As `micro_config`, with SD-inpainting's nine input channels."""
+    """Like `micro_config`, with SD-inpainting's nine input channels."""
     config = micro_config()
     return micro_config(background="concat", unet=dataclasses.replace(config.unet, in_channels=9))
 
 
 def matte_config() -> ImprintConfig:
-    """As `micro_config`, with a predicted matte."""
+    """Like `micro_config`, with a predicted matte."""
     config = micro_config()
     return micro_config(matte=2, unet=dataclasses.replace(config.unet, out_channels=12))
 
 
 def sdxl_config(**changes) -> ImprintConfig:
-    """As `matte_config`, with all features of SDXL's UNet: two of its levels, the deepest with more layers, linear
-    projections, and conditions.
+    """Like `matte_config`, with all features of SDXL's UNet.
+
+    Two of its levels, the deeper one with more layers, linear projections, and conditions.
     """
     unet = UNetConfig(
         in_channels=4,
@@ -77,8 +78,9 @@ def sdxl_config(**changes) -> ImprintConfig:
 
 
 def third_party_config() -> ImprintConfig:
-    """As `concat_config`, with all that third-party models do otherwise: CLIP, a stretched object, channels,
-    timesteps.
+    """Like `concat_config`, with everything that third-party models do differently.
+
+    CLIP, a stretched object, the channels' order, and the timesteps.
     """
     config = concat_config()
     encoder = dataclasses.replace(
@@ -105,9 +107,7 @@ def third_party_config() -> ImprintConfig:
 
 
 def told_config() -> ImprintConfig:
-    """As `third_party_config`, with ControlCom's additions: the choice of what to change, local tokens, and boxes as
-    holes.
-    """
+    """Like `third_party_config`, with ControlCom's additions: what to change, local tokens, and boxes as holes."""
     config = third_party_config()
     return dataclasses.replace(
         config,
@@ -119,7 +119,7 @@ def told_config() -> ImprintConfig:
 
 
 def sketched_config() -> ImprintConfig:
-    """As `micro_config`, with all that differs in AnyDoor: a ControlNet that sees a sketch, a linear adapter."""
+    """Like `micro_config`, with everything that differs in AnyDoor: a ControlNet for a sketch, and a linear adapter."""
     config = micro_config()
     encoder = dataclasses.replace(
         config.encoder,
@@ -139,7 +139,7 @@ def sketched_config() -> ImprintConfig:
 
 
 def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True) -> Checkpoint:
-    """Random weights that react to the object as strongly as trained ones."""
+    """Random weights that react to the object as strongly as trained ones do."""
     from imprint.model import build_modules, module_tensors
 
     torch.manual_seed(seed)
@@ -158,7 +158,7 @@ def fresh_checkpoint(config: ImprintConfig, seed: int = 0, with_vae: bool = True
 
 
 def micro_light(seed: int = 0) -> LightNet:
-    """A light network of some thousand weights that changes everything: bright and dark maps, and a strong shadow."""
+    """A light network of a few thousand weights that changes everything: bright and dark maps, and a strong shadow."""
     from imprint.lightnet import LightConfig, LightNet
 
     torch.manual_seed(seed)
@@ -169,7 +169,7 @@ def micro_light(seed: int = 0) -> LightNet:
 
 
 def random_dinov2(swiglu: bool = False, registers: int = 0):
-    """transformers' own random DINOv2, of a size that no configuration of ours has: four patches a side, not two."""
+    """transformers' own random DINOv2, of a size that none of our configurations has: four patches a side, not two."""
     import transformers
 
     sizes = dict(
@@ -186,7 +186,7 @@ def random_dinov2(swiglu: bool = False, registers: int = 0):
 
 
 def random_dinov3(**changes):
-    """transformers' own random DINOv3, of a size that no configuration of ours has."""
+    """transformers' own random DINOv3, of a size that none of our configurations has."""
     import transformers
 
     sizes = dict(
@@ -204,7 +204,7 @@ def varied(model):
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth colours with noise on top: every pixel differs from its neighbours."""
+    """Smooth colours with noise on top, so that every pixel differs from its neighbours."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     return Image.fromarray((np.asarray(coarse) * 0.8 + random.integers(0, 50, (height, width, 3))).astype(np.uint8))
@@ -232,7 +232,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @functools.cache  # it contains its time of creation
 def profile(kind: str) -> bytes:
-    """An ICC profile: of RGB with other primaries ("wide"), of sRGB, or of a Lab space."""
+    """An ICC profile: RGB with other primaries ("wide"), sRGB, or Lab."""
     if kind == "lab":
         return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())

@@ -1,4 +1,4 @@
-"""The mark of nightly tests: they take minutes, or their processes wait for each other and may fail on busy cores."""
+"""The mark for nightly tests, which take minutes, or whose processes wait for each other and may fail on busy cores."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Command lines of `imprint composite` and lines of jobs files in `conftest.workplace`, and reading their output."""
+"""Command lines of `imprint composite`, lines of jobs files and their output, for `conftest.workplace`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def job(out: str, **keys) -> dict:
 
 
 def batch(*lines: dict, options: str = "") -> int:
-    """`imprint batch` of these lines, in the working folder; its exit code."""
+    """Run `imprint batch` with these lines in the working folder; returns its exit code."""
     Path("jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return cli.main(["batch", "jobs.jsonl", *options.split()])
 
@@ -34,7 +34,7 @@ def pixels(path) -> np.ndarray:
 
 
 def stacked(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """The layers of these names stacked over background.png as in an image editor."""
+    """Stack the layers with these names over background.png, as an image editor does."""
     picture = Image.open("background.png").convert("RGBA")
     for name in names:
         picture = Image.alpha_composite(picture, Image.open(folder / name))

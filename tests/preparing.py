@@ -46,7 +46,7 @@ def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT
 
 
 def save_palette(path: Path, *objects: tuple[tuple[int, int, int, int], int]) -> None:
-    """A palette PNG: (box, number) for each object."""
+    """Save a palette PNG of (box, number) for each object."""
     mask = Image.new("P", (WIDTH, HEIGHT))
     mask.putpalette([channel for value in range(256) for channel in (value * 37 % 256, value * 91 % 256, value)])
     for box, number in objects:
@@ -60,7 +60,7 @@ def write_broken(path: Path, text: str = "broken") -> None:
 
 
 def write_mvimgnet(root: Path, masks: Path) -> None:
-    """CLASS/OBJECT/images and sparse, and masks in the layout of their own download."""
+    """Write CLASS/OBJECT/images and sparse, and masks in the layout of their separate download."""
     for category, thing in (("1", "0100012d"), ("7", "070005ca")):
         for frame in range(1, 9):
             save_photo(root / category / thing / "images" / f"{frame:03d}.jpg", frame)
@@ -79,7 +79,7 @@ def write_youtube_vos(root: Path) -> None:
 
 
 def zipped(root: Path, archive: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
-    """All files of a folder in a zip."""
+    """Zip all files of a folder."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive, "w", method) as file:
         for path in sorted(root.rglob("*")):
@@ -95,7 +95,7 @@ def prepare(source: str, root: Path, output: Path | str, **changes) -> dict:
 
 
 def render(*source: Any, **changes: Any) -> dict:
-    """As `prepare`; skips the test if rendering is impossible."""
+    """Like `prepare`; skips the test if rendering is impossible."""
     try:
         return prepare(*source, **changes)
     except ImprintError as error:
@@ -110,7 +110,7 @@ def read(output: Path, split: str = "train") -> dict:
 
 
 def names(output: Path) -> set[tuple[str, str]]:
-    """(reason, last part of the name) of everything dropped."""
+    """(reason, last part of the name) of everything that was dropped."""
     lines = (output / "data.dropped.tsv").read_text().splitlines()
     return {(reason, what.rsplit("/", 1)[-1]) for reason, what, _ in (line.split("\t") for line in lines)}
 

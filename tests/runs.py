@@ -35,7 +35,7 @@ def write_views(folder: Path, objects: int, views: int, seed: int) -> None:
 
 
 def write_captions(folder: Path, count: int = 4, **changes) -> Path:
-    """A shard as made by `training.prepare captions`; a change to None omits a member."""
+    """Write a shard like that of `training.prepare captions`; a change to None omits a member."""
     with shard_writer(folder / "captions-000000.tar") as writer:
         for number in range(count):
             record = Record("", f"picture-{number}", 0, "test", "CC0")
@@ -46,7 +46,7 @@ def write_captions(folder: Path, count: int = 4, **changes) -> Path:
 
 
 def write_davis(folder: Path, frames: range) -> None:
-    """A clip in DAVIS's own layout: one object that moves to the right."""
+    """Write a clip in DAVIS's own layout: one object that moves to the right."""
     for kind in ("JPEGImages", "Annotations"):
         (folder / kind / "360p" / "clip").mkdir(parents=True)
     for frame in frames:
@@ -98,7 +98,7 @@ def words(data: Path, output: Path, stage: str = "identity", steps: int = 2, **c
 
 
 def stats(folder: Path) -> list[dict]:
-    """The log, without times."""
+    """The log without its times."""
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "pictures_per_second"} for line in lines]
 
@@ -144,9 +144,10 @@ for environment, command, begun in json.loads(sys.argv[1]):
 
 
 def launch(tmp_path: Path, *runs: tuple[dict[str, str], list[str], list[Path] | None]) -> None:
-    """Runs of two processes through the documented launcher.
+    """Run several runs of two processes through the documented launcher.
 
-    Each has its environment, its command line and, if it resumes an interrupted run, that run's folder and its own.
+    Each is given by its environment, its command line and, if it resumes an interrupted run, that run's folder and its
+    own.
     """
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

@@ -1,4 +1,4 @@
-"""What a run says of its data: what is usable and why the rest is not, shares, enlargement, licences."""
+"""What a run reports about its data: what is usable and why the rest is not, shares, enlargement, licences."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""AnyDoor's released file: what its own code makes of it is what ours makes of it."""
+"""AnyDoor's released file: our code computes the same from it as its own code."""
 
 import pytest
 import third_party_weights as weights
@@ -27,7 +27,7 @@ GOLDEN = weights.FOLDER / f"{KIND}.safetensors"
 
 
 def synthetic(size: str) -> dict[str, torch.Tensor]:
-    """Every tensor of the released file with its shape, and one number in each: small on disk."""
+    """Every tensor of the released file with its shape, filled with one number: small on disk."""
     shapes = weights.shapes(size, KIND).items()
     return {name: torch.tensor(index % 7 / 1000).expand(shape) for index, (name, shape) in enumerate(shapes)}
 
@@ -39,7 +39,7 @@ def metadata() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def pipeline():
-    """With the seeded weights; in fp32."""
+    """The pipeline with the seeded weights, in fp32."""
     checkpoint = with_diffusers_names(from_tensors(weights.random_weights("small", KIND)))
     modules = build_modules(checkpoint.config)
     load_modules(modules, checkpoint)
@@ -56,7 +56,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def contexts(pipeline):
-    """The object's and the one without."""
+    """The object's context and the one without an object."""
     context = pipeline.adapter(pipeline.encoder(weights.scene("small")["pixels"])[None])
     return context, pipeline.null_context(context)
 
@@ -112,7 +112,7 @@ def test_its_sampler_s_latents_after_ten_steps_are_ours(pipeline, contexts, gold
 
 @pytest.mark.parametrize("hole", weights.HOLES)
 def test_its_code_s_hint_is_ours_to_the_last_bit(pipeline, hole):
-    """In a box, in the user's shape, and beyond the background's border, in the square that its code took."""
+    """In a box, in the user's shape, and beyond the background's border, in the square that its code used."""
     scene, said = weights.collage_scene(hole), metadata()
     top, bottom, left, right = map(int, said[f"{hole}.square"].split())
     mask = scene["mask"].clone()
@@ -134,7 +134,7 @@ def test_its_code_s_hint_is_ours_to_the_last_bit(pipeline, hole):
 
 
 def test_a_placed_object_is_sketched_where_it_lies(pipeline):
-    """Its picture of the background's size, its mask as the hole: neither squeezed to a margin nor stretched."""
+    """Given in a picture of the background's size, with its mask as the hole, it is neither stretched nor shrunk."""
     picture, hole = torch.zeros(1, 3, 512, 512), torch.zeros(1, 512, 512)
     picture[:, :, 200:300, 100:400] = (torch.arange(300) % 20 < 10).float()  # stripes, three times as wide as high
     hole[:, 200:300, 100:400] = 1
@@ -195,7 +195,7 @@ def test_a_whole_composite(pipeline):
 
 
 def test_the_released_file_s_key_list(tmp_path):
-    """At full size, in a file of the trainer's with the optimizer's moments: sizes, and every name of every part."""
+    """At full size, in a trainer's file that also has the optimizer's moments: sizes, and every name of every part."""
     moments = {index: {"step": 8687, "exp_avg": torch.tensor(1.0).expand(9, 9)} for index in range(3)}
     beside = {"optimizer_states": [{"state": moments, "param_groups": [{"params": [0, 1, 2]}]}], "lr_schedulers": []}
     file = write(tmp_path / "epoch=1-step=8687.ckpt", synthetic("full"), epoch=1, global_step=8687, **beside)

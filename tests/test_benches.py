@@ -1,4 +1,4 @@
-"""Folders of tasks: MureCom's and DreamEditBench's layouts and known truths; others' results; padded crops."""
+"""Folders of tasks: MureCom's and DreamEditBench's layouts, known truths, others' results, and padded crops."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def save(picture: Image.Image, path) -> None:
 
 @pytest.fixture
 def murecom(tmp_path):
-    """Two categories; the boxes of one are pictures, of the other lines."""
+    """Two categories, with boxes as pictures in one and as lines of text in the other."""
     root = tmp_path / "MureCom"
     for category in ("Box", "Sports Car"):
         for number in (0, 1, 10):
@@ -181,7 +181,7 @@ def traced(tmp_path):
 
 
 def test_gains_of_light_stand_beside_others_results(bench, traced, tmp_path):
-    """The truth itself, given as someone's result, gains all; pasting nothing; both as `evaluate light` says."""
+    """The truth, given as someone's result, has a gain of 1, pasting 0; the model's is that of `evaluate light`."""
     truth = tmp_path / "truth"
     for name in ("00", "01"):
         save(Image.open(traced / f"{name}_target.png"), truth / f"{name}.png")

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic and its rows at micro size on a CPU; what it measures on a GPU is in docs/speed.md."""
+"""The benchmark's own arithmetic, and its rows at micro size on a CPU; its results on a GPU are in docs/speed.md."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_rows_are_measured_and_an_error_stands_in_its_place(tmp_path, capsys):
 
 
 def test_the_composites_that_are_measured_are_those_of_the_words(tmp_path, monkeypatch):
-    """So many results, in one call, compiled in this mode: the picture's own call, and nothing less."""
+    """As many results, in one call, compiled in this mode: the picture's own call, complete."""
     calls, call, modes = [], ImprintPipeline.__call__, []
     monkeypatch.setattr(
         ImprintPipeline, "__call__", lambda *given, **named: calls.append(named) or call(*given, **named)
@@ -81,7 +81,7 @@ def test_the_composites_that_are_measured_are_those_of_the_words(tmp_path, monke
 
 @pytest.mark.parametrize("config", [sketched_config, told_config])
 def test_composites_of_the_sizes_that_a_file_says(tmp_path, config):
-    """With all that these models see in a step, in a batch of two as in one."""
+    """Including every input of these models in a step, in a batch of two as in one."""
     save_checkpoint(tmp_path / "other.safetensors", fresh_checkpoint(config()))
     names = [f"composite:{tmp_path / 'other.safetensors'}:{results}:eager" for results in (1, 2)]
     for row in run(tmp_path, "--rows", *names).values():
@@ -107,8 +107,8 @@ def test_a_run_that_failed_is_not_tried_again(tmp_path, monkeypatch):
 
 
 def test_operations_are_those_of_the_step(bench):
-    """Twice the batch, the same operations a picture; more than the UNet's three passes of its matrix products
-    alone.
+    """Twice the batch gives the same operations per picture; there are more than the matrix products of the UNet's
+    three passes.
     """
     counts = []
     for batch in (1, 2):
@@ -143,12 +143,14 @@ def test_rows_are_of_the_forms_that_the_help_shows():
         *("kernels:micro:two:eager", "loop:micro:-1:eager", "search:micro:2:graph", "memory:micro:all"),
         *("diffusers:micro:", "composite:tyni:1:eager", "composite:micro:1.5:eager", "composite:micro:1:fast"),
         *("gpus:micro:2:eager", "gpus:x:micro:2:eager"),
+        *("step:micro:99999999999999999999:eager", f"composite:micro:{'9' * 5000}:eager", "loop:micro:\u0663:eager"),
     ],
 )
 def test_a_malformed_row_is_a_sentence_before_any_is_measured(tmp_path, row):
     said = refused(run, tmp_path / "out", "--rows", "peak", row)
     (form,) = (form for form in ROW_FORMS if form.partition(":")[0] == row.partition(":")[0])
-    assert f"'{row}' is not of the form {form};" in said and not (tmp_path / "out").exists()
+    assert f"'{row}' is not of the form {form};" in said and said.endswith("whole numbers from 1 to 99999\n")
+    assert not (tmp_path / "out").exists()
 
 
 EXAMPLE = """
@@ -165,7 +167,7 @@ for step in tqdm(range(int(arguments["--max_train_steps"]))):
 
 @pytest.mark.parametrize("last", [10_000, 2])
 def test_the_example_is_timed_by_its_own_bar(tmp_path, monkeypatch, last):
-    """A stand-in for diffusers' script that takes 50 ms a step; one that ends early is an error with its last words."""
+    """A stand-in for diffusers' script takes 50 ms a step; one that ends early is an error with its last words."""
     monkeypatch.setattr(speed, "write_diffusers_model", lambda folder, config, device: None)
     script = tmp_path / "example.py"
     script.write_text(EXAMPLE.format(last=last))
@@ -297,7 +299,7 @@ benchmark.main(sys.argv[1:])
 
 
 def worker(folder: Path, sleeps: bool) -> tuple[str]:
-    """What a process of several runs: the benchmark with the micro model, and with steps that only sleep."""
+    """One of several processes: the benchmark with the micro model, and with steps that only sleep."""
     script, paths = folder / "worker.py", [str(ROOT), str(ROOT / "tests")]
     script.write_text(WORKER.format(paths=paths, sleeps=sleeps, sleep=SLEEP))
     return (str(script),)
@@ -317,14 +319,14 @@ def test_several_processes_through_torchrun(tmp_path, monkeypatch):
 
 @at_night
 def test_the_pictures_of_all_processes_count_by_the_slowest_of_them(tmp_path, monkeypatch):
-    """Two pictures a step in each of two processes, the slower of which takes 1.5 times the first one's."""
+    """Two pictures a step in each of two processes, the slower of which takes 1.5 times as long."""
     monkeypatch.setattr(speed, "SELF", worker(tmp_path, sleeps=True))
     (two,) = run(tmp_path, "--rows", "gpus:2:micro:2:eager").values()
     assert two["step_pictures_per_second"] == pytest.approx(2 * 2 / (1.5 * SLEEP), rel=0.2)
 
 
 def test_operations_are_counted_without_a_word_to_the_other_processes(bench, monkeypatch):
-    """DDP sorts its buckets by the first step that exchanges gradients: that must be one of those that are timed."""
+    """DDP builds its buckets in the first step that exchanges gradients, so that must be one of the timed steps."""
     order, run_step, no_sync = [], train.Run.step, Accelerator.no_sync
 
     @contextmanager

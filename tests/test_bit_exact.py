@@ -22,7 +22,7 @@ MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 
 @st.composite
 def scenes(draw) -> tuple[int, int, torch.Tensor, dict]:
-    """Height, width, a mask (1, H, W) of speckles, boxes or anything between, and the widths and method of a blend."""
+    """Height, width, a mask (1, H, W) of speckles, boxes or anything in between, and a blend's widths and method."""
     height, width = draw(st.integers(1, 97)), draw(st.integers(1, 97))
     random = seeded(draw(st.integers(0, 2**31)))
     mask = torch.rand(1, height, width, generator=random)
@@ -43,7 +43,7 @@ def scenes(draw) -> tuple[int, int, torch.Tensor, dict]:
 
 @given(scenes(), st.integers(0, 2**31), st.booleans())
 def test_blended_tensors(scene, seed: int, matched: bool):
-    """Also where the generated picture is of another colour everywhere, and the background beyond [0, 1]."""
+    """Even if the generated picture has other colours everywhere, and the background is outside [0, 1]."""
     height, width, mask, blend = scene
     random = seeded(seed)
     background = torch.rand(2, 3, height, width, generator=random) * 1.4 - 0.2
@@ -117,7 +117,7 @@ def test_the_whole_pipeline(pipeline_once, scene, mode: str, separate: bool, con
 
 
 def check(background: Image.Image, result: Image.Image, reach: np.ndarray) -> None:
-    """The result is the background, in its own transparency, where the blend mask is 0."""
+    """Assert that the result is the background, with its own transparency, where the blend mask is 0."""
     transparent = background.has_transparency_data
     assert result.size == background.size and result.mode == ("RGBA" if transparent else "RGB")
     before, after = (np.asarray(picture.convert("RGB")) for picture in (background, result))
@@ -128,7 +128,7 @@ def check(background: Image.Image, result: Image.Image, reach: np.ndarray) -> No
 
 @pytest.fixture(scope="module")
 def pipeline_once(micro_file):
-    """As `pipeline`, for a whole property: hypothesis would share the other one's scheduler too."""
+    """Like `pipeline`, for a whole property: hypothesis would otherwise share the scheduler between examples."""
     from drawing import DrawingPipeline
 
     return DrawingPipeline.from_checkpoint(micro_file)
@@ -136,7 +136,7 @@ def pipeline_once(micro_file):
 
 @pytest.mark.parametrize(("mode", "method"), [("RGBA", "feather"), ("L", "multiband")])
 def test_eight_thousand_pixels(pipeline_once, mode: str, method: str):
-    """An odd 8 K frame, its hole at the far corner."""
+    """An odd 8K frame with its hole in the far corner."""
     width, height = 7681, 4321
     background = photo(width, height, seed=3).convert(mode)
     if mode == "RGBA":

@@ -95,7 +95,7 @@ def test_mixed_keeps_the_background_s_precision():
 
 
 def test_colours_are_matched_by_the_ring_alone():
-    """What the hole shows, and what lies beyond the ring, has no part in the measure."""
+    """What the hole shows, and what is outside the ring, has no influence."""
     background, mask = noise(1, 3, 60, 60), square()
     generated = (background * 0.8 + 0.1).clone()
     ring = feather(mask, 0, 6)[0]
@@ -154,7 +154,7 @@ def test_the_ring_s_gap_is_not_looked_at():
 
 
 def test_the_edge_is_worked_out_around_the_hole_alone():
-    """As if over the whole frame, whatever the hole: full, at a border, of one pixel, empty."""
+    """The same as over the whole frame, for any hole: full, at a border, of one pixel, empty."""
     from scipy.ndimage import distance_transform_edt
 
     for hole in (square(50, 20, 30), square(50, 0, 9), square(50, 47, 50), square(50, 7, 8), square(50, 0, 50)):
@@ -193,7 +193,7 @@ def test_bands_meet_both_pictures_at_the_ends_of_the_ramp():
 
 
 def test_broad_colours_change_over_the_whole_edge_and_detail_in_its_middle():
-    """Two flat colours mix as with a plain ramp; two fine patterns are not seen at once but near the middle."""
+    """Two flat colours mix as with a plain ramp; two fine patterns are visible together only near the middle."""
     mask = square(256, 64, 192)
     ramp = feather(mask, 16, 16)
     flat = [torch.full((1, 3, 256, 256), value) for value in (0.2, 0.8)]
@@ -210,8 +210,8 @@ def test_broad_colours_change_over_the_whole_edge_and_detail_in_its_middle():
 
 
 def test_a_wide_edge_leaves_no_seam():
-    """Neighbouring pixels of two smooth pictures of different brightness nowhere differ more than a soft edge asks
-    for.
+    """Between two smooth pictures of different brightness, neighbouring pixels never differ more than a soft edge
+    requires.
     """
     line = torch.linspace(0, 1, 256)
     smooth = 0.1 * torch.sin(line * 6)[:, None] * torch.cos(line * 5)

@@ -1,5 +1,4 @@
-"""The borders of the package: what pictures, masks and numbers come in and go out as, by every kind of picture and
-file."""
+"""The package's interface: every kind of picture, mask and number that comes in, and every file that goes out."""
 
 import math
 import os
@@ -28,7 +27,7 @@ SHAPES = settings.default.max_examples // 50  # whole composites cost a second e
 
 
 def with_exif(picture: Image.Image, orientation: int, path: Path) -> Image.Image:
-    """The picture as a file that says it is turned, opened by Pillow alone."""
+    """The picture as a file that says it is rotated, opened by Pillow alone."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(path, exif=exif)
@@ -109,7 +108,7 @@ def test_an_object_in_other_colours_is_converted_to_the_background_s():
 
 
 def faint_masks() -> dict[str, Image.Image]:
-    """One ellipse, as faint masks of every kind."""
+    """One ellipse as faint masks of every kind."""
     solid = np.asarray(cutout(40, 30).getchannel("A")) > 0
     palette = Image.fromarray(solid.astype(np.uint8), "P")
     palette.putpalette([0, 0, 0, 128, 0, 0])
@@ -299,7 +298,7 @@ MODES = "1 L LA La I;16 I;16B I F P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV LAB".sp
 
 
 def in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """An RGBA picture in any of Pillow's modes."""
+    """Convert an RGBA picture to any of Pillow's modes."""
     grey = np.asarray(picture.convert("L"))
     if mode in ("F", "I", "I;16"):
         return Image.fromarray(
@@ -374,7 +373,7 @@ def test_a_folder_that_refuses_chmod_and_a_name_as_long_as_it_may_be(tmp_path, m
 
 
 def test_whether_a_file_can_be_written_is_found_without_making_its_folder(tmp_path, monkeypatch):
-    """Where two processes ask at once, a folder that one made and removed would be missed by the other."""
+    """If two processes check at once, a folder that one creates and removes would disappear under the other."""
     monkeypatch.delattr(os, "rmdir")
     saving.require_writable(tmp_path / "new/folder/a.png")
     assert not any(tmp_path.iterdir())
@@ -408,7 +407,7 @@ def test_transparency_that_a_format_lacks_is_refused_before_the_work(tmp_path, j
 
 @pytest.fixture
 def job(tmp_path, scene, micro_file) -> list[str]:
-    """A command line of the micro model, without --out."""
+    """A command line for the micro model, without --out."""
     for name, picture in zip(("object", "background", "hole"), scene):
         picture.save(tmp_path / f"{name}.png")
     words = ["composite", "--checkpoint", str(micro_file), "--steps", "1", "--fit", "fill"]
@@ -517,7 +516,7 @@ def shipped() -> DrawingPipeline:
 
 
 def boxes(width: int, height: int) -> st.SearchStrategy:
-    """(left, top, right, bottom) within a picture, often a pixel wide or high, or at its borders."""
+    """(left, top, right, bottom) in a picture, often one pixel wide or high, or at its borders."""
 
     def sides(length: int) -> st.SearchStrategy:
         thin = st.integers(0, length - 1).map(lambda start: (start, start + 1))
@@ -528,7 +527,7 @@ def boxes(width: int, height: int) -> st.SearchStrategy:
 
 
 def shapes(width: int, height: int) -> st.SearchStrategy[Image.Image]:
-    """Masks of one to three boxes, also apart or in one another, and of a slanting line."""
+    """Masks of one to three boxes, apart or overlapping, and of a slanting line."""
 
     def drawn(shape: list[tuple[int, int, int, int]]) -> Image.Image:
         mask = Image.new("L", (width, height))
@@ -566,7 +565,7 @@ def test_the_starts_for_an_outline_of_a_single_column_row_or_pixel_are_finite(tu
 
 
 def test_a_thin_object_is_there(shipped):
-    """A pole with a small flag, of which the model draws a single column where the photo is laid over it."""
+    """A pole with a small flag: the model draws only one column of it where the photo is laid over it."""
     background, hole = Image.new("RGB", (800, 800), (120, 140, 160)), rectangle(800, 800, (378, 60, 423, 761))
     view = Image.new("RGBA", (600, 800))
     for corners, colour in (((300, 30, 308, 771), (60, 60, 60, 255)), ((300, 30, 349, 64), (200, 30, 30, 255))):

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: rectangles of square pairs, by turns with squares."""
+"""Aspect-ratio buckets: rectangles from square pairs, alternating with squares."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_others_are_refused(text):
 
 
 def pairs_with(*boxes: tuple[int, int, int, int]) -> Pairs:
-    """Square pairs of 64 px whose pixels say where they lie, with holes of these cells (top, left, bottom, right)."""
+    """Square 64 px pairs whose pixels encode their position, with holes of these cells (top, left, bottom, right)."""
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     count, hole = len(boxes), torch.zeros(len(boxes), 1, 8, 8)
     for each, (top, left, bottom, right) in zip(hole, boxes):
@@ -105,7 +105,7 @@ def test_buckets_and_squares_take_turns_with_as_many_pixels_each(data, tmp_path,
 
 class _Meter:
     def add(self, *_) -> None:
-        """Nothing is measured."""
+        """Does nothing."""
 
 
 def _denoised(run: Run, batch) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Forty and more damaged files: each one sentence that names the file, and nothing in any of them is executed."""
+"""More than forty damaged files: each gives one sentence that names it, and nothing in any of them is executed."""
 
 import dataclasses
 import io
@@ -36,9 +36,7 @@ def small_file(tmp_path_factory, micro) -> Path:
 
 
 def sentence(path: Path) -> str:
-    """The error of a file that cannot be used; no damaged file may come so far as to use the autoencoder that it
-    lacks.
-    """
+    """The error for an unusable file; reading it must not get as far as using the autoencoder, which the file lacks."""
     with pytest.raises(ImprintError) as caught:
         ImprintPipeline.from_checkpoint(path, vae=torch.nn.Identity())
     message = str(caught.value)
@@ -49,7 +47,7 @@ def sentence(path: Path) -> str:
 
 @pytest.fixture
 def written(tmp_path) -> Callable[[bytes], str]:
-    """The sentence for a file of these bytes."""
+    """The sentence for a file with these bytes."""
 
     def write(content: bytes) -> str:
         path = tmp_path / "written.safetensors"
@@ -61,8 +59,8 @@ def written(tmp_path) -> Callable[[bytes], str]:
 
 @pytest.fixture
 def resaved(tmp_path, small_file) -> Callable[[Callable], str]:
-    """The sentence for `small_file` after `change(parts)`, with a right checksum: what another exporter could have
-    made.
+    """The sentence for `small_file` after `change(parts)`, with a correct checksum, as another exporter could have made
+    it.
 
     change: what it returns, if anything, is the configuration.
     """
@@ -81,14 +79,14 @@ def header_of(data: bytes) -> dict:
 
 
 def with_header(data: bytes, header: dict) -> bytes:
-    """The same tensors behind another header."""
+    """The same tensors with another header."""
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data[8 + struct.unpack("<Q", data[:8])[0] :]
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two files hold the same; the order of the metadata in a file is by chance."""
+    """Whether two files have the same content; the order of the metadata in a file is random."""
     with safe_open(one, framework="pt") as first, safe_open(other, framework="pt") as second:
         if first.metadata() != second.metadata():
             return False
@@ -221,7 +219,7 @@ def test_flipped_bits_of_the_header_s_length(written, small_file, bit):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_flipped_bits_of_the_header(written, small_file, seed):
-    """Tensors' names, types, shapes and places, the configuration, the version and the checksum."""
+    """Tensors' names, types, shapes and offsets, the configuration, the version and the checksum."""
     data = bytearray(small_file.read_bytes())
     length = struct.unpack("<Q", data[:8])[0]
     text = bytes(data[8 : 8 + length]).rstrip()  # spaces after the JSON carry nothing
@@ -294,7 +292,7 @@ def test_an_unknown_part(resaved):
 
 
 def test_a_part_of_another_model(resaved):
-    """A whole encoder, but not the one that the configuration describes."""
+    """A complete encoder, but not the one that the configuration describes."""
     other = dataclasses.replace(micro_config().encoder, layers=2)
     adapter = micro_config().adapter
 
@@ -395,7 +393,7 @@ def pickles() -> dict:
         return buffer.getvalue()
 
     def behind_a_header(target: Path) -> bytes:
-        """What looks like safetensors for nine bytes."""
+        """Looks like safetensors for nine bytes."""
         return struct.pack("<Q", 0x80) + b"{" + pickle.dumps(Payload(target))
 
     made = {f"protocol {number}": lambda target, n=number: pickle.dumps(Payload(target), n) for number in range(6)}
@@ -434,7 +432,9 @@ def test_what_is_no_file_of_tensors(tmp_path, small_file):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
         assert ("Git LFS pointer" in sentence(path)) == (name == "text")
-    for path in (folder, tmp_path / "absent.safetensors", tmp_path / ("n" * 400), tmp_path / "a\0b.safetensors"):
+    with pytest.raises(ImprintError, match="is a folder; give the path of an Imprint checkpoint"):
+        ImprintPipeline.from_checkpoint(folder)
+    for path in (tmp_path / "absent.safetensors", tmp_path / ("n" * 400), tmp_path / "a\0b.safetensors"):
         with pytest.raises(ImprintError, match="no such file"):
             ImprintPipeline.from_checkpoint(path)
 

@@ -19,6 +19,7 @@ from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.images import mask_to_tensor
+from imprint.lightnet import SHIPPED_LIGHT, LightConfig, LightNet, save_light
 from imprint.pipeline import ImprintPipeline
 from imprint.place import is_box
 from training.loop.model import with_matte
@@ -28,8 +29,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def files(tmp_path, scene, micro_file) -> Path:
-    """A folder with object.png (with alpha), plain.png and object-mask.png, background.png, hole.png and unusable
-    files.
+    """A folder with usable and unusable files.
+
+    object.png (with alpha), plain.png and object-mask.png, background.png, hole.png, and others that cannot be used.
     """
     subject, background, hole = scene
     subject.save(tmp_path / "object.png")
@@ -46,7 +48,7 @@ def files(tmp_path, scene, micro_file) -> Path:
 
 
 def command(folder: Path, **changes) -> list[str]:
-    """A `composite` command line whose hole the model fills; a change to None leaves an option out."""
+    """A `composite` command line whose hole is drawn by the model; a change to None omits an option."""
     options = {
         "object": folder / "object.png",
         "background": folder / "background.png",
@@ -101,7 +103,7 @@ def test_the_seed_decides(files):
 
 
 def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monkeypatch):
-    """With --steps, or another checkpoint than the shipped one, they are Euler's; otherwise DPM++ 2M's."""
+    """With --steps, or a checkpoint other than the shipped one, the scheduler is Euler's; otherwise DPM++ 2M."""
     own = load_checkpoint(files / "model.safetensors").config.sampling.steps
     shipped = files / "shipped.safetensors"
     shipped.write_bytes((files / "model.safetensors").read_bytes())
@@ -159,7 +161,7 @@ def test_half_precision_is_used_where_the_processor_computes_so(files, monkeypat
 
 
 def spy(method, calls: list[dict]):
-    """The method, with the named arguments of its calls written down."""
+    """Wrap the method, and record the named arguments of its calls."""
 
     def watched(*args, **named):
         calls.append(named)
@@ -204,7 +206,7 @@ def test_every_setting_counts(files, changes):
 
 
 def test_the_matte_may_be_left_out(files):
-    """A model that sees the object nowhere leaves the photo as it is, unless all of the hole is asked for."""
+    """A model that sees the object nowhere leaves the photo unchanged, unless the whole hole is asked for."""
     blind = with_matte(load_checkpoint(files / "model.safetensors"), 2)
     blind.parts["unet"]["conv_out.bias"][4:] = -9.0
     save_checkpoint(files / "blind.safetensors", blind)
@@ -282,7 +284,7 @@ def test_unusable_files(files, capsys, monkeypatch, changes, message):
     ],
 )
 def test_unusable_settings(files, capsys, changes, message):
-    """The pipeline's own sentences (test_pipeline.py has them all) and the command line's."""
+    """The pipeline's own messages (all are in test_pipeline.py) and the command line's."""
     if changes.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     assert message in failure(capsys, command(files, **changes)).replace("(", "")
@@ -536,6 +538,42 @@ def test_info_of_mixed_precision_and_of_damaged_files(tmp_path, micro_file, caps
     assert "no such file" in failure(capsys, ["info", str(tmp_path / "absent")])
 
 
+def test_info_of_a_light_network(tmp_path, capsys):
+    path = tmp_path / "light.safetensors"
+    net = LightNet(LightConfig(resolution=64, widths=(8, 8, 32), blocks=1))
+    save_light(path, net)
+    assert cli.main(["info", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "light network, which gives a placed object its light and shadow in a square of 64 x 64 px" in text
+    row = next(line for line in text.splitlines() if line.startswith("light ")).split()
+    count = sum(tensor.numel() for tensor in net.state_dict().values())
+    assert row[1:] == [f"{len(net.state_dict()):,}", f"{count:,}", f"{2 * count:,}", "float16"]
+    assert cli.main(["info", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "imprint-light" and found["config"]["widths"] == [8, 8, 32]
+    assert found["parts"]["light"]["parameters"] == count
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["info", "."], "an Imprint checkpoint"),
+        (["convert", ".", "new.safetensors"], "a released checkpoint"),
+        (command(Path(), checkpoint="."), "an Imprint checkpoint"),
+        (command(Path(), object="."), "a picture"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_said(files, monkeypatch, capsys, words, expected):
+    monkeypatch.chdir(files)
+    assert f". is a folder; give the path of {expected} (" in failure(capsys, words)
+
+
+def test_a_light_network_in_place_of_a_checkpoint_is_said(tmp_path, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    words = command(Path(), checkpoint=SHIPPED_LIGHT)
+    assert "is a safetensors file of format 'imprint-light' but not an Imprint checkpoint" in failure(capsys, words)
+
+
 # --- the installed command -------------------------------------------------------------------------------------------
 
 
@@ -567,7 +605,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_process_of_its_own_imports_only_what_it_uses(tmp_path, alone):
-    """And others can still import the rest after it; where the command is called, they find all that is installed."""
+    """Later imports still work; if `main` is called by other code, it imports installed packages as usual."""
     words = ["demo", "--fit", "fill", "--steps", "1", "--out", str(tmp_path / "out.png")]
     code = f"""
 import sys

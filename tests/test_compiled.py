@@ -1,4 +1,4 @@
-"""A sampling step that is compiled draws what the plain one does, and the loop waits for no device."""
+"""A compiled sampling step draws the same as the plain one, and the loop never waits for the device."""
 
 import diffusers
 import elsewhere as device
@@ -13,7 +13,7 @@ from imprint.errors import ImprintError
 from imprint.pipeline import ImprintPipeline
 
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
-"""What a value has to come back from the device for."""
+"""What requires a value to come back from the device."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def forget():
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
 def test_the_picture_is_the_same(pipeline, scene, guidance, scheduler, monkeypatch):
-    """Within 2 of 255, traced and taken apart by PyTorch, without the code generator, which is PyTorch's to test."""
+    """Within 2 of 255, traced and differentiated by PyTorch, without the code generator, which is PyTorch's to test."""
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     settings = {"guidance_scale": guidance, "num_inference_steps": 3, "num_results": 2}
     plain = run(pipeline, scene, **settings).images
@@ -38,7 +38,7 @@ def test_the_picture_is_the_same(pipeline, scene, guidance, scheduler, monkeypat
 
 
 def test_a_step_is_one_graph_and_is_compiled_once(pipeline, scene):
-    """Nothing in it makes PyTorch go back to Python, and no step is compiled anew for its noise level."""
+    """Nothing in it makes PyTorch fall back to Python, and no step is recompiled for its noise level."""
     torch._dynamo.utils.counters.clear()
     pipeline.compile(backend="eager")
     run(pipeline, scene, num_inference_steps=4, guidance_scale=2.0)
@@ -65,7 +65,7 @@ def test_the_command_compiles(monkeypatch, tmp_path, micro_file):
 
 
 class Still(torch.nn.Module):
-    """Stands in for the UNet: it sees no noise."""
+    """Stands in for the UNet: it predicts no noise."""
 
     dtype = torch.float32
 
@@ -80,7 +80,7 @@ class Still(torch.nn.Module):
     ["EulerDiscrete", "DPMSolverMultistep", "DDIM", "UniPCMultistep", "EulerAncestralDiscrete", "HeunDiscrete"],
 )
 def test_no_step_waits_for_the_device(pipeline, monkeypatch, name):
-    """Its values are only asked for before the first step and after the last."""
+    """Values are only read before the first step and after the last."""
     scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipeline.scheduler.config)
     pipeline.register_modules(unet=Still(), scheduler=scheduler)
     call, waits, steps = device._call, [], []

@@ -1,6 +1,6 @@
-"""What ControlCom has besides the other relatives: it is told what to change, its local blocks, and boxes for holes.
+"""ControlCom's additions to the other third-party models: what to change, local blocks, and boxes as holes.
 
-That its tokens, predictions and latents are its authors' is in `test_third_party.py`.
+That its tokens, predictions and latents match its authors' code is tested in `test_third_party.py`.
 """
 
 import json
@@ -39,7 +39,7 @@ def told_file(tmp_path_factory):
 
 @pytest.fixture
 def told(told_file):
-    """A pipeline of a small model that is told what to change; a placed object is placed."""
+    """A pipeline with a small model that is told what to change; a placed object is placed."""
     pipeline = ImprintPipeline.from_checkpoint(told_file)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -62,7 +62,7 @@ def test_roi_align_is_torchvision_s(region):
 
 
 def test_the_published_region_is_the_map_s_first_cells():
-    """A box in shares of the map is at most a cell from its corner, and a cell wide: most of the map is not seen."""
+    """A box given in fractions of the map ends at most one cell from its corner: most of the map is not seen."""
     features = torch.zeros(1, 1, 32, 32)
     features[:, :, 3:, :] = features[:, :, :, 3:] = 9
     boxes = torch.tensor([[0.1, 0.2, 0.9, 0.95]])
@@ -99,7 +99,7 @@ def test_local_blocks_follow_the_layers_that_they_do_in_the_file():
 
 
 def test_local_tokens_change_the_box_and_a_batch_is_its_pictures(told):
-    """Two holes in one batch are what each is by itself."""
+    """Two holes in one batch give the same as each by itself."""
     config, unet = told.model_config, told.unet
     side = config.resolution // config.latent.downscale
     noise, background = torch.randn(2, 4, side, side, generator=seeded(1)), torch.zeros(2, 4, side, side)
@@ -138,7 +138,7 @@ def test_their_code_s_prediction_with_another_change_is_ours():
 
 
 def test_only_the_object_s_box_changes(told, scene):
-    """Of an outline, the box is drawn in, and put back; beyond it and its soft edge the photo stays."""
+    """For an outline, the model draws in its box; outside the box and its soft edge the photo stays."""
     subject, background, _ = scene
     outline = Image.new("L", background.size)
     outline.paste(255, (40, 20, 60, 60))
@@ -152,8 +152,10 @@ def test_only_the_object_s_box_changes(told, scene):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_with_change_the_model_draws_where_the_object_lies(told, scene, change, monkeypatch):
-    """keep and light: in the box of the object as it was fitted into the mask's, and of its own photo as it lies there;
-    pose and both: in all of the mask's box, of the photo as it is.
+    """Where the model draws depends on `change`.
+
+    keep and light: in the object's own box, as fitted into the mask's, from the object's photo as it lies there; pose
+    and both: in the mask's whole box, from the photo as it is.
     """
     subject, background, mask = scene
     drawn = []
@@ -283,7 +285,7 @@ def test_converting_with_the_region_that_was_meant(tmp_path):
     ],
 )
 def test_a_partial_file_says_what_is_missing(missing):
-    """Also where nothing is left of a level's local blocks, or of any."""
+    """Even if nothing is left of one level's local blocks, or of all."""
     shapes = third_party_weights.shapes("small", "controlcom")
     tensors = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items() if missing not in name}
     with pytest.raises(ImprintError) as caught:
@@ -293,7 +295,7 @@ def test_a_partial_file_says_what_is_missing(missing):
 
 
 def test_a_whole_lightning_file_is_read_for_its_weights(tmp_path):
-    """What a training run saves: an average and an optimizer's moments beside the weights, which are left alone."""
+    """A training run's file also holds an average and an optimizer's moments, which are ignored."""
     shapes = third_party_weights.shapes("small", "controlcom")
     weights = {name: torch.tensor(0.5).expand(shape) for name, shape in shapes.items()}
     average = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights.items() if "diffusion" in name}

@@ -17,7 +17,7 @@ from training.settings import parse_train
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """Of the first table, by the runs' names."""
+    """Rows of the first table by the runs' names."""
     lines = [line.strip("| ").split(" | ") for line in text.split("\n\n")[0].strip().splitlines()[2:]]
     return {line[0]: [cell.strip() for cell in line[1:]] for line in lines}
 
@@ -31,7 +31,7 @@ def test_hours_are_pictures_over_the_rate_and_several_gpus_lose_some(capsys):
 
 
 def test_a_state_is_what_a_run_saves(data, tmp_path, micro_preset):
-    """Of a run whose encoder is frozen, and of one that trains all of itself."""
+    """For a run with a frozen encoder, and for one that trains everything."""
     for stage, fresh, start in (("compositing", False, {"init": data / "start.safetensors"}), ("identity", True, {})):
         run = Run(parse_train(words(data, tmp_path / stage, stage, **start)))
         total, trained = parameters("micro", stage, fresh)

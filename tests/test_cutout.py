@@ -15,7 +15,7 @@ from training.data.items import Dropped
 
 
 def photo(left: int = 70, width: int = 100, contrast: float = 1.0) -> tuple[Image.Image, np.ndarray]:
-    """240 x 200: an ellipse of reddish noise on light grey ground, and its mask (200, 240) bool."""
+    """240 x 200: an ellipse of reddish noise on a light grey ground, and its mask (200, 240) bool."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:200, :240]
     mask = ((x - left - width / 2) / (width / 2)) ** 2 + ((y - 100) / 55) ** 2 < 1

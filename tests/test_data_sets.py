@@ -1,4 +1,4 @@
-"""Each data set's own layout, made here at a tiny size and with what goes wrong in practice, into shards."""
+"""Each data set's own layout, at a tiny size and with typical faults, converted to shards."""
 
 import json
 
@@ -118,7 +118,7 @@ def test_vipseg(tmp_path, folder, images):
 
 
 def packed(counts: list[int]) -> str:
-    """COCO's packed run lengths, written from its description."""
+    """COCO's packed run lengths, implemented from its description."""
     text = ""
     for index, count in enumerate(counts):
         value = count - counts[index - 2] if index > 2 else count

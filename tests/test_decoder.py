@@ -1,4 +1,4 @@
-"""Fine-tuning the autoencoder's decoder, and what is measured of it; a few steps on a CPU."""
+"""Fine-tuning the autoencoder's decoder, and its measurements; a few steps on a CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.loop.losses import laplacian, reconstruction_loss, structural_simi
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Path:
-    """A checkpoint in fp16, as training exports it."""
+    """A checkpoint in fp16, as exported by training."""
     path = tmp_path_factory.mktemp("start") / "start.safetensors"
     save_checkpoint(path, fresh_checkpoint(micro_config()), torch.float16)
     return path
@@ -63,7 +63,7 @@ def test_two_steps_change_the_decoder_alone(data, start, tmp_path, capsys):
 
 
 def test_what_is_printed_is_measured_on_the_file_s_own_weights(data, start, tmp_path, capsys):
-    """Another run from the result finds before it what the first found after it."""
+    """A second run that starts from the result measures before training what the first measured after it."""
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     decoder.main(words(data, start, first, lr=0.01))
     ends = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
@@ -82,9 +82,7 @@ def test_the_same_command_gives_the_same_decoder_and_another_seed_another(data, 
 
 
 def test_it_repairs_a_damaged_decoder(data, tmp_path, capsys):
-    """TAESD with noise on the decoder's weights: a few steps bring the held-out pictures nearer to what they should
-    be.
-    """
+    """TAESD with noise on the decoder's weights: a few steps bring the held-out pictures closer to the originals."""
     taesd = load_checkpoint(SHIPPED).parts["vae"]
     generator = seeded()
     damage = {
@@ -174,7 +172,7 @@ def test_the_loss_is_the_distance_at_every_scale():
 
 
 def test_detail_kept_in_full_leaves_a_good_decoder_s_detail(data, tmp_path, capsys):
-    """--keep 1 changes colours and coarse structures, --keep 0 blurs: TAESD on noise, which no latent tells."""
+    """--keep 1 changes colours and coarse structures, --keep 0 blurs: TAESD on noise, which no latent can represent."""
     checkpoint = fresh_checkpoint(micro_config())
     checkpoint.parts["vae"] = load_checkpoint(SHIPPED).parts["vae"]
     save_checkpoint(tmp_path / "in.safetensors", checkpoint)

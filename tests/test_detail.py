@@ -1,4 +1,4 @@
-"""Detail: the object's photo bent to what was drawn, in its light, and only where both show the same."""
+"""Detail: the object's photo is warped to the drawing, lit as the drawing is, and only where both show the same."""
 
 import math
 
@@ -23,14 +23,14 @@ def texture(side: int = 160, seed: int = 0) -> torch.Tensor:
 
 
 def egg(side: int = 160) -> torch.Tensor:
-    """(1, side, side): an outline that no turn and no mirror maps onto itself."""
+    """(1, side, side): an outline that no rotation or reflection maps onto itself."""
     y, x = torch.meshgrid(*[(torch.arange(side) + 0.5) / side * 2 - 1] * 2, indexing="ij")
     distance = ((x - 0.15 * y) / (0.45 + 0.12 * y)) ** 2 + (y / 0.8) ** 2
     return ((1 - distance) * side / 6).clamp(0, 1)[None]
 
 
 def placed(planes: torch.Tensor, angle: float = 0.0, scale: float = 1.0, mirrored: bool = False, side: int = 240):
-    """(C, h, w) -> (C, side, side): turned by an angle in degrees about the middle, scaled."""
+    """(C, h, w) -> (C, side, side): rotated about the centre by an angle in degrees, and scaled."""
     turn = math.radians(angle)
     matrix = torch.tensor([[math.cos(turn), math.sin(turn), 0], [-math.sin(turn), math.cos(turn), 0]]) * 1.5 / scale
     if mirrored:
@@ -45,7 +45,7 @@ def blurred(picture: torch.Tensor, factor: int = 8) -> torch.Tensor:
 
 
 def scene(seed: int = 0, **where):
-    """An object's photo and mask, what a model may have drawn of it, its alpha, and what it should have drawn."""
+    """An object's photo and mask, a drawing that a model might make of it, its alpha, and the ideal result."""
     photo, mask = texture(seed=seed), egg()
     moved = placed(torch.cat([photo[0] * mask, mask]), **where)
     alpha, true = moved[3:], (moved[:3] / moved[3:].clamp(min=1e-3))[None].clamp(0, 1)
@@ -80,7 +80,9 @@ def test_what_was_drawn_softly_gets_the_photo_s_detail(where):
 
 
 def test_light_stays_the_drawing_s():
-    """A shade that grows from left to right, and half the brightness: what is finer is the photo's, in that light."""
+    """Shade that grows from left to right, and half the brightness: the fine detail is the photo's, in the drawing's
+    light.
+    """
     photo, mask, drawn, alpha, true = scene(angle=15)
     light = torch.linspace(0.25, 0.75, drawn.shape[3])
     made, _, _ = restore_detail(drawn * light, alpha, ObjectViews.of([photo], [mask]))
@@ -112,7 +114,7 @@ def test_of_an_object_with_other_colours_little_is_taken():
 
 
 def test_a_part_that_stands_out_elsewhere_stays_drawn():
-    """An outline of another pose is not straightened to the photo's."""
+    """An outline in another pose is not straightened to match the photo's."""
     photo, mask, drawn, alpha, _ = scene()
     alpha = alpha.clone()
     alpha[:, 20:60, 110:130] = 1  # a horn
@@ -164,8 +166,8 @@ def test_strength_goes_from_nothing_to_all():
 
 
 def test_what_was_laid_over_is_said():
-    """Of the object's own picture, the part that was exchanged; where half of it shows something else, that half is
-    not.
+    """The fraction of the object's own pixels that was replaced; if half of it shows something else, that half is
+    excluded.
     """
     photo, mask, drawn, alpha, _ = scene()
     other = drawn.clone()
@@ -217,7 +219,7 @@ def test_small_objects(size):
 
 @pytest.mark.parametrize(("flat", "lit"), [(0.0, 0.0), (0.5, 0.4), (1.0, 0.4)])
 def test_objects_of_one_colour(flat, lit):
-    """Grey and white take the drawing's light; black has none to take."""
+    """Grey and white take the drawing's light; black has no light to take."""
     _, mask, drawn, alpha, _ = scene()
     photo = torch.full((1, 3, 160, 160), flat)
     made, _, _ = restore_detail(torch.full_like(drawn, 0.4), alpha, ObjectViews.of([photo], [mask]))
@@ -245,7 +247,7 @@ def test_errors(change, message):
 
 
 def test_a_thin_object_on_a_large_photo_takes_little_memory():
-    """A pencil of 20,000 pixels in a square of its own would take gigabytes."""
+    """A 20,000-pixel pencil in its own square would take gigabytes."""
     photo, mask = noise(1, 3, 12, 20000), torch.ones(1, 12, 20000)
     alpha = torch.zeros(1, 40, 9000)
     alpha[:, 15:20, 300:8700] = 1
@@ -254,7 +256,7 @@ def test_a_thin_object_on_a_large_photo_takes_little_memory():
 
 
 def test_of_a_symmetric_object_words_are_not_mirrored():
-    """A can: the outline is the same both ways, and what was drawn of its words says little."""
+    """A can: its outline is the same when mirrored, and the drawn words say little."""
     words = (noise(1, 1, 160, 160, seed=3) > 0.5).float().expand(1, 3, -1, -1)
     photo, can = 0.4 + 0.2 * F.avg_pool2d(words, 3, 1, 1), torch.zeros(1, 160, 160)
     can[:, 10:150, 40:120] = 1

@@ -1,4 +1,4 @@
-"""Every step from mask to picture works wherever its tensors lie, and gives the same there: see `elsewhere.py`."""
+"""Every step from mask to picture works on any device, and gives the same result there: see `elsewhere.py`."""
 
 import elsewhere as device
 import pytest
@@ -57,7 +57,7 @@ INPUTS = {
 
 
 def test_the_device_takes_lists_for_indices():
-    """torch makes them tensors of the device, and would leave them without a value there."""
+    """torch converts them to tensors on the device, where they would have no value."""
     values = torch.arange(12.0).view(3, 4)
     with elsewhere():
         there = put(values)
@@ -80,7 +80,7 @@ def test_a_step_works_where_its_tensors_lie(name: str):
 
 @pytest.mark.parametrize("name", ["detail", "object", "colours", "blend feather", "blend multiband"])
 def test_its_tensors_may_lie_apart(name: str):
-    """As with ComfyUI's --gpu-only, where one node gives what it made on the GPU and another on the CPU."""
+    """As with ComfyUI's --gpu-only, where one node returns GPU tensors and another CPU tensors."""
     step, inputs = STEPS[name], INPUTS[name.split()[0]]
     here = step(*inputs)
     for index in range(len(inputs)):
@@ -103,7 +103,7 @@ def test_a_crop_of_what_lies_elsewhere():
 
 
 def test_a_crop_moves_nothing_but_itself(monkeypatch):
-    """Of a large photo on a GPU, only the square and the pixel around it come to the CPU."""
+    """Of a large photo on a GPU, only the square and one pixel around it are moved to the CPU."""
     wide, call, moved = torch.zeros(1, 4 * SIDE, 4 * SIDE), device._call, []
     wide[:, 30:60, 20:60] = 1
     picture = random(1, 3, 4 * SIDE, 4 * SIDE)

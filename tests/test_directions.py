@@ -1,4 +1,4 @@
-"""Where light comes from, in words and degrees."""
+"""The light's direction in words and degrees."""
 
 import math
 

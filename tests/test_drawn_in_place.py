@@ -105,8 +105,9 @@ def test_every_way_to_place_it(sketched, background, layer, where, monkeypatch):
 
 @pytest.mark.parametrize("height", [60, 20])
 def test_the_sketch_is_that_of_a_picture_of_the_background_s_size(sketched, background, height):
-    """As the nodes show it, whose object has no corner: to the last bit, and another than that of a photo; also where
-    the hole is enlarged, since the object is too small to draw in.
+    """Bit for bit as from the nodes, whose object has no corner, and different from a photo's sketch.
+
+    This also holds if the hole is enlarged, since the object is too small to draw in.
     """
     config, layer = sketched.model_config, layer_of(100, height)
     outline = alpha_to_tensor(layer)

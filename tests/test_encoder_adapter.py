@@ -44,7 +44,7 @@ def test_register_tokens_are_left_out():
 
 
 def test_dinov3_sees_in_training_what_it_sees_afterwards():
-    """The library would stretch its positions at random."""
+    """The library would scale its positions at random."""
     encoder = IDEncoder(DINOV3)
     seen = pixels(side=32)
     assert torch.equal(encoder.train()(seen), encoder.eval()(seen))
@@ -141,7 +141,9 @@ OUTER_NAMES = set(
     ],
 )
 def test_tensors_have_the_names_of_the_hub_s_files(config, outer, mlp):
-    """As in facebook/dinov2-* and facebook/dinov2-with-registers-*, whatever this transformers calls them."""
+    """As in facebook/dinov2-* and facebook/dinov2-with-registers-*, regardless of their names in this transformers
+    version.
+    """
     names = set(IDEncoder(config).hub_state_dict())
     assert names == outer | {f"encoder.layer.0.{name}" for name in BLOCK_NAMES | mlp}
 
@@ -154,7 +156,7 @@ def test_names_of_transformers_4_and_5_are_the_same():
 
 
 def test_swiglu_s_hub_tensor_holds_the_gate_and_then_the_input():
-    """As the hub's files were written, and as ComfyUI reads them: w_out(silu(x1) * x2)."""
+    """As the hub's files store it, and as ComfyUI reads it: w_out(silu(x1) * x2)."""
     torch.manual_seed(0)
     encoder = IDEncoder(SWIGLU).eval()
     tensors = {name.split("mlp.")[1]: tensor for name, tensor in encoder.hub_state_dict().items() if "mlp." in name}
@@ -179,7 +181,7 @@ def test_hub_tensors_load_strictly(config):
 
 
 def test_position_embeddings_have_the_input_s_own_size():
-    """Nothing is interpolated at run time."""
+    """Nothing is interpolated at inference."""
     assert IDEncoder(PLAIN).hub_state_dict()["embeddings.position_embeddings"].shape == (1, 5, 32)
 
 
@@ -227,7 +229,7 @@ def test_every_layer_comes_from_the_operations():
 
 
 def test_a_block_is_pre_norm_attention_and_mlp():
-    """Against torch's own attention with the same weights."""
+    """Compared with torch's own attention with the same weights."""
     torch.manual_seed(0)
     block = ContentAdapter(tokens_adapter(PLAIN, 1, 2, 48)).blocks[0].eval()
     x = torch.randn(2, 5, 32)

@@ -1,4 +1,4 @@
-"""Whole evaluations on a micro model and networks of random weights, and what is missing or wrong."""
+"""Whole evaluations with a micro model and random networks, and what happens if inputs are missing or wrong."""
 
 import dataclasses
 import pickle
@@ -35,7 +35,7 @@ from training.measure import composites, evaluation, networks, report, statistic
 
 @pytest.fixture(scope="module")
 def first_run(bench, backbones, tmp_path_factory) -> Path:
-    """The folder of a run; tests leave it as it is."""
+    """The folder of a run; tests must not change it."""
     folder = tmp_path_factory.mktemp("run") / "out"
     evaluate.main(words(bench, folder, "--metrics", *LIGHT, "retrieval", backbones=backbones))
     return folder
@@ -254,7 +254,7 @@ def test_a_torchvision_of_another_torch_is_a_sentence(bench, tmp_path, metric, m
 
 
 def some_network(metric: str, folder: Path) -> None:
-    """Something under the name that a metric looks for, which it does not get to load."""
+    """A placeholder under the name that a metric looks for; it is never loaded."""
     path = folder / NEEDS[metric]
     path.parent.mkdir(exist_ok=True)
     torch.save({}, path)

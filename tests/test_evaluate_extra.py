@@ -1,4 +1,4 @@
-"""DreamSim, LPIPS and FID on networks of random weights: what the evaluation needs the extra `evaluate` for."""
+"""DreamSim, LPIPS and FID on random networks: the parts of the evaluation that need the extra `evaluate`."""
 
 import re
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def small_vit(patch_size: int) -> VisionTransformer:
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory) -> Iterator[Path]:
-    """Every network of the metrics that are measured by default, small where its architecture allows."""
+    """Every network of the default metrics, small if its architecture allows it."""
     folder = write_backbones(tmp_path_factory.mktemp("backbones"))
     (folder / "checkpoints").mkdir()
     tensors = {

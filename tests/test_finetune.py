@@ -1,4 +1,4 @@
-"""Fine-tuning to one object, from a few photos; two steps on a CPU."""
+"""Fine-tuning to one object from a few photos; two steps on a CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tuned(data, few_photos, tmp_path_factory) -> Path:
-    """The folder of a run of two steps on those."""
+    """The folder of a run of two steps on these photos."""
     root = tmp_path_factory.mktemp("finetune")
     backgrounds = ["--backgrounds", str(data / "photos" / "train"), "--limit", "2"]
     subject.main([str(few_photos), "--output", str(root / "data"), *backgrounds])

@@ -1,5 +1,7 @@
-"""A spike for docs/flux2.md: a narrow FLUX.2 takes the adapter's tokens for its text's, and is trained and sampled by
-the clean-background rule for flow models. Nothing of it is in the package."""
+"""A spike for docs/flux2.md: a narrow FLUX.2 takes the adapter's tokens in place of its text's.
+
+It is trained and sampled with the clean-background rule for flow models. None of this is in the package.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def adapter() -> ContentAdapter:
 
 
 def positions(latents: torch.Tensor, time: int = 0) -> torch.Tensor:
-    """(B, C, h, w) -> (h * w, 4): FLUX.2's coordinates of picture (`time`), row, column and, for text, place."""
+    """(B, C, h, w) -> (h * w, 4): FLUX.2's coordinates of picture (`time`), row, column and, for text, position."""
     height, width = latents.shape[2:]
     return torch.cartesian_prod(torch.tensor([time]), torch.arange(height), torch.arange(width), torch.tensor([0]))
 
@@ -56,9 +58,10 @@ def predict(
     context: torch.Tensor,
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """seen (B, C, h, w), time (B,) in [0, 1], context (B, N, C') -> the velocity (B, C, h, w).
+    """Predict the velocity (B, C, h, w).
 
-    reference (B, C, h, w): a clean picture beside it, FLUX.2's own way of editing.
+    seen: (B, C, h, w). time: (B,) in [0, 1]. context: (B, N, C'). reference: (B, C, h, w), a clean picture beside it,
+    FLUX.2's own way of editing.
     """
     count = len(seen)
     tokens, places = seen.flatten(2).transpose(1, 2), positions(seen)
@@ -82,9 +85,9 @@ def flow_loss(model, target, background, hole, context, generator) -> torch.Tens
 
 @torch.no_grad()
 def sample(model, background, hole, context, noise, steps: int) -> torch.Tensor:
-    """Euler from noise; what the model sees outside the hole is the clean background, at every time.
+    """Euler from noise; outside the hole the model always sees the clean background.
 
-    Here the rule needs no factor: a flow model's input is not scaled, as an epsilon model's is.
+    Here the rule needs no factor: a flow model's input is not scaled, unlike an epsilon model's.
     """
     times = torch.linspace(1, 0, steps + 1)
     latents = noise
@@ -104,7 +107,7 @@ def scene() -> tuple[torch.Tensor, ...]:
 
 
 def test_two_objects_are_learned_in_the_hole_and_drawn_there():
-    """Overfitted to two pairs, the model draws the object whose tokens it is given, and not the other."""
+    """Overfitted to two pairs, the model draws the object whose tokens it is given, and not the other one."""
     model, tokens_to_context = narrow_flux(), adapter()
     target, background, hole, tokens = scene()
     background, hole = background[:1].expand(2, -1, -1, -1), hole[:1].expand(2, -1, -1, -1)
@@ -147,7 +150,7 @@ def test_a_reference_picture_beside_it_is_seen_and_costs_its_tokens():
 
 
 def test_true_shapes():
-    """klein 4B: 3,876 million parameters; the matte of 8 x 8 values to a cell adds 128 outputs to as many channels."""
+    """klein 4B: 3,876 million parameters; a matte of 8 x 8 values per cell adds 128 outputs to 128 channels."""
     with torch.device("meta"):
         model = flux2.Flux2Transformer2DModel(
             in_channels=128,

@@ -1,12 +1,12 @@
-"""One composite of each road, against those recorded in tests/golden/composites/.
+"""One composite of each way to make one, compared with those recorded in tests/golden/composites/.
 
-They hold the whole road from the object's photo to the finished picture. On one thread, with the recorded torch on a
-CPU of the recorded capability, they are equal to the last bit; elsewhere no value of 255 differs by more than one.
-After a change that is meant to move them, record them again and say why in the commit:
+They cover everything from the object's photo to the finished picture. On one thread, with the recorded torch on a CPU
+of the recorded capability, they are equal to the last bit; elsewhere no 8-bit value differs by more than one. After a
+change that is meant to affect them, record them again and say why in the commit:
 
     IMPRINT_RECORD=1 python -m pytest tests/test_golden_composites.py
 
-The nodes' is in tests/comfy/test_checks.py.
+The nodes' composite is in tests/comfy/test_checks.py.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ STEPS = 3
 
 
 def compare(name: str, *pictures: Image.Image, made_with: dict[str, str] = HERE) -> None:
-    """Pictures of one height, side by side, with the recorded file of this name.
-
-    made_with: the versions as in `HERE`.
-    """
+    """Compare pictures of one height, side by side, with the recorded file. made_with: versions, as in `HERE`."""
     found = np.concatenate([np.asarray(picture.convert("RGB")) for picture in pictures], 1)
     path, versions = GOLDEN / f"{name}.png", GOLDEN / "recorded.json"
     recorded = json.loads(versions.read_text()) if versions.is_file() else {}
@@ -57,12 +54,12 @@ def compare(name: str, *pictures: Image.Image, made_with: dict[str, str] = HERE)
 
 
 def maps(result) -> list[Image.Image]:
-    """The matte's alpha and shadow, of the height of the crop."""
+    """The matte's alpha and shadow at the crop's height."""
     return [tensor_to_image(each.expand(3, -1, -1)) for each in (result.alpha[0], result.shadow[0])]
 
 
 def ellipse(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
-    """A mask that is no box, with a stroke leaning out of it."""
+    """A mask that is not a box, with a slanting stroke out of it."""
     mask = Image.new("L", (width, height))
     draw = ImageDraw.Draw(mask)
     draw.ellipse(box, fill=255)
@@ -95,14 +92,14 @@ def composite(pipeline: ImprintPipeline, *pictures, steps: int = STEPS, **option
 
 
 def test_pipeline(shipped):
-    """The drawing alone, without detail, and its matte."""
+    """Only the drawing, without detail, and its matte."""
     result = composite(shipped, Image.open(SAMPLES / "duck.webp"), None, *street(), detail=0.0)
     compare("pipeline", *result.images)
     compare("matte", *maps(result))
 
 
 def test_command_line(tmp_path):
-    """From files to a file, with detail; on every processor in fp32."""
+    """From files to a file, with detail, in fp32 on every processor."""
     for name, picture in zip(("background", "mask"), street()):
         picture.save(tmp_path / f"{name}.png")
     words = ["composite", "--object", str(SAMPLES / "duck.webp"), "--out", str(tmp_path / "out.png"), "--device", "cpu"]
@@ -123,7 +120,7 @@ def test_384_pixels(shipped):
 
 
 def test_concat(tmp_path):
-    """The background in channels of its own, for a small model with fresh weights; two results of one call."""
+    """The background in separate channels, with a small model of fresh weights; two results of one call."""
     scene = photo(120, 90, seed=2)
     pipeline = loaded(concat_config(), tmp_path)
     result = composite(pipeline, cutout(50, 40, seed=1), None, scene, ellipse(120, 90, (40, 30, 75, 60)), num_results=2)
@@ -131,9 +128,9 @@ def test_concat(tmp_path):
 
 
 def test_hole_at_the_border(tmp_path):
-    """One that is too small, of a small model with a matte, put back in another mask.
+    """A hole that is too small, with a small model that has a matte, blended in with another mask.
 
-    A background with transparency.
+    The background is transparent in places.
     """
     scene = cutout(120, 90, seed=2)
     hole, wider = ellipse(120, 90, (112, 80, 124, 95)), ellipse(120, 90, (80, 50, 130, 100))

@@ -1,9 +1,9 @@
-"""Ten losses of each stage, and of the decoder's fine-tuning, against those recorded in tests/golden/losses/.
+"""Ten losses of each stage, and of the decoder's fine-tuning, compared with those recorded in tests/golden/losses/.
 
-They hold the whole road from shards to gradients: what pairs are drawn, what the model sees, the losses, the optimizer.
-On one thread, with the recorded torch on a CPU of the recorded capability, they are equal to the last bit; elsewhere to
-1e-4. The held-out losses are of the 24 pairs that `conftest.few_held_out_pairs` leaves. After a change that is meant to
-move them, record them again and say why in the commit:
+They cover everything from shards to gradients: the pairs drawn, the model's inputs, the losses, the optimizer. On one
+thread, with the recorded torch on a CPU of the recorded capability, they are equal to the last bit; elsewhere within
+1e-4. The held-out losses are those of the 24 pairs that `conftest.few_held_out_pairs` keeps. After a change that is
+meant to affect them, record them again and say why in the commit:
 
     IMPRINT_RECORD=1 python -m pytest tests/test_golden_losses.py
 """
@@ -34,7 +34,7 @@ TOLERANCE = 1e-4  # relative, where torch or the CPU is another
 
 @pytest.fixture(scope="module")
 def golden_data(tmp_path_factory) -> Path:
-    """cutouts/, photos/ and captions/ of lossless pictures, and start.safetensors: the same to the last bit
+    """cutouts/, photos/ and captions/ with lossless pictures, and start.safetensors: identical to the last bit
     everywhere.
     """
     root = tmp_path_factory.mktemp("golden")
@@ -64,7 +64,7 @@ def golden_data(tmp_path_factory) -> Path:
 
 
 def train_losses(data: Path, folder: Path, stage: str, *more: str, **changes) -> dict[str, list[float]]:
-    """What the log says of a run's steps and of its held-out pairs."""
+    """The losses that the log gives for a run's steps and for its held-out pairs."""
     options = {"init": data / "start.safetensors", "batch": 4, "images": 4 * STEPS, "save-every": STEPS, "lr": 0.001}
     train.main([*words(data, folder, stage, **options | changes), *more])
     lines = stats(folder)

@@ -1,6 +1,6 @@
-"""A step recorded as a CUDA graph draws what the plain one does.
+"""A step recorded as a CUDA graph draws the same as the plain one.
 
-A tape of operators stands in for the graph: as one, it is replayed in the memory in which it was recorded, whatever
+A tape of operators stands in for the graph: like one, it is replayed in the memory in which it was recorded, whatever
 Python has changed since.
 """
 
@@ -23,7 +23,7 @@ from imprint.unet import evaluated
 
 
 class Tape(TorchDispatchMode):
-    """The operators called since it was entered, each with the very tensors that it took and made."""
+    """Records the operators called while it is active, with the exact tensors that each takes and returns."""
 
     def __init__(self):
         super().__init__()
@@ -69,7 +69,7 @@ def tapes(monkeypatch) -> list[Tape]:
 
 
 def both(pipeline: DrawingPipeline, scene, **settings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures by the plain step, and by the recorded one."""
+    """Pictures of the plain step and of the recorded one."""
     before, pipeline._compiled = pipeline._compiled, None
     plain = run(pipeline, scene, **settings).images
     pipeline._compiled = before or Graphs(evaluated)
@@ -82,7 +82,7 @@ def other(scene):
 
 @pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
 def test_the_picture_is_the_same(pipeline, scene, tapes, scheduler):
-    """Also of another object at another place, by the same graph."""
+    """Also for another object in another place, with the same graph."""
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     plain, made = both(pipeline, scene, guidance_scale=3.0, num_inference_steps=3)
     assert torch.equal(plain, made)
@@ -162,7 +162,7 @@ def test_what_cannot_be_recorded_says_so(pipeline, scene, tapes):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_half_precision_is_recorded_in_channels_last(tmp_path, scene, tapes, monkeypatch, dtype):
-    """No layer between the first and the last reorders the picture; in fp32 nothing changes."""
+    """Between the first and the last, no layer reorders the picture; in fp32 nothing changes."""
     save_checkpoint(tmp_path / "micro.safetensors", fresh_checkpoint(micro_config()))
     pipeline = DrawingPipeline.from_checkpoint(tmp_path / "micro.safetensors", torch_dtype=dtype)
     plain = run(pipeline, scene, num_inference_steps=2).images

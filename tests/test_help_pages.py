@@ -1,4 +1,4 @@
-"""The nodes' help pages and translations, as files; `tests/comfy` sees to it that they agree with the nodes."""
+"""The nodes' help pages and translations, as files; `tests/comfy` checks that they agree with the nodes."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_the_languages_name_the_same_things():
 
 
 def test_numbers_and_choices_are_the_same_in_all_languages():
-    """What a tooltip says of values: its decimal numbers, and the names of files and of choices."""
+    """What a tooltip says about values: its decimal numbers, and the names of files and of choices."""
 
     def values(text: str) -> set[str]:
         return set(re.findall(r"\d\.\d+|[a-z]+_[a-z]+|[a-z-]+\.safetensors|multiband|precise|dpmpp_2m", text))

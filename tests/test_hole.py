@@ -11,7 +11,7 @@ from imprint.hole import Hole, Placement
 
 
 def around(mask: torch.Tensor, resolution: int, context: float = 2.0, multiple: int = 8) -> Placement:
-    """The square around a hole (H, W), however small that is."""
+    """The square around a hole (H, W), however small the hole is."""
     return Hole.find(mask, resolution, context, multiple, cell=0).placement
 
 
@@ -107,7 +107,7 @@ def test_insert_does_not_change_its_input():
 
 
 def test_forth_and_back_keeps_the_picture():
-    """Smooth content survives a crop of larger and of smaller size than the model's."""
+    """Smooth content survives crops that are smaller and larger than the model's resolution."""
     line = torch.linspace(0.1, 0.9, 240)
     frames = (line[:, None] * line)[None, None].repeat(1, 3, 1, 1)
     for size in (20, 60):
@@ -148,7 +148,7 @@ def test_a_hole_from_border_to_border_is_drawn_as_wide_as_the_frame():
 
 @pytest.mark.parametrize("box", [(100, 150, 120, 210), (0, 0, 40, 40), (260, 360, 300, 400), (0, 100, 300, 260)])
 def test_a_part_of_the_frame_is_enough(box):
-    """What is not in the square is never looked at, and the result there is the same."""
+    """What is outside the square is never read, and the result in the square is the same."""
     mask, frames = hole(300, 400, *box), noise(2, 3, 300, 400)
     place = around(mask, 64, 1.7)
     rows, columns = place.area
@@ -285,7 +285,7 @@ def test_no_pixel_changes_outside_the_blend_mask_and_every_crop_maps_back(scene,
 
 
 def inside(place: Placement) -> torch.Tensor:
-    """(H, W): 1 where the frame lies in the square."""
+    """(H, W): 1 where the frame is inside the square."""
     square = torch.zeros(place.height, place.width)
     square[max(0, place.top) : place.top + place.side, max(0, place.left) : place.left + place.side] = 1
     return square

@@ -73,7 +73,9 @@ def test_unreadable_pictures_are_one_sentence(tmp_path):
         with pytest.raises(ImprintError) as caught:
             open_image(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    for path in (tmp_path, tmp_path / "absent.png", tmp_path / "a\0b.png", tmp_path / ("n" * 5000)):
+    with pytest.raises(ImprintError, match="is a folder; give the path of a picture"):
+        open_image(tmp_path)
+    for path in (tmp_path / "absent.png", tmp_path / "a\0b.png", tmp_path / ("n" * 5000)):
         with pytest.raises(ImprintError, match="no such file"):
             open_image(path)
 

@@ -1,6 +1,7 @@
 """--layers: shadow, object and light as pictures that stack to the composite."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,26 @@ from placing import LAYERS, batch, composite, job, pixels, stacked
 
 from imprint import cli, making
 
+ROOT = Path(__file__).parents[1]
+MOST_OFF = 2
+"""Largest difference, in steps of 1/255, between the stacked layers of one object and the composite."""
+
 
 def test_layers_are_pictures_that_stack_to_the_composite(workplace):
     assert cli.main(composite("--mask", "box.png", "--layers", "layers")) == 0
     names = sorted(path.name for path in (workplace / "layers").iterdir())
     assert names == ["1-shadow.png", "2-object.png", "3-light.png"]
     off = np.abs(stacked(workplace / "layers", names) - pixels("out.png"))
-    assert off.max() <= 2 and off.mean() < 0.1  # an editor rounds to 8 bits after each of the three
+    assert off.max() <= MOST_OFF and off.mean() < 0.1  # an editor rounds to 8 bits after each of the three
+
+
+def test_the_pages_say_how_exact_the_stack_is(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["composite", "--help"])
+    pages = [" ".join(capsys.readouterr().out.split())]
+    pages += [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "web/docs/ImprintRelight.md")]
+    for page in pages:
+        assert f"at most {MOST_OFF} of 255 for one object" in page
 
 
 def test_layers_of_several_areas_and_jobs_keep_apart(workplace):

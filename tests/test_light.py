@@ -1,5 +1,4 @@
-"""Light and shadow of a placed object: what is off is off exactly, what is beyond stays, and what the layers stack
-to."""
+"""Light and shadow of a placed object: off is off exactly, the rest of the photo stays, and the layers stack up."""
 
 import itertools
 import json
@@ -29,7 +28,7 @@ SHIPPED = load_light()
 
 
 def placed_at(size: tuple[int, int], box: tuple[int, int, int, int], seed: int = 0) -> PlacedObject:
-    """An ellipse of noise, in 8-bit colours, with a soft edge, in (top, left, bottom, right) of a frame of `size`."""
+    """An ellipse of noise in 8-bit colours, with a soft edge, in (top, left, bottom, right) of a frame of `size`."""
     top, left, bottom, right = box
     high, wide = bottom - top, right - left
     generator = torch.Generator().manual_seed(seed)
@@ -40,7 +39,7 @@ def placed_at(size: tuple[int, int], box: tuple[int, int, int, int], seed: int =
 
 
 def frame_of(size: tuple[int, int], seed: int = 1) -> torch.Tensor:
-    """(1, 3, H, W) of 8-bit noise that is neither black nor white."""
+    """(1, 3, H, W) of 8-bit noise that is never black or white."""
     return torch.randint(30, 226, (1, 3, *size), generator=torch.Generator().manual_seed(seed)) / 255
 
 
@@ -49,7 +48,7 @@ FRAME = frame_of(SIZE)
 
 
 def test_a_mask_s_edge_is_not_seen_in_the_shadow():
-    """It fades there to nothing; and half of a mask is half of object and shadow."""
+    """The shadow fades to nothing there; and half a mask gives half of the object and the shadow."""
     lit = relight(SHIPPED, FRAME, PLACED, 0, 1, light_from="left")
     mask = torch.zeros_like(lit.alpha)
     mask[..., : mask.shape[3] // 2] = 1
@@ -74,7 +73,7 @@ def test_a_shadow_passes_behind_what_is_narrow():
 
 
 def test_off_is_off_exactly():
-    """No light and no shadow: the object's own pixels over the background's, in all bits."""
+    """No light and no shadow: the object's own pixels over the background's, bit for bit."""
     lit = relight(NET, FRAME, PLACED, 0, 0)
     made, part = lit.composite()[0], FRAME[(0, slice(None), *lit.area)]
     colours, alpha = PLACED.within(lit.area)
@@ -107,7 +106,7 @@ def test_beyond_object_and_shadow_every_bit_is_the_background_s(strengths):
 
 @pytest.mark.parametrize("net", [NET, load_light()], ids=["micro", "shipped"])
 def test_what_the_object_hides_is_not_seen_on_it(net):
-    """Two scenes that differ where the object is solid, and there alone."""
+    """Two scenes that differ only where the object is solid."""
     alpha = torch.zeros(96, 96)
     alpha[30:70, 30:66] = 1
     placed = PlacedObject.from_layer(torch.full((3, 96, 96), 0.5), alpha)
@@ -155,7 +154,7 @@ def test_a_softer_shadow_is_smoother_and_as_dark_in_all():
 
 @pytest.mark.parametrize("light_from", ["auto", "left"])
 def test_a_softer_shadow_still_grounds_the_object(light_from):
-    """A thin one, beside the object alone, keeps its darkness there."""
+    """A thin shadow, close beside the object, keeps its darkness there."""
     photo, room = (open_image(SAMPLES / name) for name in ("sloth.webp", "hall.jpg"))
     placed = place_object(ObjectViews.of([photo]), room.size[::-1], None, place=Place(200, 368, 120))
     hard, soft = (relight(SHIPPED, room, placed, 0, 1, softness, light_from) for softness in (0, 1))
@@ -175,7 +174,7 @@ def test_strengths_beyond_their_range_have_a_sentence(values):
 
 
 def test_a_shadow_fades_where_the_square_ends_within_the_frame():
-    """A network that sees black shadow everywhere must not show its square's edge."""
+    """A network that predicts black shadow everywhere must not show its square's edge."""
     net = micro_light()
     net.head[-1].weight.zero_()
     net.head[-1].bias.view(13, 4)[6] = 9
@@ -240,7 +239,7 @@ def test_maps_that_are_not_finite_are_said():
 
 @pytest.mark.parametrize("strengths", [(1, 1), (0, 0), (1.5, 1.5), (0.3, 0.7, 0.5), (0, 1), (1, 0)])
 def test_stacked_layers_are_the_composite(strengths):
-    """In 8 bits, by Pillow's own `alpha_composite`."""
+    """With 8 bits, by Pillow's own `alpha_composite`."""
     lit = relight(NET, FRAME, PLACED, *strengths)
     rows, columns = lit.area
     whole = FRAME.clone()
@@ -282,7 +281,7 @@ def test_a_network_comes_back_from_its_file(tmp_path):
 
 
 def rewritten(path, change) -> None:
-    """The file again, its checksum right, with `change(tensors, config)` made."""
+    """Rewrite the file after `change(tensors, config)`, with a correct checksum."""
     with safe_open(path, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
     config = json.loads(metadata["config"])
@@ -314,6 +313,8 @@ def test_what_is_no_light_network_is_refused(tmp_path, micro_file):
     path = tmp_path / "light.safetensors"
     with pytest.raises(ImprintError, match="no such file"):
         load_light(path)
+    with pytest.raises(ImprintError, match="is a folder; give the path of a light network"):
+        load_light(tmp_path)
     with pytest.raises(ImprintError, match="holds no light network"):
         load_light(micro_file)
     save_file({"a": torch.ones(1)}, path, metadata={"format": "imprint-light"})
@@ -333,7 +334,7 @@ def test_what_is_no_light_network_is_refused(tmp_path, micro_file):
 
 
 def test_the_shipped_network_darkens_the_ground_and_keeps_the_rest():
-    """What any good one does: on plain ground in plain light, an object throws some shadow, and the photo is kept."""
+    """As for any good network: on plain ground in plain light an object casts some shadow, and the photo is kept."""
     frame = torch.full((1, 3, 300, 400), 0.6)
     frame[:, :, :120] = 0.8
     placed = placed_at((300, 400), (120, 160, 240, 240))
@@ -343,7 +344,7 @@ def test_the_shipped_network_darkens_the_ground_and_keeps_the_rest():
 
 
 def shadow_lies(where: str | float) -> tuple[float, float]:
-    """How far right of, and below, the object the middle of the shipped network's shadow lies, on plain ground."""
+    """How far to the right of and below the object the shipped network's shadow has its centre, on plain ground."""
     frame = torch.full((1, 3, 300, 400), 0.6)
     frame[:, :, :120] = 0.8
     placed = placed_at((300, 400), (120, 160, 240, 240))
@@ -364,7 +365,7 @@ def test_a_shadow_falls_away_from_where_the_light_comes_from():
 
 
 def test_a_shadow_is_as_deep_at_the_outline_as_beside_it():
-    """A bright rim there is seen at once."""
+    """A bright rim there would be conspicuous."""
     photo, background = open_image(SAMPLES / "bear.webp"), open_image(SAMPLES / "salon.jpg")
     place = Place(background.width / 2, 0.85 * background.height, 0.35 * background.height)
     placed = place_object(ObjectViews.of(photo, None), background.size[::-1], None, place=place)
@@ -379,7 +380,7 @@ def test_a_shadow_is_as_deep_at_the_outline_as_beside_it():
 
 @pytest.mark.parametrize("share", (0.1, 0.4, 0.6, 0.9))
 def test_the_likeliest_guess_is_the_one_that_most_agree_on(share):
-    """A guess apart from all others is not taken as long as several together are likelier."""
+    """A guess apart from all others is not chosen while several similar ones together are likelier."""
     directions = torch.tensor([[[0.6, 0.4, 0.0], [0.62, 0.41, 0.02], [-0.5, 0.3, 0.3]]])
     chances = torch.tensor([[(1 - share) / 2, (1 - share) / 2, share]]).log()
     assert bool(likeliest(directions, chances)[0, 0] < 0) == (share > 0.5)

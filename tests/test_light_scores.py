@@ -1,4 +1,4 @@
-"""Light and shadow measured on tasks whose truth is known."""
+"""Light and shadow scores on tasks with known truth."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_truth_gains_all_and_pasting_nothing(tasks, tmp_path):
 
 def test_each_gain_sees_its_own_half_of_the_way(tasks, tmp_path):
     def halfway(task: LightTask) -> np.ndarray:
-        """Half of the light that is missing, all of the shadow twice too deep."""
+        """Half of the missing light, and the whole shadow, twice too deep."""
         inside = task.alpha[..., None] > 0.5
         half = (task.pasted() + task.target) / 2
         return np.where(inside, half, 2 * task.target - task.background)
@@ -92,7 +92,7 @@ def test_a_task_without_ground_has_no_shadow_to_measure(tasks):
 
 
 def test_the_command_composes_scores_and_writes(tasks, tmp_path, capsys):
-    """A network of fresh weights changes little: it has no gain and no shift of the object to confess."""
+    """A network with fresh weights changes little: it has no gain, and no shift of the object to report."""
     path, out = tmp_path / "net.safetensors", tmp_path / "out"
     save_light(path, LightNet(LightConfig(resolution=32, widths=(8, 8, 32))))
     evaluate.main(["light", str(tasks), "--checkpoint", str(path), "--output", str(out)])

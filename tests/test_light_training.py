@@ -1,7 +1,7 @@
-"""The light network's training: light in numbers, pairs, groups in files and memory, the split, and the loop.
+"""The light network's training: radiometry, pairs, groups in files and memory, the split, and the loop.
 
-Groups are drawn here by hand, tiny ones: a disc that stands on level ground. Only the last tests trace paths, and need
-Mitsuba.
+Groups are drawn here by hand, and are tiny: a disc that stands on level ground. Only the last tests trace paths, and
+need Mitsuba.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def panorama(lamp: float = 30.0, rows: int = 64) -> np.ndarray:
 
 
 def draw_group(rng: np.random.Generator) -> trace.TracedGroup:
-    """A disc whose light is that of its place, and to its right half of the ground's light is gone."""
+    """A disc lit by its place; to its right, half of the ground's light is gone."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     alpha = np.hypot(x - 0.4, y - 0.55) < 0.18
     shadow = (abs(y - 0.7) < 0.1) & (x > 0.4) & (x < 0.75) & ~alpha
@@ -91,7 +91,7 @@ def endless(seed: int):
 
 @pytest.fixture
 def folder(tmp_path):
-    """As `training.prepare light` leaves it: 8 groups to train on in two files, 4 held out."""
+    """A folder like that of `training.prepare light`: 8 groups to train on in two files, 4 held out."""
     folder = tmp_path / "groups"
     folder.mkdir()
     places = [{"name": f"place{index}", "sky": False, "held_out": False} for index in range(PLACES)]
@@ -211,7 +211,7 @@ def test_rendered_pairs_show_the_object_in_two_lights_over_one_background(folder
 
 
 def test_light_of_two_places_adds_up(folder):
-    """As the sum of two pictures does, with the shadows of both."""
+    """As the sum of two pictures, including both shadows."""
     groups = read(folder).groups
     chosen = groups.radiance[:8]
     one, two = (F.one_hot(torch.full((8,), light), scenes.LIGHTS + 1).float() for light in (0, 1))
@@ -450,7 +450,7 @@ def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
     batch = fit.plain_batches(read(folder).groups)[0]
 
     class Known(torch.nn.Module):
-        """What is true, or nothing."""
+        """Predicts the truth, or nothing."""
 
         def __init__(self, true: bool):
             super().__init__()
@@ -515,16 +515,23 @@ def test_a_loss_that_is_not_finite_is_said_and_nothing_written(folder, tmp_path)
 def test_a_network_of_another_size_is_said(folder, tmp_path):
     settings = relight_settings(groups=(folder,), output=tmp_path / "net.safetensors", side=64)
     with pytest.raises(
-        ImprintError, match=r"groups are of 32 px, --side of 64; make groups of 64 px, or give --side 32"
+        ImprintError,
+        match="^the groups are 32 px wide, but a new network takes 64 px; make groups of 64 px, or give --side 32$",
     ):
         fit.relight_training(settings)
     init = tmp_path / "init.safetensors"
     save_light(init, fit.make_net(settings, 64))
     with pytest.raises(
-        ImprintError, match=r"--init's network .* of 64; make groups of 64 px, or leave --init out and give"
+        ImprintError,
+        match=r"^the groups are 32 px wide, but the network of --init, \S+, takes 64 px; make groups of 64 px, or "
+        r"leave --init out and give --side 32$",
     ):
         fit.relight_training(replace(settings, init=init, side=SIDE))
-    with pytest.raises(ImprintError, match=r"--teachers's network .* of 64; make groups of 64 px"):
+    with pytest.raises(
+        ImprintError,
+        match=r"^the groups are 32 px wide, but a network of --teachers, \S+, takes 64 px; make groups of 64 px, or "
+        r"give teachers for 32 px$",
+    ):
         fit.relight_training(replace(settings, teachers=(init,), side=SIDE))
 
 
@@ -540,7 +547,7 @@ def test_a_network_that_is_read_is_not_written_over(folder, tmp_path, option):
 
 
 def make_nets(count: int) -> list[LightNet]:
-    """Of random weights, that say different things."""
+    """Networks with different random weights."""
     nets = []
     for seed in range(count):
         net = fit.make_net(relight_settings(groups=(), output="x", seed=seed), SIDE).requires_grad_(False)
@@ -650,7 +657,7 @@ def test_ctrl_c_is_one_line(words, said, capsys, monkeypatch):
 
 
 def test_the_commands_of_the_page_are_understood():
-    """Options are parsed as they stand in docs/light.md; files that a command reads need not be there."""
+    """Options are parsed as they are written in docs/light.md; input files need not exist."""
     from test_training_docs import commands
     from torch.distributed.run import get_args_parser
 
@@ -702,7 +709,7 @@ def looking_at_the_origin(**changes) -> scenes.View:
 
 @pytest.mark.parametrize("turn", [0.0, 70.0])
 def test_a_white_sphere_returns_the_irradiance(mitsuba, turn):
-    """Conventions of panorama, turn and normals, by Mitsuba's own sphere and matt surface."""
+    """Conventions of panorama, rotation and normals, checked with Mitsuba's own sphere and matt surface."""
     made = tracer.Tracer("scalar_rgb", [panorama(8.0)], SIDE, 200)
     white = {"type": "diffuse", "reflectance": {"type": "rgb", "value": 1.0}}
     ball = {"thing": mitsuba.load_dict({"type": "sphere", "radius": 0.5, "center": [0, 0.4, 0], "bsdf": white})}
@@ -824,9 +831,7 @@ def test_a_ball_on_the_ground_darkens_it_and_stands_there(mitsuba, tmp_path):
 
 
 def test_a_group_does_not_depend_on_those_before_it(mitsuba, tmp_path):
-    """One light takes all panoramas by turns: a new tracer, whose light began as another one, makes the same
-    numbers.
-    """
+    """One light takes each panorama in turn: a new tracer, whose light began as another one, gives the same numbers."""
     from training.render.meshes import load_parts
 
     folder = ball_and_box(tmp_path / "meshes")

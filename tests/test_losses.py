@@ -83,7 +83,7 @@ def test_conditions_are_dropped_at_the_given_rate():
 
 
 def test_the_teacher_s_guided_prediction_is_the_target():
-    """A student that says what the teacher says with guidance has no loss; without the object, without guidance."""
+    """A student that predicts the teacher's guided output, without the object its unguided one, has no loss."""
     modules = build_modules(micro_config(), with_vae=False)
     load_modules(modules, fresh_checkpoint(micro_config()))
     model, alpha_bar = Model(modules, micro_config()).eval(), alphas_cumprod(micro_config().noise).float()
@@ -122,7 +122,7 @@ def test_the_teacher_s_guided_prediction_is_the_target():
     ids=["epsilon", "v", "v that ends in a little signal"],
 )
 def test_min_snr_weighs_the_implied_picture_s_error_by_the_clamped_snr(config):
-    """Checked by the definition: a small error of the prediction, turned into the error of z_0 that it implies."""
+    """By the definition: a small error of the prediction, converted to the error of z_0 that it implies."""
     alpha_bar = alphas_cumprod(config)[[1, 100, 400, 700, 990]]
     signal, spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     clean, noise, wrong = 0.3, -1.2, 0.01
@@ -159,7 +159,7 @@ def test_timesteps():
 
 @pytest.mark.parametrize(("image_tokens", "text_tokens"), [(9, 9), (257, 77), (5, 9)])
 def test_translation_compares_token_by_token(image_tokens, text_tokens):
-    """L1 where both have as many tokens; where not, means of neighbours."""
+    """L1 if both have the same number of tokens; otherwise between means of neighbouring tokens."""
     context, text, nothing = (
         torch.randn(3, image_tokens, 8),
         torch.randn(3, text_tokens, 8),

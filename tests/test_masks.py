@@ -28,7 +28,7 @@ def disc(height: int, width: int, row: float, column: float, radius: float) -> t
 
 
 def star() -> torch.Tensor:
-    """Thin arms: an outline that coarser levels must simplify."""
+    """Thin arms, an outline that coarser levels must simplify."""
     mask = disc(96, 120, 50, 60, 6)
     mask[20:80, 59:61] = 1
     mask[49:51, 30:90] = 1
@@ -36,7 +36,7 @@ def star() -> torch.Tensor:
 
 
 def scattered() -> torch.Tensor:
-    """Two parts far from each other."""
+    """Two parts that are far apart."""
     return torch.maximum(disc(96, 120, 10, 10, 5), disc(96, 120, 80, 100, 9))
 
 

@@ -1,4 +1,4 @@
-"""The matte: the maps and their targets, the picture, growing one, and the pipeline with it."""
+"""The matte: the maps and their targets, the picture, adding a matte to a model, and the pipeline with one."""
 
 import dataclasses
 
@@ -25,9 +25,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_maps_are_the_targets_backwards():
-    """Blocks of the matte's own size, wholly object or free; a shadow that grows evenly: what is trained is what is
-    read.
-    """
+    """Reading inverts the targets for blocks of the matte's size, all object or all free, and for a smooth shadow."""
     config = matte_config()
     size = config.latent.downscale // config.matte
     alpha = (noise(2, 16, 16, seed=1) > 0.5).float()
@@ -48,7 +46,7 @@ def test_the_maps_are_the_targets_backwards():
 
 
 def test_the_latent_s_grid_does_not_show_in_a_shadow():
-    """Of cells that are dark and light in turn, little is left; of all together, their mean."""
+    """Alternating dark and light cells almost vanish; over all cells, their mean remains."""
     board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
     _, shadow = matte_pixels(board.expand(1, 8, 8, 8), WHOLE, matte_config())
     flat = torch.tensor([-1.0, 1.0]).sigmoid().sub(0.05).div(0.9)
@@ -140,7 +138,7 @@ def test_a_grown_matte_leaves_the_prediction_as_it_was():
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
-    """The same model without a matte and with one that sees the object everywhere, or nowhere, or here and there."""
+    """The same model without a matte, and with one that sees the object everywhere, nowhere, or in random places."""
     folder, plain = tmp_path_factory.mktemp("matte"), fresh_checkpoint(micro_config())
     made = {"plain": plain, "object": with_matte(plain, 2), "nothing": with_matte(plain, 2)}
     made["varied"] = with_matte(plain, 2)
@@ -186,7 +184,7 @@ def test_a_matte_that_sees_nothing_leaves_the_background(pipelines, scene):
 @pytest.mark.parametrize("scheduler, calls", [("EulerDiscreteScheduler", 3), ("HeunDiscreteScheduler", 5)])
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_the_matte_is_the_last_evaluation_s_with_the_object(pipelines, scene, scheduler, calls, guidance):
-    """Also where a scheduler evaluates more than once a step; nothing is evaluated for the matte's sake."""
+    """Even if a scheduler evaluates more than once a step; the matte needs no evaluation of its own."""
     pipeline = DrawingPipeline(**pipelines["varied"].components)
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     config, denoise, holes, outputs = pipeline.model_config, pipeline.denoise, [], []

@@ -1,5 +1,4 @@
-"""What the evaluation measures, on networks of random weights saved in a folder as the real ones lie there; its
-intervals.
+"""The evaluation's metrics on random networks, saved in a folder in the real ones' layout, and its intervals.
 
 DreamSim, LPIPS and FID, which need the extra `evaluate`, are in `test_evaluate_extra.py`.
 """
@@ -37,7 +36,7 @@ def test_similarity_is_the_cosine_of_the_model_s_own_features(backbones):
 
 
 def test_mobilenet_is_built_from_keras_names(tmp_path):
-    """Against the convolutions written out: TensorFlow pads "same", and batch norm's epsilon is 1e-3."""
+    """Compared with explicit convolutions: TensorFlow pads "same", and batch norm's epsilon is 1e-3."""
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The layouts of data sets that show an object from many sides, and meshes rendered so, into shards."""
+"""Data sets that show an object from many sides, and meshes rendered that way, converted to shards."""
 
 import gzip
 import json

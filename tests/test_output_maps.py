@@ -1,4 +1,4 @@
-"""The alpha and the shadow that the pipeline gives are the ones that its picture was made with."""
+"""The alpha and the shadow that the pipeline returns are the ones that its picture was made with."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def shipped() -> ImprintPipeline:
 def test_the_maps_are_those_that_were_composited(shipped, monkeypatch, settings):
     """picture = alpha * generated + (1 - alpha) * (1 - shadow) * background, in a square that is not resampled.
 
-    The shadow, and nothing else, lies beyond the hole too.
+    Outside the hole, only the shadow changes the picture.
     """
     seen, restore = {}, module.restore_detail
 

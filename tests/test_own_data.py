@@ -1,4 +1,4 @@
-"""One's own objects, data sets in their zips, and captions from anywhere."""
+"""Your own objects, zipped data sets, and captions from anywhere."""
 
 import base64
 import io
@@ -40,7 +40,7 @@ from training.pairs.pictures import Photos, Views
 
 
 def bytes_of(output: Path) -> dict[str, bytes]:
-    """The shards; their keys and records do not say where the data set lies."""
+    """The shards' content; their keys and records do not depend on the data set's location."""
     return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*.tar"))}
 
 
@@ -49,7 +49,7 @@ def bytes_of(output: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def objects(tmp_path):
-    """A mug of tight cut-outs, a bear of photos with masks of three kinds, and a MureCom-like category."""
+    """A mug of tight cut-outs, a bear of photos with three kinds of masks, and a MureCom-like category."""
     root = tmp_path / "things"
     for number in range(2):
         tight = cutout(60, 50, seed=number)
@@ -109,7 +109,7 @@ def test_tight_cut_outs_get_room_on_all_sides(objects, tmp_path):
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("apart", ["mask", ""])
 def test_mvimgnet_s_zips_give_what_its_folders_give(tmp_path, apart, method):
-    """Zips of classes in one folder, of masks in another, as the download tool leaves them."""
+    """Zips of classes in one folder and of masks in another, as the download tool leaves them."""
     write_mvimgnet(tmp_path / "folders", tmp_path / "folders" / "mask")
     prepare("mvimgnet", tmp_path / "folders", tmp_path / "one", views=4)
     save_to = tmp_path / "zips"
@@ -234,7 +234,7 @@ def test_captions_are_drawn_from_anywhere_as_from_a_folder(captioned):
 
 @pytest.fixture
 def server():
-    """A server of chat completions; `asked` holds the requests, `answers` what it says, in turn."""
+    """A server of chat completions; `asked` holds the requests, and `answers` what it replies, in turn."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -36,7 +36,7 @@ def loaded(data) -> tuple[Views, Photos]:
 
 
 def common(data: Path, output: Path, **changes) -> dict:
-    """Settings of a run on a CPU, as `words` has them."""
+    """Settings of a run on a CPU, as in `words`."""
     places = {"cutouts": str(data / "cutouts"), "photos": str(data / "photos"), "init": data / "start.safetensors"}
     return places | {"output": output, "batch": 2, "device": "cpu"} | changes
 
@@ -62,7 +62,7 @@ def test_what_a_step_sees_does_not_depend_on_the_steps_before(data, tmp_path, lo
 
 
 def test_pairs_made_beside_the_steps_are_the_same(data, tmp_path, loaded):
-    """In a thread of their own, a block ahead; also after a step elsewhere."""
+    """In a separate thread, one block ahead; also after a jump to another step."""
     run = Run(parse_train(words(data, tmp_path / "run")))
     maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
     plain, ahead = (Source(maker, run.autoencoder, run.settings, 0, CPU) for _ in range(2))
@@ -138,7 +138,7 @@ def test_pairs_of_every_kind(loaded, stage, kind):
 
 
 def test_composited_pairs_differ_from_their_background_only_in_the_hole(loaded):
-    """The object and its shadow lie in the hole at every level but the tightest, which cuts the shadow off."""
+    """The object and its shadow are inside the hole at every level except the tightest, which cuts the shadow off."""
     maker = PairMaker(micro_config(), "compositing", *loaded, {"rendered": 1.0})
     pairs = maker(40, seeded())
     hole = hole_pixels(pairs.hole, 8).bool()
@@ -148,7 +148,7 @@ def test_composited_pairs_differ_from_their_background_only_in_the_hole(loaded):
 
 @pytest.mark.parametrize(("level", "least", "most"), [("box", 0.75, 1.0), ("precise", 0.4, 0.75)])
 def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, level, least, most):
-    """Two views of an object: bright on the left, bright at the top. Where is the target's bright side?"""
+    """Two views of an object, bright on the left and bright at the top: which side of the target is bright?"""
     views = torch.full((2, 4, 48, 48), 255, dtype=torch.uint8)
     views[0, :3, :, 24:], views[1, :3, 24:] = 40, 40
     box, one = torch.tensor([[0, 0, 48, 48]] * 2), torch.tensor([1])
@@ -178,7 +178,7 @@ def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, l
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_light_of_a_place_falls_on_scene_and_object_but_not_on_the_reference(loaded, monkeypatch, kind):
-    """By lamp light, the same pair: of its picture every channel is dimmed, also where the object is."""
+    """The same pair by lamplight: every channel of its picture is dimmed, including the object."""
     lamp, made = torch.tensor([0.5, 0.4, 0.2])[:, None, None], []
     for light in (torch.ones(3, 1, 1), lamp):
         monkeypatch.setattr(holes, "scene_light", lambda draw, count, light=light: light)
@@ -209,7 +209,7 @@ def test_every_contact_shadow_is_dark_where_the_object_stands_and_nowhere_above_
 
 
 def test_shadows_fall_where_the_light_of_their_place_throws_them():
-    """To the right, to the left, forwards, and hardly at all; what is not known is drawn."""
+    """To the right, to the left, forwards, and hardly at all; an unknown shadow is drawn at random."""
     alpha = torch.zeros(5, 1, 96, 96)
     alpha[:, :, 40:60, 40:56] = 1
     known = torch.tensor([[1.0, 0.3, 0.6], [-1.0, 0.3, 0.6], [0.0, -0.8, 0.6], [0.0, 0.3, 0.0], [torch.nan] * 3])
@@ -224,7 +224,7 @@ def test_shadows_fall_where_the_light_of_their_place_throws_them():
 
 
 def relit_views(scene_colour: tuple[int, int, int] = (20, 60, 200)) -> Views:
-    """Two objects of two views; the first view of each again, dark, before a plain scene."""
+    """Two objects with two views each; the first view of each is repeated, dark, in front of a plain scene."""
     samples = []
     for name in ("a", "b"):
         for frame in range(2):

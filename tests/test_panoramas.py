@@ -1,5 +1,4 @@
-"""The light of panoramas: what is taken for the strongest light, where a camera sees it, and what it does to an
-object."""
+"""The light of panoramas: which light counts as the strongest, where a camera sees it, and its effect on an object."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ LAMP = 4  # pixels across
 
 
 def room(azimuth: float, elevation: float, strength: float = 400.0, walls: float = 0.2) -> np.ndarray:
-    """(64, 128, 3): grey walls, and a square orange lamp in a direction of degrees."""
+    """(64, 128, 3): grey walls, and a square orange lamp in a direction given in degrees."""
     radiance = np.full((64, 128, 3), walls, np.float32)
     row, column = round((0.5 - elevation / 180) * 64), round((azimuth / 360 + 0.5) * 128)
     radiance[row - LAMP // 2 : row + LAMP // 2, column - LAMP // 2 : column + LAMP // 2] = strength * np.array(
@@ -80,7 +79,7 @@ def test_a_camera_sees_the_lamp_where_its_light_comes_from(tmp_path, turn):
     [(90, 45, -1, 0), (-90, 45, 1, 0), (0, 45, 0, 1), (180, 45, 0, -1), (0, 88, 0, 0)],
 )
 def test_shadows_fall_away_from_the_light(azimuth, elevation, lean, rise):
-    """A camera in front of the object, 30 degrees above the ground; light from the right, left, camera, back, above."""
+    """The camera is in front of the object, 30 degrees up; light is from the right, left, front, back and above."""
     rotation = cameras.look_at(cameras.direction(0, math.radians(30)))
     direction = cameras.direction(math.radians(azimuth), math.radians(elevation))
     found = panoramas.cast_shadow(direction, np.ones(3), np.ones(3) * 0.2, rotation)
@@ -91,9 +90,7 @@ def test_shadows_fall_away_from_the_light(azimuth, elevation, lean, rise):
 
 
 def test_an_object_is_lit_from_where_the_lamp_is(tmp_path):
-    """A white ball in rooms with a lamp: its bright side is the lamp's, its scene is the room, its outline its
-    view's.
-    """
+    """A white ball in rooms with a lamp: its bright side faces the lamp, and its outline is the original view's."""
     import trimesh
 
     ball = trimesh.creation.icosphere(subdivisions=3)

@@ -69,7 +69,7 @@ def test_feathering_inwards_leaves_everything_outside_the_hole(pipeline, scene, 
 
 
 def test_a_hole_that_fills_the_square_is_feathered_all_around(pipeline, scene):
-    """The square's own border is the hole's: the soft edge within must be there too."""
+    """The square's own border is the hole's border: it needs the soft edge too."""
     subject, background, _ = scene
     hole = rectangle(120, 90, (30, 20, 70, 60))
     image = run(pipeline, (subject, background, hole), context=1.0, feather_pixels=0, feather_inwards=4).images[0]
@@ -102,7 +102,7 @@ def test_another_object_changes_only_the_inside(pipeline, scene):
 
 
 def test_what_lay_in_the_hole_makes_no_difference(pipeline, scene):
-    """No pixel of it reaches the model; with a hard edge none reaches the picture."""
+    """No pixel of it reaches the model; with a hard edge, none reaches the picture."""
     subject, background, hole = scene
     other = background.copy()
     other.paste(photo(35, 30, seed=8), (40, 30))
@@ -144,7 +144,7 @@ def test_generators_that_do_not_fit(pipeline, scene):
 
 
 def test_the_callback_s_tensors_are_those_there_are(pipeline, scene):
-    """diffusers' own words."""
+    """The error is diffusers' own."""
     with pytest.raises(ValueError, match=r"has to be in \['latents'\], but found \['prompt_embeds'\]"):
         run(pipeline, scene, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
 
@@ -259,7 +259,7 @@ def test_output_types(pipeline, scene):
 
 
 def test_outside_the_hole_the_latents_are_the_clean_background_s(pipeline, scene):
-    """At every step the UNet sees the clean background there, and never what is noised (IMPRINT's blend)."""
+    """At every step the UNet sees the clean background there, and never the noised one (IMPRINT's blend)."""
     with patch.object(pipeline.unet, "forward", wraps=pipeline.unet.forward) as forward:
         final = run(pipeline, scene, output_type="latent").images
     seen = [call.args[0] for call in forward.call_args_list]
@@ -281,9 +281,7 @@ def test_guidance_of_one_asks_the_unet_once(pipeline, scene):
 
 
 def test_weights_may_be_brought_to_their_device_layer_by_layer(micro_file, scene, pipeline):
-    """accelerate's hooks, which diffusers' sequential CPU offload sets; with guidance, which needs the null
-    embedding.
-    """
+    """With accelerate's hooks, as in diffusers' sequential CPU offload; guidance needs the null embedding."""
     offloaded = DrawingPipeline.from_checkpoint(micro_file)
     for part in ("encoder", "adapter", "unet", "vae"):
         accelerate.cpu_offload(getattr(offloaded, part), torch.device("cpu"))
@@ -473,7 +471,7 @@ NUMBERS += "detail eta light shadow softness"
 @pytest.mark.parametrize("name", NUMBERS.split())
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "3", [1], True, 10**400, -(10**400)])
 def test_what_is_no_number_is_refused_whoever_makes_the_picture(pipeline, scene, name, value, fit):
-    """Also where the object is placed, and most of them change nothing: a mistake is said before one relies on it."""
+    """Even if the object is placed, which ignores most of them: a mistake must not go unnoticed."""
     subject, background, hole = scene
     with pytest.raises(ImprintError, match=r"it must be a (whole|finite) number"):
         pipeline(subject, None, background, hole, fit=fit, **{name: value})
@@ -494,7 +492,7 @@ def test_gradients_are_off_and_modules_in_evaluation(micro_file):
 
 
 def test_the_checkpoint_decides_the_sizes(tmp_path, scene):
-    """Another resolution and another number of steps, by nothing but the file."""
+    """Another resolution and another number of steps come from the file alone."""
     config = dataclasses.replace(micro_config(), resolution=96)
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=2))
     path = tmp_path / "micro.safetensors"

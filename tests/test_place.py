@@ -1,4 +1,4 @@
-"""Where an object's photo lies in the frame: geometry, edges and the sentences for what cannot be."""
+"""Where an object's photo lies in the frame: geometry, edges and error messages."""
 
 import math
 
@@ -19,7 +19,7 @@ RED = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
 
 
 def subject(high: int, wide: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise (3, h, w) whose mask (h, w) is soft everywhere, so that no edge is cleaned: every pixel is kept."""
+    """Noise (3, h, w) with a mask (h, w) that is soft everywhere: no edge is cleaned, and every pixel is kept."""
     generator = seeded(seed)
     return torch.rand(3, high, wide, generator=generator), torch.full((high, wide), 0.9)
 
@@ -39,8 +39,9 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Ten
 
 
 def test_a_hundred_boxes_keep_the_object_s_proportions():
-    """Its true aspect over the box's from 0.2 to 5: within 5 %, in the box, standing on its lower edge, touching its
-    sides.
+    """The object's aspect ratio over the box's ranges from 0.2 to 5.
+
+    It is within 5 %, in the box, on its lower edge, and touches its sides.
     """
     random = np.random.default_rng(0)
     for ratio in np.geomspace(0.2, 5, 100):
@@ -109,7 +110,7 @@ def test_an_outline_and_fill_are_for_the_model():
 @pytest.mark.parametrize("across", ACROSS)
 @pytest.mark.parametrize("down", DOWN)
 def test_an_aligned_object_lies_where_it_is_told(across, down):
-    """A 20x30 object in a 60x100 frame, 5 pixels kept free along each side; and so in a box."""
+    """A 20x30 object in a 60x100 frame, with 5 pixels kept free along each side; the same in a box."""
     picture, mask = subject(20, 30)
     lefts, tops = {"left": 5, "center": 35, "right": 65}, {"top": 5, "middle": 20, "bottom": 35}
     align = Align(across, down, inset=5 / 60, height=20)
@@ -130,7 +131,7 @@ def test_without_a_height_it_fills_what_the_inset_leaves():
 
 
 def test_the_default_alignment_is_where_a_box_has_it():
-    """But for the side to which half a pixel goes."""
+    """Except for the side to which half a pixel is rounded."""
     for wide in (40, 41, 55):
         mask = box_mask((60, 100), (11, 17, 51, 17 + wide))
         plain = place_object(views(*subject(30, 20)), (60, 100), mask)
@@ -222,7 +223,7 @@ def test_any_turn_is_clockwise_by_so_many_degrees(degrees):
 
 @given(st.tuples(*[st.integers(1, 40)] * 2), st.floats(-60, 100), st.floats(-60, 100), st.floats(1, 90), st.booleans())
 def test_what_lies_outside_the_frame_is_cut_off_and_nothing_else(sides, x, y, height, flip):
-    """Against the same object in a frame that holds all of it."""
+    """Compared with the same object in a frame that contains all of it."""
     picture, mask = subject(*sides)
     # Every edge here is soft, and whole pixels do not move with the frame.
     x, y = round(x), round(y)
@@ -255,7 +256,7 @@ def test_an_object_may_be_larger_than_the_frame_but_not_by_any_size(monkeypatch)
 
 
 def test_the_height_is_the_visible_object_s_and_not_its_photo_s():
-    """A matte's dust far from the object neither shrinks nor lifts it."""
+    """Specks of a matte far from the object neither shrink nor lift it."""
     own = torch.zeros(100, 100)
     own[20:60, 30:50] = 1
     clean = PlacedObject.put(torch.rand(3, 100, 100), own, Place(40, 80, 40), (100, 100))
@@ -301,7 +302,7 @@ def test_filling_needs_a_mask(way):
 
 @pytest.mark.parametrize("grown", [0, 1, 2])
 def test_no_fringe_of_a_white_background_is_left(grown):
-    """A dark disc, photographed before white, with a binary mask that may reach two pixels too far."""
+    """A dark disc, photographed on white, with a binary mask that may be up to two pixels too large."""
     y, x = torch.meshgrid(torch.arange(80) - 39.5, torch.arange(80) - 39.5, indexing="ij")
     distance = (x**2 + y**2).sqrt()
     picture = torch.where(distance < 25, 0.2, 1.0).expand(3, -1, -1)
@@ -334,7 +335,7 @@ def test_a_soft_edge_mixed_with_what_lay_behind_it_loses_it_where_the_object_is_
 @pytest.mark.parametrize("factor", [2, 3, 8])
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_large_photo_made_small_looks_as_if_cleaned_first(factor, soft):
-    """And no fringe either."""
+    """Without a fringe, too."""
     side = 80 * factor
     y, x = torch.meshgrid(torch.arange(side) - side / 2, torch.arange(side) - side / 2, indexing="ij")
     distance = (x**2 + y**2).sqrt()
@@ -457,7 +458,7 @@ def test_nothing_is_no_object():
 
 
 def test_a_line_that_is_reduced_keeps_its_colour():
-    """No pixel of it is far enough from its edge to be surely its own: its own colours are taken all the same."""
+    """No pixel is far enough from its edge to be certainly its own; its own colours are used all the same."""
     picture, line = torch.rand(3, 24, 24), torch.zeros(24, 24)
     line[:, 10] = 1
     picture[:, :, 10] = torch.tensor([0.1, 0.7, 0.4])[:, None]

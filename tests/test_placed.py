@@ -1,4 +1,4 @@
-"""An object that is placed, through the pipeline; the model draws none of them."""
+"""Placed objects in the pipeline; the model draws none of them."""
 
 import numpy as np
 import pytest
@@ -164,7 +164,7 @@ def test_a_large_frame_is_not_copied_as_numbers(placing):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(micro_file, scene, dtype):
-    """The light network in the pipeline's precision; off is off there too."""
+    """The light network has the pipeline's precision; off is off there too."""
     half = ImprintPipeline.from_checkpoint(micro_file, torch_dtype=dtype)
     assert half.light.dtype == dtype
     subject, background, box = scene

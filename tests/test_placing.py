@@ -1,4 +1,4 @@
-"""The options and keys that say where an object goes: on the command line and in jobs files."""
+"""The options and keys that say where an object goes, on the command line and in jobs files."""
 
 import itertools
 import json
@@ -98,7 +98,7 @@ def test_options_of_a_batch_are_for_lines_that_do_not_say(workplace, placing, sc
 
 
 def test_several_objects_in_a_line_are_one_after_another(workplace):
-    """What the line says besides its objects holds for those that do not say it themselves."""
+    """The line's other values apply to objects that do not give their own."""
     first = {"object": "object.png", "mask": "box.png"}
     second = {"object": "object.png", "at": [80, 80], "height": 30, "shadow": 0}
     third = {"object": "layer.png", "placed": True, "light": 0}

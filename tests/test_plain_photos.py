@@ -1,4 +1,4 @@
-"""A plain photo is cut out, by a stand-in for rembg, an extra with weights of its own."""
+"""A plain photo is cut out by a stand-in for rembg, an extra with its own weights."""
 
 import builtins
 import sys
@@ -16,7 +16,7 @@ from imprint.errors import ImprintError
 
 @pytest.fixture
 def rembg(monkeypatch):
-    """A module rembg whose mask is what is not grey; it keeps what it was asked."""
+    """A module rembg whose mask is everything that is not grey; it records its calls."""
     module = ModuleType("rembg")
     module.asked = []
 
@@ -32,7 +32,7 @@ def rembg(monkeypatch):
 
 
 def plain(workplace) -> Image.Image:
-    """object.png on grey, without transparency, also as plain.png."""
+    """object.png on grey, without transparency, as plain.png too."""
     subject = Image.open(workplace / "object.png")
     photo = Image.new("RGB", subject.size, (128, 128, 128))
     photo.paste(subject, mask=subject.getchannel("A").point(lambda value: 255 * (value > 127)))

@@ -1,4 +1,4 @@
-"""What all sources of `training.prepare` share: the split, going on, workers, options, and where the output lies."""
+"""What all sources of `training.prepare` share: the split, resuming, workers, options, and the output's location."""
 
 import json
 import multiprocessing
@@ -36,7 +36,7 @@ def test_where_nothing_is_made_the_command_fails(tmp_path):
 
 @pytest.fixture
 def clips(tmp_path) -> Path:
-    """Twelve clips of three frames in DAVIS's layout, one picture of them broken."""
+    """Twelve clips of three frames in DAVIS's layout, with one broken picture."""
     root = tmp_path / "clips"
     for clip in range(12):
         for frame in range(3):
@@ -131,7 +131,7 @@ def test_the_same_command_gives_the_same_bytes_and_goes_on_where_it_was_stopped(
 
 
 def test_a_new_process_finds_the_package_and_not_the_clone_that_has_its_name():
-    """pytest's default would put the folder above the repository first, which is a package too: for ComfyUI."""
+    """pytest's default would put the folder above the repository first; that is a package too, for ComfyUI."""
     assert str(Path(__file__).parents[2]) not in sys.path
 
 
@@ -214,7 +214,7 @@ def test_a_dry_run_tries_the_output(tmp_path):
 
 
 def test_pictures_of_every_kind_are_srgb_in_shards(tmp_path):
-    """Wide colours are converted, deep grey is scaled, CMYK and what is turned by its EXIF are as they look."""
+    """Wide-gamut colours are converted, 16-bit grey is scaled, CMYK and EXIF-rotated pictures look as intended."""
     plain, root = photo(8, 6, seed=3).resize((WIDTH, HEIGHT), Image.BICUBIC), tmp_path / "in"  # smooth: JPEGs are made
     wide, turned = plain.copy(), plain.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()

@@ -15,7 +15,7 @@ ENCODER = dinov2(width=32, layers=1, heads=2, image_size=56)
 
 
 def reference(picture: Image.Image, margin: float, size: int) -> np.ndarray:
-    """The same cut-out made with Pillow alone, from an object with a hard alpha: (size, size, 3) in [0, 1]."""
+    """The same cut-out made only with Pillow, from an object with a hard alpha: (size, size, 3) in [0, 1]."""
     pixels = np.asarray(picture.convert("RGBA"))
     rows, columns = np.nonzero(pixels[..., 3] > 127)
     top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
@@ -31,7 +31,7 @@ def reference(picture: Image.Image, margin: float, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(300, 220), (90, 200), (41, 37), (20, 20)])
 def test_the_cut_out_is_pillow_s(size):
-    """Reductions, enlargements, tall, wide and odd sizes: at most a rounding apart."""
+    """Reductions, enlargements, tall, wide and odd sizes differ by one rounding step at most."""
     picture = cutout(*size, seed=4)
     _, seen = prepare_object(image_to_tensor(picture), alpha_to_tensor(picture), ENCODER)
     made = seen[0].permute(1, 2, 0).numpy()
@@ -94,7 +94,7 @@ def test_values_are_of_the_encoder_s_own_colours(kind):
 
 @pytest.mark.parametrize("surroundings", ["black", "kept"])
 def test_a_stretched_object_fills_its_square(surroundings):
-    """As Pillow resizes the cropped picture: nothing beyond the object's box has a part in it."""
+    """As when Pillow resizes the cropped picture: nothing outside the object's box has any influence."""
     encoder = dataclasses.replace(ENCODER, fit="stretch", object_margin=0.0, surroundings=surroundings)
     picture, mask = photo(60, 50, seed=1), np.zeros((50, 60), np.uint8)
     mask[8:50, 20:45] = 1
@@ -129,7 +129,7 @@ def test_a_batch_is_its_members():
 
 @pytest.mark.parametrize(("fit", "surroundings"), [("pad", "black"), ("stretch", "black"), ("pad", "kept")])
 def test_a_small_object_in_a_large_photo_takes_little_memory(fit, surroundings):
-    """Nothing of the photo's size is made."""
+    """No tensor has the photo's size."""
     encoder = dataclasses.replace(ENCODER, fit=fit, surroundings=surroundings)
     image, mask = torch.rand(1, 3, 2000, 1500, generator=seeded()), torch.zeros(1, 2000, 1500)
     mask[:, 1700:1800, 40:170] = 1

@@ -1,4 +1,4 @@
-"""The renderer: which identities it plans without OpenGL, and, where there is OpenGL, what it draws."""
+"""The renderer: the identities that it plans without OpenGL and, if there is OpenGL, what it draws."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.render import meshes, renderer, views
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three boxes as meshes, one of them in a folder of its own, and a photo."""
+    """Three boxes as meshes, one of them in its own folder, and a photo."""
     root = tmp_path_factory.mktemp("render")
     (root / "meshes" / "more").mkdir(parents=True)
     for name in ("0", "1", "more/2"):

@@ -1,4 +1,4 @@
-"""Runs that go on otherwise than they began: with other processes or batches, longer, and what they say of it."""
+"""Runs that resume with other processes, other batches or more steps, and what they report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("micro_preset")
 
 
 def back_to_step_two(whole: Path, folder: Path) -> Path:
-    """A copy of an unbroken run of four steps without what it left at its end."""
+    """A copy of an uninterrupted run of four steps without the files written at its end."""
     return shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("state-000000004", "checkpoint.safetensors"))
 
 
@@ -35,7 +35,7 @@ def steps_of(folder: Path) -> list[dict]:
 
 
 def said(folder: Path) -> list[str]:
-    """What the run's log says of how it goes on."""
+    """The lines of the run's log about how it resumes."""
     return [text for line in stats(folder) for text in line.get("goes_on", [])]
 
 
@@ -45,7 +45,7 @@ def same(one: Path, two: Path) -> bool:
 
 
 def nearly_same(one: Path, two: Path) -> None:
-    """Every loss and gradient to a few roundings of 32 bits."""
+    """Every loss and gradient within a few roundings of 32-bit floats."""
     first, second = steps_of(one), steps_of(two)
     assert [line["step"] for line in first] == [line["step"] for line in second]
     for here, there in zip(first, second):
@@ -59,7 +59,7 @@ def nearly_same(one: Path, two: Path) -> None:
 @pytest.mark.parametrize("resolutions", [[], ["--resolutions", "64:2", "32:1"]], ids=["one", "several"])
 @pytest.mark.parametrize("now", [(1, 2, 4), (4, 1, 2), (1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 1, 8)], ids=str)
 def test_a_step_has_the_same_pictures_and_noise_however_it_is_shared_out(data, tmp_path, now, resolutions):
-    """What two processes of batches of four have is what others have of it together, in order."""
+    """The batches of two processes with four pictures each equal what other layouts have together, in order."""
     begun, now = Layout(2, 1, 4), Layout(*now)
     run = Run(parse_train([*words(data, tmp_path / "run", batch=4, block=3), *resolutions]))
     maker = run.maker("train")
@@ -107,8 +107,10 @@ def test_too_few_pictures_to_share_out_are_a_sentence(data, tmp_path):
 
 @at_night
 def test_a_run_goes_on_with_other_processes(data, tmp_path):
-    """Two processes' run goes on in one, and one's in two: with the same batches to the last bit, since a sum of two
-    has no order; with others to rounding.
+    """A run of two processes resumes in one, and the other way round.
+
+    With the same batches the result is the same to the last bit, since a sum of two does not depend on the order; with
+    other batches, up to rounding.
     """
     one, two, changed = {"batch": 2, "accumulate": 2}, {"batch": 2}, {"batch": 1, "accumulate": 2}
     steps = {"steps": 4, "images": 16}
@@ -209,7 +211,7 @@ def test_a_step_of_so_many_pictures_whatever_the_processes(data, tmp_path):
 
 
 def test_a_run_becomes_longer(data, tmp_path, capsys):
-    """The learning rate's warm-up stays the run's own, and its way down ends later."""
+    """The learning rate's warm-up stays as it was, and its decay ends later."""
     folder, without = tmp_path / "run", {"lr-warmup": None, "ema": 0.9}
     train.main(words(data, folder, images=8, **without))
     assert json.loads((folder / "options.json").read_text())["lr_warmup"] == 4  # the first half of a short run

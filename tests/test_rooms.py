@@ -1,4 +1,4 @@
-"""The rooms of the code: who imports whom, what a script is, and how a text is opened."""
+"""The structure of the code: which room imports which, what a script is, and how texts are opened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTINGS = ("arguments", "settings")  # training's
 
 
 def room(*names: str) -> str | None:
-    """Of a module by the parts of its name; None for what is not ours."""
+    """The room of a module, by the parts of its name; None if it is not ours."""
     if names[0] != "training":
         return names[0] if names[0] in TOPS else "comfy" if names[0].startswith("comfy") else None
     if (ROOT / "/".join(names[:2])).is_dir():

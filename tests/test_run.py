@@ -35,14 +35,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory) -> Path:
-    """An unbroken run of four steps."""
+    """An uninterrupted run of four steps."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train.main(words(data, folder, steps=4))
     return folder
 
 
 def back_to_step_two(whole: Path, folder: Path) -> Path:
-    """A copy of the unbroken run without what it left at its end."""
+    """A copy of the uninterrupted run without the files written at its end."""
     return shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("state-000000004", "checkpoint.safetensors"))
 
 
@@ -50,7 +50,7 @@ def back_to_step_two(whole: Path, folder: Path) -> Path:
 
 
 def test_accumulated_batches_are_one_step(data, tmp_path):
-    """Two batches of two make the step that one batch of four makes, on the same pairs, noise and all."""
+    """Two batches of two make the same step as one batch of four, with the same pairs and noise."""
     train.main(words(data, tmp_path / "run", steps=2, images=8, accumulate=2))
     described = json.loads((tmp_path / "run" / "options.json").read_text())
     assert described["steps"] == 2 and [line["pictures"] for line in stats(tmp_path / "run")] == [4, 8, 8]
@@ -203,7 +203,7 @@ def test_eight_bits_need_a_gpu_and_the_package(data, tmp_path, monkeypatch):
 
 
 class LaysOut(torch.optim.AdamW):
-    """Lays parameters out plainly before it updates them, as bitsandbytes does."""
+    """Makes parameters contiguous before it updates them, as bitsandbytes does."""
 
     def step(self, closure=None):
         for parameter in (each for group in self.param_groups for each in group["params"] if each.grad is not None):
@@ -213,7 +213,10 @@ class LaysOut(torch.optim.AdamW):
 
 @pytest.mark.parametrize("package", [None, "bitsandbytes"])
 def test_a_run_in_eight_bits_goes_on_exactly(data, tmp_path, monkeypatch, package):
-    """Weights are laid out before the first step as after it; rounding depends on it. Moments are in the state."""
+    """Weights have the same memory layout before the first step as after it, since rounding depends on it.
+
+    The moments are in the state.
+    """
     kind = pytest.importorskip(package, minversion="0.50").optim.AdamW8bit if package else LaysOut  # 0.50 knows CPUs
 
     def optimizer(model, settings, split):
@@ -251,7 +254,7 @@ def goes_on_as_if_nothing_had_been(folder: Path, command: list[str], whole: Path
 
 @pytest.mark.parametrize("file", ["optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"])
 def test_a_full_disk_leaves_the_last_state(data, tmp_path, monkeypatch, whole, file):
-    """The kernel's own ENOSPC: the file leads to /dev/full when the second state is written."""
+    """The kernel's own ENOSPC: the file points to /dev/full when the second state is written."""
     folder, save = back_to_step_two(whole, tmp_path / "run"), state.Accelerator.save_state
     command = words(data, folder, steps=4)
 
@@ -377,8 +380,9 @@ TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 @at_night
 @pytest.mark.parametrize("device", ["cpu", pytest.param("auto", marks=TWO_GPUS, id="gpus")])
 def test_two_processes_train_one_model_whole_or_split(data, tmp_path, device, monkeypatch):
-    """DDP, and FSDP that splits weights, gradients, the optimizer's state and the average: the same training, and it
-    goes on. On GPUs it takes less memory.
+    """DDP, and FSDP, which shards weights, gradients, the optimizer's state and the average, train the same.
+
+    Both can be resumed. On GPUs, FSDP takes less memory.
     """
     whole, split, again = (tmp_path / name for name in ("whole", "split", "again"))
     changes = {"images": 32, "accumulate": 2, "device": device}

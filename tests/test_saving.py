@@ -1,4 +1,4 @@
-"""The checkpoints that a run leaves while it goes on, and those of its states; a few steps on a CPU."""
+"""The checkpoints that a run keeps while it trains, and those of its states; a few steps on a CPU."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def same(one: Path, two: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory) -> Path:
-    """A run of four steps that saves after each."""
+    """A run of four steps that saves after each step."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train.main(words(data, folder, steps=4, keep=3, **{"save-every": 1}))
     return folder
 
 
 def losses(*values: float):
-    """In the place of `Validation.measure`: these, by turns."""
+    """Replaces `Validation.measure`: returns these values in turn."""
     turns = iter(values)
     return lambda *_: {"held_out_loss": next(turns)}
 
@@ -60,7 +60,7 @@ def test_the_newest_few_are_kept_and_the_last_is_the_result(whole):
 
 
 def test_the_best_outlives_newer_ones_and_a_restart(data, tmp_path, whole, monkeypatch):
-    """The second of four steps is the best; the run is broken off after the third."""
+    """The second of four steps is the best; the run is interrupted after the third."""
     folder, save = tmp_path / "run", State.save
     command = words(data, folder, steps=4, keep=1, **{"save-every": 1})
 
@@ -82,7 +82,7 @@ def test_the_best_outlives_newer_ones_and_a_restart(data, tmp_path, whole, monke
 
 
 def test_checkpoints_of_steps_that_are_done_again_are_dropped(data, tmp_path, whole):
-    """And one that a run still owes is made of the state."""
+    """A missing one is exported from the state."""
     folder = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("state-000000004"))
     (folder / "checkpoint-000000006.safetensors").unlink()
     (folder / "checkpoint-000000008.safetensors").write_bytes(b"of another time")

@@ -1,4 +1,4 @@
-"""diffusers' schedulers: those that the pipeline takes, what they draw, and the noise schedule itself."""
+"""diffusers' schedulers: those that the pipeline accepts, what they draw, and the noise schedule itself."""
 
 import dataclasses
 
@@ -41,9 +41,7 @@ def test_other_schedulers(pipeline, scene, name, prediction):
 
 @pytest.fixture(scope="module")
 def colours():
-    """What the shipped checkpoint draws by a scheduler in so many steps, in 6 x 6 broad colours; the object is the
-    same.
-    """
+    """The shipped checkpoint's drawing of one object with a scheduler and number of steps, in 6 x 6 broad colours."""
     pipeline = DrawingPipeline.from_checkpoint()
     own = pipeline.scheduler
     views = [Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background", "hole")]
@@ -59,7 +57,7 @@ def colours():
 
 @pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
 def test_a_sampler_of_second_order_draws_what_euler_draws(colours, name):
-    """From sigma 4,518 these made another colour, or garbage."""
+    """From sigma 4,518 these gave another colour, or garbage."""
     euler = colours("EulerDiscreteScheduler", 8)
     for steps in (4, 8):
         assert (colours(name, steps) - euler).abs().mean() < 0.08, steps
@@ -89,7 +87,7 @@ def test_eta_reaches_the_schedulers_that_take_it(pipeline, scene):
 
 
 class Oracle(torch.nn.Module):
-    """Stands in for the UNet: knows the clean latents, and predicts v for them exactly."""
+    """Stands in for the UNet: knows the clean latents, and predicts v exactly for them."""
 
     dtype = torch.float32
 
@@ -106,7 +104,7 @@ class Oracle(torch.nn.Module):
 
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", *SCHEDULERS[:3]])
 def test_a_perfect_unet_is_sampled_to_its_picture(pipeline, name):
-    """The noise schedule, its scaling and every scheduler agree with the training's equation, from pure noise on."""
+    """The noise schedule, its scaling and every scheduler agree with training's equation, starting at pure noise."""
     clean = torch.randn(1, 4, 8, 8, generator=seeded(3))
     pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
     noise_config, hole = pipeline.model_config.noise, torch.ones(1, 1, 8, 8)

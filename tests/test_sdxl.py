@@ -1,5 +1,7 @@
-"""SDXL: what its UNet is told beside its context, from its files into a checkpoint, a picture, and two steps of each
-stage; with a narrow one that has all its parts, and with its true shapes where nothing is computed."""
+"""SDXL: its UNet's conditions, converting its files to a checkpoint, a picture, and two steps of each stage.
+
+A narrow model has all of its parts; its true shapes are checked without computing anything.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def preset():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, pretrained) -> Path:
-    """sdxl/ as diffusers saves it, with two text encoders and TAESD; dinov2/ as transformers saves it."""
+    """sdxl/ in diffusers' format, with two text encoders and TAESD; dinov2/ in transformers' format."""
     root = tmp_path_factory.mktemp("sdxl")
     config = sdxl_config()
     torch.manual_seed(2)
@@ -53,7 +55,7 @@ def files(tmp_path_factory, pretrained) -> Path:
 
 
 def test_the_preset_is_sdxl():
-    """Names and shapes of the true UNet, which diffusers makes of the config.json that SDXL's base has."""
+    """Names and shapes of the true UNet, which diffusers builds from the config.json of SDXL's base model."""
     from diffusers import UNet2DConditionModel
 
     config = PRESETS["sdxl"]
@@ -80,7 +82,7 @@ def test_the_preset_is_sdxl():
 
 
 def test_a_forward_and_a_training_step_at_true_shapes():
-    """On `meta`: every layer takes what the one before it gives, there and back, and nothing is computed."""
+    """On `meta`: every layer accepts the output of the one before, forward and backward, and nothing is computed."""
     config = PRESETS["sdxl"]
     with torch.device("meta"):
         model = Model(build_modules(config, with_vae=False), config)
@@ -101,7 +103,7 @@ def test_the_unet_is_told_the_picture_s_size_and_no_text():
 
 
 def test_the_size_counts():
-    """The same latents, told to be of another size, give another answer: the conditions reach the UNet."""
+    """The same latents with another size as the condition give another result, so the conditions reach the UNet."""
     config = sdxl_config()
     torch.manual_seed(0)
     unet = build_unet(config.unet).eval()
@@ -135,8 +137,9 @@ def test_a_diffusers_folder(files, tmp_path, scene):
 
 
 def latent_diffusion_name(name: str, layers: int) -> str:
-    """A tensor's name in latent diffusion's UNet, written from its modules: each level's layers are numbered on, with
-    what halves or doubles the resolution.
+    """A tensor's name in latent diffusion's UNet, derived from its modules.
+
+    Each level's layers are numbered consecutively, including those that halve or double the resolution.
     """
     whole = {
         "conv_in": "input_blocks.0.0",
@@ -205,7 +208,7 @@ def test_other_sizes_are_a_sentence(files, tmp_path, pretrained):
 
 
 def test_the_page_s_commands(data, files, two_encoders, captioned, tmp_path, monkeypatch, scene):
-    """Those of docs/bases.md, as they stand there but for the pictures' sizes: two steps of each stage."""
+    """The commands of docs/bases.md, as written except for the pictures' sizes: two steps of each stage."""
     config = sdxl_config()
     encoder = dinov2(width=128, layers=2, heads=2, image_size=28)
     adapter = tokens_adapter(encoder, layers=1, heads=2, output_width=56)

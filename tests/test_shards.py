@@ -1,4 +1,4 @@
-"""The shards' format, and samples that are not as it says."""
+"""The shards' format, and samples that violate it."""
 
 import dataclasses
 import gzip
@@ -52,7 +52,7 @@ def test_a_shard_is_whole_or_absent(tmp_path):
 
 @pytest.mark.parametrize("left", [100, 512, 600, "member", -1])
 def test_a_shard_that_is_cut_off_is_named_wherever_it_ends(tmp_path, left):
-    """Also between two members: what is left is a shard too, and only the zeros at its end are missing."""
+    """Even between two members: the rest is still a shard, and only the zeros at its end are missing."""
     with shard_writer(tmp_path / "a.tar") as writer:
         for number in range(3):
             writer.write(sample(f"{number}", webp(cutout(8, 8)), "webp", Record("a", "", number, "", "")))
@@ -114,7 +114,7 @@ def test_bad_samples_are_named(tmp_path, lacking):
 
 
 def bad_shard(folder: Path) -> Path:
-    """Four samples, of which one has a mask of another size, and one more pixels than Pillow reads."""
+    """Four samples, one with a mask of another size, and one with more pixels than Pillow reads."""
     with shard_writer(folder / "bad-000000.tar") as writer:
         for number in range(4):
             record, mask = (
@@ -149,7 +149,7 @@ def test_bad_samples_are_sentences_and_may_be_left_out(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("system", ["linux", "any"])
 def test_what_processes_read_is_what_one_reads(tmp_path, monkeypatch, system):
-    """Of two shards: handed over in memory where the system can, through a pipe elsewhere."""
+    """From two shards: handed over in memory if the system can do that, and otherwise through a pipe."""
     for shard in range(2):
         with shard_writer(tmp_path / f"{shard}.tar") as writer:
             for view in range(3):

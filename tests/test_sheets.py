@@ -1,4 +1,4 @@
-"""The sheets to look at: the objects, holes and photos that they say, and the same again."""
+"""The contact sheets: they show the given objects, holes and photos, and are reproducible."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the shipped checkpoint does: ten pairs of a sample object and a box in a photo; and that former ones still
-load."""
+"""The shipped checkpoint on ten pairs of a sample object and a box in a photo; former checkpoints still load."""
 
 import hashlib
 import re
@@ -90,14 +89,16 @@ def read_place(name: str) -> tuple[Image.Image, Image.Image]:
 
 
 def features(picture: torch.Tensor, alpha: torch.Tensor, config: EncoderConfig) -> torch.Tensor:
-    """An object, cut out, in 8 x 8 pixels without their mean: which colour is where."""
+    """An object, cut out, as 8 x 8 pixels minus their mean: which colour is where."""
     _, cutout = prepare_object(picture, alpha, config)
     small = torch.nn.functional.adaptive_avg_pool2d(cutout, 8).flatten()
     return torch.nn.functional.normalize(small - small.mean(), dim=0)
 
 
 def likeness(config: EncoderConfig, made: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """How alike each of `PAIRS`' objects is to its own photo, and by how much more than to the other objects'."""
+    """Similarity of each of `PAIRS`' objects to its own photo, and by how much that exceeds its similarity to the
+    others'.
+    """
     references = []
     for name in OBJECTS:
         photo, mask = read_object(name)
@@ -112,7 +113,7 @@ def likeness(config: EncoderConfig, made: list[torch.Tensor]) -> tuple[torch.Ten
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def drawn(shipped) -> list[tuple]:
-    """Each of `PAIRS` in ten steps, as `finish` takes it."""
+    """Each of `PAIRS` drawn in ten steps, as `finish` takes it."""
     drawings = []
     for name, background in PAIRS:
         scene = shipped.prepare(*read_object(name), *read_place(background))
@@ -124,9 +125,9 @@ def drawn(shipped) -> list[tuple]:
 @torch.no_grad()
 @pytest.mark.parametrize("detail", [0.0, 1.0])
 def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo(shipped, drawn, detail):
-    """Each composite's object, cut out by the predicted alpha, is more like its own reference than like the others'.
+    """Each composite's object, cut out with the predicted alpha, is more like its own reference than like the others'.
 
-    Without detail it is the model's own drawing; with it, mostly the photo.
+    Without detail it is the model's own drawing; with detail, mostly the photo.
     """
     config, made = shipped.model_config.encoder, []
     for (name, background), drawing in zip(PAIRS, drawn):
@@ -148,9 +149,7 @@ def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo
 
 @torch.no_grad()
 def test_by_default_the_photo_itself_stands_in_the_box(shipped):
-    """Ten pairs again, without `fit`: nothing is drawn, so that all of each object is its photo's, in the scene's
-    light.
-    """
+    """Ten pairs again, without `fit`: nothing is drawn, so each object is its own photo in the scene's light."""
     config, made = shipped.model_config.encoder, []
     for name, background in PAIRS:
         scene, hole = read_place(background)
@@ -171,7 +170,7 @@ def test_by_default_the_photo_itself_stands_in_the_box(shipped):
 
 @torch.no_grad()
 def test_words_on_the_object_are_the_photo_s(shipped):
-    """The model cannot draw them; with detail, what is on the object's face is what is on its photo's."""
+    """The model cannot draw them; with detail, the object's face shows what its photo shows."""
     side = 192
     board = torch.nn.functional.interpolate(
         torch.rand(1, 1, 24, 24, generator=seeded()).round(), (side, side), mode="nearest"

@@ -1,4 +1,4 @@
-"""Models of sizes of one's own, from a file."""
+"""Models of custom sizes, from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts for Slurm, run by bash with stand-ins for Slurm's commands: processes of this machine, on its CPU."""
+"""The Slurm scripts, run by bash with stand-ins for Slurm's commands: processes on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ else:
 
 
 class Slurm:
-    """Jobs of the scripts, and what Slurm's commands were asked."""
+    """Jobs of the scripts, and the requests to Slurm's commands."""
 
     def __init__(self, folder: Path):
         self.pids, self.asked, self.log = folder / "pids", folder / "pids.asked", folder / "log"
@@ -70,7 +70,7 @@ class Slurm:
         return self.jobs[-1]
 
     def said(self) -> str:
-        """The end of what the last job printed."""
+        """The end of the last job's output."""
         return self.log.read_text(errors="replace")[-4000:]
 
     def wait_for(self, what: Callable[[], bool], seconds: float = 300) -> None:
@@ -81,7 +81,7 @@ class Slurm:
             time.sleep(0.02)
 
     def end(self) -> None:
-        """Leave no process behind, also where a test failed."""
+        """Leave no process behind, even if a test failed."""
         for job in self.jobs:
             for pid in (*_descendants(job.pid), job.pid):
                 _kill(pid)
@@ -90,7 +90,7 @@ class Slurm:
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Iterator[Slurm]:
-    """Slurm's commands in the PATH, and its variables, of a job with two tasks."""
+    """Slurm's commands in the PATH, and the variables of a job with two tasks."""
     commands = tmp_path / "bin"
     commands.mkdir()
     torchrun = "from torch.distributed.run import main\nmain()"
@@ -112,7 +112,7 @@ def slurm(tmp_path, monkeypatch) -> Iterator[Slurm]:
 
 
 def _free_port() -> int:
-    """One that the scripts choose for the number of a job."""
+    """A port that the scripts choose for a job's number."""
     for port in range(20000 + os.getpid() % 10000, 40000):
         with socket.socket() as one, suppress(OSError):
             one.bind(("127.0.0.1", port))
@@ -134,7 +134,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def command(data: Path, folder: Path, steps: int, **changes) -> list[str]:
-    """A run of a model that a file describes, since the processes do not know the tests' preset."""
+    """A run with a model from a file, since the processes do not know the tests' preset."""
     sizes = folder.with_suffix(".json")
     sizes.write_text(micro_config().to_json())
     given = {"sizes": sizes, "batch": 2, "global-batch": 4, "save-every": 10, "block": 4, "reuse": 8}
@@ -147,7 +147,7 @@ def steps_logged(folder: Path) -> int:
 
 
 def test_a_job_saves_when_its_time_is_up_and_queues_itself_again(data, tmp_path, slurm):
-    """Two processes; the second job goes on as the same run goes on in one process, to the last bit."""
+    """Two processes; the second job continues as the same run in one process would, to the last bit."""
     folder, steps = tmp_path / "run", 60
     job = slurm.begin("requeue.sbatch", command(data, folder, steps))
     slurm.wait_for(lambda: steps_logged(folder) > 0)
@@ -178,7 +178,7 @@ def test_a_job_that_fails_is_not_queued_again(data, tmp_path, slurm):
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_a_run_outlives_a_node(data, tmp_path, slurm, monkeypatch):
-    """Two nodes of a process each; one is lost, and the other goes on alone with as many pictures per step."""
+    """Two nodes with one process each; one is lost, and the other continues alone with as many pictures per step."""
     folder, steps = tmp_path / "run", 60
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("PET_LOCAL_ADDR", "127.0.0.1")
@@ -201,7 +201,7 @@ def test_a_run_outlives_a_node(data, tmp_path, slurm, monkeypatch):
 
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.iterdir()))
 def test_the_scripts_are_whole(script):
-    """bash reads them, and what is given to them reaches the command unchanged, blanks and all."""
+    """bash can parse them, and their arguments reach the command unchanged, including spaces."""
     text = (SCRIPTS / script).read_text(encoding="utf-8")
     assert subprocess.run(["bash", "-n", str(SCRIPTS / script)], check=False).returncode == 0
     assert text.startswith("#!/bin/bash\n") and '-m training.train "$@"' in text

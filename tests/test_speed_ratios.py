@@ -1,4 +1,4 @@
-"""What is fast stays so: ratios of processor time on one thread, which hold on any machine, busy or not. At night."""
+"""Fast code stays fast: ratios of processor time on one thread, which hold on any machine, busy or not; nightly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 
 
 def ratio(work: Callable[[], object], standard: Callable[[], object], rounds: int = 3) -> float:
-    """Processor time of one over another's: the median of rounds in which both take turns."""
+    """Processor time of one relative to another: the median over rounds in which both take turns."""
 
     def spent(call: Callable[[], object]) -> float:
         began = time.process_time()
@@ -56,7 +56,7 @@ def drawing(how: Making, fit: str = "fill") -> Callable[[], object]:
 
 
 def test_the_command_s_steps():
-    """Against 20 steps of Euler: measured 0.57 by default, 0.38 with 3 steps, 0.11 for a placed object."""
+    """Relative to 20 steps of Euler: measured 0.57 by default, 0.38 with 3 steps, 0.11 for a placed object."""
     standard = drawing(Making(steps=20))
     assert ratio(drawing(Making()), standard) < 0.65
     assert ratio(drawing(Making(fast=True, dtype="fp32")), standard) < 0.5

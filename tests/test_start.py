@@ -1,4 +1,4 @@
-"""Pretrained parts into a checkpoint: tiny models, saved by the libraries or under the names of their first authors."""
+"""Pretrained parts made into a checkpoint: tiny models, saved by the libraries or under their first authors' names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training import start
 
 
 def meta_names(model, registers: int) -> dict[str, torch.Tensor]:
-    """A transformers model's tensors as Meta's code names them, written from Meta's modules and not from our table."""
+    """A transformers model's tensors under Meta's names, derived from Meta's modules and not from our table."""
     own = IDEncoder(micro_config().encoder)
     own.backbone = model
     hub = own.hub_state_dict()
@@ -61,7 +61,7 @@ def meta_names(model, registers: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def files(pretrained, tmp_path_factory) -> Path:
-    """Those, and dinov2.pth as Meta saves it."""
+    """The pretrained files, and dinov2.pth in Meta's format."""
     root = tmp_path_factory.mktemp("start") / "files"
     shutil.copytree(pretrained, root)
     torch.save(meta_names(random_dinov2(), 0), root / "dinov2.pth")
@@ -76,7 +76,7 @@ def presets(monkeypatch):
 
 
 def kl_config() -> ImprintConfig:
-    """The sizes of `third_party/small.txt`, the two-level UNet of a single file, with SD's own autoencoder."""
+    """The sizes of `third_party/small.txt`, a single file's two-level UNet, with SD's own autoencoder."""
     encoder = dataclasses.replace(micro_config().encoder, image_size=28)
     return micro_config(
         encoder=encoder,
@@ -106,9 +106,7 @@ def test_a_diffusers_folder_and_a_hub_folder(files, tmp_path, scene, capsys):
 
 
 def test_new_channels_change_nothing_at_first(files, tmp_path):
-    """Nine input channels of four, and a matte: whatever lies in the new ones, the UNet's answer is the one it gave
-    before.
-    """
+    """From four input channels to nine, and a matte: whatever the new channels hold, the UNet's output is unchanged."""
     words = "--unet", files / "sd", "--encoder", files / "dinov2", "--config", "micro-matte", "--background", "concat"
     checkpoint = load_checkpoint(made(tmp_path, *words))
     assert checkpoint.config.background == "concat" and checkpoint.config.unet.in_channels == 9
@@ -133,7 +131,7 @@ def test_an_adapter_with_as_many_tokens_as_the_text(files):
 @pytest.mark.parametrize(("swiglu", "registers"), [(False, 0), (True, 0), (False, 3)])
 @pytest.mark.parametrize("layout", ["hub", "meta"])
 def test_dinov2_answers_as_in_transformers(files, tmp_path, swiglu, registers, layout):
-    """At the configuration's 28 px, where transformers resamples the positions of its 56 px grid at every call."""
+    """At the configuration's 28 px; transformers interpolates the positions of its 56 px grid at every call."""
     model = random_dinov2(swiglu, registers)
     if layout == "hub":
         model.save_pretrained(tmp_path / "encoder")
@@ -186,7 +184,7 @@ def test_a_dinov3_that_cannot_be_taken_is_a_sentence(files, tmp_path):
 
 
 def test_a_single_file_with_latent_diffusion_s_names(files, tmp_path):
-    """The random weights under released names, as `test_third_party.py` compares them with the authors' code."""
+    """The random weights under released names; `test_third_party.py` compares them with the authors' code."""
     named = {
         name: tensor
         for name, tensor in random_weights("small", "objectstitch").items()

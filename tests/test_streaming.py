@@ -1,4 +1,4 @@
-"""Shards from anywhere, split by process, and a window over them that slides on while a model trains."""
+"""Shards from anywhere, split by process, and a window over them that moves on while a model trains."""
 
 import functools
 import io
@@ -37,7 +37,7 @@ def encoded(picture: Image.Image) -> bytes:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """views/ of two objects a shard, photos/ of a clip and a background a shard; five shards each."""
+    """views/ with two objects per shard, photos/ with a clip and a background per shard; five shards each."""
     root = tmp_path_factory.mktemp("stream")
     for number in range(COUNT):
         with shard_writer(root / "cutouts" / f"v-{number}.tar") as writer:

@@ -1,4 +1,4 @@
-"""Third-party released files: what their own code makes of them is what ours makes of them."""
+"""Third-party released files: our code computes the same from them as their own code."""
 
 import dataclasses
 import json
@@ -42,13 +42,12 @@ from imprint.vae import decode, encode
 POSITION_IDS = "cond_stage_model.transformer.vision_model.embeddings.position_ids"
 
 
-# --- against their code
-# ------------------------------------------------------------------------------------------------
+# --- against their code ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=third_party_weights.KINDS)
 def against(request):
-    """(our pipeline with the seeded weights, what their code gave, what both were given); in fp32."""
+    """(our pipeline with the seeded weights, their code's results, the inputs of both); in fp32."""
     checkpoint = with_diffusers_names(from_tensors(third_party_weights.random_weights("small", request.param)))
     assert kind_of(checkpoint.config) == request.param
     modules = build_modules(checkpoint.config)
@@ -62,7 +61,7 @@ def against(request):
 
 
 def seen_of_the_object(pipeline, golden, scene):
-    """What our encoder and adapter make of the pixels that theirs were given: context, and local tokens or None."""
+    """What our encoder and adapter compute from the pixels that theirs received: context, and local tokens or None."""
     config = pipeline.model_config.encoder
     given = scene["pixels"] if config.local_layer else golden["pixels"]
     tokens, local = config.split(pipeline.encoder(given))
@@ -70,7 +69,7 @@ def seen_of_the_object(pipeline, golden, scene):
 
 
 def test_their_code_s_object_is_ours(against):
-    """Cut out and resized to at most 1.5 steps of 8 bits; Paint-by-Example's own script resizes by Pillow's BICUBIC."""
+    """Cut out and resized within 1.5 steps of 8 bits; Paint-by-Example's own script resizes with Pillow's BICUBIC."""
     pipeline, golden, scene = against
     pixels, _ = prepare_object(scene["object"], scene["mask"], pipeline.model_config.encoder)
     std = 0.26  # of CLIP's colours: the golden pixels are normalised
@@ -100,7 +99,7 @@ def test_their_code_s_prediction_is_ours(against):
 
 
 def test_their_sampler_s_latents_after_ten_steps_are_ours(against):
-    """Their DDIM of ten steps, guidance 5 against the learned vector; the scheduler is made of the pipeline's own."""
+    """Their DDIM with ten steps, guidance 5 against the learned vector; ours is built from the pipeline's scheduler."""
     pipeline, golden, scene = against
     theirs = DrawingPipeline(
         **pipeline.components | {"scheduler": DDIMScheduler.from_config(pipeline.scheduler.config)}
@@ -165,7 +164,7 @@ def test_the_golden_numbers_say_where_they_come_from(kind):
 
 
 def synthetic(size: str, kind: str = "objectstitch") -> dict[str, torch.Tensor]:
-    """Every tensor of a released file with its shape, and one number in each: small on disk."""
+    """Every tensor of a released file with its shape, filled with one number: small on disk."""
     tensors = {}
     for index, (name, shape) in enumerate(third_party_weights.shapes(size, kind).items()):
         trained = kind == "objectstitch" and "c_qkv" in name
@@ -335,7 +334,7 @@ def test_a_page_that_was_saved_as_weights_is_none(tmp_path):
 
 
 def test_an_old_torch_opens_no_pickle(tmp_path, monkeypatch):
-    """Below 2.6 its safe reader is not safe; files of tensors alone are read as ever."""
+    """Below 2.6 its safe reader is not safe; safetensors files are read as always."""
     pickled, plain = tmp_path / "weights.pth", tmp_path / "weights.safetensors"
     torch.save({"state_dict": {"a": torch.zeros(1)}}, pickled)
     save_file({"a": torch.zeros(1)}, plain)
@@ -348,7 +347,7 @@ def test_an_old_torch_opens_no_pickle(tmp_path, monkeypatch):
 
 
 def test_what_lightning_writes_beside_the_weights_is_passed_over(tmp_path, monkeypatch):
-    """Its old versions use classes as keys, and numpy's numbers; neither is imported or made."""
+    """Old versions use classes as keys, and numpy's numbers; neither is imported or created."""
     home = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     home.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": home.__name__})
     for name in ("pytorch_lightning", "pytorch_lightning.callbacks", home.__name__):
@@ -366,6 +365,8 @@ def test_what_lightning_writes_beside_the_weights_is_passed_over(tmp_path, monke
         (b"", "truncated"),
         (b"PK\x03\x04 and no more", "truncated"),
         (b"a text file, no weights", "not a torch file"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", r"not a torch file.*; give the released checkpoint \(.pth, .ckpt, .safetensors\)"),
+        (b"\x80\x02RIFF", r"other.ckpt is truncated or not a torch file; give the released checkpoint"),
         (pickle.dumps({"a": 1}, 2), "other.ckpt"),
     ],
 )
@@ -407,7 +408,7 @@ def test_a_truncated_file(tmp_path):
 
 
 def test_shipped_and_older_configurations_mean_what_they_meant(micro):
-    """None of the fields that came later is in their JSON, and none is written for what needs none."""
+    """None of the newer fields is in their JSON, and none is written for a model that does not need it."""
     from imprint.checkpoint import SHIPPED
 
     added = {"concat_order", "concat_mask", "hole_value", "hole_shape", "changes"}

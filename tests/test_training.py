@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def first_run(data, tmp_path_factory, micro_preset) -> Path:
-    """The folder of stage 1 after two steps, from random weights; tests leave it as it is."""
+    """The folder of stage 1 after two steps, from random weights; tests must not change it."""
     folder = tmp_path_factory.mktemp("run") / "views"
     train.main(words(data, folder))
     return folder
@@ -108,7 +108,7 @@ def test_from_random_weights_everything_is_trained(data, tmp_path):
 
 
 def test_a_killed_run_continues_with_the_losses_of_an_unbroken_one(data, tmp_path):
-    """Killed outright after the fifth of six steps: from the state of the fourth, steps five and six are done again."""
+    """Killed after the fifth of six steps: steps five and six are done again, from the state of the fourth."""
     steps = {"steps": 6}
     train.main(words(data, tmp_path / "unbroken", **steps))
     code = f"""

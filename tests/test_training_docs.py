@@ -1,5 +1,7 @@
-"""The commands of docs/training.md and its topics, run as they stand there: two steps each, on a CPU, with a micro
-model for `tiny`, SD 1.5 and the shipped checkpoint; and those of CONTRIBUTING.md."""
+"""The commands of docs/training.md and its topic pages, and of CONTRIBUTING.md, run as written.
+
+Two steps each, on a CPU, with a micro model for `tiny`, SD 1.5 and the shipped checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ PAGES = ("docs/training.md", "docs/data.md", "docs/512px.md", "docs/cluster.md",
 
 
 def commands(*pages: str) -> list[list[str]]:
-    """Every command of the pages' blocks, in order; continued lines are one."""
+    """Every command in the pages' code blocks, in order; continued lines are joined."""
     text = "\n".join((ROOT / page).read_text() for page in pages or PAGES)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for kind, block in blocks if not kind for line in block.replace("\\\n", " ").splitlines()]
@@ -96,7 +98,7 @@ def test_every_stage_runs_from_the_pages_commands(
 
 
 def test_the_launchers_of_the_pages_know_their_options(data, capsys):
-    """What follows `-m training.train` is understood by it, and what comes before by the launcher."""
+    """`training.train` accepts what follows its name, and the launcher what comes before it."""
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
 
@@ -118,7 +120,7 @@ def test_the_launchers_of_the_pages_know_their_options(data, capsys):
 
 
 def test_the_commands_of_contributing_name_what_there_is(capsys):
-    """Modules are asked for their help, tests and extras are looked for."""
+    """Modules are asked for their help; tests and extras are looked up."""
     extras = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
@@ -160,7 +162,7 @@ def test_contents_name_the_sections(page):
 
 
 def test_the_cost_tables_are_the_command_s_and_its_rates_are_measured(capsys):
-    """The pages hold what `training.costs` prints; its rates are those of the pages that measured."""
+    """The pages contain the output of `training.costs`; its rates are from the pages that measured them."""
     costs.main([])
     tables = capsys.readouterr().out.strip().split("\n\n")
     pages = [(ROOT / f"docs/{name}.md").read_text() for name in ("512px", "512px", "data")]

@@ -1,4 +1,4 @@
-"""The adapter's warm-up, on captioned pictures; a few steps on a CPU."""
+"""The adapter's warm-up on captioned pictures; a few steps on a CPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_translation_pulls_the_adapter_to_the_text(data, tmp_path, captioned, te
 
 
 def test_the_text_encoder_is_stable_diffusion_s(text_encoder):
-    """The last hidden state after the last LayerNorm, padded with the end's token and without an attention mask."""
+    """The last hidden state after the final LayerNorm, padded with the end token and without an attention mask."""
     from transformers import CLIPTextModel
 
     text = TextEncoder(text_encoder, 32, CPU)
@@ -91,7 +91,7 @@ def test_bad_captions_are_named(tmp_path, text_encoder, change, message):
 
 
 def test_bad_captions_may_be_left_out(tmp_path, captioned, text_encoder, data, capsys):
-    """One of them lacks its text, another its picture: the next one stands in, and each is counted once."""
+    """One lacks its text, another its picture: the next one takes its place, and each is counted once."""
     with shard_writer(tmp_path / "train" / "captions-000000.tar") as writer:
         for number in range(4):
             parts = sample(str(number), webp(photo(90, 70, seed=number)), "webp", Record("", "", 0, "test", "CC0"))

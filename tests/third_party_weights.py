@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "third_party"
 KINDS = ("objectstitch", "paint-by-example", "controlcom")
 """The kinds of the common tests; AnyDoor has its own tests."""
 SIDES = {"small": (56, 16), "full": (224, 16)}
-"""Pixels of CLIP's input, and latent cells of the scene, along a side."""
+"""Side of CLIP's input in pixels, and of the scene in latent cells."""
 
 
 def shapes(size: str, kind: str = "objectstitch") -> dict[str, tuple[int, ...]]:
@@ -54,7 +54,7 @@ def _expanded(name: str) -> list[str]:
 
 
 def is_schedule(name: str) -> bool:
-    """Whether a tensor is a table of the noise schedule, not a weight."""
+    """Whether a tensor is a table of the noise schedule and not a weight."""
     return "." not in name and name != "learnable_vector"
 
 
@@ -109,8 +109,10 @@ HOLES = ("box", "shape", "border")
 
 
 def collage_scene(hole: str) -> dict[str, torch.Tensor]:
-    """An object of coarse checks with its mask (1, 3, 300, 400), and a background (1, 3, 700, 800) with one of `HOLES`:
-    a box, an ellipse, or a box at the background's upper border; all in whole 8-bit steps, masks of 0 and 1.
+    """An object of coarse checks with its mask (1, 3, 300, 400), and a background (1, 3, 700, 800) with one of `HOLES`.
+
+    The hole is a box, an ellipse, or a box at the background's upper border. All values are whole 8-bit steps, masks 0
+    and 1.
     """
 
     def checks(name: str, height: int, width: int) -> torch.Tensor:

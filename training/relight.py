@@ -1,10 +1,9 @@
 """Train the light network: python -m training.relight GROUPS ... --output FILE --seconds 500
 
-GROUPS are folders that `python -m training.prepare light` has written, or is writing at the moment (--capacity). FILE
-is what `imprint.lightnet.load_light` reads; beside it appear FILE's .options.json and .stats.jsonl, with the losses and
-the held-out gains: 0 is the object as it is pasted, 1 the truth. Starts on one CPU or GPU, or on many through
-`torchrun`. Ctrl-C or SIGTERM stop it early, and what it has learned is written; a run takes minutes and is not resumed,
---init starts from a file.
+GROUPS are folders that `python -m training.prepare light` has written, or is still writing (--capacity). FILE is read
+by `imprint.lightnet.load_light`; next to it are written its .options.json and its .stats.jsonl, with the losses and the
+held-out gains: 0 is the pasted object, 1 the truth. It runs on one CPU or GPU, or on several through `torchrun`. Ctrl-C
+and SIGTERM stop it early, and save the network. A run takes minutes and cannot be resumed; --init starts from a file.
 """
 
 from __future__ import annotations

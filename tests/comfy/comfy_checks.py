@@ -75,12 +75,12 @@ def module(name: str):
 
 
 def run(node: str, *args, **kwargs):
-    """A node's outputs."""
+    """Run a node and return its outputs."""
     return core.NODE_CLASS_MAPPINGS[f"Imprint{node}"].execute(*args, **kwargs).result
 
 
 def fails(*words: str, call) -> str:
-    """The message of the ImprintError that the call raises; it must hold the words and be one paragraph."""
+    """Return the message of the ImprintError that the call raises; it must contain the words and be one paragraph."""
     try:
         call()
     except ValueError as error:
@@ -94,7 +94,7 @@ def fails(*words: str, call) -> str:
 
 
 def telling(texts: list[str]):
-    """Instead of `tell`: what a node would show is kept."""
+    """Replaces `tell`: records what a node would show."""
     return lambda _, text: texts.append(text)
 
 
@@ -115,11 +115,11 @@ class Scene:
         self.mask[:, 64:200, 80:176] = 1
 
     def encoded(self, *inputs):
-        """Encode Object's output."""
+        """Outputs of Encode Object."""
         return run("IDEncoder", self.clip, *inputs)[0]
 
     def options(self, frame=None, mask=None, **options) -> dict:
-        """The sampler's inputs."""
+        """Inputs of the sampler."""
         given = dict(
             model=self.model,
             vae=self.vae,
@@ -154,9 +154,9 @@ def scene() -> Scene:
 
 
 def write_checkpoint(name: str, change) -> str:
-    """A changed copy of the shipped checkpoint among ComfyUI's models, with a right checksum.
+    """Write a changed copy of the shipped checkpoint to ComfyUI's models, with a correct checksum.
 
-    change: gets the checkpoint, and changes its parts in place or returns another.
+    change: receives the checkpoint, and changes its parts in place or returns another.
     """
     files = module("imprint.checkpoint")
     checkpoint = files.load_checkpoint(files.SHIPPED)
@@ -167,12 +167,12 @@ def write_checkpoint(name: str, change) -> str:
 
 
 def matte_checkpoint() -> str:
-    """The shipped weights with a matte of random ones, which takes values of all kinds."""
+    """The shipped weights with a random matte, which takes values of all kinds."""
     return write_checkpoint("matte.safetensors", with_random_matte)
 
 
 def with_random_matte(checkpoint, cells: int = 4):
-    """cells: of the matte along a latent cell's side; 0 for none."""
+    """cells: the matte's values per side of a latent cell; 0 for none."""
     config, unet = checkpoint.config, dict(checkpoint.parts["unet"])
     kept, generator = config.latent.channels, torch.Generator().manual_seed(1)
     weight, bias = (unet[f"conv_out.{name}"][:kept] for name in ("weight", "bias"))
@@ -199,7 +199,7 @@ def concat_checkpoint() -> str:
 
 
 def sdxl_checkpoint() -> str:
-    """The shipped weights around a narrow UNet of SDXL's kind, with random weights and a matte."""
+    """The shipped weights around a narrow SDXL-like UNet, with random weights and a matte."""
 
     def change(checkpoint):
         unet = module("imprint.config").UNetConfig(
@@ -227,7 +227,7 @@ def sdxl_checkpoint() -> str:
 
 
 def unet_shapes(config) -> tuple[dict, dict]:
-    """ComfyUI's UNet of these sizes: the shape of each tensor, and diffusers' name -> its own."""
+    """ComfyUI's UNet with these sizes: the shape of each tensor, and a map from diffusers' names to its own."""
     options = module("nodes.unet").ModelConfig(config).unet_config
     layers = module("nodes.shapes")
     plain = comfy.model_base.UNetModel(**options, device="meta", operations=layers.PLAIN_LAYERS)
@@ -235,7 +235,7 @@ def unet_shapes(config) -> tuple[dict, dict]:
 
 
 def write_third_party(kind: str) -> str:
-    """A third-party file with the seeded weights, among ComfyUI's models."""
+    """Write a third-party file with the seeded weights to ComfyUI's models."""
     path = MODELS / "imprint" / f"{kind}.pth"
     if not path.exists():
         torch.save({"state_dict": third_party_weights.random_weights("small", kind)}, path)
@@ -243,7 +243,7 @@ def write_third_party(kind: str) -> str:
 
 
 def split_path(of: Scene, sampler: str = "euler", scheduler: str = "simple") -> torch.Tensor:
-    """The same crop by ComfyUI's own nodes."""
+    """The same crop with ComfyUI's own nodes."""
     pixels = torch.where(of.mask[..., None] > 0.5, 0.5, of.frame)
     (latent,) = core.VAEEncode().encode(of.vae, pixels)
     if of.config.background == "blend":
@@ -286,7 +286,7 @@ def check_concat_checkpoints():
 
 
 def check_sdxl_checkpoints():
-    """The graph by ComfyUI's own nodes gives the same; the model is told the size at which it sees its crop."""
+    """A graph of ComfyUI's own nodes gives the same; the model is told the size at which it sees its crop."""
     of = Scene(sdxl_checkpoint())
     model = of.model.model
     assert isinstance(model, comfy.model_base.SDXL) and model.memory_usage_factor == 0.8
@@ -307,7 +307,7 @@ def check_sdxl_checkpoints():
 
 
 def check_core_knows_sdxl_s_true_shapes():
-    """From the names and shapes of our UNet, without its matte, core's detection finds its own SDXL."""
+    """Core's detection finds its own SDXL from our UNet's names and shapes, without the matte."""
     import comfy.model_detection
     import comfy.supported_models
 
@@ -325,8 +325,9 @@ def check_core_knows_sdxl_s_true_shapes():
 
 
 def check_the_spike_of_flux2():
-    """For docs/flux2.md: core's FLUX.2, narrow, takes our tokens as CONDITIONING, and one method shows it the clean
-    background at every step.
+    """For docs/flux2.md: a narrow FLUX.2 of core takes our tokens as CONDITIONING.
+
+    One method shows it the clean background at every step.
     """
     import comfy.supported_models
 
@@ -367,7 +368,7 @@ def check_the_spike_of_flux2():
 
 
 def check_third_party_files():
-    """Third-party files as they lie, against what their own code made of these weights; in fp32."""
+    """Third-party files as released, compared with their own code's results for these weights; in fp32."""
     from safetensors.torch import load_file
 
     unet, noise, encode_views = module("nodes.unet"), module("imprint.noise"), module("nodes.clip_vision").encode_views
@@ -423,7 +424,7 @@ def check_third_party_files():
 
 
 def check_anydoor():
-    """AnyDoor's file as it lies, against what its own code made of these weights; in fp32."""
+    """AnyDoor's file as released, compared with its own code's results for these weights; in fp32."""
     from safetensors.torch import load_file
 
     noise, control, encode_views = (
@@ -488,7 +489,7 @@ def check_anydoor():
 
 
 def check_what_may_be_changed():
-    """ControlCom's keep and light with a placed object: its photo and its box; others cannot be told."""
+    """ControlCom's keep and light with a placed object use its photo and its box; other models take no such choice."""
     of = Scene(write_third_party("controlcom"))
     where = box(150, 120, 200, 160)
     _, pasted, outline = run("PlaceObject", of.frame, of.object, where, object_mask=of.transparent)
@@ -575,7 +576,7 @@ def check_variations_count_the_seed_up():
 
 
 def check_frames_of_the_same_noise_do_not_flicker():
-    """Alike frames give alike pictures, each as it is by itself; with noise of their own they differ."""
+    """Equal frames give equal pictures, the same as each by itself; with separate noise they differ."""
     for of in (matte_scene(), Scene(concat_checkpoint())):
         frames, small = of.frame.repeat(3, 1, 1, 1), {"resolution": 64, "steps": 2}
         alone, same, own = (
@@ -617,9 +618,9 @@ def check_sampler_keeps_alpha():
 
 
 def peak(call) -> int:
-    """Bytes that a call occupies at most, beyond what is resident before it. Linux alone.
+    """Peak memory of a call in bytes, above what is resident before it; only on Linux.
 
-    Exact in a process whose allocator gives back at once what is freed, as `check_a_large_background...` starts it.
+    Exact in a process whose allocator returns freed memory at once, as `check_a_large_background...` starts it.
     """
 
     def status(name: str) -> int:
@@ -634,8 +635,9 @@ def peak(call) -> int:
 
 
 def write_memory(folder: Path) -> None:
-    """Bytes that sampling takes on the crop alone, and on 8192 x 8192 with a hole of that size, three times each, and
-    of that background.
+    """Memory in bytes for sampling the crop alone, and on 8192 x 8192 with a hole of that size, three times each.
+
+    Also of that background.
     """
     of, side = scene(), 8192
     crop, hole = of.frame, of.mask
@@ -652,7 +654,7 @@ def write_memory(folder: Path) -> None:
 
 
 def check_a_large_background_costs_no_more_than_itself():
-    """In a process of its own, whose allocator keeps nothing that was freed: then the sizes are exact to a few MiB."""
+    """In a separate process whose allocator keeps no freed memory, so that sizes are exact to a few MiB."""
     if not Path("/proc/self/clear_refs").exists() or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"):
         return
     folder, mebibyte = Path(FOLDER) / "memory", 2**20
@@ -675,14 +677,12 @@ def matte_scene() -> Scene:
 
 
 def plain_scene() -> Scene:
-    """Without a matte, as all checkpoints once were."""
+    """Without a matte, as in former checkpoints."""
     return Scene(write_checkpoint("plain.safetensors", lambda each: with_random_matte(each, 0)))
 
 
 def check_matte():
-    """The UNet's further channels: the picture does not change, the maps are the sampler's, and nothing is left
-    behind.
-    """
+    """The UNet's additional channels leave the picture unchanged, the maps are the sampler's, and no state remains."""
     of, plain = matte_scene(), plain_scene()
     picture, mask, alpha, shadow = of.sample_all()
     assert torch.equal(picture, plain.sample()) and torch.equal(mask, of.mask)
@@ -714,7 +714,7 @@ def check_matte_is_in_the_square_alone():
 
 
 def small_matte_scene() -> Scene:
-    """A frame of 64 x 64 pixels for `sample_matte`, whole in the crop."""
+    """A 64 x 64 frame for `sample_matte`, entirely inside the crop."""
     of = matte_scene()
     of.frame, of.mask = of.frame[:, :64, :64], torch.zeros(1, 64, 64)
     of.mask[:, 16:48, 20:60] = 1
@@ -722,9 +722,7 @@ def small_matte_scene() -> Scene:
 
 
 def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The sampler's alpha and shadow (2, B, 64, 64), and all logits of the UNet that were of a positive
-    conditioning.
-    """
+    """The sampler's alpha and shadow (2, B, 64, 64), and all the UNet's logits for a positive conditioning."""
     matte, model, kinds, outputs = module("nodes.matte"), (model or of.model).clone(), [], []
     split = matte.split_matte
 
@@ -744,7 +742,7 @@ def sample_matte(of: Scene, model=None, **options) -> tuple[torch.Tensor, list[t
 
 
 def maps_of(of: Scene, *logits: torch.Tensor) -> torch.Tensor:
-    """Alpha and shadow of the logits' mean."""
+    """Alpha and shadow from the logits' mean."""
     hole = torch.nn.functional.max_pool2d(of.mask[:, None], 8)
     return torch.stack(module("nodes.matte").matte_pixels(torch.stack(logits).mean(0), hole, of.config))
 
@@ -765,9 +763,7 @@ def check_matte_is_the_last_evaluation_s_with_every_sampler_and_scheduler():
 
 
 def check_matte_is_the_object_s_however_conditionings_are_batched():
-    """It is of the positive conditioning, in one batch with the negative or alone; several are averaged, as in
-    ComfyUI.
-    """
+    """It is of the positive conditioning, batched with the negative or alone; several are averaged, as in ComfyUI."""
     of = small_matte_scene()
     turned = [[of.positive[0][0].flip(1) * 0.5, {}]]
     maps, logits = sample_matte(of)
@@ -787,9 +783,7 @@ def check_matte_is_the_object_s_however_conditionings_are_batched():
 
 
 def check_matte_with_patches_of_the_model():
-    """Guidance by a worse prediction takes one evaluation more, which is not the picture's; and some patches leave one
-    out.
-    """
+    """Guidance by a worse prediction needs one more evaluation, which is not the picture's; some patches omit one."""
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
     from comfy_extras.nodes_sag import SelfAttentionGuidance
 
@@ -831,7 +825,7 @@ def check_matte_leaves_nothing_behind():
 
 
 def check_blend_with_a_matte():
-    """Where both maps are 0 the background stays bit for bit, also within the mask; elsewhere it is the equation."""
+    """Where both maps are 0 the background stays bit for bit, even inside the mask; elsewhere the equation holds."""
     background, generated = torch.rand(1, 60, 80, 3), torch.rand(1, 60, 80, 3)
     mask = torch.zeros(1, 60, 80)
     mask[:, 20:40, 30:50] = 1
@@ -860,7 +854,7 @@ def check_blend_with_a_matte():
 
 
 def check_tensors_may_lie_apart():
-    """As with --gpu-only, where one node gives what it made on the GPU and another on the CPU; see `elsewhere.py`."""
+    """As with --gpu-only, where one node returns GPU tensors and another CPU tensors; see `elsewhere.py`."""
     from elsewhere import DEVICE, elsewhere, put
 
     picture, other = torch.rand(1, 60, 80, 3), torch.rand(1, 60, 80, 3)
@@ -1008,7 +1002,7 @@ def check_core_dinov2_works_too():
 
 
 def dinov3_checkpoint(swiglu: bool):
-    """The shipped weights with a random DINOv3 of transformers before them; its name, and that model."""
+    """The shipped weights with transformers' random DINOv3 as the encoder; returns the file's name and that model."""
     import transformers
 
     sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_register_tokens": 4}
@@ -1033,7 +1027,7 @@ def dinov3_checkpoint(swiglu: bool):
 
 
 def check_dinov3_is_the_library_s():
-    """From a checkpoint, and from ComfyUI's own loader: transformers' tokens without its registers."""
+    """From a checkpoint, and with ComfyUI's own loader: transformers' tokens without its registers."""
     for swiglu in (False, True):
         name, model = dinov3_checkpoint(swiglu)
         of = Scene(name)
@@ -1049,15 +1043,13 @@ def check_dinov3_is_the_library_s():
 
 
 def check_core_s_lora_loader_applies_ours():
-    """`training.train finetune` writes kohya's names of diffusers' modules: core finds each one's place in our
-    MODEL.
-    """
+    """`training.train finetune` writes kohya's names for diffusers' modules; core finds all of them in our MODEL."""
     for name in (SHIPPED, sdxl_checkpoint()):
         apply_lora(name)
 
 
 def apply_lora(checkpoint: str) -> None:
-    """A LoRA of random weights for the checkpoint, which core's loader merges at its place."""
+    """A LoRA of random weights for the checkpoint; core's loader applies it to the right weights."""
     import safetensors.torch
 
     path = folder_paths.get_full_path("imprint", checkpoint)
@@ -1366,7 +1358,7 @@ def check_light_keeps_transparency_and_what_it_is_given():
 
 
 def check_several_objects_are_one_after_another():
-    """In one run by `after`: bit for bit what comes of the first's finished picture as the second's background."""
+    """Chained by `after` in one run: the same, bit for bit, as with the first's finished picture as the background."""
     background, (first, *_) = lit_scene()
     photo, transparent = core.LoadImage().load_image("imprint_object.png")
     where, strengths = box(200, 160, 110, 160), (1.0, 1.2, 0.2)
@@ -1399,7 +1391,7 @@ JOB = """{"background": "imprint_background.png", "shadow": 1.2, "objects": [
 
 
 def check_a_job_is_what_the_nodes_make():
-    """Each object's place, as a box of that height that is wide enough."""
+    """Each object's place, as a sufficiently wide box of that height."""
     (picture,) = run("Job", JOB)
     background = core.LoadImage().load_image("imprint_background.png")[0]
     for name, (x, y), height, strengths in (
@@ -1414,7 +1406,7 @@ def check_a_job_is_what_the_nodes_make():
 
 
 def check_a_job_aligns_as_the_node_does():
-    """In the whole background of 400x400, 20 pixels kept free along each side."""
+    """In the whole 400x400 background, with 20 pixels kept free along each side."""
     background = core.LoadImage().load_image("imprint_background.png")[0]
     photo, transparent = core.LoadImage().load_image("imprint_object.png")
     for across, down in (("left", "top"), ("right", "middle"), ("center", "bottom")):
@@ -1538,7 +1530,7 @@ def check_broken_numbers_are_refused():
 
 
 def check_what_a_model_breaks_is_refused_where_it_breaks():
-    """Each of the models in its turn gives one number that is not finite."""
+    """Each of the models in turn returns one number that is not finite."""
     of, matte = matte_scene(), module("nodes.matte")
     small, whole = {"context": 1.6, "resolution": 64, "steps": 1}, of.sample_all(context=1.6, resolution=64, steps=1)
 
@@ -1589,7 +1581,7 @@ def check_loader_lists_files():
 
 
 class Executed:
-    """A pickle that would end this process when it is opened."""
+    """A pickle that would end this process if it were opened."""
 
     def __reduce__(self):
         return os._exit, (1,)
@@ -1700,7 +1692,7 @@ def check_nothing_keeps_the_models_alive():
 
 
 def check_strange_folders_do_no_harm():
-    """No input folder, or one that cannot be written: a line in the log, and the nodes load."""
+    """No input folder, or one that is not writable: the log gets a line, and the nodes load."""
     pack = module("nodes")
     pack.copy_samples(Path(FOLDER) / "absent")
     target = Path(FOLDER) / "own"
@@ -1717,8 +1709,10 @@ BROAD = 0.11  # of 1: garbage and other colours differ by 0.1 to 0.5, other nois
 
 
 def check_core_s_compiled_model_draws_the_same() -> None:
-    """TorchCompileModel before Draw Object: the same picture and matte, traced by PyTorch without its code generator,
-    which is not ours to test; and nothing is traced anew for another seed, though each run has a reader of its own.
+    """TorchCompileModel before Draw Object gives the same picture and matte.
+
+    Traced by PyTorch without its code generator, which is not ours to test. Nothing is traced again for another seed,
+    although each run has its own reader.
     """
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
@@ -1757,7 +1751,7 @@ def every_sampler_and_scheduler(steps: int) -> itertools.product:
 
 
 def check_samplers_of_second_order_draw_what_euler_draws():
-    """In few steps, from sigma 4,518, they made another colour, or garbage."""
+    """With few steps, starting at sigma 4,518, they gave another colour, or garbage."""
     samplers = ("heun", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive")
     compare_with_euler([*((name, "simple", 8) for name in samplers), ("heun", "simple", 4)])
     compare_with_euler([("res_multistep_ancestral", "simple", 4), ("res_multistep_ancestral", "karras", 20)])
@@ -1774,8 +1768,9 @@ def check_samplers_of_second_order_draw_what_euler_draws():
 
 
 def compare_with_euler(cases) -> None:
-    """Each case, a sampler, a scheduler and a number of steps, draws what Euler draws, in the broad colours of 6 x 6
-    fields; or it says that it cannot.
+    """Each case of sampler, scheduler and number of steps draws the same as Euler, in 6 x 6 broad colours.
+
+    Otherwise it says that it cannot.
     """
     of = scene()
     background, _ = core.LoadImage().load_image("imprint_background.png")
@@ -1829,7 +1824,7 @@ def write_graph_latents(folder: Path) -> None:
 
 
 def write_composites(folder: Path) -> None:
-    """Three composites of the nodes on one thread, as pictures, and what they were made with."""
+    """Three composites made by the nodes on one thread, as pictures, and the versions that made them."""
     from PIL import Image
 
     of, threads = scene(), torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""A real ComfyUI in a folder of its own, spoken to as a front end does."""
+"""A real ComfyUI in its own folder, and a client that talks to it as a front end does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Server:
         return json.loads(self.request(path))
 
     def run(self, prompt: dict, seconds: float = 120) -> dict:
-        """Run a prompt in API format to its end; its entry in the history."""
+        """Run a prompt in API format to its end; returns its entry in the history."""
         try:
             prompt_id = json.loads(self.request("/prompt", {"prompt": prompt}))["prompt_id"]
         except urllib.error.HTTPError as error:
@@ -52,7 +52,7 @@ class Server:
         raise AssertionError(f"the prompt did not end in {seconds} s; the log is {self.log}")
 
     def pictures(self, prompt: dict, seconds: float = 120) -> list[Image.Image]:
-        """Run a prompt; the pictures that it saved, in the order of their nodes."""
+        """Run a prompt; returns the pictures that it saved, in the order of their nodes."""
         entry = self.run(prompt, seconds)
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
         outputs = sorted(entry["outputs"].items(), key=lambda item: int(item[0]))
@@ -62,18 +62,18 @@ class Server:
         ]
 
     def picture(self, prompt: dict) -> np.ndarray:
-        """Run a prompt that saves one picture; its pixels (H, W, 3)."""
+        """Run a prompt that saves one picture; returns its pixels (H, W, 3)."""
         (picture,) = self.pictures(prompt)
         return np.asarray(picture)
 
     def import_seconds(self) -> float:
-        """What ComfyUI says the import of this pack took."""
+        """The import time of this pack that ComfyUI reports."""
         (seconds,) = re.findall(rf"([\d.]+) seconds.*{PACK}", self.log.read_text())
         return float(seconds)
 
 
 def make_base(base: Path, name: str = PACK) -> Path:
-    """A base directory for ComfyUI with this pack, under that folder name, a probe, and no models."""
+    """Make a base directory for ComfyUI with this pack under that folder name, a probe, and no models."""
     for folder in ("custom_nodes", "models/imprint", "input", "output", "temp", "user"):
         (base / folder).mkdir(parents=True)
     (base / "custom_nodes" / name).symlink_to(ROOT, target_is_directory=True)
@@ -83,9 +83,10 @@ def make_base(base: Path, name: str = PACK) -> Path:
 
 @contextmanager
 def running(comfyui: Path, python: str, base: Path, *arguments: str) -> Iterator[Server]:
-    """ComfyUI on a free port, until the block ends. Raises `RuntimeError` with the log's end if it does not start.
+    """Run ComfyUI on a free port until the block ends.
 
-    comfyui: a checkout; python: the Python with its requirements; base: of `make_base`.
+    comfyui: a checkout. python: the Python with its requirements. base: from `make_base`. Raises `RuntimeError` with
+    the end of the log if it does not start.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""What ComfyUI tells a front end while a prompt runs: a WebSocket client of the few parts of RFC 6455 that it uses."""
+"""What ComfyUI tells a front end while a prompt runs: a WebSocket client for the few parts of RFC 6455 that it uses."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PREVIEW_WITH_METADATA, _NODE_TEXT = 4, 3  # ComfyUI's protocol.py
 
 @dataclass
 class Event:
-    """kind: ComfyUI's name of the message, or "preview" and "text"; node: the id it is about, where it names one."""
+    """kind: ComfyUI's name for the message, or "preview" and "text"; node: the node's id, if there is one."""
 
     kind: str
     node: str | None
     data: Any
     """The message's data; for "preview" the Pillow picture, for "text" the string."""
     seconds: float
-    """When it came (`time.monotonic`)."""
+    """When it arrived (`time.monotonic`)."""
 
 
 class Events:
-    """A front end's connection under an id of its own, which a prompt names as its `client_id`."""
+    """A front end's connection with its own id, which a prompt gives as its `client_id`."""
 
     def __init__(self, url: str, client: str, seconds: float = 120):
         place = urlsplit(url)
@@ -60,7 +60,7 @@ class Events:
         self._socket.close()
 
     def __iter__(self) -> Iterator[Event]:
-        """Messages as they come. Raises AssertionError when the time is over, or the server hangs up."""
+        """Yield messages as they arrive. Raises AssertionError on a timeout, or if the server closes the connection."""
         while True:
             assert time.monotonic() < self._end, "the expected message did not come in time"
             opcode, payload = self._frame()
@@ -75,7 +75,7 @@ class Events:
                 yield event
 
     def _frame(self) -> tuple[int, bytes]:
-        """A message, of one frame or several."""
+        """Read a message of one or more frames."""
         kind, message, last = 0, b"", False
         while not last:
             first, second = self._read(2)

@@ -49,7 +49,7 @@ OBJECTSTITCH = {
 
 
 def checkpoint(g: Graph, column: float = 0, download: dict[str, str] | None = None) -> Node:
-    """download: a file that a user must get first, instead of the shipped one."""
+    """download: a file that a user must download first, instead of the shipped one."""
     if download:
         return g.add("ImprintLoadCheckpoint", column, models=[download], checkpoint=download["name"])
     return g.add("ImprintLoadCheckpoint", column, checkpoint=SHIPPED.name)
@@ -61,7 +61,7 @@ def picture(g: Graph, column: float, name: str, title: str) -> Node:
 
 @dataclass(frozen=True)
 class Subject:
-    """An object as it is drawn: its identity, and the conditioning made of it."""
+    """An object to draw: its identity, and the conditioning made from it."""
 
     identity: Output
     positive: Output
@@ -95,8 +95,8 @@ def insert(
 ) -> Output:
     """The sampler, detail, the shadow and the blend, one below the other.
 
-    sampling: the sampler's values that are not its defaults. matte: whether the checkpoint predicts one, without which
-    there is nothing to lay detail on, and nothing that throws a shadow.
+    sampling: the sampler's values that differ from its defaults. matte: whether the checkpoint predicts one; without it
+    there is nothing to lay detail on, and nothing that casts a shadow.
     """
     sampler = g.add(
         "ImprintCompositeSampler",
@@ -134,7 +134,7 @@ def insert(
 
 
 def cast_shadow(g: Graph, column: float, background: Output, drawn: Node, light_from: str) -> Output:
-    """The background with the shadow of what was drawn."""
+    """The background with the shadow of the drawn object."""
     made = {"generated": drawn["image"], "alpha": drawn["alpha"], "light_from": light_from}
     return g.add("ImprintCastShadow", column, background=background, **made)["image"]
 
@@ -156,7 +156,7 @@ PAINT = "right-click *Background*, *Open in MaskEditor*"
 
 
 def place(g: Graph, column: float, box: tuple[int, int, int, int], title: str = "", **inputs) -> Node:
-    """Place Object. box: x, y, width, height; within 960x720, so that it is seen in most photos of one's own."""
+    """Place Object. box: x, y, width, height; inside 960x720, so that it is visible in most of a user's photos."""
     where = dict(zip(("x", "y", "width", "height"), box))
     return g.add("ImprintPlaceObject", column, title, box=where, columns=1.4, **inputs)
 
@@ -168,7 +168,7 @@ def place_object(
     box: tuple[int, int, int, int] = (560, 350, 360, 350),
     light_from: str = "behind left",
 ) -> dict[str, Node]:
-    """The nodes by their names."""
+    """The nodes by name."""
     note(
         g,
         "Load your **object**, a cut-out, and your **background**.",
@@ -225,7 +225,7 @@ def several_objects(g: Graph) -> None:
 
 
 def remove_background(g: Graph, column: float, image: Output) -> tuple[Node, Node]:
-    """Core's background removal: its model, and what gives the mask."""
+    """Core's background removal: its model, and the node that makes the mask."""
     model = g.add(
         "LoadBackgroundRemovalModel", column, models=[BACKGROUND_REMOVAL], bg_removal_name=BACKGROUND_REMOVAL["name"]
     )
@@ -233,7 +233,7 @@ def remove_background(g: Graph, column: float, image: Output) -> tuple[Node, Nod
 
 
 def cut_out(g: Graph, column: float, image: Output, mask: Output) -> Output:
-    """The object's mask: the given one or, once three nodes are switched on, what core's background removal finds."""
+    """The object's mask: the given one or, after three nodes are switched on, core's background removal's."""
     model, remove = remove_background(g, column, image)
     # When all three are switched off, the last gives its first mask.
     cut = g.add("ComfySwitchNode", column, "Automatic mask", switch=True, on_false=mask, on_true=remove["mask"])
@@ -415,16 +415,16 @@ WORKFLOWS: dict[str, Callable[[Graph], Any]] = {
     "7 Draw with your own KSampler": split_path,
     RELATIVE: other_models_512px,
 }
-"""In the order in which the template browser shows them, which is that of their names; see nodes/templates.py."""
+"""In the template browser's order, which is that of their names; see nodes/templates.py."""
 
 
 def file_of(name: str) -> Path:
-    """Where the workflow of that name lies; its thumbnail is beside it."""
+    """Path of the workflow of that name; its thumbnail is beside it."""
     return ROOT / "workflows" / f"{name}.json"
 
 
 def build(name: str, object_info: dict[str, dict]) -> dict:
-    """The workflow of that name, by the server's description of the nodes."""
+    """Build the workflow of that name from the server's description of the nodes."""
     graph = Graph(object_info)
     WORKFLOWS[name](graph)
     return graph.workflow(name)
@@ -502,7 +502,7 @@ BLUEPRINTS: dict[str, Callable[[Graph], dict]] = {
 
 
 def blueprint(name: str, object_info: dict[str, dict]) -> dict:
-    """The subgraph of that name: several nodes as one."""
+    """Build the subgraph of that name: several nodes as one."""
     return BLUEPRINTS[name](Graph(object_info))
 
 
@@ -532,9 +532,9 @@ def sheet(pictures: list[Image.Image], width: int) -> Image.Image:
 
 
 def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> Image.Image:
-    """The objects that the workflow loads and what it made of them: side by side where that fills a square, or inset.
+    """The workflow's objects and its result, side by side if that fills a square, or inset.
 
-    Several pictures of one painted background are shown beside it.
+    Several pictures of one painted background are shown next to it.
     """
     loaded = [node for node in workflow["nodes"] if node["type"] == "LoadImage" and "bject" in node.get("title", "")]
     objects = [Image.open(SAMPLES / node["widgets_values"][0].removeprefix("imprint_")) for node in loaded]
@@ -551,7 +551,7 @@ def thumbnail(workflow: dict, results: list[Image.Image], width: int = 480) -> I
 
 
 def painted(workflow: dict) -> Image.Image | None:
-    """The background with what was painted on it in colour; None where nothing was."""
+    """The background with the painted areas in colour; None if nothing was painted."""
     (name,) = (node["widgets_values"][0] for node in workflow["nodes"] if node.get("title") == "Background")
     background = Image.open(SAMPLES / name.removeprefix("imprint_"))
     if background.mode != "RGBA":

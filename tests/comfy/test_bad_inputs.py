@@ -1,7 +1,7 @@
-"""Bad inputs through /prompt: each ends at the node that they were given to, and the server goes on.
+"""Bad inputs through /prompt: each fails at the node that received it, and the server keeps running.
 
-An entry names the inputs to change, the node that must complain, and words of its message. A bad value is refused
-before anything runs (ComfyUI's own check), or the node stops with an `ImprintError`. A few entries look bad and are
+An entry gives the inputs to change, the node that must complain, and words of its message. A bad value is refused
+before anything runs (ComfyUI's own check), or the node stops with an `ImprintError`. A few entries look bad but are
 not: they end in a picture.
 """
 
@@ -284,7 +284,7 @@ FINE = {
 
 @pytest.fixture(scope="module")
 def prompt(server: Server, object_info: dict) -> dict:
-    """The first workflow with as little work as possible, and the bad files in their places."""
+    """The first workflow with as little work as possible, and with the bad files in place."""
     write_files(server)
     workflow = json.loads(file_of(DRAW).read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
@@ -313,7 +313,7 @@ def prompt(server: Server, object_info: dict) -> dict:
 
 
 def write_files(server: Server) -> None:
-    """Files that are no checkpoints, or broken ones, in models/imprint; the painted background at 400x400."""
+    """Files that are not checkpoints, or are broken, in models/imprint; the painted background at 400x400."""
     from safetensors.torch import load_file, save_file
 
     from imprint.checkpoint import load_checkpoint, save_checkpoint
@@ -351,7 +351,7 @@ def number(prompt: dict, kind: str) -> str:
 
 
 def changed(prompt: dict, kind: str, inputs: dict) -> dict:
-    """The prompt with other inputs at its node of a kind."""
+    """The prompt with other inputs at its node of this type."""
     prompt = copy.deepcopy(prompt)
     given = node(prompt, kind)["inputs"]
     for name, value in inputs.items():
@@ -373,7 +373,7 @@ def changed(prompt: dict, kind: str, inputs: dict) -> dict:
 
 
 def probe(prompt: dict, value: dict) -> list:
-    """Adds the probe node; its output."""
+    """Add the probe node; returns its output."""
     name = f"probe{next(_number)}"
     if value["probe"] != "ProbeClipVision":
         prompt[name] = {"class_type": value["probe"], "inputs": value["inputs"]}
@@ -387,7 +387,7 @@ def probe(prompt: dict, value: dict) -> list:
 
 
 def answers(server: Server) -> None:
-    """A good prompt, never the same, right after the bad one."""
+    """Run a good prompt, never the same one, right after the bad one."""
     margin = next(_number)
     good = {
         "1": {"class_type": "ProbeTensor", "inputs": {"shape": "1x32x32", "fill": "0", "middle": "1"}},

@@ -59,7 +59,7 @@ HAS_PICTURES = f"{SAVERS}.every(n => n.imgs?.length && n.imgs[0].naturalWidth)"
 
 @pytest.fixture(scope="module")
 def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """The front end, ready."""
+    """The front end when it is ready."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install playwright"
     )
@@ -108,7 +108,7 @@ def command(page, name: str) -> None:
 
 
 def new_canvas(page) -> None:
-    """An empty workflow, whose origin lies in the upper left of the window."""
+    """An empty workflow with its origin in the upper left of the window."""
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
     page.evaluate("app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [100, 220]; app.canvas.setDirty(true, true)")
@@ -154,7 +154,7 @@ def select(page, kind: str) -> None:
 
 
 def open_help(page) -> None:
-    """The help page of the selected node, by the button above it or, where the side panel is open, by its tab."""
+    """The selected node's help page, opened by the button above it or, if the side panel is open, by its tab."""
     page.get_by_test_id("info-button").or_(page.get_by_text("Info", exact=True)).first.click()
 
 
@@ -167,7 +167,7 @@ def set_widget(page, name: str, value) -> None:
 
 
 def complaints(page) -> list[str]:
-    """Nodes that are missing or red, and choices of running nodes that the server does not offer."""
+    """Nodes that are missing or red, and selected values of running nodes that the server does not offer."""
     return page.evaluate(
         "app.graph.nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type] || "
         "n.mode === 0 && (n.widgets ?? []).some(w => "
@@ -177,7 +177,7 @@ def complaints(page) -> list[str]:
 
 
 def overlaps(page) -> list[list[str]]:
-    """Pairs of nodes that cover each other on the classic canvas, with what they show after a run."""
+    """Pairs of nodes that overlap on the classic canvas, including what they show after a run."""
     return page.evaluate(
         """() => {
             const title = LiteGraph.NODE_TITLE_HEIGHT
@@ -192,7 +192,7 @@ def overlaps(page) -> list[list[str]]:
 
 
 def overlaps_of_nodes_2(page) -> list[list[str]]:
-    """The same in Nodes 2.0, as the browser has laid the nodes out."""
+    """The same in Nodes 2.0, as the browser lays out the nodes."""
     return page.evaluate(
         """() => {
             const boxes = [...document.querySelectorAll('[data-node-id]')].map(e => {
@@ -208,12 +208,12 @@ def overlaps_of_nodes_2(page) -> list[list[str]]:
 
 
 def offers(page, model: dict[str, str]) -> None:
-    """Waits until the front end names the file that is missing, and offers to load it from its address."""
+    """Wait until the front end names the missing file, and offers to download it from its address."""
     page.get_by_text(f"{model['name']} is missing").filter(visible=True).first.wait_for()
 
 
 def essence(workflow: dict) -> dict:
-    """What makes a graph, without how it is drawn."""
+    """The essential content of a graph, without its appearance."""
     return {
         "nodes": {
             node["id"]: (
@@ -230,7 +230,7 @@ def essence(workflow: dict) -> dict:
 
 @pytest.mark.parametrize("name", ["place", "draw"])
 def test_a_saved_workflow_opens(page, object_info: dict, name: str):
-    """Of the version before: nothing is red, and the front end would send the same prompt."""
+    """A workflow of the previous version: nothing is red, and the front end would send the same prompt."""
     saved = json.loads((ROOT / "tests" / "comfy" / "saved" / f"{name}_0.1.0.json").read_text(encoding="utf-8"))
     page.evaluate("workflow => app.loadGraphData(workflow)", saved)
     page.wait_for_function("count => app.graph.nodes.length === count", arg=len(saved["nodes"]))
@@ -303,14 +303,14 @@ def test_help_pages(page, object_info: dict):
 
 @pytest.fixture
 def nodes_2(page) -> Iterator[None]:
-    """The canvas of Nodes 2.0, in which boxes are drawn with the mouse."""
+    """The canvas of Nodes 2.0, where boxes are drawn with the mouse."""
     set_setting(page, "Comfy.VueNodes.Enabled", True)
     yield
     set_setting(page, "Comfy.VueNodes.Enabled", False)
 
 
 def add_node(page, kind: str, x: int, y: int) -> str:
-    """A node at a place of the canvas; its id."""
+    """Add a node at a position on the canvas; returns its id."""
     return page.evaluate(
         """([kind, x, y]) => {
             const node = LiteGraph.createNode(kind)
@@ -323,7 +323,7 @@ def add_node(page, kind: str, x: int, y: int) -> str:
 
 
 def add_blueprint(page, name: str, x: int, y: int) -> str:
-    """A blueprint from the search box, at a place of the window; its id."""
+    """Add a blueprint from the search box, at a position in the window; returns its id."""
     before = page.evaluate("app.graph.nodes.length")
     page.mouse.move(x - 10, y - 10)
     command(page, "Workspace.SearchBox.Toggle")
@@ -370,9 +370,9 @@ def box_of(page, node: str) -> dict[str, int]:
 
 
 def drag_the_box(page, place: str, size: tuple[int, int], wanted: dict[str, int]) -> dict[str, int]:
-    """Drag the box on the picture of that size by its corners, then move it; what it is then.
+    """Drag the box on the picture of that size by its corners, then move it; returns the box.
 
-    place: the id of a Place Object, or of a blueprint that holds one.
+    place: the id of a Place Object, or of a blueprint that contains one.
     """
     node = page.locator(f"[data-node-id='{place}']")  # an open side panel shows a box too
     preview = node.locator("img[alt='Crop preview']")
@@ -395,7 +395,7 @@ def drag_the_box(page, place: str, size: tuple[int, int], wanted: dict[str, int]
 
 
 def stands_in(made: np.ndarray, was: np.ndarray, box: dict[str, int]) -> None:
-    """Asserts that what changed strongly lies in the box, and reaches its lower edge."""
+    """Assert that strong changes are inside the box, and reach its lower edge."""
     rows, columns = (np.abs(made.astype(int) - was).max(2) > 60).nonzero()
     assert box["y"] - 1 <= rows.min() and rows.max() <= box["y"] + box["height"]
     assert box["x"] - 1 <= columns.min() and columns.max() <= box["x"] + box["width"]
@@ -403,7 +403,7 @@ def stands_in(made: np.ndarray, was: np.ndarray, box: dict[str, int]) -> None:
 
 
 def results(page, server: Server) -> np.ndarray:
-    """The pixels (B, H, W, 3) of what Save Image shows."""
+    """The pixels (B, H, W, 3) that Save Image shows."""
     names = page.evaluate(
         "app.graph.nodes.find(n => n.type === 'SaveImage').imgs.map(i => new URL(i.src).searchParams.get('filename'))"
     )
@@ -411,18 +411,18 @@ def results(page, server: Server) -> np.ndarray:
 
 
 def result(page, server: Server) -> np.ndarray:
-    """The pixels (H, W, 3) of the one picture that Save Image shows."""
+    """The pixels (H, W, 3) of the only picture that Save Image shows."""
     (made,) = results(page, server)
     return made
 
 
 def titled(page, title: str) -> str:
-    """The id of the node of that title."""
+    """The id of the node with that title."""
     return page.evaluate("title => String(app.graph.nodes.find(n => n.title === title).id)", title)
 
 
 def choose_file(page, node: str, path: Path, nodes_2: bool) -> None:
-    """An own picture for a Load Image, by its upload button."""
+    """Give a Load Image your own picture, by its upload button."""
     page.mouse.move(1500, 900)  # a tooltip goes with the pointer, and may lie over the button
     page.wait_for_timeout(1000)
     if nodes_2:
@@ -449,7 +449,7 @@ def choose_file(page, node: str, path: Path, nodes_2: bool) -> None:
 
 
 def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
-    """Object, background, a box dragged, Run: with the mouse, and with five wires."""
+    """Object, background, a dragged box, Run: with the mouse, and with five wires."""
     new_canvas(page)
     background, object_ = add_node(page, "LoadImage", 0, 0), add_node(page, "LoadImage", 0, 600)
     place = add_node(page, "ImprintPlaceObject", 450, 0)
@@ -474,8 +474,9 @@ def test_an_object_from_an_empty_canvas(page, nodes_2, server: Server):
 
 
 def test_a_plain_photo_from_an_empty_canvas(page, nodes_2, server: Server, tmp_path: Path):
-    """A JPG that is not cut out: object, background, a box dragged, Run, with three wires, by the blueprint that holds
-    core's background removal. Its weights are not here: a stand-in of the probe pack takes their file's place.
+    """A JPG that is not cut out: object, background, a dragged box, Run, with three wires.
+
+    The blueprint contains core's background removal; in place of its weights, a stand-in of the probe pack is used.
     """
     photo, room = tmp_path / "own_plain_duck.jpg", tmp_path / "own_plain_room.jpg"
     duck, size = Image.open(SAMPLES / "duck.webp").resize((400, 400)), (960, 720)
@@ -512,7 +513,7 @@ def test_a_plain_photo_from_an_empty_canvas(page, nodes_2, server: Server, tmp_p
 
 
 def paint(page, title: str, size: tuple[int, int], wanted: dict[str, int]) -> None:
-    """In the MaskEditor of the Load Image of that title, a stroke from corner to corner of a box."""
+    """Draw a stroke from corner to corner of a box, in the MaskEditor of the Load Image with that title."""
     page.evaluate(
         "title => { app.canvas.deselectAll(); app.canvas.selectNode(app.graph.nodes.find(n => n.title === title)) }",
         title,
@@ -551,7 +552,7 @@ PAINTABLE = [
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_painting_in_any_mask_editor_changes_the_picture(page, server: Server, name: str):
-    """A stroke on each picture that the template loads, one after another: with the same seed, another result."""
+    """A stroke on each of the template's pictures in turn: with the same seed, the result changes."""
     open_template(page, name)
     if name == FORM:
         command(page, "Comfy.ToggleLinear")
@@ -591,9 +592,10 @@ def seconds_of_the_last_run(server: Server) -> float:
 
 @pytest.mark.parametrize("canvas", ["nodes 2", "classic"])
 def test_four_steps(page, server: Server, canvas: str, tmp_path: Path):
-    """The first template with pictures of one's own: object, background, the place drawn on the picture, Run.
+    """The first template with your own pictures: object, background, the place drawn on the picture, Run.
 
-    All with the mouse, without a wire; in the classic canvas, where the front end draws no box, the place is painted.
+    All with the mouse and without a wire; on the classic canvas, where the front end draws no box, the place is
+    painted.
     """
     nodes_2, size = canvas == "nodes 2", (960, 720)
     own_object, own_background = (
@@ -661,7 +663,7 @@ def test_app_mode_shows_the_form(page):
     ],
 )
 def test_blueprint(page, blueprint: str, widgets: set[str], wires: list[tuple]):
-    """From the search box into an empty graph, wired, and run."""
+    """Added from the search box to an empty graph, wired, and run."""
     command(page, "Comfy.NewBlankWorkflow")
     page.wait_for_function("app.graph.nodes.length === 0")
     add_blueprint(page, blueprint, 710, 610)
@@ -744,7 +746,7 @@ def test_error_is_shown_at_its_node(page):
 
 @pytest.mark.parametrize("language", ["zh-TW", "zh", "ja", "ko", "en"])
 def test_nodes_speak_the_user_s_language(page, language: str):
-    """Last in this file: after the reload the front end opens the former workflows again, at a time of its own."""
+    """Last in this file: after the reload the front end reopens the former workflows, at an unpredictable time."""
     set_setting(page, "Comfy.Locale", language)
     page.reload()
     wait_until_ready(page)

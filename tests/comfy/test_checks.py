@@ -15,13 +15,13 @@ pytestmark = pytest.mark.comfyui
 
 SCRIPT = Path(__file__).with_name("comfy_checks.py")
 SECONDS = 1800
-"""For all checks: four minutes of processor time, that is seven where five others share its two cores."""
+"""For all checks: four minutes of processor time, or seven if five other processes share its two cores."""
 CHECKS = re.findall(r"^def (check_\w+)", SCRIPT.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="session")
 def checked(comfyui: Path, python: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the script has written to."""
+    """The folder that the script wrote to."""
     folder = tmp_path_factory.mktemp("checks")
     run_checks(comfyui, python, base, folder)
     return folder
@@ -52,7 +52,7 @@ def test_golden_composites(checked: Path):
 
 
 def test_a_job_is_the_command_line_s(checked: Path, base: Path, tmp_path: Path):
-    """The same JSON, with `out`; between two objects the command line rounds to 8 bits."""
+    """The same JSON, with `out`; between two objects, the command line rounds to 8 bits."""
     pytest.importorskip("diffusers")
     import numpy as np
     from PIL import Image
@@ -82,9 +82,7 @@ def test_inside_comfyui_at_night(comfyui: Path, python: str, base: Path, tmp_pat
 
 @pytest.mark.parametrize("kind", ["blend", "concat", "sdxl"])
 def test_pipeline_and_graph_agree(checked: Path, kind: str):
-    """The same weights, noise, steps and Euler schedule, both in fp32: the final latents and the mattes agree to
-    1e-3.
-    """
+    """With the same weights, noise, steps and Euler schedule, both in fp32, latents and mattes agree to 1e-3."""
     pytest.importorskip("diffusers")
     import torch
     from PIL import Image, ImageOps

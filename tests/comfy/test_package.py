@@ -33,8 +33,8 @@ def comfy() -> str:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This working tree as a repository of its own, since `comfy node pack` writes into the folder and packs what git
-    has.
+    """This working tree as a separate repository, since `comfy node pack` writes to the folder and packs what git
+    tracks.
     """
     folder = tmp_path_factory.mktemp("copy")
     listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
@@ -64,7 +64,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def call(comfy: str, folder: Path, command: str) -> str:
-    """What `comfy node COMMAND` says in that folder. It finds ruff beside itself."""
+    """Output of `comfy node COMMAND` in that folder. It finds ruff in its own folder."""
     path = os.pathsep.join([str(Path(comfy).resolve().parent), os.environ["PATH"]])
     arguments = [comfy, "--no-json", "--skip-prompt", "node", command]
     done = subprocess.run(
@@ -75,7 +75,7 @@ def call(comfy: str, folder: Path, command: str) -> str:
 
 
 def test_validate(comfy: str, copy: Path):
-    """`comfy node validate` exits with 0 also when it has found something: its words count."""
+    """`comfy node validate` exits with 0 even if it found something, so its output is checked."""
     said = call(comfy, copy, "validate")
     assert "All validation checks passed" in said, said
     assert "warning" not in said.lower() and "error" not in said.lower(), said
@@ -99,7 +99,7 @@ def test_archive(archive: Path, record_property):
 
 
 def test_the_least_comfyui_that_is_promised_is_tested():
-    """It is one number: the registry's, the README's, the loader's, and that of a CI job."""
+    """One version number: the registry's, the README's, the loader's, and that of a CI job."""
     project, readme, models, jobs = (
         (ROOT / name).read_text(encoding="utf-8")
         for name in ("pyproject.toml", "README.md", "nodes/models.py", ".github/workflows/tests.yml")

@@ -1,4 +1,4 @@
-"""While a prompt runs: previews and progress, interrupts, words on the nodes, and memory over a queue."""
+"""While a prompt runs: previews and progress, interrupts, texts on the nodes, and memory over a queue."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def graph(
 
 
 def follow(server: Server, prompt: dict, client: str, method: str = "none") -> list[Event]:
-    """Run a prompt as a front end; all that it was told, to the end."""
+    """Run a prompt as a front end; returns all events up to the end."""
     seen = []
     with Events(server.url, client) as events:
         server.request("/prompt", {"prompt": prompt, "client_id": client, "extra_data": {"preview_method": method}})
@@ -76,7 +76,7 @@ def steps_of(events: list[Event]) -> list[Event]:
 
 @pytest.fixture(scope="module")
 def taesd(server: Server) -> None:
-    """models/vae_approx/taesd_decoder, from the shipped checkpoint, as ComfyUI's previews expect it."""
+    """models/vae_approx/taesd_decoder, made from the shipped checkpoint, as ComfyUI's previews expect it."""
     from safetensors.torch import save_file
 
     from imprint.checkpoint import SHIPPED, load_checkpoint

@@ -39,7 +39,7 @@ NODES = {
 
 @pytest.fixture(scope="module")
 def prompt(object_info: dict) -> dict:
-    """The shipped workflow, in five steps, without the shadow, which may fall anywhere."""
+    """The shipped workflow, in five steps, without the shadow, which could fall anywhere."""
     workflow = json.loads(file_of(DRAW).read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, object_info)
     one(prompt, "ImprintCompositeSampler").update(steps=5, variations=1)
@@ -54,7 +54,7 @@ def picture(server: Server, prompt: dict) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def blend(prompt: dict) -> np.ndarray:
-    """(H, W): how much of the generated picture each pixel may take in the shipped workflow."""
+    """(H, W): how much of the generated picture each pixel can take in the shipped workflow."""
     hole = 1 - torch.from_numpy(np.asarray(Image.open(SAMPLES / PAINTED).getchannel("A"))[None] / np.float32(255))
     options, edge = one(prompt, "ImprintMaskCoarsener"), one(prompt, "ImprintBackgroundBlend")
     coarse = coarsen(hole, options["level"], options["margin"], options["min_size"])
@@ -62,7 +62,7 @@ def blend(prompt: dict) -> np.ndarray:
 
 
 def one(prompt: dict, kind: str) -> dict:
-    """The inputs of the prompt's only node of a kind."""
+    """The inputs of the prompt's only node of this type."""
     (inputs,) = (node["inputs"] for node in prompt.values() if node["class_type"] == kind)
     return inputs
 
@@ -93,7 +93,7 @@ def test_help_and_translations(server: Server, object_info: dict):
 
 
 def node_definitions(object_info: dict) -> dict:
-    """What locales/en/nodeDefs.json must hold: the nodes' own words. IMPRINT_NEW_SCHEMA=1 writes it."""
+    """The expected content of locales/en/nodeDefs.json: the nodes' own texts. IMPRINT_NEW_SCHEMA=1 writes it."""
     definitions = {}
     for name in NODES:
         info = object_info[name]
@@ -120,7 +120,7 @@ def test_samples_are_in_the_input_folder(server: Server):
 
 
 def as_loaded(server: Server) -> np.ndarray:
-    """The painted background as ComfyUI's own reader of WebP gives it, which rounds otherwise than Pillow's."""
+    """The painted background as read by ComfyUI's own WebP reader, which rounds differently from Pillow's."""
     load = {"class_type": "LoadImage", "inputs": {"image": f"imprint_{PAINTED}"}}
     save = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "loaded"}}
     return server.picture({"1": load, "2": save})
@@ -173,10 +173,10 @@ def test_everything_can_be_freed(server: Server, prompt: dict, picture: np.ndarr
 
 
 def free(server: Server, seconds: float = 30) -> dict:
-    """Lets ComfyUI free everything; the probe's last answer.
+    """Make ComfyUI free everything; returns the probe's last answer.
 
-    It is asked until it is done: a request that comes between the worker's look at its flags and its next wait is only
-    seen when that wait ends.
+    It is asked until it is done: a request that arrives between the worker's check of its flags and its next wait is
+    only seen when that wait ends.
     """
     end = time.monotonic() + seconds
     while True:
@@ -204,9 +204,7 @@ def test_error_reaches_the_user(server: Server, prompt: dict):
     [("objectstitch", OBJECTSTITCH["name"]), ("controlcom", "ControlCom.pth"), ("anydoor", "AnyDoor.ckpt")],
 )
 def test_a_relative_s_file_runs_its_workflow(server: Server, kind: str, name: str):
-    """Random weights, as released and converted, in few steps and at 64 px; the object is seen, the background
-    stays.
-    """
+    """Random weights, as released and converted, in few steps at 64 px; the object is seen, the background stays."""
     pytest.importorskip("diffusers")
     from imprint.third_party import convert
 

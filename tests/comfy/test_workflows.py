@@ -1,4 +1,4 @@
-"""The workflows and the blueprint in the files are what `make_workflows.py` makes, and each runs."""
+"""The workflow and blueprint files are what `make_workflows.py` makes, and each of them runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_blueprint_is_current(server: Server, object_info: dict, name: str):
 
 
 def test_all_are_offered(server: Server):
-    """In the order of their names, whatever the disk's; each with its file and its thumbnail."""
+    """In the order of their names, regardless of the disk's; each with its file and its thumbnail."""
     offered = server.get("/workflow_templates")[PACK]
     assert offered == list(WORKFLOWS) and len(offered) <= 8
     for name in WORKFLOWS:
@@ -63,7 +63,7 @@ def test_all_are_offered(server: Server):
 
 @pytest.mark.parametrize("name", [name for name in WORKFLOWS if name != RELATIVE])
 def test_runs(server: Server, object_info: dict, name: str):
-    """As it is, but in one step."""
+    """Unchanged, except for a single step."""
     prompt = to_prompt(shipped(name), object_info)
     for node in prompt.values():
         if "steps" in node["inputs"]:
@@ -79,7 +79,7 @@ def saved(name: str) -> dict:
 
 
 def test_a_saved_place_gives_the_same_picture(server: Server, object_info: dict):
-    """As the first template, which has widgets that it lacks, with its pictures and its box."""
+    """The same as the first template, which has widgets that the saved one lacks, with its pictures and its box."""
     before, now = (to_prompt(each, object_info) for each in (saved("place"), shipped(FIRST)))
     same = {"LoadImage": ("image",), "ImprintPlaceObject": ("box",)}
     values = {
@@ -96,7 +96,7 @@ def test_a_saved_place_gives_the_same_picture(server: Server, object_info: dict)
 
 
 def test_a_saved_drawing_gives_the_same_picture(server: Server, object_info: dict):
-    """Restore Detail with the object's picture and mask, as before, or with its identity."""
+    """Restore Detail with the object's picture and mask, as in former versions, or with its identity."""
     prompt = to_prompt(saved("draw"), object_info)
     kinds = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
     sampling, detail = kinds["ImprintCompositeSampler"][1], kinds["ImprintRestoreDetail"][1]

@@ -22,7 +22,7 @@ _ALWAYS, _BYPASSED = 0, 4  # the front end's modes of a node
 
 @dataclass(frozen=True)
 class Output:
-    """A node's output, to be given as another node's input."""
+    """A node's output, to be used as another node's input."""
 
     node: int
     slot: int
@@ -53,7 +53,7 @@ def subgraph_inputs(**types: str) -> dict[str, Output]:
 
 
 class Graph:
-    """A graph under construction: nodes stand in columns, each below the one before it."""
+    """A graph under construction: nodes are in columns, each below the previous one."""
 
     def __init__(self, object_info: dict[str, dict]):
         self.object_info = object_info
@@ -76,10 +76,11 @@ class Graph:
         colour: dict[str, str] | None = None,
         **given,
     ) -> Node:
-        """A node. given: its inputs' `Output`s, its widgets' values; a list of outputs for an input that grows.
+        """Add a node.
 
-        models: files that a user needs for it, as {"name", "url", "directory"}. colour: "color" and "bgcolor". Raises
-        KeyError for an unknown input.
+        given: its inputs' `Output`s and its widgets' values; a list of outputs for an input that grows. models: files
+        that a user needs for it, as {"name", "url", "directory"}. colour: "color" and "bgcolor". Raises KeyError for an
+        unknown input.
         """
         info, optional = self.object_info[kind], self.object_info[kind]["input"].get("optional", {})
         sockets, widgets, values = [], [], []  # the front end puts widgets last
@@ -132,8 +133,8 @@ class Graph:
         return Node(number, {each["name"]: Output(number, slot, each["type"]) for slot, each in enumerate(outputs)})
 
     def show_as_form(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
-        """Open the graph in App Mode: these widgets, under their nodes' titles where they have one, and what these
-        nodes save.
+        """Open the graph in App Mode: these widgets, under their nodes' titles if they have one, and what these nodes
+        save.
         """
         for node, widget in inputs:
             (entry,) = (each for each in self.nodes[node.id - 1]["inputs"] if each["name"] == widget)
@@ -143,7 +144,7 @@ class Graph:
         self.form = {"linearData": {"inputs": shown, "outputs": [str(node.id) for node in outputs]}, "linearMode": True}
 
     def bypass(self, title: str, *nodes: Node) -> None:
-        """Switch nodes off, within a frame of that title by which a user switches them on again."""
+        """Switch nodes off, in a frame with that title by which a user can switch them on again."""
         off = [self.nodes[node.id - 1] for node in nodes]
         for node in off:
             node["mode"] = _BYPASSED
@@ -153,7 +154,7 @@ class Graph:
         self.groups.append({"id": len(self.groups) + 1, "title": title, "bounding": bounding, "flags": {}})
 
     def workflow(self, name: str) -> dict:
-        """The graph as a file holds it. name: makes the workflow's id."""
+        """The graph in a file's format. name: determines the workflow's id."""
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"imprint/{name}")),
             "revision": 0,
@@ -170,9 +171,9 @@ class Graph:
     def blueprint(
         self, name: str, description: str, inputs: dict[str, Output], outputs: dict[str, Output], widgets: list[tuple]
     ) -> dict:
-        """The graph as one node that holds it, a subgraph blueprint.
+        """The graph as one node that contains it, a subgraph blueprint.
 
-        inputs: of `subgraph_inputs`; widgets: (node's type, widget's name) of those that the outer node shows.
+        inputs: from `subgraph_inputs`. widgets: (node's type, widget's name) of those that the outer node shows.
         """
         sockets, inputs, values = len(inputs), dict(inputs), []
         for kind, widget in widgets:
@@ -292,7 +293,7 @@ def to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:
     links = {link[0]: link[1:] for link in workflow["links"]}
 
     def source(number: int) -> list | None:
-        """Where a link comes from; a node that is switched off gives its first input of the output's type."""
+        """The source of a link; a node that is switched off passes on its first input of the output's type."""
         origin, slot, *_, type_ = links[number]
         if nodes[origin]["mode"] == _ALWAYS:
             return [str(origin), slot]
@@ -320,7 +321,7 @@ def _declared(inputs: dict[str, dict]) -> Iterator[tuple[str, str, dict]]:
 
 
 def _saved_values(kind: str, options: dict, value: Any) -> list:
-    """What the front end saves of a widget: its value, and those of the widgets that it comes with."""
+    """What the front end saves for a widget: its value, and those of the widgets that belong to it."""
     if value is None:
         value = options.get("default", (options.get("options") or [None])[0])
     if kind == "BOUNDING_BOX":

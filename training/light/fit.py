@@ -31,7 +31,7 @@ from .settings import Relight
 from .teaching import taught
 
 PART = 48  # groups measured at once
-KNOWN = 96  # of those that are trained on
+KNOWN = 96  # training groups that are measured too
 DECAY, BETAS = 0.03, (0.9, 0.98)  # AdamW's
 LARGEST_GRADIENT = 1.0
 
@@ -47,7 +47,7 @@ class Process:
     @classmethod
     @contextmanager
     def start(cls, device: str) -> Iterator[Process]:
-        """As torchrun's environment says; alone without it. device: auto or cpu."""
+        """Read torchrun's environment; without it, there is one process. device: auto or cpu."""
         index, count, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         on_gpu = device == "auto" and torch.cuda.is_available()
         if on_gpu:
@@ -63,7 +63,7 @@ class Process:
                 torch.distributed.destroy_process_group()
 
     def agree(self, value: float) -> float:
-        """The first process's value."""
+        """Return the first process's value."""
         if self.count == 1:
             return value
         shared = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -72,7 +72,7 @@ class Process:
 
 
 class Averaged:
-    """The mean of a network's last weights: `decay` of it stays at each step, less at first."""
+    """The moving average of a network's weights: each step keeps `decay` of it, less at first."""
 
     def __init__(self, net: LightNet, decay: float):
         self.net, self.decay = copy.deepcopy(net).requires_grad_(False), decay
@@ -86,7 +86,7 @@ class Averaged:
 
 @contextmanager
 def told_to_stop() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM, instead of ending the process, appear in the list."""
+    """Collect Ctrl-C and SIGTERM in the list, instead of ending the process."""
     told: list[int] = []
     before = {
         each: signal.signal(each, lambda number, _: told.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
@@ -99,7 +99,7 @@ def told_to_stop() -> Iterator[list[int]]:
 
 
 def relight_training(settings: Relight) -> dict[str, float]:
-    """Train, write the network, and return the held-out gains of what was written. See `training.relight`.
+    """Train, write the network, and return its held-out gains. See `training.relight`.
 
     Raises `ImprintError` for groups or a network that cannot be used, for an output that is also an input, and for a
     loss that is not finite.
@@ -112,7 +112,7 @@ def relight_training(settings: Relight) -> dict[str, float]:
         measured = GroupReader(settings.groups, SPLITS[1], process.device, settings.held_out).groups
         photos = load_photos(settings.groups, process.device)
         net = make_net(settings, reader.side).to(process.device)
-        nets = {path: load_seeing(path, reader.side, "--teachers").to(process.device) for path in settings.teachers}
+        nets = {path: load_teacher(path, reader.side).to(process.device) for path in settings.teachers}
         teachers = [nets[path] for path in settings.teachers]
         if process.device.type == "cuda":
             net = net.to(memory_format=torch.channels_last)
@@ -125,37 +125,42 @@ def relight_training(settings: Relight) -> dict[str, float]:
 
 
 def make_net(settings: Relight, side: int) -> LightNet:
-    """The network of `--init`, or one of fresh weights. side: of the groups. Raises `ImprintError` where it differs."""
+    """The network of `--init`, or one with fresh weights.
+
+    side: of the groups, in pixels. Raises `ImprintError` if the network's square has another.
+    """
     torch.manual_seed(settings.seed)
     if settings.init:
-        net = load_seeing(settings.init, side, "--init").requires_grad_(True)
+        net = load_light(settings.init)
+        found = f"the network of --init, {settings.init},"
+        require_side(side, net.config.resolution, found, f"leave --init out and give --side {side}")
+        net.requires_grad_(True)
         net.backbone.requires_grad_(False)
         return net.train()
-    if settings.side != side:
-        raise ImprintError(
-            f"the groups are of {side} px, --side of {settings.side}; make groups of {settings.side} px, or give "
-            f"--side {side}"
-        )
+    require_side(side, settings.side, "a new network", f"give --side {side}")
     net = LightNet(LightConfig(resolution=settings.side, widths=settings.widths))
     backbone = load_backbone(settings.backbone) if settings.backbone else load_light().backbone
     net.backbone.load_state_dict(backbone.state_dict())
     return net.train()
 
 
-def load_seeing(path: Path, side: int, option: str) -> LightNet:
-    """A light network for groups of this side. Raises `ImprintError` for one of another; option: where it was named."""
+def load_teacher(path: Path, side: int) -> LightNet:
+    """A network of `--teachers`. side: of the groups, in pixels. Raises `ImprintError` if its square has another."""
     net = load_light(path)
-    seen = net.config.resolution
-    if seen != side:
-        raise ImprintError(
-            f"the groups are of {side} px, {option}'s network {path} of {seen}; make groups of {seen} px, or leave "
-            f"{option} out and give --side {side}"
-        )
+    require_side(side, net.config.resolution, f"a network of --teachers, {path},", f"give teachers for {side} px")
     return net
 
 
+def require_side(side: int, seen: int, network: str, remedy: str) -> None:
+    """Raise `ImprintError` unless groups of this side fit a network whose square has the side `seen`, in pixels."""
+    if seen != side:
+        raise ImprintError(
+            f"the groups are {side} px wide, but {network} takes {seen} px; make groups of {seen} px, or {remedy}"
+        )
+
+
 def plain_batches(groups: LightGroups, most: int | None = None) -> list[LightBatch]:
-    """Of the first groups, to measure on: the same in every run on a device."""
+    """Batches of the first groups, for measuring: the same in every run on a device."""
     device = groups.radiance.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -178,7 +183,7 @@ class LightRun:
     ):
         self.settings, self.process, self.net, self.reader = settings, process, net, reader
         self.teachers, self.photos, self.held_out = teachers, photos, held_out
-        # The first process alone writes a log.
+        # Only the first process writes a log.
         self.known = [] if process.index else plain_batches(reader.groups, KNOWN)
         self.variety = Variety(settings.repainted, settings.textured, settings.tinted, settings.mixed)
         self.model: torch.nn.Module = net
@@ -192,7 +197,7 @@ class LightRun:
         torch.manual_seed(int(seeds.generate_state(1)[0]))
 
     def train(self, told: list[int]) -> LightNet:
-        """Until time or steps are up, or something is in `told`; the averaged network."""
+        """Train until the time or the steps are used up, or `told` is not empty; return the averaged network."""
         settings, main = self.settings, self.process.index == 0
         if main:
             write_text(settings.output.with_suffix(".options.json"), json.dumps(flattened(settings), indent=1))
@@ -219,12 +224,12 @@ class LightRun:
         return self.mean.net
 
     def done(self, step: int, elapsed: float) -> float:
-        """Of the run, from 0 to 1. elapsed: seconds."""
+        """Progress of the run, from 0 to 1. elapsed: seconds."""
         settings = self.settings
         return elapsed / settings.seconds if settings.steps is None else step / settings.steps
 
     def step(self, step: int, done: float) -> None:
-        """One step of the optimizer, and of the average; waits for nothing."""
+        """One step of the optimizer and of the average, without waiting for the device."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, done)
@@ -242,7 +247,7 @@ class LightRun:
             self.sums[name] += value.detach()
 
     def draw(self) -> LightBatch:
-        """Pairs of groups and, if there are any, of photos."""
+        """Draw a batch of pairs from groups and, if there are any, photos."""
         settings, device = self.settings, self.process.device
         few = 0 if self.photos is None else round(settings.batch * settings.photo_share)
         groups = self.reader.groups
@@ -255,8 +260,9 @@ class LightRun:
         return batches[0] if len(batches) == 1 else batches[0].joined(batches[1])
 
     def log(self, bar: tqdm, step: int, steps: int, elapsed: float) -> None:
-        """A line of means over the last steps, of held-out gains and of those on groups that are trained on; and what
-        is learned so far is written. Raises `ImprintError` for a loss that is not finite.
+        """Log the mean losses of the last steps and the gains on held-out and training groups; write the network.
+
+        Raises `ImprintError` for a loss that is not finite.
         """
         means = {name: float(value) / steps for name, value in self.sums.items()}
         for value in self.sums.values():
@@ -283,8 +289,9 @@ class LightRun:
 
 
 def learning_rate(settings: Relight, step: int, done: float) -> float:
-    """It rises over the first steps, stays, and falls to 0 over the last part of the run. done: of the run, from 0 to
-    1.
+    """Rises over the first steps, stays, and falls to 0 over the last part of the run.
+
+    done: progress of the run, from 0 to 1.
     """
     rising = min(1.0, (step + 1) / settings.lr_warmup)
     return settings.lr * rising * min(1.0, (1 - done) / settings.cooldown)

@@ -1,4 +1,4 @@
-"""The light network's losses, and how much of pasting's error it takes away."""
+"""The light network's losses, and by how much it reduces the error of plain pasting."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from imprint.lightnet import SCATTER, LightMaps
 from .pairs import LightBatch
 
 EXPONENT = 2.2
-"""Of a screen: a share of light, as a share of a picture's values."""
+"""A screen's gamma: converts a fraction of light to a fraction of a picture's values."""
 WEIGHTS = {"fine": 1.0, "broad": 2.0, "shadow": 2.5, "edges": 1.0, "shading": 0.1, "smooth": 0.02, "direction": 0.05}
-"""Of the losses."""
+"""The losses' weights."""
 LEAST_AREA = 16
 """Pixels: smaller objects and shadows count as if they had this many."""
 KNOWN_GROUND = 0.02
-"""Where the object covers less than this share of a pixel and its neighbours, the ground's shadow is known."""
+"""The ground's shadow is known where the object covers less than this fraction of a pixel and its neighbours."""
 CELLS = 4
-"""Pixels a side over which light is broad."""
+"""Side in pixels of the cells whose means are the broad light."""
 IN_SHADOW = 0.12
-"""Share of light from which on ground that loses it belongs to the hole."""
+"""Ground that loses more than this fraction of its light belongs to the hole."""
 REACH = 0.03
-"""Contact is within this share of the picture's side beside the object's lower half."""
+"""Width of the contact zone around the object's lower half, as a fraction of the picture's side."""
 
 
 def predicted(net: nn.Module, batch: LightBatch, told: torch.Tensor | None = None) -> LightMaps:
-    """The network's maps; on a GPU in bf16. told (B, 1): 1 for pairs for which the network knows where the light comes
-    from.
-    """
+    """Run the network, on a GPU in bf16. told: (B, 1), 1 for pairs whose light direction is given to the network."""
     kind = batch.picture.device.type
     direction = batch.direction * (0 if told is None else told)
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
@@ -37,26 +35,24 @@ def predicted(net: nn.Module, batch: LightBatch, told: torch.Tensor | None = Non
 
 
 def relit(maps: LightMaps, batch: LightBatch, light: float = 1.0) -> torch.Tensor:
-    """(B, 3, S, S): the object's colours with the maps applied. light: the strength, as `imprint.light.relight` has
-    it.
-    """
+    """Apply the maps to the object's colours: (B, 3, S, S). light: the strength, as in `imprint.light.relight`."""
     return (batch.picture * (light * maps.gain).exp() + light * maps.offset).clamp(0, 1.1)
 
 
 def darkening(shadow: torch.Tensor) -> torch.Tensor:
-    """Share of light lost -> share of a picture's values lost."""
+    """Fraction of light lost -> fraction of a picture's values lost."""
     return 1 - (1 - shadow).clamp(min=0) ** (1 / EXPONENT)
 
 
 def broad(pictures: torch.Tensor) -> torch.Tensor:
-    """Broad means of pictures (B, C, H, W), at a `CELLS`-th of their resolution, which costs a `CELLS`-th squared."""
+    """Broad means of pictures (B, C, H, W), at 1 / `CELLS` of their resolution, which costs 1 / `CELLS` squared."""
     return F.avg_pool2d(F.avg_pool2d(pictures, CELLS), 3, 1, 1, count_include_pad=False)
 
 
 def losses(maps: LightMaps, batch: LightBatch, told: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Means over the batch; every object and every shadow counts alike, however large. Names as in `WEIGHTS`.
+    """Compute each loss of `WEIGHTS`, the mean over the batch; objects and shadows of every size count the same.
 
-    told (B, 1): as `predicted` takes it; what was told need not be guessed.
+    told: (B, 1), as in `predicted`; a direction that was given counts for no `direction` loss.
     """
     direction = {"direction": _direction_loss(maps, batch, (1 - told[:, 0]) * batch.direction[:, 3])}
     return _light_losses(maps, batch) | _shadow_losses(maps, batch) | _shading_losses(maps, batch) | direction
@@ -72,11 +68,12 @@ def _light_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]
 
 
 def _shadow_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
-    """Of the ground, weighed: the hole, its contact and deep shadow count more. The median of all shadows that a
-    picture allows would be next to none.
+    """Losses on the ground, where the hole, the contact zone and deep shadow have larger weights.
+
+    Without them the network would learn the median of all plausible shadows, which is almost no shadow.
     """
     truth = darkening(batch.shadow)
-    # At the outline nobody knows the ground, and the truth says no shadow: it would be learned as a bright rim.
+    # At the outline the ground is unknown, and the truth says no shadow: the network would learn a bright rim.
     free = (F.max_pool2d(batch.alpha, 3, 1, 1) < KNOWN_GROUND).float() * batch.rendered
     weight = free * (0.15 + hole(batch) + 2 * contact(batch)) * (1 + 3 * truth)
     off = maps.shadow - truth
@@ -93,8 +90,9 @@ def _shading_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tenso
 
 
 def _direction_loss(maps: LightMaps, batch: LightBatch, counted: torch.Tensor) -> torch.Tensor:
-    """Mean negative logarithm of the density of guesses, normal ones, where the light truly comes from. counted
-    (B,).
+    """Mean negative log-likelihood of the true direction under a mixture of Gaussians around the guesses.
+
+    counted: (B,), the pairs' weights.
     """
     apart = (maps.directions - batch.direction[:, None, :3]).square().sum(2)
     density = (maps.chances - apart / (2 * SCATTER**2)).logsumexp(1)
@@ -107,7 +105,7 @@ def gains(
 ) -> dict[str, float]:
     """1 - error / error of pasting, for `light`, `shadow` and `contact`: 0 is pasting, 1 the truth.
 
-    light, shadow: strengths, as in `imprint.light.relight`; told: whether the network knows where the light comes from.
+    light, shadow: strengths, as in `imprint.light.relight`. told: whether the network is given the light's direction.
     """
     errors = {name: torch.zeros(2) for name in ("light", "shadow", "contact")}
     for batch in batches:
@@ -120,7 +118,7 @@ def gains(
 
 
 def _light_errors(made: torch.Tensor, batch: LightBatch) -> torch.Tensor:
-    """(2,): summed errors of the broad colours, made and pasted."""
+    """(2,): summed errors of the broad colours, relit and pasted."""
     solid = (batch.alpha > 0.95).float()
     truth, count = broad(batch.target * solid), 3 * _total(broad(solid)).clamp(min=1)
     errors = [(_total((broad(picture * solid) - truth).abs()) / count).sum() for picture in (made, batch.picture)]
@@ -128,7 +126,7 @@ def _light_errors(made: torch.Tensor, batch: LightBatch) -> torch.Tensor:
 
 
 def _shadow_errors(lost: torch.Tensor, batch: LightBatch, where: torch.Tensor) -> torch.Tensor:
-    """(2,): summed errors of the ground's darkening where `where` is 1, made and without a shadow."""
+    """(2,): summed errors of the ground's darkening where `where` is 1, with the network's shadow and without one."""
     ground = (batch.alpha < 0.02).float()
     near = F.avg_pool2d(ground, 5, 1, 2).clamp(min=0.05)
     truth, made = (F.avg_pool2d(each * ground, 5, 1, 2) / near for each in (darkening(batch.shadow), lost))
@@ -138,14 +136,14 @@ def _shadow_errors(lost: torch.Tensor, batch: LightBatch, where: torch.Tensor) -
 
 
 def hole(batch: LightBatch) -> torch.Tensor:
-    """(B, 1, S, S): 1 in the box of the object and its shadow."""
+    """(B, 1, S, S): 1 in the bounding box of the object and its shadow."""
     inside = (batch.alpha > 0.5) | (batch.shadow > IN_SHADOW)
     rows, columns = inside.any(3, keepdim=True), inside.any(2, keepdim=True)
     return (_between(rows, 2) & _between(columns, 3)).float()
 
 
 def contact(batch: LightBatch) -> torch.Tensor:
-    """(B, 1, S, S): 1 close beside the object's lower half, and on it."""
+    """(B, 1, S, S): 1 on the object's lower half and close to it."""
     solid = (batch.alpha > 0.5).float()
     rows = torch.arange(solid.shape[2], device=solid.device).view(1, 1, -1, 1).float()
     middle = (solid * rows).sum((2, 3), keepdim=True) / solid.sum((2, 3), keepdim=True).clamp(min=1)
@@ -154,7 +152,7 @@ def contact(batch: LightBatch) -> torch.Tensor:
 
 
 def _between(line: torch.Tensor, axis: int) -> torch.Tensor:
-    """True from the first to the last that is true along an axis."""
+    """True from the first to the last true value along an axis."""
     return (line.cumsum(axis) > 0) & (line.flip(axis).cumsum(axis).flip(axis) > 0)
 
 
@@ -164,5 +162,5 @@ def _total(values: torch.Tensor) -> torch.Tensor:
 
 
 def _slopes(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Differences of neighbours, down and across."""
+    """Differences between neighbours, down and across."""
     return maps[..., 1:, :] - maps[..., :-1, :], maps[..., :, 1:] - maps[..., :, :-1]

@@ -1,4 +1,4 @@
-"""Groups and photos of `training.prepare light`'s folders in a device's memory, and those that still come."""
+"""Groups and photos from `training.prepare light`'s folders in a device's memory, including files that still arrive."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _AGAIN = "make the folder again with `python -m training.prepare light`"
 
 
 def open_groups(path: Path) -> np.lib.npyio.NpzFile:
-    """The arrays of a file of groups. Raises `ImprintError` for one that is cut off, or that earlier code wrote."""
+    """Open a file of groups. Raises `ImprintError` if it is truncated, or was written by earlier code."""
     try:
         file = np.load(path)
-        file["horizons"]  # which earlier code did not write
+        file["horizons"]  # earlier code did not write it
         return file
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ImprintError(f"{path} cannot be read as groups ({error}); delete it") from error
 
 
 def read_array(path: Path) -> torch.Tensor:
-    """Of a .npy file. Raises `ImprintError` for one that cannot be read."""
+    """Read a .npy file. Raises `ImprintError` if it cannot be read."""
     try:
         return torch.from_numpy(np.load(path))
     except (OSError, ValueError, EOFError) as error:
@@ -38,16 +38,17 @@ def read_array(path: Path) -> torch.Tensor:
 
 
 def count_groups(path: Path) -> int:
-    """Groups in a file. Raises `ImprintError` as `open_groups` does."""
+    """Number of groups in a file. Raises `ImprintError` as `open_groups` does."""
     with open_groups(path) as file:
         return len(file["meshes"])
 
 
 class GroupReader:
-    """The groups of one split, read once each.
+    """The groups of one split; each file is read once.
 
-    folders: `training.prepare light`'s; capacity: groups held at most, by default those that are there; part: (index,
-    processes), of which this one reads every so-manyth file. Raises `ImprintError` where there is none for it.
+    folders: written by `training.prepare light`. capacity: largest number of groups to hold, by default those that
+    exist. part: (index, processes); each process reads its share of the files. Raises `ImprintError` if there is no
+    file for this process.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class GroupReader:
     ):
         self.folders, self.split, self.part = folders, split, part
         self.files: list[Path] = []
-        """All that were given out so far, in the order in which they came; the same in every process."""
+        """All files assigned so far, in the order in which they appeared; the same in every process."""
         self.first = np.cumsum([0] + [len(read_plan(folder)["places"]) for folder in folders]).tolist()
         self.lights = torch.cat([read_array(folder / "irradiance.npy") for folder in folders]).to(device)
         mine = self._mine()
@@ -80,24 +81,24 @@ class GroupReader:
         self._read(mine)
 
     def refresh(self) -> None:
-        """Read what has come since, as far as there is room. Every process must call it."""
+        """Read files that have appeared since, as far as there is room. Every process must call it."""
         self._read(self._mine())
 
     @property
     def groups(self) -> LightGroups:
-        """Those that are there by now."""
+        """The groups read so far."""
         there = slice(self.count)
         return LightGroups(
             self.radiance[there], self.places[there], self.turns[there], self.horizons[there], self.lights
         )
 
     def _mine(self) -> list[Path]:
-        """This process's share of the files that have come."""
+        """This process's share of the new files."""
         seen = set(self.files)
         found = [path for folder in self.folders for path in sorted(folder.glob(f"{self.split}-*.npz"))]
         fresh = [path for path in found if path not in seen]
         index, processes = self.part
-        if processes > 1:  # what the first one sees, lest a file come between two looks
+        if processes > 1:  # all use the first one's list: a file could appear between two listings
             shared = [fresh]
             torch.distributed.broadcast_object_list(shared, 0)
             fresh = shared[0]
@@ -121,14 +122,14 @@ class GroupReader:
 
 
 def load_photos(folders: tuple[Path, ...], device: torch.device) -> torch.Tensor | None:
-    """(N, 4, S, S) uint8 of all folders; None where none has any."""
+    """The photos of all folders, (N, 4, S, S) uint8; None if there are none."""
     paths = [folder / "photos.npy" for folder in folders]
     parts = [read_array(path) for path in paths if path.exists()]
     return torch.cat(parts).to(device) if parts else None
 
 
 def _side(folders: tuple[Path, ...]) -> int:
-    """Of the groups, in pixels. Raises `ImprintError` where the folders differ."""
+    """The groups' side in pixels. Raises `ImprintError` if the folders differ."""
     sides = {str(folder): read_json(folder / "options.json", _AGAIN).get("side") for folder in folders}
     if len(set(sides.values())) > 1:
         found = ", ".join(f"{folder}: {side} px" for folder, side in sides.items())

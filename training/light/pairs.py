@@ -1,7 +1,7 @@
-"""From groups of linear radiance, and from photos, to what the light network is trained with.
+"""Make the light network's training pairs from groups of linear radiance and from photos.
 
-Everything happens on the device that holds the groups: exposures, white balances, contrast and crops are drawn anew for
-every batch, as different cameras would have taken the object's photo and the scene's.
+Everything happens on the device that holds the groups. Exposures, white balances, contrast and crops are drawn anew for
+every batch, as if different cameras had taken the object's photo and the scene's.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from .radiance import direction, luminance, shading, to_linear, tone
 from .scenes import LIGHTS, channels
 
 MIDDLE_GREY = 0.18
-"""Linear: what a scene's geometric mean is exposed to."""
+"""Linear value to which a scene's geometric mean is exposed."""
 BRIGHTEST = 0.9
-"""Linear: nearly all cameras expose so that the object is not brighter."""
+"""Linear value that nearly all cameras keep the object below."""
 CAREFUL = 0.95
-"""Share of these."""
+"""Fraction of cameras that do."""
 OWN_BRIGHTEST = 0.55
-"""Linear: what the bright parts of an object are in its own photo."""
+"""Linear value of an object's bright parts in its own photo."""
 SOURCES = (0.58, 0.9)
-"""Shares, added up: the object's own photo shows it in the air, on other ground, and the rest in the scene's own
-light."""
+"""Cumulative fractions of what the object's own photo shows: it in the air, on other ground, and, the rest, in the
+scene's own light."""
 ALIKE = 0.6
-"""Of those in the scene's own light: where nothing has to change."""
+"""Fraction of those in the scene's own light for which nothing has to change."""
 UNTOUCHED = 0.25
-"""Of pairs from photos, likewise."""
+"""Fraction of the pairs from photos for which nothing has to change."""
 LEVELLED = 0.2
-"""Of pairs from photos: the object's own photo is exposed for it alone."""
+"""Fraction of the pairs from photos whose own photo is exposed for the object alone."""
 SWAPPED = 0.25
-"""Of pairs: red, green and blue change their places."""
+"""Fraction of the pairs whose red, green and blue are permuted."""
 CONTEXT = 2.2
-"""Side of the square that is seen over the longer side of the object's box, in the middle:
-`imprint.lightnet.LightConfig`'s."""
+"""Median side of the visible square, relative to the longer side of the object's box; as in
+`imprint.lightnet.LightConfig`."""
 CONTEXTS = (1.45, 3.6)
-"""Least and most."""
+"""Its minimum and maximum."""
 ALBEDOS = (0.06, 0.5)
-"""Least and most mean share of light that a drawn ground returns."""
+"""Smallest and largest mean albedo of a drawn ground."""
 FLOOR_EDGE = 0.02
-"""Share of the picture's height over which the ground begins below the horizon."""
+"""Height of the ground's soft edge below the horizon, relative to the picture's height."""
 
 
 @dataclass(frozen=True)
 class Variety:
-    """How much more there is to see than the panoramas show: few places are soon known by heart."""
+    """Augmentation beyond what the panoramas show, since a few places are soon memorised."""
 
     repainted: float = 0.4
-    """Share of the pairs whose ground is darker, brighter or tinted, as if of another material."""
+    """Fraction of the pairs whose ground is darker, brighter or tinted, as if it were another material."""
     textured: float = 0.15
-    """Share of the pairs whose ground is a photo, laid flat, in the place's light."""
+    """Fraction of the pairs whose ground is a photo, laid flat, in the place's light."""
     tinted: float = 0.3
-    """Share of the pairs whose light has a strong colour."""
+    """Fraction of the pairs whose light has a strong colour."""
     mixed: float = 0.4
-    """Share of the pairs in the light of two places at once."""
+    """Fraction of the pairs in the light of two places at once."""
 
 
 @dataclass
@@ -66,15 +66,15 @@ class LightGroups:
     """Path-traced groups in a device's memory."""
 
     radiance: torch.Tensor
-    """(N, C, S, S) float16 as `training.light.scenes.CHANNELS` says, after `training.light.radiance.settle_shadows`."""
+    """(N, C, S, S) float16 as in `training.light.scenes.CHANNELS`, after `training.light.radiance.settle_shadows`."""
     places: torch.Tensor
-    """(N, `LIGHTS` + 1) panoramas; the last lights the object alone."""
+    """(N, `LIGHTS` + 1) panoramas by number; the last lights only the object."""
     turns: torch.Tensor
-    """(N, `LIGHTS` + 1) degrees about the vertical."""
+    """(N, `LIGHTS` + 1) the panoramas' rotations about the vertical, in degrees."""
     horizons: torch.Tensor
-    """(N,) as `training.light.scenes.View` has them."""
+    """(N,) as in `training.light.scenes.View`."""
     lights: torch.Tensor
-    """(P, 3, h, 2 * h): `training.light.radiance.irradiance` of each panorama."""
+    """(P, 3, h, 2 * h): each panorama's `training.light.radiance.irradiance`."""
 
     def __len__(self) -> int:
         return len(self.radiance)
@@ -82,26 +82,26 @@ class LightGroups:
 
 @dataclass
 class LightBatch:
-    """All (B, C, S, S) float32; pictures in [0, 1]."""
+    """Training pairs. All (B, C, S, S) float32; pictures are in [0, 1]."""
 
     picture: torch.Tensor
     """The object, in the light and colours of its own photo, over the background."""
     alpha: torch.Tensor
     background: torch.Tensor
-    """Without the object; behind it, it is guessed."""
+    """The scene without the object; behind the object it is a guess."""
     target: torch.Tensor
     """The object as the scene lights it, where alpha is above 0."""
     shadow: torch.Tensor
-    """Share of light that the ground loses."""
+    """Fraction of light that the ground loses."""
     shading: torch.Tensor
     """As in `imprint.lightnet.LightMaps`."""
     rendered: torch.Tensor
     """(B, 1, 1, 1): 1 where shadow, shading and direction are known, 0 for photos."""
     direction: torch.Tensor
-    """(B, 4): where the scene's light comes from, as `imprint.lightnet.LightNet.forward` takes it."""
+    """(B, 4): where the scene's light comes from, as for `imprint.lightnet.LightNet.forward`."""
 
     def joined(self, other: LightBatch) -> LightBatch:
-        """Both as one."""
+        """Concatenate both batches."""
         return LightBatch(*(torch.cat(pair) for pair in zip(vars(self).values(), vars(other).values())))
 
     def __len__(self) -> int:
@@ -110,26 +110,26 @@ class LightBatch:
 
 @dataclass
 class _Views:
-    """Of a group, in one of its lights, linear: what a pair is exposed from. All (B, C, S, S)."""
+    """Groups in chosen lights, linear and not yet exposed. All (B, C, S, S)."""
 
     lit: torch.Tensor
     """Object and ground in the scene's light."""
     scene: torch.Tensor
-    """What a photo shows of the scene without them."""
+    """The scene without them."""
     own: torch.Tensor
-    """The object as its own photo has it."""
+    """The object in its own photo's light."""
     around: torch.Tensor
-    """What that photo shows around it, if the object stands on a ground there, at a quarter of the resolution."""
+    """What that photo shows around the object if it stands on a ground there, at a quarter of the resolution."""
     kept: torch.Tensor
-    """Share of light that the ground keeps."""
+    """Fraction of light that the ground keeps."""
     alpha: torch.Tensor
     normal: torch.Tensor
     where: torch.Tensor
-    """(B, S, S, 2): column and row in the whole picture, from 0 to 1: what is seen is a part of it."""
+    """(B, S, S, 2): each pixel's column and row in the whole picture, from 0 to 1; the views are crops of it."""
 
 
 class _Camera:
-    """Contrast and saturation of so many cameras."""
+    """Contrast and saturation of `count` random cameras."""
 
     def __init__(self, count: int, device: torch.device):
         self.power = (0.1 * torch.randn(count, 1, 1, 1, device=device)).exp()
@@ -144,11 +144,11 @@ class _Camera:
 def draw_rendered(
     groups: LightGroups, chosen: torch.Tensor, photos: torch.Tensor | None = None, variety: Variety | None = None
 ) -> LightBatch:
-    """A batch of path-traced pairs: rows `chosen` (B,) of the groups.
+    """Draw a batch of path-traced pairs from rows `chosen` (B,) of the groups.
 
-    photos as in `draw_photographed`: their fine detail sharpens half of the scenes, since a view cut out of a panorama
-    is softer than a photo. Without `variety` nothing is drawn: cameras are all alike, each group is seen in its first
-    light and the object has been in the air.
+    photos: as in `draw_photographed`; their fine detail sharpens half of the scenes, since a crop of a panorama is
+    softer than a photo. Without `variety` nothing is random: all cameras are the same, each group is in its first
+    light, and the object's own photo shows it in the air.
     """
     count, device, augment = len(chosen), chosen.device, variety is not None
     places, turns = groups.places[chosen], groups.turns[chosen]
@@ -157,7 +157,7 @@ def draw_rendered(
     views = _views(traced, lights, augment)
 
     def returned(normals: torch.Tensor) -> torch.Tensor:
-        """(B, L, 3, H, W): by a white surface of these normals (B, 3, H, W), in each light."""
+        """Light that a white surface of these normals (B, 3, H, W) returns in each light: (B, L, 3, H, W)."""
         return torch.stack([shading(groups.lights, *of, normals).exp() for of in zip(places.T, turns.T)], 1)
 
     every = returned(views.normal)
@@ -196,9 +196,9 @@ def draw_rendered(
 
 
 def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor) -> LightBatch:
-    """A batch of pairs from photos: the object recoloured or relit, the photo itself the truth.
+    """Draw a batch of pairs from photos: the object is recoloured or relit, and the photo itself is the truth.
 
-    photos (N, 4, S, S) uint8: a photo and its object's mask; chosen (B,): of the N.
+    photos: (N, 4, S, S) uint8, each a photo and its object's mask. chosen: (B,) indices of photos.
     """
     part = photos[chosen].float() / 255
     count, device = len(part), part.device
@@ -220,20 +220,20 @@ def draw_photographed(photos: torch.Tensor, chosen: torch.Tensor) -> LightBatch:
 
 @dataclass
 class _Lights:
-    """What lights the pairs: weights of a group's lights, and of the object alone, which comes last.
+    """The weights of a group's lights in each pair; the last is the light of the object alone.
 
-    All (B, `LIGHTS` + 1).
+    Weights are (B, `LIGHTS` + 1).
     """
 
     scene: torch.Tensor
     own: torch.Tensor
-    """Of the object's own photo."""
+    """Weights in the object's own photo."""
     alike: torch.Tensor
-    """(B,) bool: both photos are one."""
+    """(B,) bool: whether both photos are the same."""
 
 
 def _draw_lights(groups: torch.Tensor, variety: Variety | None) -> _Lights:
-    """groups (B, C, S, S)."""
+    """Draw the lights of groups (B, C, S, S)."""
     count, device = len(groups), groups.device
 
     def only(light: torch.Tensor | int) -> torch.Tensor:
@@ -244,7 +244,7 @@ def _draw_lights(groups: torch.Tensor, variety: Variety | None) -> _Lights:
     light = torch.randint(LIGHTS, (count,), device=device)
     other, third = ((light + step) % LIGHTS for step in (1 + torch.randint(LIGHTS - 1, (2, count), device=device)))
     share = torch.rand(count, 1, device=device) * _drawn(variety.mixed, count, device).view(-1, 1)
-    # Places count alike, whatever the strength of their light.
+    # Places count the same, however strong their light is.
     photos = groups[:, channels("photo"), ::4, ::4].float().unflatten(1, (LIGHTS, -1)).flatten(0, 1)
     scene = (only(light) + share * only(third)) / F.pad(_middle(photos).view(count, LIGHTS), (0, 1), value=1.0)
     kind = torch.rand(count, 1, device=device)
@@ -255,12 +255,12 @@ def _draw_lights(groups: torch.Tensor, variety: Variety | None) -> _Lights:
 
 
 def _weighed(each: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """(B, C, S, S): sum of lights (B, L, C, S, S) with their weights (B, L or more)."""
+    """(B, C, S, S): weighted sum of lights (B, L, C, S, S); weights (B, L or more)."""
     return torch.einsum("blchw,bl->bchw", each.float(), weights[:, : each.shape[1]])
 
 
 def _direction(lights: torch.Tensor, turns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """(B, 4): where the light comes from. lights (B, L, 3, h, 2 * h), turns and weights (B, L)."""
+    """(B, 4): where the light comes from. lights: (B, L, 3, h, 2 * h). turns, weights: (B, L)."""
     count, kinds = turns.shape
     towards, mean = direction(lights.flatten(0, 1), turns.flatten())
     share = weights * mean.view(count, kinds)
@@ -269,10 +269,10 @@ def _direction(lights: torch.Tensor, turns: torch.Tensor, weights: torch.Tensor)
 
 
 def _views(groups: torch.Tensor, lights: _Lights, augment: bool) -> _Views:
-    """groups (B, C, S, S)."""
+    """Crop and light groups (B, C, S, S)."""
     lit, photo, kept = (groups[:, channels(name)].unflatten(1, (LIGHTS, -1)) for name in ("lit", "photo", "bare"))
     every = torch.cat([lit, groups[:, None, channels("alone")]], 1)
-    # Shadows of two lights add up as light.
+    # The shadows of two lights are mixed as light, which is additive.
     there = luminance(lit.flatten(0, 1).float()).unflatten(0, (-1, LIGHTS)) + 1e-4
     kept = _weighed(there, lights.scene) / _weighed(there / kept.float().clamp(min=0.01), lights.scene)
     shown = _weighed(every, lights.scene), _weighed(photo, lights.scene), _weighed(every, lights.own), kept
@@ -287,10 +287,10 @@ def _views(groups: torch.Tensor, lights: _Lights, augment: bool) -> _Views:
 
 
 def _draw_exposures(views: _Views, lights: _Lights, variety: Variety | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What radiance is multiplied with, (B, 3, 1, 1), in the scene's photo and in the object's own.
+    """The factors (B, 3, 1, 1) on radiance in the scene's photo and in the object's own.
 
-    The object's own photo is exposed for the object alone where that is in the air, and else for what is around it, so
-    that white things look white and black ones black.
+    The object's own photo is exposed for the object if that is in the air, and otherwise for its surroundings, so that
+    white things look white and black things black.
     """
     count, device = len(views.lit), views.lit.device
 
@@ -314,12 +314,12 @@ def _draw_exposures(views: _Views, lights: _Lights, variety: Variety | None) -> 
 
 
 def _hidden(backgrounds: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """What lies behind the object is guessed, as it is at use."""
+    """Replace what is behind the object by a guess, as at inference."""
     return spread(backgrounds, (alpha < HIDDEN).float())
 
 
 def _draw_relighting(count: int, size: torch.Size, device: torch.device) -> torch.Tensor:
-    """(B, 3, H, W): factors of another exposure and white balance, and of light and tint that come from one side."""
+    """(B, 3, H, W): factors for a different exposure and white balance, and for light and tint from one side."""
     rows, columns = (torch.linspace(-1, 1, side, device=device) for side in size)
 
     def slope(channels: int) -> torch.Tensor:
@@ -331,7 +331,7 @@ def _draw_relighting(count: int, size: torch.Size, device: torch.device) -> torc
 
 
 def _sharpened(backgrounds: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
-    """Half of them with the fine detail of photos, less of it in the dark."""
+    """Add the fine detail of photos to half of the backgrounds, less of it in the dark."""
     count, device = len(backgrounds), backgrounds.device
     chosen = photos[torch.randint(len(photos), (count,), device=device)].flip(3).float() / 255
     fine = _sampled(chosen[:, :3], _squares(chosen[:, 3:]))
@@ -343,7 +343,7 @@ def _sharpened(backgrounds: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
 
 
 def _repainted(scenes: torch.Tensor, floor: torch.Tensor, share: float) -> torch.Tensor:
-    """So many of them with a ground that returns more, less or other light. floor (B, 1, S, S): 1 on the ground."""
+    """Make the ground of a fraction of the scenes darker, brighter or tinted. floor: (B, 1, S, S), 1 on the ground."""
     count, device = len(scenes), scenes.device
     grey, tint = (torch.randn(count, channels, 1, 1, device=device) for channels in (1, 3))
     change = _drawn(share, count, device) * (0.3 * grey + 0.08 * tint) * floor
@@ -351,17 +351,16 @@ def _repainted(scenes: torch.Tensor, floor: torch.Tensor, share: float) -> torch
 
 
 def _draw_ground(photos: torch.Tensor, where: torch.Tensor, horizons: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S): shares of light that level grounds return, each a photo (N, 4, S, S) laid flat, as a camera sees
-    it.
+    """(B, 3, S, S): the albedo of level grounds, each one of the photos (N, 4, S, S) laid flat, seen in perspective.
 
-    where (B, S, S, 2): as in `_Views`; horizons (B,): rows from 0 to 1 where the grounds end.
+    where: (B, S, S, 2), as in `_Views`. horizons: (B,), rows from 0 to 1 where the grounds end.
     """
     count, device = len(where), where.device
     chosen = photos[torch.randint(len(photos), (count,), device=device), :3].float() / 255
     albedo = to_linear(chosen)
     mean = ALBEDOS[0] + (ALBEDOS[1] - ALBEDOS[0]) * torch.rand(count, 1, 1, 1, device=device) ** 1.5
     albedo = (albedo * mean / albedo.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)).clamp(max=0.9)
-    # A row of a level ground is as far away as it is close to the horizon.
+    # The distance of a row of level ground is the inverse of its distance to the horizon in the picture.
     away = 1 / (where[..., 1] - horizons.view(-1, 1, 1)).clamp(min=0.06)
     size, angle, *start = torch.rand(4, count, 1, 1, device=device).unbind()
     away = (0.15 + 0.35 * size) * away
@@ -373,10 +372,9 @@ def _draw_ground(photos: torch.Tensor, where: torch.Tensor, horizons: torch.Tens
 
 
 def _squares(alpha: torch.Tensor, drawn: bool = True) -> torch.Tensor:
-    """(B, S, S, 2): what is seen of pictures, columns and rows from 0 to 1: a square around each object, within the
-    picture.
+    """(B, S, S, 2): columns and rows, from 0 to 1, of the pixels of a square around each object, inside the picture.
 
-    alpha (B, 1, S, S). Drawn ones are larger or smaller, and not quite in the middle.
+    alpha: (B, 1, S, S). drawn: whether to vary the squares' sizes and positions at random.
     """
     count, device, side = len(alpha), alpha.device, alpha.shape[2]
     thing = alpha[:, 0] > 0.1
@@ -396,27 +394,27 @@ def _squares(alpha: torch.Tensor, drawn: bool = True) -> torch.Tensor:
 
 
 def _sampled(layers: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Layers (B, C, S, S) at places (B, S, S, 2) of `_squares`."""
+    """Sample layers (B, C, S, S) at places (B, S, S, 2) from `_squares`."""
     return F.grid_sample(layers, 2 * where - 1, padding_mode="border", align_corners=False)
 
 
 def _swapped(pictures: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 3, H, W) with each one's colours in its own order (B, 3)."""
+    """Permute each picture's colours: pictures (B, 3, H, W), order (B, 3)."""
     return pictures.gather(1, order.view(-1, 3, 1, 1).expand_as(pictures))
 
 
 def _drawn(share: float, count: int, device: torch.device) -> torch.Tensor:
-    """(B, 1, 1, 1): 1 in so many of them, else 0."""
+    """(B, 1, 1, 1): 1 for a random fraction `share` of the batch, 0 for the rest."""
     return (torch.rand(count, 1, 1, 1, device=device) < share).float()
 
 
 def _middle(pictures: torch.Tensor) -> torch.Tensor:
-    """(B, 1, 1, 1): the geometric mean of their luminance."""
+    """(B, 1, 1, 1): the geometric mean of the pictures' luminance."""
     return luminance(pictures).clamp(min=1e-4).log().mean((1, 2, 3), keepdim=True).exp()
 
 
 def _quantile(values: torch.Tensor, where: torch.Tensor, share: float) -> torch.Tensor:
-    """(B, 1, 1, 1): the quantile of values (B, 1, H, W) where `where` is 1, from every fourth of them each way."""
+    """(B, 1, 1, 1): a quantile of the values (B, 1, H, W) where `where` is 1, from every fourth row and column."""
     values, where = values[:, :, ::4, ::4].flatten(1), where[:, :, ::4, ::4].flatten(1)
     ordered = torch.where(where > 0, values, torch.inf).sort(1).values
     index = ((where.sum(1) - 1).clamp(min=0) * share).long()

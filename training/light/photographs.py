@@ -1,4 +1,4 @@
-"""Squares cut out of photos around their annotated objects: what pairs from photos are made of."""
+"""Cut squares out of photos around annotated objects, for pairs from photos."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from PIL import Image
 from ..data.shards import Sample
 
 LEAST_PIXELS = 1500
-"""Of an object, in the photo as it is stored."""
+"""Smallest object, in pixels of the stored photo."""
 LEAST_SIDE = 110
-"""Pixels of a square, likewise: smaller ones are unsharp."""
+"""Smallest side of a square, in pixels of the stored photo; smaller squares are blurred."""
 LEAST_SHARE = 0.25
-"""An object fills at least this share of its box: what fills less is strewn about."""
+"""Smallest fraction of its box that an object fills; one that fills less is scattered."""
 FILLED = (0.35, 0.75)
-"""The object's longer side over the square's."""
+"""Range of the object's longer side, relative to the square's side."""
 
 
 def cut_squares(samples: Iterable[Sample], side: int, each: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """(4, side, side) uint8, RGB and the object's mask: so many squares of each usable object of the samples.
+    """Cut `each` squares, (4, side, side) uint8 of RGB and the object's mask, around each usable object of the samples.
 
-    An object that two of the photo's borders cut is not usable, nor is one without a mask.
+    An object that is cut off by two or more of the photo's borders is not usable, nor is one without a mask.
     """
     for sample in samples:
         if sample.mask is None:
@@ -49,7 +49,7 @@ def _usable(mask: Image.Image, box: tuple[int, int, int, int]) -> bool:
 def _draw_square(
     size: tuple[int, int], box: tuple[int, int, int, int], rng: np.random.Generator
 ) -> tuple[float, float, float, float] | None:
-    """A square of the photo that holds the box; None where none of a drawn size does."""
+    """Draw a square of the photo that contains the box; None if the size drawn does not allow one."""
     left, top, right, bottom = box
     longer = max(right - left, bottom - top)
     side = min(longer / rng.uniform(*FILLED), *size)

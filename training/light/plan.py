@@ -1,4 +1,4 @@
-"""What groups are made of: places and meshes, and on which side of the split each is."""
+"""The places and meshes that groups are made of, and which of them are held out."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ..render.panoramas import read_radiance
 from .radiance import irradiance
 
 PANORAMA_ROWS = 384
-"""Rows to which panoramas are reduced: a view of 40 degrees is then about 85 pixels high, and a hundred fit in
+"""Rows to which panoramas are reduced: a 40-degree view is then about 85 pixels high, and a hundred panoramas fit in
 memory."""
 BRIGHTEST = 1e6
-"""Radiance of a panorama at most."""
+"""Largest radiance of a panorama; higher values are clipped."""
 PLAN, PANORAMAS = "plan.json", "panoramas.npy"
 T = TypeVar("T", "Place", "LightMesh")
 
@@ -36,7 +36,7 @@ class Place:
 
     path: Path
     sky: bool
-    """Whether it has no ground to stand on: then it lights the object's own photo alone."""
+    """Whether it has no ground to stand on; then it lights only the object's own photo."""
     held_out: bool
 
     @property
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class LightMesh:
-    """A mesh, with what the index of its folder says of it."""
+    """A mesh, with the source and licence from its folder's index."""
 
     path: Path
     source: str
@@ -60,21 +60,21 @@ class LightMesh:
 
 @dataclass(frozen=True)
 class LightPlan:
-    """All places and meshes; groups name them by number."""
+    """All places and meshes; groups refer to them by index."""
 
     places: tuple[Place, ...]
     meshes: tuple[LightMesh, ...]
 
     def places_of(self, split: str) -> list[int]:
-        """Those with a ground, of one of `SPLITS`."""
+        """Indices of the split's places with a ground. split: one of `SPLITS`."""
         return [number for number in _of(self.places, split) if not self.places[number].sky]
 
     def skies_of(self, split: str) -> list[int]:
-        """Those without."""
+        """Indices of the split's places without a ground."""
         return [number for number in _of(self.places, split) if self.places[number].sky]
 
     def meshes_of(self, split: str) -> list[int]:
-        """Those of one of `SPLITS`."""
+        """Indices of the split's meshes."""
         return _of(self.meshes, split)
 
     @classmethod
@@ -86,11 +86,11 @@ class LightPlan:
         held_out: float,
         exclude: Set[str],
     ) -> LightPlan:
-        """What the folders hold, less the files named in `exclude`.
+        """Read the folders, without the files named in `exclude`.
 
-        sky: words; a panorama whose name holds one has no ground. held_out: share of the places and of the meshes that
-        is kept for measuring, one of each at least; which ones is decided by their names. Raises `ImprintError` for
-        less than two.
+        sky: words; a panorama whose name contains one has no ground. held_out: fraction of the places and of the meshes
+        that is kept for measuring, at least one of each, chosen by a hash of their names. Raises `ImprintError` for
+        fewer than two of either.
         """
         found = [
             LightMesh(folder / mesh.file, mesh.source, mesh.licence, False)
@@ -111,7 +111,7 @@ class LightPlan:
         return cls((*grounds, *(place for place in places if place.sky)), tuple(_with_held_out(found, held_out)))
 
     def describe(self) -> dict[str, list[dict]]:
-        """As plan.json holds it: names, sources and licences, no paths."""
+        """The content of plan.json: names, sources and licences, but no paths."""
         return {
             "places": [{"name": each.name, "sky": each.sky, "held_out": each.held_out} for each in self.places],
             "meshes": [
@@ -121,8 +121,10 @@ class LightPlan:
         }
 
     def write(self, folder: Path) -> None:
-        """plan.json, panoramas.npy (P, `PANORAMA_ROWS`, 2 * `PANORAMA_ROWS`, 3) and irradiance.npy, of which training
-        reads the last; what is there already is kept. Raises `ImprintError` where that was made of something else.
+        """Write plan.json, panoramas.npy (P, `PANORAMA_ROWS`, 2 * `PANORAMA_ROWS`, 3) and irradiance.npy.
+
+        Training reads only the last. Existing files are kept. Raises `ImprintError` if they were made from other places
+        or meshes.
         """
         described, path = self.describe(), folder / PLAN
         if path.exists():
@@ -146,7 +148,7 @@ class LightPlan:
 
 
 def read_plan(folder: Path) -> dict[str, list[dict]]:
-    """A folder's plan.json. Raises `ImprintError` where there is none, or a broken one."""
+    """Read a folder's plan.json. Raises `ImprintError` if it is missing or broken."""
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         plan["places"], plan["meshes"]
@@ -158,7 +160,7 @@ def read_plan(folder: Path) -> dict[str, list[dict]]:
 
 
 def reduced(radiance: np.ndarray) -> np.ndarray:
-    """(H, W, 3) linear radiance -> (`PANORAMA_ROWS`, 2 * `PANORAMA_ROWS`, 3): means over areas."""
+    """Reduce linear radiance (H, W, 3) to (`PANORAMA_ROWS`, 2 * `PANORAMA_ROWS`, 3) by averaging."""
     pixels = torch.from_numpy(radiance.clip(0, BRIGHTEST)).permute(2, 0, 1)[None]
     return F.interpolate(pixels, (PANORAMA_ROWS, 2 * PANORAMA_ROWS), mode="area")[0].permute(1, 2, 0).numpy()
 
@@ -168,7 +170,7 @@ def _of(things: Sequence[T], split: str) -> list[int]:
 
 
 def _with_held_out(things: list[T], share: float) -> list[T]:
-    """The same, those with the lowest hashes held out; two of one name are on one side."""
+    """Mark those with the lowest hashes as held out; two of the same name are on the same side."""
     order = sorted({thing.name for thing in things}, key=name_hash)
     kept = set(order[: max(1, round(share * len(order)))])
     return [replace(thing, held_out=thing.name in kept) for thing in things]

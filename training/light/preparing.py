@@ -1,16 +1,15 @@
-"""Data for the light network: python -m training.prepare light MESHES ... --panoramas FOLDER --output FOLDER --seconds
-N
+"""Make data for the light network: python -m training.prepare light MESHES ... --panoramas FOLDER --output FOLDER
 
-Objects of the meshes on the ground of the panoramas' places, path-traced with Mitsuba 3 (pip install ".[light]"), by so
-many processes, until the time is up or there are enough; the same command again adds to them. Training can begin
+Path-traces the meshes on the ground of the panoramas with Mitsuba 3 (pip install ".[light]"), in --workers processes,
+until --seconds are over or there are --count groups; running the same command again adds more. Training can start
 meanwhile. OUTPUT gets
 
   options.json            these options
-  plan.json               places and meshes, and which of them are held out: groups are of one side in both
+  plan.json               places and meshes, and which are held out: a group's mesh and places are of the same split
   train-WWW-NNNNNN.npz    groups: radiance (n, C, S, S) float16, places and turns (n, 4), meshes (n,); linear, unexposed
-  held-out-...            likewise
+  held-out-...            the same, held out
   irradiance.npy          (P, 3, 16, 32): logarithm of what a white matt surface returns in each place, by its normal
-  panoramas.npy           the panoramas, reduced, for the processes; it may be deleted when they are done
+  panoramas.npy           the reduced panoramas, for the processes; can be deleted when they have finished
   photos.npy              (N, 4, S, S) uint8: photos and their object's mask
 """
 
@@ -41,15 +40,18 @@ from .tracer import resolve_variant
 
 
 def prepare_light(settings: PrepareLight) -> dict[str, int]:
-    """Make groups and photos; how many of each there are. Raises `ImprintError` for folders that cannot be used, where
-    the output was made with other places, meshes or sizes, and where Mitsuba is absent."""
+    """Make groups and photos, and return how many there are.
+
+    Raises `ImprintError` for unusable folders, for an output that was made with other places, meshes or sizes, and if
+    Mitsuba is not installed.
+    """
     began, output = time.time(), settings.output
     output.mkdir(parents=True, exist_ok=True)
     excluded = read_names(settings.exclude)
     plan = LightPlan.make(settings.meshes, settings.panoramas, settings.sky, settings.held_out, excluded)
     _require_same_side(settings)
     plan.write(output)
-    # Not before: they bind the folder to their size, even where no panorama could be read.
+    # Not earlier: this ties the folder to a size, and should not happen if the panoramas cannot be read.
     write_text(output / "options.json", json.dumps(flattened(settings), indent=1))
     photos = cut_photos(settings)
     jobs = plan_jobs(settings, plan, read_photos(settings.textures, excluded), began)
@@ -59,7 +61,7 @@ def prepare_light(settings: PrepareLight) -> dict[str, int]:
 
 
 def plan_jobs(settings: PrepareLight, plan: LightPlan, textures: tuple[Path, ...], began: float) -> list[TraceJob]:
-    """A job for each process. began: as `time.time()` has it."""
+    """One job per process. began: a time, as from `time.time()`."""
     variant = resolve_variant(settings.variant)
     there = count_splits(settings.output)
     wanted = {SPLITS[0]: math.inf if settings.count is None else settings.count, SPLITS[1]: settings.held_out_groups}
@@ -84,7 +86,7 @@ def plan_jobs(settings: PrepareLight, plan: LightPlan, textures: tuple[Path, ...
 
 
 def cut_photos(settings: PrepareLight) -> int:
-    """Write photos.npy, unless it is there; how many squares it holds."""
+    """Write photos.npy unless it exists, and return its number of squares."""
     path = settings.output / "photos.npy"
     if path.exists():
         return len(read_array(path))
@@ -105,12 +107,12 @@ def cut_photos(settings: PrepareLight) -> int:
 
 
 def count_splits(folder: Path) -> dict[str, int]:
-    """Groups in a folder, by split. Raises `ImprintError` for a file that cannot be read."""
+    """Number of groups in a folder, by split. Raises `ImprintError` for a file that cannot be read."""
     return {split: sum(map(count_groups, folder.glob(f"{split}-*.npz"))) for split in SPLITS}
 
 
 def _require_same_side(settings: PrepareLight) -> None:
-    """Raise `ImprintError` where options.json is of another size."""
+    """Raise `ImprintError` if options.json says another size."""
     path = settings.output / "options.json"
     if path.exists():
         remedy = f"delete it if the groups beside it are of {settings.side} px, or give another --output"
@@ -120,7 +122,7 @@ def _require_same_side(settings: PrepareLight) -> None:
 
 
 def _gpus(count: int | None) -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them: the first `count` that this process may use, or all."""
+    """The first `count` GPUs that this process may use, or all, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
     if count is not None and count > len(names):
@@ -129,6 +131,6 @@ def _gpus(count: int | None) -> list[str]:
 
 
 def _part(count: float, index: int, parts: int) -> float:
-    """Of so many, those of one of the parts, as even as can be."""
+    """The size of part `index` when `count` is divided as evenly as possible."""
     count = max(0, count)
     return count if math.isinf(count) else count // parts + (index < count % parts)

@@ -1,7 +1,7 @@
-"""Light in numbers: linear radiance, what a photo shows of it, and what a panorama gives to a surface.
+"""Linear radiance, how a photo shows it, and the irradiance of panoramas.
 
-Pictures are (B, C, H, W); directions have y up. A panorama's column u (0 to 1) lies where `atan2(x, -z) / (2 pi)` is u,
-as in Mitsuba's `envmap`, and its row v where `acos(y) / pi` is v.
+Pictures are (B, C, H, W); directions have y up. As in Mitsuba's `envmap`, a direction is at column
+`atan2(x, -z) / (2 pi)` of a panorama and at row `acos(y) / pi`, both from 0 to 1.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import torch.nn.functional as F
 from .scenes import LIGHTS, channels
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
-"""Of linear red, green and blue (ITU-R BT.709)."""
+"""Weights of linear red, green and blue (ITU-R BT.709)."""
 SHOULDER = 0.7
-"""Linear value from which on a photo holds its highlights back."""
+"""Linear value above which a photo compresses its highlights."""
 IRRADIANCE_ROWS = 16
-"""Rows of a map of irradiance: a cosine's blur leaves no finer detail."""
+"""Rows of an irradiance map: the cosine's blur leaves no finer detail."""
 COARSE_ROWS = 64
-"""Rows to which a panorama is reduced before that."""
+"""Rows to which a panorama is reduced before its irradiance is computed."""
 NO_SHADOW = 1.03
-"""Most that the ground gains by an object: more is the tracer's noise."""
+"""Largest factor by which an object brightens the ground: more is the tracer's noise."""
 
 
 def luminance(pictures: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W)."""
+    """Luminance (B, 1, H, W) of linear colours (B, 3, H, W)."""
     return (pictures * pictures.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def tone(linear: torch.Tensor) -> torch.Tensor:
-    """Exposed linear radiance as a photo shows it, in [0, 1]: a soft shoulder, then sRGB (IEC 61966-2-1).
+    """Convert exposed linear radiance to a photo's values in [0, 1]: a soft shoulder, then sRGB (IEC 61966-2-1).
 
-    As `training.render.panoramas.to_photo`, on tensors.
+    The same as `training.render.panoramas.to_photo`, for tensors.
     """
     room = 1 - SHOULDER
     held = 1 - room * torch.exp((SHOULDER - linear.clamp(max=50)) / room)
@@ -42,15 +42,15 @@ def tone(linear: torch.Tensor) -> torch.Tensor:
 
 
 def to_linear(values: torch.Tensor) -> torch.Tensor:
-    """sRGB values in [0, 1] -> linear (IEC 61966-2-1)."""
+    """Convert sRGB values in [0, 1] to linear ones (IEC 61966-2-1)."""
     return torch.where(values > 0.04045, ((values + 0.055) / 1.055).clamp(min=1e-6) ** 2.4, values / 12.92)
 
 
 def settle_shadows(groups: torch.Tensor) -> None:
-    """Turn the bare ground's radiance into the share of light that it keeps beside the object, in place.
+    """Replace the bare ground's radiance by the fraction of light that the ground keeps beside the object, in place.
 
-    groups: (N, C, S, S) as `training.light.scenes.CHANNELS` says. The tracer's noise goes with a median of 3 x 3 pixels
-    and a Gaussian of one pixel; 1 where the object is in the way, or no ground.
+    groups: (N, C, S, S) as in `training.light.scenes.CHANNELS`. A median of 3 x 3 pixels and a Gaussian of one pixel
+    remove the tracer's noise. The fraction is 1 where the object hides the ground, and where there is none.
     """
     lit, bare = channels("lit"), channels("bare")
     for part in groups.split(32):
@@ -68,10 +68,9 @@ def settle_shadows(groups: torch.Tensor) -> None:
 
 
 def irradiance(panorama: torch.Tensor, rows: int = IRRADIANCE_ROWS) -> torch.Tensor:
-    """Panorama (H, W, 3), linear -> (3, rows, 2 * rows): natural logarithm of what a white matt surface returns, by
-    normal.
+    """Linear panorama (H, W, 3) -> (3, rows, 2 * rows): natural logarithm of a white matt surface's light, by normal.
 
-    By Lambert's law the mean of the radiance over the half space of the normal, weighed by the cosine to it.
+    By Lambert's law, that is the cosine-weighted mean of the radiance over the normal's hemisphere.
     """
     size = (COARSE_ROWS, 2 * COARSE_ROWS)
     small = F.interpolate(panorama.float().permute(2, 0, 1)[None], size, mode="area")[0].reshape(3, -1)
@@ -81,17 +80,17 @@ def irradiance(panorama: torch.Tensor, rows: int = IRRADIANCE_ROWS) -> torch.Ten
 
 
 def shading(lights: torch.Tensor, places: torch.Tensor, turns: torch.Tensor, normals: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S): the irradiance of each sample's panorama, turned, at its normals.
+    """(B, 3, S, S): the irradiance of each sample's rotated panorama at its normals.
 
-    lights: (P, 3, rows, 2 * rows) of `irradiance`; places (B,): of the P; turns (B,): degrees about the vertical, as
-    Mitsuba's `rotate` counts them; normals (B, 3, S, S), of any length.
+    lights: (P, 3, rows, 2 * rows) from `irradiance`. places: (B,) indices of panoramas. turns: (B,) rotations about the
+    vertical in degrees, as in Mitsuba's `rotate`. normals: (B, 3, S, S), of any length.
     """
     x, y, z = F.normalize(normals, dim=1).unbind(1)
     angle = turns.view(-1, 1, 1) * (math.pi / 180)
     x, z = x * angle.cos() - z * angle.sin(), x * angle.sin() + z * angle.cos()
     across = torch.remainder(torch.atan2(x, -z) / math.pi, 2) - 1
     down = torch.acos(y.clamp(-1, 1)) / math.pi * 2 - 1
-    # A column from the other end on either side: a panorama closes behind.
+    # Each side gets a column of the other end, since a panorama wraps around.
     wide = lights.shape[3]
     closed = torch.cat([lights[..., -1:], lights, lights[..., :1]], 3)
     grid = torch.stack([across * wide / (wide + 2), down], -1)
@@ -99,10 +98,9 @@ def shading(lights: torch.Tensor, places: torch.Tensor, turns: torch.Tensor, nor
 
 
 def direction(lights: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the light of turned panoramas comes from, (B, 3) as `imprint.lightnet.LightNet.forward` takes it, and their
-    mean (B,).
+    """Directions (B, 3) of rotated panoramas' light, as for `imprint.lightnet.LightNet.forward`, and their mean (B,).
 
-    lights (B, 3, rows, 2 * rows) of `irradiance`; turns (B,): degrees, as `shading` takes them.
+    lights: (B, 3, rows, 2 * rows) from `irradiance`. turns: (B,) in degrees, as in `shading`.
     """
     rows = lights.shape[2]
     given = luminance(lights.exp()).flatten(1) * _row_sizes(rows).to(lights)
@@ -123,13 +121,13 @@ def _rays(rows: int) -> torch.Tensor:
 
 
 def _row_sizes(rows: int) -> torch.Tensor:
-    """(rows * 2 * rows,): solid angles of a panorama's pixels, up to a factor."""
+    """(rows * 2 * rows,): solid angles of a panorama's pixels, up to a constant factor."""
     polar = ((torch.arange(rows) + 0.5) / rows * math.pi).sin()
     return polar[:, None].expand(-1, 2 * rows).reshape(-1)
 
 
 def _median(pictures: torch.Tensor) -> torch.Tensor:
-    """Of 3 x 3 pixels; pictures (B, 1, H, W)."""
+    """Median of 3 x 3 pixels; pictures (B, 1, H, W)."""
     padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
     high, wide = pictures.shape[2:]
     shifted = [padded[:, :, y : y + high, x : x + wide] for y in range(3) for x in range(3)]
@@ -137,7 +135,7 @@ def _median(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _gauss(pictures: torch.Tensor) -> torch.Tensor:
-    """With a standard deviation of one pixel; pictures (B, 1, H, W)."""
+    """Gaussian blur with a standard deviation of one pixel; pictures (B, 1, H, W)."""
     line = torch.exp(-0.5 * torch.arange(-3, 4, device=pictures.device).float() ** 2)
     line = (line / line.sum()).view(1, 1, -1)
     pictures = F.conv2d(F.pad(pictures, (3, 3, 3, 3), mode="replicate"), line[..., None])

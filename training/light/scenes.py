@@ -1,8 +1,8 @@
-"""What a group shows: an object as one mesh, how it stands and is seen, and the group's channels.
+"""What a group shows: an object as one mesh, its pose and the camera, and the group's channels.
 
-A group is what training needs to know of light and shadow: the object with its ground in the light of several
+A group holds what training needs to know about light and shadow: the object on its ground in the light of several
 panoramas, the ground without it, what a photo of each place would show, and the object alone in yet another light. All
-is linear radiance, so that exposures and white balances are drawn anew every time a group is used.
+values are linear radiance, so that exposures and white balances can be drawn anew every time a group is used.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from PIL import Image
 from ..render.meshes import Part
 
 LIGHTS = 3
-"""Panoramas per group that light object and ground; one more lights the object alone."""
+"""Panoramas per group that light object and ground; one more lights only the object."""
 CHANNELS = {"lit": 3 * LIGHTS, "bare": LIGHTS, "photo": 3 * LIGHTS, "alone": 3, "alpha": 1, "normal": 3}
-"""What a group holds, in this order: channels of float16 per pixel. `bare` is luminance."""
+"""A group's float16 channels per pixel, in this order. `bare` is luminance."""
 TILE = 256
-"""Pixels a side of one part's tile in the atlas; half of it where there are many parts."""
+"""Side in pixels of a part's tile in the atlas; half of it if there are many parts."""
 PALETTE_LEVELS = 4
-"""Levels of red, green and blue each, to which painted vertices are sorted."""
+"""Levels per colour channel to which vertex colours are quantised."""
 
 
 def channels(name: str) -> slice:
-    """Where one of `CHANNELS` lies among a group's."""
+    """The slice of a group's channels with this name in `CHANNELS`."""
     names = list(CHANNELS)
     start = sum(CHANNELS[before] for before in names[: names.index(name)])
     return slice(start, start + CHANNELS[name])
@@ -34,14 +34,14 @@ def channels(name: str) -> slice:
 
 @dataclass(frozen=True)
 class Shape:
-    """A whole object as one mesh, of diameter 1; every face has its own corners."""
+    """A whole object as one mesh of diameter 1; faces share no vertices."""
 
     positions: np.ndarray
     """(V, 3) float32."""
     normals: np.ndarray
     """(V, 3) float32, of length 1."""
     uv: np.ndarray
-    """(V, 2) float32: Mitsuba's, v runs down the atlas."""
+    """(V, 2) float32, as in Mitsuba: v runs down the atlas."""
     faces: np.ndarray
     """(F, 3) uint32."""
     atlas: np.ndarray
@@ -50,27 +50,27 @@ class Shape:
 
 @dataclass(frozen=True)
 class View:
-    """How a group is seen. All lengths in object diameters, angles in radians."""
+    """A group's pose, camera and materials. Lengths are in object diameters, angles in radians."""
 
     rotation: np.ndarray
-    """(3, 3): the object's, before it is stood on the ground."""
+    """(3, 3): the object's rotation, before it is put on the ground."""
     lift: float
     """How far it floats above the ground."""
     grounded: bool
-    """Whether there is a ground at all; without one nothing takes a shadow."""
+    """Whether there is a ground; without one nothing receives a shadow."""
     elevation: float
-    """Of the camera above `aim`."""
+    """The camera's elevation above `aim`."""
     distance: float
-    """From `aim`."""
+    """The camera's distance from `aim`."""
     field: float
-    """Of view."""
+    """Field of view."""
     aim: np.ndarray
-    """(3,) what the camera looks at."""
+    """(3,): the point that the camera looks at."""
     roughness: float
     metallic: float
     specular: float
     reflectance: float
-    """Of the ground."""
+    """The ground's albedo."""
 
     @property
     def eye(self) -> np.ndarray:
@@ -82,14 +82,14 @@ class View:
 
     @property
     def horizon(self) -> float:
-        """Where the ground ends: its row over the picture's height, 0 at the top; infinite where there is no ground."""
+        """Row where the ground ends, relative to the picture's height, 0 at the top; infinite without a ground."""
         if not self.grounded:
             return math.inf
         across, up, away = self.eye - self.aim
         return 0.5 - up / math.hypot(across, away) / (2 * math.tan(self.field / 2))
 
     def stood(self, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and normals (V, 3) of the shape, turned, with its middle above the origin, at its height."""
+        """Positions and normals (V, 3) of the shape, rotated, centred above the origin, and at its height."""
         turned = self.rotation.T.astype(np.float32)
         positions = shape.positions @ turned
         low, high = positions.min(0), positions.max(0)
@@ -102,7 +102,7 @@ class View:
 
 
 def merge_parts(parts: list[Part]) -> Shape:
-    """The parts of a mesh as one, with their textures as tiles of one atlas."""
+    """Merge a mesh's parts into one, with their textures as tiles of one atlas."""
     columns = math.ceil(math.sqrt(len(parts)))
     tile = TILE if columns <= 3 else TILE // 2
     atlas = np.zeros((columns * tile, columns * tile, 3), np.uint8)
@@ -132,12 +132,12 @@ def merge_parts(parts: list[Part]) -> Shape:
 
 
 def _face_normals(corners: np.ndarray) -> np.ndarray:
-    """(F, 3), as long as the faces are large."""
+    """(F, 3): the faces' normals, with lengths proportional to the faces' areas."""
     return np.cross(corners[:, 1, :3] - corners[:, 0, :3], corners[:, 2, :3] - corners[:, 0, :3])
 
 
 def _corner_normals(corners: np.ndarray) -> np.ndarray:
-    """(F, 3, 3): the corners' own, or their face's where they have none."""
+    """(F, 3, 3): the corners' normals, or their face's where they have none."""
     normals = corners[..., 3:6].copy()
     missing = ~(np.linalg.norm(normals, axis=-1) > 1e-6)
     normals[missing] = np.broadcast_to(_face_normals(corners)[:, None], normals.shape)[missing]
@@ -145,17 +145,17 @@ def _corner_normals(corners: np.ndarray) -> np.ndarray:
 
 
 def _texture(part: Part, corners: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """A part's picture, and its corners' places (F, 3, 2) in it, from 0 to 1, v upwards."""
+    """A part's texture, and its corners' coordinates (F, 3, 2) in it, from 0 to 1, v upwards."""
     if part.triplanar:
         return part.texture, _triplanar(part, corners)
     if part.texture.width > 1:
         uv = corners[..., 6:8]
-        return part.texture, uv - np.floor(uv.min(1, keepdims=True))  # a face that crosses the border is cut off there
+        return part.texture, uv - np.floor(uv.min(1, keepdims=True))  # a face that crosses the border is clamped there
     return _palette(corners)
 
 
 def _triplanar(part: Part, corners: np.ndarray) -> np.ndarray:
-    """(F, 3, 2): each face sees the picture from the side that it faces most."""
+    """(F, 3, 2): coordinates in the texture, projected onto each face along the axis closest to its normal."""
     centre, extent = part.bounds
     local = (corners[..., :3] - centre) / max(float(extent.max()), 1e-4)
     side = np.abs(_face_normals(corners)).argmax(1)
@@ -164,7 +164,7 @@ def _triplanar(part: Part, corners: np.ndarray) -> np.ndarray:
 
 
 def _palette(corners: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Plain or painted vertices: a picture of 8 x 8 colours, and each face's place in it, (F, 3, 2)."""
+    """Turn plain or vertex colours into a texture of 8 x 8 colours and each face's coordinates in it, (F, 3, 2)."""
     colour = corners[..., 8:11].mean(1)
     levels = np.rint(colour.clip(0, 1) * (PALETTE_LEVELS - 1)).astype(int)
     cell = levels @ np.array([PALETTE_LEVELS**2, PALETTE_LEVELS, 1])
@@ -180,16 +180,16 @@ def _palette(corners: np.ndarray) -> tuple[Image.Image, np.ndarray]:
 
 
 def draw_view(rng: np.random.Generator, shape: Shape) -> View:
-    """A camera that sees an object and the ground around it, as a person would take the photo."""
+    """Draw a camera that sees an object and the ground around it, as in a person's photo."""
     rotation = _about([0, 1, 0], rng.uniform(0, 2 * math.pi))
-    if rng.uniform() < 0.15:  # it lies or leans
+    if rng.uniform() < 0.15:  # lying or leaning
         rotation = _about(rng.normal(size=3), rng.uniform(0, 2 * math.pi)) @ rotation
     kind = rng.uniform()
     grounded = kind < 0.975
     lift = rng.uniform(0.03, 0.6) if kind < 0.025 else 0.0
     height = float(np.ptp(shape.positions @ rotation.T[:, 1]))
     elevation = rng.uniform(6, 40) if rng.uniform() < 0.85 else rng.uniform(40, 65)
-    if not grounded:  # before the sky or a wall
+    if not grounded:  # in front of the sky or a wall
         elevation = rng.uniform(-35, 5)
     return View(
         rotation=rotation,

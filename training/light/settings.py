@@ -16,11 +16,11 @@ class PrepareLight:
     """Path-traced groups of views for the light network, and photos with an object's mask."""
 
     meshes: tuple[Path, ...] = option(positional=True)
-    """folders of .glb files, at any depth, with index.json if there is one"""
+    """folders of .glb files, at any depth, with an optional index.json"""
     panoramas: tuple[Path, ...] = option()
     """folders of .hdr and .exr panoramas: the places"""
     output: Path = option()
-    """folder of the groups; made, or added to"""
+    """folder of the groups; created, or added to"""
     photos: tuple[str, ...] = option(())
     """photos with masks, each a folder or a URL with train/ shards"""
     textures: tuple[Path, ...] = option(())
@@ -30,34 +30,34 @@ class PrepareLight:
     sky: tuple[str, ...] = option(("puresky",), metavar="WORD")
     """words in the names of panoramas without a ground, which light only the object's own photo"""
     held_out: float = option(0.08)
-    """share of the places, and of the meshes, that is kept for measuring"""
+    """fraction of the places, and of the meshes, that is kept for measuring"""
 
     seconds: float | None = option(None, group="amount")
     """when to stop"""
     count: int | None = option(None, group="amount")
-    """groups to make for training at most, those of earlier calls included"""
+    """largest number of training groups, including those of earlier calls"""
     held_out_groups: int = option(240, group="amount")
-    """groups of held-out places and meshes, which are made first"""
+    """groups of held-out places and meshes; these are made first"""
     photos_per_object: int = option(2, group="amount")
     """squares cut around each object of a photo"""
     limit: int | None = option(None, group="amount")
-    """read only so many samples of each of --photos"""
+    """read only this many samples of each of --photos"""
 
     side: int = option(256, group="tracing")
-    """pixels of a group"""
+    """side of a group's pictures in pixels"""
     samples: int = option(24, group="tracing")
     """rays per pixel"""
     variant: str = option("auto", group="tracing")
-    """of Mitsuba; auto is cuda_ad_rgb where there is a GPU, else scalar_rgb"""
+    """Mitsuba's variant; auto is cuda_ad_rgb if there is a GPU, else scalar_rgb"""
     workers: int = option(2, group="tracing")
-    """processes in all: a GPU is busy with about fifteen"""
+    """processes in total; about fifteen keep a GPU busy"""
     gpus: int | None = option(None, group="tracing")
-    """GPUs that they are spread over; by default all"""
+    """GPUs to spread them over; by default all"""
     seed: int = option(0, group="tracing")
-    """of what is drawn"""
+    """seed of everything random"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for numbers that cannot be."""
+        """Raise `ImprintError` for values out of range."""
         require(self, "count workers gpus side samples photos_per_object held_out_groups limit")
         if self.seconds is None and self.count is None:
             raise ImprintError("give --seconds, --count, or both: groups are made without end")
@@ -68,7 +68,7 @@ class PrepareLight:
 
 
 SHARES = ("photo_share", "repainted", "textured", "tinted", "mixed", "told")
-"""Settings from 0 to 1."""
+"""Settings in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Relight:
     """Training of the light network."""
 
     groups: tuple[Path, ...] = option(positional=True)
-    """folders that `training.prepare light` has written, or is writing"""
+    """folders that `training.prepare light` has written, or is still writing"""
     output: Path = option(metavar="FILE")
     """light network to write, .safetensors; options and log go beside it"""
     init: Path | None = option(None, metavar="FILE")
@@ -90,41 +90,41 @@ class Relight:
     seconds: float = option(500.0, group="recipe")
     """how long to train; the learning rate is planned for it"""
     steps: int | None = option(None, group="recipe")
-    """so many steps instead"""
+    """number of steps, instead of --seconds"""
     batch: int = option(96, group="recipe")
-    """pairs at once in each process"""
+    """pairs per step in each process"""
     lr: float = option(1e-3, group="recipe")
     """peak learning rate"""
     lr_warmup: int = option(300, group="recipe")
     """steps over which it rises to its peak"""
     cooldown: float = option(0.3, group="recipe")
-    """last part of the run, from 0 to 1, over which it falls to 0"""
+    """last fraction of the run, from 0 to 1, over which it falls to 0"""
     photo_share: float = option(0.25, group="recipe")
-    """share of the pairs that are made from photos, from 0 to 1"""
+    """fraction of the pairs that are made from photos, from 0 to 1"""
     repainted: float = option(0.4, group="recipe")
-    """share of the rendered pairs whose ground is darker, brighter or tinted"""
+    """fraction of the rendered pairs whose ground is darker, brighter or tinted"""
     textured: float = option(0.15, group="recipe")
-    """share of the rendered pairs whose ground is one of the photos, laid flat"""
+    """fraction of the rendered pairs whose ground is one of the photos, laid flat"""
     tinted: float = option(0.3, group="recipe")
-    """share of the rendered pairs whose light has a strong colour"""
+    """fraction of the rendered pairs whose light has a strong colour"""
     mixed: float = option(0.4, group="recipe")
-    """share of the rendered pairs in the light of two places at once"""
+    """fraction of the rendered pairs in the light of two places at once"""
     told: float = option(0.5, group="recipe")
-    """share of the rendered pairs for which the network is told where the light comes from"""
+    """fraction of the rendered pairs for which the network is told where the light comes from"""
     ema: float = option(0.998, group="recipe")
     """decay of the averaged weights"""
     seed: int = option(0, group="recipe")
-    """of weights and pairs"""
+    """seed of weights and pairs"""
 
     side: int = option(256, group="model")
-    """without --init: pixels of the square that it sees, a multiple of 32"""
+    """without --init: side in pixels of the square that it sees, a multiple of 32"""
     widths: tuple[int, ...] = option((48, 96, 192, 256), group="model")
     """without --init: channels at half the resolution, and at each further halving"""
 
     capacity: int | None = option(None, group="machine")
-    """groups that a process holds in its device's memory; with more than there are, those that come are read as well"""
+    """groups that a process holds in its device's memory; if there are fewer, new ones are read as they appear"""
     refresh: int = option(250, group="machine")
-    """steps between looks for new groups"""
+    """steps between checks for new groups"""
     held_out: int = option(240, group="report")
     """held-out groups to measure on"""
     log_every: int = option(500, group="report")
@@ -133,7 +133,7 @@ class Relight:
     """where to train"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for numbers that cannot be."""
+        """Raise `ImprintError` for values out of range."""
         require(self, "steps batch lr_warmup capacity refresh held_out log_every")
         for name in ("seconds", "lr"):
             if not getattr(self, name) > 0:

@@ -1,4 +1,4 @@
-"""Networks as teachers: what they see, on average, in place of the truth."""
+"""Distillation: the mean prediction of several networks in place of the truth."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .pairs import LightBatch
 
 @torch.no_grad()
 def taught(batch: LightBatch, teachers: list[LightNet], told: torch.Tensor) -> LightBatch:
-    """The batch as the teachers see it: the mean of their maps for the pictures and for their mirror images.
+    """Replace the truth of a batch by the mean of the teachers' maps, for the pictures and for their mirror images.
 
-    A network that is listed more than once counts as often, and runs once. told (B, 1): as
-    `training.light.losses.predicted` takes it. Where light comes from is one of the teachers' guesses, drawn by its
-    chance; that is what is told, and what is to be guessed. A mean errs less than its networks do where they err most,
-    and it cannot be learned by knowing places by heart.
+    A network that is listed more than once has a larger weight, but runs once. told: (B, 1), as in
+    `training.light.losses.predicted`. The light's direction is drawn from the teachers' guesses by their probabilities;
+    it is what the network is given, or has to guess. The mean errs less than a single network where that errs most,
+    and it cannot be learned by memorising places.
     """
     kind, counts = batch.picture.device.type, Counter(teachers)
     pictures = [torch.cat([each, each.flip(3)]) for each in (batch.picture, batch.alpha, batch.background)]

@@ -1,4 +1,4 @@
-"""Groups of random objects in random places, into files: what each of `training.prepare light`'s processes does."""
+"""Write groups of random objects in random places to files: the work of each process of `training.prepare light`."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from .scenes import LIGHTS, channels, draw_view, merge_parts
 from .tracer import Tracer
 
 VIEWS = 4
-"""Views of one object with one set of textures: loading it takes longer than tracing it."""
+"""Views of one object with one set of textures, since loading it takes longer than tracing it."""
 LEAST_COVER = 0.02
-"""Share of the picture that an object covers at least."""
+"""Smallest fraction of the picture that an object covers."""
 CHUNK = 24
-"""Groups in a file."""
+"""Groups per file."""
 ORIGINAL = 0.6
-"""Share of the objects that keep their own textures: how bright things are tells how they will look in other light."""
+"""Fraction of the objects with their own textures: how bright an object is tells how it will look in other light."""
 MOST_FAILURES = 50
-"""Meshes in a row that cannot be read, until it is no accident."""
+"""Unreadable meshes in a row after which the run stops."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TracedGroup:
-    """A group, and what it was made of."""
+    """A group, and what it was made from."""
 
     radiance: np.ndarray
-    """(C, S, S) float16 as `training.light.scenes.CHANNELS` says."""
+    """(C, S, S) float16 as in `training.light.scenes.CHANNELS`."""
     places: list[int]
-    """`LIGHTS` + 1 panoramas; the last lights the object alone."""
+    """`LIGHTS` + 1 panoramas by index; the last lights only the object."""
     turns: list[float]
-    """Of them, in degrees about the vertical."""
+    """Their rotations about the vertical, in degrees."""
     mesh: int
     horizon: float
-    """As `training.light.scenes.View` has it."""
+    """As in `training.light.scenes.View`."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class TraceJob:
 
     worker: int
     gpu: str | None
-    """The one that it uses, as CUDA_VISIBLE_DEVICES names it; by default what Mitsuba chooses."""
+    """The GPU to use, as CUDA_VISIBLE_DEVICES names it; by default what Mitsuba chooses."""
     parent: int
-    """The process that waits for it; without it the job ends."""
+    """The process that waits for the job; the job ends with it."""
     output: Path
     plan: LightPlan
     textures: tuple[Path, ...]
@@ -67,17 +67,17 @@ class TraceJob:
     samples: int
     seed: int
     deadline: float
-    """As `time.time()` has it."""
+    """As from `time.time()`."""
     counts: dict[str, float]
-    """Groups to make at most, of each of `SPLITS`; held-out ones come first."""
+    """Largest number of groups to make, for each of `SPLITS`; held-out groups come first."""
 
     def goes_on(self) -> bool:
-        """Whether there is time, and somebody waits for it."""
+        """Whether there is time left and the parent process still waits."""
         return time.time() < self.deadline and self.parent in (os.getpid(), os.getppid())
 
 
 def run_job(job: TraceJob) -> dict[str, int]:
-    """Make a job's groups; how many of each split."""
+    """Make a job's groups, and return how many of each split."""
     if job.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
     panoramas = np.load(job.output / PANORAMAS, mmap_mode="r")
@@ -95,9 +95,9 @@ def run_job(job: TraceJob) -> dict[str, int]:
 def trace_groups(
     tracer: Tracer, plan: LightPlan, split: str, textures: tuple[Path, ...], rng: np.random.Generator
 ) -> Iterator[TracedGroup]:
-    """Endless groups of the split's meshes in its places.
+    """Yield groups of the split's meshes in its places, without end.
 
-    textures: pictures that some objects are given. Raises `ImprintError` where no mesh can be read.
+    textures: pictures for some objects' textures. Raises `ImprintError` if no mesh can be read.
     """
     meshes, places, skies = plan.meshes_of(split), plan.places_of(split), plan.skies_of(split)
     styles = [style for style in STYLES if style != "original"]
@@ -108,9 +108,9 @@ def trace_groups(
         path = plan.meshes[index].path
         try:
             parts = load_parts(path)
-        except ImprintError:  # no trimesh: not this mesh's fault
+        except ImprintError:  # trimesh is missing: not this mesh's fault
             raise
-        except Exception as error:  # trimesh's loaders let errors of any class through
+        except Exception as error:  # trimesh's loaders raise errors of any class
             failures += 1
             if failures == MOST_FAILURES:
                 raise ImprintError(
@@ -134,16 +134,16 @@ def trace_groups(
 
 
 def next_number(folder: Path, stem: str) -> int:
-    """That of the next file STEM-NNNNNN.npz: one more than the last, also where one between has been deleted."""
+    """Number of the next file STEM-NNNNNN.npz: one more than the last, even if files in between were deleted."""
     return max((int(path.stem.rpartition("-")[2]) + 1 for path in folder.glob(f"{stem}-*.npz")), default=0)
 
 
 def write_groups(
     groups: Iterator[TracedGroup], folder: Path, stem: str, first: int, count: float, goes_on: Callable[[], bool]
 ) -> int:
-    """Write groups, `CHUNK` to a file, as STEM-NNNNNN.npz, from number `first` on; how many.
+    """Write groups, `CHUNK` per file, as STEM-NNNNNN.npz from number `first` on, and return how many.
 
-    Each file is whole or not there.
+    Each file is complete or absent.
     """
     written = 0
     for number in itertools.count(first):

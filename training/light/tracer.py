@@ -1,4 +1,4 @@
-"""Groups by path tracing, with Mitsuba 3 (the extra `light`)."""
+"""Path-trace groups with Mitsuba 3 (the extra `light`)."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from .scenes import LIGHTS, Shape, View
 BOUNCES = 4
 """Longest light path, in segments: light, object, ground, camera and one more."""
 FLOOR = 30
-"""Half the ground's side, in object diameters."""
+"""Half of the ground's side, in object diameters."""
 PHOTO_SAMPLES = 4
-"""Per pixel, of what is seen of a panorama alone: there is no noise but its own aliasing."""
+"""Samples per pixel where only a panorama is visible: aliasing is the only noise."""
 NORMAL_SAMPLES = 16
 LARGEST = 60000
-"""Radiance that float16 can hold."""
+"""Largest radiance: float16 can hold it."""
 
 
 def resolve_variant(variant: str) -> str:
-    """Mitsuba's variant that `auto` stands for: of the GPU if there is one. `scalar_rgb` works everywhere, slowly."""
+    """Resolve `auto` to a Mitsuba variant: the GPU's if there is one, else `scalar_rgb`, slow but always available."""
     import torch
 
     return ("cuda_ad_rgb" if torch.cuda.is_available() else "scalar_rgb") if variant == "auto" else variant
 
 
 class Tracer:
-    """Renders groups of one size. A process can have tracers of one variant only.
+    """Renders groups of one size. All tracers of a process must be of the same variant.
 
-    variant: of Mitsuba, `cuda_ad_rgb` on a GPU, `llvm_ad_rgb` or `scalar_rgb` without; panoramas: (H, 2 * H, 3) linear,
-    one or more, all of one size; side: pixels; samples: rays per pixel. Raises `ImprintError` where Mitsuba is absent
-    or lacks the variant.
+    variant: Mitsuba's, `cuda_ad_rgb` on a GPU, `llvm_ad_rgb` or `scalar_rgb` without one. panoramas: one or more,
+    linear, (H, 2 * H, 3), all of the same size. side: in pixels. samples: rays per pixel. Raises `ImprintError` if
+    Mitsuba is not installed, or cannot use the variant.
     """
 
     def __init__(self, variant: str, panoramas: list[np.ndarray], side: int, samples: int):
         mitsuba = from_extra("mitsuba", "light", "path tracing")
         try:
             mitsuba.set_variant(variant)
-        except Exception as error:  # of an unknown variant, or of one whose driver or LLVM is absent
+        except Exception as error:  # the variant is unknown, or its driver or LLVM is missing
             raise ImprintError(
                 f"Mitsuba cannot use {variant} here ({error}); give --variant scalar_rgb, which works everywhere"
             ) from error
         self.mi, self.side, self.samples = mitsuba, side, samples
-        # One light takes all panoramas by turns: for each light of its own, Mitsuba would compile kernels of its own.
+        # One light takes each panorama in turn: Mitsuba would compile new kernels for each separate light.
         self.environment = self._environment(panoramas[0])
         self.panoramas = [np.array(mitsuba.traverse(self._environment(each))["data"]) for each in panoramas]
         self.path = mitsuba.load_dict({"type": "path", "max_depth": BOUNCES, "hide_emitters": True})
@@ -55,10 +55,10 @@ class Tracer:
         self.geometry = mitsuba.load_dict({"type": "aov", "aovs": "n:sh_normal"})
 
     def render(self, shape: Shape, view: View, places: list[int], turns: list[float], seed: int) -> np.ndarray:
-        """(C, side, side) float16 as `training.light.scenes.CHANNELS` says, top row first.
+        """Render a group: (C, side, side) float16 as in `training.light.scenes.CHANNELS`, top row first.
 
-        places, turns: `LIGHTS` + 1 panoramas and how far each is turned about the vertical, in degrees. One seed serves
-        all: rays that the object does not touch are the same with it and without, and so is their noise.
+        places, turns: `LIGHTS` + 1 panoramas by index, and their rotations about the vertical in degrees. All pictures
+        use the same seed, so that rays that miss the object, and their noise, are the same with it and without it.
         """
         thing, camera = {"thing": self._thing(shape, view)}, self._camera(view)
         ground = {"floor": self._floor(view)} if view.grounded else {}
@@ -84,7 +84,7 @@ class Tracer:
         return self.mi.load_dict({"type": "envmap", "bitmap": self.mi.Bitmap(np.array(panorama, np.float32))})
 
     def light(self, place: int, turn: float) -> Any:
-        """A panorama, turned about the vertical by so many degrees, until the next call: there is one light for all."""
+        """The light of a panorama rotated by `turn` degrees about the vertical; the next call changes it again."""
         parameters = self.mi.traverse(self.environment)
         parameters["data"] = self.panoramas[place]
         parameters["to_world"] = self.mi.ScalarTransform4f().rotate([0, 1, 0], turn)
@@ -92,7 +92,7 @@ class Tracer:
         return self.environment
 
     def _shot(self, parts: dict[str, Any], camera: Any, integrator: Any, samples: int, seed: int) -> np.ndarray:
-        """(side, side, channels) of a scene."""
+        """Render a scene: (side, side, channels)."""
         scene = self.mi.load_dict({"type": "scene"} | parts)
         return np.array(self.mi.render(scene, sensor=camera, integrator=integrator, spp=samples, seed=seed))
 
@@ -121,7 +121,7 @@ class Tracer:
         return self.mi.load_dict({"type": "rectangle", "to_world": level, "bsdf": surface})
 
     def _thing(self, shape: Shape, view: View) -> Any:
-        """The object as a mesh of Mitsuba, where and how it stands."""
+        """The object as a Mitsuba mesh in its pose."""
         mi = self.mi
         positions, normals = view.stood(shape)
         mesh = mi.Mesh("thing", len(positions), len(shape.faces), has_vertex_normals=True, has_vertex_texcoords=True)
@@ -131,7 +131,7 @@ class Tracer:
         parameters["vertex_texcoords"] = shape.uv.ravel()
         parameters["faces"] = shape.faces.ravel()
         parameters.update()
-        # Disney's principled BSDF (Burley, SIGGRAPH 2012); scans have faces that look inwards, hence both sides.
+        # Disney's principled BSDF (Burley, SIGGRAPH 2012), two-sided since scans have faces that look inwards.
         surface = {
             "type": "principled",
             "base_color": {"type": "bitmap", "bitmap": mi.Bitmap(shape.atlas)},

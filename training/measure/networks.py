@@ -123,7 +123,7 @@ def _mobilenet(folder: Path | None) -> torch.nn.Module:
     if folder is None:
         raise ImprintError(f"mobilenet comes from no hub; give --backbones a folder with {Backbone.MOBILENET}")
     path = folder / Backbone.MOBILENET
-    with open_safetensors(path):  # says what is wrong with it
+    with open_safetensors(path, "MobileNet's weights"):  # says what is wrong with it
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     network = transformers.MobileNetV1Model(transformers.MobileNetV1Config(depth_multiplier=0.75, tf_padding=True))
     layers = [("conv1.kernel", "conv1_bn", (3, 2, 0, 1), network.conv_stem)]

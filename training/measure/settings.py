@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,6 +181,7 @@ ROW_FORMS = (
     "gpus:N:SIZES:BATCH:MODE",
 )
 MODES = ("eager", *COMPILE_MODES)
+LONGEST = 5  # digits of a row's numbers
 
 
 def require_row(row: str) -> None:
@@ -192,14 +194,15 @@ def require_row(row: str) -> None:
     if len(words) != len(names) or not all(map(_fits, words, names)):
         raise ImprintError(
             f"the row '{row}' is not of the form {forms[kind]}; SIZES is one of {', '.join(PRESETS)}, MODE one of "
-            f"{', '.join(MODES)}, FILE a checkpoint, and N, BATCH and RESULTS are whole numbers of 1 or more"
+            f"{', '.join(MODES)}, FILE a checkpoint, and N, BATCH and RESULTS are whole numbers from 1 to "
+            f"{10**LONGEST - 1}"
         )
 
 
 def _fits(word: str, name: str) -> bool:
     """Whether a word of a row is one of those that its form has there."""
-    number = word.isdecimal() and int(word) >= 1
-    named = {"SIZES": word in PRESETS, "FILE": Path(word).is_file(), "MODE": word in MODES}
+    number = word.isascii() and word.isdecimal() and len(word) <= LONGEST and int(word) >= 1
+    named = {"SIZES": word in PRESETS, "FILE": os.path.isfile(word), "MODE": word in MODES}
     named |= dict.fromkeys(("N", "BATCH", "RESULTS"), number)
     return any(named.get(each, word == each) for each in name.split("|"))
 

@@ -1,1 +1,1 @@
-"""Objects that are rendered: meshes, their materials, cameras and light."""
+"""Render objects: meshes, materials, cameras and light."""

@@ -1,4 +1,4 @@
-"""Where a view is taken from."""
+"""Cameras of rendered views."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def direction(azimuth: float, elevation: float) -> np.ndarray:
-    """Unit vector (3,), y up, of two angles in radians."""
+    """Unit vector (3,), y up, for two angles in radians."""
     return np.array(
         [math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)]
     )
 
 
 def look_at(towards: np.ndarray, roll: float = 0.0) -> np.ndarray:
-    """Rotation (3, 3) into the frame of a camera that sits at `towards` and looks at the origin."""
+    """Rotation (3, 3) into the frame of a camera at `towards` that looks at the origin. roll: in radians."""
     right = np.cross([0, 1, 0], towards)
     right /= np.linalg.norm(right)
     up = np.cross(towards, right)
@@ -24,7 +24,7 @@ def look_at(towards: np.ndarray, roll: float = 0.0) -> np.ndarray:
 
 
 def draw_azimuths(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count,) radians whose pairs range from near (15 degrees) to opposite."""
+    """Draw azimuths (count,) in radians; pairs of them are from close together (15 degrees) to opposite."""
     gaps = rng.permutation(np.resize([[15, 30], [30, 60], [15, 30], [60, 120], [40, 90]], (count, 2)))
     return np.radians(rng.uniform(0, 360) + np.cumsum(rng.uniform(gaps[:, 0], gaps[:, 1])))
 
@@ -32,7 +32,10 @@ def draw_azimuths(rng: np.random.Generator, count: int) -> np.ndarray:
 def draw_camera(
     rng: np.random.Generator, azimuth: float, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrix (4, 4), eye (3,) and rotation (3, 3) of a camera in whose frame the points (N, 3) fill 70 to 95 %."""
+    """Draw the matrix (4, 4), eye (3,) and rotation (3, 3) of a camera; the points fill 70 to 95 % of its frame.
+
+    azimuth: in radians. points: (N, 3).
+    """
     extent = np.ptp(points, axis=0)
     lowest = 20 if extent[1] < 0.3 * extent.max() else -5  # a flat object seen edge-on shows nothing
     elevation = rng.uniform(lowest, 50) if rng.uniform() < 0.87 else rng.uniform(50, 75)
@@ -61,7 +64,7 @@ def draw_camera(
 
 
 def shadow_camera(towards: np.ndarray) -> tuple[float, ...]:
-    """The matrix, by columns, that looks at the unit sphere from a light."""
+    """The matrix, in column order, that views the unit sphere from a light."""
     matrix = np.diag([1, 1, -1, 1]).astype(float)
     matrix[:3, :3] = matrix[:3, :3] @ look_at(towards)
     return tuple(matrix.T.ravel())

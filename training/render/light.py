@@ -1,4 +1,4 @@
-"""The light of a view: drawn, or a scene's."""
+"""The light of a view: random, or from a panorama."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .panoramas import Panorama, cast_shadow, draw_exposure, look, read_panorama
 
 
 def draw_tint(rng: np.random.Generator) -> np.ndarray:
-    """(3,) linear colour of a light between warm and cool, its largest channel 1."""
+    """Draw a light's linear colour (3,), between warm and cool; its largest channel is 1."""
     warmth = np.clip(rng.normal(0, 0.5), -1, 1)
     end = np.array([1, 0.68, 0.4]) if warmth > 0 else np.array([0.6, 0.78, 1])
     return 1 + abs(warmth) * (end - 1)
 
 
 def draw_light(rng: np.random.Generator, azimuth: float) -> dict[str, Any]:
-    """Uniforms of a view's light; a white surface facing the key light returns 0.55 (dim) to 1.4 (bright)."""
+    """Draw the uniforms of a view's light; a white surface facing the key light returns 0.55 (dim) to 1.4 (bright)."""
     exposure = math.exp(rng.uniform(math.log(0.55), math.log(1.4)))
     ambient = rng.uniform(0.2, 0.65)
     key = direction(azimuth + math.radians(rng.uniform(-120, 120)), math.radians(rng.uniform(15, 75)))
@@ -42,7 +42,7 @@ def draw_light(rng: np.random.Generator, azimuth: float) -> dict[str, Any]:
 
 
 def turned(direction: np.ndarray, turn: float) -> np.ndarray:
-    """A direction (3,) of a panorama in the world that it is turned in."""
+    """Convert a panorama's direction (3,) to world coordinates. turn: of the panorama, in whole turns."""
     (x, y, z), angle = direction, -2 * math.pi * turn
     return np.array([x * math.cos(angle) + z * math.sin(angle), y, z * math.cos(angle) - x * math.sin(angle)])
 
@@ -50,12 +50,12 @@ def turned(direction: np.ndarray, turn: float) -> np.ndarray:
 def draw_scene(
     rng: np.random.Generator, files: list[Path], rotation: np.ndarray, side: int
 ) -> tuple[Panorama, dict[str, Any], Image.Image, tuple[float, float, float]]:
-    """A panorama turned at random, the light's uniforms, the camera's view of it, and how shadows fall."""
+    """Draw a randomly rotated panorama, its light's uniforms, the camera's view of it, and how shadows fall."""
     panorama, turn = read_panorama(files[rng.integers(len(files))]), rng.uniform()
     radiance = look(panorama, rotation, turn, math.radians(rng.uniform(60, 100)), side)
     exposure = draw_exposure(rng, panorama, radiance)
     key = turned(panorama.key_direction, turn)
-    if key[1] < 0.05:  # a lamp at eye height throws no shadow on the ground, but lights as if from just above
+    if key[1] < 0.05:  # a lamp at eye height casts no shadow on the ground; it is raised slightly
         key = np.array([key[0], 0.05, key[2]]) / np.linalg.norm([key[0], 0.05, key[2]])
     light = {
         "panoramic": True,
@@ -69,5 +69,5 @@ def draw_scene(
         "ground": (0.0, 0.0, 0.0),
         "shadow_camera": shadow_camera(key),
     }
-    above = panorama.levels[-1][0].mean(0)  # what level ground gets of the rest
+    above = panorama.levels[-1][0].mean(0)  # the light on level ground without the key light
     return panorama, light, to_photo(exposure * radiance), cast_shadow(key, panorama.key_light, above, rotation)

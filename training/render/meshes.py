@@ -1,4 +1,4 @@
-"""Meshes as files, and as parts in the unit sphere."""
+"""Read meshes from files, as parts scaled to the unit sphere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 from imprint.errors import ImprintError, from_extra
 
-ORIGINAL_TEXTURE_SIZE = 512  # pixels, the longest side of a mesh's own texture
-PROCEDURAL_WEIGHT = 0.5  # abstract shapes teach less than real objects
+ORIGINAL_TEXTURE_SIZE = 512  # longest side of a mesh's own texture, in pixels
+PROCEDURAL_WEIGHT = 0.5  # relative number of identities: abstract shapes teach less than real objects
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """A file and what the mesh index says of it."""
+    """A file, and its entry in the mesh index."""
 
     file: str
     source: str = "unknown"
@@ -27,7 +27,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Identity:
-    """Object `index` of the data set: a mesh, and which of its materials this is (0 is the mesh's own)."""
+    """Object `index` of the data set: a mesh and the number of its material (0 is the mesh's own)."""
 
     index: int
     mesh: Mesh
@@ -45,13 +45,16 @@ class Part:
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Centre (3,) and extent (3,) of the box around it."""
+        """Centre (3,) and extent (3,) of its bounding box."""
         low, high = self.vertices[:, :3].min(0), self.vertices[:, :3].max(0)
         return (low + high) / 2, np.maximum(high - low, 1e-4)
 
 
 def read_meshes(folder: Path) -> list[Mesh]:
-    """The .glb files of a folder, at any depth, with source and licence where index.json gives them."""
+    """List a folder's .glb files, at any depth, with source and licence from index.json if it names them.
+
+    Raises `ImprintError` for a broken index.json.
+    """
     index = folder / "index.json"
     try:
         lines = json.loads(index.read_text(encoding="utf-8")) if index.exists() else []
@@ -65,7 +68,7 @@ def read_meshes(folder: Path) -> list[Mesh]:
 
 
 def plan_identities(meshes: list[Mesh], count: int, seed: int) -> list[Identity]:
-    """Spread `count` identities over the meshes, in random order."""
+    """Distribute `count` identities over the meshes, in random order."""
     weights = np.array([PROCEDURAL_WEIGHT if mesh.procedural else 1.0 for mesh in meshes])
     edges = np.rint(np.cumsum(weights) / weights.sum() * count).astype(int)
     pairs = [
@@ -76,8 +79,9 @@ def plan_identities(meshes: list[Mesh], count: int, seed: int) -> list[Identity]
 
 
 def load_parts(path: Path) -> list[Part]:
-    """The parts of a mesh, moved and scaled into the unit sphere. Raises `ImprintError` where trimesh is absent, and
-    whatever its loaders raise for a file that they cannot read.
+    """Load a mesh's parts, centred and scaled to the unit sphere.
+
+    Raises `ImprintError` if trimesh is not installed, and any error of its loaders for a file that they cannot read.
     """
     trimesh = from_extra("trimesh", "train", "reading meshes")
 
@@ -112,7 +116,7 @@ def load_parts(path: Path) -> list[Part]:
 
 
 def is_plain(parts: list[Part]) -> bool:
-    """Whether the mesh is about one grey all over, so that its own colours tell no identity."""
+    """Whether the mesh is roughly one shade of grey, so that its own colours do not identify it."""
     colours = np.concatenate([part.vertices[:, 8:] for part in parts])
     textured = any(part.texture.width > 1 for part in parts)
     return not textured and np.ptp(colours, axis=1).max() < 0.1 and np.ptp(colours, axis=0).max() < 0.3

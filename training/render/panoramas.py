@@ -1,4 +1,4 @@
-"""The light of scenes: panoramas of true intensities, as what surrounds an object and throws its shadow.
+"""HDR panoramas as the surroundings and the light of rendered objects.
 
 Directions are unit vectors with y up. A panorama's rows go from straight up to straight down, its columns once around.
 """
@@ -16,37 +16,37 @@ from PIL import Image
 from imprint.errors import ImprintError, from_extra
 
 LEVEL_SIZES = ((64, 128), (32, 64), (16, 32), (8, 16))  # rows and columns of a panorama's blurred copies
-LEVEL_EXPONENTS = (400, 40, 8, 1)  # of the cosine that each is blurred with; 1 is what a matt surface sees
-KEY_REACH = math.radians(12)  # how far around its brightest pixel the strongest light reaches
-KEY_THRESHOLD = 8.0  # times the mean: what is darker is no light of its own
-MIDDLE_GREY = 0.13  # linear geometric mean of what a camera shows
-WHITEST = 1.2  # linear, what the best lit side of a white object may return: a camera exposes for the object, too
+LEVEL_EXPONENTS = (400, 40, 8, 1)  # exponents of the blurs' cosine lobes; 1 is a matt surface's
+KEY_REACH = math.radians(12)  # radius of the strongest light around its brightest pixel
+KEY_THRESHOLD = 8.0  # times the mean: darker pixels do not count as a separate light
+MIDDLE_GREY = 0.13  # linear geometric mean of an exposed view
+WHITEST = 1.2  # linear limit for a white object's brightest side: a camera exposes for the object, too
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
-PANORAMAS_KEPT = 16  # in each process's memory; one of 1024 x 512 takes 10 MB
+PANORAMAS_KEPT = 16  # per process, in memory; one of 1024 x 512 takes 10 MB
 STEEPEST = 2.5  # times the object's height: longer shadows are cut
 
 
 @dataclass(frozen=True, eq=False)
 class Panorama:
-    """Linear radiance (H, W, 3) float32, and the same taken apart for rendering: its strongest light, and all else."""
+    """Linear radiance (H, W, 3) float32, and its split for rendering: the strongest light and everything else."""
 
     radiance: np.ndarray
     key_direction: np.ndarray
     """(3,) towards the strongest light."""
     key_light: np.ndarray
-    """(3,) what a white matt surface that faces it returns of it."""
+    """(3,) the part of this light that a white matt surface facing it returns."""
     levels: tuple[np.ndarray, ...]
-    """All but that light, of `LEVEL_SIZES`, each blurred more; the last is what a white matt surface returns."""
+    """Everything else, in `LEVEL_SIZES`, increasingly blurred; the last is what a white matt surface returns."""
 
 
 @functools.lru_cache(maxsize=PANORAMAS_KEPT)
 def read_panorama(path: Path) -> Panorama:
-    """A .hdr or .exr file, taken apart. Raises `ImprintError` for anything else."""
+    """Read a .hdr or .exr file and split its light. Raises `ImprintError` for anything else."""
     return take_apart(read_radiance(path))
 
 
 def read_radiance(path: Path) -> np.ndarray:
-    """A .hdr or .exr file: (H, 2 * H, 3) float32, linear, nowhere below 0. Raises `ImprintError` for anything else."""
+    """Read a .hdr or .exr file: linear (H, 2 * H, 3) float32, never below 0. Raises `ImprintError` for other files."""
     pixels = _read_exr(path) if path.suffix.lower() == ".exr" else _read_hdr(path)
     if pixels is None or pixels.ndim != 3 or pixels.dtype != np.float32 or pixels.shape[1] != 2 * pixels.shape[0]:
         found = "no picture" if pixels is None else f"{pixels.dtype} of {' x '.join(map(str, pixels.shape))}"
@@ -64,7 +64,7 @@ def _read_hdr(path: Path) -> np.ndarray | None:
 
 
 def _read_exr(path: Path) -> np.ndarray | None:
-    """By Mitsuba: OpenCV's wheels read no OpenEXR. Compressed ones may dip below 0."""
+    """Read it with Mitsuba, since OpenCV's wheels cannot read OpenEXR. Compressed files can have values below 0."""
     mitsuba = from_extra("mitsuba", "light", f"{path}, unless you convert it to .hdr,")
     if mitsuba.variant() is None:
         mitsuba.set_variant("scalar_rgb")
@@ -76,7 +76,7 @@ def _read_exr(path: Path) -> np.ndarray | None:
 
 
 def take_apart(radiance: np.ndarray) -> Panorama:
-    """(H, W, 3) linear radiance as a `Panorama`."""
+    """Split linear radiance (H, W, 3) into a `Panorama`."""
     rays, solid = directions(radiance.shape[:2]), solid_angles(radiance.shape[:2])
     bright = radiance @ LUMINANCE
     mean = (bright * solid).sum() / (4 * math.pi)
@@ -91,7 +91,7 @@ def take_apart(radiance: np.ndarray) -> Panorama:
 
 
 def directions(shape: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) unit vectors of a panorama's pixels."""
+    """Unit vectors (H, W, 3) of a panorama's pixels."""
     high, wide = shape
     elevation = (0.5 - (np.arange(high) + 0.5) / high)[:, None] * math.pi
     azimuth = ((np.arange(wide) + 0.5) / wide - 0.5)[None] * 2 * math.pi
@@ -104,14 +104,14 @@ def directions(shape: tuple[int, int]) -> np.ndarray:
 
 
 def solid_angles(shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) steradians of a panorama's pixels; their sum is that of the sphere."""
+    """Solid angles (H, W) of a panorama's pixels in steradians; they add up to the sphere's."""
     high, wide = shape
     edges = np.sin((0.5 - np.arange(high + 1) / high) * math.pi)
     return np.repeat(((edges[:-1] - edges[1:]) * 2 * math.pi / wide)[:, None], wide, 1)
 
 
 def _blurred(radiance: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Each direction's mean, weighed by powers of the cosine to it."""
+    """Means around each direction, weighted by powers of the cosine."""
     high, wide = LEVEL_SIZES[1]
     step = radiance.shape[0] // high
     if step < 1 or radiance.shape[0] % high:
@@ -126,10 +126,10 @@ def _blurred(radiance: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def look(panorama: Panorama, rotation: np.ndarray, turn: float, field: float, side: int) -> np.ndarray:
-    """(side, side, 3) linear radiance through a camera.
+    """View a panorama through a camera: (side, side, 3) linear radiance.
 
-    rotation (3, 3): rows right, up and backwards; turn: of the panorama about the vertical, in whole turns; field: the
-    camera's, in radians.
+    rotation: (3, 3), rows right, up and backwards. turn: the panorama's rotation about the vertical, in whole turns.
+    field: the camera's field of view, in radians.
     """
     line = ((np.arange(side) + 0.5) / side * 2 - 1) * math.tan(field / 2)
     x, y = np.meshgrid(line, -line)
@@ -146,7 +146,7 @@ def look(panorama: Panorama, rotation: np.ndarray, turn: float, field: float, si
 
 
 def draw_exposure(rng: np.random.Generator, panorama: Panorama, radiance: np.ndarray) -> float:
-    """What a camera would multiply a view (H, W, 3) of it by, give or take half a stop."""
+    """Draw a camera's exposure factor for a view (H, W, 3) of the panorama, give or take half a stop."""
     middle = np.exp(np.log((radiance @ LUMINANCE).clip(1e-5)).mean())
     matt = panorama.levels[-1]
     facing = (directions(matt.shape[:2]) @ panorama.key_direction).clip(0)
@@ -155,7 +155,7 @@ def draw_exposure(rng: np.random.Generator, panorama: Panorama, radiance: np.nda
 
 
 def to_photo(radiance: np.ndarray) -> Image.Image:
-    """Linear radiance, exposed, as the renderer shows it: a soft shoulder, then sRGB."""
+    """Convert exposed linear radiance to a picture as the renderer does: a soft shoulder, then sRGB."""
     c = np.where(radiance > 0.7, 1 - 0.3 * np.exp((0.7 - np.minimum(radiance, 50)) / 0.3), radiance)
     c = np.where(c > 0.0031308, 1.055 * np.maximum(c, 0) ** (1 / 2.4) - 0.055, 12.92 * c)
     return Image.fromarray(np.rint(c.clip(0, 1) * 255).astype(np.uint8))
@@ -164,17 +164,17 @@ def to_photo(radiance: np.ndarray) -> Image.Image:
 def cast_shadow(
     direction: np.ndarray, key_light: np.ndarray, ambient: np.ndarray, rotation: np.ndarray
 ) -> tuple[float, float, float]:
-    """The key light's shadow on level ground: (lean, rise, depth), as `training.data.shards.Record` describes it.
+    """The key light's shadow on level ground: (lean, rise, depth), as described in `training.data.shards.Record`.
 
-    direction (3,): to the light; key_light, ambient (3,): what level white ground returns of the light when it falls
-    straight, and of all else; rotation as in `look`.
+    direction: (3,), towards the light. key_light, ambient: (3,), what level white ground returns of the key light at
+    normal incidence, and of all other light. rotation: as in `look`.
     """
     key = max(direction[1], 0.0) * float(key_light @ LUMINANCE)
     depth = 1 - (1 - key / max(key + float(ambient @ LUMINANCE), 1e-9)) ** (1 / 2.2)
     tip = -direction[[0, 2]] / max(direction[1], 1e-3)
     tip *= min(1.0, STEEPEST / max(float(np.hypot(*tip)), 1e-9))
     right, up, _ = rotation
-    height = math.copysign(max(abs(up[1]), 0.3), up[1])  # seen from above, things have hardly any
+    height = math.copysign(max(abs(up[1]), 0.3), up[1])  # it would be close to 0 when seen from above
     lean = (tip @ right[[0, 2]]) / height
     rise = (tip @ up[[0, 2]]) / height
     return (

@@ -1,4 +1,4 @@
-"""OpenGL without a window: on a GPU, or on a CPU through Mesa."""
+"""Headless OpenGL rendering, on a GPU or on a CPU through Mesa."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from .meshes import Part
 from .panoramas import LEVEL_SIZES, Panorama
 from .shaders import DEPTH_FRAGMENT_SHADER, DEPTH_VERTEX_SHADER, FRAGMENT_SHADER, VERTEX_SHADER
 
-SHADOW_SIZE = 512  # pixels a side of the shadow map
+SHADOW_SIZE = 512  # side of the shadow map in pixels
 SUPERSAMPLING = 2
 
 
 class Renderer:
-    """An OpenGL context without a window that draws parts into square RGBA pictures."""
+    """A headless OpenGL context that draws parts into square RGBA pictures.
+
+    Raises `ImprintError` if moderngl is not installed or the backend does not work.
+    """
 
     def __init__(self, backend: str, resolution: int) -> None:
-        # One thread a worker: llvmpipe's own threads would compete with the other workers.
+        # One thread per worker: llvmpipe's own threads would compete with the other workers.
         os.environ.setdefault("LP_NUM_THREADS", "1")
         moderngl = from_extra("moderngl", "train", "rendering")
         try:
             self.context = context = moderngl.create_context(standalone=True, backend=backend)
-        except Exception as error:  # each platform's loader fails in its own way
+        except Exception as error:  # each platform's loader raises different errors
             raise ImprintError(
                 f"--backend {backend} gave '{error}'; OpenGL 3.3 was expected: install its driver (Debian: libegl1 "
                 "libgl1-mesa-dri) or change --backend"
@@ -46,7 +49,7 @@ class Renderer:
         self.panoramas: dict[Panorama, Any] = {}
 
     def upload(self, parts: list[Part]) -> list[tuple[Any, Any, Any, dict[str, Any]]]:
-        """For each part its vertex array, its vertex array for the shadow map, its texture and its uniforms."""
+        """Upload the parts: for each, its vertex array, that of the shadow map, its texture and its uniforms."""
         uploaded = []
         for part in parts:
             buffer, faces = self.context.buffer(part.vertices.tobytes()), self.context.buffer(part.faces.tobytes())
@@ -64,7 +67,7 @@ class Renderer:
         return uploaded
 
     def surround(self, panorama: Panorama) -> None:
-        """Make a panorama what `surroundings` sees."""
+        """Bind the panorama that the shader's `surroundings` samples."""
         texture = self.panoramas.get(panorama)
         if texture is None:
             high, wide = LEVEL_SIZES[0]
@@ -76,7 +79,7 @@ class Renderer:
         texture.use(2)
 
     def render(self, uploaded: list, camera: np.ndarray, eye: np.ndarray, uniforms: dict[str, Any]) -> Image.Image:
-        """One view as a picture with straight alpha, black where alpha is 0."""
+        """Render one view to a picture with straight alpha, black where alpha is 0."""
         self.depth_program["shadow_camera"] = uniforms["shadow_camera"]
         self.shadow_frame.use()
         self.shadow_frame.clear()
@@ -99,5 +102,5 @@ class Renderer:
 
 @functools.cache
 def get_renderer(backend: str, resolution: int) -> Renderer:
-    """This worker process's renderer of a resolution."""
+    """This process's renderer for a backend and resolution."""
     return Renderer(backend, resolution)

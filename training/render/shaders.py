@@ -1,4 +1,4 @@
-"""The OpenGL programs of `renderer`."""
+"""The renderer's OpenGL shaders."""
 
 VERTEX_SHADER = """
 #version 330

@@ -17,17 +17,15 @@ from .views import render_identity
 
 
 def mesh_groups(path: Path, options: Prepare) -> Iterator[Group]:
-    """A folder of .glb files, at any depth, with index.json (`file`, `source`, `licence`, `procedural`) if there is
-    one.
+    """A folder of .glb files, at any depth, with an optional index.json (`file`, `source`, `licence`, `procedural`).
 
-    An object is a mesh and a material: the mesh's own first, then drawn ones, until there are `--identities`.
+    An object is a mesh with a material: first the mesh's own, then random ones, until there are `--identities`.
     """
     return _identities(path, read_meshes(path), options)
 
 
 def objaverse_groups(path: Path, options: Prepare) -> Iterator[Group]:
-    """Objaverse 1.0 as its own downloader lays it out: [hf-objaverse-v1/]glbs/000-NNN/UID.glb and
-    metadata/000-NNN.json.gz.
+    """Objaverse 1.0 in its downloader's layout: [hf-objaverse-v1/]glbs/000-NNN/UID.glb and metadata/000-NNN.json.gz.
 
     Each object's licence is read from the metadata (`license`: by, by-sa, by-nc, ..., cc0).
     """
@@ -44,7 +42,7 @@ def objaverse_groups(path: Path, options: Prepare) -> Iterator[Group]:
 
 
 def _objaverse_licences(path: Path) -> dict[str, str]:
-    """The licence by UID of a metadata file; none where it is absent."""
+    """Read a metadata file's licences by UID; empty if there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -65,14 +63,14 @@ def _identities(root: Path, meshes: list[Mesh], options: Prepare) -> Iterator[Gr
 
 
 def read_identity(group: Group, options: Prepare) -> Iterator[Item]:
-    """The views of a mesh and material. Raises `Dropped` where the mesh cannot be read."""
+    """Render the views of a mesh with a material. Raises `Dropped` if the mesh cannot be read."""
     root, identity = group.data
     mesh: Mesh = identity.mesh
     try:
         views = render_identity(identity, load_parts(root / mesh.file), options.render)
-    except ImprintError:  # no OpenGL: not this mesh's fault
+    except ImprintError:  # OpenGL is missing: not this mesh's fault
         raise
-    except Exception as error:  # trimesh's loaders let errors of any class through
+    except Exception as error:  # trimesh's loaders raise errors of any class
         raise Dropped("broken mesh", root / mesh.file, repr(error)) from error
     name = f"{mesh.file} {identity.variant}"
     licence = options.licence if mesh.licence == "unknown" else mesh.licence

@@ -1,4 +1,4 @@
-"""Materials drawn at random: colours, patterns, photos and labels."""
+"""Random materials: colours, patterns, photos and labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from imprint.images import open_image, to_srgb
 
 from .meshes import Part
 
-TEXTURE_SIZE = 256  # pixels a side of a drawn texture
+TEXTURE_SIZE = 256  # side of a drawn texture in pixels
 STYLES = {"original": 0.35, "colours": 0.1, "photo": 0.15, "pattern": 0.13, "label": 0.13, "mixed": 0.14}
 
 
 def draw_palette(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 3) sRGB in [0, 1]: hues of one harmony, with some greys, black and white among them."""
+    """Draw colours (count, 3), sRGB in [0, 1]: hues of one harmony, with some greys, blacks and whites among them."""
     hues = (rng.uniform() + rng.choice([[0, 0.08, -0.08], [0, 0.5, 0.05], [0, 1 / 3, 2 / 3]])) % 1
     hue, saturation, value = rng.choice(hues, count), rng.uniform(0.25, 0.95, count), rng.uniform(0.25, 0.95, count)
     grey = rng.uniform(size=count) < 0.25
@@ -29,12 +29,12 @@ def draw_palette(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def to_image(colours: np.ndarray) -> Image.Image:
-    """(H, W, 3) sRGB in [0, 1] to a picture."""
+    """Convert sRGB colours (H, W, 3) in [0, 1] to a picture."""
     return Image.fromarray(np.rint(colours * 255).astype(np.uint8))
 
 
 def draw_clouds(rng: np.random.Generator) -> np.ndarray:
-    """(S, S) smooth noise in [0, 1]."""
+    """Draw smooth noise (S, S) in [0, 1]."""
     clouds = np.zeros((TEXTURE_SIZE, TEXTURE_SIZE), np.float32)
     for octave in range(2, 7):
         noise = Image.fromarray(rng.uniform(size=(2**octave, 2**octave)).astype(np.float32))
@@ -43,7 +43,7 @@ def draw_clouds(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_pattern(rng: np.random.Generator) -> Image.Image:
-    """Stripes, dots, checks, a gradient, noise or marble in two to four colours."""
+    """Draw stripes, dots, checks, a gradient, noise or marble in two to four colours."""
     y, x = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE] / TEXTURE_SIZE
     angle, frequency = rng.choice([0, math.pi / 2, rng.uniform(0, math.pi)]), rng.uniform(3, 14)
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
@@ -66,7 +66,7 @@ def draw_pattern(rng: np.random.Generator) -> Image.Image:
 
 
 def draw_photo(rng: np.random.Generator, photos: list[Path]) -> Image.Image:
-    """A random square crop of a random photo; a pattern where there is no photo."""
+    """Draw a random square crop of a random photo; a pattern if there are no photos."""
     if not photos:
         return draw_pattern(rng)
     photo = to_srgb(open_image(photos[rng.integers(len(photos))]))
@@ -76,7 +76,7 @@ def draw_photo(rng: np.random.Generator, photos: list[Path]) -> Image.Image:
 
 
 def draw_word(rng: np.random.Generator) -> str:
-    """A number or a short word that can be pronounced."""
+    """Draw a number or a short pronounceable word."""
     if rng.uniform() < 0.25:
         return str(rng.integers(1, 10000))
     word = "".join(rng.choice(list("bdfgklmnprstvz")) + rng.choice(list("aeiou")) for _ in range(rng.integers(1, 4)))
@@ -84,7 +84,7 @@ def draw_word(rng: np.random.Generator) -> str:
 
 
 def draw_label(rng: np.random.Generator, extent: np.ndarray) -> Image.Image:
-    """A label band with one to three lines of text, placed and sized for a part of bounding box `extent` (3,)."""
+    """Draw a label band with one to three lines of text, placed and sized for a bounding box of `extent` (3,)."""
     base, band, ink = (tuple(colour) for colour in np.rint(draw_palette(rng, 3) * 255).astype(int).tolist())
     if abs(sum(band) - sum(ink)) < 240:  # text must stand out
         ink = (250, 250, 250) if sum(band) < 380 else (10, 10, 10)
@@ -105,9 +105,9 @@ def draw_label(rng: np.random.Generator, extent: np.ndarray) -> Image.Image:
 
 
 def retexture(parts: list[Part], style: str, rng: np.random.Generator, photos: list[Path]) -> None:
-    """Give the parts the textures of a style, in place."""
+    """Give the parts textures of a style, in place."""
     if style == "colours" and len(parts) == 1:
-        style = "pattern"  # one plain colour is hardly an identity
+        style = "pattern"  # one plain colour hardly makes an identity
     largest = max(range(len(parts)), key=lambda i: np.prod(np.sort(parts[i].bounds[1])[1:]))
     colours = draw_palette(rng, len(parts))
     for i, part in enumerate(parts):
@@ -130,7 +130,7 @@ def retexture(parts: list[Part], style: str, rng: np.random.Generator, photos: l
 
 
 def draw_material(rng: np.random.Generator, keep_colours: bool) -> dict[str, Any]:
-    """Uniforms of an identity: roughness, metallic and the hue rotation of the mesh's own colours."""
+    """Draw an identity's uniforms: roughness, metallic and a hue rotation of the mesh's own colours."""
     angle = 0.0 if keep_colours else rng.uniform(0, 2 * math.pi)
     c, s = math.cos(angle), math.sin(angle)
     axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # Rodrigues' rotation about grey

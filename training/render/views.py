@@ -1,4 +1,4 @@
-"""The views of an identity, a mesh with a material drawn for it, that differ in camera and light."""
+"""Render the views of an identity, a mesh with a random material, under different cameras and lights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .textures import STYLES, draw_material, retexture
 
 @dataclass(frozen=True)
 class View:
-    """A rendering: a cut-out and, where it has the light of a scene, a photo of that scene."""
+    """A rendering: a cut-out and, if it is lit by a scene, a photo of that scene."""
 
     number: int
     picture: Image.Image
@@ -26,16 +26,18 @@ class View:
     scene: Image.Image | None = None
     """RGB."""
     shadow: tuple[float, float, float] | None = None
-    """In that scene, as `training.data.shards.Record` has it."""
+    """The shadow in that scene, as in `training.data.shards.Record`."""
 
 
 def render_identity(identity: Identity, parts: list[Part], options: Render) -> list[View]:
-    """All views of an identity; a function of the seed and the identity alone.
+    """Render all views of an identity; they depend only on the seed and the identity.
 
-    After each of the first `options.relit` views comes the same again in the light of one of `options.panorama_files`.
+    Each of the first `options.relit` views is followed by the same view in the light of one of
+    `options.panorama_files`.
     """
     rng = np.random.default_rng([options.seed, identity.index])
-    scene_rng = np.random.default_rng([options.seed, identity.index, 1])  # the views are the same with and without them
+    # Separate, so that the other views do not depend on `options.relit`.
+    scene_rng = np.random.default_rng([options.seed, identity.index, 1])
     style = rng.choice(list(STYLES), p=list(STYLES.values()))
     if is_plain(parts):
         style = rng.choice(["colours", "photo", "pattern", "label", "mixed"])

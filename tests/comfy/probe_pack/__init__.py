@@ -27,7 +27,7 @@ async def probe(_request: web.Request) -> web.Response:
 
 
 class ProbeTensor(io.ComfyNode):
-    """A tensor of any shape, of one value or of random ones, with a block of another value in its middle."""
+    """A tensor of any shape, with one value or random ones, and a block of another value in its middle."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -53,7 +53,7 @@ class ProbeTensor(io.ComfyNode):
 
 
 class ProbeConditioning(io.ComfyNode):
-    """Conditioning of any shape, as a text encoder of another family gives it."""
+    """Conditioning of any shape, like that of another family's text encoder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -70,7 +70,7 @@ class ProbeConditioning(io.ComfyNode):
 
 
 class ProbeClipVision(io.ComfyNode):
-    """A CLIP_VISION that is not the checkpoint's: a CLIP, or a DINOv2 of another width."""
+    """A CLIP_VISION other than the checkpoint's: a CLIP, or a DINOv2 of another width."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -92,7 +92,7 @@ class ProbeClipVision(io.ComfyNode):
 
 
 class BorderRemoval:
-    """A model for core's Remove Background: the object is what has another colour than the photo's border."""
+    """A model for core's Remove Background: the object is everything whose colour differs from the photo's border."""
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1).mean(1)
