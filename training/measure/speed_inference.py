@@ -31,13 +31,9 @@ def random_pipeline(config: str, device: torch.device) -> ImprintPipeline:
     """
     torch.manual_seed(0)
     settings = PRESETS[config] if config in PRESETS else read_config(config)
-    half, usual = device.type == "cuda", torch.get_default_dtype()
-    torch.set_default_dtype(torch.float16 if half else usual)  # in fp32 the weights take twice the memory
-    try:
-        with device:
-            modules = build_modules(settings)
-    finally:
-        torch.set_default_dtype(usual)
+    with device:
+        modules = build_modules(settings)
+    half = device.type == "cuda"
     for module in modules.values():
         torch.nn.Module.to(module, torch.float16 if half else torch.float32).eval().requires_grad_(False)
     if not half:
