@@ -25,7 +25,7 @@ from .masks import hole_pixels, latent_hole, paint_hole
 
 FEATHER = 4
 """Default width of the soft edge around the hole, in pixels of the model's crop."""
-MOST_PIXELS = 2**22
+MOST_PIXELS = 2**21
 """A larger crop stays on the CPU: working on it would take more of a GPU's memory than drawing does."""
 
 

@@ -149,6 +149,22 @@ def test_a_road_of_its_pictures_and_networks(road: str, tmp_path):
             assert same(made, expected, 0.0 if where == "pictures" else 1e-4), where
 
 
+@pytest.mark.parametrize("road", ["drawn, in a blend mask", "AnyDoor's, in its outline"])
+@pytest.mark.parametrize("large", ["crop", "phases"])
+def test_a_large_crop_or_a_large_photo_stays_on_the_cpu(road: str, large: str, tmp_path, monkeypatch):
+    """Each without the other."""
+    config, options = ROADS[road]
+    here, elsewheres = pipelines(config(), tmp_path)
+    expected = run(here, **options)
+    monkeypatch.setattr(f"imprint.{large}.MOST_PIXELS", 64)
+    with elsewhere():
+        scene = elsewheres["pictures"].prepare(OBJECT, None, BACKGROUND, BOX)
+        there = scene.crop.frame.device == DEVICE, scene.views.pictures[0].device == DEVICE
+        assert there == (large != "crop", large != "phases")
+        for where in ("pictures", "everything"):
+            assert same(run(elsewheres[where], **options), expected, 0.0 if where == "pictures" else 1e-4), where
+
+
 @pytest.mark.parametrize("output_type", ["pil", "pt"])
 def test_tensors_that_lie_there_already(output_type: str, tmp_path):
     here, elsewheres = pipelines(matte_config(), tmp_path)
