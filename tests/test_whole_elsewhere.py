@@ -93,11 +93,11 @@ class _Everything(_Pictures):
     _execution_device = DEVICE
 
 
-def pipelines(config, folder) -> tuple[DrawingPipeline, dict[str, DrawingPipeline]]:
+def pipelines(config, folder, dtype: torch.dtype = torch.float32) -> tuple[DrawingPipeline, dict[str, DrawingPipeline]]:
     """One on the CPU, and the same with parts of it elsewhere."""
     save_checkpoint(folder / "micro.safetensors", fresh_checkpoint(config))
-    here = DrawingPipeline.from_checkpoint(folder / "micro.safetensors")
-    here.register_modules(light=micro_light())
+    here = DrawingPipeline.from_checkpoint(folder / "micro.safetensors", torch_dtype=dtype)
+    here.register_modules(light=micro_light().to(dtype))
     parts = here.components
     there = {name: moved(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
     offloaded = there | {"light": parts["light"]}  # what runs between the other networks stays on the CPU
@@ -147,6 +147,18 @@ def test_a_road_of_its_pictures_and_networks(road: str, tmp_path):
             made = run(there, **options)
             # Networks are computed by other operators there, and round differently.
             assert same(made, expected, 0.0 if where == "pictures" else 1e-4), where
+
+
+@pytest.mark.parametrize("road", ["a box", "drawn", "AnyDoor's"])
+def test_networks_in_half_precision(road: str, tmp_path):
+    config, options = ROADS[road]
+    here, elsewheres = pipelines(config(), tmp_path, torch.bfloat16)
+    expected = run(here, **options)
+    with elsewhere():
+        assert same(run(elsewheres["pictures"], **options), expected, 0.0)
+        made = run(elsewheres["everything"], **options)
+    for one, other in zip(made.images, expected.images, strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).mean() < 2
 
 
 @pytest.mark.parametrize("road", ["drawn, in a blend mask", "AnyDoor's, in its outline"])
