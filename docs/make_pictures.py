@@ -24,7 +24,8 @@ from imprint.checkpoint import SHIPPED
 from imprint.cli import DEMO_LIGHT
 from imprint.files import replacing
 from imprint.hole import Hole
-from imprint.images import image_to_tensor, mask_to_tensor, tensor_to_image
+from imprint.images import image_to_tensor, tensor_to_image
+from imprint.mask_reading import mask_to_tensor
 from imprint.masks import LEVELS, coarsen
 from imprint.pipeline import Finish, ImprintPipeline
 from imprint.vae import decode

@@ -13,7 +13,7 @@ _HOMES = {
     "PRESETS": "config",
     "ImprintError": "errors",
     "ImprintPipeline": "pipeline",
-    "Place": "place",
+    "Place": "positions",
     "Placement": "hole",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",

@@ -20,7 +20,8 @@ from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
 from .errors import ImprintError, require_same_size
 from .hole import Hole, Placement
-from .images import Picture, as_mask_in_place, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
+from .images import Picture, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
+from .mask_reading import as_mask_in_place
 from .masks import hole_pixels, latent_hole, paint_hole
 
 FEATHER = 4
@@ -30,13 +31,24 @@ MOST_PIXELS = 2**21
 
 
 @dataclass(frozen=True)
-class Layers:
-    """What is composited over a crop's `frame`."""
+class Drawn:
+    """What the model drew, in a crop's `frame`."""
 
     picture: torch.Tensor
     """(B, 3, h, w) in [0, 1]: the drawn object and its surroundings."""
     alpha: torch.Tensor | None = None
     """(B, h, w) in [0, 1]: the object's share of each pixel; None: the picture replaces everything inside the mask."""
+
+    def over(
+        self, frames: torch.Tensor, mask: torch.Tensor, inwards: int = 0, outwards: int = 0, method: str = "feather"
+    ) -> torch.Tensor:
+        """Frames (B, 3, h, w) with the drawn over them, within a mask (1, h, w) and its soft edge.
+
+        inwards, outwards, method: as in `blend_pictures`. Outside the edge the frames are unchanged, bit for bit.
+        """
+        matte = None if self.alpha is None else (self.alpha, torch.zeros_like(self.alpha))
+        masks = mask.expand(len(frames), -1, -1)
+        return blend_pictures(frames, self.picture, masks, inwards, outwards, method, matte)
 
 
 @dataclass(frozen=True)
@@ -146,23 +158,6 @@ class Crop:
         """`put_back` in place, into the whole background or a map of its size, (B, C, H, W)."""
         area = (slice(None), slice(None), *self.area)
         whole[area] = self.put_back(square.to(whole), whole[area])
-
-    @staticmethod
-    def composite(
-        frames: torch.Tensor,
-        layers: Layers,
-        mask: torch.Tensor,
-        inwards: int = 0,
-        outwards: int = 0,
-        method: str = "feather",
-    ) -> torch.Tensor:
-        """Frames (B, 3, h, w) with the layers over them, within a mask (1, h, w) and its soft edge.
-
-        inwards, outwards, method: as in `blend_pictures`. Outside the edge the frames are unchanged, bit for bit.
-        """
-        matte = None if layers.alpha is None else (layers.alpha, torch.zeros_like(layers.alpha))
-        masks = mask.expand(len(frames), -1, -1)
-        return blend_pictures(frames, layers.picture, masks, inwards, outwards, method, matte)
 
     def changed_area(self) -> torch.Tensor:
         """(H, W) bool: the hole and its soft edge in the whole background, all that a composite may change."""

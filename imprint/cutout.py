@@ -8,7 +8,8 @@ from typing import Any
 from PIL import Image
 
 from .errors import ImprintError
-from .images import alpha_to_tensor, upright
+from .images import upright
+from .mask_reading import alpha_to_tensor
 
 WEIGHTS = "birefnet-general-lite"
 """The rembg model: BiRefNet (MIT), 224 MB."""

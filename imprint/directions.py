@@ -1,11 +1,11 @@
-"""Directions of light, in words and degrees."""
+"""What users may ask of the light: a direction, in words or degrees, and strengths. Torch is not imported."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from .errors import ImprintError
+from .errors import ImprintError, require_number
 
 ROUND = {
     name: index * 45.0
@@ -21,6 +21,10 @@ HEIGHT = 40.0
 CLEAR = 0.75
 """Length of the vector for directed light, such as sun and sky together: 1 is a single lamp in the dark, 0 uniform
 light from all sides."""
+
+
+STRENGTHS = (0.0, 1.5)
+"""Least and most strength of light and shadow; 0 is off exactly, 1 what the network says."""
 
 
 def light_direction(where: str | float | Sequence[float]) -> tuple[float, float, float] | None:
@@ -41,6 +45,14 @@ def light_direction(where: str | float | Sequence[float]) -> tuple[float, float,
     across, height = math.radians(around), math.radians(height)
     level = CLEAR * math.cos(height)
     return level * math.sin(across), CLEAR * math.sin(height), -level * math.cos(across)
+
+
+def require_strengths(light: float, shadow: float, softness: float, light_from: str | float = "auto") -> None:
+    """Raise `ImprintError` unless the first three are numbers within their ranges and the last is a direction."""
+    require_number("light", light, *STRENGTHS)
+    require_number("shadow", shadow, *STRENGTHS)
+    require_number("softness", softness, 0, 1)
+    light_direction(light_from)
 
 
 def _degrees(where: str | float | Sequence[float]) -> tuple[float, float]:

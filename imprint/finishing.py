@@ -9,13 +9,15 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .blending import BLENDS
-from .crop import Layers, around, inner, paste_all
+from .crop import Drawn, around, inner, paste_all
 from .detail import restore_detail
+from .directions import require_strengths
 from .errors import ImprintError, require_finite, require_number, require_same_size
 from .hole import Placement
-from .images import Picture, as_mask, picture_part, picture_size
-from .light import Lit, relight, require_strengths, square_around
+from .images import Picture, picture_part, picture_size
+from .light import Lit, relight, square_around
 from .lightnet import LightNet, load_light
+from .mask_reading import as_mask
 from .matte import matte_pixels
 from .model import computes_in_bf16
 from .phases import PRECISION, Phases, Prepared
@@ -100,44 +102,45 @@ class Finishing(Phases):
         if settings.colour_match:
             drawings = crop.matched(drawings, settings.colour_match)
         alpha = crop.put_back_maps(maps[0]) if maps else None
-        layers = self._layers(scene, drawings, alpha, settings)
-        frames, lost, area = self._shaded(scene, layers, settings)
+        drawn = self._drawn(scene, drawings, alpha, settings)
+        frames, lost, area = self._shaded(scene, drawn, settings)
         outwards = crop.feather if settings.feather_pixels is None else settings.feather_pixels
         here = (..., *inner(area, crop.area))
         edge = settings.feather_inwards, outwards, settings.blend_method
-        frames[here] = crop.composite(frames[here], layers, scene.blend_mask, *edge)
+        frames[here] = drawn.over(frames[here], scene.blend_mask, *edge)
         images = paste_all(scene.background, frames, area, output_type)
-        if layers.alpha is None:
+        if drawn.alpha is None:
             return ImprintPipelineOutput(images, crop.placement)
         # Detail changes alpha: the one that was used is returned, resampled to the square if necessary.
-        alpha = maps[0] if torch.equal(layers.alpha, alpha) else crop.taken(layers.alpha)
+        alpha = maps[0] if torch.equal(drawn.alpha, alpha) else crop.taken(drawn.alpha)
         shadow = crop.taken(lost[here][:, 0])
         return ImprintPipelineOutput(images, crop.placement, alpha.cpu(), shadow.cpu())
 
     @staticmethod
-    def _layers(scene: Prepared, drawings: torch.Tensor, alpha: torch.Tensor | None, settings: Finish) -> Layers:
-        """The layers over the frame, from drawings of the square (B, 3, R, R) and their alpha in the frame (B, h, w),
-        if any.
+    def _drawn(scene: Prepared, drawings: torch.Tensor, alpha: torch.Tensor | None, settings: Finish) -> Drawn:
+        """What was drawn, with the object's own detail.
+
+        drawings: of the square (B, 3, R, R); alpha: theirs in the frame (B, h, w), if the model gives one.
         """
         picture = scene.crop.put_back(drawings)
         if alpha is None:
-            return Layers(picture)
+            return Drawn(picture)
         picture, alpha, _ = restore_detail(picture, alpha, scene.views, settings.detail)
         for values in (picture, alpha):
             require_finite(values, "the picture with the object's own detail", "switch detail off (0) for this object")
-        return Layers(picture, alpha if settings.matte else None)
+        return Drawn(picture, alpha if settings.matte else None)
 
     def _shaded(
-        self, scene: Prepared, layers: Layers, settings: Finish
+        self, scene: Prepared, drawn: Drawn, settings: Finish
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[slice, slice]]:
         """The part of the background (B, 3, h, w) that may change, with the drawn objects' shadows; the share of light
         that it lost (B, 1, h, w); and its rows and columns.
         """
         crop, lit = scene.crop, []
-        if layers.alpha is not None and settings.shadow:
-            lit = [self._thrown(scene, *each, settings) for each in zip(layers.picture, layers.alpha)]
+        if drawn.alpha is not None and settings.shadow:
+            lit = [self._thrown(scene, *each, settings) for each in zip(drawn.picture, drawn.alpha)]
         area = around(crop.area, *(each.area for each in lit if each))
-        frames = picture_part(scene.background, area, crop.frame.device).repeat(len(layers.picture), 1, 1, 1)
+        frames = picture_part(scene.background, area, crop.frame.device).repeat(len(drawn.picture), 1, 1, 1)
         lost = torch.zeros_like(frames[:, :1])
         for frame, share, each in zip(frames, lost, lit):
             if each:
@@ -154,7 +157,9 @@ class Finishing(Phases):
         lit = relight(
             self._light_net(), scene.background, placed, 0.0, settings.shadow, settings.softness, settings.light_from
         )
-        return lit if scene.seen is None else lit.through(scene.seen[(slice(None), *lit.area)][None].to(lit.shadow))
+        if scene.whole_blend_mask is None:
+            return lit
+        return lit.through(scene.whole_blend_mask[(slice(None), *lit.area)][None].to(lit.shadow))
 
     def _light_net(self) -> LightNet:
         """The light network, by default the shipped one; loaded on first use."""

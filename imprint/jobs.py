@@ -1,50 +1,96 @@
-"""The files and settings of a composite, given by a command line or by a line of a jobs file."""
+"""Jobs: the pictures to make, each with its objects' files and settings, from a command line or a jobs file's lines."""
 
 from __future__ import annotations
 
 import codecs
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ImprintError, require_masks, require_same_size
 from .files import same_file
-from .options import PLACING, check_placing
+from .job_keys import PLACING, check_placing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _OF_AN_OBJECT = ("object_mask", "mask", "blend_mask", "seed", *PLACING)
 """The optional keys of each object."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """The files and the seed of one composite."""
+class JobObject:
+    """The files of one object of a job, its seed, and where it goes."""
 
-    objects: tuple[Path, ...]
-    """One or several views of the object."""
+    views: tuple[Path, ...]
+    """One or several pictures of the object."""
     object_masks: tuple[Path, ...]
     """One per view, or none: then each view's alpha channel is its mask."""
-    background: Path
     mask: Path | None
     """Where the object goes; None if `placing` says where."""
-    out: Path
     seed: int
     blend_mask: Path | None = None
     """Where to put the drawing, if not in `mask`."""
     placing: Mapping[str, Any] = field(default_factory=dict)
-    """The given options of `PLACING`."""
-    then: tuple[Job, ...] = ()
-    """Further objects, each put into the picture made so far, with the same background and out."""
+    """The given values of `PLACING`."""
 
     def __post_init__(self) -> None:
         check_placing(self.placing, self.mask is not None)
         if self.object_masks:
-            require_masks(len(self.objects), len(self.object_masks))
+            require_masks(len(self.views), len(self.object_masks))
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise ImprintError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1")
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], folder: Path) -> JobObject:
+        """From the keys of a line of a jobs file in `folder`. Raises `ImprintError` for invalid values."""
+        return cls(
+            _paths(values, "object", folder),
+            _paths(values, "object_mask", folder),
+            None if values.get("mask") is None else _path(values, "mask", folder),
+            values["seed"],
+            None if values.get("blend_mask") is None else _path(values, "blend_mask", folder),
+            {key: values[key] for key in PLACING if values.get(key) is not None},
+        )
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that it is read from."""
+        return [path for path in (*self.views, *self.object_masks, self.mask, self.blend_mask) if path]
+
+    def read(self, background: Image.Image, name: Path) -> dict[str, Any]:
+        """Its pictures and the background, by the names of the pipeline's arguments; name: the background's.
+
+        Raises `ImprintError` for pictures that cannot be used.
+        """
+        from .images import open_image
+
+        pictures = {
+            "object_image": [open_image(path) for path in self.views],
+            "object_mask": [open_image(path) for path in self.object_masks] or None,
+            "background": background,
+        }
+        pairs = []
+        for key, path in (("mask", self.mask), ("blend_mask", self.blend_mask)):
+            if path:
+                pictures[key] = open_image(path)
+                pairs.append((name, background, path, pictures[key]))
+        pairs += zip(self.views, pictures["object_image"], self.object_masks, pictures["object_mask"] or ())
+        for path, picture, mask_path, mask in pairs:
+            require_same_size(f"{path}", picture.size[::-1], f"its mask {mask_path}", mask.size[::-1])
+        return pictures
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to make: objects, from back to front, each put into the background with those before it."""
+
+    background: Path
+    out: Path
+    objects: tuple[JobObject, ...]
 
     @classmethod
     def from_json(
@@ -71,62 +117,17 @@ class Job:
         else:
             _require_keys(values, required, (*_OF_AN_OBJECT, "out"), "a job")
         of_line = dict(placing or {}) | {"seed": seed} | _said(values) | ({} if out is None else {"out": str(out)})
-        if not several:
-            return cls._of(of_line, folder)
-        objects = of_line.pop("objects")
-        if not isinstance(objects, list) or not objects:
-            raise ImprintError(
-                f'\'objects\' is {objects!r}; it must be a list of at least one object, as {{"object": "file"}}'
-            )
-        jobs = []
-        for number, each in enumerate(objects, 1):
-            try:
-                _require_keys(each, ("object",), _OF_AN_OBJECT, "an object")
-                jobs.append(cls._of(of_line | _said(each), folder))
-            except ImprintError as error:
-                raise ImprintError(f"object {number} of {len(objects)}: {error}") from error
-        return dataclasses.replace(jobs[0], then=tuple(jobs[1:]))
-
-    @classmethod
-    def _of(cls, values: Mapping[str, Any], folder: Path) -> Job:
-        """One object, from the keys of a line."""
-
-        def paths(key: str) -> tuple[Path, ...]:
-            optional = key in _OF_AN_OBJECT
-            names = values.get(key)
-            names = [] if names is None and optional else names if isinstance(names, list) else [names]
-            if not all(map(_is_name, names)) or not (names or optional):
-                raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of a file")
-            return tuple(folder / name for name in names)
-
-        def path(key: str) -> Path:
-            found = paths(key)
-            if len(found) != 1:
-                raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of one file")
-            return found[0]
-
-        return cls(
-            paths("object"),
-            paths("object_mask"),
-            path("background"),
-            None if values.get("mask") is None else path("mask"),
-            path("out"),
-            values["seed"],
-            None if values.get("blend_mask") is None else path("blend_mask"),
-            {key: values[key] for key in PLACING if values.get(key) is not None},
-        )
+        objects = _objects(of_line, folder) if several else (JobObject.from_values(of_line, folder),)
+        return cls(_path(of_line, "background", folder), _path(of_line, "out", folder), objects)
 
     @property
-    def each(self) -> tuple[Job, ...]:
-        """A job for each object, from back to front."""
-        return (self, *self.then)
+    def files(self) -> list[Path]:
+        """All files that it is made from."""
+        return [self.background, *(path for each in self.objects for path in each.files)]
 
     def require_new(self) -> None:
         """Raise `ImprintError` if the picture would overwrite one of its own inputs."""
-        files = [
-            path for job in self.each for path in (*job.objects, *job.object_masks, job.mask, job.blend_mask) if path
-        ]
-        for path in (self.background, *files):
+        for path in self.files:
             if same_file(path, self.out):
                 raise ImprintError(
                     f"{self.out} is also an input of the picture, and would be overwritten; give another 'out', or "
@@ -138,27 +139,12 @@ class Job:
 
         Raises `ImprintError` for pictures that cannot be used.
         """
-        return [job._read() for job in self.each]
-
-    def _read(self) -> dict[str, Any]:
         from .images import open_image
         from .saving import require_writable
 
-        pictures = {
-            "object_image": [open_image(path) for path in self.objects],
-            "object_mask": [open_image(path) for path in self.object_masks] or None,
-            "background": open_image(self.background),
-        }
-        require_writable(self.out, pictures["background"])  # before the work, not after
-        pairs = []
-        for name, path in (("mask", self.mask), ("blend_mask", self.blend_mask)):
-            if path:
-                pictures[name] = open_image(path)
-                pairs.append((self.background, pictures["background"], path, pictures[name]))
-        pairs += zip(self.objects, pictures["object_image"], self.object_masks, pictures["object_mask"] or ())
-        for path, picture, mask_path, mask in pairs:
-            require_same_size(f"{path}", picture.size[::-1], f"its mask {mask_path}", mask.size[::-1])
-        return pictures
+        background = open_image(self.background)
+        require_writable(self.out, background)  # before the work, not after
+        return [each.read(background, self.background) for each in self.objects]
 
 
 def read_jobs(
@@ -196,6 +182,40 @@ def read_jobs(
         except ImprintError as error:
             errors[number] = error
     return jobs, errors
+
+
+def _objects(of_line: dict[str, Any], folder: Path) -> tuple[JobObject, ...]:
+    """The objects of a line with `objects`; its other keys are their defaults."""
+    listed = of_line["objects"]
+    if not isinstance(listed, list) or not listed:
+        raise ImprintError(
+            f'\'objects\' is {listed!r}; it must be a list of at least one object, as {{"object": "file"}}'
+        )
+    objects = []
+    for number, each in enumerate(listed, 1):
+        try:
+            _require_keys(each, ("object",), _OF_AN_OBJECT, "an object")
+            objects.append(JobObject.from_values(of_line | _said(each), folder))
+        except ImprintError as error:
+            raise ImprintError(f"object {number} of {len(listed)}: {error}") from error
+    return tuple(objects)
+
+
+def _paths(values: Mapping[str, Any], key: str, folder: Path) -> tuple[Path, ...]:
+    """The files that a key names, one or a list of them; none only for an optional key."""
+    optional = key in _OF_AN_OBJECT
+    names = values.get(key)
+    names = [] if names is None and optional else names if isinstance(names, list) else [names]
+    if not all(map(_is_name, names)) or not (names or optional):
+        raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of a file")
+    return tuple(folder / name for name in names)
+
+
+def _path(values: Mapping[str, Any], key: str, folder: Path) -> Path:
+    found = _paths(values, key, folder)
+    if len(found) != 1:
+        raise ImprintError(f"'{key}' is {values[key]!r}; it must be the path of one file")
+    return found[0]
 
 
 def _is_name(value: Any) -> bool:

@@ -14,16 +14,14 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from .directions import light_direction
-from .errors import require_finite, require_number, require_same_size
+from .directions import light_direction, require_strengths
+from .errors import require_finite, require_same_size
 from .hole import Placement
 from .images import Picture, picture_part, picture_size
 from .lightnet import LightMaps, LightNet, folded_guesses, likeliest, mirrored
 from .place import PlacedObject
 from .sprites import spread
 
-STRENGTHS = (0.0, 1.5)
-"""Least and most strength of light and shadow; 0 is off exactly, 1 what the network says."""
 RIPPLE = 4.0
 """Standard deviation of the blur of gain and offset, in pixels of the network: light changes slowly."""
 HIDDEN = 0.05
@@ -105,10 +103,10 @@ def relight(
     """Light an object as the scene around it is lit, and let it throw its shadow.
 
     background: Pillow, or (1, 3, H, W) in [0, 1]; only its square around the object is looked at. light, shadow:
-    strengths as `STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1; light_from: where the
-    scene's light comes from, as `light_direction` takes it, auto: as the network sees it. The network runs where it
-    lies; the result lies where the object does. Raises `ImprintError` for strengths beyond their range and for a
-    background of another size.
+    strengths as `directions.STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1; light_from:
+    where the scene's light comes from, as `light_direction` takes it, auto: as the network sees it. The network runs
+    where it lies; the result lies where the object does. Raises `ImprintError` for strengths beyond their range and
+    for a background of another size.
     """
     require_strengths(light, shadow, softness, light_from)
     square = square_around(net, placed)
@@ -148,14 +146,6 @@ def relight(
         kept = 1 - local.insert_map(lost * _fading(square, lost)).clamp(0, 1)
         plain.shadow = ((1 - kept ** (shadow * net.config.shadow_power) - UNSEEN) / (1 - UNSEEN)).clamp(min=0)
     return plain
-
-
-def require_strengths(light: float, shadow: float, softness: float, light_from: str | float = "auto") -> None:
-    """Raise `ImprintError` unless the first three are numbers within their ranges and the last is a direction."""
-    require_number("light", light, *STRENGTHS)
-    require_number("shadow", shadow, *STRENGTHS)
-    require_number("softness", softness, 0, 1)
-    light_direction(light_from)
 
 
 def _seen(

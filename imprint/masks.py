@@ -1,4 +1,5 @@
-"""Coarse masks: four levels from the object's own outline to its bounding box.
+"""Masks: four levels of coarseness, from the object's own outline to its bounding box; boxes; and a mask's hole in the
+latents.
 
 IMPRINT trains with a random level, so that users can draw as coarsely as they like, and the mask's shape determines the
 pose (arXiv 2403.10701, section 3.3). Blur and threshold after SmartBrush (arXiv 2212.05034, section 3.2). Masks are

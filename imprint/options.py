@@ -1,33 +1,132 @@
-"""The options of all commands that make a picture; those for the object's place and light are also a job's keys."""
+"""The options of the command `imprint`, written out one by one, so that `--help` and mistyped options respond at once.
+
+What they mean for the pictures is said where they are used: `job_settings`, whose defaults these are, and
+`job_keys`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .changes import CHANGES
-from .directions import DIRECTIONS, light_direction
-from .errors import LARGEST_NUMBER, ImprintError, require_number
+from .directions import DIRECTIONS
+from .job_keys import PLACING
+from .job_settings import FAST_STEPS, SHIPPED_STEPS, JobSettings
+from .positions import FITS
 
-FAST_STEPS = 4
-"""Steps of `--fast`: with 3 the model's own drawing is recognised in 38 of 50 tasks instead of 46."""
-SHIPPED_STEPS = 8
-"""The shipped checkpoint's default: as many steps of DPM++ 2M draw what 20 of Euler do."""
-PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
-"""The names, the same as options and as keys of a job."""
-_FITS = (
-    "contain",
-    "fill",
-    "outline",
-)  # `place.FITS`, repeated: importing it would import torch, and a mistyped option should fail at once
-_ALIGN = dict.fromkeys(("left", "center", "right"), "x") | dict.fromkeys(("top", "middle", "bottom"), "y")
-"""The words of `place.Align`, with the axis of each."""
-_MOST = {"light": 1.5, "shadow": 1.5, "softness": 1.0}
+
+def build_parser(run: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
+    """The parser of all commands. run: each command's function by its name, `run` among the options that it parses."""
+    parser = argparse.ArgumentParser(
+        prog="imprint",
+        description="Put an object's photo into a background photo so that it belongs there.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"imprint {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    of_pictures = (model_settings(), placing_settings(), finish_settings())
+    for name, add_options, parents, help in (
+        ("demo", _demo_options, of_pictures, "make a composite of the pictures that come with the package"),
+        ("composite", _composite_options, of_pictures, "put an object into a background"),
+        ("batch", _batch_options, of_pictures, "make many composites with one loaded model"),
+        ("convert", _convert_options, (), "make a checkpoint of a third-party model's released weights"),
+        ("info", _info_options, (), "show what is in a checkpoint or a light network, and verify it"),
+    ):
+        command = commands.add_parser(name, help=help, description=help, parents=parents, allow_abbrev=False)
+        command.set_defaults(run=run[name])
+        add_options(command)
+    return parser
+
+
+def _demo_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder"
+    )
+    command.add_argument("--overwrite", action="store_true", help="also overwrite existing layers")
+    command.set_defaults(many=False, cutout=JobSettings.cutout)
+
+
+def _composite_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--object", type=Path, action="append", required=True, help="the object's photo; repeat for further views"
+    )
+    command.add_argument(
+        "--object-mask",
+        type=Path,
+        action="append",
+        default=[],
+        help="white on the object; default: the photo's transparency",
+    )
+    command.add_argument("--background", type=Path, required=True, help="the photo to put it into")
+    command.add_argument(
+        "--mask",
+        type=Path,
+        help="white where the object goes: a box to stand in, or an outline to be drawn in; not with --placed or --at",
+    )
+    command.add_argument("--blend-mask", type=Path, help="where to put the drawing, if not in the mask")
+    command.add_argument("--out", type=Path, required=True, help="the picture to write, .png, .jpg, .webp or .tiff")
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also overwrite pictures that the composite is made from, and existing layers",
+    )
+    command.set_defaults(many=False)
+    _add_cutout(command)
+
+
+def _batch_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "jobs",
+        type=Path,
+        metavar="JOBS.jsonl",
+        help="one JSON object per line: object, background, out, mask (or placed, at, or align), and optionally "
+        "object_mask, blend_mask, seed, align, inset, height, rotate, flip, fit, light, shadow, softness, light_from, "
+        "change; or objects, a list from back to front, each with its own object and those keys; paths are relative to "
+        "this file's folder",
+    )
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also make existing pictures again, and overwrite existing layers and the pictures of a composite",
+    )
+    command.set_defaults(many=True)
+    _add_cutout(command)
+
+
+def _add_cutout(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cutout",
+        choices=("off", "auto"),
+        default=JobSettings.cutout,
+        help="auto: cut the object out of a photo that has neither a mask nor transparency; needs pip install "
+        "'imprint[cutout]'; default: %(default)s",
+    )
+
+
+def _convert_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, help="the released .pth, .ckpt or .safetensors")
+    command.add_argument("out", type=Path, help="the checkpoint to write, .safetensors")
+    command.add_argument(
+        "--kind",
+        metavar="NAME",
+        help="objectstitch, paint-by-example, controlcom or anydoor; default: recognised by the weights",
+    )
+    command.add_argument(
+        "--local-region",
+        choices=("corner", "box"),
+        help="where ControlCom's local blocks look: corner (default) as in its published code, box as in its paper",
+    )
+
+
+def _info_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, help="an Imprint checkpoint or a light network, .safetensors")
+    command.add_argument("--json", action="store_true", help="as JSON")
 
 
 def placing_settings() -> argparse.ArgumentParser:
@@ -67,7 +166,7 @@ def placing_settings() -> argparse.ArgumentParser:
     group.add_argument("--flip", action="store_true", default=None, help="mirror it left to right")
     group.add_argument(
         "--fit",
-        choices=_FITS,
+        choices=FITS,
         help="contain (default) keeps its photo and, in a box, its proportions; outline lets the model draw it where "
         "the photo would lie, also with --placed, --at and --align; fill lets the model draw into the whole box",
     )
@@ -97,11 +196,13 @@ def model_settings() -> argparse.ArgumentParser:
     settings = argparse.ArgumentParser(add_help=False)
     group = settings.add_argument_group("model and sampling")
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the one that comes with the package")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    group.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default=JobSettings.device, help="default: %(default)s"
+    )
     group.add_argument(
         "--dtype",
         choices=("auto", "fp32", "fp16", "bf16"),
-        default="auto",
+        default=JobSettings.dtype,
         help="auto: fp32, or with --fast bf16 if the processor supports it; default: %(default)s",
     )
     group.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default: %(default)s")
@@ -151,28 +252,28 @@ def finish_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--feather-in",
         type=int,
-        default=0,
+        default=JobSettings.feather_in,
         metavar="PIXELS",
         help="width of the soft edge inside the hole; default: %(default)s",
     )
     group.add_argument(
         "--blend",
         choices=("feather", "multiband"),
-        default="feather",
+        default=JobSettings.blend,
         help="how the soft edge blends: everything over its whole width, or fine detail over a narrower one; "
         "default: %(default)s",
     )
     group.add_argument(
         "--colour-match",
         type=float,
-        default=0.0,
+        default=JobSettings.colour_match,
         metavar="0..1",
         help="how far to shift the drawing's colours to the background's; default: %(default)s",
     )
     group.add_argument(
         "--matte",
         action=argparse.BooleanOptionalAction,
-        default=True,
+        default=JobSettings.matte,
         help="keep the photo inside the hole where there is neither object nor shadow; default: %(default)s",
     )
     group.add_argument(
@@ -191,7 +292,7 @@ def finish_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--detail",
         type=float,
-        default=1.0,
+        default=JobSettings.detail,
         metavar="0..1",
         help="take fine detail from the object's own photo where the drawing shows the same side; 0: off; "
         "default: %(default)s",
@@ -214,95 +315,5 @@ def with_negative_points(argv: Sequence[str] | None) -> list[str]:
 
 
 def given_placing(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of `PLACING` that a command line gives."""
+    """The values of those of `PLACING` that a command line gives."""
     return {name: getattr(options, name) for name in PLACING if getattr(options, name) is not None}
-
-
-def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
-    """Raise `ImprintError` for an invalid value, and unless exactly one of mask, placed, at and align is given.
-
-    With a mask, align says where in its box.
-    """
-    for name in ("placed", "flip"):
-        if not isinstance(values.get(name, False), bool):
-            raise ImprintError(f"{name} is {values[name]!r}; it must be true or false")
-    ways = ("placed", "at") if has_mask else ("placed", "at", "align")
-    given = [name for name in ways if values.get(name)] + ["mask"] * has_mask
-    if len(given) != 1:
-        raise ImprintError(
-            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of mask, placed (its "
-            "picture has the background's size, and it is in its place there), at (x,y where it stands) and align (in "
-            "the whole background)"
-        )
-    if "at" in values:
-        _point(values["at"])
-    if "align" in values:
-        _alignment(values["align"])
-    if "inset" in values and "align" not in values:
-        raise ImprintError("inset goes with align; say where the object stands, such as align right,bottom")
-    if _number("inset", values.get("inset", 0), 0, 0.5) == 0.5:
-        raise ImprintError("inset is 0.5; it must be less than half of the shorter side")
-    if "height" in values and "at" not in values and "align" not in values:
-        raise ImprintError("height goes with at or align; in a box the object is as large as the box allows")
-    _number("height", values.get("height", 1), 1)
-    if values.get("rotate", 0) != "auto":
-        _number("rotate (in degrees, or auto)", values.get("rotate", 0))
-    elif not has_mask and "align" not in values:
-        raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
-    if values.get("fit", "contain") not in _FITS:
-        raise ImprintError(f"fit is {values['fit']!r}; it must be one of {', '.join(_FITS)}")
-    for name, most in _MOST.items():
-        _number(name, values.get(name, 0), 0, most)
-    light_direction(values.get("light_from", "auto"))
-    if values.get("change", "both") not in tuple(CHANGES):
-        raise ImprintError(f"change is {values['change']!r}; it must be one of {', '.join(CHANGES)}")
-
-
-def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's arguments for these options; pictures: its other ones, which give the object's default height."""
-    from .place import Align, Place, object_height
-
-    made = {name: values[name] for name in ("placed", "fit", "light_from", "change", *_MOST) if name in values}
-    made |= {name: float(made[name]) for name in _MOST if name in made}
-    rotate, flip = values.get("rotate", 0.0), values.get("flip", False)
-    rotate = rotate if rotate == "auto" else float(rotate)
-    if "at" in values:
-        x, y = _point(values["at"])
-        height = values.get("height") or object_height(pictures["object_image"], pictures["object_mask"], rotate, flip)
-        return made | {"place": Place(x, y, float(height), rotate, flip)}
-    if "align" in values:
-        height = float(values["height"]) if "height" in values else None
-        made["align"] = Align(**_alignment(values["align"]), inset=float(values.get("inset", 0)), height=height)
-    return made | {"rotate": rotate, "flip": flip}
-
-
-def _point(value: Any) -> tuple[float, float]:
-    parts = value.split(",") if isinstance(value, str) else value
-    try:
-        x, y = (_number("at", part) for part in parts)
-    except (TypeError, ValueError):
-        raise ImprintError(f"at is {value!r}; it must be x,y in pixels, where the object stands") from None
-    return x, y
-
-
-def _alignment(value: Any) -> dict[str, str]:
-    """x and y of `place.Align`, or one of them."""
-    words = value.split(",") if isinstance(value, str) else value
-    try:
-        words = [word.strip() for word in words]
-        found = {_ALIGN[word]: word for word in words}
-    except (AttributeError, KeyError, TypeError):
-        found, words = {}, [value]
-    if not words or len(found) != len(words):
-        raise ImprintError(
-            f"align is {value!r}; it must be left, center or right, and top, middle or bottom, such as right,bottom"
-        )
-    return found
-
-
-def _number(name: str, value: Any, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER) -> float:
-    """A number, or a string that holds one. Raises `ImprintError` as `require_number` does."""
-    with suppress(TypeError, ValueError):
-        value = float(value) if isinstance(value, str) else value
-    require_number(name, value, least, most)
-    return float(value)

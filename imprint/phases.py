@@ -17,9 +17,10 @@ from .changes import require_change
 from .crop import MOST_PIXELS, Crop
 from .errors import ImprintError, require_finite
 from .hint import control_hint
-from .images import Picture, as_mask_in_place, colours_of
+from .images import Picture, colours_of
+from .mask_reading import as_mask_in_place
+from .model_pipeline import ModelPipeline
 from .noise import with_timesteps
-from .parts import Parts
 from .preprocess import black_picture
 from .vae import encode
 from .views import ObjectViews
@@ -45,15 +46,15 @@ class Prepared:
     """(1, 1, h, w) of 0 and 1: `crop.latent_mask` on the model's device."""
     blend_mask: torch.Tensor
     """(1, h, w), of `crop.frame`: where to put the drawing."""
-    seen: torch.Tensor | None = None
-    """(1, H, W) in [0, 1]: how much of the shadow is visible, if a blend mask was given."""
+    whole_blend_mask: torch.Tensor | None = None
+    """(1, H, W) in [0, 1], of the background, if one was given: how much of the shadow is visible."""
     local: torch.Tensor | None = None
     """(1, M, D) local tokens, for a model with local blocks."""
     hint: torch.Tensor | None = None
     """(1, 4, R, R) from `control_hint`, for a model with a ControlNet."""
 
 
-class Phases(Parts):
+class Phases(ModelPipeline):
     """The phases up to the drawing."""
 
     @property
@@ -116,11 +117,11 @@ class Phases(Parts):
         tokens = require_finite(self._encode_views(pixels), "what the encoder sees of the object", PRECISION)
         latents = require_finite(latents, "the background's latents", PRECISION)
         hole = crop.latent_mask.to(device)
-        seen = None if blend_mask is None else as_mask_in_place(blend_mask)
+        whole_blend = None if blend_mask is None else as_mask_in_place(blend_mask)
         hint = control_hint(views, crop, config.encoder).to(device) if config.background == "control" else None
         tokens, local = config.encoder.split(tokens)
         local = None if local is None else local[:, 0]
-        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, seen, local, hint)
+        return Prepared(background, views, crop, self.adapter(tokens), latents, hole, blend, whole_blend, local, hint)
 
     @torch.no_grad()
     def null_context(self, context: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ figure 2 (arXiv 2403.10701):
 
 `place_object` is a function of `imprint.place`; all others are methods of `ImprintPipeline` that can be called on their
 own. `prepare` and `denoise` are in `imprint.phases`, `finish` and `finish_placed` in `imprint.finishing`, and the
-model's loading and saving in `imprint.parts`.
+model's loading and saving in `imprint.model_pipeline`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from .changes import require_change
+from .config import ImprintConfig
+from .directions import require_strengths
 from .errors import ImprintError, require_number, require_same_size
 from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
-from .images import Picture, as_mask, colours_of, picture_size
-from .light import require_strengths
+from .images import Picture, colours_of, picture_size
+from .mask_reading import as_mask
 from .place import Align, Place, place_object
 from .views import ObjectViews
 
@@ -117,14 +119,18 @@ class ImprintPipeline(Finishing):
         require_change(change, config)
         require_strengths(light, shadow, softness, light_from)
         settings = Finish(
-            feather_pixels, feather_inwards, blend_method, colour_match, matte, detail, shadow, softness, light_from
+            feather_pixels=feather_pixels,
+            feather_inwards=feather_inwards,
+            blend_method=blend_method,
+            colour_match=colour_match,
+            matte=matte,
+            detail=detail,
+            shadow=shadow,
+            softness=softness,
+            light_from=light_from,
         )
         steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
-        require_number("steps", steps, 1, config.noise.timesteps, whole=True)
-        require_number("num_results", num_results, 1, whole=True)
-        for name, value in (("guidance", guidance_scale), ("eta", eta)):
-            if value is not None:
-                require_number(name, value)
+        _check_sampling(config, steps, num_results, guidance_scale, eta)
         check_crop(
             config.resolution if resolution is None else resolution,
             config.sampling.context if context is None else context,
@@ -132,13 +138,7 @@ class ImprintPipeline(Finishing):
         )
         if output_type not in _OUTPUT_TYPES:
             raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
-        generators = generator if isinstance(generator, list) else [generator]
-        if not all(each is None or isinstance(each, torch.Generator) for each in generators):
-            raise ImprintError(f"the generator is {generator!r}; give a torch.Generator, or a list of them")
-        if isinstance(generator, list) and len(generator) not in (1, num_results):
-            raise ImprintError(
-                f"got {len(generator)} generators for {num_results} results; give one, or one per result"
-            )
+        _check_generator(generator, num_results)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ImprintError(
@@ -150,45 +150,39 @@ class ImprintPipeline(Finishing):
         hole = None if mask is None else as_mask(mask)
         if hole is not None:
             require_same_size("the background", size, "its mask", hole.shape[1:])
-        turns = hole is not None and change in ("pose", "both")
-        there = place_object(
+        model_turns_it = hole is not None and change in ("pose", "both")
+        put = place_object(
             views,
             size,
             None if hole is None else hole[0],
             placed=placed,
             place=place,
             align=align,
-            fit="fill" if turns else fit,
+            fit="fill" if model_turns_it else fit,
             rotate=rotate,
             flip=flip,
         )
-        if there is not None and change is None and fit == "contain":
+        if put is not None and change is None and fit == "contain":
             output = self.finish_placed(
-                background, there, light, shadow, softness, light_from, blend_mask, num_results, output_type
+                background, put, light, shadow, softness, light_from, blend_mask, num_results, output_type
             )
             self.maybe_free_model_hooks()
             return output if return_dict else output.to_tuple()
 
-        if there is not None:
-            views, hole = there.view, there.outline if fit == "outline" else there.hole
+        if put is not None:
+            views, hole = put.view, put.outline if fit == "outline" else put.hole
         scene = self.prepare(views, None, background, hole, blend_mask, context, resolution)
-        # The latents stay in fp32 whatever the models' precision: with zero terminal SNR the first sigma is 4,518.
         shape = (num_results, *scene.latents.shape[1:])
-        device = scene.latents.device
-        if latents is not None and (not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape):
-            found = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-            raise ImprintError(f"the given latents are {found}; expected a tensor of shape {shape}")
-        noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents.to(device).float()
         latents, logits = self.denoise(
-            scene.context.expand(num_results, -1, -1),
-            scene.latents.expand(shape),
-            scene.hole.expand(num_results, -1, -1, -1),
-            noise,
-            steps,
-            guidance_scale,
-            {"eta": eta, "generator": generator},
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            context=scene.context.expand(num_results, -1, -1),
+            background=scene.latents.expand(shape),
+            hole=scene.hole.expand(num_results, -1, -1, -1),
+            noise=_noise(shape, latents, generator, scene.latents.device),
+            steps=steps,
+            guidance=guidance_scale,
+            scheduler_arguments={"eta": eta, "generator": generator},
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
             local=None if scene.local is None else scene.local.expand(num_results, -1, -1),
             change=change,
             hint=scene.hint,
@@ -196,3 +190,38 @@ class ImprintPipeline(Finishing):
         output = self.finish(scene, latents, logits, settings, output_type)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
+
+
+def _check_sampling(
+    config: ImprintConfig, steps: int, num_results: int, guidance_scale: float | None, eta: float
+) -> None:
+    require_number("steps", steps, 1, config.noise.timesteps, whole=True)
+    require_number("num_results", num_results, 1, whole=True)
+    for name, value in (("guidance", guidance_scale), ("eta", eta)):
+        if value is not None:
+            require_number(name, value)
+
+
+def _check_generator(generator: torch.Generator | list[torch.Generator] | None, num_results: int) -> None:
+    generators = generator if isinstance(generator, list) else [generator]
+    if not all(each is None or isinstance(each, torch.Generator) for each in generators):
+        raise ImprintError(f"the generator is {generator!r}; give a torch.Generator, or a list of them")
+    if isinstance(generator, list) and len(generator) not in (1, num_results):
+        raise ImprintError(f"got {len(generator)} generators for {num_results} results; give one, or one per result")
+
+
+def _noise(
+    shape: tuple[int, ...],
+    latents: torch.Tensor | None,
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """The given latents, or random ones, of this shape on the device: in fp32 whatever the models' precision, since
+    with zero terminal SNR the first sigma is 4,518.
+    """
+    if latents is None:
+        return randn_tensor(shape, generator, device, torch.float32)
+    if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
+        found = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ImprintError(f"the given latents are {found}; expected a tensor of shape {shape}")
+    return latents.to(device).float()

@@ -1,4 +1,4 @@
-"""Where exactly an object's photo goes in the frame: the value objects that the light stage works on.
+"""An object's photo in its place in the frame, which the light stage works on.
 
 `PlacedObject` is the object in its place, however it got there: from a picture of the frame's size with transparency,
 by position, height, rotation and mirroring, or fitted into a box with its own proportions.
@@ -9,24 +9,18 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 
-from .errors import ImprintError, require_number, require_same_size
-from .images import full_strength
+from .errors import ImprintError, require_same_size
+from .mask_reading import full_strength
 from .masks import what_is_white
+from .positions import ACROSS, DOWN, Align, Place, require_fit
 from .preprocess import bounding_boxes
 from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe
 from .views import ObjectViews
 
-FITS = ("contain", "fill", "outline")
-"""How an object fits into a box: its photo with its own proportions; drawn by the model, into the whole box; or drawn
-where its photo would lie, in its outline."""
-ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
-DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
-"""The alignments, the default first, each with the fraction of the box's free space left of, or above, the object."""
 STANDING = 0.98
 """A hole that covers at least this fraction of its bounding box is a box; any other is an outline."""
 LARGEST = 2**26
@@ -34,61 +28,6 @@ LARGEST = 2**26
 
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how an object's photo is put into a frame."""
-
-    x: float
-    """Pixels from the frame's left to the middle of the object."""
-    y: float
-    """Pixels from the frame's top to the object's lowest point: where it stands."""
-    height: float
-    """The object's height in the frame, after rotation, in pixels; below 1, a very wide object is one pixel high."""
-    rotate: float = 0.0
-    """Degrees, clockwise."""
-    flip: bool = False
-    """Whether to mirror left to right, before rotating."""
-
-    def __post_init__(self) -> None:
-        numbers = self.x, self.y, self.height, self.rotate
-        if not all(isinstance(each, Real) and math.isfinite(each) for each in numbers) or self.height <= 0:
-            raise ImprintError(
-                f"the object's place is x {self.x!r}, y {self.y!r}, height {self.height!r}, rotated by "
-                f"{self.rotate!r}; all must be finite numbers and the height more than 0 pixels"
-            )
-
-
-@dataclass(frozen=True)
-class Align:
-    """How an object is aligned in a box or, without a box, in the whole frame."""
-
-    x: str = "center"
-    """One of `ACROSS`."""
-    y: str = "bottom"
-    """One of `DOWN`."""
-    inset: float = 0.0
-    """Margin on each side of the box, as a fraction of its shorter side; from 0 to less than 0.5."""
-    height: float | None = None
-    """The object's height in the frame, in pixels, 1 or more; None: as large as the box allows."""
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("x", self.x, ACROSS), ("y", self.y, DOWN)):
-            if value not in known:
-                raise ImprintError(f"the alignment's {name} is {value!r}; it must be one of {', '.join(known)}")
-        require_number("inset", self.inset)
-        if not 0 <= self.inset < 0.5:
-            raise ImprintError(f"inset is {self.inset:g}; it must be from 0 to less than 0.5 of the shorter side")
-        if self.height is not None:
-            require_number("height", self.height, 1)
-
-    def within(self, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-        """A box (top, left, bottom, right) without the inset; at least one pixel remains."""
-        top, left, bottom, right = box
-        shorter = min(bottom - top, right - left)
-        free = min(round(self.inset * shorter), (shorter - 1) // 2)
-        return top + free, left + free, bottom - free, right - free
 
 
 @dataclass(frozen=True)
@@ -276,32 +215,10 @@ def place_object(
     whole frame is the box. rotate, flip: for a box, as in `fit_into`; "auto" for the rotation that fills it best.
     Raises `ImprintError` for none or several of the four, and as `PlacedObject`'s constructors do.
     """
-    if fit not in FITS:
-        raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
-    for name, value, kind in (("place", place, Place), ("align", align, Align)):
-        if value is not None and not isinstance(value, kind):
-            raise ImprintError(f"{name} is {value!r}; it must be an imprint.place.{kind.__name__}")
-    ways = {"placed": placed, "place": place, "align": align and mask is None, "mask": mask is not None}
-    given = [name for name, used in ways.items() if used]
-    if len(given) != 1:
-        raise ImprintError(
-            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of placed (a picture of "
-            "the background's size), place (position and height), align (in the whole background) or mask"
-        )
-    (picture, *_), (own, *_) = views.pictures, views.masks
-    picture, own = picture[0], own[0]
+    _check_request(mask is not None, placed, place, align, fit, bool(rotate or flip))
+    picture, own = views.pictures[0][0], views.masks[0][0]
     if not placed and any(what_is_white(each) == "background" for each in views.masks):
         _log.warning("the object's mask is white along most of its border; if that is not the object, invert the mask")
-    if fit == "fill" and (placed or place):
-        raise ImprintError(
-            f"fit is fill, with which the model draws into a mask, but {given[0]} says where the object goes; leave "
-            "fit out, use outline, with which it draws the placed object, or give a mask"
-        )
-    if (placed or place) and (rotate or flip):
-        raise ImprintError(
-            "rotate and flip are for an object that is fitted into a box; a placed object stays as it is, and a place "
-            "has its own"
-        )
     if placed:
         require_same_size("the placed object", tuple(own.shape), "the background", size)
         return PlacedObject.from_layer(picture, own)
@@ -323,6 +240,33 @@ def place_object(
     if align:
         return PlacedObject.aligned(picture, own, box, align, size, turn, flip)
     return PlacedObject.put(picture, own, fit_into(picture, own, box, turn, flip), size)
+
+
+def _check_request(
+    has_mask: bool, placed: bool, place: Place | None, align: Align | None, fit: str, turns: bool
+) -> None:
+    """Raise `ImprintError` unless these arguments of `place_object` go together; turns: rotated or mirrored."""
+    require_fit(fit)
+    for name, value, kind in (("place", place, Place), ("align", align, Align)):
+        if value is not None and not isinstance(value, kind):
+            raise ImprintError(f"{name} is {value!r}; it must be an imprint.place.{kind.__name__}")
+    ways = {"placed": placed, "place": place, "align": align and not has_mask, "mask": has_mask}
+    given = [name for name, used in ways.items() if used]
+    if len(given) != 1:
+        raise ImprintError(
+            f"got {' and '.join(given) or 'nothing'} to say where the object goes; give one of placed (a picture of "
+            "the background's size), place (position and height), align (in the whole background) or mask"
+        )
+    if fit == "fill" and (placed or place):
+        raise ImprintError(
+            f"fit is fill, with which the model draws into a mask, but {given[0]} says where the object goes; leave "
+            "fit out, use outline, with which it draws the placed object, or give a mask"
+        )
+    if (placed or place) and turns:
+        raise ImprintError(
+            "rotate and flip are for an object that is fitted into a box; a placed object stays as it is, and a place "
+            "has its own"
+        )
 
 
 def is_drawn(mask: torch.Tensor | None, fit: str) -> bool:

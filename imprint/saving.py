@@ -11,7 +11,7 @@ from PIL import Image
 
 from . import files
 from .errors import ImprintError
-from .images import alpha_to_tensor
+from .mask_reading import alpha_to_tensor
 from .profiles import convert_profile, profile_of
 
 _FORMATS = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {}, "BMP": {}, "AVIF": {"quality": 90}}

@@ -10,7 +10,8 @@ from PIL import Image
 
 from .config import EncoderConfig
 from .errors import ImprintError, require_masks, require_same_size
-from .images import Picture, alpha_to_tensor, as_mask, as_picture
+from .images import Picture, as_picture
+from .mask_reading import alpha_to_tensor, as_mask
 from .preprocess import prepare_object
 
 

@@ -21,6 +21,19 @@ def build_clip_vision(checkpoint: Checkpoint) -> Any:
     if encoder.kind == "dinov2":
         require_supported(encoder.register_tokens == 0, checkpoint, "a DINOv2 with register tokens")
         require_supported(encoder.mlp_ratio == 4, checkpoint, f"a DINOv2 with an MLP ratio of {encoder.mlp_ratio}")
+    options = _options(encoder)
+    known = options["model_type"] in comfy.clip_vision.IMAGE_ENCODERS
+    require_supported(known, checkpoint, "a DINOv3, newer than this ComfyUI")
+    plain = comfy.clip_vision.IMAGE_ENCODERS[options["model_type"]](options, torch.float32, "meta", PLAIN_LAYERS)
+    tensors = checkpoint.check("encoder", shapes_of(plain))
+    clip_vision = comfy.clip_vision.ClipVisionModel(options)
+    clip_vision.load_sd(tensors)
+    clip_vision.imprint_encoder = encoder
+    return clip_vision
+
+
+def _options(encoder: EncoderConfig) -> dict[str, Any]:
+    """The encoder's options in the terms of ComfyUI's CLIP_VISION."""
     mean, std = MEAN_AND_STD[encoder.kind]
     options = {
         "hidden_size": encoder.width,
@@ -55,14 +68,7 @@ def build_clip_vision(checkpoint: Checkpoint) -> Any:
             "layer_norm_eps": 1e-6,
             "use_mask_token": True,
         }
-    known = options["model_type"] in comfy.clip_vision.IMAGE_ENCODERS
-    require_supported(known, checkpoint, "a DINOv3, newer than this ComfyUI")
-    plain = comfy.clip_vision.IMAGE_ENCODERS[options["model_type"]](options, torch.float32, "meta", PLAIN_LAYERS)
-    tensors = checkpoint.check("encoder", shapes_of(plain))
-    clip_vision = comfy.clip_vision.ClipVisionModel(options)
-    clip_vision.load_sd(tensors)
-    clip_vision.imprint_encoder = encoder
-    return clip_vision
+    return options
 
 
 def encoder_config(clip_vision: Any) -> EncoderConfig:

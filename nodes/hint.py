@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..imprint.errors import ImprintError
-from ..imprint.images import full_strength
+from ..imprint.mask_reading import full_strength
 from .control import hints
 from .sampling import context_input, crops_of, resolution_input
 from .tensors import broadcast, fit_mask, to_bchw, to_bhwc

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..imprint.blending import BLENDS, blend_pictures, match_colour
 from ..imprint.detail import restore_detail
 from ..imprint.errors import ImprintError
-from ..imprint.images import full_strength
+from ..imprint.mask_reading import full_strength
 from . import sockets
 from .messages import tell
 from .objects import marks_input, object_views

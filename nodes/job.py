@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
@@ -10,11 +9,12 @@ import torch
 from comfy_api.latest import io
 
 from ..imprint.errors import ImprintError
-from ..imprint.images import as_mask, as_picture, colours_of
-from ..imprint.jobs import Job
+from ..imprint.images import as_picture, colours_of
+from ..imprint.job_keys import placing_arguments
+from ..imprint.jobs import Job, JobObject
 from ..imprint.light import relight
 from ..imprint.lightnet import SHIPPED_LIGHT
-from ..imprint.options import placing_arguments
+from ..imprint.mask_reading import as_mask
 from ..imprint.place import place_object
 from ..imprint.views import ObjectViews
 from . import models
@@ -57,7 +57,7 @@ class ImprintJob(io.ComfyNode):
     def fingerprint_inputs(cls, job: str, light_model: str) -> tuple:
         network = Path(file_of(light_model))
         try:
-            files = [*_files(_read(job)), network]
+            files = [*_read(job).files, network]
         except ImprintError:  # reported when it runs
             files = [network]
         # ComfyUI converts it to JSON, which has no paths.
@@ -70,7 +70,7 @@ class ImprintJob(io.ComfyNode):
         pictures = read.read()
         background = pictures[0]["background"]
         frame = as_picture(background, colours_of(background)).clone()
-        for number, (part, own) in enumerate(zip(read.each, pictures), 1):
+        for number, (part, own) in enumerate(zip(read.objects, pictures), 1):
             try:
                 _put(frame, part, own, net)
             except ImprintError as error:
@@ -78,7 +78,7 @@ class ImprintJob(io.ComfyNode):
         return io.NodeOutput(to_bhwc(frame))
 
 
-def _put(frame: torch.Tensor, part: Job, pictures: dict, net: torch.nn.Module) -> None:
+def _put(frame: torch.Tensor, part: JobObject, pictures: dict, net: torch.nn.Module) -> None:
     """Write one object of a job, lit, into the frame (1, 3, H, W)."""
     where = placing_arguments(part.placing, pictures)
     strengths = {name: where.pop(name) for name in ("light", "shadow", "softness", "light_from") if name in where}
@@ -100,12 +100,7 @@ def _read(job: str) -> Job:
     folder = Path(folder_paths.get_input_directory())
     out = Path(folder_paths.get_temp_directory()) / "imprint_job.png"
     read = Job.from_json(job.encode(errors="surrogatepass"), folder, 0, out=out)
-    for path in _files(read):
+    for path in read.files:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ImprintError(f"{path} lies outside ComfyUI's input folder; put it there and give its name")
     return read
-
-
-def _files(job: Job) -> Iterator[Path]:
-    for part in job.each:
-        yield from filter(None, (part.background, *part.objects, *part.object_masks, part.mask, part.blend_mask))

@@ -7,9 +7,9 @@ import itertools
 import torch
 from comfy_api.latest import io
 
-from ..imprint.directions import DIRECTIONS
+from ..imprint.directions import DIRECTIONS, require_strengths
 from ..imprint.errors import require_same_size
-from ..imprint.light import relight, require_strengths
+from ..imprint.light import relight
 from ..imprint.lightnet import SHIPPED_LIGHT
 from ..imprint.place import PlacedObject
 from . import models, sockets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..imprint.images import full_strength
+from ..imprint.mask_reading import full_strength
 from ..imprint.masks import LEVELS, coarsen, enlarge_boxes, grow_boxes
 from ..imprint.preprocess import bounding_boxes
 from .messages import tell

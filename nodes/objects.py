@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..imprint.errors import ImprintError
-from ..imprint.images import full_strength
+from ..imprint.mask_reading import full_strength
 from ..imprint.masks import what_is_white
 from ..imprint.views import ObjectViews
 from .tensors import fit_mask, to_bchw

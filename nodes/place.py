@@ -181,12 +181,7 @@ class ImprintPlaceObject(io.ComfyNode):
                 view = ObjectViews((picture[None],), (outline[None],))
                 there.append(place_object(view, size, placed=True, rotate=rotate, flip=flip))
         objects = tuple(each if len(each) == len(there) else each * len(there) for each in (*behind, tuple(there)))
-        image, alpha = copy_image(background, len(there)), lazy_zeros(len(there), *size)
-        for index, stack in enumerate(zip(*objects)):
-            for put in stack:
-                part = image[(index, *put.area)][..., :3]
-                part.lerp_(put.colours.movedim(0, -1).to(part), put.alpha[..., None].to(part))
-            alpha[(index, *put.area)] = put.alpha
+        image, alpha = _pasted(background, objects)
         tell(cls, "\n".join(map(_words, there)) + f"\nWhite in the object's mask: the {white}.")
         placed = sockets.PlacedBatch(frames, transparency, objects)
         return io.NodeOutput(placed, image, alpha, ui=ui.PreviewImage(image, cls=cls))
@@ -209,6 +204,23 @@ def _boxes(box: dict, mask: torch.Tensor | None, place: str, frames: torch.Tenso
             f"to '{_BOX}'"
         )
     return torch.tensor([(0, 0, *size)])
+
+
+def _pasted(
+    background: torch.Tensor, objects: tuple[tuple[PlacedObject, ...], ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The background (IMAGE) with the objects over it, and the outline (MASK) of the last, which stands in front.
+
+    objects: from back to front, each once for every picture.
+    """
+    *_, front = objects
+    image, outlines = copy_image(background, len(front)), lazy_zeros(len(front), *front[0].size)
+    for index, stack in enumerate(zip(*objects)):
+        for put in stack:
+            part = image[(index, *put.area)][..., :3]
+            part.lerp_(put.colours.movedim(0, -1).to(part), put.alpha[..., None].to(part))
+        outlines[(index, *front[index].area)] = front[index].alpha
+    return image, outlines
 
 
 def _same_background(frames: torch.Tensor, after: sockets.PlacedBatch) -> torch.Tensor:

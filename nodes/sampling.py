@@ -15,7 +15,7 @@ from ..imprint.config import ImprintConfig
 from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError, require_finite, require_number
 from ..imprint.hole import Hole
-from ..imprint.images import full_strength
+from ..imprint.mask_reading import full_strength
 from .control import apply_control, hints
 from .local import CHANGE_KEY, CURE
 from .matte import MatteReader
@@ -228,9 +228,9 @@ class ImprintCompositeSampler(io.ComfyNode):
         drawn = [_draw(model, vae, clean, hole, (seed + index) % _SEEDS, *settings) for index in range(variations)]
         drawings = torch.cat([pictures for pictures, _ in drawn])
         mattes = torch.cat([maps for _, maps in drawn]) if config.matte else None
-        image, layers = _put_back(background, crops * variations, drawings, mattes)
+        image, maps = _put_back(background, crops * variations, drawings, mattes)
         shown = ui.PreviewImage(torch.cat([painted, to_bhwc(drawings).to(painted)]), cls=cls) if show_crop else None
-        return io.NodeOutput(image, _generated_in(masks, crops, config), *layers.unbind(1), ui=shown)
+        return io.NodeOutput(image, _generated_in(masks, crops, config), *maps.unbind(1), ui=shown)
 
 
 def crops_of(
@@ -285,15 +285,15 @@ def _put_back(
     """The background (IMAGE) with each drawing in its crop, and alpha and shadow in maps of its size (B, 2, H, W)."""
     image = copy_image(background, len(crops))
     colours, _ = to_bchw(image)  # a view: writing to it writes to the image
-    layers = lazy_zeros(len(crops), 2, *colours.shape[2:])
+    maps = lazy_zeros(len(crops), 2, *colours.shape[2:])
     for index, crop in enumerate(crops):
         one = slice(index, index + 1)
         crop.write(colours[one], drawings[one])
         if mattes is None:
-            layers[(index, 0, *crop.placement.area)] = 1  # everything generated counts as the object
+            maps[(index, 0, *crop.placement.area)] = 1  # everything generated counts as the object
         else:
-            crop.write(layers[one], mattes[one])
-    return image, layers
+            crop.write(maps[one], mattes[one])
+    return image, maps
 
 
 def _describe(hole: Hole) -> str:

@@ -131,11 +131,11 @@ def layer() -> Image.Image:
 @pytest.fixture
 def workplace(tmp_path, scene, layer, placing, monkeypatch) -> Path:
     """The working folder with object.png, background.png, box.png and layer.png, and an already loaded model."""
-    from imprint import making
+    from imprint import opening
 
     for name, picture in zip(("object", "background", "box", "layer"), (*scene, layer)):
         picture.save(tmp_path / f"{name}.png")
-    monkeypatch.setattr(making, "open_pipeline", lambda options: placing)
+    monkeypatch.setattr(opening, "open_pipeline", lambda options: placing)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

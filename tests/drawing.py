@@ -10,7 +10,7 @@ from imprint.blending import feather
 from imprint.config import ImprintConfig
 from imprint.crop import FEATHER
 from imprint.hole import Hole
-from imprint.images import mask_to_tensor
+from imprint.mask_reading import mask_to_tensor
 from imprint.pipeline import ImprintPipeline
 
 

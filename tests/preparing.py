@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 from imprint.errors import ImprintError
 from training import prepare as command
 from training.data.shards import Record, Sample, read_shards
-from training.pairs.making import PairMaker
-from training.pairs.pictures import Photos, Views
+from training.pairs.pair_maker import PairMaker
+from training.pairs.photos import Photos
+from training.pairs.views import Views
 from training.settings import KINDS
 
 CPU = torch.device("cpu")

@@ -10,9 +10,10 @@ from runs import words
 
 from training import train
 from training.data.shards import Record, Sample
-from training.pairs.account import CUT, LARGE, SMALL, USABLE, enlargement, sentences
-from training.pairs.making import PairMaker
-from training.pairs.pictures import Photos, Views
+from training.pairs.account import CUT, LARGE, SMALL, USABLE, enlargement, sentences, usable
+from training.pairs.pair_maker import PairMaker
+from training.pairs.photos import Photos
+from training.pairs.views import Views
 
 MIX = {"rendered": 0.5, "still": 0.3, "video": 0.1, "patch": 0.1}
 
@@ -62,19 +63,18 @@ def test_objects_are_measured_against_their_size_in_targets():
     stored, shown = torch.tensor([50.0, 100.0, 200.0]), torch.full((3,), 100.0)
     assert enlargement(stored, shown) == {"median": 1.0, "share above 1.5": 0.333}
     # Cut-outs of 100 px, held at 64, that fill their picture: the middle of 35 to 80 % of 64 px is 36.8.
-    maker = PairMaker(micro_config(), "compositing", views(), Photos.of([scene("a", (20, 20, 60, 60))], 96), MIX)
-    extent = float((maker.views.boxes[:, 2:] - maker.views.boxes[:, :2]).amax(1).float().quantile(0.5))
-    found = maker.usable()["enlargement"]
+    data = views(), Photos.of([scene("a", (20, 20, 60, 60))], 96)
+    extent = float((data[0].boxes[:, 2:] - data[0].boxes[:, :2]).amax(1).float().quantile(0.5))
+    found = usable(*data, "compositing", 64)["enlargement"]
     assert found["cut-outs"]["median"] == pytest.approx(0.575 * 64 / extent, abs=0.01)
     # An object of 40 of 100 stored pixels, held at 96: 38.4 of 96 pixels, one of which is 100 / 96 stored ones.
-    held = float((maker.photos.boxes[:, 2:] - maker.photos.boxes[:, :2]).amax())
+    held = float((data[1].boxes[:, 2:] - data[1].boxes[:, :2]).amax())
     assert found["objects of photos"]["median"] == pytest.approx(0.575 * 64 / held, abs=0.01)
     assert found["photos"]["median"] == pytest.approx(64 / 0.75 / 96, abs=0.01)
-    larger = maker.at(512).usable()["enlargement"]
+    larger = usable(*data, "compositing", 512)["enlargement"]
     assert larger["cut-outs"]["median"] == pytest.approx(8 * found["cut-outs"]["median"], rel=0.02)
-    stored_small = PairMaker(
-        micro_config(), "compositing", views(32), Photos.of([scene("a", (8, 8, 24, 24), side=40)], 96), MIX
-    ).usable()["enlargement"]  # held larger than stored: what is stored counts
+    data = views(32), Photos.of([scene("a", (8, 8, 24, 24), side=40)], 96)
+    stored_small = usable(*data, "compositing", 64)["enlargement"]  # held larger than stored: what is stored counts
     assert stored_small["photos"]["median"] == pytest.approx(64 / 0.75 / 40, abs=0.01)
     assert stored_small["cut-outs"]["median"] == pytest.approx(2 * found["cut-outs"]["median"], rel=0.1)
 
@@ -83,7 +83,7 @@ def test_the_account_says_why_and_warns_of_small_pictures():
     photos = Photos.of([scene("a", (20, 20, 60, 60)), scene("b", (20, 20, 24, 60), licence="CC-BY-4.0")], 96)
     maker = PairMaker(micro_config(), "compositing", views(count=1), photos, MIX)
     assert maker.shares(20) == {"rendered": 0.55, "still": 0.35, "patch": 0.1}  # of 20 pairs as they are drawn
-    found = maker.usable() | {"mix": {"pairs of 64 px as drawn": maker.shares(20)}}
+    found = usable(maker.views, photos, "compositing", 64) | {"mix": {"pairs of 64 px as drawn": maker.shares(20)}}
     text = "\n".join(sentences("train", found, 64))
     for part in (
         "train: 1 views, 1 objects of views, 2 squares of photos, 2 annotated objects, 1 usable objects",
@@ -96,7 +96,7 @@ def test_the_account_says_why_and_warns_of_small_pictures():
     ):
         assert part in text, text
     assert "warning" not in text
-    warned = sentences("train", maker.at(512).usable(), 512)
+    warned = sentences("train", usable(maker.views, photos, "compositing", 512), 512)
     assert [line.partition(" are smaller")[0] for line in warned if line.startswith("warning")] == [
         "warning: cut-outs",
         "warning: objects of photos",

@@ -18,7 +18,8 @@ from imprint.crop import Crop, paste
 from imprint.detail import _starts
 from imprint.errors import ImprintError
 from imprint.hole import Hole, separate_areas
-from imprint.images import as_mask, as_picture, label_masks, mask_to_tensor, open_image, to_rgb, upright
+from imprint.images import as_picture, open_image, to_rgb, upright
+from imprint.mask_reading import as_mask, label_masks, mask_to_tensor
 from imprint.profiles import convert_profile, profile_of
 from imprint.saving import save_image
 from imprint.views import ObjectViews

@@ -14,12 +14,12 @@ from leaving import refused
 from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
 
-from imprint import __version__, cli, finishing, making, model
+from imprint import __version__, cli, finishing, model, opening, runner
 from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
-from imprint.images import mask_to_tensor
 from imprint.lightnet import SHIPPED_LIGHT, LightConfig, LightNet, save_light
+from imprint.mask_reading import mask_to_tensor
 from imprint.pipeline import ImprintPipeline
 from imprint.place import is_box
 from training.loop.model import with_matte
@@ -312,7 +312,7 @@ def test_wrong_command_lines_leave_with_two(words):
 
 
 def test_bad_input_fails_before_the_model_is_loaded(files, capsys, monkeypatch):
-    monkeypatch.setattr(making, "open_pipeline", lambda options: pytest.fail("loaded"))
+    monkeypatch.setattr(opening, "open_pipeline", lambda options: pytest.fail("loaded"))
     failure(capsys, command(files, object=files / "absent.png"))
     failure(capsys, command(files, out=files / "out.txt"))
     failure(capsys, command(files, seed=-1))
@@ -344,7 +344,7 @@ def test_ctrl_c_leaves_silently(files, capsys, monkeypatch):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(making, "open_pipeline", interrupt)
+    monkeypatch.setattr(opening, "open_pipeline", interrupt)
     assert cli.main(command(files)) == 130
     assert capsys.readouterr() == ("", "")
     assert not (files / "out.png").exists()
@@ -366,8 +366,8 @@ def batch(files: Path, lines: list, *words: str) -> int:
 
 
 def test_batch_makes_what_composite_makes(files, capsys, monkeypatch):
-    loads, load = [], making.open_pipeline
-    monkeypatch.setattr(making, "open_pipeline", lambda options: loads.append(1) or load(options))
+    loads, load = [], opening.open_pipeline
+    monkeypatch.setattr(opening, "open_pipeline", lambda options: loads.append(1) or load(options))
     monkeypatch.chdir(files.parent)  # paths are relative to the jobs' folder and not to this one
     lines = [
         job(out="made/a.png", seed=3),
@@ -447,7 +447,7 @@ def test_batch_skips_what_is_written(files, capsys, monkeypatch):
     assert capsys.readouterr().out.endswith("1 written, 1 skipped, 0 failed\n")
     assert (files / "a.png").stat().st_mtime_ns == stamp
     with monkeypatch.context() as patched:
-        patched.setattr(making, "open_pipeline", lambda options: pytest.fail("loaded for nothing"))
+        patched.setattr(opening, "open_pipeline", lambda options: pytest.fail("loaded for nothing"))
         assert batch(files, lines) == 0
     assert capsys.readouterr().out == "0 written, 2 skipped, 0 failed\n"
     assert batch(files, lines, "--overwrite") == 0
@@ -456,16 +456,16 @@ def test_batch_skips_what_is_written(files, capsys, monkeypatch):
 
 
 def test_batch_stopped_in_the_middle_goes_on_there(files, capsys, monkeypatch):
-    make, made = making.make, []
+    run_job, done = runner.run_job, []
 
     def stop_at_the_second(*args):
-        if made:
+        if done:
             raise KeyboardInterrupt
-        made.append(make(*args))
+        done.append(run_job(*args))
 
     lines = [job(out=f"{name}.png", seed=5) for name in "abc"]
     with monkeypatch.context() as patched:
-        patched.setattr(making, "make", stop_at_the_second)
+        patched.setattr(runner, "run_job", stop_at_the_second)
         assert batch(files, lines) == 130
     assert [(files / f"{name}.png").exists() for name in "abc"] == [True, False, False]
     capsys.readouterr()

@@ -20,8 +20,8 @@ from imprint.changes import CHANGES
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor
 from imprint.local import LocalScene, fill, input_blocks, roi_align
+from imprint.mask_reading import alpha_to_tensor
 from imprint.pipeline import ImprintPipeline
 from imprint.place import Place
 from imprint.third_party import from_tensors, read_third_party, with_diffusers_names

@@ -29,7 +29,7 @@ from preparing import (
 from imprint.errors import ImprintError
 from training.data.shards import read_parts, read_shards
 from training.data.stills import polygons, run_lengths
-from training.pairs.pictures import Photos
+from training.pairs.photos import Photos
 
 # --- video -----------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from imprint.blending import BLENDS, blend_pictures, feather, match_colour
 from imprint.crop import Crop
 from imprint.detail import restore_detail
 from imprint.hole import Hole
-from imprint.images import alpha_to_tensor, image_to_tensor
+from imprint.images import image_to_tensor
+from imprint.mask_reading import alpha_to_tensor
 from imprint.masks import LEVELS, coarsen
 from imprint.matte import matte_pixels
 from imprint.preprocess import prepare_object

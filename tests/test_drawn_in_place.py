@@ -11,7 +11,8 @@ from imprint import cli, phases
 from imprint.checkpoint import save_checkpoint
 from imprint.errors import ImprintError
 from imprint.hint import control_hint
-from imprint.images import alpha_to_tensor, image_to_tensor
+from imprint.images import image_to_tensor
+from imprint.mask_reading import alpha_to_tensor
 from imprint.pipeline import ImprintPipeline
 from imprint.place import Align, Place, place_object
 from imprint.views import ObjectViews

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from training import subject, train
 from training.data.shards import read_shards
-from training.pairs.pictures import Photos, Views
+from training.pairs.photos import Photos
+from training.pairs.views import Views
 
 pytestmark = pytest.mark.usefixtures("micro_preset")
 

@@ -5,7 +5,8 @@ from micro import cutout, huge_png, photo
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image
+from imprint.images import image_to_tensor, open_image, tensor_to_image
+from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.saving import save_image
 
 

@@ -12,7 +12,8 @@ from imprint.blending import BLENDS, blend_pictures
 from imprint.checkpoint import save_checkpoint
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor, mask_to_tensor
+from imprint.images import image_to_tensor
+from imprint.mask_reading import mask_to_tensor
 from imprint.matte import apply_matte, matte_pixels, split_matte
 from training.loop.model import with_matte
 from training.pairs.holes import matte_values
@@ -188,7 +189,7 @@ def test_the_matte_is_the_last_evaluation_s_with_the_object(pipelines, scene, sc
     pipeline = DrawingPipeline(**pipelines["varied"].components)
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     config, denoise, holes, outputs = pipeline.model_config, pipeline.denoise, [], []
-    pipeline.denoise = lambda *args, **named: holes.append(args[2]) or denoise(*args, **named)
+    pipeline.denoise = lambda **named: holes.append(named["hole"]) or denoise(**named)
     watch = pipeline.unet.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.sample))
     result = run(pipeline, scene, num_results=2, guidance_scale=guidance)
     watch.remove()

@@ -24,7 +24,7 @@ from preparing import (
 
 from imprint.errors import ImprintError
 from training.data.shards import read_shards
-from training.pairs.pictures import Views
+from training.pairs.views import Views
 
 # --- video -----------------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,8 @@ from training import prepare as prepare_command
 from training.data import archives, describing
 from training.data.archives import Zipped, open_folder
 from training.data.shards import list_shards, read_parts, read_shards
-from training.pairs.pictures import Photos, Views
+from training.pairs.photos import Photos
+from training.pairs.views import Views
 
 
 def bytes_of(output: Path) -> dict[str, bytes]:

@@ -15,14 +15,16 @@ from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample
 from training.loop import validation
 from training.loop.ahead import Ahead
 from training.loop.run import Run
-from training.loop.source import Source, interleave
+from training.loop.source import BatchSource, interleave
 from training.loop.validation import Validation
-from training.pairs import holes, making
-from training.pairs.account import About
+from training.pairs import holes, pair_maker
+from training.pairs.account import About, usable
 from training.pairs.draw import Draw
-from training.pairs.making import PairMaker
-from training.pairs.pictures import Photos, Views, _neighbours, offsets_for, own_cores
+from training.pairs.pair_maker import PairMaker
+from training.pairs.photos import Photos, _neighbours, offsets_for
+from training.pairs.pictures import own_cores
 from training.pairs.recolouring import contact_shadow, scene_light
+from training.pairs.views import Views
 from training.settings import KINDS, STAGES, Train, parse_train
 
 pytestmark = pytest.mark.usefixtures("micro_preset")
@@ -44,14 +46,14 @@ def common(data: Path, output: Path, **changes) -> dict:
 def test_what_a_step_sees_does_not_depend_on_the_steps_before(data, tmp_path, loaded):
     run = Run(parse_train(words(data, tmp_path / "run")))
     maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
-    walked = Source(maker, run.autoencoder, run.settings, 0, CPU)
+    walked = BatchSource(maker, run.autoencoder, run.settings, 0, CPU)
     seen = [walked.batch(step) for step in range(6)]
     for step in (5, 1):
-        fresh = Source(maker, run.autoencoder, run.settings, 0, CPU).batch(step)
+        fresh = BatchSource(maker, run.autoencoder, run.settings, 0, CPU).batch(step)
         for name, value in vars(fresh).items():
             assert name == "text" or torch.equal(value, getattr(seen[step], name))
     assert not torch.equal(seen[0].target, seen[1].target)
-    other = Source(maker, run.autoencoder, run.settings, 1, CPU).batch(0)
+    other = BatchSource(maker, run.autoencoder, run.settings, 1, CPU).batch(0)
     assert not torch.equal(other.target, seen[0].target)  # every process has its own
     # A block of two batches is used twice in another order: the same pairs, all of them.
     for name in ("target", "reference"):
@@ -65,7 +67,7 @@ def test_pairs_made_beside_the_steps_are_the_same(data, tmp_path, loaded):
     """In a separate thread, one block ahead; also after a jump to another step."""
     run = Run(parse_train(words(data, tmp_path / "run")))
     maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
-    plain, ahead = (Source(maker, run.autoencoder, run.settings, 0, CPU) for _ in range(2))
+    plain, ahead = (BatchSource(maker, run.autoencoder, run.settings, 0, CPU) for _ in range(2))
     assert plain.ahead is None
     ahead.ahead, threads, made = Ahead(CPU), [], ahead._made
     ahead._made = lambda number: threads.append((number, threading.current_thread().name)) or made(number)
@@ -100,7 +102,7 @@ def test_sides_take_turns_by_their_shares_with_as_many_pixels_each(data, tmp_pat
     words_of = [*words(data, tmp_path / "run", batch=9, images=36), "--resolutions", "64:2", "96"]
     run = Run(parse_train(words_of))
     maker = PairMaker(run.config, "identity", *loaded, run.stage.mix)
-    walked = Source(maker, run.autoencoder, run.settings, 0, CPU)
+    walked = BatchSource(maker, run.autoencoder, run.settings, 0, CPU)
     batches = [walked.batch(step) for step in range(4)]
     assert walked.slots == [64, 96]
     assert [tuple(batch.target.shape[::2]) for batch in batches] == [(9, 8), (4, 12), (9, 8), (4, 12)]
@@ -108,7 +110,7 @@ def test_sides_take_turns_by_their_shares_with_as_many_pixels_each(data, tmp_pat
     for one, other in ((0, 2), (1, 3)):  # the same pairs again, in another order
         sums = [sorted(batches[step].target.flatten(1).sum(1).tolist()) for step in (one, other)]
         assert sums[0] == pytest.approx(sums[1], abs=1e-4)
-    fresh = Source(maker, run.autoencoder, run.settings, 0, CPU).batch(3)
+    fresh = BatchSource(maker, run.autoencoder, run.settings, 0, CPU).batch(3)
     assert torch.equal(fresh.target, batches[3].target)
 
 
@@ -157,9 +159,9 @@ def test_a_box_keeps_the_pose_and_an_outline_asks_for_one(loaded, monkeypatch, l
     views = Views(views, box, one * 0, one * 2, torch.tensor([0, 1]), torch.tensor([[0, 1]]), **nothing)
     maker = PairMaker(micro_config(), "compositing", views, loaded[1], {"rendered": 1.0})
     seen = []
-    monkeypatch.setattr(making, "hole_levels", lambda _, count, draw: torch.full((count,), LEVELS.index(level)))
-    in_scene = making.in_scene
-    monkeypatch.setattr(making, "in_scene", lambda *given: seen.append(given) or in_scene(*given))
+    monkeypatch.setattr(pair_maker, "hole_levels", lambda _, count, draw: torch.full((count,), LEVELS.index(level)))
+    in_scene = pair_maker.in_scene
+    monkeypatch.setattr(pair_maker, "in_scene", lambda *given: seen.append(given) or in_scene(*given))
     maker(400, seeded())
     ((cutout, target, _, alpha, *_),) = seen
 
@@ -275,18 +277,16 @@ def test_a_relit_target_stands_in_its_own_place_and_the_reference_keeps_its_ligh
 @pytest.mark.parametrize("chunk", [1, 5, 16, 256])
 def test_the_mix_holds_over_a_block_whatever_the_chunk(data, tmp_path, loaded, chunk, monkeypatch):
     made = dict.fromkeys(KINDS, 0)
-    for name in ("_rendered", "_photo"):
-        original = getattr(PairMaker, name)
+    original = PairMaker._of_kind
 
-        def counted(self, *args, original=original):
-            kind, count = args[:2] if len(args) == 3 else ("rendered", args[0])
-            made[kind] += count
-            return original(self, *args)
+    def counted(self, kind, count, draw):
+        made[kind] += count
+        return original(self, kind, count, draw)
 
-        monkeypatch.setattr(PairMaker, name, counted)
+    monkeypatch.setattr(PairMaker, "_of_kind", counted)
     run = Run(Train.of("compositing", **common(data, tmp_path, batch=4, block=10, chunk=chunk)))
     maker = PairMaker(run.config, "compositing", *loaded, STAGES["compositing"].mix)
-    batch = Source(maker, run.autoencoder, run.settings, 0, CPU).make(40, seeded())
+    batch = BatchSource(maker, run.autoencoder, run.settings, 0, CPU).make(40, seeded())
     assert len(batch.target) == 40 and made == {"rendered": 18, "still": 10, "video": 2, "patch": 10}
 
 
@@ -307,7 +307,7 @@ def test_the_autoencoder_is_as_precise_as_the_run(data, tmp_path, loaded, precis
     settings = dataclasses.replace(run.settings, precision=precision)
     seen = []
     run.autoencoder.encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
-    made = Source(maker, run.autoencoder, settings, 0, CPU).make(2, seeded())
+    made = BatchSource(maker, run.autoencoder, settings, 0, CPU).make(2, seeded())
     assert made.target.dtype == kind and seen == [kind]
 
 
@@ -346,10 +346,8 @@ def test_wide_frames_have_squares_round_their_objects():
     made = Photos.of(samples, 64)
     assert set(made.items[:, 1].tolist()) == {1, 2, 3} and int(made.annotated) == 12
     assert all(made.partner_count > 0)
-    usable = PairMaker(
-        micro_config(), "identity", Views.of([Sample(Record("", "", 0, "", ""), cutout(32, 32))]), made, {"still": 1.0}
-    ).usable()
-    assert usable["annotated objects"] == 12 and usable["usable in squares (still)"] == len(made.items) >= 9
+    found = usable(Views.of([Sample(Record("", "", 0, "", ""), cutout(32, 32))]), made, "identity", 64)
+    assert found["annotated objects"] == 12 and found["usable in squares (still)"] == len(made.items) >= 9
 
 
 def test_more_squares_are_only_where_an_object_is_whole_in_none():

@@ -15,7 +15,8 @@ from PIL import Image
 from imprint.blending import feather
 from imprint.checkpoint import Checkpoint, save_checkpoint
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
+from imprint.images import image_to_tensor
+from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.pipeline import ImprintPipeline
 
 

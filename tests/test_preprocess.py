@@ -8,7 +8,8 @@ from PIL import Image
 
 from imprint.config import dinov2
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, image_to_tensor
+from imprint.images import image_to_tensor
+from imprint.mask_reading import alpha_to_tensor
 from imprint.preprocess import MEAN_AND_STD, bounding_boxes, normalise, prepare_object, resample
 
 ENCODER = dinov2(width=32, layers=1, heads=2, image_size=56)

@@ -19,7 +19,7 @@ from training import train
 from training.loop.layout import Layout, Rearranged, make_layout
 from training.loop.run import Run
 from training.loop.schedule import learning_rate
-from training.loop.source import Source
+from training.loop.source import BatchSource
 from training.settings import Train, parse_train
 
 pytestmark = pytest.mark.usefixtures("micro_preset")
@@ -64,8 +64,8 @@ def test_a_step_has_the_same_pictures_and_noise_however_it_is_shared_out(data, t
     run = Run(parse_train([*words(data, tmp_path / "run", batch=4, block=3), *resolutions]))
     maker = run.maker("train")
 
-    def source(rank: int) -> Source:
-        return Source(maker, run.autoencoder, run.settings, rank, run.device)
+    def source(rank: int) -> BatchSource:
+        return BatchSource(maker, run.autoencoder, run.settings, rank, run.device)
 
     if resolutions and now.batch == 8:
         with pytest.raises(ImprintError, match="with --resolutions, batches of 4 can only be divided"):
@@ -98,7 +98,7 @@ def test_too_few_pictures_to_share_out_are_a_sentence(data, tmp_path):
     maker = run.maker("train")
     with pytest.raises(ImprintError, match="batches of 2 pictures have too few of the largest of --resolutions"):
         Rearranged(
-            lambda rank: Source(maker, run.autoencoder, run.settings, rank, run.device),
+            lambda rank: BatchSource(maker, run.autoencoder, run.settings, rank, run.device),
             Layout(1, 1, 2),
             Layout(2, 1, 1),
             0,

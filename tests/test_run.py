@@ -25,7 +25,7 @@ from training.loop.described import described
 from training.loop.meter import Meter
 from training.loop.model import make_optimizer
 from training.loop.run import Run
-from training.loop.source import Source
+from training.loop.source import BatchSource
 from training.settings import STAGES, parse_train
 
 pytestmark = pytest.mark.usefixtures("micro_preset")
@@ -55,7 +55,7 @@ def test_accumulated_batches_are_one_step(data, tmp_path):
     described = json.loads((tmp_path / "run" / "options.json").read_text())
     assert described["steps"] == 2 and [line["pictures"] for line in stats(tmp_path / "run")] == [4, 8, 8]
     run = Run(parse_train(words(data, tmp_path / "other", accumulate=2)))
-    source = Source(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
+    source = BatchSource(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
     meter = Meter(1000, CPU)
     sum(run.loss(source, index, meter, translate=False) / 2 for index in range(2)).backward()
     norm = torch.nn.utils.clip_grad_norm_(run.trained, 1e9)
@@ -69,7 +69,7 @@ def test_checkpointing_changes_memory_and_not_the_result(data, tmp_path):
     kept, gradients = [], []
     for words_more in ([], ["--checkpointing"]):
         run = Run(parse_train([*words(data, tmp_path / "run"), *words_more]))
-        source = Source(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
+        source = BatchSource(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
         run.model.train()
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
@@ -84,7 +84,7 @@ def test_checkpointing_changes_memory_and_not_the_result(data, tmp_path):
 @pytest.mark.parametrize("stage", ["identity", "compositing", "finetune"])
 def test_frozen_parts_have_neither_gradients_nor_averages(data, tmp_path, stage):
     run = Run(parse_train(words(data, tmp_path / "run", stage, init=data / "start.safetensors")))
-    source = Source(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
+    source = BatchSource(run.maker("train"), run.autoencoder, run.settings, 0, CPU)
     run.model.train()
     run.loss(source, 0, Meter(1000, CPU), translate=False).backward()
     averaged = dict(run.ema.named_parameters())

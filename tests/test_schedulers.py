@@ -12,7 +12,8 @@ from PIL import Image
 from imprint.checkpoint import SHIPPED
 from imprint.config import PRESETS
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor, mask_to_tensor
+from imprint.images import image_to_tensor
+from imprint.mask_reading import mask_to_tensor
 from imprint.noise import alphas_cumprod, make_scheduler
 from imprint.preprocess import bounding_boxes
 

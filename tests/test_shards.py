@@ -23,7 +23,8 @@ from runs import webp
 from imprint.errors import ImprintError
 from training.data.shards import Bad, Record, decode_sample, read_shards, sample, shard_writer
 from training.pairs import handing, pictures
-from training.pairs.pictures import Photos, Views
+from training.pairs.photos import Photos
+from training.pairs.views import Views
 
 CPU = torch.device("cpu")
 

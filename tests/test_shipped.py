@@ -14,7 +14,8 @@ from safetensors import safe_open
 from imprint.checkpoint import SHIPPED, save_checkpoint
 from imprint.config import EncoderConfig, ImprintConfig
 from imprint.finishing import Finish
-from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor
+from imprint.images import image_to_tensor
+from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.preprocess import prepare_object
 
 ROOT = Path(__file__).parents[1]

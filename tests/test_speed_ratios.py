@@ -14,12 +14,13 @@ from nightly import at_night
 from PIL import Image
 
 from imprint.cli import SAMPLES
-from imprint.making import Making, _steps, open_pipeline
+from imprint.job_settings import JobSettings
+from imprint.opening import open_pipeline
 from training.data.shards import Record, sample, shard_writer
 from training.measure import speed_inference
 from training.measure.speed_trial import Trial
 from training.pairs import handing
-from training.pairs.pictures import Views
+from training.pairs.views import Views
 
 pytestmark = at_night
 
@@ -44,12 +45,12 @@ def ratio(work: Callable[[], object], standard: Callable[[], object], rounds: in
     return statistics.median(spent(work) / spent(standard) for _ in range(rounds))
 
 
-def drawing(how: Making, fit: str = "fill") -> Callable[[], object]:
+def drawing(settings: JobSettings, fit: str = "fill") -> Callable[[], object]:
     """The demo's pictures, as the command makes them."""
-    pipeline = open_pipeline(how)
+    pipeline = open_pipeline(settings)
     pipeline.set_progress_bar_config(disable=True)
     pictures = [Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png")]
-    steps = _steps(how)
+    steps = settings.sampling_steps
     return lambda: pipeline(
         pictures[0], None, *pictures[1:], num_inference_steps=steps, generator=seeded(), fit=fit, light_from="above"
     )
@@ -57,10 +58,10 @@ def drawing(how: Making, fit: str = "fill") -> Callable[[], object]:
 
 def test_the_command_s_steps():
     """Relative to 20 steps of Euler: measured 0.57 by default, 0.38 with 3 steps, 0.11 for a placed object."""
-    standard = drawing(Making(steps=20))
-    assert ratio(drawing(Making()), standard) < 0.65
-    assert ratio(drawing(Making(fast=True, dtype="fp32")), standard) < 0.5
-    assert ratio(drawing(Making(), "contain"), standard) < 0.2
+    standard = drawing(JobSettings(steps=20))
+    assert ratio(drawing(JobSettings()), standard) < 0.65
+    assert ratio(drawing(JobSettings(fast=True, dtype="fp32")), standard) < 0.5
+    assert ratio(drawing(JobSettings(), "contain"), standard) < 0.2
 
 
 def test_the_sampling_loop_costs_what_the_model_costs(monkeypatch):

@@ -21,9 +21,10 @@ from training.data.shards import Record, Sample, list_shards, read_shards, sampl
 from training.pairs import streams as pool
 from training.pairs.account import About
 from training.pairs.draw import Draw
-from training.pairs.making import PairMaker
-from training.pairs.pictures import Photos, Views
+from training.pairs.pair_maker import PairMaker
+from training.pairs.photos import Photos
 from training.pairs.streams import Pool, StreamedPairs
+from training.pairs.views import Views
 
 CPU = torch.device("cpu")
 COUNT = 5

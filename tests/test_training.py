@@ -31,7 +31,7 @@ from training.loop.model import require_trainable
 from training.loop.run import Run
 from training.loop.schedule import learning_rate
 from training.loop.stopping import SIGNALS
-from training.pairs.pictures import Photos
+from training.pairs.photos import Photos
 from training.pairs.streams import Pool
 from training.settings import Train, parse_train
 

@@ -26,7 +26,8 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from imprint.checkpoint import save_checkpoint
-from imprint.images import as_mask, as_picture
+from imprint.images import as_picture
+from imprint.mask_reading import as_mask
 from imprint.pipeline import ImprintPipeline
 from imprint.views import ObjectViews
 

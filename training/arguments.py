@@ -1,4 +1,7 @@
-"""Command lines for settings, which are dataclasses of required fields, and reading them from files.
+"""Command lines made from settings, which are dataclasses of required fields, and reading settings from files.
+
+The scripts' options are many and also a file's, so they are derived; those of the command `imprint` are written out in
+`imprint.options`.
 
 A field's type determines how its option is parsed, the text below it is the option's help, and `option` holds the rest.
 A field that is itself a dataclass is a group of options. Later sources override earlier ones: defaults, the preset,
@@ -202,11 +205,11 @@ def _texts(kind: type) -> dict[str, str]:
 
 def flat(kind: type) -> Iterator[Field]:
     """All fields, with groups expanded in place."""
-    for found in fields_of(kind).values():
-        if isinstance(found, Field):
-            yield found
+    for field in fields_of(kind).values():
+        if isinstance(field, Field):
+            yield field
         else:
-            yield from flat(found)
+            yield from flat(field)
 
 
 def defaults(kind: type) -> dict[str, Any]:
@@ -221,8 +224,8 @@ def of(kind: type[T], **values: Any) -> T:
 def build(kind: type[T], values: dict[str, Any]) -> T:
     """The dataclass, its groups built from the same flat values."""
     given = {
-        name: values[name] if isinstance(found, Field) else build(found, values)
-        for name, found in fields_of(kind).items()
+        name: values[name] if isinstance(field, Field) else build(field, values)
+        for name, field in fields_of(kind).items()
     }
     return kind(**given)
 
@@ -230,9 +233,9 @@ def build(kind: type[T], values: dict[str, Any]) -> T:
 def flattened(settings: Any) -> dict[str, Any]:
     """The inverse of `build`, as JSON values."""
     values: dict[str, Any] = {}
-    for name, found in fields_of(type(settings)).items():
+    for name, field in fields_of(type(settings)).items():
         value = getattr(settings, name)
-        values |= {name: _plain(value)} if isinstance(found, Field) else flattened(value)
+        values |= {name: _plain(value)} if isinstance(field, Field) else flattened(value)
     return values
 
 
@@ -261,15 +264,15 @@ class Renamed(argparse.Action):
 def add_options(parser: Any, kind: type, choices: dict[str, Container[str]] | None = None) -> None:
     """Add an option for each field; options not given stay absent. choices: for fields that cannot name them."""
     groups: dict[str, Any] = {}
-    for found in fields_of(kind).values():
-        if not isinstance(found, Field):
-            add_options(parser.add_argument_group(found.__doc__.strip().partition("\n")[0].rstrip(".").lower()), found)
+    for field in fields_of(kind).values():
+        if not isinstance(field, Field):
+            add_options(parser.add_argument_group(field.__doc__.strip().partition("\n")[0].rstrip(".").lower()), field)
             continue
-        title = found.metadata.get("group")
+        title = field.metadata.get("group")
         target = parser if title is None else groups.get(title) or parser.add_argument_group(title)
         if title is not None:
             groups[title] = target
-        _add(target, found, (choices or {}).get(found.name))
+        _add(target, field, (choices or {}).get(field.name))
 
 
 def _add(parser: Any, field: Field, choices: Container[str] | None) -> None:

@@ -24,7 +24,7 @@ TIMESTEPS = ("uniform", "logit-normal")
 WEIGHTINGS = ("plain", "min-snr")
 OPTIMIZERS = ("adamw", "adamw8bit")
 SCHEDULES = ("cosine", "linear", "constant")
-KINDS = ("rendered", "still", "video", "patch")  # of pairs, see training.pairs.making
+KINDS = ("rendered", "still", "video", "patch")  # of pairs, see training.pairs.pair_maker
 PRECISIONS = ("no", "bf16", "fp16")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # torch.compile's own names
 DEVICES = ("auto", "cpu")
@@ -38,7 +38,7 @@ class Stage:
     """Prefixes of the trained parameters; all others are frozen."""
     learning_rate: float
     mix: dict[str, float]
-    """Shares of the kinds of pair, see `training.pairs.making`; empty for captioned pictures."""
+    """Shares of the kinds of pair, see `training.pairs.pair_maker`; empty for captioned pictures."""
     images: int = 4_000_000
     batch: int = 512
     lr_warmup: int = 200_000

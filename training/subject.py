@@ -14,14 +14,14 @@ from imprint.errors import ImprintError, print_anything
 
 from . import arguments
 from .data.settings import Subject
-from .data.subject import prepare
+from .data.subject import prepare_subject
 
 
 def main(argv: list[str] | None = None) -> None:
     print_anything()
     settings = arguments.parse(Subject, argv, __doc__)
     try:
-        counts = prepare(settings.folder, settings.output, settings.backgrounds, settings.limit)
+        counts = prepare_subject(settings.folder, settings.output, settings.backgrounds, settings.limit)
     except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
     print(", ".join(f"{count} {what}" for what, count in counts.items()))

@@ -18,14 +18,14 @@ from imprint.errors import ImprintError, from_extra
 
 from .items import Source
 from .settings import Prepare
-from .writing import Job, write_shard
+from .writing import ShardJob, write_shard
 
 T, R = TypeVar("T"), TypeVar("R")
 PATIENCE = 5.0
 """Seconds that interrupted jobs have to clean up."""
 
 
-def _in_processes(jobs: list[Job], source: Source, options: Prepare) -> Iterator[dict]:
+def _in_processes(jobs: list[ShardJob], source: Source, options: Prepare) -> Iterator[dict]:
     return in_processes(functools.partial(write_shard, source=source, options=options), jobs, options.workers, "shards")
 
 
@@ -82,7 +82,7 @@ def _ignoring_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _on_ray(jobs: list[Job], source: Source, options: Prepare) -> Iterator[dict]:
+def _on_ray(jobs: list[ShardJob], source: Source, options: Prepare) -> Iterator[dict]:
     """The same work as Ray Data's tasks, one a shard, on the cluster of RAY_ADDRESS or else on this machine.
 
     Every node needs this checkout, and input and output at the same URL.

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from imprint.errors import ImprintError, from_extra
 from imprint.files import write_text
-from imprint.images import mask_to_tensor, open_image, to_rgb
+from imprint.images import open_image, to_rgb
+from imprint.mask_reading import mask_to_tensor
 from imprint.saving import save_image
 
 from .contact_sheet import SHEET_COLUMNS, SHEET_ROWS, outlined, sheet_of

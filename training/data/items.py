@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, mask_to_tensor, open_image
+from imprint.images import open_image
+from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 
 from .archives import PICTURES, Place
 from .settings import Prepare

@@ -22,7 +22,7 @@ from .contact_sheet import contact_sheet
 from .engines import ENGINES
 from .items import Group, Source
 from .settings import Prepare
-from .writing import Job, plan, report_url, shard_url
+from .writing import ShardJob, plan, report_url, shard_url
 
 
 def prepare(source: Source, options: Prepare) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _resolved(groups: list[Group], options: Prepare) -> dict[str, Any]:
     )
 
 
-def _read_report(job: Job, options: Prepare) -> dict | None:
+def _read_report(job: ShardJob, options: Prepare) -> dict | None:
     """The report of a finished (or empty) shard; None if it has to be made."""
     return _read_json(report_url(job, options), split=str, size=int, counts=dict, dropped=list)
 
@@ -102,7 +102,9 @@ def _read_json(place: str, **kinds: type) -> dict | None:
     return found if right else None
 
 
-def _finish(jobs: list[Job], reports: list[dict], resolved: dict, summary: str, options: Prepare) -> dict[str, Any]:
+def _finish(
+    jobs: list[ShardJob], reports: list[dict], resolved: dict, summary: str, options: Prepare
+) -> dict[str, Any]:
     """Add up the reports; write the summary, the list of dropped items, the list of shards and the contact sheet."""
     counts = {split: Counter() for split in shards.SPLITS}
     dropped = []

@@ -9,17 +9,18 @@ import torch
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, image_to_tensor, mask_to_tensor, open_image, tensor_to_image, to_srgb
+from imprint.images import image_to_tensor, open_image, tensor_to_image, to_srgb
+from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.preprocess import bounding_boxes, resample
 
-from .shards import ANY_GAP, Record, encoded, read_shards, sample, shard_writer
+from .shards import ANY_GAP, SPLITS, Record, encoded, read_shards, sample, shard_writer
 
 VIEW_SIDE = 512  # pixels of a cut-out
 PHOTO_SIDE = 768  # pixels of a photo's longer side
 LICENCE = "own"
 
 
-def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: int = 200) -> Counter:
+def prepare_subject(folder: Path, output: Path, backgrounds: Path | None = None, limit: int = 200) -> Counter:
     """Write cutouts/ and photos/ under `output`; returns how many of what.
 
     backgrounds: a folder of shards of photos, of which the first `limit` are taken. Raises `ImprintError` for a folder
@@ -30,22 +31,11 @@ def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: 
     views, photos = [], []
     pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
     for path in (path for path in pictures if not path.stem.endswith(".mask")):
-        opened, mask = open_image(path), path.with_name(f"{path.stem}.mask.png")
-        alpha = mask_to_tensor(open_image(mask)) if mask.is_file() else alpha_to_tensor(opened)
-        picture = to_srgb(opened)
-        if alpha is None:
-            raise ImprintError(
-                f"{path} has no transparency, and there is no {mask.name} beside it; give the object's mask"
-            )
-        if alpha.shape[1:] != (picture.height, picture.width):
-            size = f"{alpha.shape[2]}x{alpha.shape[1]}"
-            raise ImprintError(
-                f"{path} is {picture.width}x{picture.height}, but {mask.name} {size}; make them the same size"
-            )
+        picture, alpha, is_photo = _read(path)
         number = len(views)
         record = Record(folder.name, folder.name, number, "subject", LICENCE, ANY_GAP)
         views.append(sample(f"{number:03d}", _encoded(_view(picture, alpha, path)), "webp", record))
-        if mask.is_file():
+        if is_photo:
             photo = picture.copy()
             photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.LANCZOS)
             objects = Image.fromarray((alpha[0] > 0.5).byte().numpy()).resize(photo.size, Image.NEAREST)
@@ -64,11 +54,27 @@ def prepare(folder: Path, output: Path, backgrounds: Path | None = None, limit: 
         black = Image.new("RGB", (VIEW_SIDE, VIEW_SIDE))
         photos.append(sample("black", _encoded(black), "webp", Record("", "black", 0, "subject", LICENCE)))
     for kind, samples in (("cutouts", views), ("photos", photos)):
-        for split in ("train", "held-out"):
+        for split in SPLITS:
             with shard_writer(output / kind / split / "subject-000000.tar") as writer:
                 for parts in samples:
                     writer.write(parts)
     return counts
+
+
+def _read(path: Path) -> tuple[Image.Image, torch.Tensor, bool]:
+    """A picture, its object's alpha (1, H, W), and whether it is a photo with a mask beside it, not a cut-out."""
+    opened, mask = open_image(path), path.with_name(f"{path.stem}.mask.png")
+    is_photo = mask.is_file()
+    alpha = mask_to_tensor(open_image(mask)) if is_photo else alpha_to_tensor(opened)
+    picture = to_srgb(opened)
+    if alpha is None:
+        raise ImprintError(f"{path} has no transparency, and there is no {mask.name} beside it; give the object's mask")
+    if alpha.shape[1:] != (picture.height, picture.width):
+        size = f"{alpha.shape[2]}x{alpha.shape[1]}"
+        raise ImprintError(
+            f"{path} is {picture.width}x{picture.height}, but {mask.name} {size}; make them the same size"
+        )
+    return picture, alpha, is_photo
 
 
 def _view(picture: Image.Image, alpha: torch.Tensor, path: Path) -> Image.Image:

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import alpha_to_tensor, to_srgb
+from imprint.images import to_srgb
+from imprint.mask_reading import alpha_to_tensor
 
 from . import shards
 from .filters import ALPHA_THRESHOLD, Limits, edge_width, objects_at_the_edge, unusable_objects
@@ -25,7 +26,7 @@ GROUND = (128, 128, 128)
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """A shard to write."""
 
     split: str
@@ -33,7 +34,7 @@ class Job:
     groups: tuple[Group, ...]
 
 
-def plan(groups: list[Group], options: Prepare) -> list[Job]:
+def plan(groups: list[Group], options: Prepare) -> list[ShardJob]:
     """Divide both sides of the split into shards, with the groups ordered by the hash of their names."""
     jobs, held = [], held_out_keys(groups, options.held_out)
     for split in shards.SPLITS:
@@ -43,7 +44,7 @@ def plan(groups: list[Group], options: Prepare) -> list[Job]:
             if not pieces or sum(member.size for member in pieces[-1]) + group.size > options.shard_size:
                 pieces.append([])
             pieces[-1].append(group)
-        jobs += [Job(split, number, tuple(piece)) for number, piece in enumerate(pieces)]
+        jobs += [ShardJob(split, number, tuple(piece)) for number, piece in enumerate(pieces)]
     return jobs
 
 
@@ -57,7 +58,7 @@ def held_out_keys(groups: list[Group], part: float) -> set[str]:
     return held
 
 
-def write_shard(job: Job, source: Source, options: Prepare) -> dict[str, Any]:
+def write_shard(job: ShardJob, source: Source, options: Prepare) -> dict[str, Any]:
     """Read, filter and write the groups of a shard; returns its report, which is also written beside the shards.
 
     The report is written last: a shard with a report is complete. If nothing is left there is no shard.
@@ -114,6 +115,16 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
     """A sample without its key, counts of its objects, and the dropped objects. Raises `Dropped`."""
     if isinstance(item.picture, Image.Image):
         return _cutout_sample(item, options)
+    picture, alpha = _opened(item, options)
+    if item.cutout:
+        if alpha is None:
+            raise Dropped("no mask", item.name, "opaque, and no mask beside it")
+        return _cutout_sample(replace(item, picture=_in_square(picture, alpha, options)), options)
+    return _photo_sample(item, picture, alpha, source, options)
+
+
+def _opened(item: Item, options: Prepare) -> tuple[Image.Image, np.ndarray | None]:
+    """An item's picture in sRGB and, where its transparency counts, its alpha (H, W) in [0, 1]. Raises `Dropped`."""
     if item.picture.name in options.excluded:
         raise Dropped("excluded", item.name)
     if not item.picture.is_file():
@@ -124,16 +135,19 @@ def make_sample(item: Item, source: Source, options: Prepare) -> tuple[dict, dic
         alpha = alpha_to_tensor(opened) if item.own_alpha or item.cutout else None
     except ImprintError as error:
         raise Dropped("broken picture", item.name, error) from error
-    if item.cutout:
-        if alpha is None:
-            raise Dropped("no mask", item.name, "opaque, and no mask beside it")
-        return _cutout_sample(replace(item, picture=_in_square(picture, alpha[0].numpy(), options)), options)
+    return picture, None if alpha is None else alpha[0].numpy()
+
+
+def _photo_sample(
+    item: Item, picture: Image.Image, alpha: np.ndarray | None, source: Source, options: Prepare
+) -> tuple[dict, dict[str, int], list[Dropped]]:
+    """As `make_sample`, of a photo with its objects' mask, or of a cut-out on a plain ground."""
     values = None
     bare = source.bare and alpha is None  # a cut-out without its object is useless
     lost: list[Dropped] = []
     try:
         if alpha is not None:
-            picture, values = _on_ground(picture, alpha[0].numpy())
+            picture, values = _on_ground(picture, alpha)
         elif item.mask:
             values = item.mask()
         if values is not None and values.shape != picture.size[::-1]:
@@ -219,9 +233,9 @@ def _parts(item: Item, kind: str, picture: bytes, mask: Image.Image | None, scen
     return {name: value for name, value in parts.items() if name != "__key__"}
 
 
-def shard_url(job: Job, options: Prepare) -> str:
+def shard_url(job: ShardJob, options: Prepare) -> str:
     return shards.inside(options.output, job.split, f"{options.name}-{job.number:06d}.tar")
 
 
-def report_url(job: Job, options: Prepare) -> str:
+def report_url(job: ShardJob, options: Prepare) -> str:
     return shards.inside(options.output, "reports", options.name, f"{job.split}-{job.number:06d}.json")

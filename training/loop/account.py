@@ -5,17 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..pairs.account import sentences
+from ..pairs.account import sentences, usable
 from ..pairs.captions import Captions
-from ..pairs.making import PairMaker
 from ..pairs.streams import StreamedPairs
 from .layout import Rearranged
-from .source import Source
+from .source import AnyPairMaker, BatchSource, longer_side
 
 
-def account_of(
-    source: Source | Rearranged, held_out: PairMaker | StreamedPairs | Captions
-) -> dict[str, dict[str, Any]]:
+def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict[str, dict[str, Any]]:
     """What each split's pairs are made from, also printed to standard error; for streamed data, what is in memory now.
     Empty for captions.
 
@@ -24,14 +21,13 @@ def account_of(
     if isinstance(source, Rearranged):
         source = next(iter(source.sources.values()))
     block = source.block[1] if source.block else {}
-    sides = [max(size) if isinstance(size, tuple) else size for size in block]
-    largest = max(sides, default=held_out.config.resolution)
+    largest = max(map(longer_side, block), default=held_out.config.resolution)
     found = {}
     for split, maker in {"train": source.maker, "held-out": held_out}.items():
         if isinstance(maker, Captions):
             continue
         maker = maker.now() if isinstance(maker, StreamedPairs) else maker
-        found[split] = maker.at(largest).usable()
+        found[split] = usable(maker.views, maker.photos, maker.stage, largest)
         if split == "train":
             found[split]["mix"] = {
                 f"pairs of {_named(size)} px as drawn": maker.shares(len(batch.target)) for size, batch in block.items()

@@ -21,8 +21,9 @@ from imprint.saving import save_computed as save_computed_picture
 from imprint.vae import build_autoencoder, decode, encode
 
 from ..data.shards import SPLITS, inside
-from ..pairs.making import PairMaker
-from ..pairs.pictures import Photos, Views
+from ..pairs.pair_maker import PairMaker
+from ..pairs.photos import Photos, photo_side
+from ..pairs.views import Views
 from ..settings import STAGES, TuneDecoder
 from .losses import reconstruction_loss, structural_similarity
 from .model import with_matte
@@ -82,7 +83,7 @@ def _mean_in(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * values.shape[1])
 
 
-def load_autoencoder(checkpoint: Checkpoint, device: torch.device) -> torch.nn.Module:
+def load_taesd(checkpoint: Checkpoint, device: torch.device) -> torch.nn.Module:
     """The checkpoint's TAESD in fp32, with a trainable decoder. Raises `ImprintError` if it has none."""
     if (kind := checkpoint.config.latent.autoencoder) != "tiny":
         raise ImprintError(
@@ -98,8 +99,8 @@ def load_autoencoder(checkpoint: Checkpoint, device: torch.device) -> torch.nn.M
     return autoencoder.to(device, memory_format=torch.channels_last)
 
 
-def make_pairs(checkpoint: Checkpoint, options: TuneDecoder, split: str, device: torch.device) -> PairMaker:
-    """Stage 2's pairs of a split; their matte is the object's alpha at every pixel."""
+def open_pair_maker(checkpoint: Checkpoint, options: TuneDecoder, split: str, device: torch.device) -> PairMaker:
+    """What makes stage 2's pairs of a split; their matte is the object's alpha at every pixel."""
     config = with_matte(checkpoint, checkpoint.config.latent.downscale).config
     views, photos = inside(options.cutouts, split), inside(options.photos, split)
     side = config.resolution
@@ -107,7 +108,7 @@ def make_pairs(checkpoint: Checkpoint, options: TuneDecoder, split: str, device:
         config,
         "compositing",
         Views.load(views, device, options.limit, side),
-        Photos.load(photos, device, options.limit, side * 3 // 2),  # as in training.train
+        Photos.load(photos, device, options.limit, photo_side(side)),
         STAGES["compositing"].mix,
     )
 
@@ -164,8 +165,8 @@ def tune(options: TuneDecoder) -> None:
     for path in (options.output, picture):
         require_writable(path)
     checkpoint = load_checkpoint(options.checkpoint)
-    autoencoder = load_autoencoder(checkpoint, device)
-    maker, held_out = (make_pairs(checkpoint, options, split, device) for split in SPLITS)
+    autoencoder = load_taesd(checkpoint, device)
+    maker, held_out = (open_pair_maker(checkpoint, options, split, device) for split in SPLITS)
     held_out = HeldOut.make(held_out, autoencoder, options.held_out)
     before = held_out.decoded(autoencoder)
     fine_tune(autoencoder, maker, options, device, began)

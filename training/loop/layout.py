@@ -17,7 +17,7 @@ from imprint.errors import ImprintError
 
 from ..pairs.batches import Batch
 from ..pairs.draw import Draw
-from .source import Source
+from .source import BatchSource
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Piece:
 
 
 class Rearranged:
-    """A process's `Source` in a run that started with another layout."""
+    """A process's `BatchSource` in a run that started with another layout."""
 
-    def __init__(self, source: Callable[[int], Source], begun: Layout, now: Layout, process: int):
+    def __init__(self, source: Callable[[int], BatchSource], begun: Layout, now: Layout, process: int):
         """source: the original source of a rank. Raises `ImprintError` if there are too few pictures to split, or if
         batches of several resolutions would become one.
         """
         self.find, self.begun, self.now, self.process = source, begun, now, process
-        self.sources: dict[int, Source] = {}
+        self.sources: dict[int, BatchSource] = {}
         first = self.source(next(iter(self._ranks())))
         self.maker = first.maker
         if len(set(first.slots)) > 1 and begun.batch % now.batch:
@@ -84,7 +84,7 @@ class Rearranged:
                     f"as {now.batch} at once; give a larger --batch"
                 )
 
-    def source(self, rank: int) -> Source:
+    def source(self, rank: int) -> BatchSource:
         """The original source of this rank."""
         if rank not in self.sources:
             self.sources[rank] = self.find(rank)
@@ -105,12 +105,12 @@ class Rearranged:
         return pieces
 
     def batch(self, index: int) -> Batch:
-        """As `Source.batch`."""
+        """As `BatchSource.batch`."""
         pieces = self.pieces(index)
         return Batch.joined([self.source(one.rank).batch(one.index)[slice(one.start, one.stop)] for one in pieces])
 
     def draw(self, index: int) -> Draw:
-        """As `Source.draw`: the same numbers are drawn for each picture as originally."""
+        """As `BatchSource.draw`: the same numbers are drawn for each picture as originally."""
         pieces = self.pieces(index)
         return Joined([(self.source(one.rank).draw(one.index), one) for one in pieces])
 

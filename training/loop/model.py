@@ -103,7 +103,7 @@ def choose_trained(model: Model, stage: Stage, settings: Train, fresh: bool) -> 
     return names
 
 
-def load_autoencoder(config: ImprintConfig, source: Checkpoint | None, settings: Train) -> torch.nn.Module:
+def load_autoencoder(config: ImprintConfig, start: Checkpoint | None, settings: Train) -> torch.nn.Module:
     """The frozen autoencoder of --vae, or of the checkpoint. Raises `ImprintError` if neither has one that fits."""
     autoencoder = build_autoencoder(config.latent)
     if settings.vae:
@@ -113,14 +113,14 @@ def load_autoencoder(config: ImprintConfig, source: Checkpoint | None, settings:
             raise ImprintError(
                 f"{settings.vae} cannot be read as an autoencoder ({error}); give a .safetensors file"
             ) from error
-    elif source and "vae" in source.parts:
-        tensors = source.parts["vae"]
+    elif start and "vae" in start.parts:
+        tensors = start.parts["vae"]
     else:
         raise ImprintError(
             "no autoencoder: give --vae FILE (diffusers names), or --init with a checkpoint that has one"
         )
     expected = {name: tensor.shape for name, tensor in autoencoder.state_dict().items()}
-    checked = Checkpoint(config, {"vae": tensors}, Path(settings.vae or settings.init or source.path))
+    checked = Checkpoint(config, {"vae": tensors}, Path(settings.vae or settings.init or start.path))
     autoencoder.load_state_dict(checked.check("vae", expected))
     return autoencoder.eval().requires_grad_(False)
 

@@ -20,9 +20,6 @@ from imprint.files import require_writable
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
-from ..pairs.captions import Captions
-from ..pairs.making import PairMaker
-from ..pairs.streams import StreamedPairs
 from ..settings import STAGES, Train
 from .account import account_of
 from .checkpoints import Checkpoints
@@ -45,7 +42,7 @@ from .model import (
 from .resuming import Begun, said
 from .schedule import learning_rate
 from .sizes import read_sizes
-from .source import Source, make_maker
+from .source import AnyPairMaker, BatchSource, open_pair_maker
 from .state import State
 from .stopping import stop_when_asked
 from .text import TextEncoder
@@ -64,20 +61,20 @@ class Run:
         torch.manual_seed(settings.seed)  # fresh weights are the same in every process
         torch.set_float32_matmul_precision("high")
 
-        source = start or (load_checkpoint(settings.init) if settings.init else None)
-        if source:
-            require_trainable(source)
-        if source and settings.matte not in (None, source.config.matte):
-            source = with_matte(source, settings.matte)
-        self.config = sampling_config(source.config, settings) if source else read_sizes(settings.sizes)
+        start = start or (load_checkpoint(settings.init) if settings.init else None)
+        if start:
+            require_trainable(start)
+        if start and settings.matte not in (None, start.config.matte):
+            start = with_matte(start, settings.matte)
+        self.config = sampling_config(start.config, settings) if start else read_sizes(settings.sizes)
         with self.device:
             modules = build_modules(self.config, with_vae=False)
-        if source:
-            load_modules(modules, source)
-        self.autoencoder = load_autoencoder(self.config, source, settings).to(
+        if start:
+            load_modules(modules, start)
+        self.autoencoder = load_autoencoder(self.config, start, settings).to(
             self.device, memory_format=torch.channels_last
         )
-        self._build(modules, fresh=source is None)
+        self._build(modules, fresh=start is None)
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
         processes = self.accelerator.num_processes
         self.layout = make_layout(processes, settings.batch, settings.accumulate, settings.global_batch)
@@ -125,20 +122,20 @@ class Run:
         """Whether FSDP shards the model: it needs contiguous parameters, and its parts run only as one model."""
         return self.accelerator.distributed_type == DistributedType.FSDP
 
-    def maker(self, split: str, rank: int = 0) -> PairMaker | StreamedPairs | Captions:
+    def maker(self, split: str, rank: int = 0) -> AnyPairMaker:
         """What makes the pairs of a split for the process of this original rank."""
         process = rank, self.begun.layout.processes
-        return make_maker(self.settings, self.config, split, self.device, process, self.text)
+        return open_pair_maker(self.settings, self.config, split, self.device, process, self.text)
 
-    def source(self) -> Source | Rearranged:
+    def source(self) -> BatchSource | Rearranged:
         """The training data of this process."""
         tokens = self.raw.tokens if self.raw.encoder_is_frozen and not self.split else None
         settings = dataclasses.replace(self.settings, batch=self.begun.layout.batch)
         shared = self.maker("train") if settings.pool is None else None  # all processes have all pictures
 
-        def of(rank: int) -> Source:
+        def of(rank: int) -> BatchSource:
             maker = shared or self.maker("train", rank)
-            return Source(maker, self.autoencoder, settings, rank, self.device, tokens)
+            return BatchSource(maker, self.autoencoder, settings, rank, self.device, tokens)
 
         rank = self.accelerator.process_index
         return of(rank) if self.layout == self.begun.layout else Rearranged(of, self.begun.layout, self.layout, rank)
@@ -194,14 +191,7 @@ class Run:
                 if step % settings.log_every == 0 or saving:  # before every save, so that no bad state is saved
                     log.steps(step, rate)
                 if saving:
-                    self.average.gather()
-                    self.state.save(step)  # first: a signal's sender may not wait for held-out pairs
-                    if validation:
-                        nothing = self.text.nothing if self.text else None
-                        log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
-                        validation.sample(self.ema, step * self.step_size)
-                    self.checkpoints.keep(step * self.step_size)
-                    log.restart_clock()
+                    self._save(step, log, validation)
                 if last:
                     break
         log.bar.close()
@@ -209,7 +199,18 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
-    def step(self, source: Source | Rearranged, step: int, meter: Meter) -> None:
+    def _save(self, step: int, log: Log, validation: Validation | None) -> None:
+        """The state and a checkpoint; in between, in the main process, held-out losses and samples."""
+        self.average.gather()
+        self.state.save(step)  # first: a signal's sender may not wait for held-out pairs
+        if validation:
+            nothing = self.text.nothing if self.text else None
+            log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
+            validation.sample(self.ema, step * self.step_size)
+        self.checkpoints.keep(step * self.step_size)
+        log.restart_clock()
+
+    def step(self, source: BatchSource | Rearranged, step: int, meter: Meter) -> None:
         """One step of the optimizer and of the average, on `--accumulate` batches, without waiting for the device."""
         accumulate, clip = self.layout.accumulate, self.settings.clip or math.inf
         translated = 0 if self.stage.mix else self.begun.translated(self.settings.translation)
@@ -227,7 +228,7 @@ class Run:
         self.average.update(step, self.settings.ema)
         meter.add_gradient(norm, skipped=self.accelerator.optimizer_step_was_skipped)
 
-    def loss(self, source: Source | Rearranged, index: int, meter: Meter, translate: bool) -> torch.Tensor:
+    def loss(self, source: BatchSource | Rearranged, index: int, meter: Meter, translate: bool) -> torch.Tensor:
         """The mean loss of a batch; the meter gets each sample's unweighted loss."""
         settings, noise = self.settings, self.config.noise
         batch, draw, share = source.batch(index), source.draw(index), source.weight(index)

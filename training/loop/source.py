@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -15,14 +16,18 @@ from ..pairs.batches import Batch
 from ..pairs.buckets import cut, require_bucket
 from ..pairs.captions import Captions, Text
 from ..pairs.draw import Draw
-from ..pairs.making import PairMaker
-from ..pairs.pictures import Photos, Views
+from ..pairs.pair_maker import PairMaker
+from ..pairs.photos import Photos, photo_side
 from ..pairs.streams import Pool, StreamedPairs
+from ..pairs.views import Views
 from ..settings import STAGES, Size, Train
 from .ahead import Ahead
 
+AnyPairMaker: TypeAlias = PairMaker | StreamedPairs | Captions
+"""What makes pairs: calling it with a count and a generator gives so many."""
 
-class Source:
+
+class BatchSource:
     """Endless batches: a block of pairs is made and encoded, then used `reuse` times with fresh noise.
 
     Making pairs costs about as much as training on them once; on a GPU the next block's are made during the steps. The
@@ -31,7 +36,7 @@ class Source:
 
     def __init__(
         self,
-        maker: PairMaker | StreamedPairs | Captions,
+        maker: AnyPairMaker,
         autoencoder: torch.nn.Module,
         settings: Train,
         rank: int,
@@ -147,14 +152,14 @@ def interleave(shares: Sequence[tuple[Size, float]], count: int) -> list[Size]:
     return slots
 
 
-def make_maker(
+def open_pair_maker(
     settings: Train,
     config: ImprintConfig,
     split: str,
     device: torch.device,
     process: tuple[int, int],
     text: Text | None = None,
-) -> PairMaker | StreamedPairs | Captions:
+) -> AnyPairMaker:
     """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for bad data."""
     stage = STAGES[settings.stage]
     largest = max(longer_side(size) for size, _ in resolutions_and_shares(settings, config))
@@ -164,17 +169,16 @@ def make_maker(
         return Captions(inside(settings.captions, split), config, text, device, settings.limit, bad)
     mix = dict(settings.mix) if split == "train" else stage.mix  # held-out pairs are a stage's
     cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
-    photo_side = largest * 3 // 2  # crops of it are shown at the pictures' side
     if settings.pool is None:
         loaded = (
             Views.load(cutouts, device, settings.limit, side, bad),
-            Photos.load(photos, device, settings.limit, photo_side, bad),
+            Photos.load(photos, device, settings.limit, photo_side(largest), bad),
         )
         return PairMaker(config, settings.stage, *loaded, mix)
     # The held-out pairs are the first process's, of its first shards: the same in every run.
     part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)
     pools = (
         Pool(Views, cutouts, device, settings.pool, part, seed, side, bad),
-        Pool(Photos, photos, device, settings.pool, part, seed, photo_side, bad),
+        Pool(Photos, photos, device, settings.pool, part, seed, photo_side(largest), bad),
     )
     return StreamedPairs(config, settings.stage, *pools, mix)

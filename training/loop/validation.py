@@ -17,14 +17,11 @@ from imprint.pipeline import ImprintPipeline
 from imprint.saving import save_image
 from imprint.vae import decode
 
-from ..pairs.captions import Captions
 from ..pairs.draw import Draw
-from ..pairs.making import PairMaker
-from ..pairs.streams import StreamedPairs
 from ..settings import Train
 from .losses import diffusion_loss, translation_loss
 from .model import Model
-from .source import Source
+from .source import AnyPairMaker, BatchSource
 
 SIZE = 128  # pairs, the same for every run of a stage
 PART = 16  # of them at once, whatever --batch and --chunk: the random numbers depend on it
@@ -36,7 +33,7 @@ class Validation:
 
     def __init__(
         self,
-        maker: PairMaker | StreamedPairs | Captions,
+        maker: AnyPairMaker,
         autoencoder: torch.nn.Module,
         settings: Train,
         accelerator: Accelerator,
@@ -44,7 +41,9 @@ class Validation:
         self.autoencoder, self.settings, self.accelerator = autoencoder, settings, accelerator
         self.maker = maker
         self.config: ImprintConfig = maker.config
-        source = Source(maker, autoencoder, dataclasses.replace(settings, seed=0, chunk=PART), 0, accelerator.device)
+        source = BatchSource(
+            maker, autoencoder, dataclasses.replace(settings, seed=0, chunk=PART), 0, accelerator.device
+        )
         self.pairs = source.make(SIZE, source.generator(4))
 
     @torch.no_grad()

@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import mask_to_tensor, open_image
+from imprint.images import open_image
+from imprint.mask_reading import mask_to_tensor
 
 from .light import PARTS, LightTask, tasks_of
 from .tasks import Box, Photo, Place, Scene, Task, photos_of, read_subjects, subject_tasks, tight_box

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from imprint.checkpoint import SHIPPED
 from imprint.config import PRESETS
+from imprint.directions import require_strengths
 from imprint.errors import ImprintError
-from imprint.light import require_strengths
 from imprint.lightnet import SHIPPED_LIGHT
 from imprint.masks import LEVELS
 

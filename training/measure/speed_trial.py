@@ -21,7 +21,7 @@ from imprint.model import build_modules, module_tensors
 
 from ..loop.meter import Meter
 from ..loop.run import Run
-from ..loop.source import Source
+from ..loop.source import BatchSource
 from ..pairs.batches import Batch
 from ..settings import Train
 from .settings import Benchmark
@@ -40,7 +40,7 @@ def random_checkpoint(config: str, device: torch.device) -> Checkpoint:
 class Again:
     """A source that gives the same batch at every step."""
 
-    def __init__(self, source: Source, batch: Batch):
+    def __init__(self, source: BatchSource, batch: Batch):
         self.draw, self.weight, self.given = source.draw, source.weight, batch
 
     def batch(self, index: int) -> Batch:

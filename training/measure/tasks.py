@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 from scipy.ndimage import distance_transform_edt
 
 from imprint.errors import ImprintError, require_same_size
-from imprint.images import alpha_to_tensor, mask_to_tensor, open_image, to_srgb
+from imprint.images import open_image, to_srgb
+from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 

@@ -15,6 +15,9 @@ from .framing import CENTRAL_SIZES, SIZES
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .photos import Photos
+    from .views import Views
+
 MOST_OF_SIDE = 0.9  # the longest side of a usable object, relative to its square
 USABLE = "usable"
 SMALL = f"under {MIN_OBJECT_SIDE:.0%} of their square"
@@ -79,8 +82,54 @@ def object_size(stage: str) -> float:
     return sum(CENTRAL_SIZES if stage == "identity" else SIZES) / 2
 
 
+def usable(views: Views, photos: Photos, stage: str, resolution: int) -> dict[str, Any]:
+    """Usable data by kind, why the rest is unusable, how much targets of a resolution enlarge it, and licences."""
+    moving = int(photos.partner_count.count_nonzero())
+    why = photos.about.objects + photos.about.left_out
+    if one := int((views.count == 1).sum()):
+        why["objects of one view, which pairs with itself"] = one
+    if alone := len(photos.items) - moving:
+        why["objects without another frame, for video"] = alone
+    return {
+        "views": len(views.rgba),
+        "objects of views": len(views.first),
+        "squares of photos": len(photos.rgb),
+        "annotated objects": photos.annotated,
+        "usable objects": photos.about.objects[USABLE],
+        "usable in squares (still)": len(photos.items),
+        "with another frame (video)": moving,
+        "why not": {reason: count for reason, count in why.items() if count and reason != USABLE},
+        "enlargement": _enlargements(views, photos, stage, resolution),
+        "licences": {
+            kind: dict(pictures.about.licences) for kind, pictures in (("cut-outs", views), ("photos", photos))
+        },
+    }
+
+
+def _enlargements(views: Views, photos: Photos, stage: str, resolution: int) -> dict[str, dict[str, float]]:
+    """`enlargement` by kind of picture, at the middle of the range of sizes; a picture held at less than its stored
+    resolution counts as it is held.
+    """
+    size = object_size(stage) * resolution
+    found = {"cut-outs": enlargement(_extent(views.boxes) * views.scale.clamp(max=1), size)}
+    squares = photos.rgb.shape[-1] * photos.scale.clamp(max=1)
+    if len(photos.items):
+        rows = photos.items[:, 0]
+        extent = _extent(photos.boxes) * photos.scale[rows].clamp(max=1)
+        # A photo ends at its border: at most all of it is shown.
+        shown = torch.maximum(extent * resolution / squares[rows], extent * 0 + size)
+        found["objects of photos"] = enlargement(extent, shown)
+    found["photos"] = enlargement(squares, resolution / PATCH_ZOOM)
+    return found
+
+
+def _extent(boxes: torch.Tensor) -> torch.Tensor:
+    """(K,) the longer sides of boxes (K, 4)."""
+    return (boxes[:, 2:] - boxes[:, :2]).amax(1).float()
+
+
 def sentences(split: str, found: dict[str, Any], resolution: int) -> list[str]:
-    """The lines to print of an account from `PairMaker.usable`."""
+    """The lines to print of an account from `usable`."""
     counts = {name: value for name, value in found.items() if isinstance(value, int)}
     lines = [", ".join(f"{value:,} {name}" for name, value in counts.items())]
     if found["why not"]:

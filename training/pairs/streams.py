@@ -14,13 +14,14 @@ from imprint.config import ImprintConfig
 
 from ..data.shards import Bad, list_shards, read_shards, shards_at
 from .batches import Pairs
-from .making import PairMaker
-from .pictures import Photos, Views
+from .pair_maker import PairMaker
+from .photos import Photos
+from .views import Views
 
-Pictures = TypeVar("Pictures", Views, Photos)
+Held = TypeVar("Held", Views, Photos)
 
 
-class Pool(Generic[Pictures]):
+class Pool(Generic[Held]):
     """`size` shards in memory; each turn replaces the oldest by the next, which is read during training.
 
     The contents of a turn depend only on the seed, the process and the turn, so that a resumed run sees the same as an
@@ -29,7 +30,7 @@ class Pool(Generic[Pictures]):
 
     def __init__(
         self,
-        kind: type[Pictures],
+        kind: type[Held],
         url: str | os.PathLike,
         device: torch.device,
         size: int,
@@ -45,10 +46,10 @@ class Pool(Generic[Pictures]):
         share = -(-len(self.shards) // part[1])
         self.size, self.moves = min(size, share), size < share
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="shards")
-        self.parts: dict[int, Future[Pictures]] = {}
-        self.held: tuple[int, Pictures] | None = None
+        self.parts: dict[int, Future[Held]] = {}
+        self.held: tuple[int, Held] | None = None
 
-    def at(self, turn: int) -> Pictures:
+    def at(self, turn: int) -> Held:
         """The pictures of a turn, on the device. Raises `ImprintError` for a shard that cannot be read."""
         turn = turn if self.moves else 0
         if self.held is None or self.held[0] != turn:
@@ -63,7 +64,7 @@ class Pool(Generic[Pictures]):
                 self.parts.clear()
         return self.held[1]
 
-    def _read(self, number: int) -> Pictures:
+    def _read(self, number: int) -> Held:
         return self.kind.of(
             read_shards(shards_at(self.shards, self.part, self.seed, number, 1), bad=self.bad), self.side
         )
@@ -77,12 +78,12 @@ class StreamedPairs:
     ):
         self.config, self.stage, self.views, self.photos, self.mix = config, stage, views, photos, mix
         self.turn = 0
-        self.made: tuple[int, PairMaker] | None = None
+        self.current: tuple[int, PairMaker] | None = None
 
     def at(self, side: int) -> StreamedPairs:
         """As `PairMaker.at`, with the same pools."""
         other = copy.copy(self)
-        other.config, other.made = dataclasses.replace(self.config, resolution=side), None
+        other.config, other.current = dataclasses.replace(self.config, resolution=side), None
         return other
 
     def __call__(self, count: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Pairs:
@@ -91,8 +92,8 @@ class StreamedPairs:
 
     def now(self) -> PairMaker:
         """The `PairMaker` of this turn."""
-        if self.made is None or self.made[0] != self.turn:
-            self.made = None  # releases the pictures first
+        if self.current is None or self.current[0] != self.turn:
+            self.current = None  # releases the pictures first
             views, photos = self.views.at(self.turn), self.photos.at(self.turn)
-            self.made = self.turn, PairMaker(self.config, self.stage, views, photos, self.mix)
-        return self.made[1]
+            self.current = self.turn, PairMaker(self.config, self.stage, views, photos, self.mix)
+        return self.current[1]

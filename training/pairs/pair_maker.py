@@ -9,8 +9,8 @@ IMPRINT's two kinds of pair (arXiv 2403.10701, section 3.4), and replacements fo
 - `patch`: as `still`, but the object is a patch of a photo with a random outline, for real textures.
 
 Everything depends only on the generator, so that a resumed run makes the same pairs as an uninterrupted one. Pictures
-are BCHW in [0, 1], RGBA not premultiplied, masks BHW. Matrices (B, 3, 3) take
-output coordinates in [-1, 1] to source coordinates in [-1, 1], x before y.
+are BCHW in [0, 1], RGBA not premultiplied, masks BHW. Matrices (B, 3, 3) take output coordinates in [-1, 1] to source
+coordinates in [-1, 1], x before y.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import Any
 
 import torch
 
 from imprint.config import ImprintConfig
 from imprint.preprocess import bounding_boxes, prepare_object
 
-from .account import PATCH_ZOOM, USABLE, enlargement, object_size
 from .batches import Pairs
 from .draw import Draw
 from .framing import BOX, crop_matrix, object_to_frame, photo_crop, scene_view, zoom_on
 from .holes import hole_levels, in_scene, on_black
-from .pictures import Photos, Views
+from .photos import Photos
 from .recolouring import apply_jitter, brightness, contact_shadow, hue_turn, jitter, jitter_parameters, recolour
+from .views import Views
 from .warping import blobs, warp
 
 
@@ -48,47 +47,6 @@ class PairMaker:
         }
         self.mix = {kind: share for kind, share in mix.items() if share > 0 and has[kind]}
         self.moving = photos.partner_count.nonzero()[:, 0]
-
-    def usable(self) -> dict[str, Any]:
-        """Usable data by kind, why the rest is unusable, how much targets enlarge it, and licences."""
-        views, photos = self.views, self.photos
-        why = photos.about.objects + photos.about.left_out
-        if one := int((views.count == 1).sum()):
-            why["objects of one view, which pairs with itself"] = one
-        if alone := len(photos.items) - len(self.moving):
-            why["objects without another frame, for video"] = alone
-        return {
-            "views": len(views.rgba),
-            "objects of views": len(views.first),
-            "squares of photos": len(photos.rgb),
-            "annotated objects": photos.annotated,
-            "usable objects": photos.about.objects[USABLE],
-            "usable in squares (still)": len(photos.items),
-            "with another frame (video)": len(self.moving),
-            "why not": {reason: count for reason, count in why.items() if count and reason != USABLE},
-            "enlargement": self._enlargement(),
-            "licences": {
-                kind: dict(pictures.about.licences) for kind, pictures in (("cut-outs", views), ("photos", photos))
-            },
-        }
-
-    def _enlargement(self) -> dict[str, dict[str, float]]:
-        """Enlargement by kind of picture, at the middle of the range of sizes; a picture held at less than its stored
-        resolution counts as it is held.
-        """
-        views, photos, side = self.views, self.photos, self.config.resolution
-        size = object_size(self.stage) * side
-        found = {"cut-outs": enlargement(_extent(views.boxes) * views.scale.clamp(max=1), size)}
-        squares = photos.rgb.shape[-1] * photos.scale.clamp(max=1)
-        if len(photos.items):
-            rows = photos.items[:, 0]
-            extent = _extent(photos.boxes) * photos.scale[rows].clamp(max=1)
-            # A photo ends at its border: at most all of it is shown.
-            found["objects of photos"] = enlargement(
-                extent, torch.maximum(extent * side / squares[rows], extent * 0 + size)
-            )
-        found["photos"] = enlargement(squares, side / PATCH_ZOOM)
-        return found
 
     def shares(self, count: int) -> dict[str, float]:
         """The actual shares of the kinds among `count` pairs."""
@@ -118,9 +76,14 @@ class PairMaker:
         made = []
         for kind, number in self.kinds(count, part).items():
             if number:
-                made.append(self._rendered(number, draw) if kind == "rendered" else self._photo(kind, number, draw))
+                made.append(self._of_kind(kind, number, draw))
         order = draw.permutation(len(range(part[0], count, part[1])))
         return Pairs.joined(made)[order]
+
+    def _of_kind(self, kind: str, count: int, draw: Draw) -> Pairs:
+        if kind == "rendered":
+            return self._rendered(count, draw)
+        return self._patch(count, draw) if kind == "patch" else self._annotated(kind, count, draw)
 
     def _rendered(self, count: int, draw: Draw) -> Pairs:
         """Two views of a rendered object; for compositing the second stands in a photo."""
@@ -149,17 +112,25 @@ class PairMaker:
         to_view = object_to_frame(
             self.stage == "identity", views.boxes[second], views.rgba.shape[-1], turned, draw, tilted
         )
-        target = torch.cat([target[:, :3] * target[:, 3:], target[:, 3:]], 1)
-        layer = warp(target, to_view, side)
-        alpha = layer[:, 3:].clamp(0, 1)
-        colour = recolour(layer[:, :3] / alpha.clamp(min=1e-3), turn).clamp(0, 1)
+        colour, alpha = _layer(target, to_view, turn, side)
         # Each view was rendered in its own light, which the model cannot know: remove most of its strength.
         strength = (brightness(reference) / brightness(torch.cat([colour, alpha], 1))).clamp(0.4, 2.5) ** 0.7
         colour = torch.where(lit[:, None, None, None], colour, (colour * strength).clamp(0, 1))
         cutout = prepare_object(recolour(reference[:, :3], turn).clamp(0, 1), reference[:, 3], self.config.encoder)[1]
         if self.stage == "identity":
             return on_black(cutout, colour, alpha[:, 0], self.config)
+        target, scene, shadow = self._stood_in_a_photo(colour, alpha, torch.where(lit, twin, -1), turned, draw)
+        return in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw, self.config)
 
+    def _stood_in_a_photo(
+        self, colour: torch.Tensor, alpha: torch.Tensor, twin: torch.Tensor, turned: torch.Tensor, draw: Draw
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Target and scene, both (B, 3, R, R), and the shadow (B, 1, R, R), of objects' colour and alpha.
+
+        twin (B,): rows of `views.relit`, for objects that are lit by their own scene; -1: any photo. turned (B,):
+        whether the object is mirrored, and so its scene.
+        """
+        views, side, count, lit = self.views, self.config.resolution, len(alpha), twin >= 0
         rows = draw.integers(len(self.photos.rgb), count)
         scene = photo_crop(_float(self.photos.rgb[rows]), side, draw)
         scene[lit] = scene_view(_float(views.scenes[twin[lit]]), turned[lit], side, draw)
@@ -173,59 +144,85 @@ class PairMaker:
         cast[lit] = views.shadows[twin[lit]]
         cast[:, 0] = torch.where(turned, -cast[:, 0], cast[:, 0])
         shadow = contact_shadow(alpha, draw, cast) * (lit | draw.chance(0.8, count))[:, None, None, None]
-        target = torch.lerp(scene * (1 - shadow), colour, alpha)
-        return in_scene(cutout, target, scene, alpha[:, 0], shadow[:, 0], level, draw, self.config)
+        return torch.lerp(scene * (1 - shadow), colour, alpha), scene, shadow
 
-    def _photo(self, kind: str, count: int, draw: Draw) -> Pairs:
-        """An object in a photo is the target; its cut-out, warped or from another frame, is the reference."""
+    def _annotated(self, kind: str, count: int, draw: Draw) -> Pairs:
+        """`still` and `video`: an annotated object of a photo is the target, its cut-out, warped or of another frame,
+        the reference.
+        """
         photos, side = self.photos, self.config.resolution
         photo_side = photos.rgb.shape[-1]
-        level = hole_levels(self.stage, count, draw)
-        flip = draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
-        if kind == "patch":
-            rows = draw.integers(len(photos.rgb), count)
-            to_photo = crop_matrix(flip, draw, count)
-            sizes = (0.5, 0.9) if self.stage == "identity" else (0.3, 0.75)
-            outline = blobs(draw.uniform(count, *sizes), side, draw)
-            boxes = bounding_boxes(outline)
-            within = zoom_on(boxes, side, draw, level)
-            zoom = to_photo @ within
-        else:
-            item = draw.integers(len(photos.items), count)
-            if kind == "video":
-                item = self.moving[draw.integers(len(self.moving), count)]
-            other = item
-            if kind == "video":
-                pick = (draw.uniform(count) * photos.partner_count[item]).long()
-                other = photos.partners[item, pick]
-            rows, source_rows = photos.items[item, 0], photos.items[other, 0]
-            to_photo = object_to_frame(self.stage == "identity", photos.boxes[item], photo_side, flip, draw)
-            mask = (photos.objects[rows] == photos.items[item, 1, None, None])[:, None].float()
-            outline = (warp(mask, to_photo, side) > 0.5).float()[:, 0]
-            empty = outline.flatten(1).amax(1) == 0
-            outline[empty] = blobs(draw.uniform(count, 0.25, 0.65), side, draw)[empty]
-            zoom = zoom_on(photos.boxes[other], photo_side, draw, level, flip)
-            other_mask = (photos.objects[source_rows] == photos.items[other, 1, None, None])[:, None].float()
+        level, flip = self._level_and_flip(count, draw)
+        item = other = draw.integers(len(photos.items), count)
+        if kind == "video":
+            item = self.moving[draw.integers(len(self.moving), count)]
+            pick = (draw.uniform(count) * photos.partner_count[item]).long()
+            other = photos.partners[item, pick]
+        to_photo = object_to_frame(self.stage == "identity", photos.boxes[item], photo_side, flip, draw)
+        photo, mask = self._photos_and_masks(item)
+        outline = (warp(mask, to_photo, side) > 0.5).float()[:, 0]
+        empty = outline.flatten(1).amax(1) == 0
+        outline[empty] = blobs(draw.uniform(count, 0.25, 0.65), side, draw)[empty]
+        zoom = zoom_on(photos.boxes[other], photo_side, draw, level, flip)
+        source, mask = self._photos_and_masks(other)
+        scene, reference = warp(photo, to_photo, side, "reflection"), warp(source, zoom, side, "reflection")
+        return self._in_photo(scene, outline, reference, warp(mask, zoom, side), level, draw)
 
-        rgb = _float(photos.rgb[rows])
-        scene = warp(rgb, to_photo, side, "reflection")
-        source = rgb if kind == "patch" else _float(photos.rgb[source_rows])
-        reference = warp(source, zoom, side, "reflection")
-        seen = warp(outline[:, None], within, side) if kind == "patch" else warp(other_mask, zoom, side)
-        lost = seen.flatten(1).amax(1) < 0.5
-        seen[lost] = 1.0
-        shade = jitter_parameters(draw, count, 0.3)  # shared, of the whole photo; the reference's own is added
+    def _photos_and_masks(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The photos (B, 3, S, S) of annotated objects, and the objects' masks (B, 1, S, S)."""
+        rows, numbers = self.photos.items[items].unbind(1)
+        masks = (self.photos.objects[rows] == numbers[:, None, None])[:, None].float()
+        return _float(self.photos.rgb[rows]), masks
+
+    def _patch(self, count: int, draw: Draw) -> Pairs:
+        """A patch of a photo with a random outline is the target, the same patch, warped, the reference."""
+        side = self.config.resolution
+        level, flip = self._level_and_flip(count, draw)
+        photo = _float(self.photos.rgb[draw.integers(len(self.photos.rgb), count)])
+        to_photo = crop_matrix(flip, draw, count)
+        sizes = (0.5, 0.9) if self.stage == "identity" else (0.3, 0.75)
+        outline = blobs(draw.uniform(count, *sizes), side, draw)
+        zoom = zoom_on(bounding_boxes(outline), side, draw, level)
+        scene, reference = (warp(photo, each, side, "reflection") for each in (to_photo, to_photo @ zoom))
+        return self._in_photo(scene, outline, reference, warp(outline[:, None], zoom, side), level, draw)
+
+    def _level_and_flip(self, count: int, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """The holes' levels, and which photos are mirrored, both (B,)."""
+        level = hole_levels(self.stage, count, draw)
+        return level, draw.chance(0.0 if self.stage == "finetune" else 0.5, count)
+
+    def _in_photo(
+        self,
+        scene: torch.Tensor,
+        outline: torch.Tensor,
+        reference: torch.Tensor,
+        mask: torch.Tensor,
+        level: torch.Tensor,
+        draw: Draw,
+    ) -> Pairs:
+        """Pairs whose object is already in its photo.
+
+        scene (B, 3, R, R) with the object in outline (B, R, R); reference (B, 3, R, R) with it in mask (B, 1, R, R).
+        """
+        lost = mask.flatten(1).amax(1) < 0.5
+        mask[lost] = 1.0
+        shade = jitter_parameters(draw, len(scene), 0.3)  # shared, of the whole photo; the reference's own is added
         scene = apply_jitter(scene, shade)
         reference = jitter(apply_jitter(reference, shade), draw, 0.2)
-        cutout = prepare_object(reference, seen[:, 0], self.config.encoder)[1]
+        cutout = prepare_object(reference, mask[:, 0], self.config.encoder)[1]
         if self.stage == "identity":
             return on_black(cutout, scene, outline, self.config)
         return in_scene(cutout, scene, scene, outline, None, level, draw, self.config)
 
 
-def _extent(boxes: torch.Tensor) -> torch.Tensor:
-    """(K,) the longer sides of boxes (K, 4)."""
-    return (boxes[:, 2:] - boxes[:, :2]).amax(1).float()
+def _layer(
+    views: torch.Tensor, to_view: torch.Tensor, turn: torch.Tensor, side: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views (B, 4, S, S), warped and recoloured: plain colour (B, 3, side, side), alpha (B, 1, side, side)."""
+    views = torch.cat([views[:, :3] * views[:, 3:], views[:, 3:]], 1)
+    layer = warp(views, to_view, side)
+    alpha = layer[:, 3:].clamp(0, 1)
+    return recolour(layer[:, :3] / alpha.clamp(min=1e-3), turn).clamp(0, 1), alpha
 
 
 def _float(images: torch.Tensor) -> torch.Tensor:

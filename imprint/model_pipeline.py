@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Parts(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
+class ModelPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
     """The model as a diffusers pipeline: modules, loading, saving, LoRA and offloading."""
 
     model_cpu_offload_seq = "encoder->adapter->unet->vae->light"

@@ -1,0 +1,164 @@
+"""Runs jobs: reads a job's pictures, puts its objects in one after another, and writes the picture and its layers.
+
+Torch and diffusers are imported only where they are needed, so that the command line responds at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ImprintError
+from .job_keys import placing_arguments
+from .job_settings import JobSettings
+from .jobs import Job, JobObject
+
+if TYPE_CHECKING:
+    from .pipeline import ImprintPipeline
+
+_LAYERS = ("shadow", "object", "light")
+"""The names of `Lit.layers`, from bottom to top."""
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """One object to be put into one area."""
+
+    object: JobObject
+    pictures: dict[str, Any]
+    """The object's, the background and the mask of this area, by the names of the pipeline's arguments."""
+
+
+@contextmanager
+def _with_enough_memory() -> Iterator[None]:
+    """Turn a lack of memory into an `ImprintError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", reason):
+            raise
+        raise ImprintError(
+            f"there is not enough memory ({reason or 'none is left'}); give a smaller background, or a smaller "
+            "--resolution"
+        ) from error
+
+
+@_with_enough_memory()
+def read_insertions(job: Job, settings: JobSettings) -> list[Insertion]:
+    """What makes the job's picture, in the order of insertion: from back to front, each object's areas in turn.
+
+    With `cutout` auto, a photo with neither mask nor transparency gets a mask. Raises `ImprintError` for input that
+    cannot be used, and for layers that cannot be made or written.
+    """
+    pictures = job.read()
+    areas = [_areas(each, own, settings.each_area) for each, own in zip(job.objects, pictures)]
+    if settings.layers:
+        _require_layers(job, areas, settings)
+    if settings.cutout == "auto":
+        from .cutout import mask_of
+
+        for own in pictures:
+            own["object_mask"] = own["object_mask"] or [mask_of(photo) for photo in own["object_image"]]
+    return [
+        Insertion(each, own | {"mask": mask})
+        for each, own, masks in zip(job.objects, pictures, areas)
+        for mask in masks
+    ]
+
+
+@_with_enough_memory()
+def run_job(job: Job, insertions: Sequence[Insertion], pipeline: ImprintPipeline, settings: JobSettings) -> None:
+    """Make the picture of a job and write it with its layers; insertions: from `read_insertions`."""
+    import torch
+
+    from .images import as_layer, tensor_to_image
+    from .saving import save_computed
+
+    background = insertions[0].pictures["background"]
+    layers = []
+    for each in insertions:  # each object goes into the picture with those before it
+        made = pipeline(
+            **each.pictures | {"background": background},
+            num_inference_steps=settings.sampling_steps,
+            guidance_scale=settings.guidance,
+            context=settings.context,
+            resolution=settings.resolution,
+            feather_pixels=settings.feather,
+            feather_inwards=settings.feather_in,
+            blend_method=settings.blend,
+            generator=torch.Generator().manual_seed(each.object.seed),
+            colour_match=settings.colour_match,
+            matte=settings.matte,
+            detail=settings.detail,
+            **placing_arguments(each.object.placing, each.pictures),
+        )
+        background = made.images[0]
+        if settings.layers:
+            found = made.lit.layers()
+            layers += [(tensor_to_image(found[name][0]), made.lit.area) for name in _LAYERS]
+    if settings.layers:  # all at the end: an error in a later object leaves no layers behind
+        for (layer, area), path in zip(layers, _layer_files(job, len(insertions), settings)):
+            save_computed(as_layer(layer, background, area), path)
+    save_computed(background, job.out)
+
+
+def _areas(subject: JobObject, pictures: dict[str, Any], each_area: bool) -> list[Any]:
+    """The masks that a job's object goes into, one after another: its own or, by --each-area, each label or area."""
+    from .hole import separate_areas
+    from .mask_reading import as_mask, label_masks
+
+    if not each_area:
+        return [pictures.get("mask")]
+    if subject.blend_mask or not subject.mask:
+        raise ImprintError(
+            "with --each-area every area of the mask gets an object, without a blend mask; give a mask and no blend "
+            "mask, or leave --each-area out"
+        )
+    mask = pictures["mask"]
+    if labels := label_masks(mask):
+        return labels
+    return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
+
+
+def _layer_files(job: Job, insertions: int, settings: JobSettings) -> list[Path]:
+    """The layers' names, in the order of stacking, of so many insertions; each line of a jobs file has a folder."""
+    folder = settings.layers / job.out.stem if settings.many else settings.layers
+    width = len(str(insertions))
+    prefixes = [f"{index:0{width}}-" for index in range(1, insertions + 1)] if insertions > 1 else [""]
+    return [folder / f"{prefix}{number}-{name}.png" for prefix in prefixes for number, name in enumerate(_LAYERS, 1)]
+
+
+def _require_layers(job: Job, areas: Sequence[Sequence[Any]], settings: JobSettings) -> None:
+    """Raise `ImprintError` unless all objects will be placed, and their layers can be written without overwriting.
+
+    areas: for each object the masks of its areas.
+    """
+    from .mask_reading import as_mask
+    from .place import is_drawn
+    from .saving import require_writable
+
+    for each, masks in zip(job.objects, areas):
+        if "change" in each.placing:
+            raise ImprintError(
+                f"change is {each.placing['change']!r}, with which the model draws {each.views[0]} together with its "
+                "light; only a placed object has layers: leave change or --layers out"
+            )
+        fit = each.placing.get("fit", "contain")
+        holes = (as_mask(mask)[0] for mask in masks if each.mask)
+        if fit != "contain" or any(hole.any() and is_drawn(hole, fit) for hole in holes):
+            raise ImprintError(
+                f"{each.views[0]} would be drawn by the model, together with its light; only a placed object has "
+                "layers: draw a box, or give placed, at or align, without fit, or leave --layers out"
+            )
+    for path in _layer_files(job, sum(map(len, areas)), settings):
+        require_writable(path)
+        if os.path.realpath(path) == os.path.realpath(job.out):
+            raise ImprintError(f"{path} would be both a layer and the picture; give another 'out'")
+        if os.path.lexists(path) and not settings.overwrite:
+            raise ImprintError(f"{path} exists already and would be overwritten; give another --layers, or --overwrite")
