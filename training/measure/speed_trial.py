@@ -59,7 +59,8 @@ class Trial:
     def __init__(self, options: Benchmark):
         self.options = options
         self.cuda = torch.cuda.is_available() and not options.cpu
-        self.scratch = Path(tempfile.mkdtemp(prefix="benchmark-"))
+        self._scratch = tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True)  # removed with it
+        self.scratch = Path(self._scratch.name)
         self.key, self.run, self.source, self.meter = None, None, None, None
         self.failed: set[tuple] = set()
 
