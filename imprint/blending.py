@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +13,10 @@ from .preprocess import bounding_boxes
 
 BLENDS = ("feather", "multiband")
 """Transitions of `blend_pictures` from the background to the generated picture."""
+
+_NEAR = 32  # pixels: for shorter distances, comparing with each neighbour takes less than scipy's transform
+# By Python, since torch's in float64 is not rounded correctly on every CPU.
+_ROOTS = torch.tensor([math.sqrt(number) for number in range(4 * _NEAR**2 + 1)], dtype=torch.float64, device="cpu")
 
 
 def blend_latents(noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
@@ -34,7 +37,7 @@ def feather(masks: torch.Tensor, inwards: int = 0, outwards: int = 0) -> torch.T
     blend = torch.zeros_like(masks)
     for index, mask in enumerate(masks):
         if area := surroundings(mask, outwards):
-            blend[(index, *area)] = _ramp(_depth(mask[area], inwards), inwards, outwards).to(masks)
+            blend[(index, *area)] = _ramp(_depth(mask[area], inwards, outwards), inwards, outwards).to(masks)
     return blend
 
 
@@ -77,7 +80,7 @@ def blend_pictures(
         base, made = background[here], generated[here]
         if matte is not None:
             made = apply_matte(base, made, *(each[(slice(index, index + 1), *area)] for each in matte))
-        result[here] = blend(base, made, _depth(mask[area], inwards), inwards, outwards)
+        result[here] = blend(base, made, _depth(mask[area], inwards, outwards), inwards, outwards)
     return result
 
 
@@ -132,7 +135,7 @@ def match_colour(
     matched = []
     for picture, reference, mask in zip(generated, background, masks):
         if area := surroundings(mask, ring):
-            distance = -_depth(mask[area], 0)
+            distance = -_depth(mask[area], 0, ring)
             band = ((distance > gap) & (distance < ring)).to(picture.device)
             here = (slice(None), *area)
             source, target = picture[here][:, band], reference[here].to(picture)[:, band]
@@ -161,19 +164,34 @@ def surroundings(mask: torch.Tensor, reach: int) -> tuple[slice, slice] | None:
     return rows, columns
 
 
-def _depth(mask: torch.Tensor, inwards: int) -> torch.Tensor:
-    """(H, W) -> float64 Euclidean distance in pixels from the hole's edge, positive inside; infinite without an edge.
+def _depth(mask: torch.Tensor, inwards: int, outwards: int) -> torch.Tensor:
+    """(H, W) -> float64 Euclidean distance in pixels from the hole's edge, positive inside.
 
-    The edge is halfway between a pixel of the hole and its neighbour outside. If `inwards` is 0, the distances inside
-    are not computed: every pixel there counts as next to the edge.
+    The edge is halfway between a pixel of the hole and its neighbour outside. Distances are exact up to `inwards`
+    inside and `outwards` outside; beyond, they are larger than that. If `inwards` is 0, the distances inside are not
+    computed: every pixel there counts as next to the edge.
     """
-    from scipy.ndimage import distance_transform_edt
+    hole = mask > 0.5
+    depth = (_distances(hole, inwards) if inwards else hole.double()) - _distances(~hole, outwards)
+    return depth - depth.sign() * 0.5
 
-    hole = (mask > 0.5).cpu().numpy()
-    if hole.all():
-        return torch.full(mask.shape, math.inf, dtype=torch.float64, device=mask.device)
-    depth = (distance_transform_edt(hole) if inwards else hole) - distance_transform_edt(~hole)
-    return torch.from_numpy(depth - np.sign(depth) * 0.5).to(mask.device)
+
+def _distances(inside: torch.Tensor, reach: int) -> torch.Tensor:
+    """(H, W) bool -> float64 distance to the nearest pixel that is not inside, exact up to `reach` + 1."""
+    if reach >= _NEAR:
+        from scipy.ndimage import distance_transform_edt
+
+        if bool(inside.all()):
+            return torch.full_like(inside, math.inf, dtype=torch.float64)
+        return torch.from_numpy(distance_transform_edt(inside.cpu().numpy())).to(inside.device)
+    squares = torch.where(inside, 4 * _NEAR**2, 0).short()
+    for axis in (0, 1):
+        length = squares.shape[axis]
+        wide = F.pad(squares, (0, 0, reach + 1, reach + 1)[:: -1 if axis else 1], value=4 * _NEAR**2)
+        for step in range(1, reach + 2):
+            beside = torch.minimum(*(wide.narrow(axis, reach + 1 + way * step, length) for way in (-1, 1)))
+            squares = torch.minimum(squares, beside + step**2)
+    return _ROOTS.to(squares.device)[squares.long()]
 
 
 def _ramp(depth: torch.Tensor, inwards: float, outwards: float) -> torch.Tensor:

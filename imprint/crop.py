@@ -26,6 +26,8 @@ from .masks import hole_pixels, latent_hole, paint_hole
 
 FEATHER = 4
 """Default width of the soft edge around the hole, in pixels of the model's crop."""
+MOST_PIXELS = 2**21
+"""A larger crop stays on the CPU: working on it would take more of a GPU's memory than drawing does."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ class Crop:
         config: ImprintConfig,
         resolution: int | None = None,
         context: float | None = None,
+        device: torch.device | str = "cpu",
     ) -> Crop:
         """background: Pillow or (1, 3, H, W); mask: Pillow or (1, H, W) of its size, above 0.5 = where the object goes.
 
         resolution: R; context: the square's side relative to the longer side of the hole's box; both by default the
-        configuration's. The crop is on the CPU, whatever the inputs' device; nothing beyond it is moved or copied.
+        configuration's. The crop is on `device`, whatever the inputs', or on the CPU if it has more than `MOST_PIXELS`;
+        nothing beyond it is moved or copied.
         Raises `ImprintError` for sizes that differ, and as `Hole.find` does.
         """
         size, mask = picture_size(background), as_mask_in_place(mask)
@@ -94,12 +98,13 @@ class Crop:
             config.latent.downscale,
             config.hole_shape == "box",
         )
-        hole = replace(hole, mask=hole.mask.cpu())
+        device = device if hole.placement.side**2 <= MOST_PIXELS else "cpu"
+        hole = replace(hole, mask=hole.mask.to(device))
         # One pixel more than the square: the edge of a hole that fills the square lies there.
-        rows, columns = area = tuple(
+        area = tuple(
             slice(max(0, part.start - 1), min(length, part.stop + 1)) for part, length in zip(hole.placement.area, size)
         )
-        frame, local = picture_part(background, (rows, columns)), hole.placement.within(area)
+        frame, local = picture_part(background, area, device), hole.placement.within(area)
         frame_mask = frame.new_zeros(1, *frame.shape[2:])
         frame_mask[(0, *local.area)] = hole.mask
         picture, inside = local.extract(frame, frame_mask), local.extract_mask(frame_mask)
@@ -121,7 +126,7 @@ class Crop:
         """Another mask of the background, cropped to `frame`: -> (1, h, w). name: for error messages."""
         mask, placement = as_mask_in_place(mask), self.placement
         require_same_size("the background", (placement.height, placement.width), f"its {name}", mask.shape[1:])
-        part = mask[(slice(None), *self.area)].cpu()
+        part = mask[(slice(None), *self.area)].to(self.frame.device)
         if not bool((part > 0.5).any()):
             raise ImprintError(
                 f"the {name} is empty where the object is drawn, so that nothing of it would be seen; paint it white "

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -169,7 +170,7 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
     tint = _ratio(seen, photo, both, TINT * size)
     light = gain * (tint / tint.mean(0, True)).clamp(*_TINTS)
 
-    light, trust, grid = map(drawing.enlarged, (light, trust, grid.movedim(2, 0)))
+    light, trust, grid = drawing.enlarged(torch.cat([light, trust, grid.movedim(2, 0)])).split((3, 1, 2))
     trust = trust.clamp(0, strength)
     photo = views[index].sampled(grid, 1 / drawing.side).to(drawing.planes)
     restored = (light * photo[:3]).clamp(0, 1)
@@ -325,15 +326,21 @@ def _opponent(colours: torch.Tensor) -> torch.Tensor:
 
 def _low(planes: torch.Tensor, weight: torch.Tensor, spread: float) -> torch.Tensor:
     """Weighted Gaussian means (C, n, n), with weights (1, n, n); spread: the standard deviation in pixels."""
-    side = planes.shape[1]
-    reach = min(max(1, math.ceil(2.5 * spread)), side - 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / spread) ** 2)
+    band = _band(planes.shape[1], spread)
     # Products with a banded matrix of kernels take a fifth of a convolution's time.
-    band = torch.zeros(side, side + 2 * reach)
-    band.as_strided((side, len(kernel)), (band.shape[1] + 1, 1))[:] = kernel / kernel.sum()
-    both = F.pad(torch.cat([planes * weight, weight]), (reach,) * 4, mode="replicate")
+    both = F.pad(torch.cat([planes * weight, weight]), ((band.shape[1] - band.shape[0]) // 2,) * 4, mode="replicate")
     both = band @ (both @ band.T)
     return both[:-1] / (both[-1:] + 1e-4)
+
+
+@lru_cache(16)
+def _band(side: int, spread: float) -> torch.Tensor:
+    """(side, side + 2 * reach): a Gaussian kernel in each row, moved by a pixel from one row to the next."""
+    reach = min(max(1, math.ceil(2.5 * spread)), side - 1)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device="cpu") / spread) ** 2)
+    band = torch.zeros(side, side + 2 * reach, device="cpu")
+    band.as_strided((side, len(kernel)), (band.shape[1] + 1, 1))[:] = kernel / kernel.sum()
+    return band
 
 
 def _field(theta: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
@@ -343,15 +350,18 @@ def _field(theta: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
     return lines.T @ theta @ lines
 
 
+@lru_cache(8)
 def _coordinates(side: int) -> torch.Tensor:
     """(2, side): ones, and the pixels' centres from -1 to 1; the first three of their products are 1, x and y."""
-    return torch.stack([torch.ones(side), (torch.arange(side) + 0.5) / side * 2 - 1])
+    places = (torch.arange(side, device="cpu") + 0.5) / side * 2 - 1
+    return torch.stack([torch.ones_like(places), places])
 
 
+@lru_cache(8)
 def _tents(side: int, count: int) -> torch.Tensor:
     """(count, side): a tent function around each handle."""
-    positions = (torch.arange(side) + 0.5) / side * (count - 1)
-    return (1 - (positions - torch.arange(count)[:, None]).abs()).clamp(min=0)
+    positions = (torch.arange(side, device="cpu") + 0.5) / side * (count - 1)
+    return (1 - (positions - torch.arange(count, device="cpu")[:, None]).abs()).clamp(min=0)
 
 
 def _straight(planes: torch.Tensor) -> torch.Tensor:

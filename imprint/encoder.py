@@ -135,11 +135,11 @@ class IDEncoder(nn.Module):
             tensors[key] = torch.cat([tensors[key], tensor]) if key in tensors else tensor
         return tensors
 
-    def load_hub_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The inverse of `hub_state_dict`; strict."""
+    def load_hub_state_dict(self, tensors: dict[str, torch.Tensor], assign: bool = False) -> None:
+        """The inverse of `hub_state_dict`; strict. assign: as of `load_state_dict`."""
         own = {name: tensors[hub_name(name, self.config.kind)] for name in self.backbone.state_dict()}
         for name, tensor in own.items():
             # Two halves of one tensor, in a DINOv2.
             if self.config.kind == "dinov2" and (".mlp.gate_proj." in name or ".mlp.up_proj." in name):
                 own[name] = tensor.chunk(2)[".mlp.up_proj." in name]
-        self.backbone.load_state_dict(own)
+        self.backbone.load_state_dict(own, assign=assign)

@@ -95,11 +95,12 @@ class Finishing(Phases):
         config, crop = self.model_config, scene.crop
         if output_type == "latent":
             return ImprintPipelineOutput(latents, crop.placement)
-        drawings = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().cpu()
+        device = crop.frame.device
+        drawings = decode(self.vae, latents.to(self.vae.dtype), config.latent).float().to(device)
+        maps = [each.to(device) for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
         require_finite(drawings, "the decoded picture", PRECISION)
         if settings.colour_match:
             drawings = crop.matched(drawings, settings.colour_match)
-        maps = [each.cpu() for each in matte_pixels(logits, scene.hole, config)] if config.matte else []
         alpha = crop.put_back_maps(maps[0]) if maps else None
         drawn = self._drawn(scene, drawings, alpha, settings)
         frames, lost, area = self._shaded(scene, drawn, settings)
@@ -112,7 +113,8 @@ class Finishing(Phases):
             return ImprintPipelineOutput(images, crop.placement)
         # Detail changes alpha: the one that was used is returned, resampled to the square if necessary.
         alpha = maps[0] if torch.equal(drawn.alpha, alpha) else crop.taken(drawn.alpha)
-        return ImprintPipelineOutput(images, crop.placement, alpha, crop.taken(lost[here][:, 0]))
+        shadow = crop.taken(lost[here][:, 0])
+        return ImprintPipelineOutput(images, crop.placement, alpha.cpu(), shadow.cpu())
 
     @staticmethod
     def _drawn(scene: Prepared, drawings: torch.Tensor, alpha: torch.Tensor | None, settings: Finish) -> Drawn:
@@ -138,7 +140,7 @@ class Finishing(Phases):
         if drawn.alpha is not None and settings.shadow:
             lit = [self._thrown(scene, *each, settings) for each in zip(drawn.picture, drawn.alpha)]
         area = around(crop.area, *(each.area for each in lit if each))
-        frames = picture_part(scene.background, area).repeat(len(drawn.picture), 1, 1, 1)
+        frames = picture_part(scene.background, area, crop.frame.device).repeat(len(drawn.picture), 1, 1, 1)
         lost = torch.zeros_like(frames[:, :1])
         for frame, share, each in zip(frames, lost, lit):
             if each:

@@ -84,7 +84,7 @@ def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, 
         box = box + torch.tensor(views.corner * 2)
     else:
         rows, columns = placement.area
-        hole = bounding_boxes(crop.hole.mask[None])[0] + torch.tensor([rows.start, columns.start] * 2)
+        hole = bounding_boxes(crop.hole.mask[None])[0].cpu() + torch.tensor([rows.start, columns.start] * 2)
         is_hole = tuple((box[2:] - box[:2]).tolist()) == crop.hole.drawn and bool(
             (box[:2] >= hole[:2]).all() and (box[2:] <= hole[2:]).all()
         )

@@ -183,7 +183,8 @@ class Hole:
         if box or not torch.equal(wide, drawn):
             corner = torch.tensor([rows.start, columns.start] * 2, device=mask.device)
             hole = torch.maximum(hole, fill_boxes(wide - corner, *hole.shape)[0].to(hole))
-        _, areas = _labelled(mask[placement.area])
+        top, left, bottom, right = drawn[0].tolist()
+        _, areas = _labelled(mask[top:bottom, left:right])
         return cls(placement, hole, _extent(drawn), _extent(wide), areas)
 
     @property

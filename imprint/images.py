@@ -174,21 +174,22 @@ def colours_of(image: Picture) -> bytes | None:
     return rgb_profile_of(image) if isinstance(image, Image.Image) else None
 
 
-def picture_part(image: Picture, area: tuple[slice, slice]) -> torch.Tensor:
-    """Rows and columns of a picture -> (1, 3, h, w) on the CPU, in its own colour profile.
+def picture_part(image: Picture, area: tuple[slice, slice], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Rows and columns of a picture -> (1, 3, h, w) on the device, in its own colour profile.
 
     The rest of the picture is neither converted nor moved. Raises `ImprintError` as `as_picture` does, for the whole
     picture.
     """
     rows, columns = area
     if isinstance(image, Image.Image):
-        return image_to_tensor(upright(image).crop((columns.start, rows.start, columns.stop, rows.stop)))
-    return _checked_picture(image)[:, :, rows, columns].float().cpu()
+        return image_to_tensor(upright(image).crop((columns.start, rows.start, columns.stop, rows.stop)), device)
+    return _checked_picture(image)[:, :, rows, columns].float().to(device)
 
 
-def image_to_tensor(image: Image.Image) -> torch.Tensor:
-    """Any Pillow picture -> (1, 3, H, W); transparency is dropped, 16-bit grey is scaled."""
-    return torch.from_numpy(np.asarray(to_rgb(image)).copy()).permute(2, 0, 1)[None].float() / 255
+def image_to_tensor(image: Image.Image, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Any Pillow picture -> (1, 3, H, W) on the device; transparency is dropped, 16-bit grey is scaled."""
+    pixels = torch.from_numpy(np.asarray(to_rgb(image)).copy()).to(device)  # while they are bytes
+    return pixels.permute(2, 0, 1)[None].float() / 255
 
 
 def as_layer(part: Image.Image, whole: Image.Image, area: tuple[slice, slice]) -> Image.Image:
@@ -203,8 +204,8 @@ def as_layer(part: Image.Image, whole: Image.Image, area: tuple[slice, slice]) -
 
 def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] -> Pillow RGB, rounded; (4, H, W) -> RGBA."""
-    array = (tensor.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array)
+    pixels = (tensor.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

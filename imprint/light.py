@@ -9,7 +9,6 @@ the object's photo.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +18,7 @@ from .directions import light_direction, require_strengths
 from .errors import require_finite, require_same_size
 from .hole import Placement
 from .images import Picture, picture_part, picture_size
-from .lightnet import LightMaps, LightNet, folded_guesses, likeliest
+from .lightnet import LightMaps, LightNet, folded_guesses, likeliest, mirrored
 from .place import PlacedObject
 from .sprites import spread
 
@@ -106,14 +105,14 @@ def relight(
     background: Pillow, or (1, 3, H, W) in [0, 1]; only its square around the object is looked at. light, shadow:
     strengths as `directions.STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1; light_from:
     where the scene's light comes from, as `light_direction` takes it, auto: as the network sees it. The network runs
-    where it lies; the result lies on the CPU. Raises `ImprintError` for strengths beyond their range and for a
-    background of another size.
+    where it lies; the result lies where the object does. Raises `ImprintError` for strengths beyond their range and
+    for a background of another size.
     """
     require_strengths(light, shadow, softness, light_from)
     square = square_around(net, placed)
     area = square.area
     require_same_size("the background", picture_size(background), "the placed object", placed.size)
-    frame = picture_part(background, area)
+    frame = picture_part(background, area, placed.colours.device)
     local = square.within(area)
     colours, alpha = (each.to(frame) for each in placed.within(area))
     plain = Lit(area, frame, colours, colours, alpha, torch.zeros_like(alpha))
@@ -159,17 +158,17 @@ def _seen(
     """
     features = net.encode(*(torch.cat([each, each.flip(3)]) for each in pictures))
 
-    def told(towards: Iterable[float]) -> LightMaps:
-        x, y, z = towards
-        return net.decode(features, features[0].new_tensor([[x, y, z, 1.0], [-x, y, z, 1.0]])).folded()
+    def told(towards: torch.Tensor) -> LightMaps:
+        known = F.pad(towards, (0, 1), value=1.0)
+        return net.decode(features, torch.stack([known, mirrored(known)])).folded()
 
-    if towards is None and not with_light:
-        towards = likeliest(*folded_guesses(*net.guesses(features)))[0].tolist()
     if towards is not None:
-        return told(towards)
+        return told(features[0].new_tensor(towards))
+    if not with_light:
+        return told(likeliest(*folded_guesses(*net.guesses(features)))[0])
     maps = net.decode(features).folded()
     if with_shadow:
-        maps.shadow = told(likeliest(maps.directions, maps.chances)[0].tolist()).shadow
+        maps.shadow = told(likeliest(maps.directions, maps.chances)[0]).shadow
     return maps
 
 

@@ -80,15 +80,19 @@ class LightMaps:
 def folded_guesses(directions: torch.Tensor, chances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`LightMaps.folded` of these two alone."""
     there, back = directions.chunk(2)
-    mirror = there.new_tensor([-1.0, 1.0, 1.0])
-    return torch.cat([there, back * mirror], 1), torch.cat(chances.chunk(2), 1) - math.log(2)
+    return torch.cat([there, mirrored(back)], 1), torch.cat(chances.chunk(2), 1) - math.log(2)
+
+
+def mirrored(directions: torch.Tensor) -> torch.Tensor:
+    """(..., 3 or more), x first, as a mirror image has them."""
+    return torch.cat([-directions[..., :1], directions[..., 1:]], -1)
 
 
 def likeliest(directions: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     """(B, 3): of guesses as in `LightMaps` the one around which most of all their chances lie."""
     apart = torch.cdist(directions, directions).square() / (2 * SCATTER**2)
     best = (chances[:, None] - apart).logsumexp(2).argmax(1)
-    return directions[torch.arange(len(best)), best]
+    return directions[torch.arange(len(best), device=best.device), best]
 
 
 class LightNet(nn.Module):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .adapter import ContentAdapter
 from .checkpoint import Checkpoint, load_checkpoint
@@ -30,8 +32,9 @@ def load_model(
             f"{path} holds no autoencoder (kind '{config.latent.autoencoder}'); pass one as `vae=`, for example "
             "diffusers' AutoencoderKL.from_pretrained(...)"
         )
-    modules = build_modules(config, with_vae=vae is None)
-    load_modules(modules, checkpoint)
+    with _Unfilled():
+        modules = build_modules(config, with_vae=vae is None)
+    load_modules(modules, checkpoint, dtype)
     modules.setdefault("vae", vae)
     for module in modules.values():
         # Not module.to(): diffusers warns there of modules to keep in fp32 even where the list of them is empty.
@@ -61,16 +64,31 @@ def module_tensors(modules: dict[str, torch.nn.Module]) -> dict[str, dict[str, t
     }
 
 
-def load_modules(modules: dict[str, torch.nn.Module], checkpoint: Checkpoint) -> None:
+def load_modules(modules: dict[str, torch.nn.Module], checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
     """Copy the checkpoint's tensors into the modules.
 
-    Raises `ImprintError` unless all names and shapes are the same.
+    dtype: of the modules' parameters afterwards, which then replace the modules' own; None: they keep theirs. Raises
+    `ImprintError` unless all names and shapes are the same.
     """
-    for part, expected in module_tensors(modules).items():
-        tensors = checkpoint.check(part, {name: tensor.shape for name, tensor in expected.items()})
+    for part, owns in module_tensors(modules).items():
+        tensors = checkpoint.check(part, {name: own.shape for name, own in owns.items()})
         module = modules[part]
         load = module.load_hub_state_dict if isinstance(module, IDEncoder) else module.load_state_dict
-        load(tensors)
+        if dtype is None:
+            load(tensors)
+        else:
+            kinds = {name: dtype if own.is_floating_point() else own.dtype for name, own in owns.items()}
+            new = {name: tensor.to(owns[name].device, kinds[name], copy=True) for name, tensor in tensors.items()}
+            load(new, assign=True)
+
+
+class _Unfilled(TorchFunctionMode):
+    """New modules without random weights, for which no memory is used before they are replaced."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function is torch.nn.init.kaiming_uniform_:  # torch's own default, which most weights have
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def computes_in_bf16() -> bool:

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .changes import require_change
-from .crop import Crop
+from .crop import MOST_PIXELS, Crop
 from .errors import ImprintError, require_finite
 from .hint import control_hint
 from .images import Picture, colours_of
@@ -57,6 +57,12 @@ class Prepared:
 class Phases(ModelPipeline):
     """The phases up to the drawing."""
 
+    @property
+    def _pixels_device(self) -> torch.device:
+        """Where pictures are worked on: CUDA has all operations that this takes, and MPS lacks some."""
+        device = self._execution_device
+        return device if device.type == "cuda" else torch.device("cpu")
+
     @torch.no_grad()
     def encode_object(
         self, images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None = None
@@ -65,10 +71,10 @@ class Phases(ModelPipeline):
 
         They include local tokens if the model has them: see `IDEncoder.forward`.
         """
-        return self._encode_views(ObjectViews.of(images, masks))
+        pixels, _ = ObjectViews.of(images, masks).prepared(self.model_config.encoder)
+        return self._encode_views(pixels)
 
-    def _encode_views(self, views: ObjectViews) -> torch.Tensor:
-        pixels, _ = views.prepared(self.model_config.encoder)
+    def _encode_views(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.encoder(pixels.to(self._execution_device, self.encoder.dtype))[None]
 
     @torch.no_grad()
@@ -91,7 +97,7 @@ class Phases(ModelPipeline):
         default the checkpoint's. resolution: side of the crop as the model sees it; by default the training resolution.
         """
         config, device = self.model_config, self._execution_device
-        crop = Crop.of(background, mask, config, resolution, context)
+        crop = Crop.of(background, mask, config, resolution, context, self._pixels_device)
         if crop.hole.enlarged:
             _log.warning(
                 "the hole of %dx%d pixels is too small to draw in: enlarged around its centre to %dx%d",
@@ -103,9 +109,12 @@ class Phases(ModelPipeline):
         blend = crop.frame_mask if blend_mask is None else crop.part(blend_mask, "blend mask")
         given = isinstance(object_image, ObjectViews)
         views = object_image if given else ObjectViews.of(object_image, object_mask, colours_of(background))
-        tokens = self._encode_views(views)
+        if all(each.numel() <= MOST_PIXELS for each in views.masks):
+            views = views.to(self._pixels_device)
+        pixels, _ = views.prepared(config.encoder)
+        # First what takes a GPU longer than Python, then what takes Python longer.
         latents = encode(self.vae, crop.painted.to(device, self.vae.dtype), config.latent).float()
-        tokens = require_finite(tokens, "what the encoder sees of the object", PRECISION)
+        tokens = require_finite(self._encode_views(pixels), "what the encoder sees of the object", PRECISION)
         latents = require_finite(latents, "the background's latents", PRECISION)
         hole = crop.latent_mask.to(device)
         whole_blend = None if blend_mask is None else as_mask_in_place(blend_mask)

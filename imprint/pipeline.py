@@ -170,8 +170,8 @@ class ImprintPipeline(Finishing):
             return output if return_dict else output.to_tuple()
 
         if put is not None:
-            views, mask = put.view, put.outline if fit == "outline" else put.hole
-        scene = self.prepare(views, None, background, mask, blend_mask, context, resolution)
+            views, hole = put.view, put.outline if fit == "outline" else put.hole
+        scene = self.prepare(views, None, background, hole, blend_mask, context, resolution)
         shape = (num_results, *scene.latents.shape[1:])
         latents, logits = self.denoise(
             context=scene.context.expand(num_results, -1, -1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -56,6 +56,11 @@ class ObjectViews:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def to(self, device: torch.device | str) -> ObjectViews:
+        """The same, on a device."""
+        pictures, masks = (tuple(each.to(device) for each in kept) for kept in (self.pictures, self.masks))
+        return replace(self, pictures=pictures, masks=masks)
 
     def prepared(self, config: EncoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
         """The encoder's input, normalised, and the same cut-outs in [0, 1], both (V, 3, S, S).

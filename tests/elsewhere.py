@@ -82,7 +82,7 @@ def _call(function: Any, args: tuple, kwargs: dict) -> Any:
     if device is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
     result = function(*_inner(args), **_inner(kwargs))
-    if "out" in kwargs or function.name().split("::")[1].split(".")[0].endswith("_"):
+    if "out" in kwargs or (function._schema.is_mutable and function.name().split(".")[0].endswith("_")):
         return args[0]
     return tree_map_only(torch.Tensor, _Elsewhere, result) if result_there else result
 

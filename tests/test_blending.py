@@ -51,6 +51,17 @@ def test_the_ramp_is_as_wide_around_a_corner():
     assert torch.equal(blend[:20, :20] > 0, distance < 5.5)
 
 
+@pytest.mark.parametrize(("inwards", "outwards"), [(0, 1), (0, 8), (5, 0), (30, 31), (31, 30), (3, 32), (50, 12)])
+def test_the_ramp_is_the_euclidean_distance_to_the_last_bit(inwards, outwards):
+    from scipy.ndimage import distance_transform_edt
+
+    holes = torch.cat([square(90, 3, 80), (noise(1, 90, 90) > 0.999).float(), (noise(1, 90, 90) > 0.002).float()])
+    for hole, blend in zip(holes, feather(holes, inwards, outwards)):
+        inside, outside = (torch.from_numpy(distance_transform_edt(each)) for each in (hole > 0, hole == 0))
+        depth = inside - outside - torch.where(hole > 0, 0.5, -0.5)
+        assert torch.equal(blend, ((depth + outwards) / (inwards + outwards)).clamp(0, 1).float())
+
+
 def test_full_and_empty_holes_have_no_edge():
     both = torch.stack([torch.ones(20, 20), torch.zeros(20, 20)])
     assert torch.equal(feather(both, 3, 3), both)

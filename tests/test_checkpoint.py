@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import Payload, fresh_checkpoint, micro_config, seeded
+from micro import Payload, fresh_checkpoint, micro_config, seeded, sketched_config, told_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from imprint.checkpoint import FORMAT_VERSION, PARTS, Checkpoint, load_checkpoint, read_config, save_checkpoint
 from imprint.errors import ImprintError
-from imprint.model import module_tensors
+from imprint.model import build_modules, load_model, load_modules, module_tensors
 from imprint.pipeline import ImprintPipeline
 
 
@@ -471,3 +471,23 @@ def test_module_tensors_are_what_a_checkpoint_of_the_model_holds(micro_file, pip
     parts = module_tensors({part: getattr(pipeline, part) for part in PARTS})
     for part, tensors in load_checkpoint(micro_file).parts.items():
         assert tensors.keys() == parts[part].keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("make", [micro_config, told_config, sketched_config])
+def test_a_model_is_loaded_as_if_filled_and_then_converted(make: Callable, dtype: torch.dtype, tmp_path: Path):
+    """All of its tensors, also those that are not in the file, and none of the file's memory."""
+    path = tmp_path / "micro.safetensors"
+    save_checkpoint(path, fresh_checkpoint(make()))
+    _, made = load_model(path, dtype)
+    expected = build_modules(make())
+    load_modules(expected, load_checkpoint(path))
+    for name, module in expected.items():
+        module.to(dtype)
+        kept, new = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (module, made[name]))
+        assert kept.keys() == new.keys()
+        for key, tensor in kept.items():
+            assert new[key].dtype == tensor.dtype and torch.equal(new[key], tensor), (name, key)
+            assert not new[key].requires_grad
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(made["unet"].conv_in.weight, expected["unet"].conv_in.weight)

@@ -6,6 +6,7 @@ import torch
 from elsewhere import DEVICE, elsewhere, put
 from micro import cutout, matte_config, seeded
 
+import imprint.crop
 from imprint.blending import BLENDS, blend_pictures, feather, match_colour
 from imprint.crop import Crop
 from imprint.detail import restore_detail
@@ -126,3 +127,10 @@ def test_a_crop_moves_nothing_but_itself(monkeypatch):
     for found, expected in ((crop.frame, here.frame), (crop.painted, here.painted), (blend, here.part(wide, "mask"))):
         assert found.device.type == "cpu" and torch.equal(found, expected)
     assert crop.frame.numel() == max(moved) < picture.numel() / 8
+
+
+def test_a_very_large_crop_stays_on_the_cpu(monkeypatch):
+    with elsewhere():
+        assert Crop.of(PICTURE, MASK, CONFIG, device=DEVICE).picture.device == DEVICE
+        monkeypatch.setattr(imprint.crop, "MOST_PIXELS", 64)
+        assert Crop.of(PICTURE, MASK, CONFIG, device=DEVICE).picture.device.type == "cpu"
