@@ -26,11 +26,14 @@ def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict
     for split, maker in {"train": source.maker, "held-out": held_out}.items():
         if isinstance(maker, Captions):
             continue
-        maker = maker.now() if isinstance(maker, StreamedPairs) else maker
-        found[split] = usable(maker.views, maker.photos, maker.stage, largest)
+        now = maker.now() if isinstance(maker, StreamedPairs) else maker
+        found[split] = usable(now.views, now.photos, now.stage, largest)
+        if isinstance(maker, StreamedPairs):
+            pools = {"cut-outs": maker.views, "photos": maker.photos}
+            found[split]["shards"] = {kind: [pool.size, len(pool.shards)] for kind, pool in pools.items()}
         if split == "train":
             found[split]["mix"] = {
-                f"pairs of {_named(size)} px as drawn": maker.shares(len(batch.target)) for size, batch in block.items()
+                f"pairs of {_named(size)} px as drawn": now.shares(len(batch.target)) for size, batch in block.items()
             }
         print("\n".join(sentences(split, found[split], largest)), file=sys.stderr)
     return found

@@ -129,9 +129,14 @@ def _extent(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def sentences(split: str, found: dict[str, Any], resolution: int) -> list[str]:
-    """The lines to print of an account from `usable`."""
+    """The lines to print of an account from `usable`.
+
+    found: for streamed data also `shards`: by kind, how many are held, and of how many.
+    """
     counts = {name: value for name, value in found.items() if isinstance(value, int)}
     lines = [", ".join(f"{value:,} {name}" for name, value in counts.items())]
+    if partial := [f"{n:,} of {of:,} shards of {kind}" for kind, (n, of) in found.get("shards", {}).items() if n < of]:
+        lines.append(f"all this is of what the first process holds now: {', '.join(partial)}")
     if found["why not"]:
         lines.append("why not: " + ", ".join(f"{value:,} {why}" for why, value in found["why not"].items()))
     for name, value in found.get("mix", {}).items():
