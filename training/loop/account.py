@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..pairs.account import sentences, usable
+from ..pairs.account import captioned, sentences, usable
 from ..pairs.captions import Captions
 from ..pairs.streams import StreamedPairs
 from .layout import Rearranged
@@ -14,7 +14,6 @@ from .source import AnyPairMaker, BatchSource, longer_side
 
 def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict[str, dict[str, Any]]:
     """What each split's pairs are made from, also printed to standard error; for streamed data, what is in memory now.
-    Empty for captions.
 
     source: after its first batch, whose block determines how many pairs of each size are drawn.
     """
@@ -25,6 +24,8 @@ def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict
     found = {}
     for split, maker in {"train": source.maker, "held-out": held_out}.items():
         if isinstance(maker, Captions):
+            found[split] = captioned(maker, largest)
+            print("\n".join(sentences(split, found[split], largest)), file=sys.stderr)
             continue
         now = maker.now() if isinstance(maker, StreamedPairs) else maker
         found[split] = usable(now.views, now.photos, now.stage, largest)

@@ -15,11 +15,14 @@ from .framing import CENTRAL_SIZES, SIZES
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .captions import Captions
     from .photos import Photos
     from .views import Views
 
 MOST_OF_SIDE = 0.9  # the longest side of a usable object, relative to its square
+UNKNOWN = "unknown"  # a picture's licence
 USABLE = "usable"
+CAPTIONED = "captioned pictures"
 SMALL = f"under {MIN_OBJECT_SIDE:.0%} of their square"
 LARGE = f"over {MOST_OF_SIDE:.0%} of their square"
 CUT = "cut by their square's border"
@@ -41,7 +44,7 @@ class About:
     def counted(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Pass the samples on, counting their licences."""
         for sample in samples:
-            self.licences[sample.record.licence or "unknown"] += 1
+            self.licences[sample.record.licence or UNKNOWN] += 1
             yield sample
 
     @classmethod
@@ -103,6 +106,17 @@ def usable(views: Views, photos: Photos, stage: str, resolution: int) -> dict[st
         "licences": {
             kind: dict(pictures.about.licences) for kind, pictures in (("cut-outs", views), ("photos", photos))
         },
+    }
+
+
+def captioned(captions: Captions, resolution: int) -> dict[str, Any]:
+    """As `usable`, of captioned pictures, whose central squares are the targets."""
+    sides = torch.tensor([span.side for span in captions.spans if span.side] or [resolution])
+    return {
+        CAPTIONED: len(captions.spans),
+        "why not": {},
+        "enlargement": {CAPTIONED: enlargement(sides, resolution)},
+        "licences": {CAPTIONED: dict(Counter(span.licence for span in captions.spans))},
     }
 
 
