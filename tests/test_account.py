@@ -111,7 +111,10 @@ def test_a_run_prints_and_logs_it_also_where_data_stream(data, tmp_path, capfd, 
     said = capfd.readouterr().err
     assert "train: pairs of 64 px as drawn: rendered" in said and "train: pairs of 96 px as drawn: rendered" in said
     assert "shown" in said and "in targets of 96 px" in said and "licences of photos: CC0 100%" in said
+    partial = "train: all this is of what the first process holds now: 1 of 3 shards of photos\n"
+    assert (partial in said) == (pool is not None)
     logged = json.loads((tmp_path / "run/usable.json").read_text(encoding="utf-8"))
     train_part = logged["train"]
+    assert train_part.get("shards") == ({"cut-outs": [1, 1], "photos": [1, 3]} if pool else None)
     assert sum(train_part["mix"]["pairs of 64 px as drawn"].values()) == pytest.approx(1)
     assert train_part["licences"]["cut-outs"] == {"CC0": 12} and "enlargement" in logged["held-out"]

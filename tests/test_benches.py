@@ -237,8 +237,11 @@ def test_others_results_need_all_tasks_at_the_background_s_size_and_may_change_i
     save(photo(30, 20), theirs / "cup-0001-two.png")
     assert "is 30x20, its background 120x90; give results of" in failed(evaluate.main, words(bench, out, **more))
     save(photo(120, 90), theirs / "cup-0001-two.png")
+    capsys.readouterr()
     evaluate.main(words(bench, out, **more))  # a changed background is their own affair, and reported
     assert not results(out)["rows"]["theirs"]["background"]["exact"]
+    said = capsys.readouterr().out
+    assert "| theirs | changed in 2 of 2, by up to " in said and "FAILED" not in said
     assert "no such folder" in refused(evaluate.main, words(bench, out, results="theirs=absent"))
     assert "two rows have the same name" in refused(evaluate.main, words(bench, out, results=f"micro={theirs}"))
 

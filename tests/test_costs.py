@@ -30,6 +30,15 @@ def test_hours_are_pictures_over_the_rate_and_several_gpus_lose_some(capsys):
     assert float(two) == pytest.approx(float(one) * 3030 / 5500, abs=0.01)
 
 
+def test_what_rests_on_another_stage_s_rate_is_in_brackets(capsys):
+    costs.main(["--gpus", "1", "2"])
+    found = rows(capsys.readouterr().out)
+    measured, assumed = found["SD 1.5, compositing"], found["SD 1.5, identity"]
+    for place in (1, 2, 3, 5):  # rate, hours, peak of memory
+        assert assumed[place] == f"({measured[place]})"
+    assert "(" not in "".join([*measured, assumed[4], assumed[6]])  # weights and states are computed
+
+
 def test_a_state_is_what_a_run_saves(data, tmp_path, micro_preset):
     """For a run with a frozen encoder, and for one that trains everything."""
     for stage, fresh, start in (("compositing", False, {"init": data / "start.safetensors"}), ("identity", True, {})):

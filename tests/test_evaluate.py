@@ -151,7 +151,8 @@ def test_a_changed_background_is_a_failure(bench, tmp_path, capsys):
     assert left.value.code == "error: the background was changed outside the hole and its soft edge: micro"
     assert "**FAILED**: changed in 1 of 2, by up to 3 of 255" in capsys.readouterr().out
     found = results(tmp_path)
-    assert found["rows"]["micro"]["background"] == {"exact": False, "tasks_changed": 1, "largest_change": 3}
+    expected = {"exact": False, "tasks_changed": 1, "largest_change": 3, "failed": True}
+    assert found["rows"]["micro"]["background"] == expected
     assert [record["changed_pixels"] for record in found["records"]] == [0, 0, 1, 0]
 
 

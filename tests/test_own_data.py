@@ -1,13 +1,14 @@
 """Your own objects, zipped data sets, and captions from anywhere."""
 
 import base64
+import functools
 import io
 import json
 import pickle
 import shutil
 import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,26 @@ def test_what_travels_is_the_folder_alone(tmp_path):
 # --- captions --------------------------------------------------------------------------------------------------------
 
 
-def test_captions_are_drawn_from_anywhere_as_from_a_folder(captioned):
+class Files(SimpleHTTPRequestHandler):
+    """Serves files, and like many servers always all of one, whatever range is asked for."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web(captioned, tmp_path):
+    """An address of the captions' folder."""
+    pytest.importorskip("aiohttp", reason="fsspec needs it for HTTP")
+    folder = shutil.copytree(captioned / "train", tmp_path / "train")
+    (folder / "shards.txt").write_text("".join(f"{shard.name}\n" for shard in folder.glob("*.tar")))
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(tmp_path))) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}/train"
+        found.shutdown()
+
+
+def test_captions_are_drawn_from_anywhere_as_from_a_folder(captioned, web):
     import fsspec
     import torch
 
@@ -226,11 +246,12 @@ def test_captions_are_drawn_from_anywhere_as_from_a_folder(captioned):
         def __call__(self, captions):
             return torch.tensor([[[float(sum(map(ord, caption)))]] for caption in captions])
 
-    drawn = [
+    local, *remote = (
         Captions(url, micro_config(), Text(), CPU)(6, torch.Generator().manual_seed(3))
-        for url in (captioned / "train", "memory://captions/train")
-    ]
-    assert torch.equal(drawn[0].target, drawn[1].target) and torch.equal(drawn[0].text, drawn[1].text)
+        for url in (captioned / "train", "memory://captions/train", web)
+    )
+    for drawn in remote:
+        assert torch.equal(drawn.target, local.target) and torch.equal(drawn.text, local.text)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -35,6 +36,24 @@ def test_warmup_first_translates_then_denoises_and_trains_the_adapter_alone(data
     before, after = weights(data / "start.safetensors"), weights(tmp_path / "run" / "checkpoint.safetensors")
     changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name].half())}
     assert changed == {"adapter"}
+
+
+def test_a_run_says_what_its_captioned_pictures_are(data, tmp_path, captioned, text_encoder, capfd):
+    """Squares of 70 px in targets of 64 px; and of 20 px, without a record and beside a broken one: too small."""
+    shutil.copytree(captioned / "held-out", tmp_path / "held-out")
+    with shard_writer(tmp_path / "train" / "captions-000000.tar") as writer:
+        for number in range(3):
+            picture = webp(photo(30, 20, seed=number)) if number else b"no picture"
+            writer.write({"__key__": str(number), "webp": picture, "txt": b"a thing"})
+    command = warmup_words(data, tmp_path / "run", tmp_path, text_encoder, steps=1)
+    train.main([*command, "--skip-bad", "1"])
+    said = capfd.readouterr().err
+    found = json.loads((tmp_path / "run" / "usable.json").read_text(encoding="utf-8"))
+    assert found["held-out"]["licences"] == {"captioned pictures": {"CC0": 4}}
+    assert found["held-out"]["enlargement"] == {"captioned pictures": {"median": 0.91, "share above 1.5": 0.0}}
+    assert found["train"]["enlargement"] == {"captioned pictures": {"median": 3.2, "share above 1.5": 1.0}}
+    assert "train: 3 captioned pictures\n" in said and "train: licences of captioned pictures: unknown 100%" in said
+    assert said.count("warning: captioned pictures are smaller than targets of 64 px need") == 1
 
 
 def test_translation_pulls_the_adapter_to_the_text(data, tmp_path, captioned, text_encoder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..pairs.account import sentences, usable
+from ..pairs.account import captioned, sentences, usable
 from ..pairs.captions import Captions
 from ..pairs.streams import StreamedPairs
 from .layout import Rearranged
@@ -14,7 +14,6 @@ from .source import AnyPairMaker, BatchSource, longer_side
 
 def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict[str, dict[str, Any]]:
     """What each split's pairs are made from, also printed to standard error; for streamed data, what is in memory now.
-    Empty for captions.
 
     source: after its first batch, whose block determines how many pairs of each size are drawn.
     """
@@ -25,12 +24,17 @@ def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict
     found = {}
     for split, maker in {"train": source.maker, "held-out": held_out}.items():
         if isinstance(maker, Captions):
+            found[split] = captioned(maker, largest)
+            print("\n".join(sentences(split, found[split], largest)), file=sys.stderr)
             continue
-        maker = maker.now() if isinstance(maker, StreamedPairs) else maker
-        found[split] = usable(maker.views, maker.photos, maker.stage, largest)
+        now = maker.now() if isinstance(maker, StreamedPairs) else maker
+        found[split] = usable(now.views, now.photos, now.stage, largest)
+        if isinstance(maker, StreamedPairs):
+            pools = {"cut-outs": maker.views, "photos": maker.photos}
+            found[split]["shards"] = {kind: [pool.size, len(pool.shards)] for kind, pool in pools.items()}
         if split == "train":
             found[split]["mix"] = {
-                f"pairs of {_named(size)} px as drawn": maker.shares(len(batch.target)) for size, batch in block.items()
+                f"pairs of {_named(size)} px as drawn": now.shares(len(batch.target)) for size, batch in block.items()
             }
         print("\n".join(sentences(split, found[split], largest)), file=sys.stderr)
     return found

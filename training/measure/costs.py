@@ -155,7 +155,7 @@ def rates_of(benchmark: Path | None) -> dict[str, Rate]:
 
 
 def runs(rates: dict[str, Rate], gpus: Sequence[int]) -> list[str]:
-    """A table of `RUNS`; a cell is empty if nothing was measured, and in brackets if measured in another stage."""
+    """A table of `RUNS`; a cell is empty if nothing was measured, and in brackets if it rests on another stage's."""
     rows = []
     for run in RUNS:
         held, state = bytes_of(*parameters(run.sizes, run.stage, run.fresh))
@@ -164,7 +164,7 @@ def runs(rates: dict[str, Rate], gpus: Sequence[int]) -> list[str]:
             form = "{}" if rate.stage == run.stage else "({})"
             speed = form.format(_number(rate.pictures_per_second))
             hours = run.images / rate.pictures_per_second / 3600
-            shared = [f"{hours / (count * (SCALING if count > 1 else 1)):.2f}" for count in gpus]
+            shared = [form.format(f"{hours / (count * (SCALING if count > 1 else 1)):.2f}") for count in gpus]
             peak = form.format(f"{rate.gib:.1f}") if rate.gib else ""
         states = f"{STATES_ON_DISK * state / GIB:.1f}"
         rows.append([run.name, f"{run.images / 1e6:g} M", speed, *shared, f"{held / GIB:.1f}", peak, states])

@@ -105,6 +105,7 @@ def summarise(rows: list[Row], records: list[dict], features: Features) -> tuple
     """Each row's column means with intervals and, except for the first row, the differences from it."""
     summary, differences = {}, {}
     of = {row.name: [record for record in records if record["row"] == row.name] for row in rows}
+    given = {row.name for row in rows if row.given}
     first = of[rows[0].name]
     subjects = [record["subject"] for record in first]
     for name, own in of.items():
@@ -122,6 +123,7 @@ def summarise(rows: list[Row], records: list[dict], features: Features) -> tuple
                 "exact": not changed,
                 "tasks_changed": len(changed),
                 "largest_change": largest,
+                "failed": bool(changed) and name not in given,  # other methods may change it
             }
     return summary, differences
 

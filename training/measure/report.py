@@ -51,7 +51,8 @@ def _cell(column: str, found: dict, sign: str = "") -> str:
 def _verdict(found: dict, tasks: int) -> str:
     if found["exact"]:
         return "exact"
-    return f"**FAILED**: changed in {found['tasks_changed']} of {tasks}, by up to {found['largest_change']} of 255"
+    changed = f"changed in {found['tasks_changed']} of {tasks}, by up to {found['largest_change']} of 255"
+    return f"**FAILED**: {changed}" if found["failed"] else changed
 
 
 def grid(tasks: list[Task], rows: list[Row], output: Path) -> Image.Image:

@@ -15,11 +15,14 @@ from .framing import CENTRAL_SIZES, SIZES
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .captions import Captions
     from .photos import Photos
     from .views import Views
 
 MOST_OF_SIDE = 0.9  # the longest side of a usable object, relative to its square
+UNKNOWN = "unknown"  # a picture's licence
 USABLE = "usable"
+CAPTIONED = "captioned pictures"
 SMALL = f"under {MIN_OBJECT_SIDE:.0%} of their square"
 LARGE = f"over {MOST_OF_SIDE:.0%} of their square"
 CUT = "cut by their square's border"
@@ -41,7 +44,7 @@ class About:
     def counted(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Pass the samples on, counting their licences."""
         for sample in samples:
-            self.licences[sample.record.licence or "unknown"] += 1
+            self.licences[sample.record.licence or UNKNOWN] += 1
             yield sample
 
     @classmethod
@@ -106,6 +109,17 @@ def usable(views: Views, photos: Photos, stage: str, resolution: int) -> dict[st
     }
 
 
+def captioned(captions: Captions, resolution: int) -> dict[str, Any]:
+    """As `usable`, of captioned pictures, whose central squares are the targets."""
+    sides = torch.tensor([span.side for span in captions.spans if span.side] or [resolution])
+    return {
+        CAPTIONED: len(captions.spans),
+        "why not": {},
+        "enlargement": {CAPTIONED: enlargement(sides, resolution)},
+        "licences": {CAPTIONED: dict(Counter(span.licence for span in captions.spans))},
+    }
+
+
 def _enlargements(views: Views, photos: Photos, stage: str, resolution: int) -> dict[str, dict[str, float]]:
     """`enlargement` by kind of picture, at the middle of the range of sizes; a picture held at less than its stored
     resolution counts as it is held.
@@ -129,9 +143,14 @@ def _extent(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def sentences(split: str, found: dict[str, Any], resolution: int) -> list[str]:
-    """The lines to print of an account from `usable`."""
+    """The lines to print of an account from `usable`.
+
+    found: for streamed data also `shards`: by kind, how many are held, and of how many.
+    """
     counts = {name: value for name, value in found.items() if isinstance(value, int)}
     lines = [", ".join(f"{value:,} {name}" for name, value in counts.items())]
+    if partial := [f"{n:,} of {of:,} shards of {kind}" for kind, (n, of) in found.get("shards", {}).items() if n < of]:
+        lines.append(f"all this is of what the first process holds now: {', '.join(partial)}")
     if found["why not"]:
         lines.append("why not: " + ", ".join(f"{value:,} {why}" for why, value in found["why not"].items()))
     for name, value in found.get("mix", {}).items():

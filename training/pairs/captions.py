@@ -1,17 +1,20 @@
 """Captioned pictures for the adapter's warm-up, drawn from their shards during training.
 
-A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with one caption per line; other members are ignored. Only the
-samples' offsets are kept in memory. Shards may be anywhere that `data.shards` can read from; remote ones are each read
-once at the start, and after that only the drawn samples. What is drawn depends only on the generator.
+A sample is `<key>.jpg|.png|.webp` and `<key>.txt`, with one caption per line; `<key>.json` may name the licence, and
+other members are ignored. Only the samples' offsets, sizes and licences are kept in memory. Shards may be anywhere that
+`data.shards` can read from; remote ones are each read once at the start, and after that only the drawn samples. What is
+drawn depends only on the generator.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 from PIL import Image, ImageOps
@@ -22,7 +25,10 @@ from imprint.images import image_to_tensor, to_rgb
 from imprint.masks import paint_hole
 
 from ..data.shards import Bad, list_shards, open_picture, open_shard, read_file
+from .account import UNKNOWN
 from .batches import Pairs
+
+PICTURES = ("jpg", "png", "webp")
 
 
 class Text(Protocol):
@@ -42,6 +48,9 @@ class Span:
     key: str
     picture: tuple[int, int]
     caption: tuple[int, int]
+    licence: str
+    side: int
+    """The picture's shorter side in pixels; 0 if it cannot be read."""
 
 
 class Captions:
@@ -117,22 +126,43 @@ class Captions:
 def _spans(shard: str, bad: Bad) -> list[Span]:
     """The offsets of a shard's samples, in order; bad: collects those that lack a part."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
+    sides: dict[str, int] = {}
+    licences: dict[str, str] = {}
     try:
         with open_shard(shard) as stream, tarfile.open(fileobj=stream) as archive:
             for member in archive:
                 folder, name = os.path.split(member.name)
                 key, _, kind = name.partition(".")
-                samples.setdefault(os.path.join(folder, key), {})[kind.lower()] = member.offset_data, member.size
+                key, kind = os.path.join(folder, key), kind.lower()
+                samples.setdefault(key, {})[kind] = member.offset_data, member.size
+                if kind in PICTURES:
+                    sides[key] = _side(archive.extractfile(member))
+                elif kind == "json":
+                    licences[key] = sys.intern(_licence(archive.extractfile(member)))
     except (OSError, tarfile.TarError) as error:
         raise ImprintError(f"{shard} is no whole tar file ({error}); make it again") from error
     spans = []
     for key, parts in samples.items():
-        picture = next((parts[kind] for kind in ("jpg", "png", "webp") if kind in parts), None)
+        picture = next((parts[kind] for kind in PICTURES if kind in parts), None)
         if picture is None or "txt" not in parts:
             bad.take(f"{shard}: sample '{key}' has {sorted(parts)}; it needs a txt, and a jpg, png or webp")
             continue
-        spans.append(Span(shard, key, picture, parts["txt"]))
+        spans.append(Span(shard, key, picture, parts["txt"], licences.get(key, UNKNOWN), sides[key]))
     return spans
+
+
+def _side(picture: BinaryIO) -> int:
+    try:
+        return min(Image.open(picture).size)
+    except Exception:  # Pillow raises errors of any class; the sample is named when it is drawn
+        return 0
+
+
+def _licence(record: BinaryIO) -> str:
+    try:
+        return str(json.load(record)["licence"] or UNKNOWN)
+    except (OSError, ValueError, KeyError, TypeError, tarfile.TarError):
+        return UNKNOWN
 
 
 def _bytes(shard: str, offset: int, size: int) -> bytes:
