@@ -5,7 +5,7 @@ from micro import cutout, huge_png, photo
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor, open_image, tensor_to_image
+from imprint.images import image_to_tensor, open_image, tensor_to_image, to_rgb
 from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.saving import save_image
 
@@ -44,6 +44,15 @@ def test_alpha():
     palette = Image.new("P", (4, 4))
     palette.info["transparency"] = 0
     assert alpha_to_tensor(palette).max() == 0
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(recwarn, tmp_path):
+    soft = photo(30, 20)
+    soft.putalpha(Image.linear_gradient("L").resize(soft.size))
+    soft.quantize(16).save(tmp_path / "palette.png")
+    image = open_image(tmp_path / "palette.png")
+    assert isinstance(image.info["transparency"], bytes)
+    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGBA"))[..., :3]) and not recwarn
 
 
 def test_a_turned_photo_is_turned_back(tmp_path):
