@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,13 @@ def test_a_turned_photo_is_turned_back(tmp_path):
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.png", exif=exif)
     assert open_image(tmp_path / "turned.png").size == (20, 30)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImprintError, match=r"pipe.png is a pipe or a device; give the path of a picture"):
+        open_image(tmp_path / "pipe.png")
 
 
 def test_unreadable_pictures_are_one_sentence(tmp_path):
