@@ -60,6 +60,8 @@ def require_file(path: str | os.PathLike, wanted: str) -> None:
     """Raise `ImprintError` unless the path is a file. wanted: which file to give instead, for the message."""
     if not os.path.isfile(path):
         found = " is a folder" if os.path.isdir(path) else ": no such file"
+        if os.path.exists(path) and not os.path.isdir(path):
+            found = " is a pipe or a device"
         raise ImprintError(f"{path}{found}; give the path of {wanted}")
 
 

@@ -220,6 +220,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if made is None:
         if is_deep(image):
             image = _in_8_bits(image)
+        if image.mode == "P" and image.has_transparency_data:
+            image = image.convert("RGBA")  # straight to RGB, Pillow prints a warning
         made = image.copy() if image.mode == "RGB" else image.convert("RGB")
     made.info = {"icc_profile": profile} if profile else {}
     return made

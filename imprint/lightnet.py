@@ -20,6 +20,7 @@ from torch import nn
 
 from .backbone import WIDTHS, EfficientNetLite
 from .errors import ImprintError
+from .fields import from_dict, require, require_at_most, require_positive
 from .files import replacing
 
 SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
@@ -51,6 +52,14 @@ class LightConfig:
     shadow_power: float = 0.9
     """What the ground keeps is raised to this power, chosen on held-out places: a guess is not always right, and then a
     fainter shadow is less wrong."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "blocks")
+        require_at_most(self, 2048, "resolution", "widths", "guesses")
+        require_at_most(self, 100, "blocks")
+        require(self.resolution % 32 == 0, f"resolution is {self.resolution}; it must be a multiple of 32")
+        fits = not any(width % 8 for width in self.widths) and self.widths[-1] % 32 == 0
+        require(fits, f"widths are {self.widths}; they must be multiples of 8, and the last one of 32")
 
 
 @dataclass
@@ -252,14 +261,18 @@ def read_light(path: str | os.PathLike) -> tuple[LightConfig, dict[str, torch.Te
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     check_digest(path, metadata, tensors)
-    values = json.loads(metadata["config"])
-    if values.keys() != asdict(LightConfig()).keys():
+    try:
+        values = json.loads(metadata["config"])
+        if isinstance(values, dict) and values.keys() != asdict(LightConfig()).keys():
+            raise ImprintError(
+                f"its light network is described by {', '.join(values)}, and here by "
+                f"{', '.join(asdict(LightConfig()))}; another version made the file"
+            )
+        return from_dict(LightConfig, values, "the light network's configuration"), tensors
+    except (ValueError, RecursionError) as error:  # of which ImprintError is one
         raise ImprintError(
-            f"{path}: its light network is described by {', '.join(values)}, and here by "
-            f"{', '.join(asdict(LightConfig()))}; another version made the file; train it again with this one, or use "
-            "the network that comes with it"
-        )
-    return LightConfig(**values | {"widths": tuple(values["widths"])}), tensors
+            f"{path}: {error}; train it again with this version, or use the network that comes with it"
+        ) from error
 
 
 def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
@@ -284,7 +297,8 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
 
 
 def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torch.float16) -> None:
-    """Write a light network; the file is whole or it is not there."""
+    """Write a light network; the file is whole or it is not there. Raises `ImprintError` if it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from .checkpoint import digest
@@ -292,5 +306,8 @@ def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torc
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in net.state_dict().items()}
     config = json.dumps(asdict(net.config))
     metadata = {"format": FORMAT, "config": config, "sha256": digest(config, sorted(tensors.items()))}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise ImprintError(f"{path} cannot be written ({error}); make room, or choose another folder") from error

@@ -16,6 +16,8 @@ from .errors import ImprintError
 from .unet import build_control, build_unet
 from .vae import build_autoencoder
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 
 def load_model(
     path: str | os.PathLike, dtype: torch.dtype = torch.float32, vae: torch.nn.Module | None = None
@@ -23,8 +25,11 @@ def load_model(
     """A checkpoint's configuration and its modules, frozen and ready to generate.
 
     vae: an autoencoder of the configuration's kind, for a checkpoint that holds none. Raises `ImprintError` as
-    `load_checkpoint` does, and when there is no autoencoder.
+    `load_checkpoint` does, when there is no autoencoder or one of other latents, and for a dtype that cannot be drawn
+    with.
     """
+    if dtype not in _DTYPES:
+        raise ImprintError(f"the dtype is {dtype!r}; it must be one of {', '.join(map(str, _DTYPES))}")
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     if vae is None and "vae" not in checkpoint.parts:
@@ -35,6 +40,13 @@ def load_model(
     with _Unfilled():
         modules = build_modules(config, with_vae=vae is None)
     load_modules(modules, checkpoint, dtype)
+    found = getattr(getattr(vae, "config", None), "latent_channels", None)
+    if vae is not None and found != config.latent.channels:
+        what = f"makes latents of {found} channels" if found else f"is of type {type(vae).__name__}"
+        raise ImprintError(
+            f"the given vae {what}, and {path} needs a diffusers autoencoder of {config.latent.channels} channels "
+            f"(kind '{config.latent.autoencoder}')"
+        )
     modules.setdefault("vae", vae)
     for module in modules.values():
         # Not module.to(): diffusers warns there of modules to keep in fp32 even where the list of them is empty.

@@ -71,7 +71,15 @@ class ModelPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         return cls(**modules, scheduler=make_scheduler(config.noise), model_config=config, light=light)
 
     def save_checkpoint(self, path: str | os.PathLike) -> None:
-        """Write all parts in their current precision; see `imprint.checkpoint`."""
+        """Write all parts in their current precision; see `imprint.checkpoint`.
+
+        Raises `ImprintError` if the file cannot be written, and while a LoRA is loaded.
+        """
+        if getattr(self.unet, "peft_config", None):
+            raise ImprintError(
+                "a LoRA is loaded, whose tensors no checkpoint holds; call fuse_lora() to keep its effect, and then "
+                "unload_lora_weights()"
+            )
         modules = {part: getattr(self, part) for part in ALL_PARTS if getattr(self, part) is not None}
         save_checkpoint(path, Checkpoint(self.model_config, module_tensors(modules)))
 

@@ -45,6 +45,9 @@ class ImprintPipeline(Finishing):
 
     Build it with `from_checkpoint`. Works with any diffusers scheduler on CPU, CUDA and MPS in fp32, fp16 and bf16, and
     with LoRA files for its UNet like every Stable Diffusion pipeline (`load_lora_weights`; needs peft).
+
+    The scheduler keeps a drawing's state, so threads that draw at the same time need a pipeline each; they can share
+    its modules: `ImprintPipeline(**pipe.components | {"scheduler": copy.deepcopy(pipe.scheduler)})`.
     """
 
     @torch.no_grad()

@@ -61,7 +61,7 @@ class Align:
 
     def __post_init__(self) -> None:
         for name, value, known in (("x", self.x, ACROSS), ("y", self.y, DOWN)):
-            if value not in known:
+            if value not in tuple(known):  # which, unlike a dict, takes a list as value
                 raise ImprintError(f"the alignment's {name} is {value!r}; it must be one of {', '.join(known)}")
         require_number("inset", self.inset)
         if not 0 <= self.inset < 0.5:

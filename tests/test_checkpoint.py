@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from micro import Payload, fresh_checkpoint, micro_config, seeded, sketched_config, told_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -188,6 +189,25 @@ def test_without_an_autoencoder_one_must_be_given(small_file, pipeline):
         ImprintPipeline.from_checkpoint(small_file)
     given = ImprintPipeline.from_checkpoint(small_file, vae=pipeline.vae)
     assert given.vae is pipeline.vae
+
+
+@pytest.mark.parametrize(
+    ("vae", "message"),
+    [
+        (torch.nn.Identity(), "of type Identity, and .*small.safetensors needs .* of 4 channels"),
+        ("taesd", "vae is of type str"),
+        (AutoencoderTiny(latent_channels=16), "latents of 16 channels"),
+    ],
+)
+def test_an_autoencoder_of_other_latents_is_refused(small_file, vae, message):
+    with pytest.raises(ImprintError, match=message):
+        ImprintPipeline.from_checkpoint(small_file, vae=vae)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", torch.int8, torch.float8_e4m3fn, None])
+def test_only_precisions_that_draw_are_taken(small_file, dtype):
+    with pytest.raises(ImprintError, match="dtype is .*; it must be one of torch.float32"):
+        ImprintPipeline.from_checkpoint(small_file, torch_dtype=dtype)
 
 
 def test_save_pretrained_says_what_to_call(tmp_path, pipeline):

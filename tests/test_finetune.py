@@ -17,6 +17,7 @@ from PIL import Image
 from runs import words
 from safetensors.torch import load_file
 
+from imprint.errors import ImprintError
 from training import subject, train
 from training.data.shards import read_shards
 from training.pairs.photos import Photos
@@ -118,8 +119,14 @@ def test_the_lora_changes_the_pipeline_as_merged_weights_do(data, tuned, scene, 
     subject_picture, background, hole = scene
     assert pipeline(subject_picture, None, background, hole, 1).images[0].size == background.size
 
+    merged_file = tmp_path / "merged.safetensors"
+    with pytest.raises(ImprintError, match="a LoRA is loaded"):
+        pipeline.save_checkpoint(merged_file)
     pipeline.fuse_lora()
+    with pytest.raises(ImprintError, match="unload_lora_weights"):
+        pipeline.save_checkpoint(merged_file)
+    assert not merged_file.exists()
     pipeline.unload_lora_weights()
-    pipeline.save_checkpoint(tmp_path / "merged.safetensors")  # and so it is one file again
-    again = DrawingPipeline.from_checkpoint(tmp_path / "merged.safetensors")
+    pipeline.save_checkpoint(merged_file)  # and so it is one file again
+    again = DrawingPipeline.from_checkpoint(merged_file)
     assert torch.allclose(answer(again.unet), answer(by_hand), atol=1e-5)

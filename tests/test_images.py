@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from micro import cutout, huge_png, photo
 from PIL import Image
 
 from imprint.errors import ImprintError
-from imprint.images import image_to_tensor, open_image, tensor_to_image
+from imprint.images import image_to_tensor, open_image, tensor_to_image, to_rgb
 from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.saving import save_image
 
@@ -46,12 +48,28 @@ def test_alpha():
     assert alpha_to_tensor(palette).max() == 0
 
 
+def test_a_palette_with_transparency_is_read_without_a_warning(recwarn, tmp_path):
+    soft = photo(30, 20)
+    soft.putalpha(Image.linear_gradient("L").resize(soft.size))
+    soft.quantize(16).save(tmp_path / "palette.png")
+    image = open_image(tmp_path / "palette.png")
+    assert isinstance(image.info["transparency"], bytes)
+    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGBA"))[..., :3]) and not recwarn
+
+
 def test_a_turned_photo_is_turned_back(tmp_path):
     picture = photo(30, 20)
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.png", exif=exif)
     assert open_image(tmp_path / "turned.png").size == (20, 30)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImprintError, match=r"pipe.png is a pipe or a device; give the path of a picture"):
+        open_image(tmp_path / "pipe.png")
 
 
 def test_unreadable_pictures_are_one_sentence(tmp_path):

@@ -299,6 +299,13 @@ def rewritten(path, change) -> None:
         (lambda tensors, _: tensors.update({"stem.bias": torch.ones(3)}), "1 tensors.*another shape.*'stem.bias'"),
         (lambda _, config: config.update(depth=3), "is described by .*depth"),
         (lambda _, config: config.pop("blocks"), "is described by"),
+        (lambda _, config: config.update(widths=3), "widths is 3; it must be a list"),
+        (lambda _, config: config.update(widths=[8, 9, 32]), "multiples of 8"),
+        (lambda _, config: config.update(widths=[8, 8, 10**6]), "2048 at most"),
+        (lambda _, config: config.update(blocks="1"), "blocks is '1'"),
+        (lambda _, config: config.update(resolution=0), "resolution is 0"),
+        (lambda _, config: config.update(resolution=65), "resolution is 65; it must be a multiple of 32"),
+        (lambda _, config: config.update(context=float("nan")), "context is nan"),
     ],
 )
 def test_a_file_of_other_code_is_refused(tmp_path, change, message):
@@ -307,6 +314,21 @@ def test_a_file_of_other_code_is_refused(tmp_path, change, message):
     rewritten(path, change)
     with pytest.raises(ImprintError, match=message):
         load_light(path)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "null", "[" * 100_000])
+def test_a_file_without_a_whole_description_is_refused(tmp_path, config):
+    path, tensors = tmp_path / "light.safetensors", {"a": torch.ones(1)}
+    metadata = {"format": "imprint-light", "config": config, "sha256": digest(config, tensors.items())}
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ImprintError, match=r"light\.safetensors: .*train it again"):
+        load_light(path)
+
+
+def test_a_light_network_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ImprintError, match="cannot be written"):
+        save_light(tmp_path / "file" / "light.safetensors", NET)
 
 
 def test_what_is_no_light_network_is_refused(tmp_path, micro_file):

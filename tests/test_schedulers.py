@@ -1,5 +1,6 @@
 """diffusers' schedulers: those that the pipeline accepts, what they draw, and the noise schedule itself."""
 
+import copy
 import dataclasses
 
 import diffusers
@@ -23,6 +24,20 @@ SCHEDULERS = [
     "UniPCMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
 ]
+
+
+def test_pipelines_that_share_modules_draw_at_the_same_time(pipeline, scene):
+    """As the pipeline's docstring says: with a scheduler each, a drawing inside another one's steps changes neither."""
+    other = type(pipeline)(**pipeline.components | {"scheduler": copy.deepcopy(pipeline.scheduler)})
+    alone = run(pipeline, scene, num_inference_steps=3).images[0]
+    inside = []
+
+    def draw(_pipeline, _step, _timestep, given):
+        inside.append(run(other, scene, num_inference_steps=2).images[0])
+        return given
+
+    assert torch.equal(run(pipeline, scene, num_inference_steps=3, callback_on_step_end=draw).images[0], alone)
+    assert len(inside) == 3 and all(torch.equal(each, inside[0]) for each in inside)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
