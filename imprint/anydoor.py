@@ -7,16 +7,13 @@ sizes that sees the background, DINOv2 under Meta's names, and one linear layer 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from .config import AdapterConfig, EncoderConfig
 from .encoder import from_meta_names
-
-if TYPE_CHECKING:
-    from .third_party import Tensors
+from .released import Tensors
 
 HINT = "control_model.input_hint_block.0.weight"
 """A tensor that tells a ControlNet."""

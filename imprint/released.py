@@ -17,6 +17,41 @@ from .errors import ImprintError
 from .files import require_file, require_no_lfs_pointer
 
 
+class Tensors:
+    """A third-party file's tensors by name, with errors for missing ones."""
+
+    def __init__(self, path: Path, named: Mapping[str, torch.Tensor], family: str):
+        """family: the kinds whose files it may be, for messages."""
+        self.path, self.named, self._family = path, named, family
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.named:
+            raise ImprintError(
+                f"{self.path} lacks the tensor '{name}', which every file of {self._family} has; it is another "
+                "model's file, or incomplete: download it again, or give the file that the model's README names"
+            )
+        return self.named[name]
+
+    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """The tensor's shape, which must have this many dimensions."""
+        shape = tuple(self[name].shape)
+        if len(shape) != dimensions:
+            raise ImprintError(
+                f"{self.path}: '{name}' has shape {shape} where it has {dimensions} dimensions in every file of "
+                f"{self._family}; it is another model's file"
+            )
+        return shape
+
+    def under(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors whose names start with the prefix, without it."""
+        return {name[len(prefix) :]: tensor for name, tensor in self.named.items() if name.startswith(prefix)}
+
+    def count(self, prefix: str) -> int:
+        """The number of numbered modules after the prefix, by the highest number."""
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        return max((int(match[1]) + 1 for match in map(pattern.match, self.named) if match), default=0)
+
+
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Every tensor of a torch or safetensors file by name, left on disk where the format allows it.
 

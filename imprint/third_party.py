@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_chec
 from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
 from .errors import ImprintError
 from .local import input_blocks
-from .released import read_tensors, says_safetensors
+from .released import Tensors, read_tensors, says_safetensors
 
 KINDS: dict[str, dict[str, Any]] = {
     # scripts/inference.py: the object on black; all tokens; "the object should fully extend to the edges of the image"
@@ -89,7 +88,7 @@ def from_tensors(
     """As `read_third_party`, from tensors by name; path: their name in error messages."""
     if kind is not None and kind not in KINDS:
         raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-    tensors = Tensors(path, named, kind)
+    tensors = Tensors(path, named, kind or _family(named))
     kind = kind or _kind(tensors)
     config = _config(tensors, kind)
     parts = {part: tensors.under(PREFIXES[part]) for part in ("unet", "vae")}
@@ -165,45 +164,9 @@ def convert(
     return checkpoint.config
 
 
-class Tensors:
-    """A third-party file's tensors by name, with errors for missing ones."""
-
-    def __init__(self, path: Path, named: Mapping[str, torch.Tensor], kind: str | None = None):
-        """kind: whose file it is said to be."""
-        self.path, self.named, self.kind = path, named, kind
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.named:
-            raise ImprintError(
-                f"{self.path} lacks the tensor '{name}', which every file of {self._family} has; it is another "
-                "model's file, or incomplete: download it again, or give the file that the model's README names"
-            )
-        return self.named[name]
-
-    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The tensor's shape, which must have this many dimensions."""
-        shape = tuple(self[name].shape)
-        if len(shape) != dimensions:
-            raise ImprintError(
-                f"{self.path}: '{name}' has shape {shape} where it has {dimensions} dimensions in every file of "
-                f"{self._family}; it is another model's file"
-            )
-        return shape
-
-    @property
-    def _family(self) -> str:
-        """The requested kind, or the kinds whose files have tensors like this file's, for messages."""
-        likely = ["anydoor"] if anydoor.HINT in self.named else [kind for kind in KINDS if kind != "anydoor"]
-        return self.kind or " and ".join(likely)
-
-    def under(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose names start with the prefix, without it."""
-        return {name[len(prefix) :]: tensor for name, tensor in self.named.items() if name.startswith(prefix)}
-
-    def count(self, prefix: str) -> int:
-        """The number of numbered modules after the prefix, by the highest number."""
-        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-        return max((int(match[1]) + 1 for match in map(pattern.match, self.named) if match), default=0)
+def _family(named: Mapping[str, torch.Tensor]) -> str:
+    """The kinds whose files have tensors like these."""
+    return "anydoor" if anydoor.HINT in named else " and ".join(kind for kind in KINDS if kind != "anydoor")
 
 
 def kind_of(config: ImprintConfig) -> str:

@@ -10,7 +10,8 @@ from runs import words
 
 from training import train
 from training.data.shards import Record, Sample
-from training.pairs.account import CUT, LARGE, SMALL, USABLE, enlargement, sentences, usable
+from training.pairs.about import CUT, LARGE, SMALL, USABLE
+from training.pairs.account import enlargement, sentences, usable
 from training.pairs.pair_maker import PairMaker
 from training.pairs.photos import Photos
 from training.pairs.views import Views

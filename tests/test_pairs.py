@@ -18,7 +18,8 @@ from training.loop.run import Run
 from training.loop.source import BatchSource, interleave
 from training.loop.validation import Validation
 from training.pairs import holes, pair_maker
-from training.pairs.account import About, usable
+from training.pairs.about import About
+from training.pairs.account import usable
 from training.pairs.draw import Draw
 from training.pairs.pair_maker import PairMaker
 from training.pairs.photos import Photos, _neighbours, offsets_for

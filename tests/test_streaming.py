@@ -19,7 +19,7 @@ from imprint.errors import ImprintError
 from training.data import shards
 from training.data.shards import Record, Sample, list_shards, read_shards, sample, shard_writer, shards_at
 from training.pairs import streams as pool
-from training.pairs.account import About
+from training.pairs.about import About
 from training.pairs.draw import Draw
 from training.pairs.pair_maker import PairMaker
 from training.pairs.photos import Photos

@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ..data.shards import MIN_OBJECT_SIDE, Sample
+from .about import USABLE
+from .captions import Captions
 from .framing import CENTRAL_SIZES, SIZES
+from .photos import Photos
+from .views import Views
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from .captions import Captions
-    from .photos import Photos
-    from .views import Views
-
-MOST_OF_SIDE = 0.9  # the longest side of a usable object, relative to its square
-UNKNOWN = "unknown"  # a picture's licence
-USABLE = "usable"
 CAPTIONED = "captioned pictures"
-SMALL = f"under {MIN_OBJECT_SIDE:.0%} of their square"
-LARGE = f"over {MOST_OF_SIDE:.0%} of their square"
-CUT = "cut by their square's border"
 STRETCHED = 1.5  # enlarged by more than this, an object lacks detail that its target should have
 PATCH_ZOOM = 0.75  # the central fraction of a photo that a patch's target shows
-
-
-@dataclass
-class About:
-    """Counts made while pictures are read."""
-
-    licences: Counter[str] = field(default_factory=Counter)
-    """Number of pictures by licence."""
-    objects: Counter[str] = field(default_factory=Counter)
-    """Number of annotated objects of photos by outcome: `USABLE`, or why not."""
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Number of unused pictures by reason."""
-
-    def counted(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Pass the samples on, counting their licences."""
-        for sample in samples:
-            self.licences[sample.record.licence or UNKNOWN] += 1
-            yield sample
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        columns = zip(*(vars(part).values() for part in parts))
-        return cls(*(sum(column, Counter()) for column in columns))
-
-
-def fates(owners: Sequence[tuple[int, int]], boxes: torch.Tensor, usable: torch.Tensor, side: int) -> Counter[str]:
-    """Count the outcomes of annotated objects, each of which may be in several squares.
-
-    owners: for each row of boxes (K, 4) and usable (K,), its sample and its number there; side: of the squares.
-    """
-    sides = (boxes[:, 2:] - boxes[:, :2]).float() / side
-    whole = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < side - 1).all(1)
-    kinds = torch.where(sides.amax(1) >= MOST_OF_SIDE, 1, torch.where(whole, 2, 3))
-    kinds = torch.where(usable, 0, kinds).tolist()
-    found: dict[tuple[int, int], int] = {}
-    for owner, kind in zip(owners, kinds):
-        found[owner] = min(kind, found.get(owner, kind))
-    return Counter((USABLE, LARGE, SMALL, CUT)[kind] for kind in found.values())
 
 
 def enlargement(stored: torch.Tensor, shown: torch.Tensor | float) -> dict[str, float]:

@@ -25,7 +25,7 @@ from imprint.images import image_to_tensor, to_rgb
 from imprint.masks import paint_hole
 
 from ..data.shards import Bad, list_shards, open_picture, open_shard, read_file
-from .account import UNKNOWN
+from .about import UNKNOWN
 from .batches import Pairs
 
 PICTURES = ("jpg", "png", "webp")

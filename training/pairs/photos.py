@@ -15,7 +15,7 @@ from imprint.errors import ImprintError
 from imprint.preprocess import bounding_boxes
 
 from ..data.shards import MIN_OBJECT_SIDE, Sample
-from .account import MOST_OF_SIDE, SMALL, About, fates
+from .about import MOST_OF_SIDE, SMALL, About, fates
 from .pictures import Pictures, to_uint8
 
 PHOTO_SIDE = 384  # side in pixels of the square photos in memory

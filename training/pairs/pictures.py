@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from imprint.errors import ImprintError
 
 from ..data.shards import Bad, list_shards, read_shards
-from .account import About
+from .about import About
 from .handing import Handed, handed, taken
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from imprint.errors import ImprintError
 from imprint.preprocess import bounding_boxes
 
 from ..data.shards import SCENE_SCALE, Record, Sample
-from .account import About
+from .about import About
 from .draw import Draw
 from .pictures import Pictures, to_uint8
 
