@@ -58,11 +58,11 @@ def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
 
 def require_file(path: str | os.PathLike, wanted: str) -> None:
     """Raise `ImprintError` unless the path is a file. wanted: which file to give instead, for the message."""
-    if not os.path.isfile(path):
-        found = " is a folder" if os.path.isdir(path) else ": no such file"
-        if os.path.exists(path) and not os.path.isdir(path):
-            found = " is a pipe or a device"
-        raise ImprintError(f"{path}{found}; give the path of {wanted}")
+    if os.path.isfile(path):
+        return
+    folder, there = os.path.isdir(path), os.path.exists(path)
+    found = " is a folder" if folder else " is a pipe or a device" if there else ": no such file"
+    raise ImprintError(f"{path}{found}; give the path of {wanted}")
 
 
 def require_no_lfs_pointer(path: str | os.PathLike) -> None:

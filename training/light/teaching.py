@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Categorical
 
-from imprint.lightnet import LightMaps, LightNet, folded_guesses
+from imprint.lightnet import LightMaps, LightNet, folded_guesses, mirrored
 
 from .losses import EXPONENT, relit
 from .pairs import LightBatch
@@ -34,8 +34,7 @@ def taught(batch: LightBatch, teachers: list[LightNet], told: torch.Tensor) -> L
         chances = [each + math.log(count) for (_, each), count in zip(guesses, counts.values())]
         drawn = Categorical(logits=torch.cat(chances, 1)).sample()
         source = F.pad(directions[torch.arange(len(drawn)), drawn], (0, 1), value=1.0)
-        mirror = source.new_tensor([-1.0, 1.0, 1.0, 1.0])
-        towards = torch.cat([source * told, source * told * mirror])
+        towards = torch.cat([source * told, mirrored(source) * told])
         seen = [vars(net.decode(each, towards).folded()).values() for net, each in zip(counts, features)]
     weighed = (zip(counts.values(), each) for each in zip(*seen))
     maps = LightMaps(*(sum(count * value for count, value in each) / len(teachers) for each in weighed))
