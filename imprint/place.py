@@ -25,6 +25,8 @@ STANDING = 0.98
 """A hole that covers at least this fraction of its bounding box is a box; any other is an outline."""
 LARGEST = 2**26
 """Pixels, height times width, to which an object may be enlarged however small the frame is."""
+SMALLEST = 8
+"""Pixels: an object whose longer side is shorter can hardly be seen, so its place is probably a slip of the hand."""
 
 
 _log = logging.getLogger(__name__)
@@ -86,6 +88,8 @@ class PlacedObject:
                 "give a smaller height, or only the visible part of its photo"
             )
         high, wide = max(1, round(high)), max(1, round(wide))
+        if max(high, wide) < SMALLEST:
+            _log.warning("the object will be only %dx%d pixels; if that is wrong, give a larger box or height", wide, high)
         colours, alpha = resized(colours, alpha, high, wide)
         top, left = round(place.y) - high, round(place.x - wide / 2)
         above, before = max(0, -top), max(0, -left)

@@ -277,6 +277,13 @@ def test_a_single_pixel_is_an_object():
     assert torch.allclose(grown.colours, torch.tensor(0.3), atol=1e-5)
 
 
+@pytest.mark.parametrize("side, told", [(1, True), (7, True), (8, False)])
+def test_an_object_too_small_to_see_is_told(side, told, caplog):
+    picture, mask = subject(20, 20)
+    place_object(views(picture, mask), (40, 40), box_mask((40, 40), (10, 10, 10 + side, 10 + side)))
+    assert (f"only {side}x{side} pixels" in caplog.text) == told
+
+
 # --- a placed picture ------------------------------------------------------------------------------------------------
 
 
