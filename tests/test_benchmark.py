@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -330,6 +331,18 @@ def test_the_pictures_of_all_processes_count_by_the_slowest_of_them(tmp_path, mo
     monkeypatch.setattr(speed, "SELF", worker(tmp_path, sleeps=True))
     (two,) = run(tmp_path, "--rows", "gpus:2:micro:2:eager").values()
     assert two["step_pictures_per_second"] == pytest.approx(2 * 2 / (1.5 * SLEEP), rel=0.2)
+
+
+def test_processes_end_with_the_row_that_started_them(tmp_path):
+    """Those of torchrun too, which are in groups of their own: on a GPU they would slow down the rows after it."""
+    script = tmp_path / "worker.py"
+    script.write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    with speed.started([sys.executable, *launcher], {"OMP_NUM_THREADS": "1"}) as process:
+        numbers = [int(process.stdout.readline()) for _ in range(2)]
+    for number in numbers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
 
 
 def test_operations_are_counted_without_a_word_to_the_other_processes(bench, monkeypatch):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,11 +19,12 @@ from imprint.errors import ImprintError
 from .settings import Benchmark
 
 BASELINE_WARMUP = 8  # steps
+ENDING = 10  # seconds that a process has for ending
 
 
 @contextmanager
 def started(command: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
-    """A process in its own group, with stdout and stderr in one pipe; the whole group is ended on exit."""
+    """A process in its own group, with stdout and stderr in one pipe; it is ended on exit, with all that it started."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -34,8 +35,12 @@ def started(command: list[str], environment: dict[str, str] | None = None) -> It
     try:
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        # At SIGTERM torchrun ends its processes, which are in other groups.
+        for last in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, last)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(ENDING)
         process.wait()
         process.stdout.close()
 
