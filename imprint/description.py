@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from . import lightnet
-from .checkpoint import FORMAT_VERSION, load_checkpoint, open_safetensors
+from .checkpoint import FORMAT_VERSION, load_checkpoint
 
 
 def describe(path: Path, as_json: bool) -> str:
@@ -18,9 +18,7 @@ def describe(path: Path, as_json: bool) -> str:
 
     Raises `ImprintError` as `load_checkpoint` and `lightnet.read_light` do.
     """
-    with open_safetensors(path) as file:
-        of_light = (file.metadata() or {}).get("format") == lightnet.FORMAT
-    if of_light:
+    if lightnet.is_light(path):
         config, tensors = lightnet.read_light(path)
         kind, parts = {"format": lightnet.FORMAT}, {"light": tensors}
         side = config.resolution

@@ -245,6 +245,14 @@ class Attention(nn.Module):
         return x + self.mlp(x)
 
 
+def is_light(path: str | os.PathLike) -> bool:
+    """Whether a safetensors file is a light network's. Raises `ImprintError` for any other kind of file."""
+    from .checkpoint import open_safetensors
+
+    with open_safetensors(Path(path)) as file:
+        return (file.metadata() or {}).get("format") == FORMAT
+
+
 def read_light(path: str | os.PathLike) -> tuple[LightConfig, dict[str, torch.Tensor]]:
     """A light network's sizes and tensors as they are in its file, after verifying the checksum.
 

@@ -6,6 +6,7 @@ from micro import fresh_checkpoint, matte_config, micro_config
 
 from imprint import files
 from imprint.checkpoint import load_checkpoint, save_checkpoint
+from imprint.lightnet import LightConfig, LightNet, load_light, save_light
 from training import merge
 
 
@@ -36,6 +37,26 @@ def test_what_does_not_fit_together_is_refused(pair, tmp_path):
             merge.main(
                 [str(pair[0]), *(str(tmp_path / name) for name in others), "--output", str(tmp_path / "x.safetensors")]
             )
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_light_networks_too(tmp_path, pair):
+    paths = [tmp_path / f"light-{seed}.safetensors" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        save_light(path, LightNet(LightConfig(resolution=64, widths=(8, 8, 32), guesses=3 if seed == 2 else 6)))
+    merge.main([*map(str, paths[:2]), "--output", str(tmp_path / "mean.safetensors")])
+    one, two, mean = (load_light(path).state_dict() for path in (*paths[:2], tmp_path / "mean.safetensors"))
+    for name, tensor in mean.items():
+        assert torch.allclose(tensor.float(), (one[name] + two[name]).float() / 2, atol=1e-3), name
+    assert not torch.equal(one["stem.weight"], two["stem.weight"])
+    for others, message in (
+        ([paths[2]], "different kinds"),
+        ([pair[0]], "'imprint-light' but not"),
+        ([], "two or more"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            merge.main([*map(str, [paths[0], *others]), "--output", str(tmp_path / "x.safetensors")])
     assert not (tmp_path / "x.safetensors").exists()
 
 

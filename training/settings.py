@@ -401,12 +401,12 @@ class Export:
 
 @dataclass(frozen=True)
 class Merge:
-    """The mean of checkpoints."""
+    """The mean of checkpoints or of light networks."""
 
     checkpoints: tuple[Path, ...] = option(positional=True)
     """two or more"""
     output: Path = option()
-    """checkpoint to write, .safetensors"""
+    """file to write, .safetensors"""
 
 
 @dataclass(frozen=True)
