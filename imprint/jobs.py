@@ -152,7 +152,8 @@ def read_jobs(
 ) -> tuple[dict[int, Job], dict[int, ImprintError]]:
     """The jobs and the errors of a file, by line number from 1.
 
-    placing: defaults. layers: whether each job's layers go into a folder named after its picture.
+    placing: defaults. layers: whether each job's layers go into a folder named after its picture. Raises `ImprintError`
+    for a file that cannot be read, or of which no line is a JSON object.
     """
     try:
         data = path.read_bytes()
@@ -181,7 +182,19 @@ def read_jobs(
             jobs[number] = job
         except ImprintError as error:
             errors[number] = error
+    if len(errors) > 1 and not jobs and not any(map(_is_object, data.splitlines())):
+        raise ImprintError(
+            f"{path} is no file of jobs: none of its {len(errors)} lines is a JSON object; write one object per line"
+        )
     return jobs, errors
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line is a JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _objects(of_line: dict[str, Any], folder: Path) -> tuple[JobObject, ...]:

@@ -44,6 +44,13 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], int]]) -> argp
     return parser
 
 
+def _folder(name: str) -> Path:
+    """A folder's path; an empty name, as of an unset variable of a shell, would be the current folder."""
+    if not name:
+        raise argparse.ArgumentTypeError("the name is empty; give a folder")
+    return Path(name)
+
+
 def _demo_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=Path, default=Path("imprint-demo.png"), help="default: %(default)s in this folder"
@@ -283,7 +290,7 @@ def finish_settings() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--layers",
-        type=Path,
+        type=_folder,
         metavar="FOLDER",
         help="also write shadow, object and light as PNGs which, stacked in the order of their names over a background "
         "without transparency, give the picture except for rounding (at most 2 of 255 for one object); for placed "

@@ -44,6 +44,8 @@ class Place:
                 f"the object's place is x {self.x!r}, y {self.y!r}, height {self.height!r}, rotated by "
                 f"{self.rotate!r}; all must be finite numbers and the height more than 0 pixels"
             )
+        if self.flip not in (True, False):
+            raise ImprintError(f"flip is {self.flip!r}; it must be True or False")
 
 
 @dataclass(frozen=True)

@@ -419,6 +419,20 @@ BAD_LINES = {
 }
 
 
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\n\x00IHDR", json.dumps([job(), job()], indent=1).encode()])
+def test_a_file_without_jobs_is_one_sentence(files, capsys, content):
+    (files / "jobs.jsonl").write_bytes(content)
+    assert cli.main(["batch", str(files / "jobs.jsonl")]) == 2
+    err = capsys.readouterr().err
+    assert "jobs.jsonl is no file of jobs: none of its" in err and err.count("\n") == 1
+
+
+def test_layers_need_a_name(files, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command(files), "--layers", ""])
+    assert "argument --layers: the name is empty; give a folder" in capsys.readouterr().err
+
+
 def test_batch_goes_on_past_bad_lines_and_reports_each(files, capsys):
     bad = [
         json.dumps(json.loads(line) | {"out": f"bad-{n}.png"})

@@ -52,7 +52,7 @@ def test_light_networks_too(tmp_path, pair):
     assert not torch.equal(one["stem.weight"], two["stem.weight"])
     for others, message in (
         ([paths[2]], "different kinds"),
-        ([pair[0]], "'imprint-light' but not"),
+        ([pair[0]], "give files of one kind"),
         ([], "two or more"),
     ):
         with pytest.raises(SystemExit, match=message):

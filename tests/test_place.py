@@ -455,6 +455,11 @@ def test_a_place_is_made_of_finite_numbers(values):
         Place(*values)
 
 
+def test_a_place_is_mirrored_or_not():
+    with pytest.raises(ImprintError, match="flip is 'no'; it must be True or False"):
+        Place(1, 2, 3, 0, "no")
+
+
 def test_nothing_is_no_object():
     nothing = torch.zeros(20, 30)
     with pytest.raises(ImprintError, match="transparent everywhere"):

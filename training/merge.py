@@ -25,13 +25,17 @@ def main(argv: list[str] | None = None) -> None:
     try:
         arguments.require_other(settings.output, *settings.checkpoints)
         require_writable(settings.output)
-        if all(map(is_light, settings.checkpoints)):
+        lights = {path: is_light(path) for path in settings.checkpoints}
+        if len(set(lights.values())) > 1:
+            named = next(path for path, light in lights.items() if light)
+            raise ImprintError(f"{named} is a light network and others are checkpoints; give files of one kind")
+        if any(lights.values()):
             save_light(settings.output, average_light(settings.checkpoints))
         else:
             save_computed(average([load_checkpoint(path) for path in settings.checkpoints]), settings.output)
     except (ImprintError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{settings.output}: the mean of {len(settings.checkpoints)} checkpoints")
+    print(f"{settings.output}: the mean of {len(settings.checkpoints)} files")
 
 
 if __name__ == "__main__":
