@@ -89,9 +89,7 @@ class PlacedObject:
             )
         high, wide = max(1, round(high)), max(1, round(wide))
         if max(high, wide) < SMALLEST:
-            _log.warning(
-                "the object will be only %dx%d pixels; if that is wrong, give a larger box or height", wide, high
-            )
+            _log.warning("the object will be only %dx%d pixels; if that is wrong, give a larger box or height", wide, high)
         colours, alpha = resized(colours, alpha, high, wide)
         top, left = round(place.y) - high, round(place.x - wide / 2)
         above, before = max(0, -top), max(0, -left)
