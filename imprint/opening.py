@@ -16,7 +16,7 @@ from .job_settings import JobSettings
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline
 
-_UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
+UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
 """Importing these took a quarter of the start-up time; of them only SciPy is used, and later."""
 
 
@@ -30,7 +30,7 @@ def needs_diffusers() -> Iterator[None]:
 
 
 @contextmanager
-def _left_out(names: Sequence[str]) -> Iterator[None]:
+def left_out(names: Sequence[str]) -> Iterator[None]:
     """Import as if these packages were not installed."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # None makes Python's import fail
@@ -43,7 +43,7 @@ def _left_out(names: Sequence[str]) -> Iterator[None]:
 
 def open_pipeline(settings: JobSettings) -> ImprintPipeline:
     """The checkpoint's pipeline, on its device. Raises `ImprintError` if either cannot be had."""
-    with _left_out(_UNUSED if settings.alone else ()):
+    with left_out(UNUSED if settings.alone else ()):
         return _opened(settings)
 
 

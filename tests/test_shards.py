@@ -169,3 +169,23 @@ def test_what_processes_read_is_what_one_reads(tmp_path, monkeypatch, system):
         read = getattr(views, name)
         assert torch.equal(read, value) if isinstance(value, torch.Tensor) else read == value, name
     assert seen.count(handing.Handed) == (2 if system == "linux" else 0)  # the pictures of each shard
+
+
+def test_two_folders_are_read_in_turn_and_views_of_several_objects_are_sorted(tmp_path):
+    """Each photo shows two objects, so that the views of one are not in sequence."""
+    mask = Image.new("L", (60, 50))
+    mask.paste(1, (5, 5, 20, 25))
+    mask.paste(2, (30, 10, 50, 40))
+    for shard in range(2):
+        with shard_writer(tmp_path / f"{shard}.tar") as writer:
+            for frame in range(3):
+                record = Record(f"pair-{shard}", f"clip-{shard}", frame, "test", "CC0")
+                writer.write(sample(str(frame), webp(photo(60, 50, 3 * shard + frame)), "webp", record, mask))
+    reading = pictures.Reading([pictures.Wanted(kind, tmp_path, None, 32, Bad()) for kind in (Views, Photos)])
+    for kind in (Views, Photos):
+        read, expected = reading.next(CPU), kind.of(read_shards(tmp_path), 32)
+        for name, value in vars(expected).items():
+            found = getattr(read, name)
+            assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+    assert expected.annotated == 12 and Views.of(read_shards(tmp_path), 32).frames.tolist() == [0, 1, 2] * 4
+    assert not hasattr(reading, "parts")  # its processes have ended

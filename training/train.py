@@ -17,16 +17,23 @@ import sys
 from safetensors import SafetensorError
 
 from imprint.errors import ImprintError, print_anything
+from imprint.opening import UNUSED, left_out
 
-from .loop.described import described
-from .loop.run import Run
-from .settings import parse_train
+from .loop.source import read_ahead
+from .settings import STAGES, parse_train
 
 
 def main(argv: list[str] | None = None) -> None:
     print_anything()
     settings = parse_train(argv, __doc__)
     try:
+        pictures = read_ahead(settings)
+        # Only now, while the pictures are read: with diffusers and transformers this takes as long. Of what they
+        # import in turn only peft is used here, by a LoRA.
+        needed = "peft" if STAGES[settings.stage].lora else ""
+        with left_out([name for name in UNUSED if name != needed and argv is None]):
+            from .loop.described import described
+            from .loop.run import Run
         run = Run(settings)
         if settings.dry_run:
             run.try_data_and_folder()
@@ -34,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(json.dumps(described(run), indent=1))
             run.accelerator.end_training()
         else:
-            run.train()
+            run.train(pictures)
             if run.asked:
                 print(f"stopped; {run.state.last()}: the same command resumes", file=sys.stderr)
                 sys.exit(128 + run.asked[0])

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import webdataset
 
 SPLITS = ("train", "held-out")
+USUAL = ("JPEG", "PNG", "WEBP")  # formats of pictures in shards
 INDEX = "shards.txt"  # names of a folder's shards, one per line, for servers without listings
 ATTEMPTS = 3  # at reading a remote shard, before the run stops
 MAX_FRAME_GAP = 7  # IMPRINT's |n1 - n2| <= 7 (arXiv 2403.10701, section 3.4)
@@ -254,22 +255,25 @@ def shards_at(shards: Sequence[str], part: tuple[int, int], seed: int, first: in
 
 
 def read_shards(
-    url: str | os.PathLike | Sequence[str], limit: int | None = None, bad: Bad | None = None
+    url: str | os.PathLike | Sequence[str],
+    limit: int | None = None,
+    bad: Bad | None = None,
+    threads: int = 16,
 ) -> Iterator[Sample]:
-    """The samples of all shards of a folder, or of a list of shards, in order, decoded in threads.
+    """The samples of all shards of a folder, or of a list of shards, in order, decoded in so many threads.
 
     bad: collects samples that lack a part or cannot be decoded; by default the first one is an error. Raises
     `ImprintError`, naming sample or shard, for one too many, and if there is no shard, or one is lost or damaged.
     """
     bad = bad or Bad()
     shards = list_shards(url) if isinstance(url, (str, os.PathLike)) else url
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(threads) as pool:
         waiting = []
         for index, parts in enumerate(parts for shard in shards for parts in read_parts(shard)):
             if limit is not None and index >= limit:
                 break
             waiting.append(pool.submit(decode_sample, parts))
-            if len(waiting) >= 256:
+            if len(waiting) >= 16 * threads:
                 yield from _good(waiting.pop(0), bad)
         for future in waiting:
             yield from _good(future, bad)
@@ -323,10 +327,12 @@ def open_picture(data: bytes) -> Image.Image:
 
     Raises ValueError, always with the same message, for anything else.
     """
-    try:
-        return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:  # its message contains the buffer's address
-        raise ValueError(f"no picture in {len(data):,} bytes") from None
+    for formats in (USUAL, None):  # Pillow tries all that it knows, one by one
+        try:
+            return Image.open(io.BytesIO(data), formats=formats)
+        except UnidentifiedImageError:  # its message contains the buffer's address
+            pass
+    raise ValueError(f"no picture in {len(data):,} bytes")
 
 
 def decode_sample(parts: dict) -> Sample:

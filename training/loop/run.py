@@ -20,6 +20,7 @@ from imprint.files import require_writable
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
+from ..pairs.pictures import Reading
 from ..settings import STAGES, Train
 from .account import account_of
 from .checkpoints import Checkpoints
@@ -122,16 +123,17 @@ class Run:
         """Whether FSDP shards the model: it needs contiguous parameters, and its parts run only as one model."""
         return self.accelerator.distributed_type == DistributedType.FSDP
 
-    def maker(self, split: str, rank: int = 0) -> AnyPairMaker:
-        """What makes the pairs of a split for the process of this original rank."""
+    def maker(self, split: str, rank: int = 0, pictures: Reading | None = None) -> AnyPairMaker:
+        """What makes the pairs of a split for the process of this original rank; pictures: of `read_ahead`."""
         process = rank, self.begun.layout.processes
-        return open_pair_maker(self.settings, self.config, split, self.device, process, self.text)
+        return open_pair_maker(self.settings, self.config, split, self.device, process, self.text, pictures)
 
-    def source(self) -> BatchSource | Rearranged:
-        """The training data of this process."""
+    def source(self, pictures: Reading | None = None) -> BatchSource | Rearranged:
+        """The training data of this process; pictures: of `read_ahead`."""
         tokens = self.raw.tokens if self.raw.encoder_is_frozen and not self.split else None
         settings = dataclasses.replace(self.settings, batch=self.begun.layout.batch)
-        shared = self.maker("train") if settings.pool is None else None  # all processes have all pictures
+        # All processes have all pictures.
+        shared = self.maker("train", pictures=pictures) if settings.pool is None else None
 
         def of(rank: int) -> BatchSource:
             maker = shared or self.maker("train", rank)
@@ -150,26 +152,28 @@ class Run:
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
+    def train(self, pictures: Reading | None = None) -> None:
         """Train until `--images` are done, `--time-limit` has passed, or a signal asks to stop (`asked`).
 
-        Writes states to resume from, and checkpoints. Raises `ImprintError` if another run writes into the folder.
+        pictures: of `read_ahead`; without it they are read here. Writes states to resume from, and checkpoints. Raises
+        `ImprintError` if another run writes into the folder.
         """
         require_writable(self.settings.output / "state")
         with self.state.locked():
-            self._train()
+            self._train(pictures)
 
-    def _train(self) -> None:
+    def _train(self, pictures: Reading | None) -> None:
         settings, now = self.settings, described(self)
         step, before = self.state.resume(now)
         self.begun = Begun.of(before)
         now["begun"] = self.begun.to_dict()
         self.average.gather()
         self.checkpoints.resume(step * self.step_size)
-        source = self.source()
+        source = self.source(pictures)
         validation = None
         if self.main:
-            validation = Validation(self.maker("held-out"), self.autoencoder, settings, self.accelerator)
+            held_out = self.maker("held-out", pictures=pictures)
+            validation = Validation(held_out, self.autoencoder, settings, self.accelerator)
             self.state.describe(now)
             if step < self.steps:
                 source.batch(step * self.layout.accumulate)  # the next step's, which is kept for it

@@ -10,7 +10,6 @@ import torch
 
 from imprint.config import PRESETS, ImprintConfig
 from imprint.errors import ImprintError
-from imprint.model import build_modules
 
 from ..arguments import read_table
 
@@ -39,6 +38,8 @@ def read_sizes(name: str) -> ImprintConfig:
         config = ImprintConfig.from_json(json.dumps(table))
     except (TypeError, ValueError) as error:  # YAML has types that JSON lacks, and cycles
         raise ImprintError(f"{path}: {error}") from error
+    from imprint.model import build_modules  # imports diffusers
+
     try:
         with torch.device("meta"):
             build_modules(config, with_vae=False)

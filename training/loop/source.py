@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
 
+from imprint.checkpoint import read_config
 from imprint.config import ImprintConfig
 from imprint.vae import encode
 
-from ..data.shards import Bad, inside
+from ..data.shards import SPLITS, Bad, inside
 from ..pairs.batches import Batch
 from ..pairs.buckets import cut, require_bucket
 from ..pairs.captions import Captions, Text
 from ..pairs.draw import Draw
 from ..pairs.pair_maker import PairMaker
 from ..pairs.photos import Photos, photo_side
+from ..pairs.pictures import Reading, Wanted
 from ..pairs.streams import Pool, StreamedPairs
 from ..pairs.views import Views
 from ..settings import STAGES, Size, Train
 from .ahead import Ahead
+from .sizes import read_sizes
 
 AnyPairMaker: TypeAlias = PairMaker | StreamedPairs | Captions
 """What makes pairs: calling it with a count and a generator gives so many."""
@@ -152,6 +156,25 @@ def interleave(shares: Sequence[tuple[Size, float]], count: int) -> list[Size]:
     return slots
 
 
+def sides(settings: Train, config: ImprintConfig) -> tuple[int, int]:
+    """The sides at which views and photos are held."""
+    largest = max(longer_side(size) for size, _ in resolutions_and_shares(settings, config))
+    return settings.cutout_resolution or largest, photo_side(largest)
+
+
+def read_ahead(settings: Train) -> Reading | None:
+    """Begin to read a run's pictures, in the order in which it takes them; None if it takes none that way."""
+    if settings.dry_run or settings.pool is not None or not STAGES[settings.stage].mix:
+        return None
+    side, squares = sides(settings, read_config(settings.init) if settings.init else read_sizes(settings.sizes))
+    wanted = []
+    for split in SPLITS if int(os.environ.get("RANK", 0)) == 0 else SPLITS[:1]:
+        bad = Bad(settings.skip_bad, split)
+        wanted.append(Wanted(Views, inside(settings.cutouts, split), settings.limit, side, bad))
+        wanted.append(Wanted(Photos, inside(settings.photos, split), settings.limit, squares, bad))
+    return Reading(wanted)
+
+
 def open_pair_maker(
     settings: Train,
     config: ImprintConfig,
@@ -159,26 +182,30 @@ def open_pair_maker(
     device: torch.device,
     process: tuple[int, int],
     text: Text | None = None,
+    pictures: Reading | None = None,
 ) -> AnyPairMaker:
-    """What makes the pairs of a split; process: its index, and of how many. Raises `ImprintError` for bad data."""
+    """What makes the pairs of a split; process: its index, and of how many; pictures: of `read_ahead`, whose next ones
+    are this split's. Raises `ImprintError` for bad data.
+    """
     stage = STAGES[settings.stage]
-    largest = max(longer_side(size) for size, _ in resolutions_and_shares(settings, config))
-    side = settings.cutout_resolution or largest
+    side, squares = sides(settings, config)
     bad = Bad(settings.skip_bad, split)
     if not stage.mix:
         return Captions(inside(settings.captions, split), config, text, device, settings.limit, bad)
     mix = dict(settings.mix) if split == "train" else stage.mix  # held-out pairs are a stage's
     cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
+    if pictures:
+        return PairMaker(config, settings.stage, pictures.next(device), pictures.next(device), mix)
     if settings.pool is None:
         loaded = (
             Views.load(cutouts, device, settings.limit, side, bad),
-            Photos.load(photos, device, settings.limit, photo_side(largest), bad),
+            Photos.load(photos, device, settings.limit, squares, bad),
         )
         return PairMaker(config, settings.stage, *loaded, mix)
     # The held-out pairs are the first process's, of its first shards: the same in every run.
     part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)
     pools = (
         Pool(Views, cutouts, device, settings.pool, part, seed, side, bad),
-        Pool(Photos, photos, device, settings.pool, part, seed, photo_side(largest), bad),
+        Pool(Photos, photos, device, settings.pool, part, seed, squares, bad),
     )
     return StreamedPairs(config, settings.stage, *pools, mix)

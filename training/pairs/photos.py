@@ -16,7 +16,8 @@ from imprint.preprocess import bounding_boxes
 
 from ..data.shards import MIN_OBJECT_SIDE, Sample
 from .about import MOST_OF_SIDE, SMALL, About, fates
-from .pictures import Pictures, to_uint8
+from .handing import Stack
+from .pictures import CPU, Pictures, joined
 
 PHOTO_SIDE = 384  # side in pixels of the square photos in memory
 ROOM = 0.01  # between the border and a whole object, relative to the square's side
@@ -52,14 +53,15 @@ class Photos(Pictures):
         return self.about.objects.total()
 
     @classmethod
-    def of(cls, samples: Iterable[Sample], side: int | None = None) -> Photos:
+    def of(cls, samples: Iterable[Sample], side: int | None = None, shared: bool = False) -> Photos:
         """Photos from samples, each as one or two squares along its longer side, and another around every object that
-        none of them contains whole; S = `side` or `PHOTO_SIDE`.
+        none of them contains whole; S = `side` or `PHOTO_SIDE`, shared: as of `Stack`.
 
         Raises `ImprintError` if there is none.
         """
         size = (side or PHOTO_SIDE,) * 2
-        rgb, objects, sources, items, owners, scale, about = [], [], [], [], [], [], About()
+        rgb, objects, about = Stack(shared), Stack(shared), About()
+        sources, items, owners, scale = [], [], [], []
         numbered = 0
         for index, (record, picture, mask, _) in enumerate(about.counted(samples)):
             if picture.mode == "RGBA" and mask is None:
@@ -69,17 +71,17 @@ class Photos(Pictures):
             spans = [] if mask is None else _spans(np.asarray(mask), along=int(picture.width > picture.height))
             numbered += len(spans)
             for crop in _squares(picture.size, spans):
-                rgb.append(to_uint8(picture.resize(size, Image.BILINEAR, box=crop)))
+                rgb.add(picture.resize(size, Image.BILINEAR, box=crop))
                 square = Image.new("L", size) if mask is None else mask.resize(size, Image.NEAREST, box=crop)
                 numbers = [number for _, number in square.getcolors() if number]
-                items += [(len(objects), number) for number in numbers]
+                place = objects.add(square)
+                items += [(place, number) for number in numbers]
                 owners += [(index, number) for number in numbers]
                 scale.append(min(picture.size) / size[0])
-                objects.append(to_uint8(square)[..., 0])
                 sources.append((record.clip, record.frame, record.gap))
-        if not rgb:
+        if not sources:
             raise ImprintError("the shards of photos hold no picture; look at what training.prepare dropped")
-        objects = torch.stack(objects)
+        objects = objects.tensor(*size)
         table = torch.tensor(items, dtype=torch.long).reshape(-1, 2)
         boxes = _object_boxes(objects, table)
         usable = _usable(boxes, size[0])
@@ -92,13 +94,12 @@ class Photos(Pictures):
         counts = torch.tensor([len(row) for row in partners], dtype=torch.long)
         padded = [row + [index] * (int(counts.max()) + 1 - len(row)) for index, row in enumerate(partners)]
         width = len(padded[0]) if padded else 1
-        rgb = torch.stack(rgb).permute(0, 3, 1, 2)
         padded = torch.tensor(padded).long().reshape(-1, width)
-        return cls(rgb, objects, table, boxes, padded, counts, torch.tensor(scale), about)
+        return cls(rgb.tensor(3, *size), objects, table, boxes, padded, counts, torch.tensor(scale), about)
 
     @classmethod
-    def join(cls, parts: Sequence[Photos]) -> Photos:
-        """Concatenate the photos of several parts."""
+    def join(cls, parts: Sequence[Photos], device: torch.device = CPU) -> Photos:
+        """Concatenate the photos of several parts in main memory, on a device."""
         tables, partners = [], []
         width = max(part.partners.shape[1] for part in parts)
         photos = items = 0
@@ -109,9 +110,10 @@ class Photos(Pictures):
             partners.append(torch.cat([part.partners, padding], 1) + items)
             photos, items = photos + len(part.rgb), items + len(part.items)
         names = ("rgb", "objects", "boxes", "partner_count", "scale")
-        rgb, objects, boxes, counts, scale = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        rgb, objects, boxes, counts, scale = (joined([getattr(part, name) for part in parts], device) for name in names)
         about = About.joined([part.about for part in parts])
-        return cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts, scale, about)
+        whole = cls(rgb, objects, torch.cat(tables), boxes, torch.cat(partners), counts, scale, about)
+        return whole.to(device)
 
 
 def _spans(mask: np.ndarray, along: int) -> list[tuple[int, int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from .handing import Handed, handed, taken
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+CPU = torch.device("cpu")
 
 
 class Pictures:
@@ -36,64 +39,101 @@ class Pictures:
         """Read all of a folder's shards in several processes, or their first `limit` samples; side: as of `of`, bad: as
         of `read_shards`.
         """
-        shards, bad = list_shards(url), bad or Bad()
-        if limit is not None or len(shards) == 1:
-            return cls.of(read_shards(shards, limit, bad), side).to(device)
-        loading = dict(batch_size=None, num_workers=min(len(shards), own_cores()), collate_fn=_unchanged)
-        parts = []
-        for part, found in DataLoader(_Shards(cls, shards, side, bad.most), **loading):
-            for message in found:
-                bad.take(message)
-            parts.append(cls(*map(_as_tensor, _raised(part))))
-        return cls.join(parts).to(device)
+        wanted = Wanted(cls, url, limit, side, bad or Bad())
+        if len(wanted.jobs) == 1:
+            return cls.of(read_shards(wanted.shards, limit, wanted.bad), side).to(device)
+        return Reading([wanted]).next(device)
 
     def to(self, device: torch.device) -> Self:
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return type(self)(*(value if isinstance(value, About) else value.to(device) for value in values))
 
 
+Held = TypeVar("Held", bound=Pictures)
+
+
+class Wanted(Generic[Held]):
+    """What `Pictures.load` is given."""
+
+    def __init__(self, kind: type[Held], url: str | os.PathLike, limit: int | None, side: int | None, bad: Bad):
+        self.kind, self.limit, self.side, self.bad = kind, limit, side, bad
+        self.shards = list_shards(url)
+        self.jobs = [self.shards] if limit is not None else [[shard] for shard in self.shards]
+
+
+class Reading:
+    """Folders' pictures, which other processes read while this one does something else."""
+
+    def __init__(self, wanted: Sequence[Wanted]):
+        import webdataset  # noqa: F401  here once, not in each process
+
+        Image.init()  # likewise
+        self.wanted = list(wanted)
+        jobs = _Jobs(self.wanted)
+        workers = min(len(jobs), own_cores())
+        self.parts = iter(
+            DataLoader(
+                jobs,
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=-(-len(jobs) // workers),  # they need not wait for this process
+                collate_fn=_unchanged,
+                generator=torch.Generator(),  # draws none of the run's random numbers
+            )
+        )
+
+    def next(self, device: torch.device) -> Pictures:
+        """The pictures of the next folder, on the device. Raises `ImprintError` as `read_shards` does."""
+        wanted, parts = self.wanted.pop(0), []
+        for _ in wanted.jobs:
+            values, found = next(self.parts)
+            for message in found:
+                wanted.bad.take(message)
+            if isinstance(values, ImprintError):
+                raise values
+            parts.append(wanted.kind(*(value if isinstance(value, About) else taken(value) for value in values)))
+        whole = wanted.kind.join(parts, device)
+        if not self.wanted:
+            del parts, self.parts  # ends the processes, and so frees the memory that they have handed over
+        return whole
+
+
+class _Jobs(Dataset):
+    """What `Pictures.of` makes of each shard, `handed` over. Errors are items too: the loader would wrap them in a
+    traceback."""
+
+    def __init__(self, wanted: Sequence[Wanted]):
+        self.jobs = [(each, shards) for each in wanted for shards in each.jobs]
+        self.threads = max(1, own_cores() // len(self.jobs))
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, index: int) -> tuple[list[np.ndarray | Handed | About] | ImprintError, list[str]]:
+        wanted, shards = self.jobs[index]
+        bad = Bad(wanted.bad.most)
+        try:
+            part = wanted.kind.of(read_shards(shards, wanted.limit, bad, self.threads), wanted.side, shared=True)
+        except ImprintError as error:
+            return error, []
+        return [value if isinstance(value, About) else handed(value) for value in vars(part).values()], list(bad.found)
+
+
+def _unchanged(part: tuple) -> tuple:
+    return part
+
+
+def joined(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Concatenate tensors in main memory: pictures on the device, so that main memory does not hold them twice."""
+    if parts[0].dtype != torch.uint8:
+        return torch.cat(parts)
+    whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=torch.uint8, device=device)
+    for place, part in zip(whole.split([len(part) for part in parts]), parts):
+        place.copy_(part)
+    return whole
+
+
 def own_cores() -> int:
     """Cores for this process: all that it may run on, divided by the processes of a launcher on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-class _Shards(Dataset):
-    """What `Pictures.of` makes of each shard, as arrays: tensors would pass through shared memory, which is small in
-    containers; large arrays are `handed`. Errors are items too: the loader would wrap them in a traceback."""
-
-    def __init__(self, kind: type[Pictures], shards: list[str], side: int | None, most_bad: int):
-        self.kind, self.shards, self.side, self.most_bad = kind, shards, side, most_bad
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, index: int) -> tuple[list[np.ndarray | Handed | About] | ImprintError, list[str]]:
-        bad = Bad(self.most_bad)
-        try:
-            part = self.kind.of(read_shards([self.shards[index]], bad=bad), self.side)
-        except ImprintError as error:
-            return error, []
-        values = vars(part).values()
-        arrays = [value if isinstance(value, About) else handed(value.contiguous().numpy()) for value in values]
-        return arrays, list(bad.found)
-
-
-def _unchanged(part: Any) -> Any:
-    return part
-
-
-def _as_tensor(value: np.ndarray | Handed | About) -> torch.Tensor | About:
-    return value if isinstance(value, About) else torch.from_numpy(taken(value))
-
-
-def _raised(part: list[np.ndarray | Handed | About] | ImprintError) -> list[np.ndarray | Handed | About]:
-    if isinstance(part, ImprintError):
-        raise part
-    return part
-
-
-def to_uint8(picture: Image.Image) -> torch.Tensor:
-    """A picture's values (H, W, C), as in Pillow: permuting pictures one by one takes longer than decoding them."""
-    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return data.reshape(picture.height, picture.width, -1)

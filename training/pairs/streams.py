@@ -59,7 +59,7 @@ class Pool(Generic[Held]):
             for number in range(turn, turn + self.size + self.moves):  # the one after is read ahead
                 if number not in self.parts:
                     self.parts[number] = self.reader.submit(self._read, number)
-            self.held = turn, self.kind.join([self.parts[number].result() for number in window]).to(self.device)
+            self.held = turn, self.kind.join([self.parts[number].result() for number in window], self.device)
             if not self.moves:
                 self.parts.clear()
         return self.held[1]

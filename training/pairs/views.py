@@ -15,7 +15,8 @@ from imprint.preprocess import bounding_boxes
 from ..data.shards import SCENE_SCALE, Record, Sample
 from .about import About
 from .draw import Draw
-from .pictures import Pictures, to_uint8
+from .handing import Stack
+from .pictures import CPU, Pictures, joined
 
 
 @dataclass
@@ -47,49 +48,48 @@ class Views(Pictures):
     about: About
 
     @classmethod
-    def of(cls, samples: Iterable[Sample], side: int | None = None) -> Views:
+    def of(cls, samples: Iterable[Sample], side: int | None = None, shared: bool = False) -> Views:
         """Views from samples: cut-outs, and objects cut out of photos with masks. S is `side`, by default the first
-        sample's.
+        sample's; shared: as of `Stack`.
 
         Raises `ImprintError` for a sample that is neither, and if there is none.
         """
-        about = About()
-        views: dict[tuple[str, int], list[tuple[torch.Tensor, int, tuple[int, int], float]]] = {}
-        scenes: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
+        about, rgba, relit, surroundings = About(), Stack(shared), Stack(shared), Stack(shared)
+        views: dict[tuple[str, int], list[tuple[int, int, tuple[int, int], float]]] = {}
+        scenes: dict[tuple[str, int], tuple[int, tuple[float, ...]]] = {}
         for record, picture, mask, scene in about.counted(samples):
             for number, cutout in _cutouts(record, picture, mask):
                 side = side or cutout.width
-                pixels = to_uint8(_resized(cutout, side))
                 if scene is None:
-                    view = pixels, record.frame, record.gap, cutout.width / side
+                    view = rgba.add(_resized(cutout, side)), record.frame, record.gap, cutout.width / side
                     views.setdefault((record.object, number), []).append(view)
                 else:
-                    surroundings = to_uint8(_resized(scene, round(side * SCENE_SCALE)))
-                    scenes[record.object, record.frame] = pixels, surroundings, record.shadow
+                    surroundings.add(_resized(scene, round(side * SCENE_SCALE)))
+                    scenes[record.object, record.frame] = relit.add(_resized(cutout, side)), record.shadow
         if not views:
             raise ImprintError("the shards of views hold no object; look at what training.prepare dropped")
         rows = [row for rows in views.values() for row in rows]
-        rgba = torch.stack([cutout for cutout, *_ in rows]).permute(0, 3, 1, 2)
-        boxes = torch.cat([bounding_boxes(part[:, 3].float(), threshold=127) for part in rgba.split(1024)])
+        rgba = rgba.tensor(4, side, side, order=[number for number, *_ in rows])
+        boxes = bounding_boxes(rgba[:, 3], threshold=127)
         count = torch.tensor([len(rows) for rows in views.values()])
         frames, scale = torch.tensor([row[1] for row in rows]), torch.tensor([row[3] for row in rows])
         gap = torch.tensor([rows[0][2] for rows in views.values()])
         names = [(name, frame) for (name, _), own in views.items() for _, frame, *_ in own]
-        second = _twins(names, scenes, side)
+        second = _twins(names, scenes, relit, surroundings, side)
         return cls(rgba, boxes, count.cumsum(0) - count, count, frames, gap, *second, scale, about)
 
     @classmethod
-    def join(cls, parts: Sequence[Views]) -> Views:
-        """Concatenate the views of several parts."""
+    def join(cls, parts: Sequence[Views], device: torch.device = CPU) -> Views:
+        """Concatenate the views of several parts in main memory, on a device."""
         names = [field.name for field in dataclasses.fields(cls) if field.name != "about"]
-        tensors = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-        joined = cls(*tensors, About.joined([part.about for part in parts]))
+        tensors = (joined([getattr(part, name) for part in parts], device) for name in names)
+        whole = cls(*tensors, About.joined([part.about for part in parts]))
         before = torch.tensor([len(part.relit) for part in parts]).cumsum(0).roll(1)
         before[0] = 0
         added = before.repeat_interleave(torch.tensor([len(part.twin) for part in parts]))
-        joined.twin = torch.where(joined.twin < 0, -1, joined.twin + added)
-        joined.first = joined.count.cumsum(0) - joined.count
-        return joined
+        whole.twin = torch.where(whole.twin < 0, -1, whole.twin + added)
+        whole.first = whole.count.cumsum(0) - whole.count
+        return whole.to(device)
 
     def pair(self, index: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows (B,) of two views of objects (B,), as far apart as the objects' `gap` says, uniformly among those.
@@ -114,17 +114,23 @@ def _resized(picture: Image.Image, side: int) -> Image.Image:
     return picture if picture.size == (side, side) else picture.resize((side, side), Image.BICUBIC)
 
 
-def _twins(names: list[tuple[str, int]], seconds: dict[tuple[str, int], tuple], side: int) -> tuple[torch.Tensor, ...]:
+def _twins(
+    names: list[tuple[str, int]],
+    seconds: dict[tuple[str, int], tuple[int, tuple[float, ...]]],
+    relit: Stack,
+    scenes: Stack,
+    side: int,
+) -> tuple[torch.Tensor, ...]:
     """`Views.relit`, `scenes`, `shadows` and `twin` for views of these names."""
     found = [name for name in names if name in seconds]
     row = {name: number for number, name in enumerate(found)}
     twin = torch.tensor([row.get(name, -1) for name in names])
+    shapes = (4, side, side), (3, *[round(side * SCENE_SCALE)] * 2)
     if not found:
-        sides = (4, side), (3, round(side * SCENE_SCALE))
-        empty = (torch.zeros(0, channels, size, size, dtype=torch.uint8) for channels, size in sides)
-        return *empty, torch.zeros(0, 3), twin
-    relit, scenes, shadows = zip(*(seconds[name] for name in found))
-    return *(torch.stack(part).permute(0, 3, 1, 2) for part in (relit, scenes)), torch.tensor(shadows), twin
+        return *(torch.zeros(0, *shape, dtype=torch.uint8) for shape in shapes), torch.zeros(0, 3), twin
+    order, shadows = map(list, zip(*(seconds[name] for name in found)))
+    pictures = (stack.tensor(*shape, order=order) for stack, shape in zip((relit, scenes), shapes))
+    return *pictures, torch.tensor(shadows), twin
 
 
 def _cutouts(record: Record, picture: Image.Image, mask: Image.Image | None) -> Iterator[tuple[int, Image.Image]]:
