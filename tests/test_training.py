@@ -401,3 +401,13 @@ def test_what_training_cannot_run_is_refused(kind):
     checkpoint = from_tensors({name: torch.tensor(0.0).expand(shape) for name, shape in shapes.items()})
     with pytest.raises(ImprintError, match="not trained here; give another --init"):
         require_trainable(checkpoint)
+
+
+def test_an_interrupt_while_pictures_are_read_is_one_sentence(tmp_path, monkeypatch):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "read_ahead", interrupted)
+    options = ["--sizes", "micro", "--cutouts", "absent", "--photos", "absent", "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match="stopped at once; what is in .*run is whole: run the same command again"):
+        train.main(["identity", *options])

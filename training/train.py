@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
                 sys.exit(128 + run.asked[0])
     except ImprintError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # while pictures are read, or the second one
+        sys.exit(f"stopped at once; what is in {settings.output} is whole: run the same command again")
     except (OSError, SafetensorError) as error:  # a disk that is full or gone
         remedy = "make room" if getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT) else "mend that"
         sys.exit(f"error: {error}; what is in {settings.output} is whole: {remedy}, and run the same command again")
