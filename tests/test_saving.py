@@ -72,7 +72,7 @@ def test_the_best_outlives_newer_ones_and_a_restart(data, tmp_path, whole, monke
     with monkeypatch.context() as patch:
         patch.setattr(Validation, "measure", losses(0.5, 0.3, 0.4))
         patch.setattr(State, "save", save_then_die)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="stopped at once"):
             train.main(command)
     assert numbered(folder) == ["checkpoint-000000004.safetensors"] and same(folder / BEST, whole / numbered(whole)[0])
     monkeypatch.setattr(Validation, "measure", losses(0.4))

@@ -169,7 +169,7 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
 
     with monkeypatch.context() as patch:
         patch.setattr(Log, "write", stop_at_three)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="stopped at once"):
             train.main(command["stopped"])
     train.main(command["stopped"])
     assert stats(tmp_path / "stopped") == stats(tmp_path / "unbroken")
