@@ -47,7 +47,7 @@ def ratio(work: Callable[[], object], standard: Callable[[], object], rounds: in
 
 def drawing(settings: JobSettings, fit: str = "fill") -> Callable[[], object]:
     """The demo's pictures, as the command makes them."""
-    pipeline = open_pipeline(settings)
+    pipeline = open_pipeline(settings).model
     pipeline.set_progress_bar_config(disable=True)
     pictures = [Image.open(SAMPLES / name) for name in ("duck.webp", "room.jpg", "box.png")]
     steps = settings.sampling_steps
