@@ -28,7 +28,7 @@ class JobSettings:
     dtype: str = "auto"
     """fp32, fp16, bf16 or auto: fp32, or with `fast` bf16 if the processor supports it."""
     fast: bool = False
-    """`FAST_STEPS` steps of DPM++ 2M."""
+    """`FAST_STEPS` steps of DPM++ 2M, and a light network that looks once: see `LightNet.mirrors`."""
     steps: int | None = None
     """Of Euler or, with `fast`, DPM++ 2M; by default `SHIPPED_STEPS` of DPM++ 2M for the shipped checkpoint, and the
     checkpoint's own number for others."""

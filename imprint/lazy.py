@@ -27,8 +27,8 @@ class LazyPipeline:
     def __init__(self, settings: JobSettings):
         """Raises `ImprintError` for a device that is not there."""
         self._settings, self._device = settings, _device(settings.device)
-        self._half = settings.fast and settings.dtype == "auto" and self._device == "cpu" and computes_in_bf16()
-        name = settings.dtype if settings.dtype != "auto" else "bf16" if self._half else "fp32"
+        half = settings.fast and self._device == "cpu" and computes_in_bf16()
+        name = settings.dtype if settings.dtype != "auto" else "bf16" if half else "fp32"
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
 
     def __call__(self, **arguments: Any) -> ImprintPipelineOutput:
@@ -39,7 +39,7 @@ class LazyPipeline:
     def light(self) -> LightNet:
         """The light network that comes with the package."""
         with collector_paused():
-            return at_full_speed(self._in_order(load_light().to(self._dtype).to(self._device)))
+            return at_full_speed(self._hastened(load_light().to(self._dtype).to(self._device)))
 
     @cached_property
     def model(self) -> ImprintPipeline:
@@ -57,7 +57,7 @@ class LazyPipeline:
             from diffusers import DPMSolverMultistepScheduler
 
             pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-        self._in_order(pipeline.light)
+        self._hastened(pipeline.light)
         if self._device == "cpu":  # a quarter faster on a CPU; on MPS several operations were wrong in this layout
             for module in (pipeline.unet, pipeline.vae):
                 torch.nn.Module.to(module, memory_format=torch.channels_last)
@@ -67,10 +67,12 @@ class LazyPipeline:
             pipeline.compile()
         return pipeline
 
-    def _in_order(self, light: LightNet) -> LightNet:
-        """The light network, its weights in the order that is fastest in its precision."""
-        if self._half:  # in fp32 this would change its maps' last bits
-            torch.nn.Module.to(light, memory_format=torch.channels_last)
+    def _hastened(self, light: LightNet) -> LightNet:
+        """The light network, with `fast` such that it takes less than half the time."""
+        if self._settings.fast:
+            light.mirrors = False
+            if self._device == "cpu":  # in this layout its maps' last bits differ
+                torch.nn.Module.to(light, memory_format=torch.channels_last)
         return light
 
 

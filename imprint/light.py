@@ -151,22 +151,27 @@ def relight(
 def _seen(
     net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...] | None, with_light: bool, with_shadow: bool
 ) -> LightMaps:
-    """The mean of what the network sees in the pictures (1, C, S, S) and in their mirror images.
+    """The mean of what the network sees in the pictures (1, C, S, S) and, if it `mirrors`, in their mirror images.
 
     Where it is not told where the light comes from, the shadow is that of its likeliest guess: the median of all
     shadows that are possible is faint, and lies on every side.
     """
-    features = net.encode(*(torch.cat([each, each.flip(3)]) for each in pictures))
+    features = net.encode(*(torch.cat([each, each.flip(3)]) if net.mirrors else each for each in pictures))
+
+    def decoded(directions: torch.Tensor | None = None) -> LightMaps:
+        maps = net.decode(features, directions)
+        return maps.folded() if net.mirrors else maps
 
     def told(towards: torch.Tensor) -> LightMaps:
         known = F.pad(towards, (0, 1), value=1.0)
-        return net.decode(features, torch.stack([known, mirrored(known)])).folded()
+        return decoded(torch.stack([known, mirrored(known)] if net.mirrors else [known]))
 
     if towards is not None:
         return told(features[0].new_tensor(towards))
     if not with_light:
-        return told(likeliest(*folded_guesses(*net.guesses(features)))[0])
-    maps = net.decode(features).folded()
+        guesses = net.guesses(features)
+        return told(likeliest(*folded_guesses(*guesses) if net.mirrors else guesses)[0])
+    maps = decoded()
     if with_shadow:
         maps.shadow = told(likeliest(maps.directions, maps.chances)[0]).shadow
     return maps

@@ -155,10 +155,12 @@ def test_half_precision_is_used_where_the_processor_computes_so(files, monkeypat
         "__call__",
         lambda pipeline, **given: seen.append(pipeline.unet.dtype) or call(pipeline, **given),
     )
-    monkeypatch.setattr(placed, "relight", lambda net, *given: seen.append(net.dtype) or relight(net, *given))
+    monkeypatch.setattr(
+        placed, "relight", lambda net, *given: seen.append((net.dtype, net.mirrors)) or relight(net, *given)
+    )
     for fit in ("contain", "fill"):
         assert cli.main([*command(files, device="cpu", steps=1), *words, "--fit", fit]) == 0
-    assert seen == [light, whole]
+    assert seen == [(light, "--fast" not in words), whole]
 
 
 def spy(method, calls: list[dict]):
