@@ -14,7 +14,8 @@ figure 2 (arXiv 2403.10701):
 
 `place_object` is a function of `imprint.place`; all others are methods of `ImprintPipeline` that can be called on their
 own. `prepare` and `denoise` are in `imprint.phases`, `finish` and `finish_placed` in `imprint.finishing`, and the
-model's loading and saving in `imprint.model_pipeline`.
+model's loading and saving in `imprint.model_pipeline`. `imprint.placed` makes composites of placed objects without a
+pipeline, and so without diffusers.
 """
 
 from __future__ import annotations
