@@ -382,11 +382,11 @@ TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 def test_two_processes_train_one_model_whole_or_split(data, tmp_path, device, monkeypatch):
     """DDP, and FSDP, which shards weights, gradients, the optimizer's state and the average, train the same.
 
-    Both can be resumed. On GPUs, FSDP takes less memory.
+    Both can be resumed.
     """
     whole, split, again = (tmp_path / name for name in ("whole", "split", "again"))
     changes = {"images": 32, "accumulate": 2, "device": device}
-    if device != "cpu":  # 126 M weights, which take more than all else; small steps, exactly rounded
+    if device != "cpu":  # 126 M weights, in small steps, exactly rounded
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
         changes |= {"sizes": tmp_path / "sizes.yaml", "lr": 1e-4}
         changes["sizes"].write_text("preset: tiny\nunet: {widths: [192, 384, 768]}\n")
@@ -401,10 +401,6 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path, device, mo
     one, two = (weights(folder / "checkpoint.safetensors") for folder in (split, whole))
     assert max(float((tensor.float() - two[name].float()).abs().mean()) for name, tensor in one.items()) < 0.01
     same_losses(stats(split), stats(again))
-    if device != "cpu":
-        most = [max(line.get("gpu_gib", 0) for line in stats(folder)) for folder in (whole, split)]
-        # Of 20 bytes a parameter process 0 keeps 14: half, and a whole average. The largest block is whole for a while.
-        assert (most[0] - most[1]) * 2**30 > 2 * described["trained_parameters"]
     # A split state is not for a model that is not split.
     message = failed(train.main, words(data, split, steps=4, **changes | {"accumulate": 4, "device": "cpu"}))
     assert "was begun with split = True, not False" in message
