@@ -101,11 +101,11 @@ def test_the_average_is_the_one_of_the_equation(data, tmp_path):
     run = Run(parse_train(words(data, tmp_path / "run")))
     name, live = next((name, p) for name, p in run.raw.named_parameters() if p.requires_grad)
     expected = live.detach().clone()
-    for step, decay in ((0, 0.9), (50, 0.9), (500, 0.9)):
+    for step, decay, steps in ((0, 0.9, 1), (50, 0.9, 1), (500, 0.9, 0), (504, 0.9, 8)):
         with torch.no_grad():
             live += torch.randn_like(live)
         run.average.update(step, decay)
-        weight = min(decay, (1 + step) / (10 + step))
+        weight = min(decay, (1 + step) / (10 + step)) ** steps
         expected = weight * expected + (1 - weight) * live.detach()
     assert torch.allclose(dict(run.ema.named_parameters())[name], expected, atol=1e-5)
 
