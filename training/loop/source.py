@@ -57,9 +57,11 @@ class BatchSource:
                 require_bucket(size, maker.config)
         self.slots = interleave(shares, settings.block)
         self.block: tuple[int, dict[Size, Batch]] | None = None
-        # Not of streams, whose pictures change from turn to turn, nor while the steps' own graphs may be recorded.
-        beside = device.type == "cuda" and settings.compile != "reduce-overhead"
-        self.ahead = Ahead(device) if beside and not isinstance(maker, StreamedPairs) else None
+        # The steps' own graphs are recorded during the first block, and once more when warm-up's second loss begins.
+        self.recording = settings.compile == "reduce-overhead"
+        # Not of streams, whose pictures change from turn to turn.
+        alone = (StreamedPairs, Captions) if self.recording else StreamedPairs
+        self.ahead = Ahead(device) if device.type == "cuda" and not isinstance(maker, alone) else None
 
     def generator(self, *numbers: int) -> torch.Generator:
         """A generator for this process that depends on nothing but the seed and the numbers."""
@@ -108,7 +110,9 @@ class BatchSource:
         number, within = divmod(index, len(self.slots) * self.settings.reuse)
         if self.block is None or self.block[0] != number:
             self.block = None  # frees the last one first
-            self.block = number, self.ahead.take(number, self._made) if self.ahead else self._made(number)
+            beside = self.ahead and not self.recording
+            self.block = number, self.ahead.take(number, self._made) if beside else self._made(number)
+            self.recording = False
         turn, slot = divmod(within, len(self.slots))
         size = self.slots[slot]
         pairs, count, place = self.block[1][size], self._count(size), self.slots[:slot].count(size)
