@@ -31,6 +31,7 @@ from training.data.shards import Record, Sample
 from training.light import (
     backbone,
     fit,
+    gains,
     losses,
     memory,
     pairs,
@@ -437,17 +438,17 @@ def test_thirty_steps_on_eight_groups_lower_the_loss(folder, tmp_path):
         groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5
     )
     reader = read(folder)
-    batches = fit.plain_batches(reader.groups)
+    batches = list(gains.fixed_pairs(reader.groups))
     net = fit.make_net(settings, SIDE)
     before = total(net, batches[0])
     run = fit.LightRun(settings, fit.Process(0, 1, torch.device("cpu")), net, [], reader, None, batches)
     mean = run.train([])
     assert total(mean, batches[0]) < 0.85 * before
-    assert losses.gains(mean, batches)["light"] > 0.1
+    assert gains.gains(mean, batches)["light"] > 0.1
 
 
 def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
-    batch = fit.plain_batches(read(folder).groups)[0]
+    batch = next(gains.fixed_pairs(read(folder).groups))
 
     class Known(torch.nn.Module):
         """Predicts the truth, or nothing."""
@@ -462,9 +463,21 @@ def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
             guesses = direction[:, None, :3], direction[:, :1]
             return losses.LightMaps(gain, 0 * picture, lost, batch.shading, *guesses)
 
-    assert losses.gains(Known(True), [batch]) == pytest.approx(dict(light=1, shadow=1, contact=1), abs=1e-3)
-    assert losses.gains(Known(False), [batch]) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
-    assert losses.gains(Known(True), [batch], 0, 0) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
+    assert gains.gains(Known(True), [batch]) == pytest.approx(dict(light=1, shadow=1, contact=1), abs=1e-3)
+    assert gains.gains(Known(False), [batch]) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
+
+
+def test_pairs_to_measure_on_are_the_same_in_every_run_and_leave_other_random_numbers_alone(folder):
+    groups, variety = read(folder, "held-out").groups, pairs.Variety(0, 0, 0, 0)
+    torch.manual_seed(3)
+    first = list(gains.fixed_pairs(groups, variety=variety, draws=2))
+    after = torch.rand(3)
+    torch.manual_seed(4)
+    second = list(gains.fixed_pairs(groups, variety=variety, draws=2))
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(3))
+    assert [len(batch) for batch in first] == [4, 4] and not torch.equal(first[0].picture, first[1].picture)
+    assert all(torch.equal(one.picture, other.picture) for one, other in zip(first, second))
 
 
 def test_the_rate_rises_stays_and_falls():
@@ -557,7 +570,7 @@ def make_nets(count: int) -> list[LightNet]:
 
 
 def test_what_is_taught_is_the_mean_of_what_the_teachers_see(folder):
-    batch = fit.plain_batches(read(folder).groups)[0]
+    batch = next(gains.fixed_pairs(read(folder).groups))
     nets, told = make_nets(2), torch.tensor([[0.0], [1.0]]).repeat(4, 1)
     made = teaching.taught(batch, nets, told)
     assert (made.direction[:, 3] == 1).all() and not torch.equal(made.direction, batch.direction)
@@ -579,7 +592,7 @@ def test_what_is_taught_is_the_mean_of_what_the_teachers_see(folder):
 
 
 def test_a_teacher_that_is_named_twice_counts_twice_and_runs_once(folder):
-    batch, told, (one, two), runs = fit.plain_batches(read(folder).groups)[0], torch.zeros(8, 1), make_nets(2), []
+    batch, told, (one, two), runs = next(gains.fixed_pairs(read(folder).groups)), torch.zeros(8, 1), make_nets(2), []
     first, second, both = (
         losses.darkening(teaching.taught(batch, nets, told).shadow) for nets in ([one], [two], [one, two, one])
     )
@@ -595,7 +608,7 @@ def test_a_pupil_comes_nearer_to_its_teachers_and_not_to_the_truth(folder, tmp_p
         groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5, seed=7
     )
     reader = read(folder)
-    batches = fit.plain_batches(reader.groups)
+    batches = list(gains.fixed_pairs(reader.groups))
     teachers, told = make_nets(2), torch.zeros(8, 1)
     wanted = teaching.taught(batches[0], teachers, told)
     net = fit.make_net(settings, SIDE)
