@@ -25,8 +25,8 @@ from PIL import Image
 from imprint.backbone import EfficientNetLite
 from imprint.errors import ImprintError
 from imprint.hole import Placement
-from imprint.lightnet import LightConfig, LightNet, load_light, save_light
-from training import arguments, prepare, relight
+from imprint.lightnet import LightConfig, LightNet, likeliest, load_light, save_light
+from training import arguments, evaluate, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import (
     backbone,
@@ -45,7 +45,8 @@ from training.light import (
 )
 from training.light.photographs import cut_squares
 from training.light.settings import PrepareLight, Relight
-from training.measure.settings import EvaluateLight
+from training.measure.groups import maps_as_used
+from training.measure.settings import EvaluateGroups, EvaluateLight
 from training.render.panoramas import to_photo
 
 SIDE = 32
@@ -480,6 +481,66 @@ def test_pairs_to_measure_on_are_the_same_in_every_run_and_leave_other_random_nu
     assert all(torch.equal(one.picture, other.picture) for one, other in zip(first, second))
 
 
+def test_a_network_is_measured_as_it_is_used(folder):
+    """The mean of picture and mirror image, and the shadow of the likeliest guess, fainter; told, in full strength."""
+    (net,), batch = make_nets(1), next(gains.fixed_pairs(read(folder).groups))
+    torch.nn.init.normal_(net.guess[-1].weight, std=0.5)
+    torch.nn.init.normal_(net.told.weight)
+    flipped = [each.flip(3) for each in (batch.picture, batch.alpha, batch.background)]
+    mirror = torch.tensor([-1.0, 1, 1, 1])
+
+    def both(towards: torch.Tensor) -> list[torch.Tensor]:
+        maps = net(batch.picture, batch.alpha, batch.background, towards), net(*flipped, towards * mirror)
+        return [(getattr(maps[0], name) + getattr(maps[1], name).flip(3)) / 2 for name in ("gain", "shadow")]
+
+    seen = net(batch.picture, batch.alpha, batch.background), net(*flipped)
+    guesses = torch.cat([seen[0].directions, seen[1].directions * mirror[:3]], 1)
+    best = likeliest(guesses, torch.cat([seen[0].chances, seen[1].chances], 1))
+    guessed, told = (maps_as_used(net, batch, each) for each in (False, True))
+    torch.testing.assert_close(guessed.gain, both(torch.zeros(8, 4))[0])
+    kept = 1 - both(F.pad(best, (0, 1), value=1.0))[1]
+    torch.testing.assert_close(1 - guessed.shadow, kept**net.config.shadow_power)
+    torch.testing.assert_close([told.gain, told.shadow], both(batch.direction))
+    assert (told.shadow - guessed.shadow).abs().max() > 1e-3
+
+
+def test_networks_are_compared_on_held_out_groups(folder, tmp_path, capsys):
+    paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
+    for path, net in zip(paths, make_nets(2)):
+        save_light(path, net)
+    words = ["groups", str(folder), "--device", "cpu", "--checkpoint", *map(str, paths)]
+    evaluate.main(words)
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    places = len(np.unique(read(folder, "held-out").groups.places[:, : scenes.LIGHTS]))
+    assert header == f"| 8 pairs of 4 groups in {places} places | light | shadow | contact |"
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| one",
+        "| one, told the direction",
+        "| two",
+        "| two, told the direction",
+    ]
+    evaluate.main([*words[:-1], "--plain", "--held-out", "3"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| 3 pairs of 3 groups in ")
+    # Pairs of training's log, and of the same network, with the mirror image as well.
+    batch = next(gains.fixed_pairs(read(folder, "held-out", capacity=3).groups))
+    errors = gains.Errors()
+    errors.add(maps_as_used(load_light(paths[0]), batch, True), batch)
+    assert rows[1] == f"| one, told the direction | {' | '.join(f'{each:+.3f}' for each in errors.gains().values())} |"
+
+
+def test_groups_and_networks_that_cannot_be_compared_are_said(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="the groups are 32 px wide, but the network imprint-light takes 256 px; make"):
+        evaluate.main(["groups", str(folder), "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        evaluate.main(["groups", str(folder), "--checkpoint", "a/x.safetensors", "b/x.safetensors"])
+    assert "--checkpoint names x, x; each network needs a name of its own" in capsys.readouterr().err
+    for path in folder.glob("held-out-*"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="0 files of held-out groups"):
+        evaluate.main(["groups", str(folder), "--device", "cpu"])
+
+
 def test_the_rate_rises_stays_and_falls():
     settings = relight_settings(groups=(), output="x", lr=1.0, lr_warmup=10, cooldown=0.5)
     rates = [fit.learning_rate(settings, step, step / 100) for step in range(100)]
@@ -685,6 +746,8 @@ def test_the_commands_of_the_page_are_understood():
             kind = Relight
         elif words[0] == "light":
             kind, words = (PrepareLight if command[2] == "training.prepare" else EvaluateLight), words[1:]
+        elif words[0] == "groups":
+            kind, words = EvaluateGroups, words[1:]
         elif command[2] == "training.prepare":
             prepare.parse(words)
         if kind:
@@ -692,7 +755,7 @@ def test_the_commands_of_the_page_are_understood():
             arguments.add_options(parser, kind)
             parser.parse_args(words)
             seen.add(kind)
-    assert seen == {PrepareLight, Relight, EvaluateLight}
+    assert seen == {PrepareLight, Relight, EvaluateLight, EvaluateGroups}
 
 
 # --- path tracing ----------------------------------------------------------------------------------------------------
