@@ -263,7 +263,12 @@ def test_other_formats_and_new_folders(files):
         ({"out": "out.txt"}, "'.txt' is not a picture format"),
         ({"out": "out"}, "is not a picture format"),
         ({"out": "object.png/out.png"}, "cannot be written"),
-        ({"out": "."}, "not a picture format"),
+        ({"out": "."}, "is a folder; give the name of a file in it"),
+        ({"object": "plain.png"}, "--cutout auto"),
+        (
+            {"out": "background.png"},
+            "background.png is also an input .*; give the picture another name, or --overwrite",
+        ),
     ],
 )
 def test_unusable_files(files, capsys, monkeypatch, changes, message):
