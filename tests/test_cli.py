@@ -13,6 +13,7 @@ from drawing import blend_of
 from leaving import refused
 from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
+from safetensors.torch import save_file
 
 from imprint import __version__, cli, finishing, model, opening, runner
 from imprint import checkpoint as imprint_checkpoint
@@ -576,7 +577,7 @@ def test_info_of_a_light_network(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["info", "."], "an Imprint checkpoint"),
+        (["info", "."], "an Imprint checkpoint or a light network"),
         (["convert", ".", "new.safetensors"], "a released checkpoint"),
         (command(Path(), checkpoint="."), "an Imprint checkpoint"),
         (command(Path(), object="."), "a picture"),
@@ -585,6 +586,20 @@ def test_info_of_a_light_network(tmp_path, capsys):
 def test_a_folder_in_place_of_a_file_is_said(files, monkeypatch, capsys, words, expected):
     monkeypatch.chdir(files)
     assert f". is a folder; give the path of {expected} (" in failure(capsys, words)
+
+
+def test_wrong_files_of_info_and_convert_are_said(tmp_path, files, micro_file, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    assert "; give an Imprint checkpoint or a light network, or" in failure(capsys, ["info", "background.png"])
+    Path("text.safetensors").write_text("some text")
+    words = ["convert", "text.safetensors", "new.safetensors"]
+    assert "not a safetensors file (or only its first bytes); give a released checkpoint, or" in failure(capsys, words)
+    save_file({"a": torch.zeros(2)}, "other.safetensors")
+    assert "not an Imprint checkpoint; give one, or make one of" in failure(capsys, ["info", "other.safetensors"])
+    for path in (micro_file, SHIPPED_LIGHT):
+        words = ["convert", str(path), "new.safetensors"]
+        assert "is Imprint's own; it is used as it is, without converting it" in failure(capsys, words)
+    assert "is a folder; give the name of a file in it" in failure(capsys, ["convert", "other.safetensors", "."])
 
 
 def test_a_light_network_in_place_of_a_checkpoint_is_said(tmp_path, files, monkeypatch, capsys):
