@@ -602,6 +602,19 @@ def test_wrong_files_of_info_and_convert_are_said(tmp_path, files, micro_file, m
     assert "is a folder; give the name of a file in it" in failure(capsys, ["convert", "other.safetensors", "."])
 
 
+def test_a_background_that_hides_the_object_is_said(tmp_path, files, capsys, caplog):
+    """Its transparency is kept, so that the object cannot be seen there."""
+    picture = Image.open(files / "background.png").convert("RGBA")
+    for name, opaque, said in (("clear", 10, True), ("half", 60, False)):
+        alpha = Image.new("L", picture.size)
+        alpha.paste(255, (0, 0, picture.width, opaque))
+        picture.putalpha(alpha)
+        picture.save(files / f"{name}.png")
+        caplog.clear()
+        assert cli.main(command(files, background=files / f"{name}.png")) == 0
+        assert ("give a background that is opaque there" in caplog.text) == said
+
+
 def test_a_light_network_in_place_of_a_checkpoint_is_said(tmp_path, files, monkeypatch, capsys):
     monkeypatch.chdir(files)
     words = command(Path(), checkpoint=SHIPPED_LIGHT)
