@@ -195,7 +195,8 @@ def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
     if kind != "imprint":
         found = f" of format '{kind}'" if kind else ""
         raise ImprintError(
-            f"{path} is a safetensors file{found} but not an Imprint checkpoint; choose one that was exported as such"
+            f"{path} is a safetensors file{found} but not an Imprint checkpoint; give one, or make one "
+            "of a third-party model's released weights with `imprint convert`"
         )
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):

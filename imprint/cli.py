@@ -160,7 +160,7 @@ def convert(options: argparse.Namespace) -> int:
     from .third_party import convert as write_converted
     from .third_party import kind_of
 
-    if options.out.suffix != ".safetensors":
+    if options.out.suffix != ".safetensors" and not options.out.is_dir():
         raise ImprintError(f"{options.out} must end in .safetensors, as checkpoints do")
     if same_file(options.file, options.out):
         raise ImprintError(f"{options.out} is the input file itself, which would be overwritten; give another name")

@@ -11,6 +11,7 @@ the hole. Everything here touches only the square's part of the background, whic
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,10 @@ FEATHER = 4
 """Default width of the soft edge around the hole, in pixels of the model's crop."""
 MOST_PIXELS = 2**21
 """A larger crop stays on the CPU: working on it would take more of a GPU's memory than drawing does."""
+FAINT = 13
+"""Alpha of 255 below which a pixel can hardly be seen."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,24 @@ def paste_all(
 ) -> list[Image.Image] | torch.Tensor:
     """`paste` of each of (B, 3, h, w) for "pil"; for "pt" the same as (B, 3, H, W) in [0, 1]."""
     if output_type == "pil":
-        return [paste(background, part, area) for part in parts]
+        images = [paste(background, part, area) for part in parts]
+        _say_if_hidden(images[0], area)
+        return images
     images = as_picture(background).repeat(len(parts), 1, 1, 1)
     images[(..., *area)] = parts
     return images
+
+
+def _say_if_hidden(image: Image.Image, area: tuple[slice, slice]) -> None:
+    """Warn if most of what was pasted into an area can hardly be seen, since the background's transparency is kept."""
+    if "A" not in image.getbands():
+        return
+    rows, columns = area
+    counts = image.getchannel("A").crop((columns.start, rows.start, columns.stop, rows.stop)).histogram()
+    hidden = sum(counts[:FAINT]) / sum(counts)
+    if hidden > 0.5:
+        _log.warning(
+            "the background is transparent in %.0f %% of the area around the object, and stays so: what is put there "
+            "can hardly be seen; give a background that is opaque there",
+            100 * hidden,
+        )

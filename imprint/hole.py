@@ -196,6 +196,8 @@ class Hole:
 def separate_areas(mask: torch.Tensor) -> list[torch.Tensor]:
     """Each connected area of a mask (H, W), above 0.5, as a mask of its own; from top to bottom.
 
+    Areas that touch only at a corner are one: otherwise the ragged edge of a painted or enlarged mask would be specks.
+
     Raises `ImprintError` for more than `MOST_AREAS`, which would be specks.
     """
     labels, count = _labelled(mask)

@@ -130,8 +130,8 @@ class Job:
         for path in self.files:
             if same_file(path, self.out):
                 raise ImprintError(
-                    f"{self.out} is also an input of the picture, and would be overwritten; give another 'out', or "
-                    "--overwrite"
+                    f"{self.out} is also an input of the picture, and would be overwritten; give the picture "
+                    "another name, or --overwrite"
                 )
 
     def read(self) -> list[dict[str, Any]]:

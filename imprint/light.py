@@ -126,7 +126,9 @@ def relight(
         scene = spread(scene, free)
     picture = own + scene * (1 - coverage)
     seen = [each.to(net.stem.weight) for each in (picture, coverage, scene)]
-    maps = _seen(net, seen, light_direction(light_from), light > 0, shadow > 0)
+    towards = light_direction(light_from)
+    towards = None if towards is None else seen[0].new_tensor([towards])
+    maps = seen_maps(net, seen, towards, light > 0, shadow > 0)
     for values in (maps.gain, maps.offset, maps.shadow):
         require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
@@ -148,13 +150,17 @@ def relight(
     return plain
 
 
-def _seen(
-    net: LightNet, pictures: list[torch.Tensor], towards: tuple[float, ...] | None, with_light: bool, with_shadow: bool
+def seen_maps(
+    net: LightNet,
+    pictures: list[torch.Tensor],
+    towards: torch.Tensor | None = None,
+    with_light: bool = True,
+    with_shadow: bool = True,
 ) -> LightMaps:
-    """The mean of what the network sees in the pictures (1, C, S, S) and, if it `mirrors`, in their mirror images.
+    """The mean of what the network sees in the pictures (B, C, S, S) and, if it `mirrors`, in their mirror images.
 
-    Where it is not told where the light comes from, the shadow is that of its likeliest guess: the median of all
-    shadows that are possible is faint, and lies on every side.
+    towards (B, 3): where the scene's light comes from, as in `LightNet.decode`. Where that is not told, the shadow is
+    that of the likeliest guess: the median of all shadows that are possible is faint, and lies on every side.
     """
     features = net.encode(*(torch.cat([each, each.flip(3)]) if net.mirrors else each for each in pictures))
 
@@ -164,16 +170,16 @@ def _seen(
 
     def told(towards: torch.Tensor) -> LightMaps:
         known = F.pad(towards, (0, 1), value=1.0)
-        return decoded(torch.stack([known, mirrored(known)] if net.mirrors else [known]))
+        return decoded(torch.cat([known, mirrored(known)]) if net.mirrors else known)
 
     if towards is not None:
-        return told(features[0].new_tensor(towards))
+        return told(towards)
     if not with_light:
         guesses = net.guesses(features)
-        return told(likeliest(*folded_guesses(*guesses) if net.mirrors else guesses)[0])
+        return told(likeliest(*folded_guesses(*guesses) if net.mirrors else guesses))
     maps = decoded()
     if with_shadow:
-        maps.shadow = told(likeliest(maps.directions, maps.chances)[0]).shadow
+        maps.shadow = told(likeliest(maps.directions, maps.chances)).shadow
     return maps
 
 

@@ -253,7 +253,7 @@ def is_light(path: str | os.PathLike) -> bool:
     """Whether a safetensors file is a light network's. Raises `ImprintError` for any other kind of file."""
     from .checkpoint import open_safetensors
 
-    with open_safetensors(Path(path)) as file:
+    with open_safetensors(Path(path), "an Imprint checkpoint or a light network") as file:
         return (file.metadata() or {}).get("format") == FORMAT
 
 

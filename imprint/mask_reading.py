@@ -96,7 +96,7 @@ def _brightness(image: Image.Image) -> np.ndarray:
         listed = ", ".join(f"{kind:g}" for kind in kinds[:8])
         raise ImprintError(
             f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in "
-            "which one object alone is white"
+            "which one object alone is white (the command line's --each-area puts an object into each label of --mask)"
         )
     values, top = _values(image)
     return values / max(top, float(values.max()))

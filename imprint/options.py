@@ -235,7 +235,8 @@ def model_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--context",
         type=float,
-        help="side of the model's crop, relative to the hole's longer side; default: the checkpoint's",
+        help="side of the model's crop, relative to the hole's longer side, from 1; at most the whole background is "
+        "seen; default: the checkpoint's",
     )
     group.add_argument(
         "--resolution",
@@ -287,7 +288,8 @@ def finish_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--each-area",
         action="store_true",
-        help="one object in each separate area of the mask, or each label of a label map, not one across all of them",
+        help="one object in each separate area of the mask, or each label of a label map, not one across all of them; "
+        "areas that touch, if only at a corner, are one",
     )
     group.add_argument(
         "--layers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from .errors import ImprintError, require_number
 
@@ -20,6 +21,10 @@ def require_fit(fit: str) -> None:
     """Raise `ImprintError` unless this is one of `FITS`."""
     if fit not in FITS:
         raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Place:
 
     def __post_init__(self) -> None:
         numbers = self.x, self.y, self.height, self.rotate
-        if not all(isinstance(each, Real) and math.isfinite(each) for each in numbers) or self.height <= 0:
+        if not all(_is_finite(each) for each in numbers) or self.height <= 0:
             raise ImprintError(
                 f"the object's place is x {self.x!r}, y {self.y!r}, height {self.height!r}, rotated by "
                 f"{self.rotate!r}; all must be finite numbers and the height more than 0 pixels"

@@ -16,6 +16,8 @@ from .checkpoint import open_safetensors
 from .errors import ImprintError
 from .files import require_file, require_no_lfs_pointer
 
+RELEASED = "a released checkpoint"
+
 
 class Tensors:
     """A third-party file's tensors by name, with errors for missing ones."""
@@ -59,10 +61,12 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     executed. A pickle is refused if this torch cannot read it safely: see `require_safe_pickles`.
     """
     path = Path(path)
-    require_file(path, "a released checkpoint (.pth, .ckpt, .safetensors)")
+    require_file(path, f"{RELEASED} (.pth, .ckpt, .safetensors)")
     require_no_lfs_pointer(path)
     if says_safetensors(path):
-        with open_safetensors(path) as file:
+        with open_safetensors(path, RELEASED) as file:
+            if str((file.metadata() or {}).get("format")).startswith("imprint"):
+                raise ImprintError(f"{path} is Imprint's own; it is used as it is, without converting it")
             return {name: file.get_tensor(name) for name in file.keys()}
     if not _may_be_torch(path):
         raise ImprintError(

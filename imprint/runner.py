@@ -183,6 +183,6 @@ def _require_layers(job: Job, areas: Sequence[Sequence[Any]], settings: JobSetti
     for path in _layer_files(job, sum(map(len, areas)), settings):
         require_writable(path)
         if os.path.realpath(path) == os.path.realpath(job.out):
-            raise ImprintError(f"{path} would be both a layer and the picture; give another 'out'")
+            raise ImprintError(f"{path} would be both a layer and the picture; give the picture another name")
         if os.path.lexists(path) and not settings.overwrite:
             raise ImprintError(f"{path} exists already and would be overwritten; give another --layers, or --overwrite")

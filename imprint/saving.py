@@ -26,8 +26,8 @@ def require_writable(path: str | os.PathLike, like: Image.Image | None = None) -
     like: a picture of the same size and transparency, if they are known: not every format can hold them.
     """
     path = Path(path)
-    kind = _format(path)
     files.require_writable(path)
+    kind = _format(path)
     if like is not None and kind in _OPAQUE and alpha_to_tensor(like) is not None:
         raise ImprintError(
             f"{path} cannot hold the picture's transparency: {kind} has none; end the name in .png, or give an "

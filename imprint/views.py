@@ -82,5 +82,8 @@ def _listed(value: Picture | Sequence[Picture]) -> list[Picture]:
 def _alpha(image: Picture) -> torch.Tensor:
     alpha = alpha_to_tensor(image) if isinstance(image, Image.Image) else None
     if alpha is None:
-        raise ImprintError("the object's picture has no mask and no transparency; give its mask, white on the object")
+        raise ImprintError(
+            "the object's picture has no mask and no transparency; give its mask, white on the object (the command "
+            "line's --cutout auto makes one)"
+        )
     return alpha

@@ -13,6 +13,7 @@ from drawing import blend_of
 from leaving import refused
 from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
+from safetensors.torch import save_file
 
 from imprint import __version__, cli, lazy, lightnet, opening, placed, runner
 from imprint import checkpoint as imprint_checkpoint
@@ -269,7 +270,12 @@ def test_other_formats_and_new_folders(files):
         ({"out": "out.txt"}, "'.txt' is not a picture format"),
         ({"out": "out"}, "is not a picture format"),
         ({"out": "object.png/out.png"}, "cannot be written"),
-        ({"out": "."}, "not a picture format"),
+        ({"out": "."}, "is a folder; give the name of a file in it"),
+        ({"object": "plain.png"}, "--cutout auto"),
+        (
+            {"out": "background.png"},
+            "background.png is also an input .*; give the picture another name, or --overwrite",
+        ),
     ],
 )
 def test_unusable_files(files, capsys, monkeypatch, changes, message):
@@ -591,7 +597,7 @@ def test_info_of_a_light_network(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["info", "."], "an Imprint checkpoint"),
+        (["info", "."], "an Imprint checkpoint or a light network"),
         (["convert", ".", "new.safetensors"], "a released checkpoint"),
         (command(Path(), checkpoint="."), "an Imprint checkpoint"),
         (command(Path(), object="."), "a picture"),
@@ -600,6 +606,33 @@ def test_info_of_a_light_network(tmp_path, capsys):
 def test_a_folder_in_place_of_a_file_is_said(files, monkeypatch, capsys, words, expected):
     monkeypatch.chdir(files)
     assert f". is a folder; give the path of {expected} (" in failure(capsys, words)
+
+
+def test_wrong_files_of_info_and_convert_are_said(tmp_path, files, micro_file, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    assert "; give an Imprint checkpoint or a light network, or" in failure(capsys, ["info", "background.png"])
+    Path("text.safetensors").write_text("some text")
+    words = ["convert", "text.safetensors", "new.safetensors"]
+    assert "not a safetensors file (or only its first bytes); give a released checkpoint, or" in failure(capsys, words)
+    save_file({"a": torch.zeros(2)}, "other.safetensors")
+    assert "not an Imprint checkpoint; give one, or make one of" in failure(capsys, ["info", "other.safetensors"])
+    for path in (micro_file, SHIPPED_LIGHT):
+        words = ["convert", str(path), "new.safetensors"]
+        assert "is Imprint's own; it is used as it is, without converting it" in failure(capsys, words)
+    assert "is a folder; give the name of a file in it" in failure(capsys, ["convert", "other.safetensors", "."])
+
+
+def test_a_background_that_hides_the_object_is_said(tmp_path, files, capsys, caplog):
+    """Its transparency is kept, so that the object cannot be seen there."""
+    picture = Image.open(files / "background.png").convert("RGBA")
+    for name, opaque, said in (("clear", 10, True), ("half", 60, False)):
+        alpha = Image.new("L", picture.size)
+        alpha.paste(255, (0, 0, picture.width, opaque))
+        picture.putalpha(alpha)
+        picture.save(files / f"{name}.png")
+        caplog.clear()
+        assert cli.main(command(files, background=files / f"{name}.png")) == 0
+        assert ("give a background that is opaque there" in caplog.text) == said
 
 
 def test_a_light_network_in_place_of_a_checkpoint_is_said(tmp_path, files, monkeypatch, capsys):

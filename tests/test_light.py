@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 
 from imprint.checkpoint import digest
 from imprint.cli import SAMPLES
+from imprint.directions import light_direction
 from imprint.errors import ImprintError
 from imprint.images import as_layer, image_to_tensor, open_image, tensor_to_image
-from imprint.light import relight
+from imprint.light import relight, seen_maps
 from imprint.lightnet import SHIPPED_LIGHT, likeliest, load_light, save_light
 from imprint.place import Place, PlacedObject, place_object
 from imprint.views import ObjectViews
@@ -102,6 +103,22 @@ def test_beyond_object_and_shadow_every_bit_is_the_background_s(strengths):
     made, part = lit.composite()[0], FRAME[(0, slice(None), *lit.area)]
     assert torch.equal(made[:, kept], part[:, kept])
     assert kept.sum() > 50 and not torch.equal(made[:, ~kept], part[:, ~kept])
+
+
+def test_several_pictures_are_seen_as_each_alone():
+    torch.manual_seed(0)
+    pictures = [torch.rand(3, channels, 64, 64) for channels in (3, 1, 3)]
+    towards = torch.tensor([light_direction(each) for each in ("left", "above", "front")])
+    for told in (None, towards):
+        together = seen_maps(SHIPPED, pictures, told)
+        for row in range(3):
+            alone = seen_maps(
+                SHIPPED, [each[row : row + 1] for each in pictures], told if told is None else told[row : row + 1]
+            )
+            for name in ("gain", "offset", "shadow"):
+                torch.testing.assert_close(
+                    getattr(together, name)[row : row + 1], getattr(alone, name), atol=1e-4, rtol=1e-3
+                )
 
 
 @pytest.mark.parametrize("net", [NET, load_light()], ids=["micro", "shipped"])

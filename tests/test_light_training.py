@@ -25,12 +25,13 @@ from PIL import Image
 from imprint.backbone import EfficientNetLite
 from imprint.errors import ImprintError
 from imprint.hole import Placement
-from imprint.lightnet import LightConfig, LightNet, load_light, save_light
-from training import arguments, prepare, relight
+from imprint.lightnet import LightConfig, LightNet, likeliest, load_light, save_light
+from training import arguments, evaluate, prepare, relight
 from training.data.shards import Record, Sample
 from training.light import (
     backbone,
     fit,
+    gains,
     losses,
     memory,
     pairs,
@@ -44,7 +45,8 @@ from training.light import (
 )
 from training.light.photographs import cut_squares
 from training.light.settings import PrepareLight, Relight
-from training.measure.settings import EvaluateLight
+from training.measure.groups import maps_as_used
+from training.measure.settings import EvaluateGroups, EvaluateLight
 from training.render.panoramas import to_photo
 
 SIDE = 32
@@ -437,17 +439,17 @@ def test_thirty_steps_on_eight_groups_lower_the_loss(folder, tmp_path):
         groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5
     )
     reader = read(folder)
-    batches = fit.plain_batches(reader.groups)
+    batches = list(gains.fixed_pairs(reader.groups))
     net = fit.make_net(settings, SIDE)
     before = total(net, batches[0])
     run = fit.LightRun(settings, fit.Process(0, 1, torch.device("cpu")), net, [], reader, None, batches)
     mean = run.train([])
     assert total(mean, batches[0]) < 0.85 * before
-    assert losses.gains(mean, batches)["light"] > 0.1
+    assert gains.gains(mean, batches)["light"] > 0.1
 
 
 def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
-    batch = fit.plain_batches(read(folder).groups)[0]
+    batch = next(gains.fixed_pairs(read(folder).groups))
 
     class Known(torch.nn.Module):
         """Predicts the truth, or nothing."""
@@ -462,9 +464,81 @@ def test_gains_are_one_for_the_truth_and_nought_for_pasting(folder):
             guesses = direction[:, None, :3], direction[:, :1]
             return losses.LightMaps(gain, 0 * picture, lost, batch.shading, *guesses)
 
-    assert losses.gains(Known(True), [batch]) == pytest.approx(dict(light=1, shadow=1, contact=1), abs=1e-3)
-    assert losses.gains(Known(False), [batch]) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
-    assert losses.gains(Known(True), [batch], 0, 0) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
+    assert gains.gains(Known(True), [batch]) == pytest.approx(dict(light=1, shadow=1, contact=1), abs=1e-3)
+    assert gains.gains(Known(False), [batch]) == pytest.approx(dict(light=0, shadow=0, contact=0), abs=1e-3)
+
+
+def test_pairs_to_measure_on_are_the_same_in_every_run_and_leave_other_random_numbers_alone(folder):
+    groups, variety = read(folder, "held-out").groups, pairs.Variety(0, 0, 0, 0)
+    torch.manual_seed(3)
+    first = list(gains.fixed_pairs(groups, variety=variety, draws=2))
+    after = torch.rand(3)
+    torch.manual_seed(4)
+    second = list(gains.fixed_pairs(groups, variety=variety, draws=2))
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(3))
+    assert [len(batch) for batch in first] == [4, 4] and not torch.equal(first[0].picture, first[1].picture)
+    assert all(torch.equal(one.picture, other.picture) for one, other in zip(first, second))
+
+
+def test_a_network_is_measured_as_it_is_used(folder):
+    """The mean of picture and mirror image, and the shadow of the likeliest guess, fainter; told, in full strength."""
+    (net,), batch = make_nets(1), next(gains.fixed_pairs(read(folder).groups))
+    torch.nn.init.normal_(net.guess[-1].weight, std=0.5)
+    torch.nn.init.normal_(net.told.weight)
+    flipped = [each.flip(3) for each in (batch.picture, batch.alpha, batch.background)]
+    mirror = torch.tensor([-1.0, 1, 1, 1])
+
+    def both(towards: torch.Tensor) -> list[torch.Tensor]:
+        maps = net(batch.picture, batch.alpha, batch.background, towards), net(*flipped, towards * mirror)
+        return [(getattr(maps[0], name) + getattr(maps[1], name).flip(3)) / 2 for name in ("gain", "shadow")]
+
+    seen = net(batch.picture, batch.alpha, batch.background), net(*flipped)
+    guesses = torch.cat([seen[0].directions, seen[1].directions * mirror[:3]], 1)
+    best = likeliest(guesses, torch.cat([seen[0].chances, seen[1].chances], 1))
+    guessed, told = (maps_as_used(net, batch, each) for each in (False, True))
+    torch.testing.assert_close(guessed.gain, both(torch.zeros(8, 4))[0])
+    kept = 1 - both(F.pad(best, (0, 1), value=1.0))[1]
+    torch.testing.assert_close(1 - guessed.shadow, kept**net.config.shadow_power)
+    torch.testing.assert_close([told.gain, told.shadow], both(batch.direction))
+    assert (told.shadow - guessed.shadow).abs().max() > 1e-3
+
+
+def test_networks_are_compared_on_held_out_groups(folder, tmp_path, capsys):
+    paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
+    for path, net in zip(paths, make_nets(2)):
+        save_light(path, net)
+    words = ["groups", str(folder), "--device", "cpu", "--checkpoint", *map(str, paths)]
+    evaluate.main(words)
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    places = len(np.unique(read(folder, "held-out").groups.places[:, : scenes.LIGHTS]))
+    assert header == f"| 8 pairs of 4 groups in {places} places | light | shadow | contact |"
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| one",
+        "| one, told the direction",
+        "| two",
+        "| two, told the direction",
+    ]
+    evaluate.main([*words[:-1], "--plain", "--held-out", "3"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| 3 pairs of 3 groups in ")
+    # Pairs of training's log, and of the same network, with the mirror image as well.
+    batch = next(gains.fixed_pairs(read(folder, "held-out", capacity=3).groups))
+    errors = gains.Errors()
+    errors.add(maps_as_used(load_light(paths[0]), batch, True), batch)
+    assert rows[1] == f"| one, told the direction | {' | '.join(f'{each:+.3f}' for each in errors.gains().values())} |"
+
+
+def test_groups_and_networks_that_cannot_be_compared_are_said(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="the groups are 32 px wide, but the network imprint-light takes 256 px; make"):
+        evaluate.main(["groups", str(folder), "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        evaluate.main(["groups", str(folder), "--checkpoint", "a/x.safetensors", "b/x.safetensors"])
+    assert "--checkpoint names x, x; each network needs a name of its own" in capsys.readouterr().err
+    for path in folder.glob("held-out-*"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="0 files of held-out groups"):
+        evaluate.main(["groups", str(folder), "--device", "cpu"])
 
 
 def test_the_rate_rises_stays_and_falls():
@@ -557,7 +631,7 @@ def make_nets(count: int) -> list[LightNet]:
 
 
 def test_what_is_taught_is_the_mean_of_what_the_teachers_see(folder):
-    batch = fit.plain_batches(read(folder).groups)[0]
+    batch = next(gains.fixed_pairs(read(folder).groups))
     nets, told = make_nets(2), torch.tensor([[0.0], [1.0]]).repeat(4, 1)
     made = teaching.taught(batch, nets, told)
     assert (made.direction[:, 3] == 1).all() and not torch.equal(made.direction, batch.direction)
@@ -579,7 +653,7 @@ def test_what_is_taught_is_the_mean_of_what_the_teachers_see(folder):
 
 
 def test_a_teacher_that_is_named_twice_counts_twice_and_runs_once(folder):
-    batch, told, (one, two), runs = fit.plain_batches(read(folder).groups)[0], torch.zeros(8, 1), make_nets(2), []
+    batch, told, (one, two), runs = next(gains.fixed_pairs(read(folder).groups)), torch.zeros(8, 1), make_nets(2), []
     first, second, both = (
         losses.darkening(teaching.taught(batch, nets, told).shadow) for nets in ([one], [two], [one, two, one])
     )
@@ -595,7 +669,7 @@ def test_a_pupil_comes_nearer_to_its_teachers_and_not_to_the_truth(folder, tmp_p
         groups=(folder,), output=tmp_path / "net.safetensors", steps=30, batch=8, lr=3e-3, ema=0.5, seed=7
     )
     reader = read(folder)
-    batches = fit.plain_batches(reader.groups)
+    batches = list(gains.fixed_pairs(reader.groups))
     teachers, told = make_nets(2), torch.zeros(8, 1)
     wanted = teaching.taught(batches[0], teachers, told)
     net = fit.make_net(settings, SIDE)
@@ -672,6 +746,8 @@ def test_the_commands_of_the_page_are_understood():
             kind = Relight
         elif words[0] == "light":
             kind, words = (PrepareLight if command[2] == "training.prepare" else EvaluateLight), words[1:]
+        elif words[0] == "groups":
+            kind, words = EvaluateGroups, words[1:]
         elif command[2] == "training.prepare":
             prepare.parse(words)
         if kind:
@@ -679,7 +755,7 @@ def test_the_commands_of_the_page_are_understood():
             arguments.add_options(parser, kind)
             parser.parse_args(words)
             seen.add(kind)
-    assert seen == {PrepareLight, Relight, EvaluateLight}
+    assert seen == {PrepareLight, Relight, EvaluateLight, EvaluateGroups}
 
 
 # --- path tracing ----------------------------------------------------------------------------------------------------

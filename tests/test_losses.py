@@ -1,4 +1,4 @@
-"""The losses of training, each against its equation."""
+"""The losses of training, each against its equation, and the model that they train, compiled."""
 
 import dataclasses
 import math
@@ -191,3 +191,25 @@ def test_dropped_conditions_translate_to_the_empty_caption():
 
     loss = losses.translation_loss(model, batch, nothing, Draw(seeded()), dropout=1.0)
     assert torch.allclose(loss, torch.full((2,), 0.5))
+
+
+def test_a_compiled_training_step_is_the_plain_one_in_channels_last(monkeypatch):
+    """Its convolutions take channels_last, whatever layout the part before them leaves behind."""
+    compiled, taken = torch.nn.Module.compile, []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, mode, dynamic: compiled(part, backend="aot_eager"))
+    config = micro_config()
+    model = Model(build_modules(config, with_vae=False), config).to(memory_format=torch.channels_last)
+    given = torch.zeros(2, 3, 28, 28, dtype=torch.uint8), torch.randn(2, config.unet.in_channels, 8, 8)
+    given = *given, torch.tensor([10, 500]), torch.tensor([False, True])
+    results = []
+    for name in ("plain", "default"):
+        if name == "default":
+            model.compile_parts(name)
+            model.unet.conv_in.register_forward_pre_hook(lambda _, pictures: taken.append(pictures[0]))
+        model(*given).square().mean().backward()
+        results.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+        model.zero_grad()
+    plain, made = results
+    last = [pictures.is_contiguous(memory_format=torch.channels_last) for pictures in (given[1], *taken)]
+    assert last == [False, True]
+    assert all(torch.allclose(made[name], gradient, atol=1e-6) for name, gradient in plain.items())

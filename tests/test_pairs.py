@@ -80,6 +80,19 @@ def test_pairs_made_beside_the_steps_are_the_same(data, tmp_path, loaded):
     assert threads == [(n, here if n in (0, 3) else "ahead_0") for n in (0, 1, 2, 3, 4)] + [(0, here), (1, "ahead_0")]
 
 
+def test_nothing_is_made_beside_the_steps_whose_graphs_are_recorded(data, tmp_path, loaded):
+    run = Run(parse_train(words(data, tmp_path / "run")))
+    settings = dataclasses.replace(run.settings, compile="reduce-overhead")
+    source = BatchSource(PairMaker(run.config, "identity", *loaded, run.stage.mix), run.autoencoder, settings, 0, CPU)
+    source.ahead, threads, made = Ahead(CPU), [], source._made
+    source._made = lambda number: threads.append((number, threading.current_thread().name)) or made(number)
+    for step in (0, 3, 4, 8):
+        source.batch(step)
+    source.ahead.wait()
+    here = threading.current_thread().name
+    assert threads == [(0, here), (1, here), (2, "ahead_0"), (3, "ahead_0")]
+
+
 def test_what_fails_beside_the_steps_fails_in_the_step_that_needs_it():
     def make(number: int) -> int:
         if number == 2:

@@ -448,7 +448,16 @@ def test_each_mistake_has_its_sentence(settings, message):
 
 @pytest.mark.parametrize(
     "values",
-    [(0, 0, 0), (0, 0, -3), (math.nan, 0, 1), (0, math.inf, 1), (0, 0, 1, math.nan), (0, 0, math.inf), (0, 0, "x")],
+    [
+        (0, 0, 0),
+        (0, 0, -3),
+        (math.nan, 0, 1),
+        (0, math.inf, 1),
+        (0, 0, 1, math.nan),
+        (0, 0, math.inf),
+        (0, 0, "x"),
+        (True, 0, 1),
+    ],
 )
 def test_a_place_is_made_of_finite_numbers(values):
     with pytest.raises(ImprintError, match="must be finite numbers and the height more than 0"):

@@ -272,7 +272,8 @@ def test_each_label_of_a_map_gets_an_object_also_where_they_touch(workplace, cap
         assert cli.main(composite("--mask", f"labels-{number}.png", "--each-area")) == 0
         assert np.array_equal(pixels("out.png"), one_by_one)
         assert cli.main(composite("--mask", f"labels-{number}.png")) == 2
-        assert "map of 2 labels (1, 2)" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "map of 2 labels (1, 2)" in error and "--each-area puts an object into each label" in error
 
 
 LINES = (

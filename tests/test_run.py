@@ -101,11 +101,11 @@ def test_the_average_is_the_one_of_the_equation(data, tmp_path):
     run = Run(parse_train(words(data, tmp_path / "run")))
     name, live = next((name, p) for name, p in run.raw.named_parameters() if p.requires_grad)
     expected = live.detach().clone()
-    for step, decay in ((0, 0.9), (50, 0.9), (500, 0.9)):
+    for step, decay, steps in ((0, 0.9, 1), (50, 0.9, 1), (500, 0.9, 0), (504, 0.9, 8)):
         with torch.no_grad():
             live += torch.randn_like(live)
         run.average.update(step, decay)
-        weight = min(decay, (1 + step) / (10 + step))
+        weight = min(decay, (1 + step) / (10 + step)) ** steps
         expected = weight * expected + (1 - weight) * live.detach()
     assert torch.allclose(dict(run.ema.named_parameters())[name], expected, atol=1e-5)
 
@@ -382,11 +382,11 @@ TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 def test_two_processes_train_one_model_whole_or_split(data, tmp_path, device, monkeypatch):
     """DDP, and FSDP, which shards weights, gradients, the optimizer's state and the average, train the same.
 
-    Both can be resumed. On GPUs, FSDP takes less memory.
+    Both can be resumed.
     """
     whole, split, again = (tmp_path / name for name in ("whole", "split", "again"))
     changes = {"images": 32, "accumulate": 2, "device": device}
-    if device != "cpu":  # 126 M weights, which take more than all else; small steps, exactly rounded
+    if device != "cpu":  # 126 M weights, in small steps, exactly rounded
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
         changes |= {"sizes": tmp_path / "sizes.yaml", "lr": 1e-4}
         changes["sizes"].write_text("preset: tiny\nunet: {widths: [192, 384, 768]}\n")
@@ -401,10 +401,6 @@ def test_two_processes_train_one_model_whole_or_split(data, tmp_path, device, mo
     one, two = (weights(folder / "checkpoint.safetensors") for folder in (split, whole))
     assert max(float((tensor.float() - two[name].float()).abs().mean()) for name, tensor in one.items()) < 0.01
     same_losses(stats(split), stats(again))
-    if device != "cpu":
-        most = [max(line.get("gpu_gib", 0) for line in stats(folder)) for folder in (whole, split)]
-        # Of 20 bytes a parameter process 0 keeps 14: half, and a whole average. The largest block is whole for a while.
-        assert (most[0] - most[1]) * 2**30 > 2 * described["trained_parameters"]
     # A split state is not for a model that is not split.
     message = failed(train.main, words(data, split, steps=4, **changes | {"accumulate": 4, "device": "cpu"}))
     assert "was begun with split = True, not False" in message

@@ -181,7 +181,7 @@ def test_two_folders_are_read_in_turn_and_views_of_several_objects_are_sorted(tm
             for frame in range(3):
                 record = Record(f"pair-{shard}", f"clip-{shard}", frame, "test", "CC0")
                 writer.write(sample(str(frame), webp(photo(60, 50, 3 * shard + frame)), "webp", record, mask))
-    reading = pictures.Reading([pictures.Wanted(kind, tmp_path, None, 32, Bad()) for kind in (Views, Photos)])
+    reading = pictures.Reading([pictures.Wanted(kind, tmp_path, side=32) for kind in (Views, Photos)])
     for kind in (Views, Photos):
         read, expected = reading.next(CPU), kind.of(read_shards(tmp_path), 32)
         for name, value in vars(expected).items():

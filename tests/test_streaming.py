@@ -23,6 +23,7 @@ from training.pairs.about import About
 from training.pairs.draw import Draw
 from training.pairs.pair_maker import PairMaker
 from training.pairs.photos import Photos
+from training.pairs.pictures import Wanted
 from training.pairs.streams import Pool, StreamedPairs
 from training.pairs.views import Views
 
@@ -209,7 +210,7 @@ def test_processes_that_read_a_shard_each_give_what_reading_all_at_once_gives(da
 def test_the_pool_slides_on_by_a_shard_and_begins_anywhere(data, monkeypatch):
     read = []
     monkeypatch.setattr(pool, "read_shards", lambda names, **more: read.extend(names) or read_shards(names, **more))
-    walked = Pool(Views, data / "cutouts", CPU, size=2, seed=1, side=32)
+    walked = Pool(Wanted(Views, data / "cutouts", side=32), CPU, size=2, seed=1)
     held = [walked.at(turn) for turn in range(8)]
     assert walked.at(7) is held[7]
     walked.reader.shutdown()
@@ -217,16 +218,16 @@ def test_the_pool_slides_on_by_a_shard_and_begins_anywhere(data, monkeypatch):
     assert read == shards_at(names, (0, 1), 1, 0, 10)  # each once, and the next one ahead
     for turn, views in enumerate(held):
         assert len(views.first) == 4 and same(views, Views.of(read_shards(shards_at(names, (0, 1), 1, turn, 2)), 32))
-        assert same(Pool(Views, data / "cutouts", CPU, size=2, seed=1, side=32).at(turn), views)
+        assert same(Pool(Wanted(Views, data / "cutouts", side=32), CPU, size=2, seed=1).at(turn), views)
 
 
 def test_a_pool_with_room_for_all_stands_still(data):
-    still = Pool(Photos, data / "photos", CPU, size=9, part=(1, 2))
+    still = Pool(Wanted(Photos, data / "photos"), CPU, size=9, part=(1, 2))
     assert still.at(0) is still.at(7) and still.size == 3 and len(still.at(0).rgb) >= 3 * 4
 
 
 def test_processes_hold_different_shards(data):
-    held = [Pool(Views, data / "cutouts", CPU, size=2, part=(index, 2), side=32).at(0) for index in range(2)]
+    held = [Pool(Wanted(Views, data / "cutouts", side=32), CPU, size=2, part=(index, 2)).at(0) for index in range(2)]
     one, other = ({tuple(row.tolist()) for row in views.rgba.flatten(1)[:, :64].to(torch.int)} for views in held)
     assert not one & other
 
@@ -236,7 +237,7 @@ def test_pairs_change_with_the_turn_alone(data):
     mix = {"rendered": 1.0, "still": 1.0, "video": 1.0}
 
     def streamed() -> StreamedPairs:
-        pools = Pool(Views, data / "cutouts", CPU, 2, side=64), Pool(Photos, data / "photos", CPU, 2)
+        pools = Pool(Wanted(Views, data / "cutouts", side=64), CPU, 2), Pool(Wanted(Photos, data / "photos"), CPU, 2)
         return StreamedPairs(config, "compositing", *pools, mix)
 
     maker = streamed()

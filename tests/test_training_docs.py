@@ -169,7 +169,7 @@ def test_the_cost_tables_are_the_command_s_and_its_rates_are_measured(capsys):
     for table, page in zip(tables, pages, strict=True):
         assert table.strip() in page
     measured, diary = ((ROOT / f"docs/{name}.md").read_text() for name in ("speed", "log"))
-    for words in ("| `loop:sd15:16:default` | 90.3 |", "| 30.3 |", "with their making, each used 8 times | 3,247 |"):
+    for words in ("`loop:sd15:16:default`, ", "the steps | 90.3 |", "| 30.3 |", "`loop:tiny:512:default`, ", "3,247;"):
         assert words in measured
     assert "5,500" in diary and "3,030" in diary and "2,030" in diary
     assert (RATES["sd15:16"].pictures_per_second, RATES["tiny:512"].pictures_per_second) == (90.3, 3247)

@@ -224,7 +224,7 @@ class Train:
     precision: str = option("no", choices=PRECISIONS, group="machine")
     """mixed precision"""
     compile: str | None = option(None, choices=COMPILE_MODES, bare=COMPILE_MODES[0], group="machine")
-    """torch.compile; reduce-overhead for models so small that launching kernels takes longer than running them"""
+    """torch.compile; reduce-overhead also records CUDA graphs, so that Python does not hold up the GPU"""
     checkpointing: bool = option(False, group="machine")
     """recompute activations in the backward pass, to save memory"""
     chunk: int = option(256, group="machine")

@@ -24,13 +24,13 @@ from imprint.lightnet import LightConfig, LightNet, load_light, save_light
 from ..arguments import flattened, require_other
 from ..data.shards import SPLITS
 from .backbone import load_backbone
-from .losses import WEIGHTS, gains, losses, predicted
+from .gains import fixed_pairs, gains
+from .losses import WEIGHTS, losses, predicted
 from .memory import GroupReader, load_photos
-from .pairs import LightBatch, LightGroups, Variety, draw_photographed, draw_rendered
+from .pairs import LightBatch, Variety, draw_photographed, draw_rendered
 from .settings import Relight
 from .teaching import taught
 
-PART = 48  # groups measured at once
 KNOWN = 96  # training groups that are measured too
 DECAY, BETAS = 0.03, (0.9, 0.98)  # AdamW's
 LARGEST_GRADIENT = 1.0
@@ -116,7 +116,7 @@ def relight_training(settings: Relight) -> dict[str, float]:
         teachers = [nets[path] for path in settings.teachers]
         if process.device.type == "cuda":
             net = net.to(memory_format=torch.channels_last)
-        run = LightRun(settings, process, net, teachers, reader, photos, plain_batches(measured))
+        run = LightRun(settings, process, net, teachers, reader, photos, list(fixed_pairs(measured)))
         with told_to_stop() as told:
             mean = run.train(told)
         if process.index == 0:
@@ -159,15 +159,6 @@ def require_side(side: int, seen: int, network: str, remedy: str) -> None:
         )
 
 
-def plain_batches(groups: LightGroups, most: int | None = None) -> list[LightBatch]:
-    """Batches of the first groups, for measuring: the same in every run on a device."""
-    device = groups.radiance.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        parts = torch.arange(min(most or len(groups), len(groups)), device=device).split(PART)
-        return [draw_rendered(groups, part, variety=None) for part in parts]
-
-
 class LightRun:
     """A run: its network, optimizer, data and log."""
 
@@ -184,7 +175,7 @@ class LightRun:
         self.settings, self.process, self.net, self.reader = settings, process, net, reader
         self.teachers, self.photos, self.held_out = teachers, photos, held_out
         # Only the first process writes a log.
-        self.known = [] if process.index else plain_batches(reader.groups, KNOWN)
+        self.known = [] if process.index else list(fixed_pairs(reader.groups, KNOWN))
         self.variety = Variety(settings.repainted, settings.textured, settings.tinted, settings.mixed)
         self.model: torch.nn.Module = net
         if process.count > 1:

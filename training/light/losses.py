@@ -1,4 +1,4 @@
-"""The light network's losses, and by how much it reduces the error of plain pasting."""
+"""The light network's losses."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def predicted(net: nn.Module, batch: LightBatch, told: torch.Tensor | None = Non
         return net(batch.picture, batch.alpha, batch.background, direction)
 
 
-def relit(maps: LightMaps, batch: LightBatch, light: float = 1.0) -> torch.Tensor:
-    """Apply the maps to the object's colours: (B, 3, S, S). light: the strength, as in `imprint.light.relight`."""
-    return (batch.picture * (light * maps.gain).exp() + light * maps.offset).clamp(0, 1.1)
+def relit(maps: LightMaps, batch: LightBatch) -> torch.Tensor:
+    """Apply the maps to the object's colours: (B, 3, S, S)."""
+    return (batch.picture * maps.gain.exp() + maps.offset).clamp(0, 1.1)
 
 
 def darkening(shadow: torch.Tensor) -> torch.Tensor:
@@ -60,10 +60,10 @@ def losses(maps: LightMaps, batch: LightBatch, told: torch.Tensor) -> dict[str, 
 
 def _light_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor]:
     off = (relit(maps, batch) - batch.target) * batch.alpha
-    area = 3 * _total(batch.alpha).clamp(min=LEAST_AREA)
+    area = 3 * total(batch.alpha).clamp(min=LEAST_AREA)
     return {
-        "fine": (_total(off.abs()) / area).mean(),
-        "broad": (CELLS**2 * _total(broad(off).abs()) / area).mean(),
+        "fine": (total(off.abs()) / area).mean(),
+        "broad": (CELLS**2 * total(broad(off).abs()) / area).mean(),
     }
 
 
@@ -77,7 +77,7 @@ def _shadow_losses(maps: LightMaps, batch: LightBatch) -> dict[str, torch.Tensor
     free = (F.max_pool2d(batch.alpha, 3, 1, 1) < KNOWN_GROUND).float() * batch.rendered
     weight = free * (0.15 + hole(batch) + 2 * contact(batch)) * (1 + 3 * truth)
     off = maps.shadow - truth
-    each = _total(off.abs() * weight) / _total(weight).clamp(min=LEAST_AREA)
+    each = total(off.abs() * weight) / total(weight).clamp(min=LEAST_AREA)
     edges = [(step * free[..., : step.shape[2], : step.shape[3]]).abs().mean() for step in _slopes(off)]
     return {"shadow": each.sum() / batch.rendered.sum().clamp(min=1), "edges": sum(edges)}
 
@@ -97,42 +97,6 @@ def _direction_loss(maps: LightMaps, batch: LightBatch, counted: torch.Tensor) -
     apart = (maps.directions - batch.direction[:, None, :3]).square().sum(2)
     density = (maps.chances - apart / (2 * SCATTER**2)).logsumexp(1)
     return -(density * counted).sum() / counted.sum().clamp(min=1)
-
-
-@torch.no_grad()
-def gains(
-    net: nn.Module, batches: list[LightBatch], light: float = 1.0, shadow: float = 1.0, told: bool = False
-) -> dict[str, float]:
-    """1 - error / error of pasting, for `light`, `shadow` and `contact`: 0 is pasting, 1 the truth.
-
-    light, shadow: strengths, as in `imprint.light.relight`. told: whether the network is given the light's direction.
-    """
-    errors = {name: torch.zeros(2) for name in ("light", "shadow", "contact")}
-    for batch in batches:
-        maps = predicted(net, batch, torch.ones_like(batch.direction[:, :1]) if told else None)
-        errors["light"] += _light_errors(relit(maps, batch, light), batch)
-        lost = 1 - (1 - maps.shadow.float()) ** shadow
-        for name, where in (("shadow", hole(batch)), ("contact", contact(batch))):
-            errors[name] += _shadow_errors(lost, batch, where)
-    return {name: float(1 - made / pasted.clamp(min=1e-9)) for name, (made, pasted) in errors.items()}
-
-
-def _light_errors(made: torch.Tensor, batch: LightBatch) -> torch.Tensor:
-    """(2,): summed errors of the broad colours, relit and pasted."""
-    solid = (batch.alpha > 0.95).float()
-    truth, count = broad(batch.target * solid), 3 * _total(broad(solid)).clamp(min=1)
-    errors = [(_total((broad(picture * solid) - truth).abs()) / count).sum() for picture in (made, batch.picture)]
-    return torch.stack(errors).cpu()
-
-
-def _shadow_errors(lost: torch.Tensor, batch: LightBatch, where: torch.Tensor) -> torch.Tensor:
-    """(2,): summed errors of the ground's darkening where `where` is 1, with the network's shadow and without one."""
-    ground = (batch.alpha < 0.02).float()
-    near = F.avg_pool2d(ground, 5, 1, 2).clamp(min=0.05)
-    truth, made = (F.avg_pool2d(each * ground, 5, 1, 2) / near for each in (darkening(batch.shadow), lost))
-    where = where * ground
-    count = _total(where).clamp(min=1)
-    return torch.stack([(_total(off.abs() * where) / count).sum() for off in (made - truth, truth)]).cpu()
 
 
 def hole(batch: LightBatch) -> torch.Tensor:
@@ -156,7 +120,7 @@ def _between(line: torch.Tensor, axis: int) -> torch.Tensor:
     return (line.cumsum(axis) > 0) & (line.flip(axis).cumsum(axis).flip(axis) > 0)
 
 
-def _total(values: torch.Tensor) -> torch.Tensor:
+def total(values: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B,) sums."""
     return values.sum((1, 2, 3))
 

@@ -31,7 +31,7 @@ def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict
         found[split] = usable(now.views, now.photos, now.stage, largest)
         if isinstance(maker, StreamedPairs):
             pools = {"cut-outs": maker.views, "photos": maker.photos}
-            found[split]["shards"] = {kind: [pool.size, len(pool.shards)] for kind, pool in pools.items()}
+            found[split]["shards"] = {kind: [pool.size, len(pool.wanted.shards)] for kind, pool in pools.items()}
         if split == "train":
             found[split]["mix"] = {
                 f"pairs of {_named(size)} px as drawn": now.shares(len(batch.target)) for size, batch in block.items()

@@ -7,13 +7,16 @@ import copy
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+EVERY = 8
+"""Steps between updates: each one reads and writes all weights, and the model moves little in between."""
+
 
 class Average:
     """An exponential moving average of a model's trained parameters.
 
     It costs next to nothing: frozen parameters are shared with the model, an update is one call for all trained ones,
-    on a GPU it runs during the next forward pass, and under FSDP each process averages its own part without
-    communication.
+    it comes every `EVERY` steps, on a GPU it runs during the next forward pass, and under FSDP each process averages
+    its own part without communication.
     """
 
     def __init__(self, model: torch.nn.Module, shared: bool = True, evaluates: bool = True):
@@ -43,9 +46,12 @@ class Average:
         """Move the averaged weights towards the model's, faster at first.
 
         With a fixed decay the initial random weights would still make up a tenth of the average after two thousand
-        steps.
+        steps. decay: of a step. After the first hundred steps an update stands for `EVERY` of them.
         """
-        weight = 1 - min(decay, (1 + step) / (10 + step))
+        steps = 1 if step < 100 else EVERY
+        if step % steps:
+            return
+        weight = 1 - min(decay, (1 + step) / (10 + step)) ** steps
         values, live = ([_local(tensor) for tensor in named.values()] for named in (self.values, self.live))
         if self.stream is None:
             torch._foreach_lerp_(values, live, weight)

@@ -67,6 +67,19 @@ class Model(torch.nn.Module):
         parts = [self.adapter, *self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
         for part in parts if self.encoder_is_frozen else [self.encoder, *parts]:
             part.compile(mode=mode, dynamic=False)
+        if self.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+            for part in self.unet.modules():
+                if isinstance(part, torch.nn.Conv2d):
+                    part.register_forward_pre_hook(in_channels_last)
+
+
+def in_channels_last(_convolution: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """A convolution's input in channels_last.
+
+    Without being asked the compiler lays out in NCHW what it computes again for the backward pass, a norm's output for
+    instance, and cuDNN copies each; so the kernel that computes it writes channels_last.
+    """
+    return (given[0].contiguous(memory_format=torch.channels_last),)
 
 
 def require_trainable(checkpoint: Checkpoint) -> None:

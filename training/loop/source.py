@@ -57,9 +57,11 @@ class BatchSource:
                 require_bucket(size, maker.config)
         self.slots = interleave(shares, settings.block)
         self.block: tuple[int, dict[Size, Batch]] | None = None
-        # Not of streams, whose pictures change from turn to turn, nor while the steps' own graphs may be recorded.
-        beside = device.type == "cuda" and settings.compile != "reduce-overhead"
-        self.ahead = Ahead(device) if beside and not isinstance(maker, StreamedPairs) else None
+        # The steps' own graphs are recorded during the first block, and once more when warm-up's second loss begins.
+        self.recording = settings.compile == "reduce-overhead"
+        # Not of streams, whose pictures change from turn to turn.
+        alone = (StreamedPairs, Captions) if self.recording else StreamedPairs
+        self.ahead = Ahead(device) if device.type == "cuda" and not isinstance(maker, alone) else None
 
     def generator(self, *numbers: int) -> torch.Generator:
         """A generator for this process that depends on nothing but the seed and the numbers."""
@@ -108,7 +110,9 @@ class BatchSource:
         number, within = divmod(index, len(self.slots) * self.settings.reuse)
         if self.block is None or self.block[0] != number:
             self.block = None  # frees the last one first
-            self.block = number, self.ahead.take(number, self._made) if self.ahead else self._made(number)
+            beside = self.ahead and not self.recording
+            self.block = number, self.ahead.take(number, self._made) if beside else self._made(number)
+            self.recording = False
         turn, slot = divmod(within, len(self.slots))
         size = self.slots[slot]
         pairs, count, place = self.block[1][size], self._count(size), self.slots[:slot].count(size)
@@ -156,23 +160,23 @@ def interleave(shares: Sequence[tuple[Size, float]], count: int) -> list[Size]:
     return slots
 
 
-def sides(settings: Train, config: ImprintConfig) -> tuple[int, int]:
-    """The sides at which views and photos are held."""
+def wanted(settings: Train, config: ImprintConfig, split: str) -> list[Wanted]:
+    """A split's views and photos, in the order in which a run takes them. Raises `ImprintError` if there are none."""
     largest = max(longer_side(size) for size, _ in resolutions_and_shares(settings, config))
-    return settings.cutout_resolution or largest, photo_side(largest)
+    bad = Bad(settings.skip_bad, split)
+    return [
+        Wanted(Views, inside(settings.cutouts, split), settings.limit, settings.cutout_resolution or largest, bad),
+        Wanted(Photos, inside(settings.photos, split), settings.limit, photo_side(largest), bad),
+    ]
 
 
 def read_ahead(settings: Train) -> Reading | None:
     """Begin to read a run's pictures, in the order in which it takes them; None if it takes none that way."""
     if settings.dry_run or settings.pool is not None or not STAGES[settings.stage].mix:
         return None
-    side, squares = sides(settings, read_config(settings.init) if settings.init else read_sizes(settings.sizes))
-    wanted = []
-    for split in SPLITS if int(os.environ.get("RANK", 0)) == 0 else SPLITS[:1]:
-        bad = Bad(settings.skip_bad, split)
-        wanted.append(Wanted(Views, inside(settings.cutouts, split), settings.limit, side, bad))
-        wanted.append(Wanted(Photos, inside(settings.photos, split), settings.limit, squares, bad))
-    return Reading(wanted)
+    config = read_config(settings.init) if settings.init else read_sizes(settings.sizes)
+    splits = SPLITS if int(os.environ.get("RANK", 0)) == 0 else SPLITS[:1]
+    return Reading([each for split in splits for each in wanted(settings, config, split)])
 
 
 def open_pair_maker(
@@ -188,24 +192,14 @@ def open_pair_maker(
     are this split's. Raises `ImprintError` for bad data.
     """
     stage = STAGES[settings.stage]
-    side, squares = sides(settings, config)
-    bad = Bad(settings.skip_bad, split)
     if not stage.mix:
+        bad = Bad(settings.skip_bad, split)
         return Captions(inside(settings.captions, split), config, text, device, settings.limit, bad)
     mix = dict(settings.mix) if split == "train" else stage.mix  # held-out pairs are a stage's
-    cutouts, photos = inside(settings.cutouts, split), inside(settings.photos, split)
-    if pictures:
-        return PairMaker(config, settings.stage, pictures.next(device), pictures.next(device), mix)
     if settings.pool is None:
-        loaded = (
-            Views.load(cutouts, device, settings.limit, side, bad),
-            Photos.load(photos, device, settings.limit, squares, bad),
-        )
-        return PairMaker(config, settings.stage, *loaded, mix)
+        pictures = pictures or Reading(wanted(settings, config, split))
+        return PairMaker(config, settings.stage, pictures.next(device), pictures.next(device), mix)
     # The held-out pairs are the first process's, of its first shards: the same in every run.
     part, seed = (process, settings.seed) if split == "train" else ((0, 1), 0)
-    pools = (
-        Pool(Views, cutouts, device, settings.pool, part, seed, side, bad),
-        Pool(Photos, photos, device, settings.pool, part, seed, squares, bad),
-    )
+    pools = (Pool(each, device, settings.pool, part, seed) for each in wanted(settings, config, split))
     return StreamedPairs(config, settings.stage, *pools, mix)

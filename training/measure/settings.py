@@ -14,7 +14,7 @@ from imprint.lightnet import SHIPPED_LIGHT
 from imprint.masks import LEVELS
 
 from ..arguments import found, option, require
-from ..settings import COMPILE_MODES
+from ..settings import COMPILE_MODES, DEVICES
 
 METRICS = ("clip-i", "dino", "dinov2", "dreamsim", "lpips", "fid", "background", "retrieval", "light")
 """The usual metrics, and light and shadow against a known truth; `mobilenet`, a small network for machines without a
@@ -150,6 +150,35 @@ class EvaluateLight:
             if folder is not None and not folder.is_dir():
                 raise ImprintError(f"{folder}: no such folder")
         require_strengths(self.light, self.shadow, self.softness, self.light_from)
+
+
+@dataclass(frozen=True)
+class EvaluateGroups:
+    """Measuring light networks on held-out path-traced groups."""
+
+    groups: tuple[Path, ...] = option(positional=True)
+    """folders that `training.prepare light` has written"""
+    checkpoint: tuple[tuple[str, Path], ...] = option(
+        (("imprint-light", SHIPPED_LIGHT),), parse=named, metavar="NAME=FILE"
+    )
+    """light networks to compare; by default the shipped one"""
+    draws: int = option(2)
+    """pairs drawn of each group"""
+    plain: bool = option(False)
+    """all cameras alike, one pair of each group, as in training's log"""
+    held_out: int | None = option(None)
+    """measure on at most this many groups"""
+    device: str = option("auto", choices=DEVICES)
+    """where to run"""
+
+    def check(self) -> None:
+        """Raise `ImprintError` for numbers out of range, and for two networks of one name."""
+        require(self, "draws held_out")
+        names = [name for name, _ in self.checkpoint]
+        if len(set(names)) < len(names):
+            raise ImprintError(
+                f"--checkpoint names {', '.join(names)}; each network needs a name of its own: give NAME=FILE"
+            )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Pictures:
         """Read all of a folder's shards in several processes, or their first `limit` samples; side: as of `of`, bad: as
         of `read_shards`.
         """
-        wanted = Wanted(cls, url, limit, side, bad or Bad())
+        wanted = Wanted(cls, url, limit, side, bad)
         if len(wanted.jobs) == 1:
             return cls.of(read_shards(wanted.shards, limit, wanted.bad), side).to(device)
         return Reading([wanted]).next(device)
@@ -53,10 +53,17 @@ Held = TypeVar("Held", bound=Pictures)
 
 
 class Wanted(Generic[Held]):
-    """What `Pictures.load` is given."""
+    """A folder whose pictures are to be read, by what `Pictures.load` is given."""
 
-    def __init__(self, kind: type[Held], url: str | os.PathLike, limit: int | None, side: int | None, bad: Bad):
-        self.kind, self.limit, self.side, self.bad = kind, limit, side, bad
+    def __init__(
+        self,
+        kind: type[Held],
+        url: str | os.PathLike,
+        limit: int | None = None,
+        side: int | None = None,
+        bad: Bad | None = None,
+    ):
+        self.kind, self.limit, self.side, self.bad = kind, limit, side, bad or Bad()
         self.shards = list_shards(url)
         self.jobs = [self.shards] if limit is not None else [[shard] for shard in self.shards]
 

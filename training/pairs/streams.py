@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -12,10 +11,11 @@ import torch
 
 from imprint.config import ImprintConfig
 
-from ..data.shards import Bad, list_shards, read_shards, shards_at
+from ..data.shards import read_shards, shards_at
 from .batches import Pairs
 from .pair_maker import PairMaker
 from .photos import Photos
+from .pictures import Wanted
 from .views import Views
 
 Held = TypeVar("Held", Views, Photos)
@@ -29,21 +29,11 @@ class Pool(Generic[Held]):
     """
 
     def __init__(
-        self,
-        kind: type[Held],
-        url: str | os.PathLike,
-        device: torch.device,
-        size: int,
-        part: tuple[int, int] = (0, 1),
-        seed: int = 0,
-        side: int | None = None,
-        bad: Bad | None = None,
+        self, wanted: Wanted[Held], device: torch.device, size: int, part: tuple[int, int] = (0, 1), seed: int = 0
     ):
-        """part: which process of how many; side, bad: as for `Views.load` and `Photos.load`."""
-        self.bad = bad or Bad()
-        self.kind, self.device, self.part, self.seed, self.side = kind, device, part, seed, side
-        self.shards = list_shards(url)
-        share = -(-len(self.shards) // part[1])
+        """wanted: without a limit; part: which process of how many."""
+        self.wanted, self.device, self.part, self.seed = wanted, device, part, seed
+        share = -(-len(wanted.shards) // part[1])
         self.size, self.moves = min(size, share), size < share
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="shards")
         self.parts: dict[int, Future[Held]] = {}
@@ -59,15 +49,14 @@ class Pool(Generic[Held]):
             for number in range(turn, turn + self.size + self.moves):  # the one after is read ahead
                 if number not in self.parts:
                     self.parts[number] = self.reader.submit(self._read, number)
-            self.held = turn, self.kind.join([self.parts[number].result() for number in window], self.device)
+            self.held = turn, self.wanted.kind.join([self.parts[number].result() for number in window], self.device)
             if not self.moves:
                 self.parts.clear()
         return self.held[1]
 
     def _read(self, number: int) -> Held:
-        return self.kind.of(
-            read_shards(shards_at(self.shards, self.part, self.seed, number, 1), bad=self.bad), self.side
-        )
+        shards = shards_at(self.wanted.shards, self.part, self.seed, number, 1)
+        return self.wanted.kind.of(read_shards(shards, bad=self.wanted.bad), self.wanted.side)
 
 
 class StreamedPairs:
