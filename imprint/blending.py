@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from .directions import require_strengths
 from .errors import ImprintError, require_number
 from .matte import apply_matte
 from .preprocess import bounding_boxes
 
 BLENDS = ("feather", "multiband")
 """Transitions of `blend_pictures` from the background to the generated picture."""
+MOST_FEATHER = 2**16
+"""The widest soft edge, in pixels."""
 
 _NEAR = 32  # pixels: for shorter distances, comparing with each neighbour takes less than scipy's transform
 # By Python, since torch's in float64 is not rounded correctly on every CPU.
 _ROOTS = torch.tensor([math.sqrt(number) for number in range(4 * _NEAR**2 + 1)], dtype=torch.float64, device="cpu")
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How the drawing is put into the background. Raises `ImprintError` for an invalid value."""
+
+    feather_pixels: int | None = None
+    """Width of the soft edge outside the mask, in pixels of the background; by default `crop.FEATHER` pixels of the
+    crop. Outside it the background is unchanged, bit for bit."""
+    feather_inwards: int = 0
+    """Width of the soft edge inside the mask, in pixels of the background."""
+    blend_method: str = "feather"
+    """How the soft edge blends, one of `BLENDS`."""
+    colour_match: float = 0.0
+    """How far the crop's colours are shifted to the background's around the hole, 0 to 1."""
+    matte: bool = True
+    """Keep the background, bit for bit, wherever there is neither object nor shadow, also inside the mask (see
+    `imprint.matte`); no effect for checkpoints without a matte."""
+    detail: float = 1.0
+    """How far the object's own photo, in the drawing's light, replaces the drawing where both show the same side, 0 to
+    1 (see `imprint.detail`); no effect for checkpoints without a matte."""
+    shadow: float = 1.0
+    softness: float = 0.0
+    light_from: str | float = "auto"
+    """Strength, softness and light direction of the object's shadow, inside the mask and beyond, as for
+    `imprint.light.relight`; without a matte there is none."""
+
+    def __post_init__(self) -> None:
+        require_number("colour match", self.colour_match, 0, 1)
+        require_number("detail", self.detail, 0, 1)
+        require_strengths(0, self.shadow, self.softness, self.light_from)
+        for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
+            require_number(name, width, 0, MOST_FEATHER, whole=True)
+        if self.blend_method not in BLENDS:
+            raise ImprintError(f"the blend method is {self.blend_method!r}; it must be one of {', '.join(BLENDS)}")
 
 
 def blend_latents(noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:

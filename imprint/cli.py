@@ -7,12 +7,10 @@ need them, so that `--help` and mistyped options respond at once.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
@@ -106,9 +104,9 @@ def _one(background: Path, subject: JobObject, out: Path, settings: JobSettings)
     job = Job(background, out, (subject,))
     if not settings.overwrite:
         job.require_new()
-    with _collector_paused():
+    with opening.collector_paused():
         insertions = runner.read_insertions(job, settings)
-        pipeline = opening.open_pipeline(settings)
+    pipeline = opening.open_pipeline(settings)
     runner.run_job(job, insertions, pipeline, settings)
     _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
     return 0
@@ -130,9 +128,7 @@ def batch(options: argparse.Namespace) -> int:
     waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
     failed = len(errors)
     if waiting:
-        with _collector_paused():
-            pipeline = opening.open_pipeline(settings)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = opening.open_pipeline(settings)
         for number, job in tqdm(waiting.items(), unit="picture"):
             try:
                 runner.run_job(job, runner.read_insertions(job, settings), pipeline, settings)
@@ -176,17 +172,6 @@ def convert(options: argparse.Namespace) -> int:
         )
     _say(f"{options.out.resolve()} ({kind_of(config)}, fp16, {time.monotonic() - began:.1f} s)")
     return 0
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """For importing and loading: walking the million objects made would cost the collector seconds, also at exit."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 _COMMANDS = {"demo": demo, "composite": composite, "batch": batch, "convert": convert, "info": info}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LARGEST_NUMBER = 3e38
 """Just below the largest fp32 number: anything larger counts as infinite."""
+PRECISION = "its weights are broken, or too large for this precision: run it in fp32"
+"""The remedy where a network computes values that are not finite."""
 
 
 class ImprintError(ValueError):

@@ -8,24 +8,21 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from .blending import BLENDS
+from .blending import Finish
 from .crop import Drawn, around, inner, paste_all
 from .detail import restore_detail
-from .directions import require_strengths
-from .errors import ImprintError, require_finite, require_number, require_same_size
+from .errors import PRECISION, require_finite
 from .hole import Placement
 from .images import Picture, picture_part, picture_size
-from .light import Lit, relight, square_around
-from .lightnet import LightNet, load_light
-from .mask_reading import as_mask
+from .light import Lit, relight
+from .lightnet import LightNet, at_full_speed, load_light
 from .matte import matte_pixels
-from .model import computes_in_bf16
-from .phases import PRECISION, Phases, Prepared
+from .phases import Phases, Prepared
 from .place import PlacedObject
+from .placed import light_placed
 from .vae import decode
 
-MOST_FEATHER = 2**16
-"""The widest soft edge, in pixels."""
+_USUAL = Finish()
 
 
 @dataclass
@@ -44,41 +41,6 @@ class ImprintPipelineOutput(BaseOutput):
     lit: Lit | None = None
 
 
-@dataclass(frozen=True)
-class Finish:
-    """How the drawing is put into the background. Raises `ImprintError` for an invalid value."""
-
-    feather_pixels: int | None = None
-    """Width of the soft edge outside the mask, in pixels of the background; by default `crop.FEATHER` pixels of the
-    crop. Outside it the background is unchanged, bit for bit."""
-    feather_inwards: int = 0
-    """Width of the soft edge inside the mask, in pixels of the background."""
-    blend_method: str = "feather"
-    """How the soft edge blends, one of `blending.BLENDS`."""
-    colour_match: float = 0.0
-    """How far the crop's colours are shifted to the background's around the hole, 0 to 1."""
-    matte: bool = True
-    """Keep the background, bit for bit, wherever there is neither object nor shadow, also inside the mask (see
-    `imprint.matte`); no effect for checkpoints without a matte."""
-    detail: float = 1.0
-    """How far the object's own photo, in the drawing's light, replaces the drawing where both show the same side, 0 to
-    1 (see `imprint.detail`); no effect for checkpoints without a matte."""
-    shadow: float = 1.0
-    softness: float = 0.0
-    light_from: str | float = "auto"
-    """Strength, softness and light direction of the object's shadow, inside the mask and beyond, as for
-    `imprint.light.relight`; without a matte there is none."""
-
-    def __post_init__(self) -> None:
-        require_number("colour match", self.colour_match, 0, 1)
-        require_number("detail", self.detail, 0, 1)
-        require_strengths(0, self.shadow, self.softness, self.light_from)
-        for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
-            require_number(name, width, 0, MOST_FEATHER, whole=True)
-        if self.blend_method not in BLENDS:
-            raise ImprintError(f"the blend method is {self.blend_method!r}; it must be one of {', '.join(BLENDS)}")
-
-
 class Finishing(Phases):
     """The phases after the drawing."""
 
@@ -88,7 +50,7 @@ class Finishing(Phases):
         scene: Prepared,
         latents: torch.Tensor,
         logits: torch.Tensor,
-        settings: Finish = Finish(),
+        settings: Finish = _USUAL,
         output_type: str = "pil",
     ) -> ImprintPipelineOutput:
         """From `denoise`'s results to the composites; output_type: as in `__call__`."""
@@ -165,11 +127,8 @@ class Finishing(Phases):
         """The light network, by default the shipped one; loaded on first use."""
         if self.light is None:
             self.register_modules(light=load_light().to(self.device))
-        if self.device.type == "cpu" and not (self.light.dtype == torch.bfloat16 and computes_in_bf16()):
-            self.light.float()  # half precision is a hundred times slower there
-        return self.light
+        return at_full_speed(self.light)
 
-    @torch.no_grad()
     def finish_placed(
         self,
         background: Picture,
@@ -189,22 +148,6 @@ class Finishing(Phases):
         All results are identical, since nothing is random. output_type: "pil" or "pt". Raises `ImprintError` for others
         and for sizes that differ.
         """
-        if output_type == "latent":
-            raise ImprintError("a placed object is never in the model's latents; give output_type 'pil' or 'pt'")
-        net = self._light_net()
-        square = square_around(net, placed)
-        lit = relight(net, background, placed, light, shadow, softness, light_from)
-        if blend_mask is not None:
-            blend = as_mask(blend_mask)
-            require_same_size("the background", placed.size, "its blend mask", blend.shape[1:])
-            share = blend[(slice(None), *square.area)][None]
-            if not bool((lit.alpha * share).any()):
-                raise ImprintError(
-                    "the blend mask is empty where the object lies, so that nothing of it would be seen; paint it "
-                    "white there, or leave it out"
-                )
-            lit = lit.through(share)
-        part = require_finite(lit.composite(), "the object in the scene's light", PRECISION)
-        images = paste_all(background, part.expand(num_results, -1, -1, -1), square.area, output_type)
-        alpha, lost = (square.within(square.area).extract(each)[:, 0] for each in (lit.alpha, lit.shadow))
-        return ImprintPipelineOutput(images, square, alpha, lost, lit)
+        lit = light, shadow, softness, light_from
+        made = light_placed(self._light_net(), background, placed, *lit, blend_mask, num_results, output_type)
+        return ImprintPipelineOutput(*made)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .files import same_file
+
+if TYPE_CHECKING:
+    from .config import ImprintConfig
 
 FAST_STEPS = 4
 """Steps of `--fast`: with 3 the model's own drawing is recognised in 38 of 50 tasks instead of 46."""
@@ -24,7 +28,7 @@ class JobSettings:
     dtype: str = "auto"
     """fp32, fp16, bf16 or auto: fp32, or with `fast` bf16 if the processor supports it."""
     fast: bool = False
-    """`FAST_STEPS` steps of DPM++ 2M."""
+    """`FAST_STEPS` steps of DPM++ 2M, and a light network that looks once: see `LightNet.mirrors`."""
     steps: int | None = None
     """Of Euler or, with `fast`, DPM++ 2M; by default `SHIPPED_STEPS` of DPM++ 2M for the shipped checkpoint, and the
     checkpoint's own number for others."""
@@ -65,3 +69,18 @@ class JobSettings:
         if self.steps is not None:
             return self.steps
         return FAST_STEPS if self.fast else SHIPPED_STEPS if self.uses_shipped else None
+
+    def check(self, config: ImprintConfig) -> None:
+        """Raise `ImprintError` for values that this model cannot draw with, even if no object is to be drawn."""
+        from .blending import Finish
+        from .hole import check_crop
+        from .noise import check_sampling
+
+        steps, sampling = self.sampling_steps, config.sampling
+        check_sampling(config.noise, sampling.steps if steps is None else steps, self.guidance)
+        check_crop(
+            config.resolution if self.resolution is None else self.resolution,
+            sampling.context if self.context is None else self.context,
+            config.multiple,
+        )
+        Finish(self.feather, self.feather_in, self.blend, self.colour_match, self.matte, self.detail)

@@ -157,22 +157,27 @@ def seen_maps(
     with_light: bool = True,
     with_shadow: bool = True,
 ) -> LightMaps:
-    """The mean of what the network sees in the pictures (B, C, S, S) and in their mirror images.
+    """The mean of what the network sees in the pictures (B, C, S, S) and, if it `mirrors`, in their mirror images.
 
     towards (B, 3): where the scene's light comes from, as in `LightNet.decode`. Where that is not told, the shadow is
     that of the likeliest guess: the median of all shadows that are possible is faint, and lies on every side.
     """
-    features = net.encode(*(torch.cat([each, each.flip(3)]) for each in pictures))
+    features = net.encode(*(torch.cat([each, each.flip(3)]) if net.mirrors else each for each in pictures))
+
+    def decoded(directions: torch.Tensor | None = None) -> LightMaps:
+        maps = net.decode(features, directions)
+        return maps.folded() if net.mirrors else maps
 
     def told(towards: torch.Tensor) -> LightMaps:
         known = F.pad(towards, (0, 1), value=1.0)
-        return net.decode(features, torch.cat([known, mirrored(known)])).folded()
+        return decoded(torch.cat([known, mirrored(known)]) if net.mirrors else known)
 
     if towards is not None:
         return told(towards)
     if not with_light:
-        return told(likeliest(*folded_guesses(*net.guesses(features))))
-    maps = net.decode(features).folded()
+        guesses = net.guesses(features)
+        return told(likeliest(*folded_guesses(*guesses) if net.mirrors else guesses))
+    maps = decoded()
     if with_shadow:
         maps.shadow = told(likeliest(maps.directions, maps.chances)).shadow
     return maps

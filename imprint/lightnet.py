@@ -22,6 +22,7 @@ from .backbone import WIDTHS, EfficientNetLite
 from .errors import ImprintError
 from .fields import from_dict, require, require_at_most, require_positive
 from .files import replacing
+from .model import Unfilled, computes_in_bf16
 
 SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
 """The light network that comes with the package."""
@@ -106,6 +107,9 @@ def likeliest(directions: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
 
 class LightNet(nn.Module):
     """A UNet with attention at its coarsest level."""
+
+    mirrors: bool = True
+    """Whether `relight` also lets it see the mirror image, and takes the mean: better light in twice the time."""
 
     def __init__(self, config: LightConfig):
         super().__init__()
@@ -289,7 +293,8 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
     Raises `ImprintError` as `read_light` does, and for tensors that are not the network's.
     """
     config, tensors = read_light(path)
-    net = LightNet(config)
+    with Unfilled():
+        net = LightNet(config)
     found, expected = (
         {name: tuple(value.shape) for name, value in each.items()} for each in (tensors, net.state_dict())
     )
@@ -300,8 +305,15 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
             "among them; another version made the file; train it again with this one, or use the network that comes "
             "with it"
         )
-    net.load_state_dict({name: value.float() for name, value in tensors.items()})
+    net.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return net.eval().requires_grad_(False)
+
+
+def at_full_speed(net: LightNet) -> LightNet:
+    """The network, in fp32 if it is on a CPU that has no instructions for its own precision: a hundred times faster."""
+    if net.device.type == "cpu" and not (net.dtype == torch.bfloat16 and computes_in_bf16()):
+        net.float()
+    return net
 
 
 def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torch.float16) -> None:

@@ -37,7 +37,7 @@ def load_model(
             f"{path} holds no autoencoder (kind '{config.latent.autoencoder}'); pass one as `vae=`, for example "
             "diffusers' AutoencoderKL.from_pretrained(...)"
         )
-    with _Unfilled():
+    with Unfilled():
         modules = build_modules(config, with_vae=vae is None)
     load_modules(modules, checkpoint, dtype)
     found = getattr(getattr(vae, "config", None), "latent_channels", None)
@@ -94,7 +94,7 @@ def load_modules(modules: dict[str, torch.nn.Module], checkpoint: Checkpoint, dt
             load(new, assign=True)
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """New modules without random weights, for which no memory is used before they are replaced."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

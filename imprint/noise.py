@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .config import NoiseConfig
-from .errors import ImprintError
+from .errors import ImprintError, require_number
 
 if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler, SchedulerMixin
@@ -57,6 +57,14 @@ def make_scheduler(config: NoiseConfig) -> EulerDiscreteScheduler:
     # does not.
     scheduler.register_to_config(clip_sample=False, set_alpha_to_one=config.timestep_spacing == "trailing")
     return scheduler
+
+
+def check_sampling(config: NoiseConfig, steps: int, guidance: float | None = None, eta: float | None = None) -> None:
+    """Raise `ImprintError` for values that no sampler of this process takes."""
+    require_number("steps", steps, 1, config.timesteps, whole=True)
+    for name, value in (("guidance", guidance), ("eta", eta)):
+        if value is not None:
+            require_number(name, value)
 
 
 def with_timesteps(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:

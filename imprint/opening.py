@@ -1,10 +1,11 @@
-"""Opens the pipeline of a command, on its device and in its precision.
+"""Opens what a command makes composites with.
 
 Torch and diffusers are imported only where they are needed, so that the command line responds at once.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from .errors import ImprintError
 from .job_settings import JobSettings
 
 if TYPE_CHECKING:
-    from .pipeline import ImprintPipeline
+    from .lazy import LazyPipeline
 
 UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
 """Importing these took a quarter of the start-up time; of them only SciPy is used, and later."""
@@ -41,42 +42,22 @@ def left_out(names: Sequence[str]) -> Iterator[None]:
             del sys.modules[name]
 
 
-def open_pipeline(settings: JobSettings) -> ImprintPipeline:
-    """The checkpoint's pipeline, on its device. Raises `ImprintError` if either cannot be had."""
-    with left_out(UNUSED if settings.alone else ()):
-        return _opened(settings)
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """For importing and loading: walking the million objects made would cost the collector seconds, also at exit."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
-def _opened(settings: JobSettings) -> ImprintPipeline:
-    import torch
+def open_pipeline(settings: JobSettings) -> LazyPipeline:
+    """What a command makes composites with. Raises `ImprintError` for settings with which no object could be drawn."""
+    with collector_paused():
+        from .checkpoint import SHIPPED, read_config
+        from .lazy import LazyPipeline
 
-    from .checkpoint import SHIPPED
-
-    with needs_diffusers():
-        from .model import computes_in_bf16
-        from .pipeline import ImprintPipeline
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = settings.device
-    if device == "auto":
-        device = next(name for name, found in available.items() if found)
-    if not available[device]:
-        raise ImprintError(
-            f"there is no '{device}' device that torch {torch.__version__} can use; give --device auto or cpu"
-        )
-    half = settings.fast and settings.dtype == "auto" and device == "cpu" and computes_in_bf16()
-    name = settings.dtype if settings.dtype != "auto" else "bf16" if half else "fp32"
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
-    pipeline = ImprintPipeline.from_checkpoint(settings.checkpoint or SHIPPED, torch_dtype=dtype).to(device)
-    if settings.fast or (settings.steps is None and settings.uses_shipped):
-        from diffusers import DPMSolverMultistepScheduler
-
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    if half:  # in fp32 this would change its maps' last bits
-        torch.nn.Module.to(pipeline.light, memory_format=torch.channels_last)
-    if device == "cpu":  # a quarter faster on a CPU; on MPS several operations were wrong in this layout
-        for module in (pipeline.unet, pipeline.vae):
-            torch.nn.Module.to(module, memory_format=torch.channels_last)
-    if settings.compile:
-        pipeline.compile()
-    return pipeline
+    settings.check(read_config(settings.checkpoint or SHIPPED))
+    return LazyPipeline(settings)

@@ -222,7 +222,8 @@ def model_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--fast",
         action="store_true",
-        help=f"{FAST_STEPS} steps of DPM++ 2M, or as many as --steps says: faster, and slightly rougher",
+        help=f"{FAST_STEPS} steps of DPM++ 2M, or as many as --steps says, and light and shadow from one look at the "
+        "scene instead of two: faster, and slightly rougher",
     )
     group.add_argument(
         "--compile",

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 
 from .changes import require_change
 from .crop import MOST_PIXELS, Crop
-from .errors import ImprintError, require_finite
+from .errors import PRECISION, ImprintError, require_finite
 from .hint import control_hint
 from .images import Picture, colours_of
 from .mask_reading import as_mask_in_place
@@ -25,7 +25,6 @@ from .preprocess import black_picture
 from .vae import encode
 from .views import ObjectViews
 
-PRECISION = "its weights are broken, or too large for this precision: run it in fp32"
 _SAMPLED = "take another scheduler or guidance, and fp32 if it ran in less"
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ figure 2 (arXiv 2403.10701):
 
 `place_object` is a function of `imprint.place`; all others are methods of `ImprintPipeline` that can be called on their
 own. `prepare` and `denoise` are in `imprint.phases`, `finish` and `finish_placed` in `imprint.finishing`, and the
-model's loading and saving in `imprint.model_pipeline`.
+model's loading and saving in `imprint.model_pipeline`. `imprint.placed` makes composites of placed objects without a
+pipeline, and so without diffusers.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from .changes import require_change
-from .config import ImprintConfig
 from .directions import require_strengths
-from .errors import ImprintError, require_number, require_same_size
+from .errors import ImprintError, require_number
 from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
-from .images import Picture, colours_of, picture_size
-from .mask_reading import as_mask
+from .images import Picture, picture_size
+from .noise import check_sampling
 from .place import Align, Place, place_object
-from .views import ObjectViews
+from .placed import read_object_and_hole
 
 _OUTPUT_TYPES = ("pil", "pt", "latent")
 
@@ -133,7 +133,8 @@ class ImprintPipeline(Finishing):
             light_from=light_from,
         )
         steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
-        _check_sampling(config, steps, num_results, guidance_scale, eta)
+        check_sampling(config.noise, steps, guidance_scale, eta)
+        require_number("num_results", num_results, 1, whole=True)
         check_crop(
             config.resolution if resolution is None else resolution,
             config.sampling.context if context is None else context,
@@ -148,15 +149,11 @@ class ImprintPipeline(Finishing):
                 f"callback_on_step_end_tensor_inputs has to be in {self._callback_tensor_inputs}, but found "
                 f"{sorted(unknown)}"
             )
-        views = ObjectViews.of(object_image, object_mask, colours_of(background))
-        size = picture_size(background)
-        hole = None if mask is None else as_mask(mask)
-        if hole is not None:
-            require_same_size("the background", size, "its mask", hole.shape[1:])
+        views, hole = read_object_and_hole(object_image, object_mask, background, mask)
         model_turns_it = hole is not None and change in ("pose", "both")
         put = place_object(
             views,
-            size,
+            picture_size(background),
             None if hole is None else hole[0],
             placed=placed,
             place=place,
@@ -193,16 +190,6 @@ class ImprintPipeline(Finishing):
         output = self.finish(scene, latents, logits, settings, output_type)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
-
-
-def _check_sampling(
-    config: ImprintConfig, steps: int, num_results: int, guidance_scale: float | None, eta: float
-) -> None:
-    require_number("steps", steps, 1, config.noise.timesteps, whole=True)
-    require_number("num_results", num_results, 1, whole=True)
-    for name, value in (("guidance", guidance_scale), ("eta", eta)):
-        if value is not None:
-            require_number(name, value)
 
 
 def _check_generator(generator: torch.Generator | list[torch.Generator] | None, num_results: int) -> None:

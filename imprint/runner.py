@@ -19,7 +19,9 @@ from .job_settings import JobSettings
 from .jobs import Job, JobObject
 
 if TYPE_CHECKING:
-    from .pipeline import ImprintPipeline
+    from .lazy import LazyPipeline
+    from .pipeline import ImprintPipelineOutput
+    from .placed import PlacedComposite
 
 _LAYERS = ("shadow", "object", "light")
 """The names of `Lit.layers`, from bottom to top."""
@@ -32,6 +34,16 @@ class Insertion:
     object: JobObject
     pictures: dict[str, Any]
     """The object's, the background and the mask of this area, by the names of the pipeline's arguments."""
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the model draws the object, instead of its photo being placed."""
+        from .mask_reading import as_mask
+        from .place import is_drawn
+
+        placing, mask = self.object.placing, self.pictures["mask"]
+        fit = placing.get("fit", "contain")
+        return "change" in placing or fit != "contain" or (mask is not None and is_drawn(as_mask(mask)[0], fit))
 
 
 @contextmanager
@@ -73,31 +85,15 @@ def read_insertions(job: Job, settings: JobSettings) -> list[Insertion]:
 
 
 @_with_enough_memory()
-def run_job(job: Job, insertions: Sequence[Insertion], pipeline: ImprintPipeline, settings: JobSettings) -> None:
+def run_job(job: Job, insertions: Sequence[Insertion], pipeline: LazyPipeline, settings: JobSettings) -> None:
     """Make the picture of a job and write it with its layers; insertions: from `read_insertions`."""
-    import torch
-
     from .images import as_layer, tensor_to_image
     from .saving import save_computed
 
     background = insertions[0].pictures["background"]
     layers = []
     for each in insertions:  # each object goes into the picture with those before it
-        made = pipeline(
-            **each.pictures | {"background": background},
-            num_inference_steps=settings.sampling_steps,
-            guidance_scale=settings.guidance,
-            context=settings.context,
-            resolution=settings.resolution,
-            feather_pixels=settings.feather,
-            feather_inwards=settings.feather_in,
-            blend_method=settings.blend,
-            generator=torch.Generator().manual_seed(each.object.seed),
-            colour_match=settings.colour_match,
-            matte=settings.matte,
-            detail=settings.detail,
-            **placing_arguments(each.object.placing, each.pictures),
-        )
+        made = _inserted(each, background, pipeline, settings)
         background = made.images[0]
         if settings.layers:
             found = made.lit.layers()
@@ -106,6 +102,34 @@ def run_job(job: Job, insertions: Sequence[Insertion], pipeline: ImprintPipeline
         for (layer, area), path in zip(layers, _layer_files(job, len(insertions), settings)):
             save_computed(as_layer(layer, background, area), path)
     save_computed(background, job.out)
+
+
+def _inserted(
+    insertion: Insertion, background: Any, pipeline: LazyPipeline, settings: JobSettings
+) -> ImprintPipelineOutput | PlacedComposite:
+    """The background with one more object."""
+    import torch
+
+    from .placed import composite_placed
+
+    given = insertion.pictures | placing_arguments(insertion.object.placing, insertion.pictures)
+    given["background"] = background
+    if not insertion.is_drawn:
+        return composite_placed(pipeline.light, **given)
+    return pipeline(
+        **given,
+        num_inference_steps=settings.sampling_steps,
+        guidance_scale=settings.guidance,
+        context=settings.context,
+        resolution=settings.resolution,
+        feather_pixels=settings.feather,
+        feather_inwards=settings.feather_in,
+        blend_method=settings.blend,
+        generator=torch.Generator().manual_seed(insertion.object.seed),
+        colour_match=settings.colour_match,
+        matte=settings.matte,
+        detail=settings.detail,
+    )
 
 
 def _areas(subject: JobObject, pictures: dict[str, Any], each_area: bool) -> list[Any]:

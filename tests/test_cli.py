@@ -15,7 +15,7 @@ from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image
 from safetensors.torch import save_file
 
-from imprint import __version__, cli, finishing, model, opening, runner
+from imprint import __version__, cli, lazy, lightnet, opening, placed, runner
 from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
@@ -104,7 +104,10 @@ def test_the_seed_decides(files):
 
 
 def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monkeypatch):
-    """With --steps, or a checkpoint other than the shipped one, the scheduler is Euler's; otherwise DPM++ 2M."""
+    """With --steps, or a checkpoint other than the shipped one, the scheduler is Euler's; otherwise DPM++ 2M.
+
+    Without shadows, since --fast also changes the light network.
+    """
     own = load_checkpoint(files / "model.safetensors").config.sampling.steps
     shipped = files / "shipped.safetensors"
     shipped.write_bytes((files / "model.safetensors").read_bytes())
@@ -125,7 +128,7 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
         ("named", ["--checkpoint", str(shipped)]),
         ("other", ["--checkpoint", str(files / "model.safetensors")]),
     ):
-        words = command(files, checkpoint=None, out=files / f"{name}.png", dtype="fp32")
+        words = command(files, checkpoint=None, out=files / f"{name}.png", dtype="fp32", shadow=0)
         assert cli.main([*words, *changes]) == 0
     assert [call["total"] for call in seen] == [8, 8, 4, 8, 8, own] and own != 8
     solver, euler = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"
@@ -148,17 +151,20 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
     ],
 )
 def test_half_precision_is_used_where_the_processor_computes_so(files, monkeypatch, words, able, whole, light):
-    seen, call, relight = [], ImprintPipeline.__call__, finishing.relight
-    for module in (finishing, model):
+    seen, call, relight = [], ImprintPipeline.__call__, placed.relight
+    for module in (lazy, lightnet):
         monkeypatch.setattr(module, "computes_in_bf16", lambda: able)
     monkeypatch.setattr(
         ImprintPipeline,
         "__call__",
         lambda pipeline, **given: seen.append(pipeline.unet.dtype) or call(pipeline, **given),
     )
-    monkeypatch.setattr(finishing, "relight", lambda net, *given: seen.append(net.dtype) or relight(net, *given))
-    assert cli.main([*command(files, device="cpu"), *words, "--fit", "contain"]) == 0
-    assert seen == [whole, light]
+    monkeypatch.setattr(
+        placed, "relight", lambda net, *given: seen.append((net.dtype, net.mirrors)) or relight(net, *given)
+    )
+    for fit in ("contain", "fill"):
+        assert cli.main([*command(files, device="cpu", steps=1), *words, "--fit", fit]) == 0
+    assert seen == [(light, "--fast" not in words), whole]
 
 
 def spy(method, calls: list[dict]):
@@ -344,6 +350,20 @@ def test_without_diffusers_the_extra_is_named(files, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)  # as Python marks what cannot be imported
     monkeypatch.delitem(sys.modules, "imprint.pipeline")
     assert "pip install 'imprint[pipeline]'" in failure(capsys, command(files))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"resolution": 100}, "resolution is 100"),
+        ({"feather": -1}, "feather is -1"),
+        ({"checkpoint": "broken.png"}, "is not a safetensors file"),
+    ],
+)
+def test_what_only_drawing_needs_is_also_checked_for_a_placed_object(files, capsys, monkeypatch, changes, message):
+    monkeypatch.chdir(files)
+    assert message in failure(capsys, command(files, **{"fit": "contain"} | changes))
 
 
 def test_ctrl_c_leaves_silently(files, capsys, monkeypatch):
@@ -631,6 +651,13 @@ def process(folder: Path, *words: str, timeout: float = 120) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def test_a_placed_object_needs_neither_diffusers_nor_transformers(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom imprint.cli import main\nassert main(['demo']) == 0\n"
+    code += "print(sorted({'diffusers', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (tmp_path / "imprint-demo.png").is_file() and done.stdout.endswith("\n[]\n")
 
 
 def test_help_is_quick_and_imports_nothing_heavy(tmp_path):

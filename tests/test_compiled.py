@@ -59,7 +59,7 @@ def test_the_command_compiles(monkeypatch, tmp_path, micro_file):
     words = ["--checkpoint", str(micro_file), "--device", "cpu", "--out", str(tmp_path / "out.png"), "--fit", "fill"]
     seen = []
     monkeypatch.setattr(ImprintPipeline, "compile", lambda pipeline: seen.append(pipeline))
-    monkeypatch.setattr(runner, "run_job", lambda job, insertions, pipeline, settings: seen.append(pipeline))
+    monkeypatch.setattr(runner, "run_job", lambda job, insertions, pipeline, settings: seen.append(pipeline.model))
     assert cli.main(["demo", *words]) == 0 and len(seen) == 1
     assert cli.main(["demo", "--compile", *words]) == 0 and seen[1] is seen[2]
 

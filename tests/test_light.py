@@ -425,6 +425,18 @@ def test_the_likeliest_guess_is_the_one_that_most_agree_on(share):
     assert bool(likeliest(directions, chances)[0, 0] < 0) == (share > 0.5)
 
 
+@pytest.mark.parametrize("light_from", ["left", "auto"])
+@pytest.mark.parametrize("light", [0, 1])
+def test_without_the_mirror_image_the_network_looks_once(monkeypatch, light, light_from):
+    net, looks = micro_light(), []
+    encode = net.encode
+    monkeypatch.setattr(net, "encode", lambda *pictures: looks.append(len(pictures[0])) or encode(*pictures))
+    twice, net.mirrors = relight(net, FRAME, PLACED, light, light_from=light_from), False
+    once = relight(net, FRAME, PLACED, light, light_from=light_from)
+    assert looks == [2, 1] and not torch.equal(once.shadow, twice.shadow)
+    assert (once.composite() - twice.composite()).abs().mean() < 0.1
+
+
 def test_pictures_and_their_mirror_images_agree():
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.rand(1, channels, 64, 64, generator=generator) for channels in (3, 1, 3)]
