@@ -194,10 +194,9 @@ def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
     kind = metadata.get("format")
     if kind != "imprint":
         found = f" of format '{kind}'" if kind else ""
-        raise ImprintError(
-            f"{path} is a safetensors file{found} but not an Imprint checkpoint; give one, or make one "
-            "of a third-party model's released weights with `imprint convert`"
-        )
+        ours = (kind or "").startswith("imprint")
+        other = "" if ours else ", or make one of a third-party model's released weights with `imprint convert`"
+        raise ImprintError(f"{path} is a safetensors file{found} but not an Imprint checkpoint; give one{other}")
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
         raise ImprintError(

@@ -29,8 +29,8 @@ FEATHER = 4
 """Default width of the soft edge around the hole, in pixels of the model's crop."""
 MOST_PIXELS = 2**21
 """A larger crop stays on the CPU: working on it would take more of a GPU's memory than drawing does."""
-FAINT = 13
-"""Alpha of 255 below which a pixel can hardly be seen."""
+FAINT = 0.05
+"""Alpha below which a pixel can hardly be seen."""
 
 _log = logging.getLogger(__name__)
 
@@ -198,24 +198,23 @@ def paste_all(
 ) -> list[Image.Image] | torch.Tensor:
     """`paste` of each of (B, 3, h, w) for "pil"; for "pt" the same as (B, 3, H, W) in [0, 1]."""
     if output_type == "pil":
-        images = [paste(background, part, area) for part in parts]
-        _say_if_hidden(images[0], area)
-        return images
+        _say_if_hidden(background, parts[0], area)
+        return [paste(background, part, area) for part in parts]
     images = as_picture(background).repeat(len(parts), 1, 1, 1)
     images[(..., *area)] = parts
     return images
 
 
-def _say_if_hidden(image: Image.Image, area: tuple[slice, slice]) -> None:
-    """Warn if most of what was pasted into an area can hardly be seen, since the background's transparency is kept."""
-    if "A" not in image.getbands():
+def _say_if_hidden(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) -> None:
+    """Warn if most of what (3, h, w) changes can hardly be seen, since the background's transparency is kept."""
+    if not (isinstance(background, Image.Image) and background.has_transparency_data):
         return
-    rows, columns = area
-    counts = image.getchannel("A").crop((columns.start, rows.start, columns.stop, rows.stop)).histogram()
-    hidden = sum(counts[:FAINT]) / sum(counts)
+    alpha = picture_part(upright(background).convert("RGBA").getchannel("A"), area)[0, 0]
+    changed = (part.cpu() - picture_part(background, area)[0]).abs().amax(0) > 0.5 / 255
+    hidden = float((alpha[changed] < FAINT).sum() / max(1, int(changed.sum())))
     if hidden > 0.5:
         _log.warning(
-            "the background is transparent in %.0f %% of the area around the object, and stays so: what is put there "
-            "can hardly be seen; give a background that is opaque there",
+            "the background is transparent in %.0f %% of what the object and its shadow change, and stays so: they can "
+            "hardly be seen; give a background that is opaque there",
             100 * hidden,
         )

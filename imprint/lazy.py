@@ -27,6 +27,7 @@ class LazyPipeline:
     def __init__(self, settings: JobSettings):
         """Raises `ImprintError` for a device that is not there."""
         self._settings, self._device = settings, _device(settings.device)
+        self._unusable: ImprintError | None = None
         half = settings.fast and self._device == "cpu" and computes_in_bf16()
         name = settings.dtype if settings.dtype != "auto" else "bf16" if half else "fp32"
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
@@ -43,9 +44,15 @@ class LazyPipeline:
 
     @cached_property
     def model(self) -> ImprintPipeline:
-        """The whole pipeline."""
-        with collector_paused(), left_out(UNUSED if self._settings.alone else ()):
-            return self._opened()
+        """The whole pipeline. If it cannot be loaded, that is said again without another try."""
+        if self._unusable:
+            raise self._unusable
+        try:
+            with collector_paused(), left_out(UNUSED if self._settings.alone else ()):
+                return self._opened()
+        except ImprintError as error:
+            self._unusable = error
+            raise
 
     def _opened(self) -> ImprintPipeline:
         with needs_diffusers():

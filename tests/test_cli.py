@@ -12,7 +12,7 @@ import torch
 from drawing import blend_of
 from leaving import refused
 from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import save_file
 
 from imprint import __version__, cli, lazy, lightnet, opening, placed, runner
@@ -479,6 +479,22 @@ def test_batch_goes_on_past_bad_lines_and_reports_each(files, capsys):
     assert not list(files.glob("bad*")) and "Traceback" not in err
 
 
+def test_batch_reads_a_damaged_checkpoint_once(files, capsys, monkeypatch, micro_file):
+    """Each object that is to be drawn is reported; those that are placed need no model."""
+    data = bytearray(micro_file.read_bytes())
+    data[-1] ^= 1
+    (files / "damaged.safetensors").write_bytes(data)
+    opened, read = [], lazy.LazyPipeline._opened
+    monkeypatch.setattr(lazy.LazyPipeline, "_opened", lambda pipeline: opened.append(1) or read(pipeline))
+    job = {"object": "object.png", "background": "background.png", "mask": "hole.png"}
+    fits = ("fill", "contain", "fill")
+    lines = [json.dumps(job | {"fit": fit, "out": f"{index}.png"}) for index, fit in enumerate(fits)]
+    (files / "jobs.jsonl").write_text("\n".join(lines))
+    assert cli.main(["batch", str(files / "jobs.jsonl"), "--checkpoint", str(files / "damaged.safetensors")]) == 2
+    assert capsys.readouterr().err.count("does not match its checksum") == 2 and len(opened) == 1
+    assert [(files / f"{index}.png").exists() for index in range(3)] == [False, True, False]
+
+
 def test_batch_skips_what_is_written(files, capsys, monkeypatch):
     lines = [job(out="a.png"), job(out="b.png")]
     assert batch(files, lines[:1]) == 0
@@ -624,10 +640,8 @@ def test_wrong_files_of_info_and_convert_are_said(tmp_path, files, micro_file, m
 
 def test_a_background_that_hides_the_object_is_said(tmp_path, files, capsys, caplog):
     """Its transparency is kept, so that the object cannot be seen there."""
-    picture = Image.open(files / "background.png").convert("RGBA")
-    for name, opaque, said in (("clear", 10, True), ("half", 60, False)):
-        alpha = Image.new("L", picture.size)
-        alpha.paste(255, (0, 0, picture.width, opaque))
+    picture, hole = (Image.open(files / name) for name in ("background.png", "hole.png"))
+    for name, alpha, said in (("island", hole, False), ("window", ImageChops.invert(hole), True)):
         picture.putalpha(alpha)
         picture.save(files / f"{name}.png")
         caplog.clear()
