@@ -157,7 +157,7 @@ def test_a_run_over_streamed_shards_continues_with_the_losses_of_an_unbroken_one
     }
     turns, at = [], Pool.at
     with monkeypatch.context() as patch:
-        patch.setattr(Pool, "at", lambda pool, turn: turns.append((pool.kind, turn)) or at(pool, turn))
+        patch.setattr(Pool, "at", lambda pool, turn: turns.append((pool.wanted.kind, turn)) or at(pool, turn))
         train.main(command["unbroken"])
     assert {(Photos, turn) for turn in range(3)} <= set(turns)
     log = Log.write
