@@ -21,7 +21,16 @@ from imprint.vae import build_autoencoder
 
 from ..settings import STAGES, Stage, Train
 
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as in diffusers' own examples
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LORA_TARGETS = {
+    "attention": _ATTENTION,  # as in diffusers' own examples
+    # as in LCM-LoRA (arXiv 2311.05556): feed-forward layers, convolutions, and how they are told the timestep
+    "all": [
+        *_ATTENTION,
+        *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+        *("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"),
+    ],
+}
 
 
 class Model(torch.nn.Module):
@@ -105,7 +114,8 @@ def choose_trained(model: Model, stage: Stage, settings: Train, fresh: bool) -> 
         from peft import LoraConfig
 
         # alpha = rank: the addition counts as it is, in every program that reads the file
-        lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=LORA_TARGETS)
+        targets = LORA_TARGETS[settings.lora_layers]
+        lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=targets)
         model.unet.add_adapter(lora)
     # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
     everything = not stage.lora and (settings.train_all or fresh)
