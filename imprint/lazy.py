@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint import SHIPPED
+from .checkpoint import SHIPPED, read_config
 from .errors import ImprintError
+from .importing import UNUSED, collector_paused, left_out, needs_diffusers
 from .job_settings import JobSettings
 from .lightnet import LightNet, at_full_speed, load_light
 from .model import computes_in_bf16
-from .opening import UNUSED, collector_paused, left_out, needs_diffusers
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline, ImprintPipelineOutput
+
+
+def open_pipeline(settings: JobSettings) -> LazyPipeline:
+    """What a command makes composites with. Raises `ImprintError` for settings with which no object could be drawn."""
+    settings.check(read_config(settings.checkpoint or SHIPPED))
+    return LazyPipeline(settings)
 
 
 class LazyPipeline:

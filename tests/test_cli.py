@@ -15,7 +15,7 @@ from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
 
-from imprint import __version__, cli, lazy, lightnet, opening, placed, runner
+from imprint import __version__, cli, lazy, lightnet, placed, runner
 from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
@@ -324,7 +324,7 @@ def test_wrong_command_lines_leave_with_two(words):
 
 
 def test_bad_input_fails_before_the_model_is_loaded(files, capsys, monkeypatch):
-    monkeypatch.setattr(opening, "open_pipeline", lambda options: pytest.fail("loaded"))
+    monkeypatch.setattr(lazy, "open_pipeline", lambda options: pytest.fail("loaded"))
     failure(capsys, command(files, object=files / "absent.png"))
     failure(capsys, command(files, out=files / "out.txt"))
     failure(capsys, command(files, seed=-1))
@@ -370,7 +370,7 @@ def test_ctrl_c_leaves_silently(files, capsys, monkeypatch):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opening, "open_pipeline", interrupt)
+    monkeypatch.setattr(lazy, "open_pipeline", interrupt)
     assert cli.main(command(files)) == 130
     assert capsys.readouterr() == ("", "")
     assert not (files / "out.png").exists()
@@ -392,8 +392,8 @@ def batch(files: Path, lines: list, *words: str) -> int:
 
 
 def test_batch_makes_what_composite_makes(files, capsys, monkeypatch):
-    loads, load = [], opening.open_pipeline
-    monkeypatch.setattr(opening, "open_pipeline", lambda options: loads.append(1) or load(options))
+    loads, load = [], lazy.open_pipeline
+    monkeypatch.setattr(lazy, "open_pipeline", lambda options: loads.append(1) or load(options))
     monkeypatch.chdir(files.parent)  # paths are relative to the jobs' folder and not to this one
     lines = [
         job(out="made/a.png", seed=3),
@@ -503,7 +503,7 @@ def test_batch_skips_what_is_written(files, capsys, monkeypatch):
     assert capsys.readouterr().out.endswith("1 written, 1 skipped, 0 failed\n")
     assert (files / "a.png").stat().st_mtime_ns == stamp
     with monkeypatch.context() as patched:
-        patched.setattr(opening, "open_pipeline", lambda options: pytest.fail("loaded for nothing"))
+        patched.setattr(lazy, "open_pipeline", lambda options: pytest.fail("loaded for nothing"))
         assert batch(files, lines) == 0
     assert capsys.readouterr().out == "0 written, 2 skipped, 0 failed\n"
     assert batch(files, lines, "--overwrite") == 0

@@ -17,7 +17,7 @@ import sys
 from safetensors import SafetensorError
 
 from imprint.errors import ImprintError, print_anything
-from imprint.opening import UNUSED, left_out
+from imprint.importing import UNUSED, left_out
 
 from .loop.source import read_ahead
 from .settings import STAGES, parse_train
