@@ -9,7 +9,7 @@ from micro import photo, rectangle
 from PIL import Image, ImageCms
 from placing import LAYERS, batch, composite, job, pixels, stacked
 
-from imprint import cli, lazy
+from imprint import cli, lazy, mask_reading
 
 ROOT = Path(__file__).parents[1]
 MOST_OFF = 2
@@ -76,6 +76,15 @@ def test_a_drawing_has_no_layers(workplace, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert re.search(r"line 1: \S*layer.png would be drawn by the model", err) and out.startswith("1 written")
     assert [path.name for path in (workplace / "layers").iterdir()] == ["2"]
+
+
+def test_each_mask_is_read_once(workplace, monkeypatch):
+    read, calls = mask_reading.mask_to_tensor, []
+    monkeypatch.setattr(mask_reading, "mask_to_tensor", lambda mask: calls.append(1) or read(mask))
+    for more in ([], ["--layers", "layers"], ["--layers", "each", "--each-area"]):
+        calls.clear()
+        assert cli.main(composite("--mask", "box.png", *more)) == 0
+        assert calls == [1]
 
 
 def test_an_empty_mask_has_its_own_sentence_with_layers(workplace, capsys, monkeypatch, _placing):
