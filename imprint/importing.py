@@ -37,9 +37,11 @@ def left_out(names: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """For importing and loading: walking the million objects made would cost the collector seconds, also at exit."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()

@@ -15,12 +15,14 @@ from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
 
-from imprint import __version__, cli, lazy, lightnet, placed, runner
+from imprint import __version__, cli, lazy, lightnet, model_pipeline, placed, runner
 from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
+from imprint.job_settings import JobSettings
 from imprint.lightnet import SHIPPED_LIGHT, LightConfig, LightNet, save_light
 from imprint.mask_reading import mask_to_tensor
+from imprint.model import computes_in_bf16
 from imprint.pipeline import ImprintPipeline
 from imprint.place import is_box
 from training.loop.model import with_matte
@@ -493,6 +495,22 @@ def test_batch_reads_a_damaged_checkpoint_once(files, capsys, monkeypatch, micro
     assert cli.main(["batch", str(files / "jobs.jsonl"), "--checkpoint", str(files / "damaged.safetensors")]) == 2
     assert capsys.readouterr().err.count("does not match its checksum") == 2 and len(opened) == 1
     assert [(files / f"{index}.png").exists() for index in range(3)] == [False, True, False]
+
+
+@pytest.mark.parametrize("settings", [{}, {"fast": True}, {"fast": True, "dtype": "bf16"}, {"dtype": "fp16"}])
+@pytest.mark.parametrize("first", ["light", "model"])
+def test_placed_and_drawn_objects_share_one_light_network(micro_file, monkeypatch, settings, first):
+    read, loads = lazy.load_light, []
+    for module in (lazy, model_pipeline):
+        monkeypatch.setattr(module, "load_light", lambda: loads.append(1) or read())
+    pipeline = lazy.open_pipeline(JobSettings(micro_file, "cpu", **settings))
+    getattr(pipeline, first)
+    net, weight = pipeline.model.light, pipeline.light.stem.weight
+    assert net is pipeline.light is pipeline.model._light_net() and loads == [1]
+    fast = "fast" in settings
+    assert net.mirrors != fast and weight.is_contiguous(memory_format=torch.channels_last) == fast
+    half = fast and computes_in_bf16()
+    assert weight.dtype == (torch.bfloat16 if half else torch.float32)  # never what this processor is slow in
 
 
 def test_batch_skips_what_is_written(files, capsys, monkeypatch):
