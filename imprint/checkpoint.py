@@ -154,6 +154,11 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
             raise ImprintError(
                 f"{path}: part '{part}' is missing; export the checkpoint again with all of {REQUIRED_PARTS}"
             )
+    if "control" in parts and config.background != "control":
+        raise ImprintError(
+            f"{path}: part 'control' is not of the model, whose configuration has background '{config.background}'; it "
+            "was made by other code"
+        )
     return Checkpoint(config, parts, path)
 
 

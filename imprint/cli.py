@@ -13,14 +13,18 @@ import time
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from . import opening, runner
+from . import runner
 from .errors import ImprintError, print_anything
 from .files import same_file
+from .importing import collector_paused, needs_diffusers
 from .job_settings import JobSettings
 from .jobs import Job, JobObject, read_jobs
 from .options import build_parser, given_placing, with_negative_points
+
+if TYPE_CHECKING:
+    from .lazy import LazyPipeline
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The demo's pictures, duck.webp, room.jpg and box.png, and others."""
@@ -104,12 +108,19 @@ def _one(background: Path, subject: JobObject, out: Path, settings: JobSettings)
     job = Job(background, out, (subject,))
     if not settings.overwrite:
         job.require_new()
-    with opening.collector_paused():
+    with collector_paused():
         insertions = runner.read_insertions(job, settings)
-    pipeline = opening.open_pipeline(settings)
+    pipeline = _pipeline(settings)
     runner.run_job(job, insertions, pipeline, settings)
     _say(f"{job.out.resolve()} ({time.monotonic() - began:.1f} s)")
     return 0
+
+
+def _pipeline(settings: JobSettings) -> LazyPipeline:
+    with collector_paused():
+        from .lazy import open_pipeline
+
+    return open_pipeline(settings)
 
 
 def batch(options: argparse.Namespace) -> int:
@@ -128,7 +139,7 @@ def batch(options: argparse.Namespace) -> int:
     waiting = {number: job for number, job in jobs.items() if options.overwrite or not os.path.isfile(job.out)}
     failed = len(errors)
     if waiting:
-        pipeline = opening.open_pipeline(settings)
+        pipeline = _pipeline(settings)
         for number, job in tqdm(waiting.items(), unit="picture"):
             try:
                 runner.run_job(job, runner.read_insertions(job, settings), pipeline, settings)
@@ -166,7 +177,7 @@ def convert(options: argparse.Namespace) -> int:
         raise ImprintError(f"{options.out} is the input file itself, which would be overwritten; give another name")
     require_writable(options.out)
     began = time.monotonic()
-    with opening.needs_diffusers():
+    with needs_diffusers():
         config = write_converted(
             options.file, options.out, options.kind, partial(tqdm, unit="tensor"), options.local_region
         )

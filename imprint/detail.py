@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -120,10 +120,11 @@ class _Part:
         colours, alpha = (planes[:, rows, columns].to(colours.device, torch.float32) for planes in (colours, alpha))
         return cls(torch.cat([colours * alpha if multiplied else colours, alpha]), rows, columns, *corner, side)
 
-    def small(self, side: int) -> torch.Tensor:
-        """Resample the square to (4, side, side), on the CPU; 0 outside the picture."""
+    @cached_property
+    def small(self) -> list[torch.Tensor]:
+        """The square at each of `_SIDES`, (4, n, n), on the CPU; 0 outside the picture."""
         square = torch.tensor([[self.top, self.left, self.top + self.side, self.left + self.side]])
-        return resample(self.planes[None], square, side)[0].cpu()
+        return [resample(self.planes[None], square, side)[0].cpu() for side in _SIDES]
 
     def enlarged(self, planes: torch.Tensor) -> torch.Tensor:
         """Resample planes (C, n, n) of the square to the part's pixels (C, h, w)."""
@@ -153,8 +154,8 @@ def _restore(picture: torch.Tensor, alpha: torch.Tensor, views: list[_Part], str
     drawing = _Part.of(picture, alpha[None])
     if drawing.side < _LEAST:
         return 0.0
-    seen = [drawing.small(side) for side in _SIDES]
-    photos = [[_straight(view.small(side)) for side in _SIDES] for view in views]
+    seen = drawing.small
+    photos = [[_straight(each) for each in view.small] for view in views]
     # Low frequencies are computed on the small pictures. They are on the CPU: the registration takes many small steps,
     # and each needs the result of the one before.
     if (registered := _register(seen, photos)) is None:

@@ -15,6 +15,7 @@ from .files import same_file
 from .job_keys import PLACING, check_placing
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 _OF_AN_OBJECT = ("object_mask", "mask", "blend_mask", "seed", *PLACING)
@@ -60,6 +61,13 @@ class JobObject:
     def files(self) -> list[Path]:
         """All files that it is read from."""
         return [path for path in (*self.views, *self.object_masks, self.mask, self.blend_mask) if path]
+
+    def is_drawn(self, mask: torch.Tensor | None) -> bool:
+        """Whether the model draws it, instead of its photo being placed; mask: (1, H, W) from `as_mask`."""
+        from .place import is_drawn
+
+        fit, change = self.placing.get("fit", "contain"), self.placing.get("change")
+        return is_drawn(None if mask is None else mask[0], fit, change)
 
     def read(self, background: Image.Image, name: Path) -> dict[str, Any]:
         """Its pictures and the background, by the names of the pipeline's arguments; name: the background's.

@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint import SHIPPED
+from .checkpoint import SHIPPED, read_config
 from .errors import ImprintError
+from .importing import UNUSED, collector_paused, left_out, needs_diffusers
 from .job_settings import JobSettings
 from .lightnet import LightNet, at_full_speed, load_light
 from .model import computes_in_bf16
-from .opening import UNUSED, collector_paused, left_out, needs_diffusers
 
 if TYPE_CHECKING:
     from .pipeline import ImprintPipeline, ImprintPipelineOutput
+
+
+def open_pipeline(settings: JobSettings) -> LazyPipeline:
+    """What a command makes composites with. Raises `ImprintError` for settings with which no object could be drawn."""
+    settings.check(read_config(settings.checkpoint or SHIPPED))
+    return LazyPipeline(settings)
 
 
 class LazyPipeline:
@@ -38,13 +44,18 @@ class LazyPipeline:
 
     @cached_property
     def light(self) -> LightNet:
-        """The light network that comes with the package."""
+        """The light network that comes with the package, with `fast` such that it takes less than half the time."""
         with collector_paused():
-            return at_full_speed(self._hastened(load_light().to(self._dtype).to(self._device)))
+            light = load_light().to(self._dtype).to(self._device)
+        if self._settings.fast:
+            light.mirrors = False
+            if self._device == "cpu":  # in this layout its maps' last bits differ
+                torch.nn.Module.to(light, memory_format=torch.channels_last)
+        return at_full_speed(light)
 
     @cached_property
     def model(self) -> ImprintPipeline:
-        """The whole pipeline. If it cannot be loaded, that is said again without another try."""
+        """The whole pipeline, with `light`. If it cannot be loaded, that is said again without another try."""
         if self._unusable:
             raise self._unusable
         try:
@@ -59,12 +70,12 @@ class LazyPipeline:
             from .pipeline import ImprintPipeline
 
         settings = self._settings
-        pipeline = ImprintPipeline.from_checkpoint(settings.checkpoint or SHIPPED, self._dtype).to(self._device)
+        pipeline = ImprintPipeline.from_checkpoint(settings.checkpoint or SHIPPED, self._dtype, light=self.light)
+        pipeline.to(self._device)
         if settings.fast or (settings.steps is None and settings.uses_shipped):
             from diffusers import DPMSolverMultistepScheduler
 
             pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-        self._hastened(pipeline.light)
         if self._device == "cpu":  # a quarter faster on a CPU; on MPS several operations were wrong in this layout
             for module in (pipeline.unet, pipeline.vae):
                 torch.nn.Module.to(module, memory_format=torch.channels_last)
@@ -73,14 +84,6 @@ class LazyPipeline:
         if settings.compile:
             pipeline.compile()
         return pipeline
-
-    def _hastened(self, light: LightNet) -> LightNet:
-        """The light network, with `fast` such that it takes less than half the time."""
-        if self._settings.fast:
-            light.mirrors = False
-            if self._device == "cpu":  # in this layout its maps' last bits differ
-                torch.nn.Module.to(light, memory_format=torch.channels_last)
-        return light
 
 
 def _device(name: str) -> str:

@@ -64,10 +64,14 @@ class ModelPipeline(StableDiffusionLoraLoaderMixin, DiffusionPipeline):
         path: str | os.PathLike = SHIPPED,
         torch_dtype: torch.dtype = torch.float32,
         vae: torch.nn.Module | None = None,
+        light: LightNet | None = None,
     ) -> Self:
-        """Load a checkpoint, by default the one that comes with the package. vae, errors: as in `load_model`."""
+        """Load a checkpoint, by default the one that comes with the package.
+
+        vae, errors: as in `load_model`. light: by default the network that comes with the package.
+        """
         config, modules = load_model(path, torch_dtype, vae)
-        light = load_light().to(torch_dtype)
+        light = light or load_light().to(torch_dtype)
         return cls(**modules, scheduler=make_scheduler(config.noise), model_config=config, light=light)
 
     def save_checkpoint(self, path: str | os.PathLike) -> None:

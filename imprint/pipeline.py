@@ -34,7 +34,7 @@ from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
 from .images import Picture, picture_size
 from .noise import check_sampling
-from .place import Align, Place, place_object
+from .place import Align, Place, is_drawn, place_object
 from .placed import read_object_and_hole
 
 _OUTPUT_TYPES = ("pil", "pt", "latent")
@@ -150,11 +150,12 @@ class ImprintPipeline(Finishing):
                 f"{sorted(unknown)}"
             )
         views, hole = read_object_and_hole(object_image, object_mask, background, mask)
+        area = None if hole is None else hole[0]
         model_turns_it = hole is not None and change in ("pose", "both")
         put = place_object(
             views,
             picture_size(background),
-            None if hole is None else hole[0],
+            area,
             placed=placed,
             place=place,
             align=align,
@@ -162,7 +163,7 @@ class ImprintPipeline(Finishing):
             rotate=rotate,
             flip=flip,
         )
-        if put is not None and change is None and fit == "contain":
+        if not is_drawn(area, fit, change):
             output = self.finish_placed(
                 background, put, light, shadow, softness, light_from, blend_mask, num_results, output_type
             )

@@ -230,13 +230,13 @@ def place_object(
         return PlacedObject.from_layer(picture, own)
     if place:
         return PlacedObject.put(picture, own, place, size)
-    if is_drawn(mask, fit):
+    if fit == "fill" or _is_outline(mask):
         if rotate or flip or align:
             raise ImprintError(
                 "rotate, flip and align are for an object that is fitted into a box with its own proportions; here the "
                 "mask's outline, or fit 'fill', says how it lies: draw a box and leave fit out, or leave them out"
             )
-        if what_is_white(mask[None]) == "background" and is_drawn(mask, "contain"):
+        if what_is_white(mask[None]) == "background" and _is_outline(mask):
             _log.warning(
                 "the mask is white along most of its border, where the object would go; if wrong, invert the mask"
             )
@@ -275,12 +275,13 @@ def _check_request(
         )
 
 
-def is_drawn(mask: torch.Tensor | None, fit: str) -> bool:
-    """Whether the model draws the object for a mask (H, W), above 0.5, instead of its photo being placed there.
+def is_drawn(mask: torch.Tensor | None, fit: str = "contain", change: str | None = None) -> bool:
+    """Whether the model draws the object, instead of its photo being placed and lit.
 
-    mask None: the whole frame, which is a box. fit: as in `place_object`.
+    mask (H, W), above 0.5: where it goes, None if that is said otherwise; fit: as for `place_object`; change: as for
+    `ImprintPipeline.__call__`.
     """
-    return fit == "fill" or (mask is not None and not (bool((mask > 0.5).any()) and is_box(mask)))
+    return change is not None or fit != "contain" or _is_outline(mask)
 
 
 def require_turn(rotate: float | None) -> None:
@@ -295,10 +296,15 @@ def object_height(images: Any, masks: Any, rotate: float = 0.0, flip: bool = Fal
 
 
 def is_box(hole: torch.Tensor) -> bool:
-    """Whether a hole (H, W), above 0.5, is a box rather than an outline."""
-    inside = hole > 0.5
-    top, left, bottom, right = bounding_boxes(inside[None].float())[0].tolist()
-    return float(inside[top:bottom, left:right].float().mean()) >= STANDING
+    """Whether a hole (H, W), above 0.5, is a box rather than an outline or empty."""
+    if not bool(hole.max() > 0.5):
+        return False
+    top, left, bottom, right = bounding_boxes(hole[None])[0].tolist()
+    return float((hole[top:bottom, left:right] > 0.5).float().mean()) >= STANDING
+
+
+def _is_outline(mask: torch.Tensor | None) -> bool:
+    return mask is not None and not is_box(mask)
 
 
 def _shape(mask: torch.Tensor, rotate: float, flip: bool) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from .job_settings import JobSettings
 from .jobs import Job, JobObject
 
 if TYPE_CHECKING:
+    import torch
+
     from .lazy import LazyPipeline
     from .pipeline import ImprintPipelineOutput
     from .placed import PlacedComposite
@@ -33,17 +35,8 @@ class Insertion:
 
     object: JobObject
     pictures: dict[str, Any]
-    """The object's, the background and the mask of this area, by the names of the pipeline's arguments."""
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether the model draws the object, instead of its photo being placed."""
-        from .mask_reading import as_mask
-        from .place import is_drawn
-
-        placing, mask = self.object.placing, self.pictures["mask"]
-        fit = placing.get("fit", "contain")
-        return "change" in placing or fit != "contain" or (mask is not None and is_drawn(as_mask(mask)[0], fit))
+    """The object's, the background and the mask of this area, by the names of the pipeline's arguments; the mask is as
+    `as_mask` gives it, None without one."""
 
 
 @contextmanager
@@ -114,7 +107,7 @@ def _inserted(
 
     given = insertion.pictures | placing_arguments(insertion.object.placing, insertion.pictures)
     given["background"] = background
-    if not insertion.is_drawn:
+    if not insertion.object.is_drawn(insertion.pictures["mask"]):
         return composite_placed(pipeline.light, **given)
     return pipeline(
         **given,
@@ -132,22 +125,24 @@ def _inserted(
     )
 
 
-def _areas(subject: JobObject, pictures: dict[str, Any], each_area: bool) -> list[Any]:
-    """The masks that a job's object goes into, one after another: its own or, by --each-area, each label or area."""
+def _areas(subject: JobObject, pictures: dict[str, Any], each_area: bool) -> list[torch.Tensor | None]:
+    """The masks (1, H, W) that a job's object goes into, one after another: its own, None without one or, by
+    --each-area, each label or area.
+    """
     from .hole import separate_areas
     from .mask_reading import as_mask, label_masks
 
     if not each_area:
-        return [pictures.get("mask")]
+        return [as_mask(pictures["mask"]) if subject.mask else None]
     if subject.blend_mask or not subject.mask:
         raise ImprintError(
             "with --each-area every area of the mask gets an object, without a blend mask; give a mask and no blend "
             "mask, or leave --each-area out"
         )
-    mask = pictures["mask"]
-    if labels := label_masks(mask):
+    if labels := label_masks(pictures["mask"]):
         return labels
-    return [area[None] for area in separate_areas(as_mask(mask)[0])] or [mask]
+    mask = as_mask(pictures["mask"])
+    return [area[None] for area in separate_areas(mask[0])] or [mask]
 
 
 def _layer_files(job: Job, insertions: int, settings: JobSettings) -> list[Path]:
@@ -158,27 +153,19 @@ def _layer_files(job: Job, insertions: int, settings: JobSettings) -> list[Path]
     return [folder / f"{prefix}{number}-{name}.png" for prefix in prefixes for number, name in enumerate(_LAYERS, 1)]
 
 
-def _require_layers(job: Job, areas: Sequence[Sequence[Any]], settings: JobSettings) -> None:
+def _require_layers(job: Job, areas: Sequence[Sequence[torch.Tensor | None]], settings: JobSettings) -> None:
     """Raise `ImprintError` unless all objects will be placed, and their layers can be written without overwriting.
 
     areas: for each object the masks of its areas.
     """
-    from .mask_reading import as_mask
-    from .place import is_drawn
     from .saving import require_writable
 
     for each, masks in zip(job.objects, areas):
-        if "change" in each.placing:
-            raise ImprintError(
-                f"change is {each.placing['change']!r}, with which the model draws {each.views[0]} together with its "
-                "light; only a placed object has layers: leave change or --layers out"
-            )
-        fit = each.placing.get("fit", "contain")
-        holes = (as_mask(mask)[0] for mask in masks if each.mask)
-        if fit != "contain" or any(hole.any() and is_drawn(hole, fit) for hole in holes):
+        # An empty mask has its own sentence, later.
+        if any((mask is None or bool(mask.any())) and each.is_drawn(mask) for mask in masks):
             raise ImprintError(
                 f"{each.views[0]} would be drawn by the model, together with its light; only a placed object has "
-                "layers: draw a box, or give placed, at or align, without fit, or leave --layers out"
+                "layers: draw a box, or give placed, at or align, without fit and change, or leave --layers out"
             )
     for path in _layer_files(job, sum(map(len, areas)), settings):
         require_writable(path)

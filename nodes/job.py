@@ -83,14 +83,13 @@ def _put(frame: torch.Tensor, part: JobObject, pictures: dict, net: torch.nn.Mod
     where = placing_arguments(part.placing, pictures)
     strengths = {name: where.pop(name) for name in ("light", "shadow", "softness", "light_from") if name in where}
     views = ObjectViews.of(pictures["object_image"], pictures["object_mask"], colours_of(pictures["background"]))
-    hole = as_mask(pictures["mask"])[0] if "mask" in pictures else None
-    change = where.pop("change", None)
-    put = place_object(views, tuple(frame.shape[2:]), hole, **where)
-    if put is None or part.blend_mask or change or where.get("fit", "contain") != "contain":
+    hole = as_mask(pictures["mask"]) if "mask" in pictures else None
+    if part.blend_mask or part.is_drawn(hole):
         raise ImprintError(
             "it would be drawn by the model (an outline, fit, change or a blend mask), but this node only places "
             "objects: give a box, at, align or placed, or use Draw Object or the command imprint batch"
         )
+    put = place_object(views, tuple(frame.shape[2:]), None if hole is None else hole[0], **where)
     lit = relight(net, frame, put, **strengths)
     frame[(..., *lit.area)] = lit.composite()
 

@@ -130,11 +130,11 @@ def layer() -> Image.Image:
 @pytest.fixture
 def workplace(tmp_path, scene, layer, placing, monkeypatch) -> Path:
     """The working folder with object.png, background.png, box.png and layer.png, and an already loaded model."""
-    from imprint import opening
+    from imprint import lazy
 
     for name, picture in zip(("object", "background", "box", "layer"), (*scene, layer)):
         picture.save(tmp_path / f"{name}.png")
-    monkeypatch.setattr(opening, "open_pipeline", lambda options: placing)
+    monkeypatch.setattr(lazy, "open_pipeline", lambda options: placing)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

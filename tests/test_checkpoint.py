@@ -311,6 +311,11 @@ def test_an_unknown_part(resaved):
     )
 
 
+def test_a_controlnet_of_a_model_without_one(resaved):
+    message = resaved(lambda parts: parts.update(control={"conv_in.weight": torch.zeros(2)}))
+    assert "part 'control' is not of the model, whose configuration has background 'blend'" in message
+
+
 def test_a_part_of_another_model(resaved):
     """A complete encoder, but not the one that the configuration describes."""
     other = dataclasses.replace(micro_config().encoder, layers=2)

@@ -15,12 +15,14 @@ from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
 
-from imprint import __version__, cli, lazy, lightnet, opening, placed, runner
+from imprint import __version__, cli, lazy, lightnet, model_pipeline, placed, runner
 from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
+from imprint.job_settings import JobSettings
 from imprint.lightnet import SHIPPED_LIGHT, LightConfig, LightNet, save_light
 from imprint.mask_reading import mask_to_tensor
+from imprint.model import computes_in_bf16
 from imprint.pipeline import ImprintPipeline
 from imprint.place import is_box
 from training.loop.model import with_matte
@@ -324,7 +326,7 @@ def test_wrong_command_lines_leave_with_two(words):
 
 
 def test_bad_input_fails_before_the_model_is_loaded(files, capsys, monkeypatch):
-    monkeypatch.setattr(opening, "open_pipeline", lambda options: pytest.fail("loaded"))
+    monkeypatch.setattr(lazy, "open_pipeline", lambda options: pytest.fail("loaded"))
     failure(capsys, command(files, object=files / "absent.png"))
     failure(capsys, command(files, out=files / "out.txt"))
     failure(capsys, command(files, seed=-1))
@@ -370,7 +372,7 @@ def test_ctrl_c_leaves_silently(files, capsys, monkeypatch):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opening, "open_pipeline", interrupt)
+    monkeypatch.setattr(lazy, "open_pipeline", interrupt)
     assert cli.main(command(files)) == 130
     assert capsys.readouterr() == ("", "")
     assert not (files / "out.png").exists()
@@ -392,8 +394,8 @@ def batch(files: Path, lines: list, *words: str) -> int:
 
 
 def test_batch_makes_what_composite_makes(files, capsys, monkeypatch):
-    loads, load = [], opening.open_pipeline
-    monkeypatch.setattr(opening, "open_pipeline", lambda options: loads.append(1) or load(options))
+    loads, load = [], lazy.open_pipeline
+    monkeypatch.setattr(lazy, "open_pipeline", lambda options: loads.append(1) or load(options))
     monkeypatch.chdir(files.parent)  # paths are relative to the jobs' folder and not to this one
     lines = [
         job(out="made/a.png", seed=3),
@@ -495,6 +497,22 @@ def test_batch_reads_a_damaged_checkpoint_once(files, capsys, monkeypatch, micro
     assert [(files / f"{index}.png").exists() for index in range(3)] == [False, True, False]
 
 
+@pytest.mark.parametrize("settings", [{}, {"fast": True}, {"fast": True, "dtype": "bf16"}, {"dtype": "fp16"}])
+@pytest.mark.parametrize("first", ["light", "model"])
+def test_placed_and_drawn_objects_share_one_light_network(micro_file, monkeypatch, settings, first):
+    read, loads = lazy.load_light, []
+    for module in (lazy, model_pipeline):
+        monkeypatch.setattr(module, "load_light", lambda: loads.append(1) or read())
+    pipeline = lazy.open_pipeline(JobSettings(micro_file, "cpu", **settings))
+    getattr(pipeline, first)
+    net, weight = pipeline.model.light, pipeline.light.stem.weight
+    assert net is pipeline.light is pipeline.model._light_net() and loads == [1]
+    fast = "fast" in settings
+    assert net.mirrors != fast and weight.is_contiguous(memory_format=torch.channels_last) == fast
+    half = fast and computes_in_bf16()
+    assert weight.dtype == (torch.bfloat16 if half else torch.float32)  # never what this processor is slow in
+
+
 def test_batch_skips_what_is_written(files, capsys, monkeypatch):
     lines = [job(out="a.png"), job(out="b.png")]
     assert batch(files, lines[:1]) == 0
@@ -503,7 +521,7 @@ def test_batch_skips_what_is_written(files, capsys, monkeypatch):
     assert capsys.readouterr().out.endswith("1 written, 1 skipped, 0 failed\n")
     assert (files / "a.png").stat().st_mtime_ns == stamp
     with monkeypatch.context() as patched:
-        patched.setattr(opening, "open_pipeline", lambda options: pytest.fail("loaded for nothing"))
+        patched.setattr(lazy, "open_pipeline", lambda options: pytest.fail("loaded for nothing"))
         assert batch(files, lines) == 0
     assert capsys.readouterr().out == "0 written, 2 skipped, 0 failed\n"
     assert batch(files, lines, "--overwrite") == 0

@@ -246,7 +246,7 @@ def test_composites_on_the_command_line(told_file, scene, tmp_path, capsys):
     assert Image.open(tmp_path / "keep.png").tobytes() != Image.open(tmp_path / "both.png").tobytes()
     more = ["--change", "light", "--layers", str(tmp_path), "--out", str(tmp_path / "a.png")]
     assert cli.main(["composite", *words, *more]) == 2
-    assert "leave change or --layers out" in capsys.readouterr().err
+    assert "without fit and change, or leave --layers out" in capsys.readouterr().err
     job = {"object": "object.png", "background": "background.png", "mask": "mask.png", "change": "keep", "out": "b.png"}
     lines = [json.dumps(job), json.dumps(job | {"change": "colour", "out": "c.png"})]
     (tmp_path / "jobs.jsonl").write_text("\n".join(lines))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from micro import seeded
 
+from imprint import detail
 from imprint.detail import MARGIN, restore_detail
 from imprint.errors import ImprintError
 from imprint.views import ObjectViews
@@ -193,6 +194,14 @@ def test_each_of_a_batch_is_its_own():
         one, outline, _ = restore_detail(pictures[index][None], alphas[index][None], ObjectViews.of([photo], [mask]))
         assert torch.equal(made[index], one[0]) and torch.equal(outlines[index], outline[0])
     assert torch.equal(made[2], drawn[0]) and torch.equal(outlines[2], empty[0])
+
+
+def test_the_photo_is_reduced_once_for_all_pictures(monkeypatch):
+    photo, mask, drawn, alpha, _ = scene()
+    reduce, calls = detail.resample, []
+    monkeypatch.setattr(detail, "resample", lambda *given: calls.append(1) or reduce(*given))
+    restore_detail(drawn.expand(4, -1, -1, -1), alpha.expand(4, -1, -1), ObjectViews.of([photo], [mask]))
+    assert len(calls) == 3 + 4 * 3  # each to three sizes
 
 
 @pytest.mark.parametrize("shift", [(-150, 0), (0, 150), (150, -150)])

@@ -10,7 +10,7 @@ from test_losses import batch_of
 
 from imprint.config import ImprintConfig
 from imprint.noise import alphas_cumprod, make_scheduler
-from training.loop.distillation import SUBSTEPS, Path, few_steps_loss
+from training.loop.distillation import SUBSTEPS, SamplingPath, few_steps_loss
 from training.pairs.draw import Draw
 
 
@@ -22,11 +22,11 @@ def config_of(prediction: str) -> ImprintConfig:
     )
 
 
-def path_of(config: ImprintConfig, steps: int) -> Path:
-    return Path(steps, config.noise, alphas_cumprod(config.noise).float())
+def path_of(config: ImprintConfig, steps: int) -> SamplingPath:
+    return SamplingPath(steps, config.noise, alphas_cumprod(config.noise).float())
 
 
-def drawn_to(colour: torch.Tensor, path: Path):
+def drawn_to(colour: torch.Tensor, path: SamplingPath):
     """A model whose every prediction implies the clean latents `colour`."""
 
     def predictor(reference, seen, timesteps, dropped):

@@ -9,7 +9,7 @@ from micro import photo, rectangle
 from PIL import Image, ImageCms
 from placing import LAYERS, batch, composite, job, pixels, stacked
 
-from imprint import cli, opening
+from imprint import cli, lazy, mask_reading
 
 ROOT = Path(__file__).parents[1]
 MOST_OFF = 2
@@ -51,7 +51,7 @@ def refused(workplace, capsys, monkeypatch, words) -> str:
     """The one line on stderr of a command that fails before a model is loaded and before anything is written."""
     before = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
     with monkeypatch.context() as patched:
-        patched.setattr(opening, "open_pipeline", lambda options: pytest.fail("the work was begun"))
+        patched.setattr(lazy, "open_pipeline", lambda options: pytest.fail("the work was begun"))
         assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("imprint: error: ") and err.count("\n") == 1
@@ -78,9 +78,18 @@ def test_a_drawing_has_no_layers(workplace, capsys, monkeypatch):
     assert [path.name for path in (workplace / "layers").iterdir()] == ["2"]
 
 
+def test_each_mask_is_read_once(workplace, monkeypatch):
+    read, calls = mask_reading.mask_to_tensor, []
+    monkeypatch.setattr(mask_reading, "mask_to_tensor", lambda mask: calls.append(1) or read(mask))
+    for more in ([], ["--layers", "layers"], ["--layers", "each", "--each-area"]):
+        calls.clear()
+        assert cli.main(composite("--mask", "box.png", *more)) == 0
+        assert calls == [1]
+
+
 def test_an_empty_mask_has_its_own_sentence_with_layers(workplace, capsys, monkeypatch, _placing):
     monkeypatch.undo()
-    monkeypatch.setattr(opening, "open_pipeline", lambda options: _placing)
+    monkeypatch.setattr(lazy, "open_pipeline", lambda options: _placing)
     monkeypatch.chdir(workplace)
     Image.new("L", (120, 90)).save("empty.png")
     assert cli.main(composite("--mask", "empty.png", "--layers", "layers")) == 2

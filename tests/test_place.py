@@ -11,7 +11,18 @@ from micro import seeded
 
 from imprint import place as place_module
 from imprint.errors import ImprintError
-from imprint.place import ACROSS, DOWN, Align, Place, PlacedObject, fit_into, is_box, object_height, place_object
+from imprint.place import (
+    ACROSS,
+    DOWN,
+    Align,
+    Place,
+    PlacedObject,
+    fit_into,
+    is_box,
+    is_drawn,
+    object_height,
+    place_object,
+)
 from imprint.sprites import clean_edge, reduced, resized, spread, turned
 from imprint.views import ObjectViews
 
@@ -102,6 +113,16 @@ def test_an_outline_and_fill_are_for_the_model():
     assert place_object(given_views, frame, outline) is None
     assert place_object(given_views, frame, box, fit="fill") is None
     assert place_object(given_views, frame, box) is not None
+
+
+def test_the_model_draws_where_the_photo_is_not_enough():
+    box = box_mask((60, 60), (10, 10, 40, 40))
+    outline = box.clone()
+    outline[10:20, 10:20] = 0
+    assert not is_drawn(box) and not is_drawn(None)
+    assert is_drawn(outline) and is_drawn(torch.zeros(60, 60))
+    for mask in (box, None):
+        assert is_drawn(mask, "fill") and is_drawn(mask, "outline") and is_drawn(mask, change="keep")
 
 
 # --- aligned ---------------------------------------------------------------------------------------------------------

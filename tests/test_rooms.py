@@ -1,4 +1,4 @@
-"""The structure of the code: which room imports which, what a script is, and how texts are opened."""
+"""The structure of the code: what imports what, what a script is, and how texts are opened."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def room(*names: str) -> str | None:
     return "settings" if names[1] in SETTINGS else "scripts"
 
 
-def imported(path: Path) -> set[str]:
-    """The rooms that a file imports."""
+def imported(path: Path) -> set[tuple[str, ...]]:
+    """What a file imports: each module, and each thing in it, by the parts of its name."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {room(*alias.name.split(".")) for alias in node.names}
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {room(*above, *name.split(".")) for name in names}
-    return found - {None}
+            module = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module += tuple(node.module.split(".")) if node.module else ()
+            found |= {(*module, alias.name) for alias in node.names} | ({module} if len(module) > 1 else set())
+    return found
 
 
 def test_imports_are_those_of_the_drawing_and_go_one_way():
@@ -41,11 +41,17 @@ def test_imports_are_those_of_the_drawing_and_go_one_way():
     for top in TOPS:
         for path in (ROOT / top).rglob("*.py"):
             here = room(*path.relative_to(ROOT).with_suffix("").parts)
-            graph.setdefault(here, set()).update(imported(path) - {here})
+            graph.setdefault(here, set()).update({room(*names) for names in imported(path)} - {here, None})
     list(TopologicalSorter(graph).static_order())  # raises where arrows make a circle
     assert {here for here, others in graph.items() if "comfy" in others} == {"nodes"}
     found = {("nodes" if here == "nodes" else "training", "imprint") for here in graph.keys() - {"imprint"}}
     assert arrows == found | {(here, other) for here in graph for other in graph[here] - {"imprint", "comfy"}}
+
+
+def test_no_modules_import_each_other():
+    files = [path for top in TOPS for path in (ROOT / top).rglob("*.py") if path.name != "__init__.py"]
+    modules = {path.relative_to(ROOT).with_suffix("").parts: path for path in files}
+    list(TopologicalSorter({name: imported(path) & modules.keys() for name, path in modules.items()}).static_order())
 
 
 def test_scripts_are_a_parser_and_a_main():

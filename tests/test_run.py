@@ -21,7 +21,6 @@ from imprint.errors import ImprintError
 from training import train
 from training.loop import run as training_run
 from training.loop import state
-from training.loop.described import described
 from training.loop.meter import Meter
 from training.loop.model import make_optimizer
 from training.loop.run import Run
@@ -173,7 +172,7 @@ def test_numbers_of_the_recipe_reach_the_training(data, tmp_path):
     assert change["clip"] > 1e-4 and change["decay"] > 1e-4  # Adam's first step tells no gradient's length
 
     run = Run(parse_train([*words(data, tmp_path / "run"), "--mix", "patch:2", "still:1", "--dropout", "0.7"]))
-    assert run.maker("train").mix == {"patch": 2.0, "still": 1.0} and described(run)["mix"] == {"patch": 2, "still": 1}
+    assert run.maker("train").mix == {"patch": 2.0, "still": 1.0} and run.described()["mix"] == {"patch": 2, "still": 1}
     assert run.maker("held-out").mix == STAGES["identity"].mix  # losses of a stage's runs can be compared
     given = []
     with pytest.MonkeyPatch.context() as patch:
@@ -234,7 +233,7 @@ def test_a_run_in_eight_bits_goes_on_exactly(data, tmp_path, monkeypatch, packag
 def test_a_file_s_options_and_the_flags_over_them_are_in_the_run_s_options(data, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("batch: 4\nsizes: micro\n")
-    found = described(Run(parse_train([*words(data, tmp_path / "run"), "--config", str(file)])))
+    found = Run(parse_train([*words(data, tmp_path / "run"), "--config", str(file)])).described()
     assert found["config_file"] == str(file) and found["from_config"] == {"batch": 4, "sizes": "micro"}
     assert found["from_flags"]["batch"] == 2 == found["batch"]
     (tmp_path / "options.json").write_text(json.dumps(found))  # and they are read again

@@ -15,7 +15,7 @@ from PIL import Image
 
 from imprint.cli import SAMPLES
 from imprint.job_settings import JobSettings
-from imprint.opening import open_pipeline
+from imprint.lazy import open_pipeline
 from training.data.shards import Record, sample, shard_writer
 from training.measure import speed_inference
 from training.measure.speed_trial import Trial

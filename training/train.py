@@ -17,7 +17,7 @@ import sys
 from safetensors import SafetensorError
 
 from imprint.errors import ImprintError, print_anything
-from imprint.opening import UNUSED, left_out
+from imprint.importing import UNUSED, left_out
 
 from .loop.source import read_ahead
 from .settings import STAGES, parse_train
@@ -32,13 +32,12 @@ def main(argv: list[str] | None = None) -> None:
         # import in turn only peft is used here, by a LoRA.
         needed = "peft" if STAGES[settings.stage].lora else ""
         with left_out([name for name in UNUSED if name != needed and argv is None]):
-            from .loop.described import described
             from .loop.run import Run
         run = Run(settings)
         if settings.dry_run:
             run.try_data_and_folder()
             if run.main:
-                print(json.dumps(described(run), indent=1))
+                print(json.dumps(run.described(), indent=1))
             run.accelerator.end_training()
         else:
             run.train(pictures)

@@ -42,7 +42,7 @@ class Guided:
         return torch.where(dropped[:, None, None, None], without, guided)
 
 
-class Path:
+class SamplingPath:
     """A sampling path in `steps` steps, each made of `SUBSTEPS` of DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2).
 
     Timesteps are spaced "trailing" (arXiv 2305.08891, section 3.3), as sampling spaces them: the first is the noisiest.
@@ -95,7 +95,7 @@ def _rows(values: torch.Tensor) -> torch.Tensor:
 def few_steps_loss(
     model: Predictor,
     teacher: Predictor,
-    path: Path,
+    path: SamplingPath,
     batch: Batch,
     config: ImprintConfig,
     draw: Draw,
@@ -143,4 +143,3 @@ def _matte_loss(logits: torch.Tensor, target: torch.Tensor, hole: torch.Tensor) 
     """Binary cross-entropy in the hole, (B,); 0 for a model without a matte."""
     error = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * hole
     return error.sum((1, 2, 3)) / (hole.sum((1, 2, 3)) * logits.shape[1]).clamp(min=1)
-

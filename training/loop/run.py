@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 import os
 import time
 from contextlib import nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -20,20 +22,21 @@ from imprint.files import require_writable
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
+from ..arguments import flattened
 from ..pairs.batches import Batch
 from ..pairs.draw import Draw
 from ..pairs.pictures import Reading
 from ..settings import STAGES, Train
 from .account import account_of
 from .checkpoints import Checkpoints
-from .described import described
-from .distillation import Guided, Path, few_steps_loss
+from .distillation import Guided, SamplingPath, few_steps_loss
 from .ema import Average, whole
 from .layout import Rearranged, make_layout
 from .log import Log
 from .losses import diffusion_loss, draw_timesteps, loss_weights, translation_loss
 from .meter import Meter
 from .model import (
+    LORA_TARGETS,
     Model,
     choose_trained,
     export,
@@ -82,7 +85,7 @@ class Run:
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
         self.path = None
         if settings.distill_steps is not None:
-            self.path = Path(settings.distill_steps, self.config.noise, self.alpha_bar)
+            self.path = SamplingPath(settings.distill_steps, self.config.noise, self.alpha_bar)
         processes = self.accelerator.num_processes
         self.layout = make_layout(processes, settings.batch, settings.accumulate, settings.global_batch)
         self.begun = Begun(self.layout, settings.images)
@@ -135,6 +138,27 @@ class Run:
         """Whether FSDP shards the model: it needs contiguous parameters, and its parts run only as one model."""
         return self.accelerator.distributed_type == DistributedType.FSDP
 
+    def described(self) -> dict[str, Any]:
+        """The options, and what they resolved to: what options.json holds."""
+        settings = self.settings
+        return (
+            flattened(settings)
+            | settings.origin.described()
+            | {
+                "processes": self.accelerator.num_processes,
+                "layout": dataclasses.asdict(self.layout),
+                "begun": self.begun.to_dict(),
+                "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
+                "steps": self.steps,
+                "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
+                "lora": LORA_TARGETS[self.settings.lora_layers] if self.stage.lora else None,
+                "trained_parameters": sum(parameter.numel() for parameter in self.trained),
+                "split": self.split,
+                "mix": dict(settings.mix),
+                "model": json.loads(self.config.to_json()),
+            }
+        )
+
     def maker(self, split: str, rank: int = 0, pictures: Reading | None = None) -> AnyPairMaker:
         """What makes the pairs of a split for the process of this original rank; pictures: of `read_ahead`."""
         process = rank, self.begun.layout.processes
@@ -175,7 +199,7 @@ class Run:
             self._train(pictures)
 
     def _train(self, pictures: Reading | None) -> None:
-        settings, now = self.settings, described(self)
+        settings, now = self.settings, self.described()
         step, before = self.state.resume(now)
         self.begun = Begun.of(before)
         now["begun"] = self.begun.to_dict()

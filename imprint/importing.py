@@ -1,7 +1,4 @@
-"""Opens what a command makes composites with.
-
-Torch and diffusers are imported only where they are needed, so that the command line responds at once.
-"""
+"""Importing large packages in less time, and with one sentence where one of them is missing."""
 
 from __future__ import annotations
 
@@ -9,13 +6,8 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from .errors import ImprintError
-from .job_settings import JobSettings
-
-if TYPE_CHECKING:
-    from .lazy import LazyPipeline
 
 UNUSED = ("peft", "scipy", "sklearn", "torchaudio", "torchvision")
 """Importing these took a quarter of the start-up time; of them only SciPy is used, and later."""
@@ -45,19 +37,11 @@ def left_out(names: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """For importing and loading: walking the million objects made would cost the collector seconds, also at exit."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
-
-
-def open_pipeline(settings: JobSettings) -> LazyPipeline:
-    """What a command makes composites with. Raises `ImprintError` for settings with which no object could be drawn."""
-    with collector_paused():
-        from .checkpoint import SHIPPED, read_config
-        from .lazy import LazyPipeline
-
-    settings.check(read_config(settings.checkpoint or SHIPPED))
-    return LazyPipeline(settings)
+        if enabled:
+            gc.enable()
