@@ -193,7 +193,8 @@ def test_dropped_conditions_translate_to_the_empty_caption():
     assert torch.allclose(loss, torch.full((2,), 0.5))
 
 
-def test_a_compiled_training_step_is_the_plain_one_in_channels_last(monkeypatch):
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_compiled_training_step_is_the_plain_one_in_channels_last(monkeypatch, whole):
     """Its convolutions take channels_last, whatever layout the part before them leaves behind."""
     compiled, taken = torch.nn.Module.compile, []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda part, mode, dynamic: compiled(part, backend="aot_eager"))
@@ -204,7 +205,7 @@ def test_a_compiled_training_step_is_the_plain_one_in_channels_last(monkeypatch)
     results = []
     for name in ("plain", "default"):
         if name == "default":
-            model.compile_parts(name)
+            model.compile_parts(name, whole)
             model.unet.conv_in.register_forward_pre_hook(lambda _, pictures: taken.append(pictures[0]))
         model(*given).square().mean().backward()
         results.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})

@@ -65,15 +65,17 @@ class Model(torch.nn.Module):
     def encoder_is_frozen(self) -> bool:
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
-    def compile_parts(self, mode: str) -> None:
+    def compile_parts(self, mode: str, whole: bool = False) -> None:
         """torch.compile, in place, what takes the time: the UNet block by block, adapter, and encoder if it is trained.
 
-        One graph of everything would hand out all gradients at its end. Of blocks, DDP sends the gradients of one while
-        the one before it still computes; its own way of cutting graphs for that is turned off. mode: torch.compile's.
+        mode: torch.compile's. whole: the UNet as one graph, for a single process: fewer pauses and kernels, but all
+        gradients come at its end. Of blocks, DDP sends the gradients of one while the one before it still computes; its
+        own way of cutting graphs for that is turned off.
         """
         torch._dynamo.config.optimize_ddp = False
         torch._dynamo.config.recompile_limit = 64  # counts the blocks of a class together
-        parts = [self.adapter, *self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        blocks = [self.unet] if whole else [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        parts = [self.adapter, *blocks]
         for part in parts if self.encoder_is_frozen else [self.encoder, *parts]:
             part.compile(mode=mode, dynamic=False)
         if self.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):

@@ -113,7 +113,7 @@ class Run:
         if settings.distill_guidance is not None or settings.distill_steps is not None:
             start = copy.deepcopy(model).requires_grad_(False)
             if settings.compile:
-                start.compile_parts(settings.compile)
+                start.compile_parts(settings.compile, whole=True)
             self.teacher = self.accelerator.prepare_model(start, evaluation_mode=True)
             if settings.distill_guidance is not None:
                 self.teacher = Guided(self.teacher, settings.distill_guidance)
@@ -124,7 +124,9 @@ class Run:
             model.encoder.backbone.gradient_checkpointing_enable()
         optimizer = make_optimizer(model, settings, split)
         if settings.compile:
-            model.compile_parts(settings.compile)
+            # Checkpointed blocks are compiled one by one.
+            alone = self.accelerator.num_processes == 1 and not settings.checkpointing
+            model.compile_parts(settings.compile, whole=alone)
             self.autoencoder.encoder.compile(dynamic=False)
         self.raw = model
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
