@@ -92,4 +92,4 @@ def merge_lora(unet: torch.nn.Module, path: str | os.PathLike) -> None:
             ) from error
     with torch.no_grad():
         for weight, change in changes:
-            weight.copy_(weight.float() + change.to(weight.device))
+            weight += change.to(weight.device)  # rounded once, even if the weight is of half precision

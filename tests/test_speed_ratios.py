@@ -57,7 +57,7 @@ def drawing(settings: JobSettings, fit: str = "fill") -> Callable[[], object]:
 
 
 def test_the_command_s_steps():
-    """Relative to 20 steps of Euler: measured 0.59 by default, 0.32 with --fast (0.39 in four steps), 0.12 for a placed object.
+    """Relative to 20 steps of Euler: measured 0.59 by default, 0.32 with --fast, 0.12 for a placed object.
 
     A placed object with --fast relative to one without: 0.47.
     """
