@@ -7,7 +7,7 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint() -> Any:
     # Imported late: outside ComfyUI (pytest, packaging) this file must import without it.
-    from .nodes import ImprintExtension, register_model_folder
+    from .nodes import ImprintExtension, register_model_folders
 
-    register_model_folder()
+    register_model_folders()
     return ImprintExtension()

@@ -152,7 +152,7 @@ def batch(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    """Print what is in a checkpoint or a light network, after verifying its checksum."""
+    """Print what is in a checkpoint, a light network or a LoRA, after verifying it."""
     from .description import describe
 
     error = _say(describe(options.file, options.json))

@@ -1,4 +1,4 @@
-"""A description of what a checkpoint, or a light network's file, holds."""
+"""A description of what the file of a checkpoint, a light network or a LoRA holds."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ import torch
 
 from . import lightnet
 from .checkpoint import FORMAT_VERSION, load_checkpoint
+from .lora import is_lora, read_lora
 
 
 def describe(path: Path, as_json: bool) -> str:
-    """A file's parts and configuration, as a table or as JSON, after verifying its checksum.
+    """A file's parts and configuration, as a table or as JSON, after verifying its checksum if it has one.
 
-    Raises `ImprintError` as `load_checkpoint` and `lightnet.read_light` do.
+    Raises `ImprintError` as `load_checkpoint`, `lightnet.read_light` and `lora.read_lora` do.
     """
+    checksum = {"checksum": "verified"}
     if lightnet.is_light(path):
-        config, tensors = lightnet.read_light(path)
-        kind, parts = {"format": lightnet.FORMAT}, {"light": tensors}
-        side = config.resolution
+        light, tensors = lightnet.read_light(path)
+        kind, parts, config = {"format": lightnet.FORMAT} | checksum, {"light": tensors}, asdict(light)
+        side = light.resolution
         title = f"light network, which gives a placed object its light and shadow in a square of {side} x {side} px"
+    elif is_lora(path):
+        layers = read_lora(path)
+        ranks = sorted({len(layer.down) for layer in layers.values()})
+        tensors = {(name, part): tensor for name, layer in layers.items() for part, tensor in enumerate(layer)}
+        kind, parts, config = {"format": "lora"}, {"unet": tensors}, {"layers": len(layers), "ranks": ranks}
+        title = "LoRA, which changes layers of a checkpoint's UNet"
     else:
         checkpoint = load_checkpoint(path)
-        kind, parts, config = {"format_version": FORMAT_VERSION}, checkpoint.parts, checkpoint.config
-        title = f"format version {FORMAT_VERSION}"
+        kind, parts = {"format_version": FORMAT_VERSION} | checksum, checkpoint.parts
+        config, title = asdict(checkpoint.config), f"format version {FORMAT_VERSION}"
     described = {part: _describe_part(tensors) for part, tensors in parts.items()}
     if not as_json:
-        return _table(f"{path}: {title}, checksum verified\n", described, asdict(config))
-    found = {"file": str(path), **kind, "checksum": "verified"}
-    return json.dumps(found | {"parts": described, "config": asdict(config)}, indent=1)
+        verified = ", checksum verified" if "checksum" in kind else ""
+        return _table(f"{path}: {title}{verified}\n", described, config)
+    return json.dumps({"file": str(path), **kind, "parts": described, "config": config}, indent=1)
 
 
-def _describe_part(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _describe_part(tensors: dict[Any, torch.Tensor]) -> dict[str, Any]:
     return {
         "tensors": len(tensors),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),

@@ -12,6 +12,7 @@ from .errors import ImprintError
 from .importing import UNUSED, collector_paused, left_out, needs_diffusers
 from .job_settings import JobSettings
 from .lightnet import LightNet, at_full_speed, load_light
+from .lora import FEW_STEPS, merge_lora
 from .model import computes_in_bf16
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class LazyPipeline:
 
         settings = self._settings
         pipeline = ImprintPipeline.from_checkpoint(settings.checkpoint or SHIPPED, self._dtype, light=self.light)
+        if settings.few_steps:
+            merge_lora(pipeline.unet, FEW_STEPS)
         pipeline.to(self._device)
         if settings.fast or (settings.steps is None and settings.uses_shipped):
             from diffusers import DPMSolverMultistepScheduler

@@ -17,7 +17,7 @@ from . import __version__
 from .changes import CHANGES
 from .directions import DIRECTIONS
 from .job_keys import PLACING
-from .job_settings import FAST_STEPS, SHIPPED_STEPS, JobSettings
+from .job_settings import FAST_STEPS, LORA_STEPS, SHIPPED_STEPS, JobSettings
 from .positions import FITS
 
 
@@ -36,7 +36,7 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], int]]) -> argp
         ("composite", _composite_options, of_pictures, "put an object into a background"),
         ("batch", _batch_options, of_pictures, "make many composites with one loaded model"),
         ("convert", _convert_options, (), "make a checkpoint of a third-party model's released weights"),
-        ("info", _info_options, (), "show what is in a checkpoint or a light network, and verify it"),
+        ("info", _info_options, (), "show what is in a checkpoint, a light network or a LoRA, and verify it"),
     ):
         command = commands.add_parser(name, help=help, description=help, parents=parents, allow_abbrev=False)
         command.set_defaults(run=run[name])
@@ -132,7 +132,7 @@ def _convert_options(command: argparse.ArgumentParser) -> None:
 
 
 def _info_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, help="an Imprint checkpoint or a light network, .safetensors")
+    command.add_argument("file", type=Path, help="an Imprint checkpoint, a light network or a LoRA, .safetensors")
     command.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -222,8 +222,9 @@ def model_settings() -> argparse.ArgumentParser:
     group.add_argument(
         "--fast",
         action="store_true",
-        help=f"{FAST_STEPS} steps of DPM++ 2M, or as many as --steps says, and light and shadow from one look at the "
-        "scene instead of two: faster, and slightly rougher",
+        help=f"{LORA_STEPS} steps of DPM++ 2M, which a LoRA has taught the shipped checkpoint; without it {FAST_STEPS} "
+        "for another checkpoint, or as many as --steps says. And light and shadow from one look at the scene instead "
+        "of two: faster, and slightly rougher",
     )
     group.add_argument(
         "--compile",

@@ -12,6 +12,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..imprint.checkpoint import SHIPPED
 from ..imprint.files import replacing
+from ..imprint.lora import FEW_STEPS
 from .conditioning import ImprintContentAdapter, ImprintIDEncoder
 from .hint import ImprintShowHint
 from .image import ImprintBackgroundBlend, ImprintRestoreDetail
@@ -50,8 +51,11 @@ class ImprintExtension(ComfyExtension):
         ]
 
 
-def register_model_folder() -> None:
-    """`models/imprint`, then the folder of the shipped checkpoint; a user's file of the same name wins."""
+def register_model_folders() -> None:
+    """`models/imprint`, then the folder of the shipped checkpoint, and after `models/loras` the one of its LoRA; a
+    user's file of the same name wins.
+    """
+    folder_paths.add_model_folder_path("loras", str(FEW_STEPS.parent))
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     folder_paths.add_model_folder_path(FOLDER, str(SHIPPED.parent))
     paths, extensions = folder_paths.folder_names_and_paths[FOLDER]

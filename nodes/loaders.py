@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..imprint.checkpoint import SHIPPED
 from ..imprint.lightnet import SHIPPED_LIGHT
+from ..imprint.lora import FEW_STEPS
 from . import models, sockets
 
 FOLDER = "imprint"
@@ -30,8 +31,9 @@ def state_of(name: str) -> tuple[str, int, int]:
 
 
 def listed_files(other: Path) -> list[str]:
-    """The files in `models/imprint`, without the shipped file of the other kind."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if name != other.name]
+    """The files in `models/imprint`, without the shipped files of other kinds."""
+    others = {other.name, str(FEW_STEPS.relative_to(SHIPPED.parent))}
+    return [name for name in folder_paths.get_filename_list(FOLDER) if name not in others]
 
 
 def light_model_input() -> io.Combo.Input:

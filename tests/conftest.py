@@ -54,10 +54,9 @@ torch.set_num_threads(1)  # the tests' models are too small for several threads
 @pytest.fixture(scope="module", autouse=True)
 def few_held_out_pairs():
     """Validate runs of a few steps on few pairs, if the test file imports training."""
-    validation = sys.modules.get("training.loop.validation")
     with pytest.MonkeyPatch.context() as patch:
-        if validation:
-            patch.setattr(validation, "SIZE", 24)
+        if "training" in sys.modules:
+            patch.setattr("training.loop.validation.SIZE", 24)
         yield
 
 

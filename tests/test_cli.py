@@ -21,6 +21,7 @@ from imprint.checkpoint import load_checkpoint, save_checkpoint
 from imprint.config import ImprintConfig
 from imprint.job_settings import JobSettings
 from imprint.lightnet import SHIPPED_LIGHT, LightConfig, LightNet, save_light
+from imprint.lora import FEW_STEPS
 from imprint.mask_reading import mask_to_tensor
 from imprint.model import computes_in_bf16
 from imprint.pipeline import ImprintPipeline
@@ -106,7 +107,8 @@ def test_the_seed_decides(files):
 
 
 def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monkeypatch):
-    """With --steps, or a checkpoint other than the shipped one, the scheduler is Euler's; otherwise DPM++ 2M.
+    """With --steps, or a checkpoint other than the shipped one, the scheduler is Euler's; otherwise, and with --fast,
+    DPM++ 2M. The LoRA is for the two steps of --fast alone.
 
     Without shadows, since --fast also changes the light network.
     """
@@ -114,9 +116,10 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
     shipped = files / "shipped.safetensors"
     shipped.write_bytes((files / "model.safetensors").read_bytes())
     monkeypatch.setattr(imprint_checkpoint, "SHIPPED", shipped)
-    seen, schedulers = [], []
+    seen, schedulers, merged = [], [], []
     monkeypatch.setattr(ImprintPipeline, "progress_bar", spy(ImprintPipeline.progress_bar, seen))
-    finish = ImprintPipeline.finish
+    finish, merge = ImprintPipeline.finish, lazy.merge_lora
+    monkeypatch.setattr(lazy, "merge_lora", lambda unet, path: merged.append((path, len(seen))) or merge(unet, path))
     monkeypatch.setattr(
         ImprintPipeline,
         "finish",
@@ -129,14 +132,23 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
         ("fast-eight", ["--fast", "--steps", "8"]),
         ("named", ["--checkpoint", str(shipped)]),
         ("other", ["--checkpoint", str(files / "model.safetensors")]),
+        ("fast-other", ["--fast", "--checkpoint", str(files / "model.safetensors")]),
     ):
         words = command(files, checkpoint=None, out=files / f"{name}.png", dtype="fp32", shadow=0)
         assert cli.main([*words, *changes]) == 0
-    assert [call["total"] for call in seen] == [8, 8, 4, 8, 8, own] and own != 8
+    assert [call["total"] for call in seen] == [8, 8, 2, 8, 8, own, 4] and own != 8
+    assert merged == [(FEW_STEPS, 2)]
     solver, euler = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"
-    assert schedulers == [solver, euler, solver, solver, solver, euler]
+    assert schedulers == [solver, euler, solver, solver, solver, euler, solver]
     assert np.array_equal(pixels(files / "plain.png"), pixels(files / "fast-eight.png"))
     assert not np.array_equal(pixels(files / "plain.png"), pixels(files / "eight.png"))
+
+
+def test_the_lora_of_fast_is_read_when_the_model_draws(files, monkeypatch, capsys):
+    monkeypatch.setattr(lazy, "FEW_STEPS", files / "absent.safetensors")
+    words = command(files, checkpoint=None, out=files / "made.png")
+    assert "absent.safetensors: no such file" in failure(capsys, [*words, "--fast"])
+    assert cli.main([*words, "--fast", "--fit", "contain"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -626,6 +638,23 @@ def test_info_of_a_light_network(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["format"] == "imprint-light" and found["config"]["widths"] == [8, 8, 32]
     assert found["parts"]["light"]["parameters"] == count
+
+
+def test_info_of_a_lora(tmp_path, capsys):
+    path = tmp_path / "lora.safetensors"
+    parts = {"lora_down.weight": torch.zeros(4, 3, 3, 3), "lora_up.weight": torch.zeros(5, 4, 1, 1)}
+    layer = {f"lora_unet_conv_in.{name}": tensor.half() for name, tensor in parts.items()}
+    save_file(layer | {"lora_unet_conv_in.alpha": torch.tensor(4.0)}, path)
+    assert cli.main(["info", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert f"{path}: LoRA, which changes layers of a checkpoint's UNet\n" in text and "checksum" not in text
+    row = next(line for line in text.splitlines() if line.startswith("unet ")).split()
+    assert row[1:] == ["3", "129", "260", "float16,", "float32"]
+    assert cli.main(["info", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "lora" and found["config"] == {"layers": 1, "ranks": [4]}
+    save_file(layer, path)
+    assert "of the LoRA's layer 'conv_in', alpha is missing" in failure(capsys, ["info", str(path)])
 
 
 @pytest.mark.parametrize(

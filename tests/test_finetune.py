@@ -1,10 +1,11 @@
-"""Fine-tuning to one object from a few photos; two steps on a CPU."""
+"""Fine-tuning to one object from a few photos; two steps on a CPU. Merging LoRA files without peft."""
 
 from __future__ import annotations
 
 import copy
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from leaving import failed
 from micro import cutout, photo, seeded
 from PIL import Image
 from runs import words
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from imprint.errors import ImprintError
+from imprint.lora import merge_lora, read_lora
 from training import subject, train
 from training.data.shards import read_shards
 from training.pairs.photos import Photos
@@ -130,3 +132,113 @@ def test_the_lora_changes_the_pipeline_as_merged_weights_do(data, tuned, scene, 
     pipeline.save_checkpoint(merged_file)  # and so it is one file again
     again = DrawingPipeline.from_checkpoint(merged_file)
     assert torch.allclose(answer(again.unet), answer(by_hand), atol=1e-5)
+
+
+def with_random_ups(source: Path, path: Path) -> Path:
+    """A copy of a LoRA, whose `up` after two steps is still near its start, which is zero."""
+    tensors, random = load_file(source), seeded()
+    for name, tensor in tensors.items():
+        if name.endswith(".lora_up.weight"):
+            tensors[name] = (torch.randn(tensor.shape, generator=random) * 0.1).half()
+        if name.endswith(".alpha"):
+            tensors[name] = torch.tensor(3.0)  # not the rank, so that the scale is 1.5
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wide(data, tuned, tmp_path_factory) -> Path:
+    """A LoRA of all kinds of layers, convolutions too."""
+    root = tmp_path_factory.mktemp("wide")
+    folders = {"cutouts": tuned / "data" / "cutouts", "photos": tuned / "data" / "photos"}
+    options = {"init": data / "start.safetensors", "rank": 2, "lora-layers": "all"}
+    train.main(words(data, root / "run", "finetune", steps=1, **options, **folders))
+    return root / "run" / "lora.safetensors"
+
+
+@pytest.mark.parametrize("layers", ["attention", "all"])
+def test_merging_is_what_diffusers_does(data, tuned, wide, tmp_path, layers):
+    source = wide if layers == "all" else tuned / "run" / "lora.safetensors"
+    path = with_random_ups(source, tmp_path / "lora.safetensors")
+    read = read_lora(path)
+    kinds = {layer.down.ndim for layer in read.values()} | {tuple(layer.down.shape[2:]) for layer in read.values()}
+    assert (3, 3) in kinds if layers == "all" else kinds <= {2, 4, (), (1, 1)}
+    pipeline, ours = (DrawingPipeline.from_checkpoint(data / "start.safetensors") for _ in range(2))
+    before = copy.deepcopy(ours.unet.state_dict())
+    merge_lora(ours.unet, path)
+    pipeline.load_lora_weights(path)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    theirs, made = pipeline.unet.state_dict(), ours.unet.state_dict()
+    assert theirs.keys() == made.keys() and len(read) > 5
+    changed = {name for name in made if not torch.equal(made[name], before[name])}
+    assert {name.removesuffix(".weight").replace(".", "_") for name in changed} == read.keys()
+    for name, tensor in made.items():
+        assert torch.allclose(tensor, theirs[name], atol=1e-6), name
+    assert torch.allclose(answer(ours.unet), answer(pipeline.unet), atol=1e-5)
+
+
+def test_merging_rounds_weights_of_half_precision_once(data, wide, tmp_path):
+    path = with_random_ups(wide, tmp_path / "lora.safetensors")
+    exact, half = (
+        DrawingPipeline.from_checkpoint(data / "start.safetensors", dtype).unet
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    exact.load_state_dict(half.state_dict())
+    torch.nn.Module.to(half, memory_format=torch.channels_last)
+    for unet in (exact, half):
+        merge_lora(unet, path)
+    for name, tensor in exact.state_dict().items():
+        assert torch.equal(tensor.bfloat16(), half.state_dict()[name]), name
+
+
+def parts(ending: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict], None]:
+    """Changes the tensors whose names end so."""
+    return lambda tensors: tensors.update(
+        {name: change(tensor) for name, tensor in tensors.items() if name.endswith(ending)}
+    )
+
+
+def another_layer(name: str) -> dict[str, torch.Tensor]:
+    tensors = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.ones(8, 2), "alpha": torch.tensor(2.0)}
+    return {f"lora_unet_{name}.{part}": tensor for part, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.popitem(), "to_v.*(alpha|down|up) is missing; export or download"),
+        (lambda tensors: tensors.clear(), "holds nothing; export or download"),
+        (lambda tensors: tensors.update({"unet.conv_in.bias": torch.zeros(2)}), "since it holds 'unet.conv_in.bias'; "),
+        (parts(".lora_down.weight", lambda down: down[:, :-1]), "LoRA of another model: .* changes a weight of shape"),
+        (parts(".lora_up.weight", lambda up: up.T), "does not fit .* do not belong together"),
+        (parts(".lora_down.weight", lambda down: down[0]), "does not fit .* do not belong together"),
+        (parts(".alpha", lambda alpha: alpha.repeat(2)), "does not fit .* do not belong together"),
+        (
+            lambda tensors: tensors.update(another_layer("mid_block_other")),
+            "'mid_block_other' does not fit .*has no such layer.*; give",
+        ),
+        (lambda tensors: tensors.update(another_layer("conv_act")), "'conv_act' does not fit .*has no such layer"),
+        (None, "not a safetensors file .*; give a LoRA"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_said_and_changes_nothing(data, tuned, tmp_path, change, message):
+    tensors, path = load_file(tuned / "run" / "lora.safetensors"), tmp_path / "other.safetensors"
+    if change:
+        change(tensors)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    else:
+        path.write_bytes(b"something else")
+    unet = DrawingPipeline.from_checkpoint(data / "start.safetensors").unet
+    before = copy.deepcopy(unet.state_dict())
+    with pytest.raises(ImprintError, match=re.escape(str(path)) + f".*{message}"):
+        merge_lora(unet, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_a_checkpoint_or_no_file_in_place_of_a_lora_is_said(data, tmp_path):
+    unet = torch.nn.Linear(2, 2)
+    with pytest.raises(ImprintError, match="is no LoRA of a UNet under kohya's names, since it holds"):
+        merge_lora(unet, data / "start.safetensors")
+    with pytest.raises(ImprintError, match="no such file"):
+        merge_lora(unet, tmp_path / "absent.safetensors")

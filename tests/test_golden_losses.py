@@ -107,6 +107,7 @@ RUNS = {
     ),
     "finetune": (["finetune"], {"rank": 2}),
     "distillation": (["compositing"], {"distill-guidance": 2.5}),
+    "few-steps": (["finetune"], {"distill-steps": 2, "lora-layers": "all", "rank": 2}),
 }
 
 

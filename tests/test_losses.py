@@ -10,7 +10,7 @@ from micro import fresh_checkpoint, micro_config, seeded
 from imprint.config import NoiseConfig
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
-from training.loop import losses
+from training.loop import distillation, losses
 from training.loop.model import Model
 from training.pairs.batches import Batch
 from training.pairs.draw import Draw
@@ -98,14 +98,14 @@ def test_the_teacher_s_guided_prediction_is_the_target():
             alpha_bar,
             Draw(seeded(1)),
             dropout,
-            teacher=losses.Guided(model, scale),
+            teacher=distillation.Guided(model, scale),
         )[0]
 
     with torch.no_grad():
         assert loss(model, 1.0, 0.5).max() < 1e-10  # the teacher itself
         assert loss(model, 3.0, 1.0).max() < 1e-10  # nothing to pull towards
         assert loss(model, 3.0, 0.0).min() > 1e-6
-        told = losses.Guided(model, 3.0)
+        told = distillation.Guided(model, 3.0)
         assert loss(told, 3.0, 0.5).max() < 1e-10
         seen = (batch.reference, batch.target, torch.arange(6) * 100, torch.zeros(6, dtype=torch.bool))
         twice = model(*seen[:3], ~seen[3]) + 3 * (model(*seen) - model(*seen[:3], ~seen[3]))
@@ -193,7 +193,8 @@ def test_dropped_conditions_translate_to_the_empty_caption():
     assert torch.allclose(loss, torch.full((2,), 0.5))
 
 
-def test_a_compiled_training_step_is_the_plain_one_in_channels_last(monkeypatch):
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_compiled_training_step_is_the_plain_one_in_channels_last(monkeypatch, whole):
     """Its convolutions take channels_last, whatever layout the part before them leaves behind."""
     compiled, taken = torch.nn.Module.compile, []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda part, mode, dynamic: compiled(part, backend="aot_eager"))
@@ -204,7 +205,7 @@ def test_a_compiled_training_step_is_the_plain_one_in_channels_last(monkeypatch)
     results = []
     for name in ("plain", "default"):
         if name == "default":
-            model.compile_parts(name)
+            model.compile_parts(name, whole)
             model.unet.conv_in.register_forward_pre_hook(lambda _, pictures: taken.append(pictures[0]))
         model(*given).square().mean().backward()
         results.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})

@@ -15,6 +15,7 @@ from imprint.checkpoint import SHIPPED, save_checkpoint
 from imprint.config import EncoderConfig, ImprintConfig
 from imprint.finishing import Finish
 from imprint.images import image_to_tensor
+from imprint.lora import FEW_STEPS, merge_lora
 from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.preprocess import prepare_object
 
@@ -146,6 +147,24 @@ def test_the_identity_score_of_ten_pairs_and_the_rest_of_the_box_stays_the_photo
     own, gap = likeness(config, made)
     assert (gap > 0.1).all() and (gap > 0.15).sum() >= 9, gap
     assert own.mean() > 0.75, own
+
+
+@torch.no_grad()
+def test_with_its_lora_two_steps_draw_what_ten_draw(shipped, drawn):
+    """Closer to it than two steps without, and its objects still more like their references than like the others'."""
+    fast = DrawingPipeline.from_checkpoint()
+    merge_lora(fast.unet, FEW_STEPS)
+    errors, made = [], []
+    for scene, latents, *_ in drawn:
+        noise = torch.randn(scene.latents.shape, generator=seeded())
+        both = [each.denoise(scene.context, scene.latents, scene.hole, noise, steps=2) for each in (shipped, fast)]
+        errors.append([float((found[0] - latents).abs().mean()) for found in both])
+        result = fast.finish(scene, *both[1], Finish(feather_pixels=0, detail=0.0, shadow=0.0), "pt")
+        made.append(features(result.placement.extract(result.images), result.alpha, shipped.model_config.encoder))
+    own, gap = likeness(shipped.model_config.encoder, made)
+    without, with_lora = torch.tensor(errors).T
+    assert (with_lora < without).all() and with_lora.mean() < 0.7 * without.mean(), errors
+    assert (gap > 0.1).all() and own.mean() > 0.75, (own, gap)
 
 
 @torch.no_grad()

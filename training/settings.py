@@ -28,6 +28,7 @@ KINDS = ("rendered", "still", "video", "patch")  # of pairs, see training.pairs.
 PRECISIONS = ("no", "bf16", "fp16")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # torch.compile's own names
 DEVICES = ("auto", "cpu")
+LORA_LAYERS = ("attention", "all")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Stage:
     batch: int = 512
     lr_warmup: int = 200_000
     lora: bool = False
-    """Whether only low-rank additions (arXiv 2106.09685) to the UNet's attention are trained."""
+    """Whether only low-rank additions (arXiv 2106.09685) to the UNet are trained."""
 
     @property
     def product(self) -> str:
@@ -168,6 +169,8 @@ class Train:
     """for warmup: folder of SD 1.5 or SDXL, or of SD 1.5's CLIP text model with the tokenizer"""
     rank: int = option(16, group="model")
     """for finetune: rank of the LoRA"""
+    lora_layers: str = option("attention", choices=LORA_LAYERS, group="model")
+    """for finetune: layers of the UNet that the LoRA changes; all: also feed-forward layers and convolutions"""
     train_all: bool = option(False, group="model")
     """freeze nothing: for small models whose encoder is not a pretrained DINOv2"""
 
@@ -182,6 +185,8 @@ class Train:
     rectangles. Batches at every resolution have as many pixels as --batch pictures at the model's"""
     distill_guidance: float | None = option(None, group="recipe", metavar="SCALE")
     """for compositing: learn what --init predicts with this guidance, instead of the pictures"""
+    distill_steps: int | None = option(None, group="recipe", metavar="N")
+    """for compositing and finetune: learn to draw in this many steps what --init draws in four times as many"""
     accumulate: int = option(1, group="recipe")
     """batches whose gradients are accumulated into one step"""
     global_batch: int | None = option(None, group="recipe")
@@ -259,7 +264,7 @@ class Train:
         require(
             self,
             "images batch accumulate rank reuse block chunk log_every save_every keep pool refresh cutout_resolution "
-            "limit global_batch",
+            "limit global_batch distill_steps",
         )
         require(self, "matte skip_bad lr_warmup lr time_limit weight_decay clip matte_weight", 0)
         require(self, "ema final_lr translation dropout", 0, 1)
@@ -275,6 +280,17 @@ class Train:
             raise ImprintError(
                 "--distill-guidance needs --init, the model whose predictions are learned, and stage 'compositing'"
             )
+        if self.distill_steps is not None:
+            if not (self.stage in ("compositing", "finetune") and self.init):
+                raise ImprintError(
+                    "--distill-steps needs --init, the model whose drawing is learned, and stage 'compositing' or "
+                    "'finetune'"
+                )
+            if self.compile == "reduce-overhead":
+                raise ImprintError(
+                    "--distill-steps evaluates the models several times in a step, which --compile reduce-overhead "
+                    "cannot record; give --compile"
+                )
         if self.resolutions and not stage.mix:
             raise ImprintError(f"stage '{self.stage}' takes no --resolutions: its pictures have the model's")
         if self.stage == "identity" and any(isinstance(size, tuple) for size, _ in self.resolutions or ()):

@@ -1080,6 +1080,37 @@ def apply_lora(checkpoint: str) -> None:
         assert torch.allclose(merged.float().cpu(), expected, atol=2e-3), name
 
 
+FEW_STEPS = "imprint-tiny-2-steps.safetensors"
+
+
+def with_few_steps(model):
+    """The MODEL with the shipped LoRA, as core's node lists and loads it."""
+    loader = core.LoraLoaderModelOnly()
+    assert FEW_STEPS in loader.INPUT_TYPES()["required"]["lora_name"][0]
+    return loader.load_lora_model_only(model, FEW_STEPS, 1.0)[0]
+
+
+def check_core_s_lora_loader_applies_the_shipped_one():
+    """All of its layers, as `merge_lora` does; and core's two steps are those that it was trained for."""
+    lora, files = module("imprint.lora"), module("imprint.checkpoint")
+    of = scene()
+    tuned, sampling = with_few_steps(of.model), of.model.get_model_object("model_sampling")
+    weights, layers = files.load_checkpoint(files.SHIPPED).parts["unet"], lora.read_lora(lora.FEW_STEPS)
+    names = comfy.utils.unet_to_diffusers(of.model.model.model_config.unet_config)
+    paths = {name.removesuffix(".weight").replace(".", "_"): name for name in weights if name.endswith(".weight")}
+    assert len(tuned.patches) == len(layers) > 100
+    for name, layer in layers.items():
+        weight = weights[paths[name]].float()
+        merged = tuned.patch_weight_to_device(f"diffusion_model.{names[paths[name]]}", return_weight=True)
+        assert torch.allclose(merged.float().cpu(), weight + layer.change(weight.shape), atol=2e-3), name
+
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", 2)
+    assert sampling.timestep(sigmas[:2]).tolist() == [999, 499] and sigmas[2] == 0
+    euler, solver = (of.sample(model=tuned, steps=2, cfg=1.0, sampler_name=name) for name in ("euler", "dpmpp_2m"))
+    assert (euler - solver).abs().max() < 1e-3  # rounding, from sigma 4518 down
+    assert (euler - of.sample(steps=2, cfg=1.0)).abs().max() > 0.05
+
+
 def check_adapter_strength():
     of = scene()
     (positive, _), (negative, _) = of.positive[0], of.negative[0]
@@ -1569,11 +1600,12 @@ def check_loader_lists_files():
     schema = core.NODE_CLASS_MAPPINGS["ImprintLoadCheckpoint"].define_schema()
     assert {SHIPPED, "mine.safetensors"} <= set(schema.inputs[0].options)
     assert not any(name.endswith(".png") for name in schema.inputs[0].options)
-    assert "imprint-light.safetensors" not in schema.inputs[0].options
+    assert not any("imprint-light" in name or FEW_STEPS in name for name in schema.inputs[0].options)
     (light,) = (
         each for each in core.NODE_CLASS_MAPPINGS["ImprintRelight"].define_schema().inputs if each.id == "light_model"
     )
-    assert {"imprint-light.safetensors", "mine.safetensors"} <= set(light.options) and SHIPPED not in light.options
+    assert {"imprint-light.safetensors", "mine.safetensors"} <= set(light.options)
+    assert not any(SHIPPED in name or FEW_STEPS in name for name in light.options)
     loader = core.NODE_CLASS_MAPPINGS["ImprintLoadCheckpoint"]
     before = loader.fingerprint_inputs("mine.safetensors")
     os.utime(MODELS / "imprint" / "mine.safetensors", (1, 1))
@@ -1796,23 +1828,29 @@ def compare_with_euler(cases) -> None:
     assert torch.equal(colours("euler", "simple", 20), euler)  # the MODEL is what it was
 
 
+def drawn_samples(of: Scene, **options) -> tuple[torch.Tensor, ...]:
+    """The shipped samples drawn: background, hole, picture, alpha, and the latents in the UNet's scale."""
+    background, _ = core.LoadImage().load_image("imprint_background.png")
+    (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")
+    decoded, decode = [], of.vae.decode
+    of.vae.decode = lambda latent: decoded.append(latent) or decode(latent)
+    picture, _, alpha, _ = of.sample_all(background, hole, context=1.6, **options)
+    return background, hole, picture, alpha, of.model.model.process_latent_in(decoded[0])
+
+
 def write_graph_latents(folder: Path) -> None:
-    """For test_parity.py: the final latents, in the UNet's scale, of the shipped samples through the graph."""
+    """For test_checks.py: the final latents, in the UNet's scale, of the shipped samples through the graph."""
     saved = {}
     files = {"blend": matte_checkpoint(), "concat": concat_checkpoint(), "sdxl": sdxl_checkpoint()}
     for kind, name in files.items():
-        of, decoded = Scene(name), []
-        background, _ = core.LoadImage().load_image("imprint_background.png")
-        (hole,) = core.LoadImageMask().load_image_mask("imprint_hole.png", "red")
-        decode = of.vae.decode
-        of.vae.decode = lambda latent, decode=decode, decoded=decoded: decoded.append(latent) or decode(latent)
-        picture, _, alpha, _ = of.sample_all(background, hole, steps=10, context=1.6)
+        of = Scene(name)
+        background, hole, picture, alpha, latent = drawn_samples(of, steps=10)
         shaded = background
         if of.config.matte:
             (shaded,) = run("CastShadow", background, picture, alpha, 1.0, 0.0, light_from="left")
         (picture,) = run("BackgroundBlend", shaded, picture, hole, 3, 0, 0.0, alpha=alpha)
         saved[f"{kind}.alpha"] = alpha
-        saved |= {f"{kind}.latent": of.model.model.process_latent_in(decoded[0]), f"{kind}.picture": picture}
+        saved |= {f"{kind}.latent": latent, f"{kind}.picture": picture}
         saved |= {f"{kind}.identity": of.identity.tokens, f"{kind}.context": of.positive[0][0]}
         views, masks = (torch.cat([each, each.flip(-axis)]) for each, axis in ((of.object, 2), (of.transparent, 1)))
         seen = of.encoded(views, masks, "background")
@@ -1821,6 +1859,16 @@ def write_graph_latents(folder: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in saved.items()}, folder / "graph.safetensors")
+
+
+def write_few_steps(folder: Path) -> None:
+    """For test_checks.py: the same, drawn with core's loader and the shipped LoRA, as the template's note says."""
+    from safetensors.torch import save_file
+
+    of = Scene()
+    of.model = with_few_steps(of.model)
+    _, _, _, alpha, latent = drawn_samples(of, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple")
+    save_file({"latent": latent.contiguous(), "alpha": alpha.contiguous()}, folder / "few-steps.safetensors")
 
 
 def write_composites(folder: Path) -> None:
@@ -1862,7 +1910,7 @@ def main() -> None:
     prepare()
     checks = [name for name in globals() if name.startswith("check_")]
     results, seconds = {}, {}
-    for name in NAMES or [*checks, "write_graph_latents", "write_composites", "write_job"]:
+    for name in NAMES or [*checks, "write_graph_latents", "write_few_steps", "write_composites", "write_job"]:
         start, call = time.monotonic(), globals()[name]
         try:
             with torch.inference_mode():  # as ComfyUI's executor does

@@ -25,6 +25,8 @@ from ui_workflow import Graph, Node, Output, subgraph_inputs, to_prompt
 
 from imprint.checkpoint import SHIPPED
 from imprint.files import replacing
+from imprint.job_settings import LORA_STEPS
+from imprint.lora import FEW_STEPS
 
 SAMPLES = SHIPPED.parent / "samples"
 PAINTED = "painted.webp"  # a background whose transparency is the mask that was painted on it
@@ -84,7 +86,7 @@ def coarsen(g: Graph, column: float, mask: Output, background: Output, level: st
 def insert(
     g: Graph,
     column: float,
-    parts: Node,
+    parts: Node | dict[str, Output],
     object_: Subject,
     background: Output,
     mask: Output,
@@ -237,7 +239,7 @@ def cut_out(g: Graph, column: float, image: Output, mask: Output) -> Output:
     model, remove = remove_background(g, column, image)
     # When all three are switched off, the last gives its first mask.
     cut = g.add("ComfySwitchNode", column, "Automatic mask", switch=True, on_false=mask, on_true=remove["mask"])
-    g.bypass("Cut-out (switched off)", model, remove, cut)
+    g.bypass(model, remove, cut, frame="Cut-out (switched off)")
     return cut["output"]
 
 
@@ -302,6 +304,13 @@ def draw_object(g: Graph) -> None:
     parts = checkpoint(g, 1)
     made_of = subject(g, 1, parts, object_["IMAGE"], object_["MASK"])
     mask = coarsen(g, 2, background["MASK"], background["IMAGE"], "fine")
+    fast = (
+        f"Switch this LoRA on (select it, **Ctrl+B**), and set **steps** to {LORA_STEPS}; leave *euler* and *simple*."
+    )
+    g.note(2, fast, "Fast", height=110)
+    lora = g.add("LoraLoaderModelOnly", 2, model=parts["model"], lora_name=FEW_STEPS.name)
+    g.bypass(lora)
+    parts = {"model": lora["MODEL"], "vae": parts["vae"]}
     made = insert(g, 3, parts, made_of, background["IMAGE"], mask, {"variations": 2}, light_from="left")
     save(g, 4, made, columns=1.4)
 

@@ -72,6 +72,34 @@ def test_a_job_is_the_command_line_s(checked: Path, base: Path, tmp_path: Path):
     assert difference.max() <= 2 and difference.mean() < 0.1
 
 
+def test_two_steps_are_the_command_s(checked: Path):
+    """With the shipped LoRA by core's loader, and merged by `--fast`, both in fp32."""
+    pytest.importorskip("diffusers")
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    from imprint.checkpoint import SHIPPED
+    from imprint.job_settings import JobSettings
+    from imprint.lazy import open_pipeline
+
+    failure = json.loads((checked / "result.json").read_text())["results"]["write_few_steps"]
+    assert failure is None, failure
+    graph = load_file(checked / "few-steps.safetensors")
+    settings = JobSettings(device="cpu", fast=True, dtype="fp32")
+    pipeline = open_pipeline(settings).model
+    pipeline.set_progress_bar_config(disable=True)
+    views = [Image.open(SHIPPED.parent / "samples" / f"{name}.png") for name in ("object", "background", "hole")]
+    denoise, results = pipeline.denoise, []
+    pipeline.denoise = lambda *args, **named: results.append(denoise(*args, **named)) or results[0]
+    noise = torch.randn(graph["latent"].shape, generator=torch.manual_seed(5))
+    options = dict(num_inference_steps=settings.sampling_steps, context=1.6, latents=noise, fit="fill", detail=0.0)
+    made = pipeline(views[0], None, *views[1:], **options, output_type="pt")
+    assert (results[0][0] - graph["latent"]).abs().max() < 1e-3
+    in_frame = made.placement.insert(torch.zeros(1, 1, *graph["alpha"].shape[1:]), made.alpha[:, None])[:, 0]
+    assert (in_frame - graph["alpha"]).abs().max() < 1e-3 and made.alpha.max() > 0.9
+
+
 @pytest.mark.skipif(not os.environ.get("IMPRINT_NIGHTLY"), reason="takes an hour; set IMPRINT_NIGHTLY=1")
 @pytest.mark.parametrize("check", re.findall(r"^def (nightly_\w+)", SCRIPT.read_text(), re.MULTILINE))
 def test_inside_comfyui_at_night(comfyui: Path, python: str, base: Path, tmp_path: Path, check: str):

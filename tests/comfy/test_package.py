@@ -94,7 +94,8 @@ def test_archive(archive: Path, record_property):
     print(f"node.zip: {size / 1e6:.1f} MB, {len(names)} files")
     assert size < MEGABYTES * 1e6
     assert not [name for name in names if name.split("/")[0] in ("tests", "training", ".ci", ".github")]
-    for needed in ("__init__.py", "LICENSE", "NOTICE", "imprint/assets/imprint-tiny.safetensors"):
+    lora = "imprint/assets/loras/imprint-tiny-2-steps.safetensors"
+    for needed in ("__init__.py", "LICENSE", "NOTICE", "imprint/assets/imprint-tiny.safetensors", lora):
         assert needed in names
 
 

@@ -74,6 +74,23 @@ def test_runs(server: Server, object_info: dict, name: str):
     assert len({result.tobytes() for result in results}) == len(results)
 
 
+def test_the_drawing_template_draws_in_two_steps_as_its_note_says(server: Server, object_info: dict):
+    """Its LoRA is switched off, and in the MODEL's way once it is switched on."""
+    prompts = []
+    for mode in (4, 0):
+        workflow = shipped(DRAW)
+        (lora,) = (node for node in workflow["nodes"] if node["type"] == "LoraLoaderModelOnly")
+        assert lora["mode"] == 4
+        lora["mode"] = mode
+        prompts.append(to_prompt(workflow, object_info))
+        (sampling,) = (each["inputs"] for each in prompts[-1].values() if "sampler_name" in each["inputs"])
+        assert (sampling["sampler_name"], sampling["scheduler"], sampling["cfg"]) == ("euler", "simple", 1.0)
+        sampling.update(steps=2, variations=1)
+    assert len(prompts[1]) == len(prompts[0]) + 1
+    without, with_lora = (server.picture(prompt) for prompt in prompts)
+    assert (without != with_lora).any()
+
+
 def saved(name: str) -> dict:
     return json.loads((ROOT / "tests" / "comfy" / "saved" / f"{name}_0.1.0.json").read_text(encoding="utf-8"))
 

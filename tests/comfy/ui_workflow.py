@@ -143,15 +143,17 @@ class Graph:
         shown = [[str(node.id), widget] for node, widget in inputs]
         self.form = {"linearData": {"inputs": shown, "outputs": [str(node.id) for node in outputs]}, "linearMode": True}
 
-    def bypass(self, title: str, *nodes: Node) -> None:
-        """Switch nodes off, in a frame with that title by which a user can switch them on again."""
+    def bypass(self, *nodes: Node, frame: str = "") -> None:
+        """Switch nodes off, in a frame with that title, if given, by which a user can switch them on again together."""
         off = [self.nodes[node.id - 1] for node in nodes]
         for node in off:
             node["mode"] = _BYPASSED
+        if not frame:
+            return
         left, top = (min(node["pos"][axis] for node in off) - 15 for axis in (0, 1))
         right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in off) + 15 for axis in (0, 1))
         bounding = [left, top - 65, right - left, bottom - top + 65]  # above: the frame's title, and the first node's
-        self.groups.append({"id": len(self.groups) + 1, "title": title, "bounding": bounding, "flags": {}})
+        self.groups.append({"id": len(self.groups) + 1, "title": frame, "bounding": bounding, "flags": {}})
 
     def workflow(self, name: str) -> dict:
         """The graph in a file's format. name: determines the workflow's id."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 
@@ -13,6 +11,7 @@ from imprint.unet import with_background
 
 from ..pairs.batches import Batch
 from ..pairs.draw import Draw
+from .distillation import Guided
 
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
 PYRAMID_LEVELS = 4  # the last is an eighth of the size, as a latent
@@ -45,26 +44,6 @@ def loss_weights(signal: torch.Tensor, config: NoiseConfig, kind: str) -> torch.
     snr = signal / (1 - signal)
     plain = snr if config.prediction_type == "epsilon" else snr + 1
     return (plain if config.zero_terminal_snr else snr).clamp(max=MIN_SNR_GAMMA) / plain
-
-
-@dataclass(frozen=True)
-class Guided:
-    """A frozen model's prediction with classifier-free guidance (arXiv 2207.12598, equation 6), as a target to
-    distil (Meng et al., arXiv 2210.03142, section 3.1, at a single scale). Where the object is dropped it is the
-    unconditional prediction, so that guidance applied on top multiplies."""
-
-    model: torch.nn.Module
-    scale: float
-
-    @torch.no_grad()
-    def __call__(
-        self, reference: torch.Tensor, seen: torch.Tensor, timesteps: torch.Tensor, dropped: torch.Tensor
-    ) -> torch.Tensor:
-        """Takes the model's arguments; returns (B, C, h, w)."""
-        nothing = torch.ones_like(dropped)
-        without, with_object = (self.model(reference, seen, timesteps, mask).float() for mask in (nothing, ~nothing))
-        guided = torch.lerp(without, with_object, self.scale)
-        return torch.where(dropped[:, None, None, None], without, guided)
 
 
 def diffusion_loss(

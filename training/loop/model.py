@@ -21,7 +21,16 @@ from imprint.vae import build_autoencoder
 
 from ..settings import STAGES, Stage, Train
 
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the UNet's attention, as in diffusers' own examples
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LORA_TARGETS = {
+    "attention": _ATTENTION,  # as in diffusers' own examples
+    # as in LCM-LoRA (arXiv 2311.05556): feed-forward layers, convolutions, and how they are told the timestep
+    "all": [
+        *_ATTENTION,
+        *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+        *("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"),
+    ],
+}
 
 
 class Model(torch.nn.Module):
@@ -56,15 +65,17 @@ class Model(torch.nn.Module):
     def encoder_is_frozen(self) -> bool:
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
-    def compile_parts(self, mode: str) -> None:
+    def compile_parts(self, mode: str, whole: bool = False) -> None:
         """torch.compile, in place, what takes the time: the UNet block by block, adapter, and encoder if it is trained.
 
-        One graph of everything would hand out all gradients at its end. Of blocks, DDP sends the gradients of one while
-        the one before it still computes; its own way of cutting graphs for that is turned off. mode: torch.compile's.
+        mode: torch.compile's. whole: the UNet as one graph, for a single process: fewer pauses and kernels, but all
+        gradients come at its end. Of blocks, DDP sends the gradients of one while the one before it still computes; its
+        own way of cutting graphs for that is turned off.
         """
         torch._dynamo.config.optimize_ddp = False
         torch._dynamo.config.recompile_limit = 64  # counts the blocks of a class together
-        parts = [self.adapter, *self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        blocks = [self.unet] if whole else [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        parts = [self.adapter, *blocks]
         for part in parts if self.encoder_is_frozen else [self.encoder, *parts]:
             part.compile(mode=mode, dynamic=False)
         if self.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
@@ -105,7 +116,8 @@ def choose_trained(model: Model, stage: Stage, settings: Train, fresh: bool) -> 
         from peft import LoraConfig
 
         # alpha = rank: the addition counts as it is, in every program that reads the file
-        lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=LORA_TARGETS)
+        targets = LORA_TARGETS[settings.lora_layers]
+        lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=targets)
         model.unet.add_adapter(lora)
     # From random weights there is no trained UNet encoder to keep: stage 1 then trains all of the model.
     everything = not stage.lora and (settings.train_all or fresh)

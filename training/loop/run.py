@@ -23,14 +23,17 @@ from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
 
 from ..arguments import flattened
+from ..pairs.batches import Batch
+from ..pairs.draw import Draw
 from ..pairs.pictures import Reading
 from ..settings import STAGES, Train
 from .account import account_of
 from .checkpoints import Checkpoints
+from .distillation import Guided, SamplingPath, few_steps_loss
 from .ema import Average, whole
 from .layout import Rearranged, make_layout
 from .log import Log
-from .losses import Guided, diffusion_loss, draw_timesteps, loss_weights, translation_loss
+from .losses import diffusion_loss, draw_timesteps, loss_weights, translation_loss
 from .meter import Meter
 from .model import (
     LORA_TARGETS,
@@ -80,6 +83,9 @@ class Run:
         )
         self._build(modules, fresh=start is None)
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
+        self.path = None
+        if settings.distill_steps is not None:
+            self.path = SamplingPath(settings.distill_steps, self.config.noise, self.alpha_bar)
         processes = self.accelerator.num_processes
         self.layout = make_layout(processes, settings.batch, settings.accumulate, settings.global_batch)
         self.begun = Begun(self.layout, settings.images)
@@ -102,9 +108,15 @@ class Run:
         model = Model(modules, self.config).to(self.device, memory_format=None if plain else torch.channels_last)
         self.trained_names = choose_trained(model, self.stage, settings, fresh)
         self.teacher = None
-        if settings.distill_guidance is not None:
-            start = self.accelerator.prepare_model(copy.deepcopy(model).requires_grad_(False), evaluation_mode=True)
-            self.teacher = Guided(start, settings.distill_guidance)
+        if settings.distill_steps is not None and split:
+            raise ImprintError("--distill-steps needs a model that FSDP does not split; train it with DDP")
+        if settings.distill_guidance is not None or settings.distill_steps is not None:
+            start = copy.deepcopy(model).requires_grad_(False)
+            if settings.compile:
+                start.compile_parts(settings.compile, whole=True)
+            self.teacher = self.accelerator.prepare_model(start, evaluation_mode=True)
+            if settings.distill_guidance is not None:
+                self.teacher = Guided(self.teacher, settings.distill_guidance)
         self.average = Average(model, shared=not split, evaluates=self.main or not split)
         self.ema = self.average.module
         if settings.checkpointing:
@@ -112,7 +124,9 @@ class Run:
             model.encoder.backbone.gradient_checkpointing_enable()
         optimizer = make_optimizer(model, settings, split)
         if settings.compile:
-            model.compile_parts(settings.compile)
+            # Checkpointed blocks are compiled one by one.
+            alone = self.accelerator.num_processes == 1 and not settings.checkpointing
+            model.compile_parts(settings.compile, whole=alone)
             self.autoencoder.encoder.compile(dynamic=False)
         self.raw = model
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -139,7 +153,7 @@ class Run:
                 "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
                 "steps": self.steps,
                 "trained": "everything" if self.trained_names == ("",) else list(self.trained_names),
-                "lora": LORA_TARGETS if self.stage.lora else None,
+                "lora": LORA_TARGETS[self.settings.lora_layers] if self.stage.lora else None,
                 "trained_parameters": sum(parameter.numel() for parameter in self.trained),
                 "split": self.split,
                 "mix": dict(settings.mix),
@@ -197,7 +211,7 @@ class Run:
         validation = None
         if self.main:
             held_out = self.maker("held-out", pictures=pictures)
-            validation = Validation(held_out, self.autoencoder, settings, self.accelerator)
+            validation = Validation(held_out, self.autoencoder, settings, self.accelerator, self.held_out_losses)
             self.state.describe(now)
             if step < self.steps:
                 source.batch(step * self.layout.accumulate)  # the next step's, which is kept for it
@@ -233,7 +247,7 @@ class Run:
         self.state.save(step)  # first: a signal's sender may not wait for held-out pairs
         if validation:
             nothing = self.text.nothing if self.text else None
-            log.write(step, **validation.measure(self.ema, self.alpha_bar, nothing))
+            log.write(step, **validation.measure(self.ema, nothing))
             validation.sample(self.ema, step * self.step_size)
         self.checkpoints.keep(step * self.step_size)
         log.restart_clock()
@@ -264,13 +278,25 @@ class Run:
             error = translation_loss(self.model, batch, self.text.nothing, draw, settings.dropout)
             meter.add(error, weight=share)
             return share * error.mean()
-        timesteps = draw_timesteps(len(batch.target), noise, settings.timesteps, draw)
-        error, matte = diffusion_loss(
-            self.model, batch, self.config, self.alpha_bar, draw, settings.dropout, timesteps, self.teacher
-        )
+        if self.path:
+            error, matte, timesteps = few_steps_loss(
+                self.model, self.teacher, self.path, batch, self.config, draw, settings.dropout
+            )
+        else:
+            timesteps = draw_timesteps(len(batch.target), noise, settings.timesteps, draw)
+            error, matte = diffusion_loss(
+                self.model, batch, self.config, self.alpha_bar, draw, settings.dropout, timesteps, self.teacher
+            )
         meter.add(error, matte, timesteps, share)
         weights = loss_weights(self.alpha_bar[timesteps], noise, settings.weighting)
         return share * ((weights * error).mean() + settings.matte_weight * matte.mean())
+
+    def held_out_losses(self, model: Model, batch: Batch, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each held-out pair's loss and its matte's, both (B,), of the model with averaged weights: nothing is dropped,
+        and the truth is the picture, or, of a run to few steps, the teacher's drawing."""
+        if self.path:
+            return few_steps_loss(model, self.teacher, self.path, batch, self.config, draw)[:2]
+        return diffusion_loss(model, batch, self.config, self.alpha_bar, draw)
 
     def _to_stop(self, step: int) -> bool:
         """Whether time is up or a signal came, in any process; checked rarely, since processes have to wait for it."""

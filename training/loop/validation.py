@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,10 @@ from imprint.pipeline import ImprintPipeline
 from imprint.saving import save_image
 from imprint.vae import decode
 
+from ..pairs.batches import Batch
 from ..pairs.draw import Draw
 from ..settings import Train
-from .losses import diffusion_loss, translation_loss
+from .losses import translation_loss
 from .model import Model
 from .source import AnyPairMaker, BatchSource
 
@@ -37,9 +39,11 @@ class Validation:
         autoencoder: torch.nn.Module,
         settings: Train,
         accelerator: Accelerator,
+        losses: Callable[[Model, Batch, Draw], tuple[torch.Tensor, torch.Tensor]],
     ):
+        """losses: each pair's loss and its matte's, both (B,)."""
         self.autoencoder, self.settings, self.accelerator = autoencoder, settings, accelerator
-        self.maker = maker
+        self.maker, self.losses = maker, losses
         self.config: ImprintConfig = maker.config
         source = BatchSource(
             maker, autoencoder, dataclasses.replace(settings, seed=0, chunk=PART), 0, accelerator.device
@@ -47,7 +51,7 @@ class Validation:
         self.pairs = source.make(SIZE, source.generator(4))
 
     @torch.no_grad()
-    def measure(self, model: Model, alpha_bar: torch.Tensor, nothing: torch.Tensor | None = None) -> dict[str, float]:
+    def measure(self, model: Model, nothing: torch.Tensor | None = None) -> dict[str, float]:
         """The model's losses, with fixed noise and nothing dropped.
 
         nothing: the empty caption's tokens, if the pairs have captions.
@@ -57,7 +61,7 @@ class Validation:
         with self.accelerator.autocast():
             for start in range(0, len(self.pairs.target), PART):
                 part = self.pairs[slice(start, start + PART)]
-                losses.append(diffusion_loss(model, part, self.config, alpha_bar, draw))
+                losses.append(self.losses(model, part, draw))
                 if nothing is not None:
                     translated.append(translation_loss(model, part, nothing, draw))
         loss, matte = (torch.cat(part).mean().item() for part in zip(*losses))
@@ -83,7 +87,8 @@ class Validation:
         noise = torch.randn(batch.target.shape, generator=torch.Generator(device).manual_seed(0), device=device)
         with self.accelerator.autocast():
             context = model.context(batch.reference)
-            latents, logits = pipeline.denoise(context, batch.background.float(), batch.hole, noise)
+            background, steps = batch.background.float(), self.settings.distill_steps
+            latents, logits = pipeline.denoise(context, background, batch.hole, noise, steps)
             shown = [
                 decode(self.autoencoder, z.float(), self.config.latent)
                 for z in (batch.background, latents, batch.target)
