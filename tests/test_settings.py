@@ -139,6 +139,8 @@ def test_the_warm_up_ends_before_the_run(capsys):
     ("options", "message"),
     [
         ("--distill-guidance 2", "--distill-guidance needs --init"),
+        ("--distill-steps 2", "--distill-steps needs --init"),
+        ("--distill-steps 0", "--distill-steps is 0; it must be a whole number of 1 or more"),
         ("--pool 2 --limit 9", "--limit reads the first samples, --pool all shards in turn"),
         ("--translation 1.5", "--translation is 1.5"),
         ("--accumulate 2 --compile reduce-overhead", "keeps no gradients between batches"),

@@ -389,6 +389,18 @@ def test_distilled_guidance_needs_none_when_sampling_and_more_training_does_agai
         )
 
 
+def test_few_steps_are_distilled_from_a_model_that_begins_at_pure_noise(data, tmp_path):
+    start = tmp_path / "start.safetensors"
+    own = load_checkpoint(data / "start.safetensors")
+    noise = dataclasses.replace(own.config.noise, timestep_spacing="leading")
+    save_checkpoint(start, dataclasses.replace(own, config=dataclasses.replace(own.config, noise=noise)))
+    command = words(data, tmp_path / "run", "finetune", init=start, **{"distill-steps": 2})
+    assert f"those of {start} are spaced 'leading'; give another --init" in refused(train.main, command)
+    for more in (["--compile", "reduce-overhead"], ["--distill-steps", "1.5"]):
+        with pytest.raises(SystemExit):
+            parse_train([*command, *more])
+
+
 def test_a_run_says_what_is_usable(data, first_run):
     counts = json.loads((first_run / "usable.json").read_text(encoding="utf-8"))
     assert counts.keys() == {"train", "held-out"} and counts["train"]["views"] == 12

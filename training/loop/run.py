@@ -85,6 +85,12 @@ class Run:
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
         self.path = None
         if settings.distill_steps is not None:
+            if self.config.noise.timestep_spacing != "trailing":
+                raise ImprintError(
+                    "--distill-steps needs a model whose timesteps are spaced 'trailing', since few steps must begin "
+                    f"at pure noise, and those of {settings.init} are spaced '{self.config.noise.timestep_spacing}'; give "
+                    "another --init"
+                )
             self.path = SamplingPath(settings.distill_steps, self.config.noise, self.alpha_bar)
         processes = self.accelerator.num_processes
         self.layout = make_layout(processes, settings.batch, settings.accumulate, settings.global_batch)
