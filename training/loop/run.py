@@ -85,11 +85,11 @@ class Run:
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
         self.path = None
         if settings.distill_steps is not None:
-            if self.config.noise.timestep_spacing != "trailing":
+            spacing = self.config.noise.timestep_spacing
+            if spacing != "trailing":
                 raise ImprintError(
                     "--distill-steps needs a model whose timesteps are spaced 'trailing', since few steps must begin "
-                    f"at pure noise, and those of {settings.init} are spaced '{self.config.noise.timestep_spacing}'; give "
-                    "another --init"
+                    f"at pure noise, and those of {settings.init} are spaced '{spacing}'; give another --init"
                 )
             self.path = SamplingPath(settings.distill_steps, self.config.noise, self.alpha_bar)
         processes = self.accelerator.num_processes
