@@ -19,7 +19,7 @@ from make_workflows import FIRST, WORKFLOWS, file_of
 from ui_workflow import to_prompt
 
 NAME = "some-imprint-copy"
-MEGABYTES = 65
+MEGABYTES = 68
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
