@@ -395,7 +395,7 @@ def test_few_steps_are_distilled_from_a_model_that_begins_at_pure_noise(data, tm
     noise = dataclasses.replace(own.config.noise, timestep_spacing="leading")
     save_checkpoint(start, dataclasses.replace(own, config=dataclasses.replace(own.config, noise=noise)))
     command = words(data, tmp_path / "run", "finetune", init=start, **{"distill-steps": 2})
-    assert f"those of {start} are spaced 'leading'; give another --init" in refused(train.main, command)
+    assert f"those of {start} are spaced 'leading'; give another --init" in failed(train.main, command)
     for more in (["--compile", "reduce-overhead"], ["--distill-steps", "1.5"]):
         with pytest.raises(SystemExit):
             parse_train([*command, *more])
