@@ -58,14 +58,14 @@ def test_the_matte_s_loss_counts_known_values_in_the_hole_by_their_signal():
     batch, logits = batch_of(2), torch.zeros(2, 8, 8, 8)
     batch.matte = torch.full((2, 8, 8, 8), 0.5)
     signal = torch.tensor([1.0, 0.25])
-    assert torch.allclose(losses.matte_loss(logits, batch, signal), math.log(2) * signal)
+    assert torch.allclose(losses.matte_loss(logits, batch.matte, batch.hole, signal), math.log(2) * signal)
     wrong = torch.where(batch.hole > 0, logits, 1e3)  # outside the hole nothing counts
-    assert torch.allclose(losses.matte_loss(wrong, batch, signal), math.log(2) * signal)
+    assert torch.allclose(losses.matte_loss(wrong, batch.matte, batch.hole, signal), math.log(2) * signal)
     batch.matte[:, 4:] = -1.0  # nor does what nobody knows
     wrong[:, 4:] = -1e3
-    assert torch.allclose(losses.matte_loss(wrong, batch, signal), math.log(2) * signal)
+    assert torch.allclose(losses.matte_loss(wrong, batch.matte, batch.hole, signal), math.log(2) * signal)
     batch.matte[:] = -1.0
-    assert torch.equal(losses.matte_loss(wrong, batch, signal), torch.zeros(2))
+    assert torch.equal(losses.matte_loss(wrong, batch.matte, batch.hole, signal), torch.zeros(2))
 
 
 def test_conditions_are_dropped_at_the_given_rate():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from imprint.config import ImprintConfig, NoiseConfig
 from imprint.matte import split_matte
@@ -14,12 +12,10 @@ from imprint.unet import with_background
 
 from ..pairs.batches import Batch
 from ..pairs.draw import Draw
+from .losses import Predictor, hole_error, matte_loss
 
 SUBSTEPS = 4
 """The teacher's steps for each of the student's."""
-
-Predictor = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Takes `Model`'s arguments and returns the UNet's output (B, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +130,5 @@ def few_steps_loss(
         target = path.prediction(path.towards(latents, noisy, start, start + SUBSTEPS), noisy, start)
         matte = logits.sigmoid()
     output, logits = evaluated(model, noisy, start)
-    inside = hole.sum((1, 2, 3))
-    error = (F.mse_loss(output, target, reduction="none") * hole).sum((1, 2, 3)) / (inside * output.shape[1])
-    return error, _matte_loss(logits, matte, hole) * (step == path.steps - 1), path.times[start]
-
-
-def _matte_loss(logits: torch.Tensor, target: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy in the hole, (B,); 0 for a model without a matte."""
-    error = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * hole
-    return error.sum((1, 2, 3)) / (hole.sum((1, 2, 3)) * logits.shape[1]).clamp(min=1)
+    last_step = (step == path.steps - 1).float()
+    return hole_error(output, target, hole), matte_loss(logits, matte, hole, last_step), path.times[start]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -11,10 +13,12 @@ from imprint.unet import with_background
 
 from ..pairs.batches import Batch
 from ..pairs.draw import Draw
-from .distillation import Guided
 
 MIN_SNR_GAMMA = 5.0  # the paper's own choice
 PYRAMID_LEVELS = 4  # the last is an eighth of the size, as a latent
+
+Predictor = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes `Model`'s arguments and returns the UNet's output (B, C, h, w)."""
 
 
 def draw_timesteps(count: int, config: NoiseConfig, kind: str, draw: Draw) -> torch.Tensor:
@@ -54,7 +58,7 @@ def diffusion_loss(
     draw: Draw,
     dropout: float = 0.0,
     timesteps: torch.Tensor | None = None,
-    teacher: Guided | None = None,
+    teacher: Predictor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each sample's mean squared error in the hole, and the matte's loss: both (B,).
 
@@ -77,19 +81,24 @@ def diffusion_loss(
     prediction, logits = split_matte(model(batch.reference, seen, timesteps, dropped).float(), config)
     if teacher:
         target, _ = split_matte(teacher(batch.reference, seen, timesteps, dropped), config)
-    error = (F.mse_loss(prediction, target, reduction="none") * batch.hole).sum((1, 2, 3))
-    return error / (batch.hole.sum((1, 2, 3)) * clean.shape[1]), matte_loss(logits, batch, alpha_bar[timesteps])
+    return hole_error(prediction, target, batch.hole), matte_loss(logits, batch.matte, batch.hole, alpha_bar[timesteps])
 
 
-def matte_loss(logits: torch.Tensor, batch: Batch, signal: torch.Tensor) -> torch.Tensor:
+def hole_error(prediction: torch.Tensor, target: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """The mean squared error (B,) of (B, C, h, w) in the hole (B, 1, h, w)."""
+    error = (F.mse_loss(prediction, target, reduction="none") * hole).sum((1, 2, 3))
+    return error / (hole.sum((1, 2, 3)) * target.shape[1])
+
+
+def matte_loss(logits: torch.Tensor, matte: torch.Tensor, hole: torch.Tensor, signal: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of alpha and shadow in the hole where they are known: (B,), 0 for a model without a matte.
 
-    logits (B, 2 * matte**2, h, w). Weighted by the signal's share of power (B,): pure noise tells nothing, and the
-    matte is read where there is little noise, at sampling's last evaluation (with 20 steps timestep 49, where the
-    signal's share is 95 %; with 8 steps timestep 124, 85 %).
+    logits, matte (B, 2 * matte**2, h, w), -1 where the matte is unknown. Weighted by the signal's share of power (B,):
+    pure noise tells nothing, and the matte is read where there is little noise, at sampling's last evaluation (with 20
+    steps timestep 49, where the signal's share is 95 %; with 8 steps timestep 124, 85 %).
     """
-    target = batch.matte.float()
-    known = (target >= 0) * batch.hole
+    target = matte.float()
+    known = (target >= 0) * hole
     error = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none") * known
     return signal * error.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
 

@@ -118,8 +118,6 @@ class Run:
             raise ImprintError("--distill-steps needs a model that FSDP does not split; train it with DDP")
         if settings.distill_guidance is not None or settings.distill_steps is not None:
             start = copy.deepcopy(model).requires_grad_(False)
-            if settings.compile:
-                start.compile_parts(settings.compile, whole=True)
             self.teacher = self.accelerator.prepare_model(start, evaluation_mode=True)
             if settings.distill_guidance is not None:
                 self.teacher = Guided(self.teacher, settings.distill_guidance)
