@@ -36,6 +36,8 @@ def micro_preset(monkeypatch):
     monkeypatch.setitem(PRESETS, "micro", micro_config())
     monkeypatch.setattr(speed, "BLOCK", 1)
     monkeypatch.setattr(speed_trial, "BLOCK", 1)
+    monkeypatch.setattr(speed_inference, "STEPS", 4)
+    monkeypatch.setattr(speed_inference, "WINDOWS", 2)
 
 
 @pytest.fixture
