@@ -463,5 +463,6 @@ class TuneDecoder:
     def check(self) -> None:
         """Raise `ImprintError` for numbers out of range."""
         require(self, "images batch held_out limit")
-        arguments.require_other(self.output, self.checkpoint)
+        require(self, "lr time_limit", 0)
         require(self, "keep", 0, 1)
+        arguments.require_other(self.output, self.checkpoint)
