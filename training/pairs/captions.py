@@ -69,7 +69,7 @@ class Captions:
         `ImprintError` for one too many, by default the first, also while drawing; for a folder without shards or
         samples; and for a shard that cannot be read.
         """
-        self.config, self.text, self.nothing, self.device = config, text, text.nothing, device
+        self.config, self.text, self.device = config, text, device
         self.bad = bad or Bad()
         self.spans = [span for shard in list_shards(folder) for span in _spans(shard, self.bad)][:limit]
         if not self.spans:
