@@ -42,7 +42,7 @@ OUTSIDE = 0.01
 REACH = 0.04
 """Contact is within this share of the picture's height beside the object's lower half."""
 DARKEST = 0.02
-"""Added to both of a ratio: black ground can lose nothing."""
+"""Added to both sides of a ratio: black ground can lose nothing."""
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def _needed(metric: str, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise ImprintError(
-            f"'{metric}' needs {what}, which cannot be had ({_brief(error)}); give a folder that holds it as "
+            f"'{metric}' needs {what}, which could not be loaded ({_brief(error)}); give a folder that holds it as "
             "--backbones, or choose others with --metrics"
         ) from error
 

@@ -158,7 +158,7 @@ def read_subjects(folder: Path) -> dict[str, list[Photo]]:
     Subjects without any are skipped. Raises `ImprintError` if none is left.
     """
     if not folder.is_dir():
-        raise ImprintError(f"{folder}: no such folder; --subjects is a folder with one folder of photos a subject")
+        raise ImprintError(f"{folder}: no such folder; --subjects is a folder with one folder of photos per subject")
     subjects = {}
     for home in sorted(path for path in folder.iterdir() if path.is_dir()):
         if photos := photos_of(home):
@@ -223,7 +223,7 @@ def _listed_boxes(text: str) -> list[tuple[str, list, str | None]]:
         if not (0 <= left < right and 0 <= top < bottom):
             raise ValueError(f"the box {line['box']} is empty or begins outside the picture")
         if not isinstance(line.get("subject"), str | None):
-            raise ValueError(f"the subject {line['subject']!r} is no name")
+            raise ValueError(f"the subject {line['subject']!r} is not a name")
     return [(line["background"], line["box"], line.get("subject")) for line in lines]
 
 

@@ -140,7 +140,7 @@ def _spans(shard: str, bad: Bad) -> list[Span]:
                 elif kind == "json":
                     licences[key] = sys.intern(_licence(archive.extractfile(member)))
     except (OSError, tarfile.TarError) as error:
-        raise ImprintError(f"{shard} is no whole tar file ({error}); make it again") from error
+        raise ImprintError(f"{shard} is not a complete tar file ({error}); make it again") from error
     spans = []
     for key, parts in samples.items():
         picture = next((parts[kind] for kind in PICTURES if kind in parts), None)

@@ -65,7 +65,7 @@ class Photos(Pictures):
         numbered = 0
         for index, (record, picture, mask, _) in enumerate(about.counted(samples)):
             if picture.mode == "RGBA" and mask is None:
-                about.left_out["cut-outs, which are no photos"] += 1
+                about.left_out["cut-outs, which are not photos"] += 1
                 continue
             picture = picture.convert("RGB")
             spans = [] if mask is None else _spans(np.asarray(mask), along=int(picture.width > picture.height))
