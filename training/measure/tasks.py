@@ -28,6 +28,7 @@ from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
+from ..data.multiview import ASIDE
 from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, name_digest, name_hash, read_shards
 from .light import LightTask
 
@@ -39,7 +40,7 @@ is for, None for all."""
 MOST_OF_THE_PICTURE = 0.5  # boxes of a larger area leave no scene to fit into
 LONGEST_NAME = 100  # characters of a clip's name in a file's name
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-NO_PHOTOS = (".mask.png", "_bbox.png", "_rmobj.jpg")
+NO_PHOTOS = (".mask.png", *ASIDE)
 """Endings of files that are not a subject's photos: masks, and MureCom's boxes and photos without the object."""
 
 
