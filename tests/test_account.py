@@ -57,7 +57,7 @@ def test_an_object_in_several_squares_counts_once_and_by_its_best():
 
 def test_cut_outs_are_no_photos():
     photos = Photos.of([scene("a", (20, 20, 60, 60)), Sample(record("mug"), cutout(60, 60))], 64)
-    assert len(photos.rgb) == 1 and photos.about.left_out == {"cut-outs, which are no photos": 1}
+    assert len(photos.rgb) == 1 and photos.about.left_out == {"cut-outs, which are not photos": 1}
 
 
 def test_objects_are_measured_against_their_size_in_targets():

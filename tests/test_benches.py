@@ -91,7 +91,7 @@ def test_a_background_without_a_box_and_a_line_that_is_none_are_said(murecom):
     [
         (b"Sports Car 0.jpg 10 20 10 80", r"has the box \[10, 20, 10, 80\] for 0\.jpg, which is empty"),
         (b"Sports Car 0.jpg 60 80 10 20", r"has the box \[60, 80, 10, 20\] for 0\.jpg, which is empty"),
-        ("Sports Car 0.jpg 10 20 60 80".encode("utf-16"), r"bbox\.txt is no text .*; save it as UTF-8"),
+        ("Sports Car 0.jpg 10 20 60 80".encode("utf-16"), r"bbox\.txt is not text .*; save it as UTF-8"),
     ],
 )
 def test_lines_of_empty_boxes_and_files_that_are_no_text_are_said(murecom, text, message):
@@ -105,8 +105,8 @@ def test_lines_of_empty_boxes_and_files_that_are_no_text_are_said(murecom, text,
     [
         ("a.jpg", [768, 0, 800, 100], "is not left, top, right, bottom in 768 x 768 pixels"),
         ("a.jpg", [0, 0, 0.0, 100], "is not left, top, right, bottom"),
-        ("../a.jpg", [0, 0, 100, 100], "is no name of a picture beside it"),
-        ("", [0, 0, 100, 100], "is no name of a picture beside it"),
+        ("../a.jpg", [0, 0, 100, 100], "is not the name of a picture beside it"),
+        ("", [0, 0, 100, 100], "is not the name of a picture beside it"),
     ],
 )
 def test_boxes_beyond_the_picture_and_names_elsewhere_are_refused(tmp_path, name, box, message):
@@ -152,7 +152,7 @@ def test_dreameditbench_s_boxes_are_of_squeezed_pictures(tmp_path):
     with pytest.raises(ImprintError, match=r"--subjects go with DreamEditBench's bbox\.json"):
         folder_tasks(root, tmp_path / "dreambooth")
     (own / "dog/bbox.json").write_text('{"found0.jpg": [9, 9, 4, 4]}')
-    with pytest.raises(ImprintError, match=r"bbox\.json is no list of pictures and boxes \(ValueError"):
+    with pytest.raises(ImprintError, match=r"bbox\.json is not a list of pictures and boxes \(ValueError"):
         folder_tasks(own, tmp_path / "dreambooth")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImprintError, match="holds no task; known layouts are"):

@@ -75,7 +75,7 @@ def test_no_object_is_cut_off_where_another_pair_can_stand_in():
 
 def test_a_side_that_the_unet_cannot_have_is_named():
     require_bucket((96, 64), matte_config())
-    with pytest.raises(ImprintError, match="a bucket of 100x64 pixels cannot be; both sides must be multiples of 16"):
+    with pytest.raises(ImprintError, match="cannot take 100x64 pixels; both sides must be multiples of 16"):
         require_bucket((100, 64), matte_config())
 
 
@@ -125,5 +125,5 @@ def test_what_cannot_be_is_a_sentence(data, tmp_path, monkeypatch):
     said = refused(train.main, [*words(data, tmp_path / "run"), "--resolutions", "96x64"])
     assert "stage 'identity' shows the object alone, in squares" in said
     command = [*words(data, tmp_path / "run", "compositing"), "--train-all", "--resolutions", "100x64"]
-    with pytest.raises(SystemExit, match="a bucket of 100x64 pixels cannot be"):
+    with pytest.raises(SystemExit, match="cannot take 100x64 pixels; both"):
         train.main(command)

@@ -234,7 +234,7 @@ def test_light_of_two_places_adds_up(folder):
 def test_augmented_pairs_stay_in_range(folder, seed):
     torch.manual_seed(seed)
     photos = torch.randint(0, 256, (3, 4, SIDE, SIDE), dtype=torch.uint8)
-    batch = pairs.draw_rendered(read(folder).groups, torch.arange(8), photos, pairs.Variety())
+    batch = pairs.draw_rendered(read(folder).groups, torch.arange(8), photos, pairs.Variety(0.4, 0.15, 0.3, 0.4))
     batch = batch.joined(pairs.draw_photographed(photos, torch.tensor([0, 1, 2])))
     assert len(batch) == 11 and batch.rendered.flatten().tolist() == [1.0] * 8 + [0.0] * 3
     assert torch.equal(batch.direction[:, 3], batch.rendered.flatten())
@@ -686,7 +686,7 @@ def test_a_pupil_comes_nearer_to_its_teachers_and_not_to_the_truth(folder, tmp_p
     ("main", "words", "said"),
     [
         (relight.main, "--output x", "the following arguments are required: groups"),
-        (relight.main, "g --output x --photo-share 2", "shares from 0 to 1"),
+        (relight.main, "g --output x --photo-share 2", "--photo-share is 2.0; it must be a finite number from 0 to 1"),
         (relight.main, "g --output x --seconds nan", "--seconds is nan; it must be a finite number"),
         (relight.main, "g --output x --side 40", "multiples of 32"),
         (relight.main, "g --output x --lr -1", "--lr is -1; it must be more than 0"),

@@ -10,6 +10,7 @@ from micro import cutout, micro_config, photo, seeded
 from PIL import Image
 from runs import words
 
+from imprint.errors import ImprintError
 from imprint.masks import LEVELS, hole_pixels
 from training.data.shards import MAX_FRAME_GAP, VIDEO_GAP, Record, Sample
 from training.loop import validation
@@ -344,6 +345,8 @@ def test_a_kind_without_data_is_left_out(loaded):
     )
     assert set(maker.mix) == {"rendered", "patch"}
     assert maker(7, seeded()).target.shape[0] == 7
+    with pytest.raises(ImprintError, match="the data have nothing for pairs of still or video; .*--mix"):
+        PairMaker(micro_config(), "identity", views, empty, {"still": 0.5, "video": 0.5})
 
 
 def test_views_are_grouped_by_object(loaded):

@@ -47,7 +47,7 @@ def test_meshes_and_textures_are_found_and_others_named(folder, tmp_path):
     with pytest.raises(ImprintError, match=r"hold no \.jpg"):
         read_photos([folder / "photos"], {"noise.png"})
     (tmp_path / "index.json").write_text('[{"file": "a.glb"}]')
-    with pytest.raises(ImprintError, match="no list of meshes"):
+    with pytest.raises(ImprintError, match="not a list of meshes"):
         meshes.read_meshes(tmp_path)
 
 

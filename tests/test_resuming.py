@@ -200,7 +200,7 @@ def test_a_step_of_so_many_pictures_whatever_the_processes(data, tmp_path):
     assert make_layout(2, 4, 1, None) == Layout(2, 1, 4)
     assert make_layout(2, 4, 1, 32) == Layout(2, 4, 4)
     for wanted in (12, 4):
-        with pytest.raises(ImprintError, match=f"--global-batch {wanted} is no multiple of 8"):
+        with pytest.raises(ImprintError, match=f"--global-batch {wanted} is not a multiple of 8"):
             make_layout(2, 4, 1, wanted)
     train.main(words(data, tmp_path / "run", images=16, **{"global-batch": 8}))
     train.main(words(data, tmp_path / "other", images=16, accumulate=4))

@@ -155,7 +155,7 @@ def test_what_is_no_state_or_does_not_fit_is_said(data, tmp_path, whole):
     def said() -> str:
         return failed(export.main, [str(state), str(made)])
 
-    assert "is no state" in failed(export.main, [str(run), str(made)])
+    assert "is not a state" in failed(export.main, [str(run), str(made)])
     assert "would be overwritten" in failed(export.main, [str(state), str(data / "vae.safetensors")])
     options = json.loads((run / "options.json").read_text())
     (run / "options.json").write_text(json.dumps(options | {"model": options["model"] | {"resolution": 128}}))

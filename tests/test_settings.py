@@ -189,6 +189,7 @@ def test_no_option_takes_a_whole_number_that_nothing_counts_to(kind):
         (Evaluate, "--output x --pairs p --steps 0", "--steps is 0"),
         (Evaluate, "--output x --pairs p --detail -0.5", "--detail is -0.5; it must be a finite number from 0 to 1"),
         (Evaluate, "--output x --pairs p --checkpoint ..=b", "--checkpoint ..=b: its results go into a folder"),
+        (TuneDecoder, "--checkpoint a --output b --cutouts c --photos d --lr -1", "--lr is -1.0"),
         (Benchmark, "--output x --steps 0", "--steps is 0"),
         (Benchmark, "--output x --time-limit -1", "--time-limit is -1"),
         (Benchmark, "--output x --memory-batches 8 0", "--memory-batches are (8, 0)"),

@@ -77,6 +77,6 @@ def test_a_model_of_a_file_s_sizes_trains_and_goes_on_as_it_is(data, tmp_path):
     assert described["sizes"] == str(file) and described["model"]["unet"]["widths"] == [32, 96]
     file.write_text("preset: micro")  # the same name, and another model
     assert "was begun with model" in failed(train.main, command)
-    assert f"--sizes {tmp_path / 'x'} is no file and no preset" in failed(
+    assert f"--sizes {tmp_path / 'x'} is neither a file nor a preset" in failed(
         train.main, words(data, tmp_path / "other", sizes=tmp_path / "x")
     )

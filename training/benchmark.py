@@ -19,7 +19,6 @@ Weights are random and pictures are noise: neither affects the speed. Steps are 
 
 from __future__ import annotations
 
-import shutil
 import signal
 
 from imprint.errors import print_anything
@@ -47,7 +46,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"stopped after {settings.time_limit} s, in row {row}")
     finally:
         signal.alarm(0)
-        shutil.rmtree(bench.scratch, ignore_errors=True)
     if (settings.output / "benchmark.md").exists():
         print((settings.output / "benchmark.md").read_text(encoding="utf-8"))
 

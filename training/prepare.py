@@ -22,6 +22,7 @@ from .data import captions, multiview, stills, video
 from .data.items import read_names, read_photos
 from .data.preparing import prepare
 from .data.settings import Prepare
+from .data.shards import is_local
 from .light.preparing import __doc__ as LIGHT
 from .light.preparing import prepare_light
 from .light.settings import PrepareLight
@@ -54,8 +55,7 @@ def run(settings: Prepare | PrepareLight) -> dict:
     """`prepare` with what the options name read in, or `prepare_light`."""
     if isinstance(settings, PrepareLight):
         return prepare_light(settings)
-    local = "://" not in str(settings.output)
-    if local and Path(settings.output).resolve().is_relative_to(settings.input.resolve()):
+    if is_local(settings.output) and Path(settings.output).resolve().is_relative_to(settings.input.resolve()):
         raise ImprintError(
             f"{settings.output} lies in --input, where the next run would read what this one writes; give another "
             "--output"

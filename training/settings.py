@@ -88,7 +88,9 @@ STAGES = {
         lora=True,
     ),
 }
-OLD_NAMES = {"warmup": "lr_warmup", "views": "cutouts", "sides": "resolutions", "view_side": "cutout_resolution"}
+OLD_NAMES = dict(
+    warmup="lr_warmup", views="cutouts", sides="resolutions", view_side="cutout_resolution", config="sizes"
+)
 """Former names of `Train`'s fields, and of the data in a run's data.json."""
 OLD_STAGES = {"views": "identity"}
 OLD_KINDS = {"piece": "patch"}
@@ -359,7 +361,7 @@ def parse_train(argv: list[str] | None, description: str | None = None) -> Train
         argv,
         description,
         preset=stage_defaults,
-        renamed=OLD_NAMES | {"config": "sizes"},
+        renamed=OLD_NAMES,
         ignored=DESCRIBED,
         old_config=("sizes", PRESETS),
     )
@@ -367,7 +369,7 @@ def parse_train(argv: list[str] | None, description: str | None = None) -> Train
 
 def read_train(path: Path) -> Train:
     """The settings of a run from its options.json. Raises `ImprintError` for an incomplete one."""
-    values = arguments.read_file(path, Train, OLD_NAMES | {"config": "sizes"}, DESCRIBED)
+    values = arguments.read_file(path, Train, OLD_NAMES, DESCRIBED)
     values = arguments.defaults(Train) | stage_defaults(values) | values
     if absent := {field.name for field in arguments.flat(Train)} - values.keys():
         raise ImprintError(f"{path} does not say {', '.join(sorted(absent))}; give a run's own options.json")
@@ -376,7 +378,7 @@ def read_train(path: Path) -> Train:
 
 def renamed_options(described: dict[str, Any]) -> dict[str, Any]:
     """The contents of a run's options.json under the present names."""
-    values = {(OLD_NAMES | {"config": "sizes"}).get(name, name): value for name, value in described.items()}
+    values = {OLD_NAMES.get(name, name): value for name, value in described.items()}
     values["stage"] = OLD_STAGES.get(values.get("stage"), values.get("stage"))
     if isinstance(values.get("mix"), dict):
         values["mix"] = {OLD_KINDS.get(kind, kind): share for kind, share in values["mix"].items()}
@@ -461,5 +463,6 @@ class TuneDecoder:
     def check(self) -> None:
         """Raise `ImprintError` for numbers out of range."""
         require(self, "images batch held_out limit")
-        arguments.require_other(self.output, self.checkpoint)
+        require(self, "lr time_limit", 0)
         require(self, "keep", 0, 1)
+        arguments.require_other(self.output, self.checkpoint)

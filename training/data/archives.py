@@ -19,7 +19,7 @@ from typing import TypeAlias
 from imprint.errors import ImprintError
 
 Entry: TypeAlias = "tuple[str, int, int, int, int]"
-"""A file: its zip, where its header begins there, bytes packed, method, and check sum."""
+"""A file: its zip, where its header begins there, bytes packed, method, and checksum."""
 Node: TypeAlias = "dict[str, Node | Entry]"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -73,24 +73,26 @@ def _add(root: Node, archive: str, member: zipfile.ZipInfo) -> None:
     if member.flag_bits & ENCRYPTED:
         raise ImprintError(f"{archive} is encrypted; unpack it with its password, and give the folder")
     if member.compress_type not in (STORED, DEFLATED):
-        raise ImprintError(f"{archive} packs {member.filename} by a method that is not read; unpack it")
+        raise ImprintError(f"{archive} compresses {member.filename} by a method that is not supported; unpack it")
     parts = [part for part in member.filename.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise ImprintError(f"{archive} names {member.filename}, which leaves its folder; it is no data set")
+        raise ImprintError(f"{archive} names {member.filename}, which is outside its folder; it is not a data set")
     if not parts or "__MACOSX" in parts:
         return
     node, name = root, parts.pop()
     for folder in parts:
         node = node.setdefault(folder, {})
         if not isinstance(node, dict):
-            raise ImprintError(f"{archive} has {member.filename} in what is a file elsewhere; give other zips apart")
+            raise ImprintError(
+                f"{archive} has {member.filename}, where another zip has a file {folder}; give them separately"
+            )
     before = node.get(name)
     if isinstance(before, dict):
-        raise ImprintError(f"{archive} has as a file {member.filename}, a folder elsewhere; give other zips apart")
+        raise ImprintError(f"{archive} has the file {member.filename}, a folder of another zip; give them separately")
     differs = before is not None and before[0] != archive and before[-1] != member.CRC
     if differs and PurePosixPath(name).suffix.lower() in PICTURES:
         raise ImprintError(
-            f"{archive} and {before[0]} each have another {member.filename}, and one would be lost; give them apart"
+            f"{archive} and {before[0]} hold different pictures named {member.filename}; give them separately"
         )
     node[name] = archive, member.header_offset, member.compress_size, member.compress_type, member.CRC
 
@@ -200,7 +202,7 @@ class Zipped:
         except zlib.error as error:
             raise OSError(f"{self} is damaged ({error})") from error
         if signature != b"PK\3\4" or zlib.crc32(data) != check:
-            raise OSError(f"{self} is damaged: its check sum is another")
+            raise OSError(f"{self} is damaged: its checksum does not match")
         return data
 
     def read_text(self, encoding: str) -> str:

@@ -14,17 +14,17 @@ from .describing import describe
 from .items import PICTURES, Dropped, Group, Item, Source, open_picture
 from .settings import Prepare
 from .shards import Record
-from .stills import STILL, as_coco_s, coco_tables
+from .stills import STILL, coco_tables, reading_coco
 
 
 def caption_groups(path: Place, _options: Prepare) -> Iterator[Group]:
-    """COCO's captions (see `coco_tables`), or else pictures at any depth with NAME.txt beside them, a caption a line.
+    """COCO's captions (see `coco_tables`), or else pictures at any depth with NAME.txt beside them, a caption per line.
 
     COCO 2017 names its pictures by their number, so that a caption file without a table of pictures will do.
     """
     if (path / "captions.json").is_file() or any(path.glob("annotations/captions_*.json")):
         for table, folder in coco_tables(path, "captions"):
-            with as_coco_s(folder):
+            with reading_coco(folder):
                 yield from _coco_pictures(table, folder)
         return
     for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):

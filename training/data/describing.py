@@ -39,8 +39,7 @@ def describe(picture: Image.Image, address: str, model: str) -> str:
         headers["Authorization"] = f"Bearer {key}"
     url = f"{address.rstrip('/')}/chat/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    attempt = 0
-    while True:
+    for attempt in range(ATTEMPTS):
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 caption = " ".join(json.load(answer)["choices"][0]["message"]["content"].split())
@@ -55,4 +54,3 @@ def describe(picture: Image.Image, address: str, model: str) -> str:
                     f"for a key, {KEY}; finished shards are kept"
                 ) from error
             time.sleep(2**attempt)
-            attempt += 1

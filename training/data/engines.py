@@ -83,7 +83,7 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 def _on_ray(jobs: list[ShardJob], source: Source, options: Prepare) -> Iterator[dict]:
-    """The same work as Ray Data's tasks, one a shard, on the cluster of RAY_ADDRESS or else on this machine.
+    """The same work as Ray Data's tasks, one per shard, on the cluster of RAY_ADDRESS or else on this machine.
 
     Every node needs this checkout, and input and output at the same URL.
     """

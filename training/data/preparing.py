@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +47,7 @@ def prepare(source: Source, options: Prepare) -> dict[str, Any]:
             "repeat that, or give another --output or --name"
         )
     if options.dry_run:
-        if "://" not in str(options.output):
+        if shards.is_local(options.output):
             require_writable(summary)
         return {"options": resolved, "shards": len(jobs)}
     shards.write_file(summary, json.dumps({"options": resolved}, indent=1).encode())
@@ -125,8 +124,7 @@ def _finish(
             shards.write_file(shards.inside(options.output, split, shards.INDEX), index.encode())
             mine = {shard_url(job, options) for job in jobs if job.split == split}
             made += [place for place in found if place in mine]
-    buffer = io.BytesIO()
-    contact_sheet(made).save(buffer, "PNG")
-    shards.write_file(shards.inside(options.output, f"{options.name}.png"), buffer.getvalue())
+    sheet = shards.encoded(contact_sheet(made), "PNG")
+    shards.write_file(shards.inside(options.output, f"{options.name}.png"), sheet)
     shards.write_file(summary, json.dumps(result, indent=1).encode())
     return result

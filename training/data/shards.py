@@ -99,7 +99,7 @@ def inside(url: str | os.PathLike, *names: str) -> str:
 
 def write_file(url: str | os.PathLike, data: bytes) -> None:
     """Write the whole file or nothing: by renaming on a disk, by a single upload elsewhere."""
-    if _is_local(url):
+    if is_local(url):
         with replacing(url) as temporary:
             temporary.write_bytes(data)
         return
@@ -117,7 +117,7 @@ def read_file(url: str | os.PathLike, span: tuple[int, int] | None = None) -> by
     A remote read is tried three times, always from the start, so that no data are seen twice. Raises
     `FileNotFoundError` or another OSError for a local file, otherwise `ImprintError`.
     """
-    if _is_local(url):
+    if is_local(url):
         with open(url, "rb") as file:
             file.seek(span[0] if span else 0)
             return file.read(span[1] - span[0] if span else -1)
@@ -135,7 +135,8 @@ def read_file(url: str | os.PathLike, span: tuple[int, int] | None = None) -> by
             time.sleep(2**attempt)
 
 
-def _is_local(url: str | os.PathLike) -> bool:
+def is_local(url: str | os.PathLike) -> bool:
+    """Whether it is a path on this machine, and not a URL."""
     return "://" not in str(url)
 
 
@@ -227,7 +228,7 @@ def list_shards(url: str | os.PathLike) -> list[str]:
             raise ImprintError(
                 f"{url} has no {INDEX}, which lists the shards of a web server's folder; training.prepare leaves one"
             ) from None
-    elif _is_local(url):
+    elif is_local(url):
         names = sorted(path.name for path in Path(url).glob("*.tar"))
     else:
         system, path = _system(url)
@@ -290,7 +291,7 @@ def _good(future: Future[Sample], bad: Bad) -> Iterator[Sample]:
 
 def open_shard(shard: str) -> BinaryIO:
     """A shard's bytes as a file, for a remote shard in memory. Raises OSError or `ImprintError`."""
-    return open(shard, "rb") if _is_local(shard) else io.BytesIO(read_file(shard))
+    return open(shard, "rb") if is_local(shard) else io.BytesIO(read_file(shard))
 
 
 def read_parts(shard: str) -> Iterator[dict]:

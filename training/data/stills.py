@@ -46,12 +46,12 @@ def coco_tables(path: Place, kind: str) -> Iterator[tuple[dict, Place]]:
             table = json.loads(file.read_text(encoding="utf-8-sig"))
             table["annotations"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ImprintError(f"{file} is no COCO annotation file ({error!r})") from error
+            raise ImprintError(f"{file} is not a COCO annotation file ({error!r})") from error
         yield table, first_folder(folder) or path / "images"
 
 
 @contextmanager
-def as_coco_s(folder: Place) -> Iterator[None]:
+def reading_coco(folder: Place) -> Iterator[None]:
     """Raises `ImprintError` where a file of annotations turns out to be of another form while it is read."""
     try:
         yield
@@ -62,12 +62,12 @@ def as_coco_s(folder: Place) -> Iterator[None]:
 
 
 def coco_groups(path: Place, _options: Prepare) -> Iterator[Group]:
-    """COCO: `coco_tables`, with polygons or run lengths, compressed or not. Crowds are no objects.
+    """COCO: `coco_tables`, with polygons or run lengths, compressed or not. Crowds are not objects.
 
     A picture's own licence is taken where the file has a table of them.
     """
     for table, folder in coco_tables(path, "instances"):
-        with as_coco_s(folder):
+        with reading_coco(folder):
             yield from _coco_pictures(table, folder)
 
 

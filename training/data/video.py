@@ -114,7 +114,7 @@ def _read_clip(
 def _labels(path: Place, labels: Callable, known: tuple[int, ...] | None, seen: dict[int, int]) -> np.ndarray:
     values = np.asarray(open_mask(path, path))
     if values.ndim != 2:
-        raise Dropped("broken mask", path, f"{values.shape} values; one a pixel was expected")
+        raise Dropped("broken mask", path, f"{values.shape} values; one per pixel was expected")
     return labels(values.astype(np.int64), known, seen)
 
 

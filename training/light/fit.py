@@ -259,7 +259,7 @@ class LightRun:
         for value in self.sums.values():
             value.zero_()
         if not all(map(math.isfinite, means.values())):
-            raise ImprintError(f"the loss is not finite at step {step} ({means}); nothing was written: lower --lr")
+            raise ImprintError(f"the loss is not finite at step {step} ({means}); the file is as it was: lower --lr")
         if self.process.index:
             return
         found = gains(self.mean.net, self.held_out)

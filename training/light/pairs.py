@@ -51,13 +51,13 @@ FLOOR_EDGE = 0.02
 class Variety:
     """Augmentation beyond what the panoramas show, since a few places are soon memorised."""
 
-    repainted: float = 0.4
+    repainted: float
     """Fraction of the pairs whose ground is darker, brighter or tinted, as if it were another material."""
-    textured: float = 0.15
+    textured: float
     """Fraction of the pairs whose ground is a photo, laid flat, in the place's light."""
-    tinted: float = 0.3
+    tinted: float
     """Fraction of the pairs whose light has a strong colour."""
-    mixed: float = 0.4
+    mixed: float
     """Fraction of the pairs in the light of two places at once."""
 
 

@@ -154,7 +154,7 @@ def read_plan(folder: Path) -> dict[str, list[dict]]:
         plan["places"], plan["meshes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImprintError(
-            f"{folder} is no folder of groups ({error!r}); `python -m training.prepare light` makes one"
+            f"{folder} is not a folder of groups ({error!r}); `python -m training.prepare light` makes one"
         ) from error
     return plan
 

@@ -11,10 +11,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..render.panoramas import LUMINANCE
 from .scenes import LIGHTS, channels
 
-LUMINANCE = (0.2126, 0.7152, 0.0722)
-"""Weights of linear red, green and blue (ITU-R BT.709)."""
 SHOULDER = 0.7
 """Linear value above which a photo compresses its highlights."""
 IRRADIANCE_ROWS = 16

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from imprint.errors import ImprintError
 
-from ..arguments import option
-from ..settings import DEVICES, require
+from ..arguments import option, require
+from ..settings import DEVICES
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,6 @@ class PrepareLight:
             raise ImprintError(f"--seconds is {self.seconds:g}; it must be more than 0")
         if not 0 < self.held_out < 1:
             raise ImprintError(f"--held-out is {self.held_out:g}; it is a share between 0 and 1")
-
-
-SHARES = ("photo_share", "repainted", "textured", "tinted", "mixed", "told")
-"""Settings in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +131,10 @@ class Relight:
     def check(self) -> None:
         """Raise `ImprintError` for values out of range."""
         require(self, "steps batch lr_warmup capacity refresh held_out log_every")
-        for name in ("seconds", "lr"):
+        require(self, "cooldown photo_share repainted textured tinted mixed told ema", 0, 1)
+        for name in ("seconds", "lr", "cooldown"):
             if not getattr(self, name) > 0:
                 raise ImprintError(f"--{name} is {getattr(self, name):g}; it must be more than 0")
-        shares = {name: getattr(self, name) for name in SHARES}
-        if not (all(0 <= share <= 1 for share in shares.values()) and 0 < self.cooldown <= 1 and 0 <= self.ema < 1):
-            shares |= {"cooldown": self.cooldown, "ema": self.ema}
-            found = ", ".join(f"--{name.replace('_', '-')} is {share:g}" for name, share in shares.items())
-            raise ImprintError(f"{found}; they are shares from 0 to 1, of --cooldown more than 0, of --ema less than 1")
         if self.side < 32 or self.side % 32 or any(width < 32 or width % 32 for width in self.widths[-1:]):
             raise ImprintError(
                 f"--side is {self.side} and the last of --widths {self.widths[-1:]}; multiples of 32 were expected"

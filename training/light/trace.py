@@ -121,7 +121,7 @@ def trace_groups(
             continue
         failures = 0
         style = "original" if rng.uniform() < ORIGINAL else str(rng.choice(styles, p=weights / weights.sum()))
-        retexture(parts, style, rng, list(textures))
+        retexture(parts, style, rng, textures)
         shape = merge_parts(parts)
         for _ in range(VIEWS):
             chosen = rng.choice(places, LIGHTS, replace=len(places) < LIGHTS).tolist()

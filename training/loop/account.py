@@ -25,17 +25,15 @@ def account_of(source: BatchSource | Rearranged, held_out: AnyPairMaker) -> dict
     for split, maker in {"train": source.maker, "held-out": held_out}.items():
         if isinstance(maker, Captions):
             found[split] = captioned(maker, largest)
-            print("\n".join(sentences(split, found[split], largest)), file=sys.stderr)
-            continue
-        now = maker.now() if isinstance(maker, StreamedPairs) else maker
-        found[split] = usable(now.views, now.photos, now.stage, largest)
-        if isinstance(maker, StreamedPairs):
-            pools = {"cut-outs": maker.views, "photos": maker.photos}
-            found[split]["shards"] = {kind: [pool.size, len(pool.wanted.shards)] for kind, pool in pools.items()}
-        if split == "train":
-            found[split]["mix"] = {
-                f"pairs of {_named(size)} px as drawn": now.shares(len(batch.target)) for size, batch in block.items()
-            }
+        else:
+            now = maker.now() if isinstance(maker, StreamedPairs) else maker
+            found[split] = usable(now.views, now.photos, now.stage, largest)
+            if isinstance(maker, StreamedPairs):
+                pools = {"cut-outs": maker.views, "photos": maker.photos}
+                found[split]["shards"] = {kind: [pool.size, len(pool.wanted.shards)] for kind, pool in pools.items()}
+            if split == "train":
+                drawn = {_named(size): now.shares(len(batch.target)) for size, batch in block.items()}
+                found[split]["mix"] = {f"pairs of {size} px as drawn": shares for size, shares in drawn.items()}
         print("\n".join(sentences(split, found[split], largest)), file=sys.stderr)
     return found
 

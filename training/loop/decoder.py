@@ -20,13 +20,12 @@ from imprint.model import load_modules
 from imprint.saving import save_computed as save_computed_picture
 from imprint.vae import build_autoencoder, decode, encode
 
-from ..data.shards import SPLITS, inside
+from ..data.shards import SPLITS
 from ..pairs.pair_maker import PairMaker
-from ..pairs.photos import Photos, photo_side
-from ..pairs.views import Views
-from ..settings import STAGES, TuneDecoder
+from ..settings import Train, TuneDecoder
 from .losses import reconstruction_loss, structural_similarity
 from .model import with_matte
+from .source import open_pair_maker
 
 PART = 32  # held-out pictures per batch
 SHOWN = 8  # of them that are written as pictures
@@ -99,20 +98,6 @@ def load_taesd(checkpoint: Checkpoint, device: torch.device) -> torch.nn.Module:
     return autoencoder.to(device, memory_format=torch.channels_last)
 
 
-def open_pair_maker(checkpoint: Checkpoint, options: TuneDecoder, split: str, device: torch.device) -> PairMaker:
-    """What makes stage 2's pairs of a split; their matte is the object's alpha at every pixel."""
-    config = with_matte(checkpoint, checkpoint.config.latent.downscale).config
-    views, photos = inside(options.cutouts, split), inside(options.photos, split)
-    side = config.resolution
-    return PairMaker(
-        config,
-        "compositing",
-        Views.load(views, device, options.limit, side),
-        Photos.load(photos, device, options.limit, photo_side(side)),
-        STAGES["compositing"].mix,
-    )
-
-
 def fine_tune(
     autoencoder: torch.nn.Module, maker: PairMaker, options: TuneDecoder, device: torch.device, began: float
 ) -> None:
@@ -166,7 +151,10 @@ def tune(options: TuneDecoder) -> None:
         require_writable(path)
     checkpoint = load_checkpoint(options.checkpoint)
     autoencoder = load_taesd(checkpoint, device)
-    maker, held_out = (open_pair_maker(checkpoint, options, split, device) for split in SPLITS)
+    config = with_matte(checkpoint, checkpoint.config.latent.downscale).config  # with alpha at every pixel
+    given = dict(output=options.output, cutouts=options.cutouts, photos=options.photos, limit=options.limit)
+    settings = Train.of("compositing", **given)
+    maker, held_out = (open_pair_maker(settings, config, split, device, (0, 1)) for split in SPLITS)
     held_out = HeldOut.make(held_out, autoencoder, options.held_out)
     before = held_out.decoded(autoencoder)
     fine_tune(autoencoder, maker, options, device, began)

@@ -25,7 +25,7 @@ def export_state(state: Path, output: Path) -> None:
     """
     options = state.parent / "options.json"
     if not (averages := state / "custom_checkpoint_0.pkl").is_file():  # accelerate's name for `Run.average`
-        raise ImprintError(f"{state} is no state: there is no {averages.name} in it; give a run's folder state-NUMBER")
+        raise ImprintError(f"{state} is not a state: it holds no {averages.name}; give a run's folder state-NUMBER")
     settings = replace(
         read_train(options), output=state.parent, device="cpu", precision="no", compile=None, wandb=False,
         text_encoder=None, optimizer="adamw",

@@ -44,8 +44,8 @@ def make_layout(processes: int, batch: int, accumulate: int, global_batch: int |
     accumulate, rest = divmod(global_batch, processes * batch)
     if rest or not accumulate:
         raise ImprintError(
-            f"--global-batch {global_batch} is no multiple of {processes * batch}, which {processes} process(es) with "
-            f"--batch {batch} have at once; give another --batch"
+            f"--global-batch {global_batch} is not a multiple of {processes * batch}, which {processes} process(es) "
+            f"with --batch {batch} have at once; give another --batch"
         )
     return Layout(processes, accumulate, batch)
 

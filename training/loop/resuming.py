@@ -82,7 +82,7 @@ def require_same(before: dict[str, Any], described: dict[str, Any], folder: Path
         )
 
 
-def said(before: dict[str, Any], settings: Train, layout: Layout, done: int) -> list[str]:
+def changes(before: dict[str, Any], settings: Train, layout: Layout, done: int) -> list[str]:
     """Messages about what changes from here on, after this many pictures; none for an unchanged run."""
     begun, found = Begun.of(before).layout, []
     if settings.images != before["images"]:

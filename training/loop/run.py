@@ -46,7 +46,7 @@ from .model import (
     sampling_config,
     with_matte,
 )
-from .resuming import Begun, said
+from .resuming import Begun, changes
 from .schedule import learning_rate
 from .sizes import read_sizes
 from .source import AnyPairMaker, BatchSource, open_pair_maker
@@ -221,7 +221,7 @@ class Run:
                 source.batch(step * self.layout.accumulate)  # the next step's, which is kept for it
             self.state.log_usable(account_of(source, validation.maker))
         log = Log(settings, self.state, Meter(self.config.noise.timesteps, self.device), step, self.layout, now)
-        log.changes(step, said(before, settings, self.layout, step * self.step_size))
+        log.changes(step, changes(before, settings, self.layout, step * self.step_size))
         self.model.train()
         with stop_when_asked() as self.asked:
             while step < self.steps:

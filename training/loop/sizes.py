@@ -25,7 +25,7 @@ def read_sizes(name: str) -> ImprintConfig:
     path = Path(name)
     if not path.is_file():
         raise ImprintError(
-            f"--sizes {name} is no file and no preset; presets are {', '.join(PRESETS)}, and a file says "
+            f"--sizes {name} is neither a file nor a preset; presets are {', '.join(PRESETS)}, and a file says "
             "'preset: NAME' and what differs from it"
         )
     table = read_table(path, "--sizes is a preset's name, or a YAML file of a model's sizes")

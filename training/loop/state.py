@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from imprint.errors import ImprintError
 from imprint.files import read_json, write_text
 
-from ..data.shards import SPLITS, decode_sample, inside, list_shards, read_parts
+from ..data.shards import SPLITS, decode_sample, inside, is_local, list_shards, read_parts
 from ..settings import OLD_NAMES, STAGES, Train, renamed_options
 from .resuming import require_same
 
@@ -174,10 +174,9 @@ class State:
         for name in STAGES[self.settings.stage].data_sets:
             for split in SPLITS:
                 shards = list_shards(inside(getattr(self.settings, name), split))
-                sizes = {
-                    Path(shard).name: Path(shard).stat().st_size if "://" not in shard else None for shard in shards
+                found[f"{name}/{split}"] = {
+                    Path(shard).name: Path(shard).stat().st_size if is_local(shard) else None for shard in shards
                 }
-                found[f"{name}/{split}"] = sizes
         return found
 
     def try_data(self) -> None:

@@ -145,7 +145,7 @@ def _bbox_txt(path: Path) -> dict[str, Box]:
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except ValueError as error:
-        raise ImprintError(f"{path} is no text ({error}); save it as UTF-8") from error
+        raise ImprintError(f"{path} is not text ({error}); save it as UTF-8") from error
     found = [re.search(r"(\S+\.jpg)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s*$", line) for line in lines]
     if None in found:
         raise ImprintError(
@@ -189,11 +189,11 @@ def _boxes(path: Path, read: Callable[[Any], list[tuple[str, Any]]], frame: int)
             if not (len(box) == 4 and all(0 <= low < min(high, frame) for low, high in zip(box, box[2:]))):
                 raise ValueError(f"{box} is not left, top, right, bottom in {frame} x {frame} pixels")
             if not name or Path(name).name != name:
-                raise ValueError(f"{name!r} is no name of a picture beside it")
+                raise ValueError(f"{name!r} is not the name of a picture beside it")
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ImprintError(
-            f"{path} is no list of pictures and boxes ({error!r}); see training/measure/benches.py"
+            f"{path} is not a list of pictures and boxes ({error!r}); see training/measure/benches.py"
         ) from error
 
 

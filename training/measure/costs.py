@@ -29,8 +29,6 @@ class Rate:
     pictures_per_second: float
     gib: float | None = None
     """PyTorch's peak of allocated memory"""
-    stage: str = "compositing"
-    """the measured stage; another stage's own rate has its name appended to the key"""
 
 
 RATES = {
@@ -42,6 +40,8 @@ RATES = {
     # docs/bases.md: one H200, not compiled, with --checkpointing; with the pairs ready, without making them
     "sdxl:4": Rate(5.0, 52.4),
 }
+MEASURED = "compositing"
+"""The stage of all rates."""
 SCALING = 5500 / (2 * 3030)
 """Speed of two GPUs of one machine relative to twice one GPU's (docs/log.md)."""
 BYTES_PER_PIXEL = 0.28
@@ -64,7 +64,8 @@ class Costed:
     sizes: str
     stage: str
     images: int
-    rate: str
+    rate: str | None
+    """its key in `RATES`; None if nothing like it was measured"""
     fresh: bool = False
     """whether it starts from random weights and therefore trains everything"""
 
@@ -73,11 +74,11 @@ RUNS = (  # as documented
     Costed("tiny, identity, from scratch", "tiny", "identity", 4_000_000, "tiny:512", fresh=True),
     Costed("tiny, compositing", "tiny", "compositing", 4_000_000, "tiny:512"),
     Costed("tiny, compositing, 256 to 512 px", "tiny", "compositing", 4_000_000, "tiny:512, three resolutions"),
-    Costed("SD 1.5, warm-up", "sd15", "warmup", 1_000_000, "sd15:64, warmup"),
+    Costed("SD 1.5, warm-up", "sd15", "warmup", 1_000_000, None),
     Costed("SD 1.5, identity", "sd15", "identity", 4_800_000, "sd15:16"),
     Costed("SD 1.5, compositing", "sd15", "compositing", 4_800_000, "sd15:16"),
     Costed("SD 1.5, compositing, 40 epochs of 1.8 M pairs", "sd15", "compositing", 72_000_000, "sd15:16"),
-    Costed("SDXL, warm-up", "sdxl", "warmup", 1_000_000, "sdxl:64, warmup"),
+    Costed("SDXL, warm-up", "sdxl", "warmup", 1_000_000, None),
     Costed("SDXL, identity", "sdxl", "identity", 4_000_000, "sdxl:4"),
     Costed("SDXL, compositing", "sdxl", "compositing", 4_000_000, "sdxl:4"),
 )
@@ -160,8 +161,8 @@ def runs(rates: dict[str, Rate], gpus: Sequence[int]) -> list[str]:
     for run in RUNS:
         held, state = bytes_of(*parameters(run.sizes, run.stage, run.fresh))
         speed, shared, peak = "", [""] * len(gpus), ""
-        if rate := rates.get(f"{run.rate}, {run.stage}") or rates.get(run.rate):
-            form = "{}" if rate.stage == run.stage else "({})"
+        if rate := rates.get(run.rate):
+            form = "{}" if run.stage == MEASURED else "({})"
             speed = form.format(_number(rate.pictures_per_second))
             hours = run.images / rate.pictures_per_second / 3600
             shared = [form.format(f"{hours / (count * (SCALING if count > 1 else 1)):.2f}") for count in gpus]
@@ -177,8 +178,9 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def storage(side: int = 512, longest: int = 1280, views: int = 8, pool: int = 4, processes: int = 8) -> list[str]:
+def storage() -> list[str]:
     """A table of the size of docs/512px.md's data: on disk in GB, and in memory with `--pool`."""
+    side, longest, views, pool, processes = 512, 1280, 8, 4, 8
     picture = longest * (longest * 9 // 16) * BYTES_PER_PIXEL / 1e9
     cutouts = pool * SHARD * HELD * side**2 / 1e9
     photos = pool * SHARD * 2.5 * HELD * (1.5 * side) ** 2 / 1e9

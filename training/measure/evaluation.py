@@ -21,7 +21,7 @@ from ..arguments import require_other
 from . import networks as metrics
 from .benches import folder_tasks
 from .composites import Row, compose, table_rows
-from .light import LightErrors, LightTask
+from .light import GAINS, LightTask
 from .networks import COLUMNS, PADDED
 from .report import grid, report
 from .settings import Evaluate
@@ -88,9 +88,8 @@ def measure(
 
 def light_errors(task: LightTask, composite: Image.Image) -> dict[str, float | None]:
     """Errors of a composite with known truth and, as `NAME pasted`, of pasting; None if there is nothing to measure."""
-    made = np.asarray(composite.convert("RGB"), float) / 255
-    errors = LightErrors.of(task, made, made), LightErrors.of(task, task.pasted(), task.background)
-    found = {name + suffix: getattr(each, name) for name in metrics.GAINS for each, suffix in zip(errors, ("", PASTED))}
+    errors = task.errors(composite)
+    found = {name + suffix: getattr(each, name) for name in GAINS for each, suffix in zip(errors, ("", PASTED))}
     return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
@@ -135,7 +134,7 @@ def _mean(column: str, own: list[dict], first: list[dict] | None = None) -> dict
     """
     pairs = [pair for pair in zip(own, first or own) if pair[0][column] is not None]
     subjects, pasted = [record["subject"] for record, _ in pairs], None
-    if column in metrics.GAINS:
+    if column in GAINS:
         pasted = [record[column + PASTED] for record, _ in pairs]
         values = [(b[column] if first else b[column + PASTED]) - a[column] for a, b in pairs]
     else:

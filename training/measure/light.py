@@ -31,6 +31,8 @@ from imprint.saving import save_image
 from .settings import EvaluateLight
 
 PARTS = ("obj", "bg", "target", "alpha", "hole")
+GAINS = ("light", "shadow", "contact")
+"""The fields of `LightErrors` that are reported as gains."""
 LIGHT_BLUR = 6.0
 """Pixels, standard deviation: light is what remains of colours."""
 SHADOW_BLUR = 2.0
@@ -40,7 +42,7 @@ OUTSIDE = 0.01
 REACH = 0.04
 """Contact is within this share of the picture's height beside the object's lower half."""
 DARKEST = 0.02
-"""Added to both of a ratio: black ground can lose nothing."""
+"""Added to both sides of a ratio: black ground can lose nothing."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class LightTask:
         """(H, W, 3): the object over the background, in its own light, without a shadow."""
         share = self.coverage[..., None]
         return self.colours * share + self.background * (1 - share)
+
+    def errors(self, composite: Image.Image) -> tuple[LightErrors, LightErrors]:
+        """Of a composite of the background's size, and of pasting, whose ground has no shadow."""
+        made = _values(composite, "RGB")
+        return LightErrors.of(self, made, made), LightErrors.of(self, self.pasted(), self.background)
 
 
 @dataclass(frozen=True)
@@ -141,13 +148,12 @@ def evaluate_light(settings: EvaluateLight) -> dict:
     """
     rows = {}
     for task, picture in _pictures(settings):
-        made = _values(picture, "RGB")
-        if made.shape != task.background.shape:
+        if picture.size != task.hole.shape[::-1]:
             raise ImprintError(
                 f"the result of task {task.name} is {picture.width}x{picture.height}, its background "
                 f"{task.hole.shape[1]}x{task.hole.shape[0]}; give results of the background's size"
             )
-        rows[task.name] = (LightErrors.of(task, made, made), LightErrors.of(task, task.pasted(), task.background))
+        rows[task.name] = task.errors(picture)
     if not rows:
         raise ImprintError(f"{settings.results} holds no NN.png of a task in {settings.tasks}")
     result = summary(rows)
@@ -162,7 +168,7 @@ def summary(rows: dict[str, tuple[LightErrors, LightErrors]]) -> dict:
     """
     made, pasted = zip(*rows.values())
     result: dict = {"tasks": len(rows)}
-    for name in ("light", "shadow", "contact"):
+    for name in GAINS:
         ours, theirs = (np.array([getattr(errors, name) for errors in each]) for each in (made, pasted))
         error, plain = (float(each[np.isfinite(each)].mean()) for each in (ours, theirs))
         result[name] = {
@@ -183,7 +189,7 @@ def light_report(result: dict) -> str:
     """A table of a result, and the peak signal-to-noise ratio below it."""
     count = result["tasks"]
     lines = [f"| {count} tasks | error | pasted | gain | better than pasting |", "|---|---|---|---|---|"]
-    for name in ("light", "shadow", "contact"):
+    for name in GAINS:
         row = result[name]
         lines.append(
             f"| {name} | {row['error']:.4f} | {row['pasted']:.4f} | {row['gain']:+.3f} | {row['better']} of {count} |"

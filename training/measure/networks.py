@@ -34,6 +34,7 @@ from imprint.images import image_to_tensor
 from imprint.preprocess import MEAN_AND_STD
 from imprint.released import require_safe_pickles
 
+from .light import GAINS
 from .tasks import Photo, Scene
 
 SIDE = 224  # resolution at which every network except Inception was trained
@@ -53,8 +54,6 @@ class Column:
 
 SIMILARITIES = {"clip-i": "clip", "dino": "dino", "dinov2": "dinov2", "mobilenet": "mobilenet"}
 """Columns of cosine similarity, and their backbones."""
-GAINS = ("light", "shadow", "contact")
-"""Columns of `light.LightErrors` as gains over pasting."""
 COLUMNS = {
     "clip-i": Column("CLIP-I", "higher"),
     "dino": Column("DINO", "higher"),
@@ -80,7 +79,6 @@ class Backbone:
 
     HUB = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dino-vits16", "dinov2": "facebook/dinov2-base"}
     MOBILENET = "mobilenet_v1_0.75_224.safetensors"
-    NAMES = (*HUB, "mobilenet")
 
     def __init__(self, name: str, folder: Path | None, device: torch.device):
         """folder: of its weights, None for the hub. Raises `ImprintError` if they are unavailable."""
@@ -171,7 +169,7 @@ def _needed(metric: str, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise ImprintError(
-            f"'{metric}' needs {what}, which cannot be had ({_brief(error)}); give a folder that holds it as "
+            f"'{metric}' needs {what}, which could not be loaded ({_brief(error)}); give a folder that holds it as "
             "--backbones, or choose others with --metrics"
         ) from error
 

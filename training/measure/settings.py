@@ -256,7 +256,7 @@ class Benchmark:
     """leave the GPU alone: to try the command"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for numbers and rows that cannot be."""
+        """Raise `ImprintError` for numbers below 1 and invalid rows."""
         require(self, "steps time_limit")
         for row in self.rows:
             require_row(row)
@@ -274,6 +274,6 @@ class Costs:
     """numbers of GPUs that share a run out"""
 
     def check(self) -> None:
-        """Raises `ImprintError` for numbers that cannot be."""
+        """Raise `ImprintError` for a number below 1."""
         if min(self.gpus) < 1:
             raise ImprintError(f"--gpus are {self.gpus}; all must be 1 or more")

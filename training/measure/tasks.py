@@ -28,6 +28,7 @@ from imprint.mask_reading import alpha_to_tensor, mask_to_tensor
 from imprint.masks import coarsen
 from imprint.preprocess import bounding_boxes
 
+from ..data.multiview import ASIDE
 from ..data.shards import MAX_FRAME_GAP, MIN_OBJECT_SIDE, name_digest, name_hash, read_shards
 from .light import LightTask
 
@@ -39,7 +40,7 @@ is for, None for all."""
 MOST_OF_THE_PICTURE = 0.5  # boxes of a larger area leave no scene to fit into
 LONGEST_NAME = 100  # characters of a clip's name in a file's name
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-NO_PHOTOS = (".mask.png", "_bbox.png", "_rmobj.jpg")
+NO_PHOTOS = (".mask.png", *ASIDE)
 """Endings of files that are not a subject's photos: masks, and MureCom's boxes and photos without the object."""
 
 
@@ -158,7 +159,7 @@ def read_subjects(folder: Path) -> dict[str, list[Photo]]:
     Subjects without any are skipped. Raises `ImprintError` if none is left.
     """
     if not folder.is_dir():
-        raise ImprintError(f"{folder}: no such folder; --subjects is a folder with one folder of photos a subject")
+        raise ImprintError(f"{folder}: no such folder; --subjects is a folder with one folder of photos per subject")
     subjects = {}
     for home in sorted(path for path in folder.iterdir() if path.is_dir()):
         if photos := photos_of(home):
@@ -223,7 +224,7 @@ def _listed_boxes(text: str) -> list[tuple[str, list, str | None]]:
         if not (0 <= left < right and 0 <= top < bottom):
             raise ValueError(f"the box {line['box']} is empty or begins outside the picture")
         if not isinstance(line.get("subject"), str | None):
-            raise ValueError(f"the subject {line['subject']!r} is no name")
+            raise ValueError(f"the subject {line['subject']!r} is not a name")
     return [(line["background"], line["box"], line.get("subject")) for line in lines]
 
 

@@ -20,6 +20,8 @@ USABLE = "usable"
 SMALL = f"under {MIN_OBJECT_SIDE:.0%} of their square"
 LARGE = f"over {MOST_OF_SIDE:.0%} of their square"
 CUT = "cut by their square's border"
+OUTCOMES = (USABLE, LARGE, SMALL, CUT)
+"""Of an annotated object, from the best to the worst."""
 
 
 @dataclass
@@ -45,16 +47,20 @@ class About:
         return cls(*(sum(column, Counter()) for column in columns))
 
 
-def fates(owners: Sequence[tuple[int, int]], boxes: torch.Tensor, usable: torch.Tensor, side: int) -> Counter[str]:
-    """Count the outcomes of annotated objects, each of which may be in several squares.
-
-    owners: for each row of boxes (K, 4) and usable (K,), its sample and its number there; side: of the squares.
-    """
+def outcomes(boxes: torch.Tensor, side: int) -> torch.Tensor:
+    """(K,) the outcomes, as indices of `OUTCOMES`, of objects with boxes (K, 4) in squares of this side."""
     sides = (boxes[:, 2:] - boxes[:, :2]).float() / side
     whole = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < side - 1).all(1)
-    kinds = torch.where(sides.amax(1) >= MOST_OF_SIDE, 1, torch.where(whole, 2, 3))
-    kinds = torch.where(usable, 0, kinds).tolist()
-    found: dict[tuple[int, int], int] = {}
-    for owner, kind in zip(owners, kinds):
-        found[owner] = min(kind, found.get(owner, kind))
-    return Counter((USABLE, LARGE, SMALL, CUT)[kind] for kind in found.values())
+    found = torch.where(whole, torch.where(sides.amin(1) > MIN_OBJECT_SIDE, 0, 2), 3)
+    return torch.where(sides.amax(1) < MOST_OF_SIDE, found, 1)
+
+
+def count_outcomes(owners: Sequence[tuple[int, int]], found: torch.Tensor) -> Counter[str]:
+    """Count the outcomes of objects, each of which may be in several squares: its best one counts.
+
+    owners: for each row of found (K,), from `outcomes`, its sample and its number there.
+    """
+    best: dict[tuple[int, int], int] = {}
+    for owner, outcome in zip(owners, found.tolist()):
+        best[owner] = min(outcome, best.get(owner, outcome))
+    return Counter(OUTCOMES[outcome] for outcome in best.values())

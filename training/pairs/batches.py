@@ -18,9 +18,9 @@ class Pairs:
     reference: torch.Tensor
     """(B, 3, S, S) the cut-out of the reference view in [0, 1]."""
     target: torch.Tensor
-    """(B, 3, R, R)."""
+    """(B, 3, R, R) in [0, 1]."""
     background: torch.Tensor
-    """(B, 3, R, R), with the hole painted grey."""
+    """(B, 3, R, R) in [0, 1], with the hole painted grey."""
     hole: torch.Tensor
     """(B, 1, h, w) of 0 and 1, with h = w = R / 8."""
     matte: torch.Tensor

@@ -15,7 +15,7 @@ def require_bucket(size: tuple[int, int], config: ImprintConfig) -> None:
     """Raise `ImprintError` unless the UNet accepts pictures of this width and height."""
     if any(side % config.multiple for side in size):
         raise ImprintError(
-            f"a bucket of {size[0]}x{size[1]} pixels cannot be; both sides must be multiples of {config.multiple}"
+            f"the UNet cannot take {size[0]}x{size[1]} pixels; both sides must be multiples of {config.multiple}"
         )
 
 

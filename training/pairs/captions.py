@@ -69,7 +69,7 @@ class Captions:
         `ImprintError` for one too many, by default the first, also while drawing; for a folder without shards or
         samples; and for a shard that cannot be read.
         """
-        self.config, self.text, self.nothing, self.device = config, text, text.nothing, device
+        self.config, self.text, self.device = config, text, device
         self.bad = bad or Bad()
         self.spans = [span for shard in list_shards(folder) for span in _spans(shard, self.bad)][:limit]
         if not self.spans:
@@ -140,7 +140,7 @@ def _spans(shard: str, bad: Bad) -> list[Span]:
                 elif kind == "json":
                     licences[key] = sys.intern(_licence(archive.extractfile(member)))
     except (OSError, tarfile.TarError) as error:
-        raise ImprintError(f"{shard} is no whole tar file ({error}); make it again") from error
+        raise ImprintError(f"{shard} is not a complete tar file ({error}); make it again") from error
     spans = []
     for key, parts in samples.items():
         picture = next((parts[kind] for kind in PICTURES if kind in parts), None)

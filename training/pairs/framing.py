@@ -61,7 +61,7 @@ def zoom_on(
 
 
 def crop_matrix(flip: torch.Tensor, draw: Draw, count: int) -> torch.Tensor:
-    """A random square of a photo."""
+    """(B, 3, 3): a random square of each photo, mirrored where flip (B,) says so."""
     zoom = draw.uniform(count, 0.5, 1.0)
     offset = draw.uniform((count, 2), -1, 1) * (1 - zoom)[:, None]
     return matrix(offset, zoom, draw.normal(count) * 0.03, torch.ones_like(zoom), flip)

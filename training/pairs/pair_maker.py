@@ -22,6 +22,7 @@ import math
 import torch
 
 from imprint.config import ImprintConfig
+from imprint.errors import ImprintError
 from imprint.preprocess import bounding_boxes, prepare_object
 
 from .batches import Pairs
@@ -38,6 +39,7 @@ class PairMaker:
     """Draws pairs of one stage; `mix` gives the kinds' shares."""
 
     def __init__(self, config: ImprintConfig, stage: str, views: Views, photos: Photos, mix: dict[str, float]):
+        """Kinds without data are left out. Raises `ImprintError` if none is left."""
         self.config, self.stage, self.views, self.photos = config, stage, views, photos
         has = {
             "rendered": len(views.first) > 0,
@@ -46,6 +48,8 @@ class PairMaker:
             "patch": True,
         }
         self.mix = {kind: share for kind, share in mix.items() if share > 0 and has[kind]}
+        if not self.mix:
+            raise ImprintError(f"the data have nothing for pairs of {' or '.join(mix)}; add other kinds to --mix")
         self.moving = photos.partner_count.nonzero()[:, 0]
 
     def shares(self, count: int) -> dict[str, float]:

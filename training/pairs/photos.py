@@ -14,8 +14,8 @@ from PIL import Image
 from imprint.errors import ImprintError
 from imprint.preprocess import bounding_boxes
 
-from ..data.shards import MIN_OBJECT_SIDE, Sample
-from .about import MOST_OF_SIDE, SMALL, About, fates
+from ..data.shards import Sample
+from .about import MOST_OF_SIDE, OUTCOMES, SMALL, USABLE, About, count_outcomes, outcomes
 from .handing import Stack
 from .pictures import CPU, Pictures, joined
 
@@ -65,7 +65,7 @@ class Photos(Pictures):
         numbered = 0
         for index, (record, picture, mask, _) in enumerate(about.counted(samples)):
             if picture.mode == "RGBA" and mask is None:
-                about.left_out["cut-outs, which are no photos"] += 1
+                about.left_out["cut-outs, which are not photos"] += 1
                 continue
             picture = picture.convert("RGB")
             spans = [] if mask is None else _spans(np.asarray(mask), along=int(picture.width > picture.height))
@@ -84,11 +84,10 @@ class Photos(Pictures):
         objects = objects.tensor(*size)
         table = torch.tensor(items, dtype=torch.long).reshape(-1, 2)
         boxes = _object_boxes(objects, table)
-        usable = _usable(boxes, size[0])
-        about.objects = fates(owners, boxes, usable, size[0])
-        about.objects += Counter(
-            {SMALL: numbered - about.objects.total()}
-        )  # those too small to survive in their squares
+        found = outcomes(boxes, size[0])
+        about.objects = count_outcomes(owners, found)
+        about.objects += Counter({SMALL: numbered - about.objects.total()})  # these vanished in their squares
+        usable = found == OUTCOMES.index(USABLE)
         table, boxes = table[usable], boxes[usable]
         partners = _neighbours(table, sources)
         counts = torch.tensor([len(row) for row in partners], dtype=torch.long)
@@ -151,13 +150,6 @@ def offsets_for(spans: list[tuple[int, int]], offsets: list[int], side: int, spa
 def _object_boxes(objects: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     rows = [bounding_boxes((objects[photo] == number)[None].float()) for photo, number in table.tolist()]
     return torch.cat(rows) if rows else torch.zeros(0, 4, dtype=torch.long)
-
-
-def _usable(boxes: torch.Tensor, side: int) -> torch.Tensor:
-    """Objects of a useful size that the picture's border does not cut."""
-    sides = (boxes[:, 2:] - boxes[:, :2]).float() / side
-    within = (boxes[:, :2] > 1).all(1) & (boxes[:, 2:] < side - 1).all(1)
-    return within & (sides.amin(1) > MIN_OBJECT_SIDE) & (sides.amax(1) < MOST_OF_SIDE)
 
 
 def _neighbours(table: torch.Tensor, sources: list[tuple[str, int, tuple[int, int]]]) -> list[list[int]]:

@@ -92,13 +92,17 @@ class Reading:
     def next(self, device: torch.device) -> Pictures:
         """The pictures of the next folder, on the device. Raises `ImprintError` as `read_shards` does."""
         wanted, parts = self.wanted.pop(0), []
-        for _ in wanted.jobs:
-            values, found = next(self.parts)
-            for message in found:
-                wanted.bad.take(message)
-            if isinstance(values, ImprintError):
-                raise values
-            parts.append(wanted.kind(*(value if isinstance(value, About) else taken(value) for value in values)))
+        try:
+            for _ in wanted.jobs:
+                values, found = next(self.parts)
+                for message in found:
+                    wanted.bad.take(message)
+                if isinstance(values, ImprintError):
+                    raise values
+                parts.append(wanted.kind(*(value if isinstance(value, About) else taken(value) for value in values)))
+        except ImprintError:
+            del self.parts  # ends the processes, which the error's traceback would keep alive
+            raise
         whole = wanted.kind.join(parts, device)
         if not self.wanted:
             del parts, self.parts  # ends the processes, and so frees the memory that they have handed over

@@ -42,6 +42,7 @@ def jitter_parameters(draw: Draw, count: int, strength: float | torch.Tensor) ->
 
 
 def apply_jitter(images: torch.Tensor, parameters: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Apply `jitter_parameters` to (B, 3, H, W) in [0, 1]."""
     gain, gamma, saturation = parameters
     images = (images.clamp(1e-3, 1) ** gamma * gain).clamp(0, 1)
     return torch.lerp(images.mean(1, keepdim=True), images, saturation).clamp(0, 1)

@@ -38,6 +38,7 @@ def matrix(
 
 
 def shift(offset: torch.Tensor) -> torch.Tensor:
+    """Shift by (B, 2), x and y: (B, 3, 3)."""
     matrix = torch.eye(3, device=offset.device).repeat(len(offset), 1, 1)
     matrix[:, :2, 2] = offset
     return matrix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def turned(direction: np.ndarray, turn: float) -> np.ndarray:
 
 
 def draw_scene(
-    rng: np.random.Generator, files: list[Path], rotation: np.ndarray, side: int
+    rng: np.random.Generator, files: Sequence[Path], rotation: np.ndarray, side: int
 ) -> tuple[Panorama, dict[str, Any], Image.Image, tuple[float, float, float]]:
     """Draw a randomly rotated panorama, its light's uniforms, the camera's view of it, and how shadows fall."""
     panorama, turn = read_panorama(files[rng.integers(len(files))]), rng.uniform()

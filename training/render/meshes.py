@@ -61,7 +61,7 @@ def read_meshes(folder: Path) -> list[Mesh]:
         facts = {line["file"]: {name: line[name] for name in ("source", "licence", "procedural")} for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImprintError(
-            f"{index} is no list of meshes with file, source, licence and procedural ({error!r})"
+            f"{index} is not a list of meshes with file, source, licence and procedural ({error!r})"
         ) from error
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.glb"))
     return [Mesh(file, **facts.get(file, {})) for file in files]

@@ -21,7 +21,7 @@ KEY_REACH = math.radians(12)  # radius of the strongest light around its brighte
 KEY_THRESHOLD = 8.0  # times the mean: darker pixels do not count as a separate light
 MIDDLE_GREY = 0.13  # linear geometric mean of an exposed view
 WHITEST = 1.2  # linear limit for a white object's brightest side: a camera exposes for the object, too
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of linear red, green and blue (ITU-R BT.709)
 PANORAMAS_KEPT = 16  # per process, in memory; one of 1024 x 512 takes 10 MB
 STEEPEST = 2.5  # times the object's height: longer shadows are cut
 

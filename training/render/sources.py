@@ -50,7 +50,7 @@ def _objaverse_licences(path: Path) -> dict[str, str]:
             table = json.load(file)
         names = {uid: entry["license"].upper() for uid, entry in table.items() if entry.get("license")}
     except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise ImprintError(f"{path} is no metadata file of Objaverse ({error!r}); download it again") from error
+        raise ImprintError(f"{path} is not a metadata file of Objaverse ({error!r}); download it again") from error
     return {uid: "CC0-1.0" if name == "CC0" else f"CC-{name}-4.0" for uid, name in names.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def draw_pattern(rng: np.random.Generator) -> Image.Image:
     return to_image(np.stack([np.interp(value, stops, channel) for channel in colours.T], axis=-1))
 
 
-def draw_photo(rng: np.random.Generator, photos: list[Path]) -> Image.Image:
+def draw_photo(rng: np.random.Generator, photos: Sequence[Path]) -> Image.Image:
     """Draw a random square crop of a random photo; a pattern if there are no photos."""
     if not photos:
         return draw_pattern(rng)
@@ -104,7 +105,7 @@ def draw_label(rng: np.random.Generator, extent: np.ndarray) -> Image.Image:
     return texture
 
 
-def retexture(parts: list[Part], style: str, rng: np.random.Generator, photos: list[Path]) -> None:
+def retexture(parts: list[Part], style: str, rng: np.random.Generator, photos: Sequence[Path]) -> None:
     """Give the parts textures of a style, in place."""
     if style == "colours" and len(parts) == 1:
         style = "pattern"  # one plain colour hardly makes an identity
