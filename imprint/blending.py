@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .directions import require_strengths
-from .errors import ImprintError, require_number
+from .errors import ImprintError, require_number, require_one_of
 from .matte import apply_matte
 from .preprocess import bounding_boxes
 
@@ -54,8 +54,7 @@ class Finish:
         require_strengths(0, self.shadow, self.softness, self.light_from)
         for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
             require_number(name, width, 0, MOST_FEATHER, whole=True)
-        if self.blend_method not in BLENDS:
-            raise ImprintError(f"the blend method is {self.blend_method!r}; it must be one of {', '.join(BLENDS)}")
+        require_one_of("the blend method", self.blend_method, BLENDS)
 
 
 def blend_latents(noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
@@ -105,8 +104,7 @@ def blend_pictures(
     each (B, H, W) in [0, 1], as for `apply_matte`. Besides the result, memory is needed only for the masks'
     surroundings. Raises `ImprintError` for negative widths and for another method.
     """
-    if method not in BLENDS:
-        raise ImprintError(f"blend method is {method!r}; it must be one of {', '.join(BLENDS)}")
+    require_one_of("blend method", method, BLENDS)
     _check_widths(inwards, outwards)
     result = background.clone()
     # The bands' pyramid looks beyond the ramp, by as much as the ramp is wide.

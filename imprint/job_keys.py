@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from .changes import require_known
+from .changes import CHANGES
 from .directions import require_strengths
-from .errors import LARGEST_NUMBER, ImprintError, require_number
-from .positions import ACROSS, DOWN, Align, Place, require_fit
+from .errors import LARGEST_NUMBER, ImprintError, require_number, require_one_of
+from .positions import ACROSS, DOWN, FITS, Align, Place
 
 PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
 """The keys."""
@@ -52,9 +52,9 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
         _number("rotate (in degrees, or auto)", values.get("rotate", 0))
     elif not has_mask and "align" not in values:
         raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
-    require_fit(values.get("fit", "contain"))
+    require_one_of("fit", values.get("fit", "contain"), FITS)
     require_strengths(*(_read(values.get(name, 0)) for name in _STRENGTHS), values.get("light_from", "auto"))
-    require_known(values.get("change", "both"))
+    require_one_of("change", values.get("change", "both"), CHANGES)
 
 
 def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .changes import require_change
 from .directions import require_strengths
-from .errors import ImprintError, require_number
+from .errors import ImprintError, require_number, require_one_of
 from .finishing import Finish, Finishing, ImprintPipelineOutput
 from .hole import check_crop
 from .images import Picture, picture_size
@@ -140,8 +140,7 @@ class ImprintPipeline(Finishing):
             config.sampling.context if context is None else context,
             config.multiple,
         )
-        if output_type not in _OUTPUT_TYPES:
-            raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
+        require_one_of("output type", output_type, _OUTPUT_TYPES)
         _check_generator(generator, num_results)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
-from .errors import ImprintError, require_same_size
+from .errors import ImprintError, require_one_of, require_same_size
 from .mask_reading import full_strength
 from .masks import what_is_white
-from .positions import ACROSS, DOWN, Align, Place, require_fit
+from .positions import ACROSS, DOWN, FITS, Align, Place
 from .preprocess import bounding_boxes
 from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe
 from .views import ObjectViews
@@ -252,7 +252,7 @@ def _check_request(
     has_mask: bool, placed: bool, place: Place | None, align: Align | None, fit: str, turns: bool
 ) -> None:
     """Raise `ImprintError` unless these arguments of `place_object` go together; turns: rotated or mirrored."""
-    require_fit(fit)
+    require_one_of("fit", fit, FITS)
     for name, value, kind in (("place", place, Place), ("align", align, Align)):
         if value is not None and not isinstance(value, kind):
             raise ImprintError(f"{name} is {value!r}; it must be an imprint.place.{kind.__name__}")

@@ -21,7 +21,7 @@ import torch
 from . import anydoor
 from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
 from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
-from .errors import ImprintError
+from .errors import ImprintError, require_one_of
 from .local import input_blocks
 from .released import Tensors, read_tensors, says_safetensors
 
@@ -86,8 +86,8 @@ def from_tensors(
     named: Mapping[str, torch.Tensor], kind: str | None = None, path: Path = Path("weights")
 ) -> Checkpoint:
     """As `read_third_party`, from tensors by name; path: their name in error messages."""
-    if kind is not None and kind not in KINDS:
-        raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if kind is not None:
+        require_one_of("kind", kind, KINDS)
     tensors = Tensors(path, named, kind or _family(named))
     kind = kind or _kind(tensors)
     config = _config(tensors, kind)
