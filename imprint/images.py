@@ -108,7 +108,7 @@ def as_picture(image: Picture, profile: bytes | None = None) -> torch.Tensor:
     profile: the ICC profile to convert a Pillow picture to, None for sRGB; tensors are assumed to be in it already.
     """
     if isinstance(image, Image.Image):
-        return image_to_tensor(convert_profile(to_rgb(image), profile))
+        return _pixels(convert_profile(to_rgb(image), profile))
     return _checked_picture(image).float().cpu()
 
 
@@ -188,8 +188,12 @@ def picture_part(image: Picture, area: tuple[slice, slice], device: torch.device
 
 def image_to_tensor(image: Image.Image, device: torch.device | str = "cpu") -> torch.Tensor:
     """Any Pillow picture -> (1, 3, H, W) on the device; transparency is dropped, 16-bit grey is scaled."""
-    pixels = torch.from_numpy(np.asarray(to_rgb(image)).copy()).to(device)  # while they are bytes
-    return pixels.permute(2, 0, 1)[None].float() / 255
+    return _pixels(to_rgb(image), device)
+
+
+def _pixels(image: Image.Image, device: torch.device | str = "cpu") -> torch.Tensor:
+    """An RGB picture -> (1, 3, H, W) in [0, 1] on the device, to which they are moved as bytes."""
+    return torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)[None].float() / 255
 
 
 def as_layer(part: Image.Image, whole: Image.Image, area: tuple[slice, slice]) -> Image.Image:

@@ -241,7 +241,7 @@ def place_object(
                 "the mask is white along most of its border, where the object would go; if wrong, invert the mask"
             )
         return None
-    box = (0, 0, *size) if mask is None else bounding_boxes((mask > 0.5)[None].float())[0].tolist()
+    box = (0, 0, *size) if mask is None else bounding_boxes(mask[None])[0].tolist()
     turn = None if rotate == "auto" else rotate
     if align:
         return PlacedObject.aligned(picture, own, box, align, size, turn, flip)

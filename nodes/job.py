@@ -69,7 +69,7 @@ class ImprintJob(io.ComfyNode):
         net = models.Light(file_of(light_model)).loaded()
         pictures = read.read()
         background = pictures[0]["background"]
-        frame = as_picture(background, colours_of(background)).clone()
+        frame = as_picture(background, colours_of(background))
         for number, (part, own) in enumerate(zip(read.objects, pictures), 1):
             try:
                 _put(frame, part, own, net)
