@@ -139,12 +139,15 @@ def _banded(
     """
     width, middle = inwards + outwards, (inwards - outwards) / 2
     result, level = background, generated.to(background) - background
+    left = level  # of the difference, enlarged: this band and all broader ones
     for halving in range(int(math.log2(max(width, 1))), -1, -1):  # from the finest band to the broadest
         half = width / 2 ** (halving + 1)
         weight = _ramp(depth, half + middle, half - middle).to(background)
-        coarser = F.avg_pool2d(level, 2, ceil_mode=True) if halving else None
-        band = _resized(level, background) - _resized(coarser, background) if halving else _resized(level, background)
-        result, level = result + weight * band, coarser
+        broader = 0
+        if halving:
+            level = F.avg_pool2d(level, 2, ceil_mode=True)
+            broader = F.interpolate(level, background.shape[2:], mode="bilinear")
+        result, left = result + weight * (left - broader), broader
     return torch.where(weight > 0, result.clamp(0, 1), background)
 
 
@@ -177,8 +180,9 @@ def match_colour(
             here = (slice(None), *area)
             source, target = picture[here][:, band], reference[here].to(picture)[:, band]
             if source.shape[1] >= 2:
-                gain = (target.std(1) / source.std(1).clamp(min=1e-4)).clamp(0.8, 1.25)
-                gain = torch.where(source.std(1) > 1e-3, gain, torch.ones_like(gain))
+                contrast = source.std(1)
+                gain = (target.std(1) / contrast.clamp(min=1e-4)).clamp(0.8, 1.25)
+                gain = torch.where(contrast > 1e-3, gain, 1)
                 shift = target.mean(1) - source.mean(1) * gain
                 gain, shift = 1 + strength * (gain - 1), strength * shift
                 picture = torch.addcmul(shift[:, None, None], picture, gain[:, None, None]).clamp_(0, 1)
@@ -236,10 +240,6 @@ def _ramp(depth: torch.Tensor, inwards: float, outwards: float) -> torch.Tensor:
     if inwards + outwards == 0:
         return depth > 0
     return ((depth + outwards) / (inwards + outwards)).clamp(0, 1).float()
-
-
-def _resized(images: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(images, like.shape[2:], mode="bilinear")
 
 
 def _check_widths(inwards: int, outwards: int) -> None:
