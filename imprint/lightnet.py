@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .backbone import WIDTHS, EfficientNetLite
+from .checkpoint import check_digest, digest, open_safetensors, tensors_in, write_tensors
 from .errors import ImprintError
 from .fields import from_dict, require, require_at_most, require_positive
-from .files import replacing
 from .model import Unfilled, computes_in_bf16
 
 SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
@@ -251,8 +251,6 @@ class Attention(nn.Module):
 
 def is_light(path: str | os.PathLike) -> bool:
     """Whether a safetensors file is a light network's. Raises `ImprintError` for any other kind of file."""
-    from .checkpoint import open_safetensors
-
     with open_safetensors(Path(path), "an Imprint checkpoint or a light network") as file:
         return (file.metadata() or {}).get("format") == FORMAT
 
@@ -262,8 +260,6 @@ def read_light(path: str | os.PathLike) -> tuple[LightConfig, dict[str, torch.Te
 
     Raises `ImprintError` for a file that is absent, a pickle, damaged, or none of a light network.
     """
-    from .checkpoint import check_digest, open_safetensors
-
     path = Path(path)
     with open_safetensors(path, "a light network") as file:
         metadata = file.metadata() or {}
@@ -271,7 +267,7 @@ def read_light(path: str | os.PathLike) -> tuple[LightConfig, dict[str, torch.Te
             raise ImprintError(
                 f"{path} is a safetensors file, but holds no light network; give one that training.relight has written"
             )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = tensors_in(file, path)
     check_digest(path, metadata, tensors)
     try:
         values = json.loads(metadata["config"])
@@ -317,17 +313,8 @@ def at_full_speed(net: LightNet) -> LightNet:
 
 
 def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torch.float16) -> None:
-    """Write a light network; the file is whole or it is not there. Raises `ImprintError` if it cannot be written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    from .checkpoint import digest
-
+    """Write a light network; the file is complete or absent. Raises `ImprintError` if it cannot be written."""
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in net.state_dict().items()}
     config = json.dumps(asdict(net.config))
     metadata = {"format": FORMAT, "config": config, "sha256": digest(config, sorted(tensors.items()))}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise ImprintError(f"{path} cannot be written ({error}); make room, or choose another folder") from error
+    write_tensors(path, tensors, metadata)
