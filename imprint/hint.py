@@ -110,11 +110,8 @@ def _sketch(collage: torch.Tensor, edges: torch.Tensor, box: tuple, lies: tuple)
 
 def _seen(crop: Crop) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of the background's part of the square."""
-    placement, resolution = crop.placement, crop.picture.shape[-1]
-    scale = resolution / placement.side
-    rows, columns = placement.area
-    edges = (rows.start - placement.top, columns.start - placement.left, rows.stop - placement.top)
-    return tuple(round(edge * scale) for edge in (*edges, columns.stop - placement.left))
+    (rows, columns), scale = crop.placement.inside, crop.picture.shape[-1] / crop.placement.side
+    return tuple(round(edge * scale) for edge in (rows.start, columns.start, rows.stop, columns.stop))
 
 
 def _room(hole: torch.Tensor, frame: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from .crop import inner
 from .errors import ImprintError, require_one_of, require_same_size
 from .mask_reading import full_strength
 from .masks import what_is_white
@@ -161,8 +162,7 @@ class PlacedObject:
         rows, columns = area
         colours = self.colours.new_zeros(1, 3, rows.stop - rows.start, columns.stop - columns.start)
         alpha = torch.zeros_like(colours[:, :1])
-        top, left, bottom, right = self.box
-        part = slice(top - rows.start, bottom - rows.start), slice(left - columns.start, right - columns.start)
+        part = inner(area, self.area)
         colours[(0, slice(None), *part)], alpha[(0, 0, *part)] = self.colours, self.alpha
         return colours, alpha
 
