@@ -97,8 +97,7 @@ class Crop:
         require_same_size("the background", size, "its mask", mask.shape[1:])
         hole = Hole.find(
             mask[0],
-            config.resolution if resolution is None else resolution,
-            config.sampling.context if context is None else context,
+            *config.crop_size(resolution, context),
             config.multiple,
             config.latent.downscale,
             config.hole_shape == "box",

@@ -135,11 +135,7 @@ class ImprintPipeline(Finishing):
         steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
         check_sampling(config.noise, steps, guidance_scale, eta)
         require_number("num_results", num_results, 1, whole=True)
-        check_crop(
-            config.resolution if resolution is None else resolution,
-            config.sampling.context if context is None else context,
-            config.multiple,
-        )
+        check_crop(*config.crop_size(resolution, context), config.multiple)
         require_one_of("output type", output_type, _OUTPUT_TYPES)
         _check_generator(generator, num_results)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
