@@ -63,9 +63,9 @@ class Align:
     def __post_init__(self) -> None:
         for name, value, known in (("x", self.x, ACROSS), ("y", self.y, DOWN)):
             require_one_of(f"the alignment's {name}", value, known)
-        require_number("inset", self.inset)
-        if not 0 <= self.inset < 0.5:
-            raise ImprintError(f"inset is {self.inset:g}; it must be from 0 to less than 0.5 of the shorter side")
+        require_number("inset", self.inset, 0, 0.5)
+        if self.inset == 0.5:
+            raise ImprintError("inset is 0.5; it must be less than half of the shorter side")
         if self.height is not None:
             require_number("height", self.height, 1)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .config import EncoderConfig
-from .errors import ImprintError
+from .errors import ImprintError, require_finite
 
 MEAN_AND_STD = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -206,6 +206,5 @@ def prepare_object(
     cutout = cut_out(
         images, masks, config.image_size, config.object_margin, config.surroundings, config.fit, config.resize
     )
-    if not bool(cutout.isfinite().all()):
-        raise ImprintError("the object's picture holds values that are not finite; give numbers in [0, 1]")
+    require_finite(cutout, "the object's picture", "give numbers in [0, 1]")
     return normalise(cutout, config), cutout

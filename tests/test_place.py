@@ -187,7 +187,7 @@ def test_no_aligned_object_leaves_what_the_inset_leaves(sides, rotate, across, d
         ({"x": "middle"}, "alignment's x is 'middle'; it must be one of center, left, right"),
         ({"y": "center"}, "alignment's y is 'center'; it must be one of bottom, middle, top"),
         ({"x": ["left"]}, r"alignment's x is \['left'\]; it must be one of"),
-        ({"inset": 0.5}, "inset is 0.5; it must be from 0 to less than 0.5"),
+        ({"inset": 0.5}, "inset is 0.5; it must be less than half of the shorter side"),
         ({"inset": -0.1}, "inset is -0.1"),
         ({"inset": math.nan}, "inset is nan"),
         ({"height": 0.5}, "height is 0.5; it must be a finite number of 1 or more"),
