@@ -47,7 +47,7 @@ class Drawn:
     def over(
         self, frames: torch.Tensor, mask: torch.Tensor, inwards: int = 0, outwards: int = 0, method: str = "feather"
     ) -> torch.Tensor:
-        """Frames (B, 3, h, w) with the drawn over them, within a mask (1, h, w) and its soft edge.
+        """Frames (B, 3, h, w) with the drawing over them, within a mask (1, h, w) and its soft edge.
 
         inwards, outwards, method: as in `blend_pictures`. Outside the edge the frames are unchanged, bit for bit.
         """

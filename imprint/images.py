@@ -232,7 +232,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """As `to_rgb`, converted to sRGB and without a profile: for use as plain numbers. Raises `ImprintError` alike."""
+    """`to_rgb`'s result in sRGB and without a profile, for use as plain numbers. Raises `ImprintError` as it does."""
     made = convert_profile(to_rgb(image), None)
     made.info.pop("icc_profile", None)  # another encoding of sRGB
     return made

@@ -27,8 +27,7 @@ STANDING = 0.98
 LARGEST = 2**26
 """Pixels, height times width, to which an object may be enlarged however small the frame is."""
 SMALLEST = 8
-"""Pixels: an object whose longer side is shorter can hardly be seen, so its place is probably a slip of the hand."""
-
+"""Pixels: an object whose longer side is shorter can hardly be seen, so its place is probably a mistake."""
 
 _log = logging.getLogger(__name__)
 

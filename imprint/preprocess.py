@@ -40,7 +40,7 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
 
 
 def edges(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Which rows (B, H) and columns (B, W), bool, the boxes contain -> the boxes as of `bounding_boxes`.
+    """Which rows (B, H) and columns (B, W), bool, the boxes contain -> the boxes, as `bounding_boxes` gives them.
 
     If there are none, the box is the whole picture.
     """
@@ -144,7 +144,7 @@ _ONE = 2048  # OpenCV's, in fixed point
 
 
 def resize_in_8_bits(pictures: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Whole numbers to 255, (B, C, H, W) -> (B, C, height, width): OpenCV's INTER_LINEAR, to the last bit."""
+    """Whole numbers up to 255, (B, C, H, W) -> (B, C, height, width): OpenCV's INTER_LINEAR, to the last bit."""
     values = pictures.int()
     (left, right), shares = _taps(pictures.shape[3], width, pictures.device)
     values = (values[..., left] * shares[0] + values[..., right] * shares[1]) >> 4
