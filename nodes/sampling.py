@@ -338,7 +338,7 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
             if context.shape[-1] != config.unet.context_width:
                 raise ImprintError(
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "
-                    f"{config.unet.context_width}; connect the Condition on Object of the same checkpoint"
+                    f"{config.unet.context_width}; {CURE}"
                 )
 
 
