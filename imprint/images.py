@@ -169,7 +169,7 @@ def picture_size(image: Picture) -> tuple[int, int]:
     return tuple(image.shape[2:])
 
 
-def colours_of(image: Picture) -> bytes | None:
+def picture_profile(image: Picture) -> bytes | None:
     """The ICC profile of `to_rgb`'s result; None for sRGB, and for tensors."""
     return rgb_profile_of(image) if isinstance(image, Image.Image) else None
 

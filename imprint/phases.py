@@ -17,7 +17,7 @@ from .changes import require_change
 from .crop import MOST_PIXELS, Crop
 from .errors import PRECISION, ImprintError, require_finite
 from .hint import control_hint
-from .images import Picture, colours_of
+from .images import Picture, picture_profile
 from .mask_reading import as_mask_in_place
 from .model_pipeline import ModelPipeline
 from .noise import with_timesteps
@@ -107,7 +107,7 @@ class Phases(ModelPipeline):
             _log.warning("%d separate areas: one object will span them", crop.hole.areas)
         blend = crop.frame_mask if blend_mask is None else crop.part(blend_mask, "blend mask")
         given = isinstance(object_image, ObjectViews)
-        views = object_image if given else ObjectViews.of(object_image, object_mask, colours_of(background))
+        views = object_image if given else ObjectViews.of(object_image, object_mask, picture_profile(background))
         if all(each.numel() <= MOST_PIXELS for each in views.masks):
             views = views.to(self._pixels_device)
         pixels, _ = views.prepared(config.encoder)
