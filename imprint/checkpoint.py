@@ -180,7 +180,7 @@ def open_safetensors(path: Path, wanted: str = "an Imprint checkpoint") -> safe_
             f"{path} cannot be opened ({error.strerror}); make it readable or choose another file"
         ) from error
     # Eight bytes of the header's length, then JSON. A length may start with 0x80, as a pickle does.
-    if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
+    if start[8:] != b"{" and is_pickle(start):
         raise ImprintError(
             f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead, or make one "
             "of a third-party model's released weights with `imprint convert`"
@@ -193,6 +193,11 @@ def open_safetensors(path: Path, wanted: str = "an Imprint checkpoint") -> safe_
         return safe_open(str(path), framework="pt")
     except Exception as error:  # the Rust library's own classes differ between versions
         raise ImprintError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that starts with these bytes, four or more, is a pickle, or a zip of one, as torch writes."""
+    return start.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def tensors_in(file: safe_open, path: Path) -> dict[str, torch.Tensor]:
