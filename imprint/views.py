@@ -48,10 +48,9 @@ class ObjectViews:
         images = _listed(images)
         masks = [None] * len(images) if masks is None else _listed(masks)
         require_masks(len(images), len(masks))
-        pairs = list(zip(images, masks))
         return cls(
             tuple(as_picture(image, profile) for image in images),
-            tuple(_alpha(image) if mask is None else as_mask(mask) for image, mask in pairs),
+            tuple(_alpha(image) if mask is None else as_mask(mask) for image, mask in zip(images, masks)),
         )
 
     def __len__(self) -> int:
