@@ -126,15 +126,18 @@ class Crop:
         """`FEATHER` in pixels of the background."""
         return round(FEATHER * self.placement.side / self.placement.resolution)
 
-    def part(self, mask: Picture, name: str) -> torch.Tensor:
-        """Another mask of the background, cropped to `frame`: -> (1, h, w). name: for error messages."""
+    def blend_part(self, mask: Picture) -> torch.Tensor:
+        """A blend mask of the background's size, cropped to `frame`: -> (1, h, w) in [0, 1].
+
+        Raises `ImprintError` for one of another size, or with nothing above 0.5 there.
+        """
         mask, placement = as_mask_in_place(mask), self.placement
-        require_same_size("the background", (placement.height, placement.width), f"its {name}", mask.shape[1:])
+        require_same_size("the background", (placement.height, placement.width), "its blend mask", mask.shape[1:])
         part = mask[(slice(None), *self.area)].to(self.frame.device)
         if not bool((part > 0.5).any()):
             raise ImprintError(
-                f"the {name} is empty where the object is drawn, so that nothing of it would be seen; paint it white "
-                "there, or leave it out"
+                "the blend mask is empty where the object is drawn, so that nothing of it would be seen; paint it "
+                "white there, or leave it out"
             )
         return part
 

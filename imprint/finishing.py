@@ -42,7 +42,7 @@ class ImprintPipelineOutput(BaseOutput):
 
 
 class Finishing(Phases):
-    """The phases after the drawing."""
+    """The phases after the drawing: `finish`, or `finish_placed` for an object that was not drawn."""
 
     @torch.no_grad()
     def finish(
@@ -53,7 +53,10 @@ class Finishing(Phases):
         settings: Finish = _USUAL,
         output_type: str = "pil",
     ) -> ImprintPipelineOutput:
-        """From `denoise`'s results to the composites; output_type: as in `__call__`."""
+        """The composites, from the scene that `prepare` made and the latents and logits that `denoise` returned.
+
+        output_type: as in `__call__`. Raises `ImprintError` if a decoded picture holds values that are not finite.
+        """
         config, crop = self.model_config, scene.crop
         if output_type == "latent":
             return ImprintPipelineOutput(latents, crop.placement)

@@ -103,7 +103,7 @@ def mask_levels(masks: torch.Tensor, margin: int = 0, min_size: int = 0, shadow_
 
 
 def coarsen(masks: torch.Tensor, level: str, margin: int = 0, min_size: int = 0, shadow_room: int = 0) -> torch.Tensor:
-    """One level of each mask, (B, H, W) -> (B, H, W); see `mask_levels`."""
+    """One of `LEVELS` for each mask, (B, H, W) -> (B, H, W); other arguments and errors as for `mask_levels`."""
     require_one_of("mask level", level, LEVELS)
     return next(islice(_levels(masks, margin, min_size, shadow_room), LEVELS.index(level), None))
 

@@ -98,7 +98,7 @@ def cut_out(
     """The object, centred in a square with a margin: (B, C, H, W) in [0, 1], (B, H, W) -> (B, C, size, size).
 
     margin, surroundings, fit, resize: see `EncoderConfig`. It is black beyond the picture; a stretched box ends at the
-    picture's border.
+    picture's border. Raises `ImprintError` for an empty mask.
     """
     boxes = bounding_boxes(masks, what="the object's mask")
     if resize == "opencv":

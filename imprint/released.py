@@ -35,7 +35,7 @@ class Tensors:
         return self.named[name]
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The tensor's shape, which must have this many dimensions."""
+        """The tensor's shape. Raises `ImprintError` unless it has this many dimensions."""
         shape = tuple(self[name].shape)
         if len(shape) != dimensions:
             raise ImprintError(

@@ -92,7 +92,7 @@ class ImprintPlaceObject(io.ComfyNode):
                 marks_input(),
                 io.Float.Input(
                     "inset",
-                    optional=True,  # and last: workflows and prompts of before hold no value for it
+                    optional=True,  # and last: older workflows and prompts have no value for it
                     default=0.0,
                     min=0.0,
                     max=0.45,
