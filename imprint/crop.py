@@ -21,7 +21,7 @@ from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
 from .errors import ImprintError, require_same_size
 from .hole import Hole, Placement
-from .images import Picture, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
+from .images import Picture, alpha_channel, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
 from .mask_reading import as_mask_in_place
 from .masks import hole_pixels, latent_hole, paint_hole
 
@@ -173,7 +173,7 @@ class Crop:
         return feather(whole, outwards=self.feather)[0] > 0
 
 
-def around(*areas: tuple[slice, slice]) -> tuple[slice, slice]:
+def union(*areas: tuple[slice, slice]) -> tuple[slice, slice]:
     """The smallest area that contains all of these."""
     return tuple(slice(min(each.start for each in lines), max(each.stop for each in lines)) for lines in zip(*areas))
 
@@ -191,7 +191,7 @@ def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) ->
     rows, columns = area
     image.paste(tensor_to_image(part), (columns.start, rows.start))
     if own and background.has_transparency_data:
-        image.putalpha(background.convert("RGBA").getchannel("A"))
+        image.putalpha(alpha_channel(background))
     return image
 
 
@@ -211,7 +211,7 @@ def _say_if_hidden(background: Picture, part: torch.Tensor, area: tuple[slice, s
     """Warn if most of what (3, h, w) changes can hardly be seen, since the background's transparency is kept."""
     if not (isinstance(background, Image.Image) and background.has_transparency_data):
         return
-    alpha = picture_part(upright(background).convert("RGBA").getchannel("A"), area)[0, 0]
+    alpha = picture_part(alpha_channel(upright(background)), area)[0, 0]
     changed = (part.cpu() - picture_part(background, area)[0]).abs().amax(0) > 0.5 / 255
     hidden = float((alpha[changed] < FAINT).sum() / max(1, int(changed.sum())))
     if hidden > 0.5:

@@ -9,7 +9,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .blending import Finish
-from .crop import Drawn, around, inner, paste_all
+from .crop import Drawn, inner, paste_all, union
 from .detail import restore_detail
 from .errors import PRECISION, require_finite
 from .hole import Placement
@@ -104,7 +104,7 @@ class Finishing(Phases):
         crop, lit = scene.crop, []
         if drawn.alpha is not None and settings.shadow:
             lit = [self._thrown(scene, *each, settings) for each in zip(drawn.picture, drawn.alpha)]
-        area = around(crop.area, *(each.area for each in lit if each))
+        area = union(crop.area, *(each.area for each in lit if each))
         frames = picture_part(scene.background, area, crop.frame.device).repeat(len(drawn.picture), 1, 1, 1)
         lost = torch.zeros_like(frames[:, :1])
         for frame, share, each in zip(frames, lost, lit):

@@ -231,6 +231,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return made
 
 
+def alpha_channel(image: Image.Image) -> Image.Image:
+    """The transparency, mode L, of an upright picture that has any by Pillow's `has_transparency_data`."""
+    return (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+
+
 def to_srgb(image: Image.Image) -> Image.Image:
     """`to_rgb`'s result in sRGB and without a profile, for use as plain numbers. Raises `ImprintError` as it does."""
     made = convert_profile(to_rgb(image), None)

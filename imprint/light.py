@@ -129,7 +129,7 @@ def relight(
     seen = [each.to(net.stem.weight) for each in (picture, coverage, scene)]
     towards = light_direction(light_from)
     towards = None if towards is None else seen[0].new_tensor([towards])
-    maps = seen_maps(net, seen, towards, light > 0, shadow > 0)
+    maps = predict_maps(net, seen, towards, light > 0, shadow > 0)
     for values in (maps.gain, maps.offset, maps.shadow):
         require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
@@ -151,7 +151,7 @@ def relight(
     return lit
 
 
-def seen_maps(
+def predict_maps(
     net: LightNet,
     pictures: list[torch.Tensor],
     towards: torch.Tensor | None = None,

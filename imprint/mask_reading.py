@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .errors import ImprintError, not_finite
-from .images import Picture, in_range, is_deep, require_shape, to_rgb, upright
+from .images import Picture, alpha_channel, in_range, is_deep, require_shape, to_rgb, upright
 
 _ONE_COLOUR = 12  # levels of 255: how far lossy compression spreads a single colour
 _MOST_LABELS = 32  # the highest label of a label map; a mask with larger values is a soft mask
@@ -51,8 +51,8 @@ def alpha_to_tensor(image: Image.Image) -> torch.Tensor | None:
 def _alpha(image: Image.Image) -> torch.Tensor | None:
     if not image.has_transparency_data:
         return None
-    alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    return None if alpha.min() == 255 else torch.from_numpy(alpha.copy())[None].float() / 255
+    alpha = np.array(alpha_channel(image))
+    return None if alpha.min() == 255 else torch.from_numpy(alpha)[None].float() / 255
 
 
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
