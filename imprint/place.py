@@ -308,4 +308,5 @@ def _is_outline(mask: torch.Tensor | None) -> bool:
 
 def _shape(mask: torch.Tensor, rotate: float, flip: bool) -> tuple[int, int]:
     """Height and width of the object's box after rotation."""
-    return tuple(turned(mask[None].expand(3, -1, -1), mask, rotate, flip)[1].shape)
+    no_colours = mask.new_empty(0, *mask.shape)
+    return tuple(turned(no_colours, mask, rotate, flip)[1].shape)

@@ -106,6 +106,7 @@ def cropped(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _rotated(colours: torch.Tensor, alpha: torch.Tensor, degrees: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Colours (C, h, w) and alpha (h, w) rotated clockwise, in a frame that is large enough for them."""
     high, wide = alpha.shape
     angle = math.radians(degrees)
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -117,9 +118,9 @@ def _rotated(colours: torch.Tensor, alpha: torch.Tensor, degrees: float) -> tupl
     grid = torch.stack([(x * cosine + y * sine) * 2 / wide, (y * cosine - x * sine) * 2 / high], -1)[None]
     both = torch.cat([colours * alpha, alpha[None]])[None]
     both = F.grid_sample(both, grid, mode="bicubic", padding_mode="zeros", align_corners=False)[0]
-    alpha = both[3].clamp(0, 1)
+    alpha = both[-1].clamp(0, 1)
     alpha = torch.where(alpha < 1 / 255, 0, alpha)
-    return (both[:3] / both[3].clamp(min=1e-3)).clamp(0, 1), alpha
+    return (both[:-1] / both[-1].clamp(min=1e-3)).clamp(0, 1), alpha
 
 
 def is_soft(alpha: torch.Tensor) -> bool:
