@@ -77,7 +77,7 @@ class PlacedObject:
         colours, alpha = cropped(picture, mask)
         factor = int(min(alpha.shape) / (2 * max(1, place.height)))
         soft = is_soft(alpha)
-        colours, alpha = reduced(colours, alpha, factor) if factor > 1 else clean_edge(colours, alpha)
+        colours, alpha = reduced(colours, alpha, factor, soft) if factor > 1 else clean_edge(colours, alpha)
         if soft:
             colours = without_fringe(colours, alpha)
         colours, alpha = turned(colours, alpha, place.rotate, place.flip)

@@ -32,12 +32,12 @@ def clean_edge(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor
     return torch.where(core > 0, colours, spread(colours[None], core))[0], smooth
 
 
-def reduced(colours: torch.Tensor, alpha: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+def reduced(colours: torch.Tensor, alpha: torch.Tensor, factor: int, soft: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """An object (3, h, w), mask (h, w), reduced by a whole factor and with a clean edge as by `clean_edge`.
 
-    For a photo of many megapixels that becomes small, this takes a fraction of the time.
+    soft: the mask's `is_soft`. For a photo of many megapixels that becomes small, this takes a fraction of the time.
     """
-    weight = alpha[None, None] if is_soft(alpha) else _core(alpha)
+    weight = alpha[None, None] if soft else _core(alpha)
     if not bool(weight.any()):
         weight = alpha[None, None]
     share, total, alpha = (
