@@ -27,10 +27,11 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
+from .blending import Finish
 from .changes import require_change
 from .directions import require_strengths
 from .errors import ImprintError, require_number, require_one_of
-from .finishing import Finish, Finishing, ImprintPipelineOutput
+from .finishing import Finishing, ImprintPipelineOutput
 from .hole import check_crop
 from .images import Picture, picture_size
 from .noise import check_sampling
