@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from .crop import inner
 from .errors import ImprintError, require_one_of, require_same_size
+from .images import Picture
 from .mask_reading import full_strength
 from .masks import what_is_white
 from .positions import ACROSS, DOWN, FITS, Align, Place
 from .preprocess import bounding_boxes
 from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe
-from .views import ObjectViews
+from .views import ObjectViews, read_masks
 
 STANDING = 0.98
 """A hole that covers at least this fraction of its bounding box is a box; any other is an outline."""
@@ -289,9 +291,14 @@ def require_turn(rotate: float | None) -> None:
         raise ImprintError(f"rotate is {rotate!r}; it must be a finite number of degrees, or 'auto' in a box")
 
 
-def object_height(images: Any, masks: Any, rotate: float = 0.0, flip: bool = False) -> int:
-    """The object's height in its own photo, in pixels, after rotation; arguments as for `ObjectViews.of`."""
-    return _shape(ObjectViews.of(images, masks).masks[0][0], rotate, flip)[0]
+def object_height(
+    images: Picture | Sequence[Picture],
+    masks: Picture | Sequence[Picture] | None,
+    rotate: float = 0.0,
+    flip: bool = False,
+) -> int:
+    """The object's height in its own photo, in pixels, after rotation; images, masks: as for `ObjectViews.of`."""
+    return _shape(read_masks(images, masks)[0][0], rotate, flip)[0]
 
 
 def is_box(hole: torch.Tensor) -> bool:
