@@ -16,7 +16,7 @@ from .encoder import from_meta_names
 from .released import Tensors
 
 HINT = "control_model.input_hint_block.0.weight"
-"""A tensor that tells a ControlNet."""
+"""A tensor that only files with a ControlNet have."""
 ENCODER = "cond_stage_model.model."
 CONVENTIONS = {"surroundings": "white", "resize": "opencv", "nothing": "black"}
 """run_inference.py: the object on white, brought to 224 px by OpenCV; no object is a black picture."""
@@ -26,7 +26,7 @@ _HEAD_WIDTH = 64  # of every DINOv2 that Meta released
 
 
 def encoder_config(tensors: Tensors) -> EncoderConfig:
-    """What the tensors' sizes and its code say together."""
+    """The encoder's configuration, from the tensors' sizes and the authors' code."""
     width, _, patch, _ = tensors.shape(f"{ENCODER}patch_embed.proj.weight", 4)
     inner = tensors.shape(f"{ENCODER}blocks.0.mlp.w3.weight", 2)[1]
     return EncoderConfig(
@@ -45,7 +45,7 @@ def encoder_config(tensors: Tensors) -> EncoderConfig:
 
 
 def adapter_config(tensors: Tensors, encoder: EncoderConfig) -> AdapterConfig:
-    """Its projector's."""
+    """The configuration of its projector, one linear layer."""
     output_width, input_width = tensors.shape("cond_stage_model.projector.weight", 2)
     return AdapterConfig(
         kind="linear",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .directions import require_strengths
-from .errors import ImprintError, require_number
+from .errors import ImprintError, require_number, require_one_of
 from .matte import apply_matte
 from .preprocess import bounding_boxes
 
@@ -54,8 +54,7 @@ class Finish:
         require_strengths(0, self.shadow, self.softness, self.light_from)
         for name, width in (("feather", self.feather_pixels or 0), ("feather inwards", self.feather_inwards)):
             require_number(name, width, 0, MOST_FEATHER, whole=True)
-        if self.blend_method not in BLENDS:
-            raise ImprintError(f"the blend method is {self.blend_method!r}; it must be one of {', '.join(BLENDS)}")
+        require_one_of("the blend method", self.blend_method, BLENDS)
 
 
 def blend_latents(noisy: torch.Tensor, background: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
@@ -105,8 +104,7 @@ def blend_pictures(
     each (B, H, W) in [0, 1], as for `apply_matte`. Besides the result, memory is needed only for the masks'
     surroundings. Raises `ImprintError` for negative widths and for another method.
     """
-    if method not in BLENDS:
-        raise ImprintError(f"blend method is {method!r}; it must be one of {', '.join(BLENDS)}")
+    require_one_of("blend method", method, BLENDS)
     _check_widths(inwards, outwards)
     result = background.clone()
     # The bands' pyramid looks beyond the ramp, by as much as the ramp is wide.
@@ -141,12 +139,15 @@ def _banded(
     """
     width, middle = inwards + outwards, (inwards - outwards) / 2
     result, level = background, generated.to(background) - background
+    left = level  # of the difference, enlarged: this band and all broader ones
     for halving in range(int(math.log2(max(width, 1))), -1, -1):  # from the finest band to the broadest
         half = width / 2 ** (halving + 1)
         weight = _ramp(depth, half + middle, half - middle).to(background)
-        coarser = F.avg_pool2d(level, 2, ceil_mode=True) if halving else None
-        band = _resized(level, background) - _resized(coarser, background) if halving else _resized(level, background)
-        result, level = result + weight * band, coarser
+        broader = 0
+        if halving:
+            level = F.avg_pool2d(level, 2, ceil_mode=True)
+            broader = F.interpolate(level, background.shape[2:], mode="bilinear")
+        result, left = result + weight * (left - broader), broader
     return torch.where(weight > 0, result.clamp(0, 1), background)
 
 
@@ -179,8 +180,9 @@ def match_colour(
             here = (slice(None), *area)
             source, target = picture[here][:, band], reference[here].to(picture)[:, band]
             if source.shape[1] >= 2:
-                gain = (target.std(1) / source.std(1).clamp(min=1e-4)).clamp(0.8, 1.25)
-                gain = torch.where(source.std(1) > 1e-3, gain, torch.ones_like(gain))
+                contrast = source.std(1)
+                gain = (target.std(1) / contrast.clamp(min=1e-4)).clamp(0.8, 1.25)
+                gain = torch.where(contrast > 1e-3, gain, 1)
                 shift = target.mean(1) - source.mean(1) * gain
                 gain, shift = 1 + strength * (gain - 1), strength * shift
                 picture = torch.addcmul(shift[:, None, None], picture, gain[:, None, None]).clamp_(0, 1)
@@ -238,10 +240,6 @@ def _ramp(depth: torch.Tensor, inwards: float, outwards: float) -> torch.Tensor:
     if inwards + outwards == 0:
         return depth > 0
     return ((depth + outwards) / (inwards + outwards)).clamp(0, 1).float()
-
-
-def _resized(images: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(images, like.shape[2:], mode="bilinear")
 
 
 def _check_widths(inwards: int, outwards: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .errors import require_one_of
 from .fields import require
 
 if TYPE_CHECKING:
@@ -14,16 +15,11 @@ CHANGES = {"keep": (0, 0), "light": (1, 0), "pose": (0, 1), "both": (1, 1)}
 blending, harmonisation, view synthesis and composition."""
 
 
-def require_known(change: str) -> None:
-    """Raise `ImprintError` unless this is one of `CHANGES`."""
-    require(change in tuple(CHANGES), f"change is {change!r}; it must be one of {', '.join(CHANGES)}")
-
-
 def require_change(change: str | None, config: ImprintConfig) -> None:
     """Raise `ImprintError` unless `change` is None, or one of `CHANGES` and the model has this choice."""
     if change is None:
         return
-    require_known(change)
+    require_one_of("change", change, CHANGES)
     require(
         config.changes,
         f"change is {change!r}, but this checkpoint has no choice of what to change, as ControlCom's has; "

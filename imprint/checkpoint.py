@@ -81,9 +81,6 @@ def save_checkpoint(
     dtype: of the tensors in the file, by default their own. track: wraps the list of tensors as they are read, cast and
     hashed, for a progress bar. Raises `ImprintError` if it cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     sources = {
         _NULL if (part, name) == ("adapter", _NULL) else f"{part}.{name}": tensor.detach()
         for part, named in checkpoint.parts.items()
@@ -104,6 +101,14 @@ def save_checkpoint(
         "config": config,
         "sha256": digest(config, cast()),
     }
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, complete or not at all. Raises `ImprintError` if it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
@@ -134,12 +139,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     with open_safetensors(path) as file:
         metadata = file.metadata() or {}
         config = _config(path, metadata)
-        try:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except Exception as error:  # as in `open_safetensors`; also dtypes that this torch lacks
-            raise ImprintError(
-                f"{path} holds a tensor that cannot be read ({error}); copy or download it again"
-            ) from error
+        tensors = tensors_in(file, path)
     check_digest(path, metadata, tensors)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -180,7 +180,7 @@ def open_safetensors(path: Path, wanted: str = "an Imprint checkpoint") -> safe_
             f"{path} cannot be opened ({error.strerror}); make it readable or choose another file"
         ) from error
     # Eight bytes of the header's length, then JSON. A length may start with 0x80, as a pickle does.
-    if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
+    if start[8:] != b"{" and is_pickle(start):
         raise ImprintError(
             f"{path} is a pickle, which could run any code when opened; give a .safetensors file instead, or make one "
             "of a third-party model's released weights with `imprint convert`"
@@ -193,6 +193,19 @@ def open_safetensors(path: Path, wanted: str = "an Imprint checkpoint") -> safe_
         return safe_open(str(path), framework="pt")
     except Exception as error:  # the Rust library's own classes differ between versions
         raise ImprintError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that starts with these bytes, four or more, is a pickle, or a zip of one, as torch writes."""
+    return start.startswith((b"PK\x03\x04", b"\x80"))
+
+
+def tensors_in(file: safe_open, path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of an open file by name; path: the file's. Raises `ImprintError` if one cannot be read."""
+    try:
+        return {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as error:  # as in `open_safetensors`; also dtypes that this torch lacks
+        raise ImprintError(f"{path} holds a tensor that cannot be read ({error}); copy or download it again") from error
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:

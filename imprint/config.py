@@ -105,6 +105,11 @@ class ImprintConfig:
         """What every resolution must be a multiple of, in pixels: a latent cell at the UNet's coarsest level."""
         return self.latent.downscale * 2 ** (len(self.unet.widths) - 1)
 
+    def crop_size(self, resolution: int | None, context: float | None) -> tuple[int, float]:
+        """`resolution` and `sampling.context`, or the given ones that are not None."""
+        own = self.sampling.context
+        return self.resolution if resolution is None else resolution, own if context is None else context
+
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps(to_dict(self), sort_keys=True)

@@ -21,7 +21,7 @@ from .blending import blend_pictures, feather, match_colour
 from .config import ImprintConfig
 from .errors import ImprintError, require_same_size
 from .hole import Hole, Placement
-from .images import Picture, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
+from .images import Picture, alpha_channel, as_picture, picture_part, picture_size, tensor_to_image, to_rgb, upright
 from .mask_reading import as_mask_in_place
 from .masks import hole_pixels, latent_hole, paint_hole
 
@@ -47,7 +47,7 @@ class Drawn:
     def over(
         self, frames: torch.Tensor, mask: torch.Tensor, inwards: int = 0, outwards: int = 0, method: str = "feather"
     ) -> torch.Tensor:
-        """Frames (B, 3, h, w) with the drawn over them, within a mask (1, h, w) and its soft edge.
+        """Frames (B, 3, h, w) with the drawing over them, within a mask (1, h, w) and its soft edge.
 
         inwards, outwards, method: as in `blend_pictures`. Outside the edge the frames are unchanged, bit for bit.
         """
@@ -97,8 +97,7 @@ class Crop:
         require_same_size("the background", size, "its mask", mask.shape[1:])
         hole = Hole.find(
             mask[0],
-            config.resolution if resolution is None else resolution,
-            config.sampling.context if context is None else context,
+            *config.crop_size(resolution, context),
             config.multiple,
             config.latent.downscale,
             config.hole_shape == "box",
@@ -127,15 +126,18 @@ class Crop:
         """`FEATHER` in pixels of the background."""
         return round(FEATHER * self.placement.side / self.placement.resolution)
 
-    def part(self, mask: Picture, name: str) -> torch.Tensor:
-        """Another mask of the background, cropped to `frame`: -> (1, h, w). name: for error messages."""
+    def blend_part(self, mask: Picture) -> torch.Tensor:
+        """A blend mask of the background's size, cropped to `frame`: -> (1, h, w) in [0, 1].
+
+        Raises `ImprintError` for one of another size, or with nothing above 0.5 there.
+        """
         mask, placement = as_mask_in_place(mask), self.placement
-        require_same_size("the background", (placement.height, placement.width), f"its {name}", mask.shape[1:])
+        require_same_size("the background", (placement.height, placement.width), "its blend mask", mask.shape[1:])
         part = mask[(slice(None), *self.area)].to(self.frame.device)
         if not bool((part > 0.5).any()):
             raise ImprintError(
-                f"the {name} is empty where the object is drawn, so that nothing of it would be seen; paint it white "
-                "there, or leave it out"
+                "the blend mask is empty where the object is drawn, so that nothing of it would be seen; paint it "
+                "white there, or leave it out"
             )
         return part
 
@@ -171,7 +173,7 @@ class Crop:
         return feather(whole, outwards=self.feather)[0] > 0
 
 
-def around(*areas: tuple[slice, slice]) -> tuple[slice, slice]:
+def union(*areas: tuple[slice, slice]) -> tuple[slice, slice]:
     """The smallest area that contains all of these."""
     return tuple(slice(min(each.start for each in lines), max(each.stop for each in lines)) for lines in zip(*areas))
 
@@ -189,7 +191,7 @@ def paste(background: Picture, part: torch.Tensor, area: tuple[slice, slice]) ->
     rows, columns = area
     image.paste(tensor_to_image(part), (columns.start, rows.start))
     if own and background.has_transparency_data:
-        image.putalpha(background.convert("RGBA").getchannel("A"))
+        image.putalpha(alpha_channel(background))
     return image
 
 
@@ -209,7 +211,7 @@ def _say_if_hidden(background: Picture, part: torch.Tensor, area: tuple[slice, s
     """Warn if most of what (3, h, w) changes can hardly be seen, since the background's transparency is kept."""
     if not (isinstance(background, Image.Image) and background.has_transparency_data):
         return
-    alpha = picture_part(upright(background).convert("RGBA").getchannel("A"), area)[0, 0]
+    alpha = picture_part(alpha_channel(upright(background)), area)[0, 0]
     changed = (part.cpu() - picture_part(background, area)[0]).abs().amax(0) > 0.5 / 255
     hidden = float((alpha[changed] < FAINT).sum() / max(1, int(changed.sum())))
     if hidden > 0.5:

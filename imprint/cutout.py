@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import ImprintError
-from .images import upright
+from .images import alpha_channel, upright
 from .mask_reading import alpha_to_tensor
 
 WEIGHTS = "birefnet-general-lite"
@@ -17,7 +17,7 @@ WEIGHTS = "birefnet-general-lite"
 
 def mask_of(photo: Image.Image) -> Image.Image:
     """The object's mask, mode L: the photo's own transparency if it has any, otherwise `cut_out`."""
-    return cut_out(photo) if alpha_to_tensor(photo) is None else upright(photo).convert("RGBA").getchannel("A")
+    return cut_out(photo) if alpha_to_tensor(photo) is None else alpha_channel(upright(photo))
 
 
 def cut_out(photo: Image.Image) -> Image.Image:

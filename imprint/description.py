@@ -19,10 +19,9 @@ def describe(path: Path, as_json: bool) -> str:
 
     Raises `ImprintError` as `load_checkpoint`, `lightnet.read_light` and `lora.read_lora` do.
     """
-    checksum = {"checksum": "verified"}
     if lightnet.is_light(path):
         light, tensors = lightnet.read_light(path)
-        kind, parts, config = {"format": lightnet.FORMAT} | checksum, {"light": tensors}, asdict(light)
+        kind, parts, config = {"format": lightnet.FORMAT, "checksum": "verified"}, {"light": tensors}, asdict(light)
         side = light.resolution
         title = f"light network, which gives a placed object its light and shadow in a square of {side} x {side} px"
     elif is_lora(path):
@@ -33,7 +32,7 @@ def describe(path: Path, as_json: bool) -> str:
         title = "LoRA, which changes layers of a checkpoint's UNet"
     else:
         checkpoint = load_checkpoint(path)
-        kind, parts = {"format_version": FORMAT_VERSION} | checksum, checkpoint.parts
+        kind, parts = {"format_version": FORMAT_VERSION, "checksum": "verified"}, checkpoint.parts
         config, title = asdict(checkpoint.config), f"format version {FORMAT_VERSION}"
     described = {part: _describe_part(tensors) for part, tensors in parts.items()}
     if not as_json:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .errors import ImprintError
+from .errors import require_number
 from .preprocess import bounding_boxes, resample
 from .views import ObjectViews
 
@@ -77,8 +77,7 @@ def restore_detail(generated: torch.Tensor, alpha: torch.Tensor, views: ObjectVi
     view fits, nor outside `MARGIN`. The tensors may be on different devices: the results are on those of `generated`
     and `alpha`. Raises `ImprintError` for a view with an empty mask, and for a strength outside [0, 1].
     """
-    if not 0 <= strength <= 1:
-        raise ImprintError(f"detail is {strength:g}; it must be from 0 (off) to 1")
+    require_number("detail", strength, 0, 1)
     pictures, outlines = generated.clone(), alpha.clone()
     laid = [0.0] * len(pictures)
     if strength:

@@ -21,8 +21,6 @@ HEIGHT = 40.0
 CLEAR = 0.75
 """Length of the vector for directed light, such as sun and sky together: 1 is a single lamp in the dark, 0 uniform
 light from all sides."""
-
-
 STRENGTHS = (0.0, 1.5)
 """Least and most strength of light and shadow; 0 is off exactly, 1 what the network says."""
 

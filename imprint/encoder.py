@@ -136,7 +136,7 @@ class IDEncoder(nn.Module):
         return tensors
 
     def load_hub_state_dict(self, tensors: dict[str, torch.Tensor], assign: bool = False) -> None:
-        """The inverse of `hub_state_dict`; strict. assign: as of `load_state_dict`."""
+        """The inverse of `hub_state_dict`; strict. assign: as for `load_state_dict`."""
         own = {name: tensors[hub_name(name, self.config.kind)] for name in self.backbone.state_dict()}
         for name, tensor in own.items():
             # Two halves of one tensor, in a DINOv2.

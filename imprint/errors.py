@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from numbers import Integral, Real
 from types import ModuleType
@@ -42,6 +43,13 @@ def require_number(
     elif most < LARGEST_NUMBER:
         kind += f" up to {most:g}"
     raise ImprintError(f"{name} is {value if a_number else repr(value)}; it must be a {kind}")
+
+
+def require_one_of(name: str, value: Any, choices: Iterable) -> None:
+    """Raise `ImprintError` unless the value is one of the choices."""
+    choices = tuple(choices)  # in which, unlike in a dict, a list may be looked up
+    if value not in choices:
+        raise ImprintError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
 
 
 def from_extra(package: str, extra: str, what: str) -> ModuleType:

@@ -9,7 +9,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .blending import Finish
-from .crop import Drawn, around, inner, paste_all
+from .crop import Drawn, inner, paste_all, union
 from .detail import restore_detail
 from .errors import PRECISION, require_finite
 from .hole import Placement
@@ -42,7 +42,7 @@ class ImprintPipelineOutput(BaseOutput):
 
 
 class Finishing(Phases):
-    """The phases after the drawing."""
+    """The phases after the drawing: `finish`, or `finish_placed` for an object that was not drawn."""
 
     @torch.no_grad()
     def finish(
@@ -53,7 +53,10 @@ class Finishing(Phases):
         settings: Finish = _USUAL,
         output_type: str = "pil",
     ) -> ImprintPipelineOutput:
-        """From `denoise`'s results to the composites; output_type: as in `__call__`."""
+        """The composites, from the scene that `prepare` made and the latents and logits that `denoise` returned.
+
+        output_type: as in `__call__`. Raises `ImprintError` if a decoded picture holds values that are not finite.
+        """
         config, crop = self.model_config, scene.crop
         if output_type == "latent":
             return ImprintPipelineOutput(latents, crop.placement)
@@ -101,7 +104,7 @@ class Finishing(Phases):
         crop, lit = scene.crop, []
         if drawn.alpha is not None and settings.shadow:
             lit = [self._thrown(scene, *each, settings) for each in zip(drawn.picture, drawn.alpha)]
-        area = around(crop.area, *(each.area for each in lit if each))
+        area = union(crop.area, *(each.area for each in lit if each))
         frames = picture_part(scene.background, area, crop.frame.device).repeat(len(drawn.picture), 1, 1, 1)
         lost = torch.zeros_like(frames[:, :1])
         for frame, share, each in zip(frames, lost, lit):

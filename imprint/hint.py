@@ -22,7 +22,7 @@ CHANNELS = 4
 _SIDE = 256  # resolution at which edges are found
 _EDGE = 50  # of 255: fainter edges are dropped
 _WITHIN = 9  # a pixel counts only if the square of this size around it is all object
-_ROOM = 1.1  # side of the collage's box relative to the hole's
+_COLLAGE = 1.1  # side of the collage's box relative to the hole's
 
 
 def control_hint(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> torch.Tensor:
@@ -33,11 +33,11 @@ def control_hint(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> torc
     object keeps its place and proportions: one whose corner is known, or whose picture has the background's size and
     whose mask has the hole's box. Raises `ImprintError` for an empty object mask.
     """
-    frame = _seen(crop)
-    box = _room(crop.mask, frame)
+    frame = _frame_box(crop)
+    box = _collage_box(crop.mask, frame)
     edges = high_frequencies(*_cutout(views, encoder))
     collage = (crop.picture * 255).round().clamp(0, 255)
-    _sketch(collage, edges, box, _lies(views, crop, encoder) or box)
+    _draw_edges(collage, edges, box, _object_box(views, crop, encoder) or box)
     inside = _filled(box, crop.mask) if is_box(crop.mask[0]) else crop.mask[:, None]
     there = _filled(frame, crop.mask)
     return torch.cat([collage / 127.5 - 1, inside], 1) * there - (1 - there)
@@ -66,7 +66,7 @@ def _filter(pictures: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
 
 
 def _cutout(views: ObjectViews, encoder: EncoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """The object as prepared for the encoder, and its mask: (1, 3, S, S) and (1, S, S), whole numbers up to 255."""
+    """The object as prepared for the encoder (1, 3, S, S), and its mask (1, S, S): whole numbers up to 255."""
     picture, mask = views.pictures[0], views.masks[0]
     how = encoder.image_size, encoder.object_margin
     picture = cut_out(picture, mask, *how, encoder.surroundings, encoder.fit, encoder.resize)
@@ -74,7 +74,7 @@ def _cutout(views: ObjectViews, encoder: EncoderConfig) -> tuple[torch.Tensor, t
     return (picture * 255).round(), (inside * 255).round()
 
 
-def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, int, int, int] | None:
+def _object_box(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, int, int, int] | None:
     """The box of the square where a placed object's cut-out lies.
 
     The hole's box is the object's, or that with more around it where that was too small to draw in.
@@ -96,8 +96,8 @@ def _lies(views: ObjectViews, crop: Crop, encoder: EncoderConfig) -> tuple[int, 
     return tuple(((torch.cat([centre - half, centre + half]) - corner.repeat(2)) * scale).round().int().tolist())
 
 
-def _sketch(collage: torch.Tensor, edges: torch.Tensor, box: tuple, lies: tuple) -> None:
-    """Put edges that are to be stretched to where they lie into a box of the collage; it is black around them."""
+def _draw_edges(collage: torch.Tensor, edges: torch.Tensor, box: tuple, lies: tuple) -> None:
+    """Make a box of the collage black and draw the edges in it, stretched to the box `lies`; in place."""
     if lies[2] <= lies[0] or lies[3] <= lies[1]:  # of a background so narrow that the square shows no row of it
         return
     edges = resize_in_8_bits(edges, lies[2] - lies[0], lies[3] - lies[1])
@@ -108,21 +108,18 @@ def _sketch(collage: torch.Tensor, edges: torch.Tensor, box: tuple, lies: tuple)
     collage[:, :, start[0] : end[0], start[1] : end[1]] = seen
 
 
-def _seen(crop: Crop) -> tuple[int, int, int, int]:
+def _frame_box(crop: Crop) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of the background's part of the square."""
-    placement, resolution = crop.placement, crop.picture.shape[-1]
-    scale = resolution / placement.side
-    rows, columns = placement.area
-    edges = (rows.start - placement.top, columns.start - placement.left, rows.stop - placement.top)
-    return tuple(round(edge * scale) for edge in (*edges, columns.stop - placement.left))
+    (rows, columns), scale = crop.placement.inside, crop.picture.shape[-1] / crop.placement.side
+    return tuple(round(edge * scale) for edge in (rows.start, columns.start, rows.stop, columns.stop))
 
 
-def _room(hole: torch.Tensor, frame: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+def _collage_box(hole: torch.Tensor, frame: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """The box that the object's edges are stretched into: slightly larger than the box of a hole (1, R, R)."""
     box = bounding_boxes(hole)[0].tolist()
     starts, ends = [], []
     for axis in (0, 1):
-        centre, half = (box[axis] + box[axis + 2] - 1) / 2, _ROOM * (box[axis + 2] - box[axis]) / 2
+        centre, half = (box[axis] + box[axis + 2] - 1) / 2, _COLLAGE * (box[axis + 2] - box[axis]) / 2
         starts.append(max(frame[axis], int(centre - half)))
         ends.append(min(frame[axis + 2], int(centre + half)))
     return (*starts, *ends)

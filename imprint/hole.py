@@ -67,6 +67,13 @@ class Placement:
             slice(max(0, self.left), min(self.width, self.left + self.side)),
         )
 
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Rows and columns of the square that lie in the frame: `area` as the square sees it."""
+        return tuple(
+            slice(part.start - start, part.stop - start) for part, start in zip(self.area, (self.top, self.left))
+        )
+
     def within(self, area: tuple[slice, slice]) -> Placement:
         """The same square in a part of the frame that covers `self.area`, so that a large frame need not be touched."""
         rows, columns = area
@@ -110,23 +117,15 @@ class Placement:
 
     def _visible(self, square: torch.Tensor) -> torch.Tensor:
         """(B, C, side, side) -> (B, C, h, w), the part inside the frame."""
-        rows, columns = self.area
-        return square[
-            :, :, rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left
-        ]
+        return square[(..., *self.inside)]
 
     def _square(self, frames: torch.Tensor, beyond: str = "replicate") -> torch.Tensor:
         """(B, C, H, W) -> (B, C, side, side). beyond: what `torch.nn.functional.pad` puts beyond the frame."""
         self._check(frames)
-        rows, columns = self.area
-        pads = (
-            columns.start - self.left,
-            self.left + self.side - columns.stop,
-            rows.start - self.top,
-            self.top + self.side - rows.stop,
-        )
-        part = frames[:, :, rows, columns]
-        return F.pad(part, pads, mode=beyond) if any(pads) else part  # which would be a copy
+        rows, columns = self.inside
+        pads = columns.start, self.side - columns.stop, rows.start, self.side - rows.stop
+        part = frames[(..., *self.area)]
+        return F.pad(part, pads, mode=beyond) if any(pads) else part  # padding by nothing would copy
 
     def _check(self, tensor: torch.Tensor) -> None:
         if tuple(tensor.shape[-2:]) != (self.height, self.width):
@@ -197,8 +196,7 @@ def separate_areas(mask: torch.Tensor) -> list[torch.Tensor]:
     """Each connected area of a mask (H, W), above 0.5, as a mask of its own; from top to bottom.
 
     Areas that touch only at a corner are one: otherwise the ragged edge of a painted or enlarged mask would be specks.
-
-    Raises `ImprintError` for more than `MOST_AREAS`, which would be specks.
+    Raises `ImprintError` for more than `MOST_AREAS` of them.
     """
     labels, count = _labelled(mask)
     if count > MOST_AREAS:
@@ -220,10 +218,9 @@ def _labelled(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
 def _without(frame: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     """A copy of a frame (C, H, W) with a hole (H, W) in grey, whose outermost rows and columns show none of it."""
     frame = torch.where(hole > 0.5, 0.5, frame)  # the resize's filter reaches across the border
-    lines = [(frame[:, row], hole[row]) for row in (0, -1)] + [
-        (frame[:, :, column], hole[:, column]) for column in (0, -1)
-    ]
-    for line, covered in lines:
+    rows = [(frame[:, row], hole[row]) for row in (0, -1)]
+    columns = [(frame[:, :, column], hole[:, column]) for column in (0, -1)]
+    for line, covered in rows + columns:
         seen = (covered <= 0.5).nonzero()[:, 0]
         if len(seen) == 0:
             line[:] = 0.5

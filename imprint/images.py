@@ -108,7 +108,7 @@ def as_picture(image: Picture, profile: bytes | None = None) -> torch.Tensor:
     profile: the ICC profile to convert a Pillow picture to, None for sRGB; tensors are assumed to be in it already.
     """
     if isinstance(image, Image.Image):
-        return image_to_tensor(convert_profile(to_rgb(image), profile))
+        return _pixels(convert_profile(to_rgb(image), profile))
     return _checked_picture(image).float().cpu()
 
 
@@ -169,7 +169,7 @@ def picture_size(image: Picture) -> tuple[int, int]:
     return tuple(image.shape[2:])
 
 
-def colours_of(image: Picture) -> bytes | None:
+def picture_profile(image: Picture) -> bytes | None:
     """The ICC profile of `to_rgb`'s result; None for sRGB, and for tensors."""
     return rgb_profile_of(image) if isinstance(image, Image.Image) else None
 
@@ -188,8 +188,12 @@ def picture_part(image: Picture, area: tuple[slice, slice], device: torch.device
 
 def image_to_tensor(image: Image.Image, device: torch.device | str = "cpu") -> torch.Tensor:
     """Any Pillow picture -> (1, 3, H, W) on the device; transparency is dropped, 16-bit grey is scaled."""
-    pixels = torch.from_numpy(np.asarray(to_rgb(image)).copy()).to(device)  # while they are bytes
-    return pixels.permute(2, 0, 1)[None].float() / 255
+    return _pixels(to_rgb(image), device)
+
+
+def _pixels(image: Image.Image, device: torch.device | str = "cpu") -> torch.Tensor:
+    """An RGB picture -> (1, 3, H, W) in [0, 1] on the device, to which they are moved as bytes."""
+    return torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)[None].float() / 255
 
 
 def as_layer(part: Image.Image, whole: Image.Image, area: tuple[slice, slice]) -> Image.Image:
@@ -227,8 +231,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return made
 
 
+def alpha_channel(image: Image.Image) -> Image.Image:
+    """The transparency, mode L, of an upright picture that has any by Pillow's `has_transparency_data`."""
+    return (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+
+
 def to_srgb(image: Image.Image) -> Image.Image:
-    """As `to_rgb`, converted to sRGB and without a profile: for use as plain numbers. Raises `ImprintError` alike."""
+    """`to_rgb`'s result in sRGB and without a profile, for use as plain numbers. Raises `ImprintError` as it does."""
     made = convert_profile(to_rgb(image), None)
     made.info.pop("icc_profile", None)  # another encoding of sRGB
     return made

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from .changes import require_known
+from .changes import CHANGES
 from .directions import require_strengths
-from .errors import LARGEST_NUMBER, ImprintError, require_number
-from .positions import ACROSS, DOWN, Align, Place, require_fit
+from .errors import LARGEST_NUMBER, ImprintError, require_number, require_one_of
+from .positions import ACROSS, DOWN, FITS, Align, Place
 
 PLACING = tuple("placed at align inset height rotate flip fit light shadow softness light_from change".split())
 """The keys."""
@@ -40,11 +40,9 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
     if "at" in values:
         _point(values["at"])
     if "align" in values:
-        _alignment(values["align"])
-    if "inset" in values and "align" not in values:
+        _align(values)
+    elif "inset" in values:
         raise ImprintError("inset goes with align; say where the object stands, such as align right,bottom")
-    if _number("inset", values.get("inset", 0), 0, 0.5) == 0.5:
-        raise ImprintError("inset is 0.5; it must be less than half of the shorter side")
     if "height" in values and "at" not in values and "align" not in values:
         raise ImprintError("height goes with at or align; in a box the object is as large as the box allows")
     _number("height", values.get("height", 1), 1)
@@ -52,9 +50,9 @@ def check_placing(values: Mapping[str, Any], has_mask: bool) -> None:
         _number("rotate (in degrees, or auto)", values.get("rotate", 0))
     elif not has_mask and "align" not in values:
         raise ImprintError("rotate is auto, which fills a box; give a number of degrees")
-    require_fit(values.get("fit", "contain"))
+    require_one_of("fit", values.get("fit", "contain"), FITS)
     require_strengths(*(_read(values.get(name, 0)) for name in _STRENGTHS), values.get("light_from", "auto"))
-    require_known(values.get("change", "both"))
+    require_one_of("change", values.get("change", "both"), CHANGES)
 
 
 def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,8 +68,7 @@ def placing_arguments(values: Mapping[str, Any], pictures: Mapping[str, Any]) ->
         height = values.get("height") or object_height(pictures["object_image"], pictures["object_mask"], rotate, flip)
         return made | {"place": Place(x, y, float(height), rotate, flip)}
     if "align" in values:
-        height = float(values["height"]) if "height" in values else None
-        made["align"] = Align(**_alignment(values["align"]), inset=float(values.get("inset", 0)), height=height)
+        made["align"] = _align(values)
     return made | {"rotate": rotate, "flip": flip}
 
 
@@ -84,8 +81,13 @@ def _point(value: Any) -> tuple[float, float]:
     return x, y
 
 
-def _alignment(value: Any) -> dict[str, str]:
-    """x and y of `place.Align`, or one of them."""
+def _align(values: Mapping[str, Any]) -> Align:
+    words = _words_by_axis(values["align"])
+    return Align(**words, inset=_read(values.get("inset", 0.0)), height=_read(values.get("height")))
+
+
+def _words_by_axis(value: Any) -> dict[str, str]:
+    """x and y of an `Align`, or one of them."""
     words = value.split(",") if isinstance(value, str) else value
     try:
         words = [word.strip() for word in words]
@@ -99,10 +101,10 @@ def _alignment(value: Any) -> dict[str, str]:
     return found
 
 
-def _number(name: str, value: Any, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER) -> float:
+def _number(name: str, value: Any, least: float = -LARGEST_NUMBER) -> float:
     """A number, or a string that holds one. Raises `ImprintError` as `require_number` does."""
     value = _read(value)
-    require_number(name, value, least, most)
+    require_number(name, value, least)
     return float(value)
 
 

@@ -87,11 +87,7 @@ class JobSettings:
         from .hole import check_crop
         from .noise import check_sampling
 
-        steps, sampling = self.sampling_steps, config.sampling
-        check_sampling(config.noise, sampling.steps if steps is None else steps, self.guidance)
-        check_crop(
-            config.resolution if self.resolution is None else self.resolution,
-            sampling.context if self.context is None else self.context,
-            config.multiple,
-        )
+        steps = config.sampling.steps if self.sampling_steps is None else self.sampling_steps
+        check_sampling(config.noise, steps, self.guidance)
+        check_crop(*config.crop_size(self.resolution, self.context), config.multiple)
         Finish(self.feather, self.feather_in, self.blend, self.colour_match, self.matte, self.detail)

@@ -25,7 +25,7 @@ from .sprites import spread
 RIPPLE = 4.0
 """Standard deviation of the blur of gain and offset, in pixels of the network: light changes slowly."""
 HIDDEN = 0.05
-"""Where the object covers this share of a pixel, the background is hidden."""
+"""Where the object covers at least this share of a pixel, the background is hidden."""
 UNSEEN = 0.006
 """A shadow that takes less than this share of the light is none: there the background stays bit for bit."""
 FADE = 0.12
@@ -72,8 +72,9 @@ class Lit:
         return torch.where(self.shadow > 0, self.background * (1 - self.shadow), self.background)
 
     def through(self, mask: torch.Tensor) -> Lit:
-        """What shows of object and shadow, by a mask (1, 1, h, w) in [0, 1]: the shadow fades before the mask's edge,
-        where a straight cut would show it, but passes behind a post.
+        """Object and shadow as seen through a mask (1, 1, h, w) in [0, 1].
+
+        The shadow fades before the mask's edge, where a straight cut would show, but passes behind a post.
         """
         seen = F.interpolate((mask > 0).to(mask), (128, 128), mode="area")
         grown = F.max_pool2d(F.pad(seen, (POST - 1,) * 4, mode="replicate"), POST, 1)
@@ -105,8 +106,8 @@ def relight(
     background: Pillow, or (1, 3, H, W) in [0, 1]; only its square around the object is looked at. light, shadow:
     strengths as `directions.STRENGTHS` says; softness: from 0, the shadow as the network sees it, to 1; light_from:
     where the scene's light comes from, as `light_direction` takes it, auto: as the network sees it. The network runs
-    where it lies; the result lies where the object does. Raises `ImprintError` for strengths beyond their range and
-    for a background of another size.
+    on its own device; the result is on the object's. Raises `ImprintError` for strengths outside their range, for a
+    background of another size, and if the network returns values that are not finite.
     """
     require_strengths(light, shadow, softness, light_from)
     square = square_around(net, placed)
@@ -115,9 +116,9 @@ def relight(
     frame = picture_part(background, area, placed.colours.device)
     local = square.within(area)
     colours, alpha = (each.to(frame) for each in placed.within(area))
-    plain = Lit(area, frame, colours, colours, alpha, torch.zeros_like(alpha))
+    lit = Lit(area, frame, colours, colours, alpha, torch.zeros_like(alpha))
     if light == shadow == 0:
-        return plain
+        return lit
 
     own, coverage, scene = (local.extract(each) for each in (colours * alpha, alpha, frame))
     # What the object hides must not be seen on it: the network gets a guess from what lies around.
@@ -128,7 +129,7 @@ def relight(
     seen = [each.to(net.stem.weight) for each in (picture, coverage, scene)]
     towards = light_direction(light_from)
     towards = None if towards is None else seen[0].new_tensor([towards])
-    maps = seen_maps(net, seen, towards, light > 0, shadow > 0)
+    maps = predict_maps(net, seen, towards, light > 0, shadow > 0)
     for values in (maps.gain, maps.offset, maps.shadow):
         require_finite(values, "the light that the network sees", "its file is broken, or fp32 is needed")
     # Gain and offset are meant inside the outline, the shadow outside it: each is carried over the edge, then enlarged.
@@ -136,8 +137,8 @@ def relight(
         inside = (coverage > 0.9 * coverage.max()).float()
         change = local.insert_map(spread(_smooth(torch.cat([maps.gain, maps.offset], 1).to(frame), inside), inside))
         gain, offset = (light * change).chunk(2, 1)
-        plain.relit = (colours * gain.exp() + offset).clamp(0, 1)
-    # Nor beside the outline, where the network's shadow has a bright rim.
+        lit.relit = (colours * gain.exp() + offset).clamp(0, 1)
+    # Not beside the outline either: there the network's shadow has a bright rim.
     outside = (F.max_pool2d(coverage, 3, 1, 1) < 0.1).float()
     if shadow and bool(outside.any()):
         lost = spread(maps.shadow.to(frame), outside)
@@ -146,21 +147,22 @@ def relight(
             away = (1 - 2 * _softened(coverage, reach)).clamp(min=0)
             lost = lost.lerp(_softened(lost, softness * reach), away)
         kept = 1 - local.insert_map(lost * _fading(square, lost)).clamp(0, 1)
-        plain.shadow = ((1 - kept ** (shadow * net.config.shadow_power) - UNSEEN) / (1 - UNSEEN)).clamp(min=0)
-    return plain
+        lit.shadow = ((1 - kept ** (shadow * net.config.shadow_power) - UNSEEN) / (1 - UNSEEN)).clamp(min=0)
+    return lit
 
 
-def seen_maps(
+def predict_maps(
     net: LightNet,
     pictures: list[torch.Tensor],
     towards: torch.Tensor | None = None,
     with_light: bool = True,
     with_shadow: bool = True,
 ) -> LightMaps:
-    """The mean of what the network sees in the pictures (B, C, S, S) and, if it `mirrors`, in their mirror images.
+    """The network's maps for pictures or, if it `mirrors`, their mean over the pictures and their mirror images.
 
-    towards (B, 3): where the scene's light comes from, as in `LightNet.decode`. Where that is not told, the shadow is
-    that of the likeliest guess: the median of all shadows that are possible is faint, and lies on every side.
+    pictures: `LightNet.encode`'s three arguments. towards (B, 3): where the scene's light comes from, as for
+    `LightNet.decode`; if None, the shadow is the one for the likeliest guess, since the median of all possible shadows
+    is faint and lies on every side. with_light, with_shadow: which of the maps are needed; less takes less time.
     """
     features = net.encode(*(torch.cat([each, each.flip(3)]) if net.mirrors else each for each in pictures))
 
@@ -184,7 +186,7 @@ def seen_maps(
 
 
 def _difference(below: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
-    """The most transparent layer (1, 4, h, w) that turns one picture (1, 3, h, w) into another."""
+    """The most transparent layer (1, 4, h, w) that, laid over one picture (1, 3, h, w), gives the other."""
     change = above - below
     share = torch.where(change > 0, change / (1 - below).clamp(min=1e-6), -change / below.clamp(min=1e-6))
     alpha = (share.amax(1, keepdim=True) * 255).ceil().clamp(0, 255) / 255

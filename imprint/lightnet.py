@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .backbone import WIDTHS, EfficientNetLite
+from .checkpoint import check_digest, digest, open_safetensors, tensors_in, write_tensors
 from .errors import ImprintError
 from .fields import from_dict, require, require_at_most, require_positive
-from .files import replacing
 from .model import Unfilled, computes_in_bf16
 
 SHIPPED_LIGHT = Path(__file__).parent / "assets" / "imprint-light.safetensors"
@@ -47,9 +47,9 @@ class LightConfig:
     blocks: int = 4
     """Transformer blocks at the coarsest level."""
     guesses: int = 6
-    """Of where the light comes from."""
+    """Number of guesses of where the light comes from."""
     context: float = 2.2
-    """Side of the square over the longer side of the object's box."""
+    """Side of the square relative to the longer side of the object's box."""
     shadow_power: float = 0.9
     """What the ground keeps is raised to this power, chosen on held-out places: a guess is not always right, and then a
     fainter shadow is less wrong."""
@@ -65,12 +65,14 @@ class LightConfig:
 
 @dataclass
 class LightMaps:
-    """gain (B, 3, S, S) as a natural logarithm, offset (B, 3, S, S), shadow (B, 1, S, S): the share of
-    a picture's values that the ground loses."""
+    """The network's output."""
 
     gain: torch.Tensor
+    """(B, 3, S, S): natural logarithm of the factor on the object's colours."""
     offset: torch.Tensor
+    """(B, 3, S, S): what is then added to them."""
     shadow: torch.Tensor
+    """(B, 1, S, S): the share of its values that the ground loses."""
     shading: torch.Tensor
     """(B, 6, S, S): logarithm of what a white surface with the object's normals would return, in the scene's light and
     in that of the object's photo. Learned on the way to `gain`."""
@@ -80,7 +82,9 @@ class LightMaps:
     """(B, K): natural logarithm of how likely each of them is."""
 
     def folded(self) -> LightMaps:
-        """Of pictures, and after them of their mirror images: the means of both, and the guesses of both."""
+        """The maps of pictures (the first half of the batch) averaged with those of their mirror images (the second),
+        and the guesses of both: (2B, ...) -> (B, ...), with 2K guesses.
+        """
         pairs = (each.chunk(2) for each in (self.gain, self.offset, self.shadow, self.shading))
         return LightMaps(
             *((there + back.flip(3)) / 2 for there, back in pairs), *folded_guesses(self.directions, self.chances)
@@ -88,18 +92,18 @@ class LightMaps:
 
 
 def folded_guesses(directions: torch.Tensor, chances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`LightMaps.folded` of these two alone."""
+    """The guesses of `LightMaps.folded`: (2B, K, 3) and (2B, K) -> (B, 2K, 3) and (B, 2K)."""
     there, back = directions.chunk(2)
     return torch.cat([there, mirrored(back)], 1), torch.cat(chances.chunk(2), 1) - math.log(2)
 
 
 def mirrored(directions: torch.Tensor) -> torch.Tensor:
-    """(..., 3 or more), x first, as a mirror image has them."""
+    """Directions (..., 3 or more), x first, in the mirror image."""
     return torch.cat([-directions[..., :1], directions[..., 1:]], -1)
 
 
 def likeliest(directions: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
-    """(B, 3): of guesses as in `LightMaps` the one around which most of all their chances lie."""
+    """The direction (B, 3), of guesses as in `LightMaps`, around which the probability is highest."""
     apart = torch.cdist(directions, directions).square() / (2 * SCATTER**2)
     best = (chances[:, None] - apart).logsumexp(2).argmax(1)
     return directions[torch.arange(len(best), device=best.device), best]
@@ -141,7 +145,7 @@ class LightNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
+        """Its weights' type."""
         return self.stem.weight.dtype
 
     @property
@@ -156,13 +160,14 @@ class LightNet(nn.Module):
         background: torch.Tensor,
         direction: torch.Tensor | None = None,
     ) -> LightMaps:
-        """`encode` and `decode`, which says what is taken."""
+        """`decode` after `encode`; they describe the arguments."""
         return self.decode(self.encode(picture, alpha, background), direction)
 
     def encode(self, picture: torch.Tensor, alpha: torch.Tensor, background: torch.Tensor) -> list[torch.Tensor]:
         """Features at half the resolution and at each further halving, for `decode`.
 
-        picture (B, 3, S, S): the object over the background, both in [0, 1]; alpha (B, 1, S, S); S a multiple of 32.
+        picture (B, 3, S, S): the object over the background; alpha (B, 1, S, S): the object's; background (B, 3, S, S):
+        the scene without it. All are in [0, 1], and S is a multiple of 32.
         """
         count, _, high, wide = picture.shape
         rows = torch.linspace(-1, 1, high, device=picture.device, dtype=picture.dtype).view(1, 1, -1, 1)
@@ -178,9 +183,11 @@ class LightNet(nn.Module):
         return [*features, x + F.interpolate(seen, x.shape[2:], mode="nearest")]
 
     def decode(self, features: list[torch.Tensor], direction: torch.Tensor | None = None) -> LightMaps:
-        """features: of `encode`. direction (B, 4): where the scene's light comes from, if that is known: x to the
-        right, y up, z to the camera, the mean of all directions, weighed by their light, so that its length is 1 for a
-        single lamp and 0 for light from everywhere; then 1. Four zeros where it is not known.
+        """The maps and guesses from features that `encode` made.
+
+        direction (B, 4): where the scene's light comes from, if known: x to the right, y up, z to the camera, the mean
+        of all directions weighted by their light, so that its length is 1 for a single lamp and 0 for light from
+        everywhere; then 1. Four zeros if it is not known.
         """
         x, *guesses = self._guessed(features, direction)
         kept = features[:-1]
@@ -201,7 +208,7 @@ class LightNet(nn.Module):
     def _guessed(
         self, features: list[torch.Tensor], direction: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The coarsest features again, after attention, and guesses."""
+        """The coarsest features (B, C, h, w) after attention, directions (B, K, 3) and chances (B, K)."""
         x = features[-1]
         told = x.new_zeros(len(x), 4) if direction is None else direction.to(x)
         x = self.middle(x + self.told(told)[..., None, None])
@@ -217,7 +224,7 @@ class LightNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions and a way around them."""
+    """A residual block with pre-activation (He et al., arXiv 1603.05027): (B, C, H, W) -> (B, C', H, W)."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -251,8 +258,6 @@ class Attention(nn.Module):
 
 def is_light(path: str | os.PathLike) -> bool:
     """Whether a safetensors file is a light network's. Raises `ImprintError` for any other kind of file."""
-    from .checkpoint import open_safetensors
-
     with open_safetensors(Path(path), "an Imprint checkpoint or a light network") as file:
         return (file.metadata() or {}).get("format") == FORMAT
 
@@ -260,10 +265,8 @@ def is_light(path: str | os.PathLike) -> bool:
 def read_light(path: str | os.PathLike) -> tuple[LightConfig, dict[str, torch.Tensor]]:
     """A light network's sizes and tensors as they are in its file, after verifying the checksum.
 
-    Raises `ImprintError` for a file that is absent, a pickle, damaged, or none of a light network.
+    Raises `ImprintError` for a file that is missing, a pickle, damaged, or not a light network's.
     """
-    from .checkpoint import check_digest, open_safetensors
-
     path = Path(path)
     with open_safetensors(path, "a light network") as file:
         metadata = file.metadata() or {}
@@ -271,7 +274,7 @@ def read_light(path: str | os.PathLike) -> tuple[LightConfig, dict[str, torch.Te
             raise ImprintError(
                 f"{path} is a safetensors file, but holds no light network; give one that training.relight has written"
             )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = tensors_in(file, path)
     check_digest(path, metadata, tensors)
     try:
         values = json.loads(metadata["config"])
@@ -290,7 +293,7 @@ def read_light(path: str | os.PathLike) -> tuple[LightConfig, dict[str, torch.Te
 def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
     """The light network of a file, in fp32 on the CPU, ready to be used.
 
-    Raises `ImprintError` as `read_light` does, and for tensors that are not the network's.
+    Raises `ImprintError` as `read_light` does, and for tensors of other names or shapes than the network's.
     """
     config, tensors = read_light(path)
     with Unfilled():
@@ -310,24 +313,18 @@ def load_light(path: str | os.PathLike = SHIPPED_LIGHT) -> LightNet:
 
 
 def at_full_speed(net: LightNet) -> LightNet:
-    """The network, in fp32 if it is on a CPU that has no instructions for its own precision: a hundred times faster."""
+    """The network, converted to fp32 if its CPU has no instructions for its precision: a hundred times faster."""
     if net.device.type == "cpu" and not (net.dtype == torch.bfloat16 and computes_in_bf16()):
         net.float()
     return net
 
 
 def save_light(path: str | os.PathLike, net: LightNet, dtype: torch.dtype = torch.float16) -> None:
-    """Write a light network; the file is whole or it is not there. Raises `ImprintError` if it cannot be written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Write a light network; the file is complete or absent. dtype: of its tensors.
 
-    from .checkpoint import digest
-
+    Raises `ImprintError` if it cannot be written.
+    """
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in net.state_dict().items()}
     config = json.dumps(asdict(net.config))
     metadata = {"format": FORMAT, "config": config, "sha256": digest(config, sorted(tensors.items()))}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise ImprintError(f"{path} cannot be written ({error}); make room, or choose another folder") from error
+    write_tensors(path, tensors, metadata)

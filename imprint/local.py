@@ -52,7 +52,10 @@ class LocalScene:
 
 
 class LocalBlock(nn.Module):
-    """For features of so many channels, and tokens of a width."""
+    """One local block.
+
+    channels: of the features; width: of the tokens; region: `UNetConfig.local_region`.
+    """
 
     def __init__(self, channels: int, width: int, region: str, operations: Any = nn, **factory: Any):
         super().__init__()
@@ -107,10 +110,9 @@ def _by_axis(
 
 def input_blocks(config: UNetConfig) -> list[int]:
     """The indices of latent diffusion's input blocks that are followed by local blocks, in order."""
-    per_level = (
-        config.layers_per_block + 1
-    )  # each level's last block halves the size; one block precedes the first level
+    per_level = config.layers_per_block + 1  # the last one of each level halves the size
     levels = range(config.local_levels)
+    # One block precedes the first level.
     return [1 + level * per_level + layer for level in levels for layer in range(config.layers_per_block)]
 
 

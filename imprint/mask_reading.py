@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .errors import ImprintError, not_finite
-from .images import Picture, in_range, is_deep, require_shape, to_rgb, upright
+from .images import Picture, alpha_channel, in_range, is_deep, require_shape, to_rgb, upright
 
 _ONE_COLOUR = 12  # levels of 255: how far lossy compression spreads a single colour
 _MOST_LABELS = 32  # the highest label of a label map; a mask with larger values is a soft mask
@@ -51,8 +51,8 @@ def alpha_to_tensor(image: Image.Image) -> torch.Tensor | None:
 def _alpha(image: Image.Image) -> torch.Tensor | None:
     if not image.has_transparency_data:
         return None
-    alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    return None if alpha.min() == 255 else torch.from_numpy(alpha.copy())[None].float() / 255
+    alpha = np.array(alpha_channel(image))
+    return None if alpha.min() == 255 else torch.from_numpy(alpha)[None].float() / 255
 
 
 def mask_to_tensor(image: Image.Image) -> torch.Tensor:
@@ -82,7 +82,7 @@ def label_masks(image: Image.Image) -> list[torch.Tensor]:
 
     Raises `ImprintError` as `mask_to_tensor` does.
     """
-    labels, kinds = _labels(upright(image))
+    labels, kinds, _ = _labels(upright(image))
     return [torch.from_numpy((labels == kind).astype(np.float32))[None] for kind in kinds] if len(kinds) > 1 else []
 
 
@@ -91,29 +91,28 @@ def _brightness(image: Image.Image) -> np.ndarray:
 
     Raises `ImprintError` for a map of several labels, and for values that are not finite.
     """
-    _, kinds = _labels(image)
+    values, kinds, white = _labels(image)
     if len(kinds) > 1:
         listed = ", ".join(f"{kind:g}" for kind in kinds[:8])
         raise ImprintError(
             f"the mask is a map of {len(kinds)} labels ({listed}{', ...' if len(kinds) > 8 else ''}); give a mask in "
             "which one object alone is white (the command line's --each-area puts an object into each label of --mask)"
         )
-    values, top = _values(image)
-    return values / max(top, float(values.max()))
+    return values / max(white, float(values.max()))
 
 
-def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) values, and which of them are labels: more than one for a label map, which has a few colours that are not
-    shades of one, or whole numbers too small to be brightness.
+def _labels(image: Image.Image) -> tuple[np.ndarray, np.ndarray, float]:
+    """(H, W) values; which of them are labels: more than one for a label map, which has a few colours that are not
+    shades of one, or whole numbers too small to be brightness; and the value of white.
     """
     coloured = _colours(_without_hidden(image))
     if coloured is not None:
-        return coloured
-    values, top = _values(image)
+        return *coloured, math.nan
+    values, white = _values(image)
     # Pure blue is dark but not a label: of a colour the largest channel counts.
     largest = values.max() if image.mode == "L" or is_deep(image) else np.asarray(to_rgb(image)).max()
-    small = largest <= _MOST_LABELS and (top > 1 or bool((values == values.round()).all()))
-    return values, np.unique(values[values > 0]) if small else values[:0]
+    small = largest <= _MOST_LABELS and (white > 1 or bool((values == values.round()).all()))
+    return values, np.unique(values[values > 0]) if small else values[:0], white
 
 
 def _without_hidden(image: Image.Image) -> Image.Image:
@@ -159,7 +158,7 @@ def _is_photo(image: Image.Image, alpha: torch.Tensor | None) -> bool:
     if is_deep(image) or image.mode in ("1", "L") or image.getcolors(_MOST_LABELS) is not None:
         return False
     step = math.ceil(max(image.size) / 512)  # a sample of its pixels is enough
-    pixels = np.asarray(to_rgb(image), dtype=np.float32)[::step, ::step]
+    pixels = np.asarray(to_rgb(image))[::step, ::step].astype(np.float32)
     pixels = pixels[slice(None) if alpha is None else alpha[0, ::step, ::step].numpy() > 0.5].reshape(-1, 3)
     if not pixels.any():
         return False

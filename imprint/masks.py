@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
-from .errors import ImprintError
+from .errors import ImprintError, require_one_of
 from .preprocess import bounding_boxes
 
 LEVELS = ("precise", "fine", "coarse", "box")
@@ -103,9 +103,8 @@ def mask_levels(masks: torch.Tensor, margin: int = 0, min_size: int = 0, shadow_
 
 
 def coarsen(masks: torch.Tensor, level: str, margin: int = 0, min_size: int = 0, shadow_room: int = 0) -> torch.Tensor:
-    """One level of each mask, (B, H, W) -> (B, H, W); see `mask_levels`."""
-    if level not in LEVELS:
-        raise ImprintError(f"mask level is {level!r}; it must be one of {', '.join(LEVELS)}")
+    """One of `LEVELS` for each mask, (B, H, W) -> (B, H, W); other arguments and errors as for `mask_levels`."""
+    require_one_of("mask level", level, LEVELS)
     return next(islice(_levels(masks, margin, min_size, shadow_room), LEVELS.index(level), None))
 
 

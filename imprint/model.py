@@ -12,7 +12,7 @@ from .adapter import ContentAdapter
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import ImprintConfig
 from .encoder import IDEncoder
-from .errors import ImprintError
+from .errors import ImprintError, require_one_of
 from .unet import build_control, build_unet
 from .vae import build_autoencoder
 
@@ -28,8 +28,7 @@ def load_model(
     `load_checkpoint` does, when there is no autoencoder or one of other latents, and for a dtype that cannot be drawn
     with.
     """
-    if dtype not in _DTYPES:
-        raise ImprintError(f"the dtype is {dtype!r}; it must be one of {', '.join(map(str, _DTYPES))}")
+    require_one_of("the dtype", dtype, _DTYPES)
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     if vae is None and "vae" not in checkpoint.parts:

@@ -18,8 +18,7 @@ FINITE_SIGMA = 14.7
 the largest sigma of a zero-terminal-SNR process, 4,518, which stands for infinity, they multiply the difference of two
 predictions by it: the picture changes colour, or is garbage."""
 
-# Exactly zero would make sigma infinite; this is ComfyUI's value, so that both follow the same
-# schedule.
+# Exactly zero would make sigma infinite; this is ComfyUI's value, so that both follow the same schedule.
 _LAST_ALPHA_BAR = 4.8973451890853435e-08
 
 

@@ -17,7 +17,7 @@ from .changes import require_change
 from .crop import MOST_PIXELS, Crop
 from .errors import PRECISION, ImprintError, require_finite
 from .hint import control_hint
-from .images import Picture, colours_of
+from .images import Picture, picture_profile
 from .mask_reading import as_mask_in_place
 from .model_pipeline import ModelPipeline
 from .noise import with_timesteps
@@ -94,6 +94,8 @@ class Phases(ModelPipeline):
         the object goes; its shape determines the pose. blend_mask: where to put the drawing, if not in `mask`; never
         more than the crop. context: side of the model's square crop relative to the longer side of the mask's box; by
         default the checkpoint's. resolution: side of the crop as the model sees it; by default the training resolution.
+        Raises `ImprintError` for input that cannot be used, and if encoder or autoencoder return values that are not
+        finite.
         """
         config, device = self.model_config, self._execution_device
         crop = Crop.of(background, mask, config, resolution, context, self._pixels_device)
@@ -105,9 +107,9 @@ class Phases(ModelPipeline):
             )
         if crop.hole.areas > 1:
             _log.warning("%d separate areas: one object will span them", crop.hole.areas)
-        blend = crop.frame_mask if blend_mask is None else crop.part(blend_mask, "blend mask")
+        blend = crop.frame_mask if blend_mask is None else crop.blend_part(blend_mask)
         given = isinstance(object_image, ObjectViews)
-        views = object_image if given else ObjectViews.of(object_image, object_mask, colours_of(background))
+        views = object_image if given else ObjectViews.of(object_image, object_mask, picture_profile(background))
         if all(each.numel() <= MOST_PIXELS for each in views.masks):
             views = views.to(self._pixels_device)
         pixels, _ = views.prepared(config.encoder)

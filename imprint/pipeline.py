@@ -27,10 +27,11 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
+from .blending import Finish
 from .changes import require_change
 from .directions import require_strengths
-from .errors import ImprintError, require_number
-from .finishing import Finish, Finishing, ImprintPipelineOutput
+from .errors import ImprintError, require_number, require_one_of
+from .finishing import Finishing, ImprintPipelineOutput
 from .hole import check_crop
 from .images import Picture, picture_size
 from .noise import check_sampling
@@ -135,13 +136,8 @@ class ImprintPipeline(Finishing):
         steps = config.sampling.steps if num_inference_steps is None else num_inference_steps
         check_sampling(config.noise, steps, guidance_scale, eta)
         require_number("num_results", num_results, 1, whole=True)
-        check_crop(
-            config.resolution if resolution is None else resolution,
-            config.sampling.context if context is None else context,
-            config.multiple,
-        )
-        if output_type not in _OUTPUT_TYPES:
-            raise ImprintError(f"output type is {output_type!r}; it must be one of {', '.join(_OUTPUT_TYPES)}")
+        check_crop(*config.crop_size(resolution, context), config.multiple)
+        require_one_of("output type", output_type, _OUTPUT_TYPES)
         _check_generator(generator, num_results)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from .errors import ImprintError, require_same_size
+from .crop import inner
+from .errors import ImprintError, require_one_of, require_same_size
+from .images import Picture
 from .mask_reading import full_strength
 from .masks import what_is_white
-from .positions import ACROSS, DOWN, Align, Place, require_fit
+from .positions import ACROSS, DOWN, FITS, Align, Place
 from .preprocess import bounding_boxes
 from .sprites import clean_edge, cropped, is_soft, reduced, resized, turned, without_fringe
-from .views import ObjectViews
+from .views import ObjectViews, read_masks
 
 STANDING = 0.98
 """A hole that covers at least this fraction of its bounding box is a box; any other is an outline."""
 LARGEST = 2**26
 """Pixels, height times width, to which an object may be enlarged however small the frame is."""
 SMALLEST = 8
-"""Pixels: an object whose longer side is shorter can hardly be seen, so its place is probably a slip of the hand."""
-
+"""Pixels: an object whose longer side is shorter can hardly be seen, so its place is probably a mistake."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class PlacedObject:
         colours, alpha = cropped(picture, mask)
         factor = int(min(alpha.shape) / (2 * max(1, place.height)))
         soft = is_soft(alpha)
-        colours, alpha = reduced(colours, alpha, factor) if factor > 1 else clean_edge(colours, alpha)
+        colours, alpha = reduced(colours, alpha, factor, soft) if factor > 1 else clean_edge(colours, alpha)
         if soft:
             colours = without_fringe(colours, alpha)
         colours, alpha = turned(colours, alpha, place.rotate, place.flip)
@@ -161,8 +163,7 @@ class PlacedObject:
         rows, columns = area
         colours = self.colours.new_zeros(1, 3, rows.stop - rows.start, columns.stop - columns.start)
         alpha = torch.zeros_like(colours[:, :1])
-        top, left, bottom, right = self.box
-        part = slice(top - rows.start, bottom - rows.start), slice(left - columns.start, right - columns.start)
+        part = inner(area, self.area)
         colours[(0, slice(None), *part)], alpha[(0, 0, *part)] = self.colours, self.alpha
         return colours, alpha
 
@@ -241,7 +242,7 @@ def place_object(
                 "the mask is white along most of its border, where the object would go; if wrong, invert the mask"
             )
         return None
-    box = (0, 0, *size) if mask is None else bounding_boxes((mask > 0.5)[None].float())[0].tolist()
+    box = (0, 0, *size) if mask is None else bounding_boxes(mask[None])[0].tolist()
     turn = None if rotate == "auto" else rotate
     if align:
         return PlacedObject.aligned(picture, own, box, align, size, turn, flip)
@@ -252,7 +253,7 @@ def _check_request(
     has_mask: bool, placed: bool, place: Place | None, align: Align | None, fit: str, turns: bool
 ) -> None:
     """Raise `ImprintError` unless these arguments of `place_object` go together; turns: rotated or mirrored."""
-    require_fit(fit)
+    require_one_of("fit", fit, FITS)
     for name, value, kind in (("place", place, Place), ("align", align, Align)):
         if value is not None and not isinstance(value, kind):
             raise ImprintError(f"{name} is {value!r}; it must be an imprint.place.{kind.__name__}")
@@ -290,9 +291,14 @@ def require_turn(rotate: float | None) -> None:
         raise ImprintError(f"rotate is {rotate!r}; it must be a finite number of degrees, or 'auto' in a box")
 
 
-def object_height(images: Any, masks: Any, rotate: float = 0.0, flip: bool = False) -> int:
-    """The object's height in its own photo, in pixels, after rotation; arguments as for `ObjectViews.of`."""
-    return _shape(ObjectViews.of(images, masks).masks[0][0], rotate, flip)[0]
+def object_height(
+    images: Picture | Sequence[Picture],
+    masks: Picture | Sequence[Picture] | None,
+    rotate: float = 0.0,
+    flip: bool = False,
+) -> int:
+    """The object's height in its own photo, in pixels, after rotation; images, masks: as for `ObjectViews.of`."""
+    return _shape(read_masks(images, masks)[0][0], rotate, flip)[0]
 
 
 def is_box(hole: torch.Tensor) -> bool:
@@ -309,4 +315,5 @@ def _is_outline(mask: torch.Tensor | None) -> bool:
 
 def _shape(mask: torch.Tensor, rotate: float, flip: bool) -> tuple[int, int]:
     """Height and width of the object's box after rotation."""
-    return tuple(turned(mask[None].expand(3, -1, -1), mask, rotate, flip)[1].shape)
+    no_colours = mask.new_empty(0, *mask.shape)
+    return tuple(turned(no_colours, mask, rotate, flip)[1].shape)

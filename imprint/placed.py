@@ -14,7 +14,7 @@ from PIL import Image
 from .crop import paste_all
 from .errors import PRECISION, ImprintError, require_finite, require_same_size
 from .hole import Placement
-from .images import Picture, colours_of, picture_size
+from .images import Picture, picture_profile, picture_size
 from .light import Lit, relight, square_around
 from .lightnet import LightNet
 from .mask_reading import as_mask
@@ -65,7 +65,7 @@ def read_object_and_hole(
 
     Raises `ImprintError` for pictures that cannot be used or whose sizes differ.
     """
-    views = ObjectViews.of(object_image, object_mask, colours_of(background))
+    views = ObjectViews.of(object_image, object_mask, picture_profile(background))
     size = picture_size(background)
     hole = None if mask is None else as_mask(mask)
     if hole is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from .errors import ImprintError, require_number
+from .errors import ImprintError, require_number, require_one_of
 
 FITS = ("contain", "fill", "outline")
 """How an object fits into a box: its photo with its own proportions; drawn by the model, into the whole box; or drawn
@@ -15,12 +15,6 @@ where its photo would lie, in its outline."""
 ACROSS = {"center": 0.5, "left": 0.0, "right": 1.0}
 DOWN = {"bottom": 1.0, "middle": 0.5, "top": 0.0}
 """The alignments, the default first, each with the fraction of the box's free space left of, or above, the object."""
-
-
-def require_fit(fit: str) -> None:
-    """Raise `ImprintError` unless this is one of `FITS`."""
-    if fit not in FITS:
-        raise ImprintError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
 
 
 def _is_finite(value: Any) -> bool:
@@ -68,11 +62,10 @@ class Align:
 
     def __post_init__(self) -> None:
         for name, value, known in (("x", self.x, ACROSS), ("y", self.y, DOWN)):
-            if value not in tuple(known):  # which, unlike a dict, takes a list as value
-                raise ImprintError(f"the alignment's {name} is {value!r}; it must be one of {', '.join(known)}")
-        require_number("inset", self.inset)
-        if not 0 <= self.inset < 0.5:
-            raise ImprintError(f"inset is {self.inset:g}; it must be from 0 to less than 0.5 of the shorter side")
+            require_one_of(f"the alignment's {name}", value, known)
+        require_number("inset", self.inset, 0, 0.5)
+        if self.inset == 0.5:
+            raise ImprintError("inset is 0.5; it must be less than half of the shorter side")
         if self.height is not None:
             require_number("height", self.height, 1)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .config import EncoderConfig
-from .errors import ImprintError
+from .errors import ImprintError, require_finite
 
 MEAN_AND_STD = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -40,7 +40,7 @@ def bounding_boxes(masks: torch.Tensor, threshold: float = 0.5, what: str = "the
 
 
 def edges(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Which rows (B, H) and columns (B, W), bool, the boxes contain -> the boxes as of `bounding_boxes`.
+    """Which rows (B, H) and columns (B, W), bool, the boxes contain -> the boxes, as `bounding_boxes` gives them.
 
     If there are none, the box is the whole picture.
     """
@@ -98,7 +98,7 @@ def cut_out(
     """The object, centred in a square with a margin: (B, C, H, W) in [0, 1], (B, H, W) -> (B, C, size, size).
 
     margin, surroundings, fit, resize: see `EncoderConfig`. It is black beyond the picture; a stretched box ends at the
-    picture's border.
+    picture's border. Raises `ImprintError` for an empty mask.
     """
     boxes = bounding_boxes(masks, what="the object's mask")
     if resize == "opencv":
@@ -144,7 +144,7 @@ _ONE = 2048  # OpenCV's, in fixed point
 
 
 def resize_in_8_bits(pictures: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Whole numbers to 255, (B, C, H, W) -> (B, C, height, width): OpenCV's INTER_LINEAR, to the last bit."""
+    """Whole numbers up to 255, (B, C, H, W) -> (B, C, height, width): OpenCV's INTER_LINEAR, to the last bit."""
     values = pictures.int()
     (left, right), shares = _taps(pictures.shape[3], width, pictures.device)
     values = (values[..., left] * shares[0] + values[..., right] * shares[1]) >> 4
@@ -206,6 +206,5 @@ def prepare_object(
     cutout = cut_out(
         images, masks, config.image_size, config.object_margin, config.surroundings, config.fit, config.resize
     )
-    if not bool(cutout.isfinite().all()):
-        raise ImprintError("the object's picture holds values that are not finite; give numbers in [0, 1]")
+    require_finite(cutout, "the object's picture", "give numbers in [0, 1]")
     return normalise(cutout, config), cutout

@@ -32,7 +32,7 @@ def convert_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
     own = profile_of(image)
     if own == profile or _alike(own, profile):
         return image
-    converted = _converted(image.convert("RGB"), own, profile, "RGB")
+    converted = _converted(image.convert("RGB"), own, profile)
     if "A" in image.getbands():
         converted.putalpha(image.getchannel("A"))
     return _tagged(converted, profile)
@@ -43,7 +43,7 @@ def grey_or_cmyk_to_srgb(image: Image.Image) -> Image.Image | None:
     own = profile_of(image)
     if own is None or image.mode not in _SPACES:
         return None
-    return _tagged(_converted(image.convert("L") if image.mode == "LA" else image, own, None, "RGB"), None)
+    return _tagged(_converted(image.convert("L") if image.mode == "LA" else image, own, None), None)
 
 
 def _tagged(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -53,8 +53,8 @@ def _tagged(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image
 
 
-def _converted(image: Image.Image, own: bytes | None, other: bytes | None, mode: str) -> Image.Image:
-    return ImageCms.profileToProfile(image, _read(own), _read(other), outputMode=mode)
+def _converted(image: Image.Image, own: bytes | None, other: bytes | None) -> Image.Image:
+    return ImageCms.profileToProfile(image, _read(own), _read(other), outputMode="RGB")
 
 
 def _read(profile: bytes | None) -> ImageCms.ImageCmsProfile:
@@ -74,5 +74,5 @@ def _space(profile: bytes) -> str | None:
 def _alike(one: bytes | None, other: bytes | None) -> bool:
     """Whether two RGB profiles encode colours alike."""
     probes = Image.fromarray(_PROBES)
-    moved = np.asarray(_converted(probes, one, other, "RGB")).astype(int)
+    moved = np.asarray(_converted(probes, one, other)).astype(int)
     return int(np.abs(moved - _PROBES).max()) <= _ALIKE

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import open_safetensors
+from .checkpoint import open_safetensors, tensors_in
 from .errors import ImprintError
 from .files import require_file, require_no_lfs_pointer
 
@@ -35,7 +35,7 @@ class Tensors:
         return self.named[name]
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The tensor's shape, which must have this many dimensions."""
+        """The tensor's shape. Raises `ImprintError` unless it has this many dimensions."""
         shape = tuple(self[name].shape)
         if len(shape) != dimensions:
             raise ImprintError(
@@ -67,7 +67,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         with open_safetensors(path, RELEASED) as file:
             if str((file.metadata() or {}).get("format")).startswith("imprint"):
                 raise ImprintError(f"{path} is Imprint's own; it is used as it is, without converting it")
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return tensors_in(file, path)
     if not _may_be_torch(path):
         raise ImprintError(
             f"{path} is not a torch file, perhaps the web page that it came from; give the released checkpoint "

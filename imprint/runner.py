@@ -161,7 +161,7 @@ def _require_layers(job: Job, areas: Sequence[Sequence[torch.Tensor | None]], se
     from .saving import require_writable
 
     for each, masks in zip(job.objects, areas):
-        # An empty mask has its own sentence, later.
+        # An empty mask is left to the error about it, later.
         if any((mask is None or bool(mask.any())) and each.is_drawn(mask) for mask in masks):
             raise ImprintError(
                 f"{each.views[0]} would be drawn by the model, together with its light; only a placed object has "

@@ -32,12 +32,12 @@ def clean_edge(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor
     return torch.where(core > 0, colours, spread(colours[None], core))[0], smooth
 
 
-def reduced(colours: torch.Tensor, alpha: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+def reduced(colours: torch.Tensor, alpha: torch.Tensor, factor: int, soft: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """An object (3, h, w), mask (h, w), reduced by a whole factor and with a clean edge as by `clean_edge`.
 
-    For a photo of many megapixels that becomes small, this takes a fraction of the time.
+    soft: the mask's `is_soft`. For a photo of many megapixels that becomes small, this takes a fraction of the time.
     """
-    weight = alpha[None, None] if is_soft(alpha) else _core(alpha)
+    weight = alpha[None, None] if soft else _core(alpha)
     if not bool(weight.any()):
         weight = alpha[None, None]
     share, total, alpha = (
@@ -106,6 +106,7 @@ def cropped(colours: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _rotated(colours: torch.Tensor, alpha: torch.Tensor, degrees: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Colours (C, h, w) and alpha (h, w) rotated clockwise, in a frame that is large enough for them."""
     high, wide = alpha.shape
     angle = math.radians(degrees)
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -117,9 +118,9 @@ def _rotated(colours: torch.Tensor, alpha: torch.Tensor, degrees: float) -> tupl
     grid = torch.stack([(x * cosine + y * sine) * 2 / wide, (y * cosine - x * sine) * 2 / high], -1)[None]
     both = torch.cat([colours * alpha, alpha[None]])[None]
     both = F.grid_sample(both, grid, mode="bicubic", padding_mode="zeros", align_corners=False)[0]
-    alpha = both[3].clamp(0, 1)
+    alpha = both[-1].clamp(0, 1)
     alpha = torch.where(alpha < 1 / 255, 0, alpha)
-    return (both[:3] / both[3].clamp(min=1e-3)).clamp(0, 1), alpha
+    return (both[:-1] / both[-1].clamp(min=1e-3)).clamp(0, 1), alpha
 
 
 def is_soft(alpha: torch.Tensor) -> bool:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from . import anydoor
-from .checkpoint import Checkpoint, load_checkpoint, open_safetensors, save_checkpoint
-from .config import AdapterConfig, EncoderConfig, ImprintConfig, LatentConfig, NoiseConfig, SamplingConfig, UNetConfig
-from .errors import ImprintError
+from .checkpoint import Checkpoint, is_pickle, load_checkpoint, open_safetensors, save_checkpoint
+from .config import PRESETS, AdapterConfig, EncoderConfig, ImprintConfig, SamplingConfig, UNetConfig
+from .errors import ImprintError, require_one_of
 from .local import input_blocks
 from .released import Tensors, read_tensors, says_safetensors
 
@@ -86,8 +86,8 @@ def from_tensors(
     named: Mapping[str, torch.Tensor], kind: str | None = None, path: Path = Path("weights")
 ) -> Checkpoint:
     """As `read_third_party`, from tensors by name; path: their name in error messages."""
-    if kind is not None and kind not in KINDS:
-        raise ImprintError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if kind is not None:
+        require_one_of("kind", kind, KINDS)
     tensors = Tensors(path, named, kind or _family(named))
     kind = kind or _kind(tensors)
     config = _config(tensors, kind)
@@ -195,15 +195,8 @@ def _config(tensors: Tensors, kind: str) -> ImprintConfig:
         encoder=encoder,
         adapter=adapter,
         unet=unet,
-        latent=LatentConfig(autoencoder="kl", channels=4, downscale=8, scale_factor=0.18215),
-        noise=NoiseConfig(
-            timesteps=1000,
-            beta_start=0.00085,
-            beta_end=0.012,
-            prediction_type="epsilon",
-            zero_terminal_snr=False,
-            timestep_spacing="leading",
-        ),
+        latent=PRESETS["sd15"].latent,
+        noise=replace(PRESETS["sd15"].noise, timestep_spacing="leading"),
         sampling=SamplingConfig(steps=50, guidance_scale=5.0, context=2.0),
     )
 
@@ -339,5 +332,4 @@ def _is_third_party(path: Path) -> bool:
         with open_safetensors(path) as file:
             return any(name.startswith(PREFIXES["unet"]) for name in file.keys())
     with path.open("rb") as file:
-        start = file.read(4)
-    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+        return is_pickle(file.read(4))

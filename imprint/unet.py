@@ -24,7 +24,7 @@ SIZE_WIDTH = 256
 def build_unet(config: UNetConfig, sample_size: int | None = None, local_width: int = 0) -> UNet2DConditionModel:
     """diffusers' UNet of these sizes, with fresh weights; its local blocks, if it has any, are its module `local`.
 
-    local_width: of the tokens for the local blocks.
+    sample_size: side of the latents, which diffusers only records. local_width: width of the local blocks' tokens.
     """
     from diffusers import UNet2DConditionModel
 
@@ -124,8 +124,7 @@ def _encoder_options(config: UNetConfig) -> dict[str, Any]:
         "block_out_channels": config.widths,
         "layers_per_block": config.layers_per_block,
         "down_block_types": down,
-        # diffusers takes the middle's number from the last level, whose own blocks have no attention or the same
-        # number.
+        # diffusers takes the middle's from the last level, whose own blocks have none or as many.
         "transformer_layers_per_block": (*config.transformer_layers[:-1], config.mid_transformer_layers),
         "attention_head_dim": config.heads,  # for old reasons diffusers' name for the *number* of heads
         "cross_attention_dim": config.context_width,

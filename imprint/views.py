@@ -45,14 +45,8 @@ class ObjectViews:
         Pillow pictures are converted; None for sRGB. Raises `ImprintError` for differing counts or sizes, and for a
         picture with neither mask nor alpha.
         """
-        images = _listed(images)
-        masks = [None] * len(images) if masks is None else _listed(masks)
-        require_masks(len(images), len(masks))
-        pairs = list(zip(images, masks))
-        return cls(
-            tuple(as_picture(image, profile) for image in images),
-            tuple(_alpha(image) if mask is None else as_mask(mask) for image, mask in pairs),
-        )
+        pictures = tuple(as_picture(image, profile) for image in _listed(images))
+        return cls(pictures, read_masks(images, masks))
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -73,6 +67,16 @@ class ObjectViews:
             )
         pixels, cutouts = zip(*(prepare_object(*view, config) for view in zip(self.pictures, self.masks)))
         return torch.cat(pixels), torch.cat(cutouts)
+
+
+def read_masks(
+    images: Picture | Sequence[Picture], masks: Picture | Sequence[Picture] | None
+) -> tuple[torch.Tensor, ...]:
+    """The masks of `ObjectViews.of` alone, each (1, H, W); arguments and errors as there."""
+    images = _listed(images)
+    masks = [None] * len(images) if masks is None else _listed(masks)
+    require_masks(len(images), len(masks))
+    return tuple(_alpha(image) if mask is None else as_mask(mask) for image, mask in zip(images, masks))
 
 
 def _listed(value: Picture | Sequence[Picture]) -> list[Picture]:

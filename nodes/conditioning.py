@@ -134,11 +134,11 @@ class ImprintContentAdapter(io.ComfyNode):
     def execute(
         cls, adapter: models.Adapter, identity: sockets.Subject, strength: float, change: str = "both"
     ) -> io.NodeOutput:
-        (tokens, width), encoder = identity.tokens.shape[2:], adapter.encoder
+        (count, width), encoder = identity.tokens.shape[2:], adapter.encoder
         takes = encoder.tokens + encoder.local_tokens
-        if (tokens, width) != (takes, encoder.width):
+        if (count, width) != (takes, encoder.width):
             raise ImprintError(
-                f"Encode Object gives {tokens} tokens of width {width} for each view, but Condition on Object takes "
+                f"Encode Object gives {count} tokens of width {width} for each view, but Condition on Object takes "
                 f"{takes} of width {encoder.width}; use the CLIP_VISION and the adapter of the same Imprint: Load "
                 "Checkpoint"
             )

@@ -19,7 +19,8 @@ from ..imprint.crop import Crop
 from ..imprint.errors import ImprintError
 from ..imprint.hint import CHANNELS, control_hint
 from ..imprint.views import ObjectViews
-from .shapes import PLAIN_LAYERS, shapes_of
+from .local import CURE
+from .shapes import PLAIN_LAYERS, named_tensors, shapes_of
 from .unet import ModelConfig
 
 VIEWS_KEY = "imprint_views"
@@ -35,10 +36,7 @@ def attach_control(model: Any, checkpoint: Checkpoint) -> None:
     options = {name: value for name, value in core.unet_config.items() if name != "out_channels"}
     options["hint_channels"] = CHANNELS
     shapes = shapes_of(comfy.cldm.cldm.ControlNet(**options, device="meta", operations=PLAIN_LAYERS))
-    names = {name: name for name in shapes}  # ComfyUI's own are latent diffusion's
-    if checkpoint.names == "diffusers":
-        names = {theirs: name for theirs, name in _diffusers_names(core.unet_config).items() if name in shapes}
-    tensors = checkpoint.check("control", {theirs: shapes[name] for theirs, name in names.items()})
+    tensors = named_tensors(checkpoint, "control", shapes, _diffusers_names(core.unet_config))
 
     load_device, supported = manage.get_torch_device(), core.supported_inference_dtypes
     dtype = manage.unet_dtype(
@@ -51,7 +49,7 @@ def attach_control(model: Any, checkpoint: Checkpoint) -> None:
         device=manage.unet_offload_device(),
         operations=comfy.ops.pick_operations(dtype, cast),
     )
-    net.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
+    net.load_state_dict(tensors, strict=False)
     control = comfy.controlnet.ControlNet(net, load_device=load_device, manual_cast_dtype=cast)
     model.set_attachments(_CONTROL, control)
 
@@ -80,7 +78,7 @@ def hints(config: ImprintConfig, positive: list, crops: list[Crop]) -> torch.Ten
     if not isinstance(views, ObjectViews):
         raise ImprintError(
             "the positive conditioning does not hold the object's pictures, from which this checkpoint's ControlNet "
-            "gets a sketch; connect the Condition on Object of the same checkpoint"
+            f"gets a sketch; {CURE}"
         )
     return torch.cat([control_hint(views, crop, config.encoder) for crop in crops])
 

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..imprint.errors import ImprintError
-from ..imprint.images import as_picture, colours_of
+from ..imprint.images import as_picture, picture_profile
 from ..imprint.job_keys import placing_arguments
 from ..imprint.jobs import Job, JobObject
 from ..imprint.light import relight
@@ -69,7 +69,7 @@ class ImprintJob(io.ComfyNode):
         net = models.Light(file_of(light_model)).loaded()
         pictures = read.read()
         background = pictures[0]["background"]
-        frame = as_picture(background, colours_of(background)).clone()
+        frame = as_picture(background, picture_profile(background))
         for number, (part, own) in enumerate(zip(read.objects, pictures), 1):
             try:
                 _put(frame, part, own, net)
@@ -82,7 +82,7 @@ def _put(frame: torch.Tensor, part: JobObject, pictures: dict, net: torch.nn.Mod
     """Write one object of a job, lit, into the frame (1, 3, H, W)."""
     where = placing_arguments(part.placing, pictures)
     strengths = {name: where.pop(name) for name in ("light", "shadow", "softness", "light_from") if name in where}
-    views = ObjectViews.of(pictures["object_image"], pictures["object_mask"], colours_of(pictures["background"]))
+    views = ObjectViews.of(pictures["object_image"], pictures["object_mask"], picture_profile(pictures["background"]))
     hole = as_mask(pictures["mask"]) if "mask" in pictures else None
     if part.blend_mask or part.is_drawn(hole):
         raise ImprintError(

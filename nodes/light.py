@@ -114,7 +114,7 @@ class ImprintRelight(io.ComfyNode):
         require_strengths(light, shadow, softness, light_from)
         model = models.Light(file_of(light_model))
         net, frames = model.loaded(), placed.backgrounds
-        image = copy_image(to_bhwc(frames), len(frames))
+        image = copy_image(frames.movedim(1, -1), len(frames))
         total = len(frames) * len(placed.objects)
         layers = {name: lazy_zeros(total, *frames.shape[2:], 4) for name in ("shadow", "object", "light")}
         for index, each in enumerate(itertools.chain.from_iterable(placed.objects)):

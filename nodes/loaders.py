@@ -81,8 +81,7 @@ class ImprintLoadCheckpoint(io.ComfyNode):
                 io.ClipVision.Output(
                     display_name="clip_vision",
                     tooltip="The image encoder, DINOv2, DINOv3 or (in ObjectStitch, Paint-by-Example and ControlCom) "
-                    "CLIP. For "
-                    "Encode Object.",
+                    "CLIP. For Encode Object.",
                 ),
                 sockets.Adapter.Output(
                     display_name="adapter",

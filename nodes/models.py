@@ -20,6 +20,7 @@ from ..imprint.adapter import ContentAdapter
 from ..imprint.checkpoint import Checkpoint
 from ..imprint.errors import ImprintError
 from ..imprint.lightnet import LightNet, load_light
+from ..imprint.model import Unfilled
 from ..imprint.third_party import kind_of, open_checkpoint
 from .clip_vision import build_clip_vision
 from .control import attach_control
@@ -106,8 +107,9 @@ class Light:
 
     def __init__(self, path: str):
         net, manage = load_light(path), comfy.model_management
-        model = _LightModule(net.config).eval().requires_grad_(False)
-        model.load_state_dict(net.state_dict())
+        with Unfilled():
+            model = _LightModule(net.config).eval().requires_grad_(False)
+        model.load_state_dict(net.state_dict(), assign=True)
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             model, load_device=manage.get_torch_device(), offload_device=manage.unet_offload_device()
         )

@@ -6,7 +6,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..imprint.errors import ImprintError
-from ..imprint.place import ACROSS, DOWN, Align, PlacedObject, place_object
+from ..imprint.place import PlacedObject, place_object
+from ..imprint.positions import ACROSS, DOWN, Align
 from ..imprint.preprocess import bounding_boxes
 from ..imprint.views import ObjectViews
 from . import sockets
@@ -92,7 +93,7 @@ class ImprintPlaceObject(io.ComfyNode):
                 marks_input(),
                 io.Float.Input(
                     "inset",
-                    optional=True,  # and last: workflows and prompts of before hold no value for it
+                    optional=True,  # and last: older workflows and prompts have no value for it
                     default=0.0,
                     min=0.0,
                     max=0.45,
@@ -158,8 +159,8 @@ class ImprintPlaceObject(io.ComfyNode):
     ) -> io.NodeOutput:
         frames, transparency = to_bchw(background)
         size = tuple(frames.shape[2:])
-        _, own = to_bchw(object)
         if object_mask is None:
+            _, own = to_bchw(object)
             if own is None or bool((own == 1).all()):  # Join Image with Alpha makes it so of a plain photo
                 raise ImprintError(
                     "the object has no mask: connect the MASK of its Load Image to object_mask, or a picture with "

@@ -284,7 +284,7 @@ def _put_back(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The background (IMAGE) with each drawing in its crop, and alpha and shadow in maps of its size (B, 2, H, W)."""
     image = copy_image(background, len(crops))
-    colours, _ = to_bchw(image)  # a view: writing to it writes to the image
+    colours = image[..., :3].movedim(-1, 1)  # a view: writing to it writes to the image
     maps = lazy_zeros(len(crops), 2, *colours.shape[2:])
     for index, crop in enumerate(crops):
         one = slice(index, index + 1)
@@ -338,7 +338,7 @@ def _check_parts(config: ImprintConfig, vae: Any, positive: list, negative: list
             if context.shape[-1] != config.unet.context_width:
                 raise ImprintError(
                     f"the {name} conditioning has width {context.shape[-1]}, but the MODEL takes "
-                    f"{config.unet.context_width}; connect the Condition on Object of the same checkpoint"
+                    f"{config.unet.context_width}; {CURE}"
                 )
 
 

@@ -25,6 +25,21 @@ def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
+def named_tensors(
+    checkpoint: Checkpoint, part: str, shapes: dict[str, torch.Size], diffusers_names: dict[str, str]
+) -> dict[str, torch.Tensor]:
+    """A part's tensors under ComfyUI's names, which are latent diffusion's.
+
+    shapes: of the module's tensors, by these names. diffusers_names: diffusers' names -> ComfyUI's; those that the
+    module lacks are ignored. Raises `ImprintError` unless the names and shapes are the module's.
+    """
+    names = {name: name for name in shapes}
+    if checkpoint.names == "diffusers":
+        names = {theirs: name for theirs, name in diffusers_names.items() if name in shapes}
+    tensors = checkpoint.check(part, {theirs: shapes[name] for theirs, name in names.items()})
+    return {names[theirs]: tensor for theirs, tensor in tensors.items()}
+
+
 def require_supported(condition: bool, checkpoint: Checkpoint, what: str) -> None:
     """Raise `ImprintError`, saying that the checkpoint has `what`, unless the condition holds."""
     if not condition:

@@ -21,7 +21,7 @@ from ..imprint.errors import ImprintError
 from ..imprint.unet import SIZE_WIDTH
 from .local import LocalUNet, ToldModel
 from .matte import MatteUNet
-from .shapes import PLAIN_LAYERS, require_supported, shapes_of
+from .shapes import PLAIN_LAYERS, named_tensors, require_supported, shapes_of
 from .vae import latent_format
 
 _CONFIG = "imprint_config"  # the MODEL's attachment; every clone of the MODEL, with LoRA or without, keeps it
@@ -113,25 +113,17 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
     require_supported(config.unet.mid_transformer_layers > 0, checkpoint, "a UNet without attention in its middle")
     manage, core = comfy.model_management, ModelConfig(config)
     shapes = shapes_of(core.unet_model(**core.unet_config, device="meta", operations=PLAIN_LAYERS))
-    names = {name: name for name in shapes}  # ComfyUI's own are latent diffusion's
-    if checkpoint.names == "diffusers":
-        names = comfy.utils.unet_to_diffusers(core.unet_config)
-        # It also lists absent layers, and SDXL's conditions a second time, as class embeddings.
-        names = {
-            diffusers: name
-            for diffusers, name in names.items()
-            if name in shapes and not diffusers.startswith("class_embedding.")
-        }
-        names |= {name: name for name in shapes if name.startswith("local.")}
-    tensors = checkpoint.check("unet", {theirs: shapes[name] for theirs, name in names.items()})
+    names = {name: name for name in shapes if name.startswith("local.")}
+    for theirs, name in comfy.utils.unet_to_diffusers(core.unet_config).items():
+        if not theirs.startswith("class_embedding."):  # SDXL's conditions a second time
+            names[theirs] = name
+    tensors = named_tensors(checkpoint, "unet", shapes, names)
 
-    weight_dtype, load_device, supported = (
-        comfy.utils.weight_dtype(tensors),
-        manage.get_torch_device(),
-        core.supported_inference_dtypes,
-    )
+    load_device, supported = manage.get_torch_device(), core.supported_inference_dtypes
     dtype = manage.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(tensors), supported_dtypes=supported, weight_dtype=weight_dtype
+        model_params=comfy.utils.calculate_parameters(tensors),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(tensors),
     )
     core.set_inference_dtype(dtype, manage.unet_manual_cast(dtype, load_device, supported))
     model = core.get_model({})
@@ -139,7 +131,7 @@ def build_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> Any:
     patcher = kind(model, load_device=load_device, offload_device=manage.unet_offload_device())
     if not manage.is_device_cpu(patcher.offload_device):
         model.to(patcher.offload_device)
-    model.load_model_weights({names[name]: tensor for name, tensor in tensors.items()}, "", assign=patcher.is_dynamic())
+    model.load_model_weights(tensors, "", assign=patcher.is_dynamic())
     patcher.set_attachments(_CONFIG, config)
     return patcher
 

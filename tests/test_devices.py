@@ -123,8 +123,8 @@ def test_a_crop_moves_nothing_but_itself(monkeypatch):
     here = Crop.of(picture, wide, CONFIG)
     with elsewhere():
         crop = Crop.of(put(picture), put(wide), CONFIG)
-        blend = crop.part(put(wide), "blend mask")
-    for found, expected in ((crop.frame, here.frame), (crop.painted, here.painted), (blend, here.part(wide, "mask"))):
+        blend = crop.blend_part(put(wide))
+    for found, expected in ((crop.frame, here.frame), (crop.painted, here.painted), (blend, here.blend_part(wide))):
         assert found.device.type == "cpu" and torch.equal(found, expected)
     assert crop.frame.numel() == max(moved) < picture.numel() / 8
 

@@ -19,7 +19,7 @@ from imprint.cli import SAMPLES
 from imprint.directions import light_direction
 from imprint.errors import ImprintError
 from imprint.images import as_layer, image_to_tensor, open_image, tensor_to_image
-from imprint.light import relight, seen_maps
+from imprint.light import predict_maps, relight
 from imprint.lightnet import SHIPPED_LIGHT, likeliest, load_light, save_light
 from imprint.place import Place, PlacedObject, place_object
 from imprint.views import ObjectViews
@@ -110,9 +110,9 @@ def test_several_pictures_are_seen_as_each_alone():
     pictures = [torch.rand(3, channels, 64, 64) for channels in (3, 1, 3)]
     towards = torch.tensor([light_direction(each) for each in ("left", "above", "front")])
     for told in (None, towards):
-        together = seen_maps(SHIPPED, pictures, told)
+        together = predict_maps(SHIPPED, pictures, told)
         for row in range(3):
-            alone = seen_maps(
+            alone = predict_maps(
                 SHIPPED, [each[row : row + 1] for each in pictures], told if told is None else told[row : row + 1]
             )
             for name in ("gain", "offset", "shadow"):

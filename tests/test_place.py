@@ -187,7 +187,7 @@ def test_no_aligned_object_leaves_what_the_inset_leaves(sides, rotate, across, d
         ({"x": "middle"}, "alignment's x is 'middle'; it must be one of center, left, right"),
         ({"y": "center"}, "alignment's y is 'center'; it must be one of bottom, middle, top"),
         ({"x": ["left"]}, r"alignment's x is \['left'\]; it must be one of"),
-        ({"inset": 0.5}, "inset is 0.5; it must be from 0 to less than 0.5"),
+        ({"inset": 0.5}, "inset is 0.5; it must be less than half of the shorter side"),
         ({"inset": -0.1}, "inset is -0.1"),
         ({"inset": math.nan}, "inset is nan"),
         ({"height": 0.5}, "height is 0.5; it must be a finite number of 1 or more"),
@@ -370,7 +370,7 @@ def test_a_large_photo_made_small_looks_as_if_cleaned_first(factor, soft):
     distance = (x**2 + y**2).sqrt()
     picture = torch.where(distance < 25 * factor, 0.2, 1.0).expand(3, -1, -1)
     mask = (25 * factor - 1 - distance).clamp(0, 1) if soft else (distance < 25 * factor + 1).float()
-    colours, alpha = reduced(picture, mask, factor)
+    colours, alpha = reduced(picture, mask, factor, soft)
     assert tuple(alpha.shape) == (80, 80) and (colours * alpha).max() < 0.25
     slow_colours, slow_alpha = resized(*clean_edge(picture, mask), 80, 80)
     assert (alpha - slow_alpha).abs().max() < 0.3 and (alpha - slow_alpha).abs().mean() < 0.01
@@ -505,6 +505,6 @@ def test_a_line_that_is_reduced_keeps_its_colour():
     picture, line = torch.rand(3, 24, 24), torch.zeros(24, 24)
     line[:, 10] = 1
     picture[:, :, 10] = torch.tensor([0.1, 0.7, 0.4])[:, None]
-    colours, alpha = reduced(picture, line, 3)
+    colours, alpha = reduced(picture, line, 3, False)
     assert torch.allclose(colours[:, alpha > 0], torch.tensor([0.1, 0.7, 0.4])[:, None], atol=1e-5)
     assert alpha[:, 3].eq(1 / 3).all() and alpha.sum() == alpha[:, 3].sum()

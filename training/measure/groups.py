@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from imprint.light import seen_maps
+from imprint.light import predict_maps
 from imprint.lightnet import LightMaps, LightNet, load_light
 
 from ..data.shards import SPLITS
@@ -70,6 +70,6 @@ def maps_as_used(net: LightNet, batch: LightBatch, told: bool) -> LightMaps:
     kind = batch.picture.device.type
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
         pictures = [batch.picture, batch.alpha, batch.background]
-        maps = seen_maps(net, pictures, batch.direction[:, :3] if told else None)
+        maps = predict_maps(net, pictures, batch.direction[:, :3] if told else None)
     power = 1 if told else net.config.shadow_power
     return replace(maps, shadow=1 - (1 - maps.shadow.float()) ** power)
