@@ -11,7 +11,7 @@ import pytest
 import torch
 from drawing import blend_of
 from leaving import refused
-from micro import cutout, fresh_checkpoint, huge_png, micro_config, rectangle
+from micro import cutout, fresh_checkpoint, huge_png, micro_config, micro_light, rectangle
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
 
@@ -173,9 +173,13 @@ def test_half_precision_is_used_where_the_processor_computes_so(files, monkeypat
         "__call__",
         lambda pipeline, **given: seen.append(pipeline.unet.dtype) or call(pipeline, **given),
     )
-    monkeypatch.setattr(
-        placed, "relight", lambda net, *given: seen.append((net.dtype, net.mirrors)) or relight(net, *given)
-    )
+    other = micro_light()  # half precision takes minutes where the processor does not compute so
+
+    def spied(net, *given):
+        seen.append((net.dtype, net.mirrors))
+        return relight(other, *given)
+
+    monkeypatch.setattr(placed, "relight", spied)
     for fit in ("contain", "fill"):
         assert cli.main([*command(files, device="cpu", steps=1), *words, "--fit", fit]) == 0
     assert seen == [(light, "--fast" not in words), whole]
