@@ -119,7 +119,7 @@ def save_computed(checkpoint: Checkpoint, path: Path) -> None:
 def read_config(path: str | os.PathLike) -> ImprintConfig:
     """The configuration alone, without reading the tensors. Raises `ImprintError` as `load_checkpoint` does."""
     with open_safetensors(Path(path)) as file:
-        return _config(Path(path), file.metadata() or {})
+        return _config(Path(path), file)
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -133,7 +133,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     path = Path(path)
     with open_safetensors(path) as file:
         metadata = file.metadata() or {}
-        config = _config(path, metadata)
+        config = _config(path, file)
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         except Exception as error:  # as in `open_safetensors`; also dtypes that this torch lacks
@@ -195,9 +195,15 @@ def open_safetensors(path: Path, wanted: str = "an Imprint checkpoint") -> safe_
         raise ImprintError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
 
 
-def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
+def _config(path: Path, file: safe_open) -> ImprintConfig:
+    metadata = file.metadata() or {}
     kind = metadata.get("format")
     if kind != "imprint":
+        if any(name.startswith("lora_unet_") for name in file.keys()):
+            raise ImprintError(
+                f"{path} is a LoRA; give the checkpoint that it was trained from, to which ComfyUI's LoRA loader or "
+                "imprint.lora.merge_lora adds it"
+            )
         found = f" of format '{kind}'" if kind else ""
         ours = (kind or "").startswith("imprint")
         other = "" if ours else ", or make one of a third-party model's released weights with `imprint convert`"
