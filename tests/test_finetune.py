@@ -86,6 +86,13 @@ def test_fine_tuning_learns_a_lora_alone(tuned):
     assert all(float(tensor) == 2 for name, tensor in tensors.items() if name.endswith(".alpha"))  # = rank: scale 1
 
 
+def test_a_matte_that_the_lora_could_not_hold_is_refused(data, tuned, tmp_path):
+    folders = {"cutouts": tuned / "data" / "cutouts", "photos": tuned / "data" / "photos"}
+    command = words(data, tmp_path / "run", "finetune", init=data / "start.safetensors", matte=2, **folders)
+    assert "--matte is 2, and --init has 0: a LoRA's file holds no matte; leave it out" in failed(train.main, command)
+    assert not (tmp_path / "run").exists()
+
+
 def answer(unet) -> torch.Tensor:
     random = seeded()
     with torch.no_grad():

@@ -72,6 +72,11 @@ class Run:
         if start:
             require_trainable(start)
         if start and settings.matte not in (None, start.config.matte):
+            if self.stage.lora:
+                raise ImprintError(
+                    f"--matte is {settings.matte}, and --init has {start.config.matte}: a LoRA's file holds no matte; "
+                    "leave it out, or train it in stage 'compositing'"
+                )
             start = with_matte(start, settings.matte)
         self.config = sampling_config(start.config, settings) if start else read_sizes(settings.sizes)
         with self.device:
