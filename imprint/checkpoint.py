@@ -124,7 +124,7 @@ def save_computed(checkpoint: Checkpoint, path: Path) -> None:
 def read_config(path: str | os.PathLike) -> ImprintConfig:
     """The configuration alone, without reading the tensors. Raises `ImprintError` as `load_checkpoint` does."""
     with open_safetensors(Path(path)) as file:
-        return _config(Path(path), file.metadata() or {})
+        return _config(Path(path), file)
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -138,7 +138,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     path = Path(path)
     with open_safetensors(path) as file:
         metadata = file.metadata() or {}
-        config = _config(path, metadata)
+        config = _config(path, file)
         tensors = tensors_in(file, path)
     check_digest(path, metadata, tensors)
     parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -208,9 +208,15 @@ def tensors_in(file: safe_open, path: Path) -> dict[str, torch.Tensor]:
         raise ImprintError(f"{path} holds a tensor that cannot be read ({error}); copy or download it again") from error
 
 
-def _config(path: Path, metadata: Mapping[str, str]) -> ImprintConfig:
+def _config(path: Path, file: safe_open) -> ImprintConfig:
+    metadata = file.metadata() or {}
     kind = metadata.get("format")
     if kind != "imprint":
+        if any(name.startswith("lora_unet_") for name in file.keys()):
+            raise ImprintError(
+                f"{path} is a LoRA; give the checkpoint that it was trained from, to which ComfyUI's LoRA loader or "
+                "imprint.lora.merge_lora adds it"
+            )
         found = f" of format '{kind}'" if kind else ""
         ours = (kind or "").startswith("imprint")
         other = "" if ours else ", or make one of a third-party model's released weights with `imprint convert`"

@@ -230,6 +230,8 @@ class SamplingConfig:
     """Side of the square crop relative to the longer side of the hole's box."""
     undistilled_guidance: float = 0.0
     """`guidance_scale` before it was distilled into the weights, restored by further training; 0: not distilled."""
+    undistilled_steps: int = 0
+    """`steps`, likewise."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "undistilled_guidance")
+        require_positive(self, "undistilled_guidance", "undistilled_steps")

@@ -26,7 +26,7 @@ def describe(path: Path, as_json: bool) -> str:
         title = f"light network, which gives a placed object its light and shadow in a square of {side} x {side} px"
     elif is_lora(path):
         layers = read_lora(path)
-        ranks = sorted({len(layer.down) for layer in layers.values()})
+        ranks = sorted({layer.rank for layer in layers.values()})
         tensors = {(name, part): tensor for name, layer in layers.items() for part, tensor in enumerate(layer)}
         kind, parts, config = {"format": "lora"}, {"unet": tensors}, {"layers": len(layers), "ranks": ranks}
         title = "LoRA, which changes layers of a checkpoint's UNet"

@@ -69,8 +69,10 @@ class JobSettings:
 
     @property
     def few_steps(self) -> bool:
-        """Whether the model draws with `lora.FEW_STEPS`, which was trained for this number of steps alone."""
-        return self.fast and self.steps is None and self.uses_shipped
+        """Whether the model draws with `lora.FEW_STEPS`, which was trained for this number of steps alone, and without
+        guidance.
+        """
+        return self.fast and self.steps is None and self.guidance in (None, 1) and self.uses_shipped
 
     @property
     def sampling_steps(self) -> int | None:

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 
 from .checkpoint import open_safetensors
-from .errors import ImprintError
+from .errors import ImprintError, require_finite
 
 FEW_STEPS = Path(__file__).parent / "assets" / "loras" / "imprint-tiny-2-steps.safetensors"
 """With it the shipped checkpoint draws in two steps."""
 
 _PREFIX = "lora_unet_"
+_AGAIN = "export or download the file again"
 _PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
 
 
@@ -27,17 +28,19 @@ class LoraLayer(NamedTuple):
     """(outputs, rank), or with a height and a width of 1."""
     alpha: torch.Tensor
 
+    @property
+    def rank(self) -> int:
+        """0 if the three do not belong together."""
+        rank = len(self.down) if min(self.down.ndim, self.up.ndim) > 1 else 0
+        return rank if self.up.shape[1:].numel() == rank and self.alpha.numel() == 1 else 0
+
     def change(self, shape: torch.Size) -> torch.Tensor:
         """The addition in fp32. Raises `ValueError` for a weight of another shape."""
-        down, up, alpha = self
-        rank = len(down) if min(down.ndim, up.ndim) > 1 else 0
-        if not rank or up.shape[1:].numel() != rank or alpha.numel() != 1:
-            shapes = ", ".join(str(tuple(each.shape)) for each in self)
-            raise ValueError(f"down, up and alpha of shapes {shapes} do not belong together")
-        changed = (*up.shape[:1], *down.shape[1:])
+        changed = (*self.up.shape[:1], *self.down.shape[1:])
         if changed != tuple(shape):
             raise ValueError(f"it changes a weight of shape {changed}, and the model's has {tuple(shape)}")
-        return float(alpha) / rank * (up.float().flatten(1) @ down.float().flatten(1)).view(shape)
+        added = self.up.float().flatten(1) @ self.down.float().flatten(1)
+        return float(self.alpha) / self.rank * added.view(shape)
 
 
 def is_lora(path: str | os.PathLike) -> bool:
@@ -49,7 +52,8 @@ def is_lora(path: str | os.PathLike) -> bool:
 def read_lora(path: str | os.PathLike) -> dict[str, LoraLayer]:
     """The layers that a LoRA changes, by their names with underscores for dots.
 
-    Raises `ImprintError` for a file that cannot be read, and unless it holds such layers alone, all of them whole.
+    Raises `ImprintError` for a file that cannot be read, and unless it holds such layers alone, all of them whole and
+    finite.
     """
     path, found = Path(path), {}
     with open_safetensors(path, "a LoRA") as file:
@@ -60,15 +64,18 @@ def read_lora(path: str | os.PathLike) -> dict[str, LoraLayer]:
                     f"{path} is no LoRA of a UNet under kohya's names, since it holds '{name}'; give one that stage "
                     "finetune of training.train has written"
                 )
-            found.setdefault(layer.removeprefix(_PREFIX), {})[_PARTS[part]] = file.get_tensor(name)
+            tensor = require_finite(file.get_tensor(name), f"{path}: '{name}'", _AGAIN)
+            found.setdefault(layer.removeprefix(_PREFIX), {})[_PARTS[part]] = tensor
     if not found:
-        raise ImprintError(f"{path} is no LoRA, since it holds nothing; export or download it again")
+        raise ImprintError(f"{path} is no LoRA, since it holds nothing; {_AGAIN}")
     for layer, parts in found.items():
         if missing := _PARTS.values() - parts.keys():
             raise ImprintError(
-                f"{path}: of the LoRA's layer '{layer}', {' and '.join(sorted(missing))} is missing; export or "
-                "download the file again"
+                f"{path}: of the LoRA's layer '{layer}', {' and '.join(sorted(missing))} is missing; {_AGAIN}"
             )
+        if not LoraLayer(**parts).rank:
+            shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in sorted(parts.items()))
+            raise ImprintError(f"{path}: of the LoRA's layer '{layer}', {shapes} do not belong together; {_AGAIN}")
     return {layer: LoraLayer(**parts) for layer, parts in found.items()}
 
 

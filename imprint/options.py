@@ -223,8 +223,8 @@ def model_settings() -> argparse.ArgumentParser:
         "--fast",
         action="store_true",
         help=f"{LORA_STEPS} steps of DPM++ 2M, which a LoRA has taught the shipped checkpoint; without it {FAST_STEPS} "
-        "for another checkpoint, or as many as --steps says. And light and shadow from one look at the scene instead "
-        "of two: faster, and slightly rougher",
+        "for another checkpoint or with guidance, or as many as --steps says. And light and shadow from one look at "
+        "the scene instead of two: faster, and slightly rougher",
     )
     group.add_argument(
         "--compile",

@@ -398,6 +398,8 @@ def test_a_foreign_safetensors_file(tmp_path):
     assert "not an Imprint checkpoint" in sentence(path)
     save_file({}, path)
     assert "not an Imprint checkpoint" in sentence(path)
+    save_file({"lora_unet_conv_in.lora_down.weight": torch.zeros(2)}, path)
+    assert "is a LoRA; give the checkpoint that it was trained from" in sentence(path)
 
 
 def pickles() -> dict:

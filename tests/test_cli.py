@@ -15,6 +15,7 @@ from micro import cutout, fresh_checkpoint, huge_png, micro_config, micro_light,
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
 
+import imprint
 from imprint import __version__, cli, lazy, lightnet, model_pipeline, placed, runner
 from imprint import checkpoint as imprint_checkpoint
 from imprint.checkpoint import load_checkpoint, save_checkpoint
@@ -108,7 +109,7 @@ def test_the_seed_decides(files):
 
 def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monkeypatch):
     """With --steps, or a checkpoint other than the shipped one, the scheduler is Euler's; otherwise, and with --fast,
-    DPM++ 2M. The LoRA is for the two steps of --fast alone.
+    DPM++ 2M. The LoRA is for the two steps of --fast alone, without guidance.
 
     Without shadows, since --fast also changes the light network.
     """
@@ -133,13 +134,15 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
         ("named", ["--checkpoint", str(shipped)]),
         ("other", ["--checkpoint", str(files / "model.safetensors")]),
         ("fast-other", ["--fast", "--checkpoint", str(files / "model.safetensors")]),
+        ("fast-guided", ["--fast", "--guidance", "2"]),
+        ("fast-unguided", ["--fast", "--guidance", "1"]),
     ):
         words = command(files, checkpoint=None, out=files / f"{name}.png", dtype="fp32", shadow=0)
         assert cli.main([*words, *changes]) == 0
-    assert [call["total"] for call in seen] == [8, 8, 2, 8, 8, own, 4] and own != 8
-    assert merged == [(FEW_STEPS, 2)]
+    assert [call["total"] for call in seen] == [8, 8, 2, 8, 8, own, 4, 4, 2] and own != 8
+    assert merged == [(FEW_STEPS, 2), (FEW_STEPS, 8)]
     solver, euler = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"
-    assert schedulers == [solver, euler, solver, solver, solver, euler, solver]
+    assert schedulers == [solver, euler, solver, solver, solver, euler, solver, solver, solver]
     assert np.array_equal(pixels(files / "plain.png"), pixels(files / "fast-eight.png"))
     assert not np.array_equal(pixels(files / "plain.png"), pixels(files / "eight.png"))
 
@@ -648,7 +651,8 @@ def test_info_of_a_lora(tmp_path, capsys):
     path = tmp_path / "lora.safetensors"
     parts = {"lora_down.weight": torch.zeros(4, 3, 3, 3), "lora_up.weight": torch.zeros(5, 4, 1, 1)}
     layer = {f"lora_unet_conv_in.{name}": tensor.half() for name, tensor in parts.items()}
-    save_file(layer | {"lora_unet_conv_in.alpha": torch.tensor(4.0)}, path)
+    alpha = {"lora_unet_conv_in.alpha": torch.tensor(4.0)}
+    save_file(layer | alpha, path)
     assert cli.main(["info", str(path)]) == 0
     text = capsys.readouterr().out
     assert f"{path}: LoRA, which changes layers of a checkpoint's UNet\n" in text and "checksum" not in text
@@ -659,6 +663,8 @@ def test_info_of_a_lora(tmp_path, capsys):
     assert found["format"] == "lora" and found["config"] == {"layers": 1, "ranks": [4]}
     save_file(layer, path)
     assert "of the LoRA's layer 'conv_in', alpha is missing" in failure(capsys, ["info", str(path)])
+    save_file(layer | {"lora_unet_conv_in.lora_down.weight": torch.tensor(0.0), **alpha}, path)
+    assert "alpha (), down (), up (5, 4, 1, 1) do not belong together" in failure(capsys, ["info", str(path)])
 
 
 @pytest.mark.parametrize(
@@ -740,6 +746,10 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
 def test_importing_the_package_imports_nothing_heavy():
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import imprint; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_completion_lists_what_is_imported_only_when_used():
+    assert set(imprint.__all__) <= set(dir(imprint)) and "__version__" in dir(imprint)
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -86,6 +86,13 @@ def test_fine_tuning_learns_a_lora_alone(tuned):
     assert all(float(tensor) == 2 for name, tensor in tensors.items() if name.endswith(".alpha"))  # = rank: scale 1
 
 
+def test_a_matte_that_the_lora_could_not_hold_is_refused(data, tuned, tmp_path):
+    folders = {"cutouts": tuned / "data" / "cutouts", "photos": tuned / "data" / "photos"}
+    command = words(data, tmp_path / "run", "finetune", init=data / "start.safetensors", matte=2, **folders)
+    assert "--matte is 2, and --init has 0: a LoRA's file holds no matte; leave it out" in failed(train.main, command)
+    assert not (tmp_path / "run").exists()
+
+
 def answer(unet) -> torch.Tensor:
     random = seeded()
     with torch.no_grad():
@@ -207,13 +214,15 @@ def another_layer(name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (parts(".lora_up.weight", lambda up: up * torch.nan), ".lora_up.weight' holds values that are not finite"),
+        (parts(".alpha", lambda alpha: alpha * torch.inf), ".alpha' holds values that are not finite"),
         (lambda tensors: tensors.popitem(), "to_v.*(alpha|down|up) is missing; export or download"),
         (lambda tensors: tensors.clear(), "holds nothing; export or download"),
         (lambda tensors: tensors.update({"unet.conv_in.bias": torch.zeros(2)}), "since it holds 'unet.conv_in.bias'; "),
         (parts(".lora_down.weight", lambda down: down[:, :-1]), "LoRA of another model: .* changes a weight of shape"),
-        (parts(".lora_up.weight", lambda up: up.T), "does not fit .* do not belong together"),
-        (parts(".lora_down.weight", lambda down: down[0]), "does not fit .* do not belong together"),
-        (parts(".alpha", lambda alpha: alpha.repeat(2)), "does not fit .* do not belong together"),
+        (parts(".lora_up.weight", lambda up: up.T), "alpha .*, up .* do not belong together; export"),
+        (parts(".lora_down.weight", lambda down: down[0]), "alpha .*, up .* do not belong together; export"),
+        (parts(".alpha", lambda alpha: alpha.repeat(2)), "alpha .*, up .* do not belong together; export"),
         (
             lambda tensors: tensors.update(another_layer("mid_block_other")),
             "'mid_block_other' does not fit .*has no such layer.*; give",

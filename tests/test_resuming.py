@@ -136,6 +136,19 @@ def test_a_run_goes_on_with_other_processes(data, tmp_path):
     assert options["layout"] == {"processes": 1, "accumulate": 2, "batch": 2}
 
 
+@pytest.mark.parametrize(
+    ("stage", "distilled"), [("finetune", {"distill-steps": 2}), ("compositing", {"distill-guidance": 2.0})]
+)
+def test_a_teacher_is_what_it_was_when_a_run_goes_on(data, tmp_path, stage, distilled):
+    unbroken = tmp_path / "one"
+    command = words(data, unbroken, stage, steps=4, init=data / "start.safetensors", **distilled)
+    train.main(command)
+    back = back_to_step_two(unbroken, tmp_path / "back")
+    assert [path.name for path in (back / "state-000000002").glob("*.safetensors")] == ["model.safetensors"]
+    train.main([str(back) if word == str(unbroken) else word for word in command])
+    assert stats(back) == stats(unbroken)
+
+
 @pytest.mark.parametrize(("begun", "now"), [((4, 1), (2, 2)), ((2, 2), (4, 1)), ((4, 3), (6, 2))], ids=str)
 def test_a_run_goes_on_with_other_batches(data, tmp_path, capsys, begun, now):
     def command(folder, batch, accumulate):

@@ -389,6 +389,19 @@ def test_distilled_guidance_needs_none_when_sampling_and_more_training_does_agai
         )
 
 
+def test_a_model_distilled_to_few_steps_takes_them_by_default_with_its_teacher_s_guidance(data, tmp_path):
+    start, run = tmp_path / "start.safetensors", tmp_path / "few"
+    own = load_checkpoint(data / "start.safetensors")
+    sampling = dataclasses.replace(own.config.sampling, steps=7, guidance_scale=1.0, undistilled_guidance=3.5)
+    save_checkpoint(start, dataclasses.replace(own, config=dataclasses.replace(own.config, sampling=sampling)))
+    train.main(words(data, run, "compositing", steps=1, init=start, **{"distill-steps": 2}))
+    made = read_config(run / "checkpoint.safetensors").sampling
+    assert made == dataclasses.replace(sampling, steps=2, undistilled_steps=7)
+    train.main(words(data, tmp_path / "on", "compositing", steps=1, init=run / "checkpoint.safetensors"))
+    again = read_config(tmp_path / "on" / "checkpoint.safetensors").sampling
+    assert again == dataclasses.replace(sampling, guidance_scale=3.5, undistilled_guidance=0.0)
+
+
 def test_few_steps_are_distilled_from_a_model_that_begins_at_pure_noise(data, tmp_path):
     start = tmp_path / "start.safetensors"
     own = load_checkpoint(data / "start.safetensors")
@@ -396,6 +409,9 @@ def test_few_steps_are_distilled_from_a_model_that_begins_at_pure_noise(data, tm
     save_checkpoint(start, dataclasses.replace(own, config=dataclasses.replace(own.config, noise=noise)))
     command = words(data, tmp_path / "run", "finetune", init=start, **{"distill-steps": 2})
     assert f"those of {start} are spaced 'leading'; give another --init" in failed(train.main, command)
+    command[command.index(str(start))] = str(data / "start.safetensors")
+    many = failed(train.main, [*command, "--distill-steps", "251"])
+    assert "--distill-steps is 251; it must be a whole number from 1 to 250" in many
     for more in (["--compile", "reduce-overhead"], ["--distill-steps", "1.5"]):
         with pytest.raises(SystemExit):
             parse_train([*command, *more])

@@ -177,16 +177,20 @@ def with_matte(checkpoint: Checkpoint, cells: int) -> Checkpoint:
 
 
 def sampling_config(config: ImprintConfig, settings: Train) -> ImprintConfig:
-    """The configuration with its default guidance: 1 once distilled, and the original after further training."""
-    sampling = config.sampling
+    """The configuration with its default guidance and steps: those that are distilled, or the original ones after
+    training on pictures. A LoRA's file cannot hold them."""
+    sampling, few, lora = config.sampling, settings.distill_steps, STAGES[settings.stage].lora
     # Checkpoints distilled before this was recorded get their preset's.
     usual = next((each for each in PRESETS.values() if each.latent == config.latent), PRESETS["tiny"]).sampling
     distilled = sampling.guidance_scale == 1
     before = (sampling.undistilled_guidance or usual.guidance_scale) if distilled else sampling.guidance_scale
     if settings.distill_guidance is not None:
         sampling = replace(sampling, guidance_scale=1.0, undistilled_guidance=before)
-    elif distilled and not STAGES[settings.stage].lora:
+    elif distilled and not (lora or few):  # few steps are learned from a model, with its guidance
         sampling = replace(sampling, guidance_scale=before, undistilled_guidance=0.0)
+    if not lora:
+        own = sampling.undistilled_steps or sampling.steps
+        sampling = replace(sampling, steps=few or own, undistilled_steps=own if few else 0)
     return replace(config, sampling=sampling)
 
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration
 
 from imprint.checkpoint import Checkpoint, load_checkpoint
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, require_number
 from imprint.files import require_writable
 from imprint.model import build_modules, load_modules
 from imprint.noise import alphas_cumprod
@@ -29,7 +29,7 @@ from ..pairs.pictures import Reading
 from ..settings import STAGES, Train
 from .account import account_of
 from .checkpoints import Checkpoints
-from .distillation import Guided, SamplingPath, few_steps_loss
+from .distillation import SUBSTEPS, Guided, SamplingPath, few_steps_loss
 from .ema import Average, whole
 from .layout import Rearranged, make_layout
 from .log import Log
@@ -72,6 +72,11 @@ class Run:
         if start:
             require_trainable(start)
         if start and settings.matte not in (None, start.config.matte):
+            if self.stage.lora:
+                raise ImprintError(
+                    f"--matte is {settings.matte}, and --init has {start.config.matte}: a LoRA's file holds no matte; "
+                    "leave it out, or train it in stage 'compositing'"
+                )
             start = with_matte(start, settings.matte)
         self.config = sampling_config(start.config, settings) if start else read_sizes(settings.sizes)
         with self.device:
@@ -85,6 +90,8 @@ class Run:
         self.alpha_bar = alphas_cumprod(self.config.noise).float().to(self.device)
         self.path = None
         if settings.distill_steps is not None:
+            most = self.config.noise.timesteps // SUBSTEPS  # each of the teacher's steps has a timestep of its own
+            require_number("--distill-steps", settings.distill_steps, 1, most, whole=True)
             spacing = self.config.noise.timestep_spacing
             if spacing != "trailing":
                 raise ImprintError(
@@ -116,11 +123,8 @@ class Run:
         self.teacher = None
         if settings.distill_steps is not None and split:
             raise ImprintError("--distill-steps needs a model that FSDP does not split; train it with DDP")
-        if settings.distill_guidance is not None or settings.distill_steps is not None:
-            start = copy.deepcopy(model).requires_grad_(False)
-            self.teacher = self.accelerator.prepare_model(start, evaluation_mode=True)
-            if settings.distill_guidance is not None:
-                self.teacher = Guided(self.teacher, settings.distill_guidance)
+        distilled = settings.distill_guidance is not None or settings.distill_steps is not None
+        start = copy.deepcopy(model).requires_grad_(False) if distilled else None
         self.average = Average(model, shared=not split, evaluates=self.main or not split)
         self.ema = self.average.module
         if settings.checkpointing:
@@ -134,6 +138,10 @@ class Run:
             self.autoencoder.encoder.compile(dynamic=False)
         self.raw = model
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if distilled:  # after the model, which is thereby the first one of a state
+            self.teacher = self.accelerator.prepare_model(start, evaluation_mode=True)
+            if settings.distill_guidance is not None:
+                self.teacher = Guided(self.teacher, settings.distill_guidance)
         # Only now: FSDP has replaced the model's parameters by its own.
         self.trained = [parameter for parameter in self.raw.parameters() if parameter.requires_grad]
         self.average.follow(self.raw)

@@ -39,6 +39,8 @@ class State:
     def __init__(self, settings: Train, accelerator: Accelerator):
         self.settings, self.accelerator, self.folder = settings, accelerator, settings.output
         accelerator.register_load_state_pre_hook(self._load_weights)
+        # Only the model's: a teacher stays what it was.
+        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.__delitem__(slice(1, None)))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -101,8 +103,8 @@ class State:
             ) from error
 
     def _load_weights(self, models: list[torch.nn.Module], folder: str) -> None:
-        """Instead of accelerate's own, whose names are DDP's if several processes trained."""
-        for model in models:
+        """Instead of accelerate's own, whose names are DDP's if several processes trained. A teacher is not loaded."""
+        for model in models[:1]:
             tensors = load_file(Path(folder) / "model.safetensors")
             plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
             self.accelerator.unwrap_model(model).load_state_dict(plain)
