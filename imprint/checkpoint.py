@@ -214,8 +214,8 @@ def _config(path: Path, file: safe_open) -> ImprintConfig:
     if kind != "imprint":
         if any(name.startswith("lora_unet_") for name in file.keys()):
             raise ImprintError(
-                f"{path} is a LoRA; give the checkpoint that it was trained from, to which ComfyUI's LoRA loader or "
-                "imprint.lora.merge_lora adds it"
+                f"{path} is a LoRA; give the checkpoint that it was trained from, to which --lora, ComfyUI's LoRA "
+                "loader or imprint.lora.merge_lora adds it"
             )
         found = f" of format '{kind}'" if kind else ""
         ours = (kind or "").startswith("imprint")

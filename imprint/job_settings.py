@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ class JobSettings:
 
     checkpoint: Path | None = None
     """By default the shipped one."""
+    lora: Sequence[Path] = ()
+    """Files of `lora.read_lora` that change its UNet."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
@@ -69,10 +72,11 @@ class JobSettings:
 
     @property
     def few_steps(self) -> bool:
-        """Whether the model draws with `lora.FEW_STEPS`, which was trained for this number of steps alone, and without
-        guidance.
+        """Whether the model draws with `lora.FEW_STEPS`, which was trained for this number of steps alone, without
+        guidance or another LoRA.
         """
-        return self.fast and self.steps is None and self.guidance in (None, 1) and self.uses_shipped
+        plain = self.steps is None and self.guidance in (None, 1) and not self.lora
+        return self.fast and plain and self.uses_shipped
 
     @property
     def sampling_steps(self) -> int | None:

@@ -12,7 +12,7 @@ from .errors import ImprintError
 from .importing import UNUSED, collector_paused, left_out, needs_diffusers
 from .job_settings import JobSettings
 from .lightnet import LightNet, at_full_speed, load_light
-from .lora import FEW_STEPS, merge_lora
+from .lora import FEW_STEPS, merge_lora, read_lora
 from .model import computes_in_bf16
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def open_pipeline(settings: JobSettings) -> LazyPipeline:
     """What a command makes composites with. Raises `ImprintError` for settings with which no object could be drawn."""
     settings.check(read_config(settings.checkpoint or SHIPPED))
+    for path in settings.lora:
+        read_lora(path)
     return LazyPipeline(settings)
 
 
@@ -72,8 +74,8 @@ class LazyPipeline:
 
         settings = self._settings
         pipeline = ImprintPipeline.from_checkpoint(settings.checkpoint or SHIPPED, self._dtype, light=self.light)
-        if settings.few_steps:
-            merge_lora(pipeline.unet, FEW_STEPS)
+        for path in [FEW_STEPS] if settings.few_steps else settings.lora:
+            merge_lora(pipeline.unet, path)
         pipeline.to(self._device)
         if settings.fast or (settings.steps is None and settings.uses_shipped):
             from diffusers import DPMSolverMultistepScheduler

@@ -204,6 +204,14 @@ def model_settings() -> argparse.ArgumentParser:
     group = settings.add_argument_group("model and sampling")
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the one that comes with the package")
     group.add_argument(
+        "--lora",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a LoRA that was trained from the checkpoint; repeat the option for several",
+    )
+    group.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default=JobSettings.device, help="default: %(default)s"
     )
     group.add_argument(
@@ -223,8 +231,8 @@ def model_settings() -> argparse.ArgumentParser:
         "--fast",
         action="store_true",
         help=f"{LORA_STEPS} steps of DPM++ 2M, which a LoRA has taught the shipped checkpoint; without it {FAST_STEPS} "
-        "for another checkpoint or with guidance, or as many as --steps says. And light and shadow from one look at "
-        "the scene instead of two: faster, and slightly rougher",
+        "for another checkpoint, with --lora or guidance, or as many as --steps says. And light and shadow from one "
+        "look at the scene instead of two: faster, and slightly rougher",
     )
     group.add_argument(
         "--compile",

@@ -136,15 +136,27 @@ def test_steps_are_fewer_of_another_scheduler_unless_they_are_given(files, monke
         ("fast-other", ["--fast", "--checkpoint", str(files / "model.safetensors")]),
         ("fast-guided", ["--fast", "--guidance", "2"]),
         ("fast-unguided", ["--fast", "--guidance", "1"]),
+        ("fast-lora", ["--fast", "--lora", str(FEW_STEPS)]),
+        ("fast-two", ["--fast", "--lora", str(FEW_STEPS), "--steps", "2"]),
     ):
         words = command(files, checkpoint=None, out=files / f"{name}.png", dtype="fp32", shadow=0)
         assert cli.main([*words, *changes]) == 0
-    assert [call["total"] for call in seen] == [8, 8, 2, 8, 8, own, 4, 4, 2] and own != 8
-    assert merged == [(FEW_STEPS, 2), (FEW_STEPS, 8)]
+    assert [call["total"] for call in seen] == [8, 8, 2, 8, 8, own, 4, 4, 2, 4, 2] and own != 8
+    assert merged == [(FEW_STEPS, drawn) for drawn in (2, 8, 9, 10)]
     solver, euler = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"
-    assert schedulers == [solver, euler, solver, solver, solver, euler, solver, solver, solver]
+    assert schedulers == [solver, euler, solver, solver, solver, euler, *[solver] * 5]
+    assert np.array_equal(pixels(files / "fast.png"), pixels(files / "fast-two.png"))
     assert np.array_equal(pixels(files / "plain.png"), pixels(files / "fast-eight.png"))
     assert not np.array_equal(pixels(files / "plain.png"), pixels(files / "eight.png"))
+
+
+def test_loras_are_read_before_any_object_is_placed(files, capsys):
+    words = command(files, checkpoint=None, fit="contain")
+    assert cli.main([*words, "--lora", str(FEW_STEPS)]) == 0
+    capsys.readouterr()
+    said = failure(capsys, [*words, "--lora", str(FEW_STEPS), "--lora", str(files / "absent.safetensors")])
+    assert "absent.safetensors: no such file" in said
+    assert "holds 'adapter." in failure(capsys, [*words, "--lora", str(files / "model.safetensors")])
 
 
 def test_the_lora_of_fast_is_read_when_the_model_draws(files, monkeypatch, capsys):
