@@ -39,8 +39,7 @@ class State:
     def __init__(self, settings: Train, accelerator: Accelerator):
         self.settings, self.accelerator, self.folder = settings, accelerator, settings.output
         accelerator.register_load_state_pre_hook(self._load_weights)
-        # Only the model's: a teacher stays what it was.
-        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.__delitem__(slice(1, None)))
+        accelerator.register_save_state_pre_hook(self._save_the_model_alone)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -101,6 +100,10 @@ class State:
                 f"{state} cannot be read ({reason}); delete it: the same command then resumes from the state before "
                 "it, or starts over"
             ) from error
+
+    def _save_the_model_alone(self, models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
+        """A teacher stays what it was."""
+        del weights[1:]
 
     def _load_weights(self, models: list[torch.nn.Module], folder: str) -> None:
         """Instead of accelerate's own, whose names are DDP's if several processes trained. A teacher is not loaded."""
