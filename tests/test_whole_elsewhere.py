@@ -150,7 +150,7 @@ def test_a_road_of_its_pictures_and_networks(road: str, tmp_path):
             assert same(made, expected, 0.0 if where == "pictures" else 1e-4), where
 
 
-@pytest.mark.parametrize("road", ["a box", "drawn", "AnyDoor's"])
+@pytest.mark.parametrize("road", ["a box", "drawn in its outline", "AnyDoor's"])
 def test_networks_in_half_precision(road: str, tmp_path):
     config, options = ROADS[road]
     here, elsewheres = pipelines(config(), tmp_path, torch.bfloat16)
