@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import settings
 from micro import (
+    HELD_OUT_PAIRS,
     cutout,
     fresh_checkpoint,
     micro_config,
@@ -56,7 +57,7 @@ def few_held_out_pairs():
     """Validate runs of a few steps on few pairs, if the test file imports training."""
     with pytest.MonkeyPatch.context() as patch:
         if "training" in sys.modules:
-            patch.setattr("training.loop.validation.SIZE", 24)
+            patch.setattr("training.loop.validation.SIZE", HELD_OUT_PAIRS)
         yield
 
 

@@ -19,6 +19,9 @@ from imprint.config import ImprintConfig, LatentConfig, NoiseConfig, SamplingCon
 if TYPE_CHECKING:
     from imprint.lightnet import LightNet
 
+HELD_OUT_PAIRS = 8
+"""On which the tests' runs are validated."""
+
 
 def micro_config(**changes) -> ImprintConfig:
     """The smallest model with every part of a real one: 64 px, 8x8 latents, two UNet levels, 5 tokens."""

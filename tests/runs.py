@@ -117,11 +117,11 @@ import torch
 torch.set_num_threads(1)
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from micro import micro_config
+from micro import HELD_OUT_PAIRS, micro_config
 from imprint.config import PRESETS
 from training import train
 from training.loop import validation
-PRESETS["micro"], validation.SIZE = micro_config(), 24
+PRESETS["micro"], validation.SIZE = micro_config(), HELD_OUT_PAIRS
 # Processes take longer to start than the runs, so several runs share them.
 on_cpu = all("cpu" in command for _, command, _ in json.loads(sys.argv[1]))
 group = PartialState(cpu=on_cpu)
