@@ -534,7 +534,7 @@ def test_placed_and_drawn_objects_share_one_light_network(micro_file, monkeypatc
     read, loads = lazy.load_light, []
     for module in (lazy, model_pipeline):
         monkeypatch.setattr(module, "load_light", lambda: loads.append(1) or read())
-    pipeline = lazy.open_pipeline(JobSettings(micro_file, "cpu", **settings))
+    pipeline = lazy.open_pipeline(JobSettings(micro_file, device="cpu", **settings))
     getattr(pipeline, first)
     net, weight = pipeline.model.light, pipeline.light.stem.weight
     assert net is pipeline.light is pipeline.model._light_net() and loads == [1]
