@@ -191,4 +191,4 @@ def test_two_folders_are_read_in_turn_and_views_of_several_objects_are_sorted(tm
             found = getattr(read, name)
             assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
     assert expected.annotated == 12 and Views.of(read_shards(tmp_path), 32).frames.tolist() == [0, 1, 2] * 4
-    assert not hasattr(reading, "parts")  # its processes have ended
+    assert reading.parts is None  # its processes have ended

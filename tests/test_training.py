@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import re
 import shutil
 import signal
@@ -429,6 +430,19 @@ def test_what_training_cannot_run_is_refused(kind):
     checkpoint = from_tensors({name: torch.tensor(0.0).expand(shape) for name, shape in shapes.items()})
     with pytest.raises(ImprintError, match="not trained here; give another --init"):
         require_trainable(checkpoint)
+
+
+def test_processes_that_read_ahead_end_with_a_run_that_cannot_begin(data, tmp_path, monkeypatch):
+    started, others = [], set(multiprocessing.active_children())
+
+    def fail(settings):
+        started.extend(set(multiprocessing.active_children()) - others)
+        raise ImprintError("no run")
+
+    monkeypatch.setattr(training_run, "Run", fail)
+    with pytest.raises(SystemExit, match="no run") as _error:  # whose traceback would keep them alive
+        train.main(words(data, tmp_path / "run"))
+    assert started and not set(multiprocessing.active_children()) & set(started)
 
 
 def test_an_interrupt_while_pictures_are_read_is_one_sentence(tmp_path, monkeypatch):

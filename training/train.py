@@ -27,23 +27,23 @@ def main(argv: list[str] | None = None) -> None:
     print_anything()
     settings = parse_train(argv, __doc__)
     try:
-        pictures = read_ahead(settings)
-        # Only now, while the pictures are read: with diffusers and transformers this takes as long. Of what they
-        # import in turn only peft is used here, by a LoRA.
-        needed = "peft" if STAGES[settings.stage].lora else ""
-        with left_out([name for name in UNUSED if name != needed and argv is None]):
-            from .loop.run import Run
-        run = Run(settings)
-        if settings.dry_run:
-            run.try_data_and_folder()
-            if run.main:
-                print(json.dumps(run.described(), indent=1))
-            run.accelerator.end_training()
-        else:
-            run.train(pictures)
-            if run.asked:
-                print(f"stopped; {run.state.last()}: the same command resumes", file=sys.stderr)
-                sys.exit(128 + run.asked[0])
+        with read_ahead(settings) as pictures:
+            # Only now, while the pictures are read: with diffusers and transformers this takes as long. Of what they
+            # import in turn only peft is used here, by a LoRA.
+            needed = "peft" if STAGES[settings.stage].lora else ""
+            with left_out([name for name in UNUSED if name != needed and argv is None]):
+                from .loop.run import Run
+            run = Run(settings)
+            if settings.dry_run:
+                run.try_data_and_folder()
+                if run.main:
+                    print(json.dumps(run.described(), indent=1))
+                run.accelerator.end_training()
+            else:
+                run.train(pictures)
+                if run.asked:
+                    print(f"stopped; {run.state.last()}: the same command resumes", file=sys.stderr)
+                    sys.exit(128 + run.asked[0])
     except ImprintError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # while pictures are read, or the second one

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TypeAlias
 
 import torch
@@ -170,13 +171,16 @@ def wanted(settings: Train, config: ImprintConfig, split: str) -> list[Wanted]:
     ]
 
 
-def read_ahead(settings: Train) -> Reading | None:
+@contextmanager
+def read_ahead(settings: Train) -> Iterator[Reading | None]:
     """Begin to read a run's pictures, in the order in which it takes them; None if it takes none that way."""
     if settings.dry_run or settings.pool is not None or not STAGES[settings.stage].mix:
-        return None
+        yield None
+        return
     config = read_config(settings.init) if settings.init else read_sizes(settings.sizes)
     splits = SPLITS if int(os.environ.get("RANK", 0)) == 0 else SPLITS[:1]
-    return Reading([each for split in splits for each in wanted(settings, config, split)])
+    with closing(Reading([each for split in splits for each in wanted(settings, config, split)])) as reading:
+        yield reading
 
 
 def open_pair_maker(

@@ -101,12 +101,17 @@ class Reading:
                     raise values
                 parts.append(wanted.kind(*(value if isinstance(value, About) else taken(value) for value in values)))
         except ImprintError:
-            del self.parts  # ends the processes, which the error's traceback would keep alive
+            self.close()
             raise
         whole = wanted.kind.join(parts, device)
         if not self.wanted:
-            del parts, self.parts  # ends the processes, and so frees the memory that they have handed over
+            del parts
+            self.close()  # so that the memory that they have handed over is free
         return whole
+
+    def close(self) -> None:
+        """End the processes. Left to the garbage collector, each of them would be waited for in vain for 5 seconds."""
+        self.parts = None
 
 
 class _Jobs(Dataset):
