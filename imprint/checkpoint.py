@@ -33,6 +33,8 @@ SHIPPED = Path(__file__).parent / "assets" / "imprint-tiny.safetensors"
 """The checkpoint that comes with the package."""
 
 _NULL = "null_embedding"  # separate in the file, part of the adapter in memory
+LORA_PREFIX = "lora_unet_"
+"""With which kohya's names of a LoRA's tensors begin."""
 
 
 @dataclass
@@ -212,7 +214,7 @@ def _config(path: Path, file: safe_open) -> ImprintConfig:
     metadata = file.metadata() or {}
     kind = metadata.get("format")
     if kind != "imprint":
-        if any(name.startswith("lora_unet_") for name in file.keys()):
+        if any(name.startswith(LORA_PREFIX) for name in file.keys()):
             raise ImprintError(
                 f"{path} is a LoRA; give the checkpoint that it was trained from, to which --lora, ComfyUI's LoRA "
                 "loader or imprint.lora.merge_lora adds it"

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from .checkpoint import open_safetensors
+from .checkpoint import LORA_PREFIX, open_safetensors
 from .errors import ImprintError, require_finite
 
 FEW_STEPS = Path(__file__).parent / "assets" / "loras" / "imprint-tiny-2-steps.safetensors"
 """With it the shipped checkpoint draws in two steps."""
 
-_PREFIX = "lora_unet_"
 _AGAIN = "export or download the file again"
 _PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
 
@@ -46,7 +45,7 @@ class LoraLayer(NamedTuple):
 def is_lora(path: str | os.PathLike) -> bool:
     """Whether a safetensors file is a LoRA of a UNet. Raises `ImprintError` for any other kind of file."""
     with open_safetensors(Path(path), "a LoRA") as file:
-        return any(name.startswith(_PREFIX) for name in file.keys())
+        return any(name.startswith(LORA_PREFIX) for name in file.keys())
 
 
 def read_lora(path: str | os.PathLike) -> dict[str, LoraLayer]:
@@ -59,13 +58,13 @@ def read_lora(path: str | os.PathLike) -> dict[str, LoraLayer]:
     with open_safetensors(path, "a LoRA") as file:
         for name in sorted(file.keys()):
             layer, _, part = name.partition(".")
-            if not layer.startswith(_PREFIX) or part not in _PARTS:
+            if not layer.startswith(LORA_PREFIX) or part not in _PARTS:
                 raise ImprintError(
                     f"{path} is no LoRA of a UNet under kohya's names, since it holds '{name}'; give one that stage "
                     "finetune of training.train has written"
                 )
             tensor = require_finite(file.get_tensor(name), f"{path}: '{name}'", _AGAIN)
-            found.setdefault(layer.removeprefix(_PREFIX), {})[_PARTS[part]] = tensor
+            found.setdefault(layer.removeprefix(LORA_PREFIX), {})[_PARTS[part]] = tensor
     if not found:
         raise ImprintError(f"{path} is no LoRA, since it holds nothing; {_AGAIN}")
     for layer, parts in found.items():
