@@ -689,6 +689,7 @@ def test_a_pupil_comes_nearer_to_its_teachers_and_not_to_the_truth(folder, tmp_p
         (relight.main, "g --output x --photo-share 2", "--photo-share is 2.0; it must be a finite number from 0 to 1"),
         (relight.main, "g --output x --seconds nan", "--seconds is nan; it must be a finite number"),
         (relight.main, "g --output x --side 40", "multiples of 32"),
+        (relight.main, "g --output x --ema 1", "--ema is 1, with which the mean stays what it was"),
         (relight.main, "g --output x --lr -1", "--lr is -1; it must be more than 0"),
         (relight.main, "g --output x --told 1.5", "--told is 1.5"),
         (relight.main, "g --output x --widths 12 32", "multiples of 8"),

@@ -135,6 +135,8 @@ class Relight:
         for name in ("seconds", "lr", "cooldown"):
             if not getattr(self, name) > 0:
                 raise ImprintError(f"--{name} is {getattr(self, name):g}; it must be more than 0")
+        if self.ema == 1:
+            raise ImprintError("--ema is 1, with which the mean stays what it was; it must be less than 1")
         if self.side < 32 or self.side % 32 or any(width < 32 or width % 32 for width in self.widths[-1:]):
             raise ImprintError(
                 f"--side is {self.side} and the last of --widths {self.widths[-1:]}; multiples of 32 were expected"
